@@ -1,0 +1,248 @@
+"""Losses, seen from output space: values, weights, and the distribution p(y|f) behind them.
+
+A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
+a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean
+over the whole, whatever the batches. Write L_i = s_i times the Hessian of -log p at f_i; `scales` are the s_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectra.errors import SpectraError
+
+
+class Loss(Protocol):
+    """What matrices ask of a loss. Targets are those of one batch; rows are (E, K)."""
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor: ...
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
+    def weight(self, targets: Tensor) -> float: ...
+    def examples(self, targets: Tensor) -> int: ...
+
+
+class Distribution(Protocol):
+    """What the Fisher matrices ask: s_i, the exact expectation, and draws."""
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """s_i: (E, 1) or (E, K)."""
+        ...
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """E_{y~p}[r r'] u for each row u, where r = d(-log p(y|f)) / df."""
+        ...
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """r (E, K) for labels y drawn from p, given `uniform(j)`: numbers (E,) in (0, 1), new for each j."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """`torch.nn.CrossEntropyLoss`: classes along dimension 1, or last where the targets' shape says so."""
+
+    class_weights: Tensor | None = None  # (C,)
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        soft = targets.is_floating_point()
+        if output.ndim < 2:
+            raise SpectraError(
+                f"--loss cross_entropy: the output has shape {tuple(output.shape)}, not (batch, classes)"
+            )
+        if soft and output.shape != targets.shape:
+            raise mismatch("cross_entropy", output, targets)
+        first = (output.shape[0], *output.shape[2:])
+        if soft or tuple(targets.shape) == first:
+            rows = output.movedim(1, -1)
+        elif targets.shape == output.shape[:-1]:
+            rows = output
+        else:
+            raise mismatch("cross_entropy", output, targets)
+        rows = rows.reshape(-1, rows.shape[-1])
+        if not soft:
+            self._check_labels(targets, rows.shape[1])
+        if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
+            raise SpectraError(
+                f"--loss cross_entropy: weight has {len(self.class_weights)} numbers for {rows.shape[1]} classes"
+            )
+        return rows
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(
+            rows,
+            self._flat(targets, rows.shape[1]),
+            weight=self._weights(rows),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+
+    def weight(self, targets: Tensor) -> float:
+        if targets.is_floating_point():  # PyTorch's mean over soft targets does not divide by class weights
+            return targets.numel() / targets.shape[1]
+        kept = targets[targets != self.ignore_index]
+        if self.class_weights is None:
+            return kept.numel()
+        if kept.numel():
+            self._check_labels(kept, len(self.class_weights))
+        return self.class_weights.double().cpu()[kept.cpu()].sum().item()
+
+    def examples(self, targets: Tensor) -> int:
+        if targets.is_floating_point():
+            return targets.numel() // targets.shape[1]
+        return int((targets != self.ignore_index).sum())
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        targets = self._flat(targets, rows.shape[1])
+        weights = self._weights(rows)
+        if weights is None:
+            weights = rows.new_ones(rows.shape[1])
+        smooth = self.label_smoothing
+        if targets.is_floating_point():
+            labels = (1 - smooth) * targets + smooth / rows.shape[1]
+            return labels.to(rows.dtype) @ weights[:, None]
+        kept = targets != self.ignore_index
+        own = weights[targets.where(kept, 0)]
+        return ((1 - smooth) * own + smooth * weights.mean()).where(kept, 0)[:, None]
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # r = p - e_c with probability p_c: the sum over c of p_c r (r'u), written out with a_c = (p - e_c)'u.
+        p = rows.softmax(dim=1)
+        a = (p * vectors).sum(dim=1, keepdim=True) - vectors
+        return p * (p * a).sum(dim=1, keepdim=True) - p * a
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        p = rows.softmax(dim=1)
+        cumulative = p.double().cumsum(dim=1)
+        target = uniform(0)[:, None] * cumulative[:, -1:]
+        label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
+        return p - torch.zeros_like(p).scatter(1, label, 1.0)
+
+    def _flat(self, targets: Tensor, classes: int) -> Tensor:
+        return targets.movedim(1, -1).reshape(-1, classes) if targets.is_floating_point() else targets.reshape(-1)
+
+    def _weights(self, rows: Tensor) -> Tensor | None:
+        return None if self.class_weights is None else self.class_weights.to(rows)
+
+    def _check_labels(self, targets: Tensor, classes: int) -> None:
+        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
+        if wrong.any():
+            raise SpectraError(
+                f"--data: label {targets[wrong][0].item()} is out of range for {classes} classes "
+                f"(0 to {classes - 1}); give the model more outputs, or mark such targets with ?ignore_index="
+            )
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if output.shape != targets.shape:
+            raise mismatch("mse", output, targets)
+        return output.reshape(len(output), -1)
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+
+    def weight(self, targets: Tensor) -> float:
+        return targets.numel()
+
+    def examples(self, targets: Tensor) -> int:
+        return len(targets)
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return rows.new_ones(len(rows), 1)
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # r = 2 (f - y) with y of variance 1/2: the expectation of r r' is 2 I.
+        return 2 * vectors
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        columns = []
+        for k in range(rows.shape[1]):  # Box and Muller (1958)
+            radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
+            columns.append(radius * angle.cos())
+        return (2**0.5 * torch.stack(columns, dim=1)).to(rows)  # 2 (f - y), of variance 2
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number."""
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if output.shape != targets.shape:
+            raise mismatch("bce_with_logits", output, targets)
+        if ((targets < 0) | (targets > 1)).any():
+            raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
+        return output.reshape(len(output), -1)
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+
+    def weight(self, targets: Tensor) -> float:
+        return targets.numel()
+
+    def examples(self, targets: Tensor) -> int:
+        return len(targets)
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return rows.new_ones(len(rows), 1)
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
+        sigma = rows.sigmoid()
+        return ((1 - sigma) * sigma**2 + sigma * (1 - sigma) ** 2) * vectors
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        sigma = rows.sigmoid()
+        numbers = torch.stack([uniform(k) for k in range(rows.shape[1])], dim=1)
+        return sigma - (numbers < sigma).to(rows)
+
+
+@dataclass(frozen=True)
+class CustomLoss:
+    """A user's (output, targets) -> values of the examples (b, ...), or the mean over the batch."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    name: str = "custom"
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if len(output) != len(targets):
+            raise mismatch(self.name, output, targets)
+        # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
+        return output
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        values = self.function(rows, targets)
+        if not isinstance(values, Tensor):
+            raise SpectraError(f"--loss {self.name}: returned a {type(values).__name__}, not a tensor")
+        if values.ndim == 0:
+            return values * len(rows)
+        if len(values) != len(rows):
+            raise SpectraError(
+                f"--loss {self.name}: returned shape {tuple(values.shape)} for {len(rows)} examples; "
+                "return one value for each example, or the mean over the batch"
+            )
+        return values.reshape(len(rows), -1).mean(dim=1).sum()
+
+    def weight(self, targets: Tensor) -> float:
+        return len(targets)
+
+    def examples(self, targets: Tensor) -> int:
+        return len(targets)
+
+
+def mismatch(name: str, output: Tensor, targets: Tensor) -> SpectraError:
+    return SpectraError(
+        f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; "
+        "choose the loss that fits them, or reshape the data"
+    )

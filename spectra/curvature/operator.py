@@ -1,0 +1,129 @@
+"""Any matrix of the register as a symmetric operator: the one place that sums over batches and keeps graphs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.differentiation import Apply, twice_differentiable
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.memory import count_kept_bytes, graph_budget
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
+
+
+class Curvature:
+    """The matrix `name` (see MATRICES) of a problem, plus weight decay; products are exact up to rounding.
+
+    Graphs of batches are kept between products while they fit `memory` bytes, by default a quarter of the
+    device's memory; batches beyond are differentiated anew in each product. The first product builds them;
+    `setup_seconds` is the time that took. Raises SpectraError where the loss or weight decay does not suit.
+    """
+
+    def __init__(self, problem: Problem, name: str, memory: int | None = None):
+        if name not in MATRICES:
+            raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
+        matrix = MATRICES[name]
+        if matrix.distribution and not hasattr(problem.loss, "draw"):
+            raise SpectraError(
+                f"--curvature {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
+                "use ggn or fisher-empirical"
+            )
+        if matrix.squared and problem.weight_decay:
+            raise SpectraError(
+                f"--weight-decay {problem.weight_decay:g}: {name} is made of products of gradients, which weight "
+                "decay does not shift; leave it out, or ask for hessian, ggn or fisher"
+            )
+        self.problem = problem
+        self.name = name
+        self.linearise = resolve_name(matrix.path)
+        self.memory = graph_budget(problem.device) if memory is None else memory
+        self.setup_seconds = 0.0
+        self._kept: list[Apply] | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.problem.size, self.problem.size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.problem.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.problem.device
+
+    @property
+    def kept_batches(self) -> int:
+        """Batches whose graphs are kept between products."""
+        return len(self._kept or ())
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product with (n,), or with the columns of (n, k)."""
+        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        products = columns * self.problem.weight_decay
+        with twice_differentiable(self.problem.model), explained():
+            for apply in self._batches():
+                for j, column in enumerate(columns.unbind(1)):
+                    products[:, j] += apply(column)
+        return products.view_as(vectors)
+
+    def prepare(self) -> None:
+        """Build the graphs that are kept, as the first product would."""
+        if self._kept is None:
+            start = time.perf_counter()
+            with twice_differentiable(self.problem.model), explained():
+                self._kept = self._linearise_within_memory()
+            self.setup_seconds += time.perf_counter() - start
+
+    def _batches(self) -> Iterator[Apply]:
+        self.prepare()
+        yield from self._kept
+        for batch in self.problem.batches[len(self._kept) :]:
+            yield self._apply(batch)
+
+    def _linearise_within_memory(self) -> list[Apply]:
+        kept, used, largest = [], 0, 0
+        for batch in self.problem.batches:
+            if used + largest > self.memory:
+                break
+            with count_kept_bytes() as sizes:
+                apply = self._apply(batch)
+            size = sum(sizes.values())
+            used, largest = used + size, max(largest, size)
+            if used > self.memory:
+                break
+            kept.append(apply)
+        return kept
+
+    def _apply(self, batch: Batch) -> Apply:
+        return self.linearise(self.problem, batch)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What models do wrong when they are differentiated, in one line."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in first:
+            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({first})") from error
+        if "not implemented" in first or "does not support" in first:
+            raise SpectraError(f"--model: a layer has no second derivative ({first}); replace that layer") from error
+        raise SpectraError(f"--model: differentiating it failed ({type(error).__name__}: {first})") from error
+
+
+def bytes_per_example(problem: Problem) -> float:
+    """What the graph of the Hessian keeps for one example, from the problem's first batch."""
+    batch = problem.batches[0]
+    with twice_differentiable(problem.model), explained(), count_kept_bytes() as sizes:
+        linearise = resolve_name(MATRICES["hessian"].path)
+        apply = linearise(problem, batch)
+        del apply
+    return sum(sizes.values()) / len(batch)

@@ -1,0 +1,145 @@
+"""A problem: a model, a loss and examples, at the model's present parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.curvature.losses import Loss
+from spectra.errors import SpectraError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples: inputs and targets of the same first dimension, and their indices in the data set."""
+
+    inputs: Any  # what the model is called with: a tensor, a tuple (positional) or a dict (keywords) of tensors
+    targets: Tensor
+    indices: Tensor  # (b,), int64
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The mean loss over all batches as a function of the chosen parameters, and what its matrices need.
+
+    Matrices do not depend on how the examples are split into batches. The model is left as it is found.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batches: Sequence[Batch]
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)  # empty: all that require gradients
+    weight_decay: float = 0.0  # X stands for loss + X |theta|^2 / 2
+    seed: int = 0  # of the labels drawn by fisher-mc
+    mc_samples: int = 1
+
+    def __post_init__(self):
+        if not self.parameters:
+            object.__setattr__(self, "parameters", choose_parameters(self.model))
+        refuse_training_layers(self.model)
+
+    @property
+    def leaves(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.parameters.values())
+
+    @property
+    def size(self) -> int:
+        """n: the number of chosen parameters."""
+        return sum(p.numel() for p in self.leaves)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.leaves[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.leaves[0].device
+
+    @cached_property
+    def weight(self) -> float:
+        """W: the mean loss is the sum of the batches' losses over W."""
+        return sum(self.loss.weight(batch.targets) for batch in self.batches)
+
+    @cached_property
+    def examples(self) -> int:
+        """N, as the loss counts: targets not ignored, or rows."""
+        return sum(self.loss.examples(batch.targets) for batch in self.batches)
+
+    def output(self, batch: Batch) -> Tensor:
+        """The model's output on a batch; raises SpectraError where it is not one tensor."""
+        inputs = batch.inputs
+        if isinstance(inputs, Mapping):
+            output = self.model(**inputs)
+        elif isinstance(inputs, tuple):
+            output = self.model(*inputs)
+        else:
+            output = self.model(inputs)
+        if not isinstance(output, Tensor):
+            raise SpectraError(
+                f"--model: its output is a {type(output).__name__}, not one tensor; wrap it to return one"
+            )
+        return output
+
+    def vector(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors shaped as the parameters, as one vector (n,)."""
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def tensors(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """A vector (n,) as views shaped as the parameters."""
+        parts = vector.split([p.numel() for p in self.leaves])
+        return tuple(part.view(p.shape) for part, p in zip(parts, self.leaves, strict=True))
+
+
+def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients and match a glob pattern, tied ones once.
+
+    Raises SpectraError where there are none, or where a pattern matches nothing.
+    """
+    named = dict(model.named_parameters())
+    if not named:
+        raise SpectraError("--model: has no parameters, so there is nothing to differentiate by")
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
+            raise SpectraError(f"--params {pattern}: matches no parameter; there are {some}")
+    wanted = {
+        id(p)
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    chosen = {name: p for name, p in named.items() if p.requires_grad and id(p) in wanted}
+    if not chosen:
+        where = f"--params {' '.join(patterns)}" if patterns else "--model"
+        raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
+    kinds = {(p.dtype, p.device) for p in chosen.values()}
+    if len(kinds) > 1:
+        told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise SpectraError(f"--model: its parameters differ in kind ({told}); bring them to one dtype and device")
+    if not next(iter(chosen.values())).dtype.is_floating_point:
+        raise SpectraError(f"--model: its parameters are {next(iter(kinds))[0]}, not real floating point")
+    return chosen
+
+
+def refuse_training_layers(model: nn.Module) -> None:
+    """Raise SpectraError where a layer would draw at random or use the statistics of its batch."""
+    chance = nn.modules.dropout._DropoutNd
+    statistics = nn.modules.batchnorm._BatchNorm
+    for name, layer in model.named_modules():
+        if not layer.training:
+            continue
+        dropping = isinstance(layer, chance) and layer.p > 0
+        if dropping or isinstance(layer, statistics):
+            raise SpectraError(
+                f"model: {type(layer).__name__} '{name}' is in training mode, so the matrix would change with each "
+                "batch; call model.eval() first"
+            )

@@ -1,0 +1,187 @@
+"""How a user names an object: `NAME?key=value&key=value`, NAME being `file.py:name` or `package.module:name`.
+
+    name, options = parse_spec("nets.py:build?width=8", "--model")      # "nets.py:build", {"width": 8}
+    model = call(resolve(name, "--model"), name, options, "--model")    # build(width=8)
+
+Every failure is a SpectraError of one line: the option, what came, and the way out.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from spectra.errors import SpectraError
+from spectra.inputs.chance import seeded
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def input_error(option: str, came: object, text: str) -> SpectraError:
+    """The error `option came: text`, in one printable line (names in untrusted files may hold anything)."""
+    line = " ".join(f"{option} {came}: {text}".split())
+    return SpectraError("".join(character for character in line if character.isprintable()))
+
+
+def describe(error: BaseException) -> str:
+    """Type and first line of an exception: `ValueError: width must be positive`."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`did you mean a, b?` where a known name is near, else the first known names."""
+    names = sorted(known)
+    if near := difflib.get_close_matches(name, names, n=3):
+        return f"did you mean {', '.join(near)}?"
+    rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"there is {', '.join(names[:10])}{rest}" if names else "there is nothing to choose from"
+
+
+def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
+    """Split `NAME?key=value&key=value` into the name and its options: Python literals, else strings.
+
+    Raises:
+        SpectraError: the name is empty, or an option is no `key=value`, or comes twice.
+    """
+    name, mark, query = text.partition("?")
+    if not name:
+        raise input_error(option, repr(text), "a name is missing before the '?'" if mark else "it is empty")
+    options: dict[str, Any] = {}
+    for part in query.split("&") if mark else ():
+        key, equals, value = part.partition("=")
+        if not (equals and key.isidentifier()):
+            raise input_error(option, text, f"{part!r} is no option; write {name}?key=value&key=value")
+        if key in options:
+            raise input_error(option, text, f"the option {key} comes twice; give it once")
+        options[key] = _literal(value)
+    return name, options
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        with warnings.catch_warnings(action="ignore"):  # such as an invalid escape in a Windows path
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def resolve(name: str, option: str) -> Any:
+    """The object that `path/to/file.py:name` or `package.module:name` names.
+
+    Raises:
+        SpectraError: no such file, module or name, or an exception while it is imported.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not (colon and place and attribute):
+        place = name.strip(":")
+        raise input_error(option, name, f"what to take from it is missing; write {place}:name")
+    with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
+        module = _load_file(place, name, option) if _is_path(place) else _import(place, name, option)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
+        text = f"{place} has no {attribute}; {suggest(attribute, public)}"
+        raise input_error(option, name, text) from None
+
+
+def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
+    """`function(**options)`, where `name` is what the user typed for it.
+
+    Raises:
+        SpectraError: it is not callable, does not take these options, or raises.
+    """
+    if not callable(function):
+        came = type(function).__name__
+        raise input_error(option, name, f"it is no callable but of type {came}; name a function that gives it")
+    check_options(function, name, options, option)
+    try:
+        with _importable(name.rpartition(":")[0]):
+            return function(**options)
+    except (Exception, SystemExit) as error:
+        raise input_error(option, name, f"calling it failed with {describe(error)}") from error
+
+
+def check_options(function: Callable[..., Any], name: str, options: dict[str, Any], option: str) -> None:
+    """Raise a SpectraError where `function` does not take these options, or needs others."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-ins have none
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = [p.name for p in signature.parameters.values() if p.kind in NAMED]
+        way_out = f"write {name}?key=value&key=value, its options are {', '.join(known)}"
+        raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
+
+
+def _is_path(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or os.sep in place
+
+
+@contextmanager
+def _importable(place: str) -> Iterator[None]:
+    """The folder of a file, or the current one for a module, heads `sys.path`, which is then as before."""
+    folder = Path(place).absolute().parent if _is_path(place) else Path.cwd()
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _import(place: str, name: str, option: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+            text = f"there is no module {error.name} here; write path/to/file.py:name or package.module:name"
+            raise input_error(option, name, text + _prefix_hint(place)) from error
+        raise input_error(option, name, f"importing {place} failed with {describe(error)}") from error
+
+
+def _prefix_hint(place: str) -> str:
+    near = difflib.get_close_matches(place, ["torchvision"])
+    return ", or did you mean torchvision:NAME?" if near else ""
+
+
+def _load_file(place: str, name: str, option: str) -> ModuleType:
+    path = Path(place).resolve()
+    if not path.is_file():
+        kind = "it is a folder, not a file" if path.is_dir() else f"there is no such file in {path.parent}"
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = f"did you mean {near[0]}?" if near else "write path/to/file.py:name"
+        raise input_error(option, name, f"{kind}; {hint}")
+    if path.suffix != ".py":
+        raise input_error(option, name, f"{place} is no Python file; write path/to/file.py:name")
+    unique = f"spectra_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    specification = importlib.util.spec_from_file_location(unique, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[unique] = module  # before it runs: dataclasses and pickle look their module up
+    try:
+        specification.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[unique]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise input_error(option, name, f"importing {place} failed with {describe(error)}") from error
+    return module

@@ -1,0 +1,1 @@
+"""Methods: each sees a symmetric operator and a generator, and knows nothing of networks."""

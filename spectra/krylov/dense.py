@@ -1,0 +1,102 @@
+"""The whole matrix, by products with the columns of the identity: exact, for some thousands of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, select
+from spectra.operator import Counting, SymmetricOperator
+
+LARGEST = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
+BLOCK = 64
+
+
+def columns(operator: SymmetricOperator, progress: Progress | None = None):
+    """Blocks of columns of the matrix: (first column, (n, block)), on the CPU in float64."""
+    n = operator.shape[0]
+    if n > LARGEST:
+        raise SpectraError(
+            f"--method dense: the matrix has {n:,} rows, and dense holds {LARGEST:,} at most; "
+            "choose another method, or fewer parameters with --params"
+        )
+    for first in range(0, n, BLOCK):
+        width = min(BLOCK, n - first)
+        identity = torch.zeros(n, width, dtype=operator.dtype, device=operator.device)
+        identity[first + torch.arange(width), torch.arange(width)] = 1
+        yield first, (operator @ identity).double().cpu()
+        if progress:
+            progress(products=first + width, wanted=n)
+
+
+def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) -> Tensor:
+    """The symmetric part (n, n) of the matrix, in float64, by n products."""
+    matrix = torch.cat([block for _, block in columns(operator, progress)], dim=1)
+    return (matrix + matrix.T) / 2
+
+
+def dense_eigenpairs(
+    operator: SymmetricOperator,
+    k: int,
+    *,
+    which: str = "LM",
+    tolerance: float = 1e-3,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """`k` eigenpairs of the dense matrix, by n products. Residuals are those of the eigensolver.
+
+    Raises SpectraError when k > n, when n is too large, or when n products are more than `max_products`.
+    """
+    n = operator.shape[0]
+    if k > n:
+        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+    refuse_budget(n, max_products)
+    matrix = dense_matrix(operator, progress)
+    if not torch.isfinite(matrix).all():
+        return not_finite(operator, k)
+    values, vectors = torch.linalg.eigh(matrix)
+    chosen = select(values, k, which)
+    values, vectors = values[chosen], vectors[:, chosen]
+    residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * values, dim=0)
+    return Eigenpairs(
+        values=values,
+        vectors=vectors.T.to(operator.device, operator.dtype),
+        residuals=residuals,
+        error_estimates=residuals,
+        products=n,
+        converged=True,
+        complete=True,
+    )
+
+
+def dense_trace(
+    operator: SymmetricOperator,
+    *,
+    rtol: float = 0.01,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> TraceEstimate:
+    """The sum of the diagonal, exact, by n products."""
+    refuse_budget(operator.shape[0], max_products)
+    counted = Counting(operator)
+    value = sum(torch.trace(block[first:]).item() for first, block in columns(counted, progress))
+    return TraceEstimate(value, standard_error=0.0, products=counted.products, converged=True)
+
+
+def refuse_budget(n: int, max_products: int | None) -> None:
+    if max_products is not None and n > max_products:
+        raise SpectraError(
+            f"--max-products: {max_products}, but --method dense takes {n:,}, one for each row; choose another method"
+        )
+
+
+def not_finite(operator: SymmetricOperator, k: int) -> Eigenpairs:
+    """What a method returns where a product is not finite."""
+    n, missing = operator.shape[0], torch.full((k,), float("nan"), dtype=torch.float64)
+    vectors = torch.full((k, n), float("nan"), dtype=operator.dtype, device=operator.device)
+    return Eigenpairs(missing, vectors, missing, missing, products=n, converged=False)

@@ -1,0 +1,286 @@
+"""Extremal eigenpairs by Lanczos: tested at every step, restarted when memory binds, searched for what was missed.
+
+One random start sees one copy of a multiple eigenvalue. So once the wanted pairs have converged, a fresh random
+direction is sent into the orthogonal complement of everything searched so far. A missed copy lies there whole; and
+the theorem of Kuczynski and Wozniakowski (1992) bounds what a few steps from a random start can still overlook.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.lanczos import begin, random_start
+from spectra.krylov.results import Eigenpairs, Progress, select
+from spectra.operator import Counting, Deflated, SymmetricOperator, norm
+
+LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
+FAILURE = 0.01  # probability that the bound on what was missed does not hold
+
+
+def eigenpairs(
+    operator: SymmetricOperator,
+    k: int,
+    *,
+    which: str = "LM",
+    tolerance: float = 1e-3,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    largest_basis: int = LARGEST_BASIS,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """`k` eigenpairs at the end(s) of the spectrum that `which` names (LM, LA, SA, BE).
+
+    A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|).
+    Residuals follow from the law of the Lanczos basis; one more product measures how far rounding has taken the
+    basis from that law, and is added to them. `max_products` is 1000 + 20 k unless given: eigenvalues that crowd
+    together may need more, and `converged` says so. Raises SpectraError when k > n.
+    """
+    max_products = 1000 + 20 * k if max_products is None else max_products
+    search = Search(Counting(operator), k, which, tolerance, generator, max_products, largest_basis, progress)
+    pairs = search.run()
+    while search.multiple and pairs.converged:
+        more = search.validate(pairs)
+        if more is None:
+            break
+        pairs = more
+    return replace(pairs, products=search.operator.products)
+
+
+@dataclass
+class Search:
+    operator: Counting
+    k: int
+    which: str
+    tolerance: float
+    generator: torch.Generator
+    max_products: int
+    largest_basis: int
+    progress: Progress | None
+    multiple: bool = False  # whether a search of the complement has found a missed copy
+
+    def run(self) -> Eigenpairs:
+        n = self.operator.shape[0]
+        if self.k > n:
+            raise SpectraError(f"-k: {self.k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+        self.kept = self.k + math.ceil(self.k / 2) + 1
+        self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
+        self.state = begin(self.operator, random_start(self.operator, self.generator))
+        bounds, found = None, True
+        while found and self.converge():
+            before = self.values[self.wanted()]
+            bounds = self.search_complement()
+            found = not self.wanted_converged() or self.differ(before)
+            self.multiple |= found
+        return self.answer(bounds)
+
+    def differ(self, before: Tensor) -> bool:
+        """Whether the wanted values have changed by more than their tolerance and rounding."""
+        wanted = self.wanted()
+        rounding = 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
+        return bool(((self.values[wanted] - before).abs() > self.allowed(wanted) + rounding).any())
+
+    def converge(self) -> bool:
+        """Extend until every wanted pair has converged; False where the budget ends first."""
+        while not self.wanted_converged():
+            if self.spent():
+                return False
+            if not len(self.state.pending):
+                if self.state.exhausted:
+                    return True
+                self.state.start(random_start(self.operator, self.generator))
+            if self.state.size >= self.capacity and self.state.size < self.state.dimension:
+                self.restart(self.kept)
+            self.extend_until_test()
+            self.observe()
+        return True
+
+    def extend_until_test(self) -> None:
+        """One product between tests of convergence, until the eigenproblem of T is no longer cheap."""
+        self.state.extend(self.operator, self.neediest())
+        for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
+            if len(self.state.pending) == 1 and not self.spent():
+                self.state.extend(self.operator)
+
+    def search_complement(self) -> tuple[float, float] | None:
+        """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
+
+        None where the budget or the complement is empty.
+        """
+        steps = max(12, self.state.size // 4)
+        if self.state.exhausted:
+            return None
+        if self.state.size + steps > self.capacity:
+            self.restart(self.kept)
+        first = self.state.size
+        pending = len(self.state.pending)
+        dimension = self.state.dimension - first - pending
+        self.state.start(random_start(self.operator, self.generator))
+        bounds = None
+        for step in range(1, steps + 1):
+            if self.spent():
+                return bounds
+            self.state.extend(self.operator)
+            self.observe()
+            if not self.wanted_converged():
+                return None
+            values = torch.linalg.eigvalsh(self.state.projected[first:, first:])
+            ended = len(self.state.pending) == pending
+            bounds = complement_bounds(values, step, dimension, ended)
+            if ended or self.inside(bounds):
+                return bounds
+        return bounds
+
+    def validate(self, pairs: Eigenpairs) -> Eigenpairs | None:
+        """Once a copy was missed: a run of its own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
+
+        Of several copies one may lie half inside the basis and half outside, where a search of its complement is
+        blind. Returns the pairs with those that had been missed, or None where there were none.
+        """
+        if self.k == self.operator.shape[0]:
+            return None
+        deflated = Deflated(self.operator, pairs.vectors)
+        run = begin(deflated, deflated.project(random_start(deflated, self.generator)))
+        allowed = self.allowed_for(pairs.values).max()
+        extreme = torch.tensor([0])
+        while len(run.pending) and run.size < self.capacity and not self.spent():
+            run.extend(deflated)
+            values, coordinates, residuals = run.ritz()
+            extreme = select(values, 2 if self.which == "BE" else 1, self.which)
+            if (residuals[extreme] <= allowed).all():
+                break
+        good = (residuals <= allowed).nonzero().flatten()
+        missed = run.vectors(coordinates[:, good])
+        everything = torch.cat([pairs.values, values[good]])
+        best = select(everything, self.k, self.which)
+        if ((everything[best] - pairs.values).abs() <= allowed).all():
+            return None
+        vectors = torch.cat([pairs.vectors, missed])[best]
+        residuals = true_residuals(self.operator, everything[best], vectors)
+        return replace(
+            pairs,
+            values=everything[best],
+            vectors=vectors,
+            residuals=residuals,
+            error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
+            converged=bool((residuals <= self.allowed_for(everything[best])).all()),
+        )
+
+    def wanted(self) -> Tensor:
+        return select(self.values, self.k, self.which)
+
+    def wanted_converged(self) -> bool:
+        if self.state.size == 0:
+            return False
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+        wanted = self.wanted()
+        return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(wanted)).all())
+
+    def allowed(self, wanted: Tensor) -> Tensor:
+        return self.allowed_for(self.values[wanted])
+
+    def allowed_for(self, values: Tensor) -> Tensor:
+        floor = torch.finfo(self.operator.dtype).eps ** (2 / 3) * self.values.abs().max().item()  # ARPACK's
+        return self.tolerance * values.abs().clamp(min=floor)
+
+    def neediest(self) -> int:
+        """The pending direction that holds most of the residuals of wanted pairs."""
+        if self.state.size == 0 or len(self.state.pending) == 1:
+            return -1
+        held = self.state.coupling @ self.coordinates[:, self.wanted()]
+        return int(held.square().sum(dim=1).argmax())
+
+    def restart(self, kept: int) -> None:
+        """Thick restart (Wu, Simon 2000): keep the best Ritz vectors."""
+        values, coordinates, _ = self.state.ritz()
+        self.state.restart(coordinates[:, select(values, kept, self.which)])
+
+    def inside(self, bounds: tuple[float, float]) -> bool:
+        """Whether nothing within the bounds would be among the wanted."""
+        listed = self.values[self.wanted()]
+        lower, upper = bounds
+        if self.which == "LM":
+            return max(abs(lower), abs(upper)) < listed.abs().min().item()
+        top, bottom = (math.ceil(self.k / 2), self.k // 2) if self.which == "BE" else (self.k, self.k)
+        above = self.which == "SA" or upper < listed[top - 1]
+        below = self.which == "LA" or not bottom or lower > listed[-1]
+        return bool(above and below)
+
+    def spent(self) -> bool:
+        return self.operator.products + 1 >= self.max_products  # one is kept for the answer's check
+
+    def observe(self) -> None:
+        if self.progress:
+            wanted = self.wanted() if self.state.size > 1 else torch.tensor([], dtype=torch.long)
+            good = int((self.residuals[wanted] <= self.allowed(wanted)).sum()) if len(wanted) else 0
+            self.progress(products=self.operator.products, converged=good, wanted=self.k)
+
+    def answer(self, bounds: tuple[float, float] | None) -> Eigenpairs:
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+        wanted = self.wanted()
+        values, coordinates = self.values[wanted], self.coordinates[:, wanted]
+        vectors = self.state.vectors(coordinates)
+        vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        residuals = torch.hypot(self.residuals[wanted], self.departure(values, coordinates, vectors))
+        allowed = self.allowed(wanted)
+        if (residuals > allowed).any() and self.operator.products + len(wanted) <= self.max_products:
+            residuals = true_residuals(self.operator, values, vectors)
+        return Eigenpairs(
+            values=values,
+            vectors=vectors,
+            residuals=residuals,
+            error_estimates=kato_temple(values, residuals, self.values),
+            products=self.operator.products,
+            converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
+            complete=None if bounds is None else self.inside(bounds),
+            complement=bounds,
+        )
+
+    def departure(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> Tensor:
+        """How far A V's is from V'T s + Q'C s, in norm: all wanted pairs at once, by one product.
+
+        For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
+        """
+        signs = 2.0 * torch.randint(2, (len(values),), generator=self.generator) - 1
+        mixed = (signs.to(vectors) @ vectors).contiguous()
+        outside = (self.state.coupling @ coordinates @ signs.double()).to(vectors)
+        expected = (signs * values).to(vectors) @ vectors + outside @ self.state.pending
+        return torch.tensor(norm(self.operator @ mixed - expected), dtype=torch.float64)
+
+
+def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
+    """|A u - lambda u| for unit vectors (k, n), by k products."""
+    difference = (operator @ vectors.T).T - values.to(vectors)[:, None] * vectors
+    return torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64).cpu()
+
+
+def complement_bounds(values: Tensor, steps: int, dimension: int, ended: bool) -> tuple[float, float]:
+    """Where the spectrum lies, seen by `steps` of Lanczos from a random start, with probability 0.99.
+
+    Kuczynski and Wozniakowski (1992), theorem 4.2: for a positive semi-definite matrix the largest Ritz value is
+    short by more than a fraction epsilon with probability at most 1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1)).
+    Applied to both ends, relative to the spread; an ended Krylov space has seen all there is.
+    """
+    low, high = values.min().item(), values.max().item()
+    if ended or steps >= dimension:
+        return low, high
+    epsilon = (math.log(1.648 * math.sqrt(dimension) * 2 / FAILURE) / (2 * steps - 1)) ** 2
+    if epsilon >= 0.5:
+        return -math.inf, math.inf
+    margin = epsilon * (high - low) / (1 - 2 * epsilon)
+    return low - margin, high + margin
+
+
+def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor) -> Tensor:
+    """residual^2 / gap where that is smaller than the residual (Kato 1949, Temple 1928).
+
+    An estimate: the gap is to the other Ritz values, which stand in for the rest of the spectrum.
+    """
+    distance = (ritz[None, :] - values[:, None]).abs()
+    own = distance.argmin(dim=1, keepdim=True)
+    gap = distance.scatter(1, own, math.inf).min(dim=1).values - residuals
+    return torch.where(gap > residuals, residuals.square() / gap, residuals)

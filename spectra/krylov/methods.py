@@ -1,0 +1,19 @@
+"""The register of methods: name on the command line -> import path. It loads no torch.
+
+Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
+Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, generator=, max_products=, progress=) and returns
+a TraceEstimate.
+"""
+
+EIG = {
+    "lanczos": "spectra.krylov.eigenpairs:eigenpairs",
+    "power": "spectra.krylov.power:power_iteration",
+    "dense": "spectra.krylov.dense:dense_eigenpairs",
+}
+
+TRACE = {
+    "xtrace": "spectra.krylov.xtrace:xtrace",
+    "hutch++": "spectra.krylov.hutchinson:hutch_plus_plus",
+    "hutchinson": "spectra.krylov.hutchinson:hutchinson",
+    "dense": "spectra.krylov.dense:dense_trace",
+}

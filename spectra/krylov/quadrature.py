@@ -1,0 +1,96 @@
+"""Stochastic Lanczos quadrature: nodes and weights of the spectral distribution, one row a probe.
+
+For a unit vector v, Gauss quadrature of v'f(A)v has the Ritz values for nodes and the squared first components of
+the eigenvectors of T for weights (Golub, Meurant 1994); over random v its mean is tr f(A) / n (Lin, Saad, Yang
+2016; Ghorbani, Krishnan, Xiao 2019). A lone eigenvalue's weight would vary by sqrt(2 / probes) of itself, so what a
+first run finds to convergence is projected out and counted exactly (explicit deflation: Bhattacharjee et al. 2025).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.lanczos import Lanczos, begin, random_start
+from spectra.krylov.results import Progress, SpectralMeasure
+from spectra.operator import Counting, Deflated, SymmetricOperator
+
+CONVERGED = 1e-3  # relative residual of a deflated pair; its square enters the measure
+
+
+def spectral_measure(
+    operator: SymmetricOperator,
+    *,
+    probes: int = 10,
+    steps: int = 80,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> SpectralMeasure:
+    """`probes` quadratures of `steps` nodes each, after a first run of `steps` products for deflation.
+
+    Where `max_products` ends it early, the last probe is short or missing and `converged` is False.
+    """
+    counted = Counting(operator)
+    limit = math.inf if max_products is None else max_products
+    n = operator.shape[0]
+
+    def run(matrix: SymmetricOperator, start: Tensor, done: int) -> Lanczos:
+        state = begin(matrix, start)
+        while state.size < steps and len(state.pending) and counted.products < limit:
+            state.extend(matrix)
+            if progress:
+                progress(products=counted.products, converged=done, wanted=probes)
+        return state
+
+    first = run(counted, random_start(counted, generator), 0)
+    values, vectors = converged_pairs(first)
+    if counted.products >= limit:  # nothing is left for probes: the first run is the one there is
+        return pack([gauss_quadrature(first)], values[:0], n, counted.products, converged=False)
+    deflated = Deflated(counted, vectors)
+    rows, complete = [], True
+    for probe in range(probes):
+        if len(values) == n:
+            rows.append((values[:0], values[:0]))
+            continue
+        state = run(deflated, deflated.project(random_start(deflated, generator)), probe)
+        if state.size:
+            rows.append(gauss_quadrature(state))
+        complete &= state.size >= steps or not len(state.pending)
+    return pack(rows, values, n, counted.products, converged=complete and len(rows) == probes)
+
+
+def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:
+    """Ritz values (k,) and vectors (k, n) of a run whose residuals are small against their values."""
+    values, coordinates, residuals = state.ritz()
+    good = residuals <= CONVERGED * values.abs()
+    return values[good], state.vectors(coordinates[:, good])
+
+
+def gauss_quadrature(state: Lanczos) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the measure of the start vector (Golub, Welsch 1969)."""
+    values, coordinates, _ = state.ritz()
+    weights = coordinates[0].square()
+    return values, weights / weights.sum()
+
+
+def pack(rows: list, atoms: Tensor, n: int, products: int, converged: bool) -> SpectralMeasure:
+    """One measure: atoms of weight 1/n first, the rest scaled to (n - k) / n; short rows end in weight zero."""
+    longest = max(len(nodes) for nodes, _ in rows)
+    rest = 1 - len(atoms) / n
+    all_nodes, all_weights = [], []
+    for nodes, weights in rows:
+        padding = longest - len(nodes)
+        tail = nodes[-1:].expand(padding) if len(nodes) else nodes.new_zeros(padding)
+        all_nodes.append(torch.cat([atoms, nodes, tail]))
+        all_weights.append(torch.cat([torch.full_like(atoms, 1 / n), rest * weights, weights.new_zeros(padding)]))
+    return SpectralMeasure(
+        nodes=torch.stack(all_nodes),
+        weights=torch.stack(all_weights),
+        dimension=n,
+        deflated=len(atoms),
+        products=products,
+        converged=converged,
+    )

@@ -1,0 +1,87 @@
+"""What methods return: each answer with how good it is and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Progress(Protocol):
+    """Called as a method goes, with the numbers that tell how far it is."""
+
+    def __call__(self, *, products: int, **numbers: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues in the order asked for, with unit eigenvectors.
+
+    Some eigenvalue lies within `residuals` of each value: that is rigorous. `error_estimates` are usually far
+    smaller, but rest on gaps between computed values.
+    """
+
+    values: Tensor  # (k,), float64
+    vectors: Tensor  # (k, n), rows of norm 1
+    residuals: Tensor  # (k,), |A u - lambda u|
+    error_estimates: Tensor  # (k,), Kato-Temple
+    products: int
+    converged: bool
+    complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
+    complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """tr A with the standard error of the estimate; 0.0 where it is exact."""
+
+    value: float
+    standard_error: float
+    products: int
+    converged: bool
+
+
+def select(values: Tensor, k: int, which: str) -> Tensor:
+    """Indices of k of the values: LM by falling |value|, LA falling, SA rising, BE half from either end."""
+    if which == "LM":
+        return values.abs().argsort(descending=True, stable=True)[:k]
+    rising = values.argsort(stable=True)
+    if which == "SA":
+        return rising[:k]
+    if which == "LA":
+        return rising.flip(0)[:k]
+    k = min(k, len(values))
+    return torch.cat([rising.flip(0)[: k - k // 2], rising[: k // 2]])
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    """Quadrature of the spectral distribution, one row a probe; everything about a density is read from it.
+
+    Row l stands for the measure sum_i weights[l, i] delta(nodes[l, i]), whose mass is 1; rows shorter than the
+    longest end in nodes of weight zero. The first `deflated` nodes of every row are eigenvalues found
+    beforehand, each of weight exactly 1/dimension.
+    """
+
+    nodes: Tensor  # (probes, steps), float64
+    weights: Tensor  # (probes, steps), float64
+    dimension: int  # n of the matrix
+    deflated: int = 0
+    products: int = 0
+    converged: bool = True  # every probe asked for took every step asked for, or ended exactly
+
+    @property
+    def probes(self) -> int:
+        return self.nodes.shape[0]
+
+    def mean(self, function=lambda x: x) -> tuple[float, float]:
+        """(1/n) tr f(A): the mean over probes, and its standard error (nan for one probe)."""
+        values = (self.weights * function(self.nodes)).sum(dim=1)
+        spread = values.std().item() if self.probes > 1 else float("nan")
+        return values.mean().item(), spread / self.probes**0.5
+
+
+def as_cpu_float64(values) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")

@@ -1,0 +1,165 @@
+"""XTrace: the exchangeable trace estimator of Epperly, Tropp and Webber (2024).
+
+For test vectors W, with Q an orthonormal basis of A W and Q_i one of A W without column i,
+
+    t_i = tr(Q_i'A Q_i) + c_i w_i' P_i A P_i w_i,   P_i = I - Q_i Q_i',   c_i = (n - q + 1) / |P_i w_i|^2,
+
+is unbiased (w_i is independent of Q_i), and the mean over i is the estimate. All Q_i come from one QR factorisation
+A W = Q R: Q_i Q_i' = Q (I - s_i s_i') Q' with s_i the normalised column i of R^-T.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.dense import dense_trace
+from spectra.krylov.hutchinson import FEWEST, PRODUCTS, deflated_hutchinson, random_signs
+from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
+from spectra.operator import Counting, SymmetricOperator
+
+LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
+GROUPS = 32  # of the jackknife
+
+
+def xtrace(
+    operator: SymmetricOperator,
+    *,
+    rtol: float = 0.01,
+    probes: int | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> TraceEstimate:
+    """Tr A from at least 16 vectors (two products each), half as many again until the error is below rtol |trace|.
+
+    `probes` fixes the number of vectors. Where n products cost no more than the next stage the trace is taken
+    exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
+    """
+    n = operator.shape[0]
+    counted = Counting(operator)
+    budget = PRODUCTS if max_products is None else max_products
+    largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
+    sketch = Sketch(counted)
+    wanted = probes or FEWEST
+    value = error = math.nan
+    while True:
+        if min(2 * wanted - counted.products, budget - counted.products) >= n:
+            exact = dense_trace(operator, progress=progress)
+            return TraceEstimate(exact.value, 0.0, counted.products + exact.products, converged=True)
+        if not probes and wanted > largest:
+            return deflated_hutchinson(counted, sketch.basis, rtol, None, generator, budget, progress)
+        wanted = min(wanted, counted.products // 2 + (budget - counted.products) // 2, n - 1)
+        sketch.grow(wanted, generator)
+        value, error = sketch.estimate()
+        if progress:
+            progress(products=counted.products, trace=value, standard_error=error)
+        met = error <= rtol * abs(value)
+        if met or probes or not math.isfinite(value) or budget - counted.products < 2:
+            return TraceEstimate(value, error, counted.products, converged=bool(met or (probes == wanted)))
+        wanted += math.ceil(wanted / 2)
+
+
+class Sketch:
+    """Test vectors W, A W, the basis Q of A W, and A Q; all (q, n) by rows. Products once made are kept."""
+
+    def __init__(self, operator: SymmetricOperator):
+        self.operator = operator
+        none = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
+        self.tests = self.images = self.basis = self.basis_images = none
+        self.triangle = torch.zeros(0, 0, dtype=torch.float64)
+
+    def grow(self, size: int, generator: torch.Generator) -> None:
+        """Take further test vectors until there are `size` of them."""
+        q = len(self.tests)
+        if size <= q:
+            return
+        tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
+        images = (self.operator @ tests.T).T
+        rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
+        for _ in range(2):
+            h = self.basis @ rest.T
+            rest = rest - h.T @ self.basis
+            across += as_cpu_float64(h)
+        new, triangle = torch.linalg.qr(rest.T)
+        for _ in range(2):  # where A W is short of rank, the new columns need not be orthogonal to the old
+            new = torch.linalg.qr(new - self.basis.T @ (self.basis @ new)).Q
+        triangle = as_cpu_float64(new.T @ rest.T)
+        self.triangle = torch.cat(
+            [
+                torch.cat([self.triangle, across], 1),
+                torch.cat([torch.zeros(size - q, q, dtype=torch.float64), triangle], 1),
+            ]
+        )
+        self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
+        self.basis = torch.cat([self.basis, new.T])
+        self.basis_images = torch.cat([self.basis_images, (self.operator @ new).T])
+
+    def estimate(self) -> tuple[float, float]:
+        """The mean of t_i, and its standard error by the jackknife (whole estimates without a group of vectors).
+
+        The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they
+        share, and errs upwards (Efron, Stein 1981); all of it happens in coordinates along Q, without products.
+        """
+        q, n = self.tests.shape
+        coordinates = Coordinates(
+            triangle=self.triangle,
+            projected=as_cpu_float64(self.basis @ self.basis_images.T),
+            along=as_cpu_float64(self.basis @ self.tests.T),
+            images_along=as_cpu_float64(self.basis_images @ self.tests.T),
+            quadratic=as_cpu_float64((self.tests * self.images).sum(dim=1, dtype=torch.float64)),
+        )
+        if not torch.isfinite(coordinates.projected).all():
+            return math.nan, math.nan
+        groups = min(q, GROUPS)
+        partial = torch.tensor([coordinates.without(range(g, q, groups)).mean(n) for g in range(groups)])
+        variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
+        rounding = torch.finfo(self.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
+        return coordinates.mean(n), torch.hypot(variance.sqrt(), rounding).item()
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The estimator in coordinates along Q, where A W = Q R; small float64 matrices, one column a test vector."""
+
+    triangle: Tensor  # R
+    projected: Tensor  # Q'A Q
+    along: Tensor  # Q'W
+    images_along: Tensor  # Q'A W
+    quadratic: Tensor  # w_i'A w_i
+
+    def without(self, left_out: range) -> Coordinates:
+        """The same for fewer test vectors: a smaller Q inside the old one."""
+        kept = sorted(set(range(len(self.quadratic))) - set(left_out))
+        basis, triangle = torch.linalg.qr(self.triangle[:, kept])
+        return Coordinates(
+            triangle=triangle,
+            projected=basis.T @ self.projected @ basis,
+            along=basis.T @ self.along[:, kept],
+            images_along=basis.T @ self.images_along[:, kept],
+            quadratic=self.quadratic[kept],
+        )
+
+    def mean(self, n: int) -> float:
+        """The mean of t_i."""
+        alone = self.alone()
+        kept = self.along - alone * (alone * self.along).sum(dim=0)  # Q_i'w_i
+        rest = self.quadratic - 2 * (kept * self.images_along).sum(dim=0) + (kept * (self.projected @ kept)).sum(dim=0)
+        length = n - kept.square().sum(dim=0)  # |P_i w_i|^2, since |w_i|^2 = n
+        inside = torch.trace(self.projected) - (alone * (self.projected @ alone)).sum(dim=0)
+        rank = len(alone) - (alone.square().sum(dim=0) > 0).double()
+        return (inside + (n - rank) * rest / length).mean().item()
+
+    def alone(self) -> Tensor:
+        """Columns s_i, what only w_i has brought into Q.
+
+        Zero where A W is short of rank: then A W without column i spans the same.
+        """
+        diagonal = self.triangle.diagonal().abs()
+        if diagonal.min() <= torch.finfo(torch.float64).eps * len(diagonal) * diagonal.max():
+            return torch.zeros_like(self.triangle)
+        columns = torch.linalg.inv(self.triangle).T
+        return columns / torch.linalg.vector_norm(columns, dim=0)

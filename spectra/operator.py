@@ -1,0 +1,155 @@
+"""What a method asks of a matrix, and small wrappers around one.
+
+A symmetric operator multiplies vectors and says its shape, dtype and device; a plain symmetric
+`torch.Tensor` is one. Methods (`spectra.krylov`) and matrices (`spectra.curvature`) meet only here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+
+class SymmetricOperator(Protocol):
+    """A real symmetric (n, n) matrix, known by its products."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Multiply (n,) to (n,), or (n, k) to (n, k)."""
+        ...
+
+
+@dataclass
+class Wrapper:
+    """An operator around an operator: same shape, dtype and device."""
+
+    operator: SymmetricOperator
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.operator.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.operator.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.operator.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.operator @ vectors
+
+
+@dataclass
+class Counting(Wrapper):
+    """The same matrix, counting `products`: one for each vector multiplied."""
+
+    products: int = 0
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
+        return self.operator @ vectors
+
+
+@dataclass
+class Shifted(Wrapper):
+    """A + shift I."""
+
+    shift: float
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return torch.add(self.operator @ vectors, vectors, alpha=self.shift)
+
+
+@dataclass
+class Deflated(Wrapper):
+    """P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
+
+    basis: Tensor
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """P vectors, applied twice: once leaves a part of the size of the rounding of what it removes."""
+        for _ in range(2):
+            vectors = vectors - self.basis.T @ (self.basis @ vectors)
+        return vectors
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.project(self.operator @ self.project(vectors))
+
+
+def to_scipy(operator: SymmetricOperator) -> LinearOperator:
+    """The operator for SciPy, in NumPy arrays on the host (`scipy.sparse.linalg.eigsh` and its kin)."""
+    from scipy.sparse.linalg import LinearOperator
+
+    def multiply(vectors):
+        given = torch.as_tensor(vectors).to(operator.device, operator.dtype)
+        return (operator @ given).cpu().numpy()
+
+    dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
+    return LinearOperator(tuple(operator.shape), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=dtype)
+
+
+def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> float:
+    """Multiply twice by one vector and once by another; three products.
+
+    Returns the relative noise of a product, max(|Av - Av again|, |u'Av - v'Au|) over |Av| |u|.
+    Raises SpectraError where the matrix is not repeatable or not symmetric: no method can then give
+    a number that means anything.
+    """
+    u, v = random_vectors(operator, 2, generator)
+    first, again, other = operator @ v, operator @ v, operator @ u
+    if not (torch.isfinite(first).all() and torch.isfinite(other).all()):
+        return float("nan")
+    size = max(norm(first), norm(other))
+    if size == 0:
+        return 0.0
+    repeat = norm(first - again) / size
+    asymmetry = abs(dot(u, first) - dot(v, other)) / (size * norm(u))
+    # Rounding grows with the number of terms summed; the square root of epsilon is far above it
+    # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
+    allowed = torch.finfo(operator.dtype).eps ** 0.5
+    if repeat > allowed:
+        raise SpectraError(
+            f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "
+            "statistics, or other chance in the model's forward do this; make it deterministic, as model.eval() does"
+        )
+    if asymmetry > allowed:
+        raise SpectraError(
+            f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
+            "derivative is wrong, or a hook that changes gradients, does this; try --dtype float64, or check that layer"
+        )
+    return max(repeat, asymmetry)
+
+
+def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    """`count` standard normal vectors, (count, n), drawn in float64 by a CPU generator, one after the other.
+
+    Neither the operator's device nor the number asked for at once changes what is drawn.
+    """
+    n = operator.shape[0]
+    drawn = [torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count)]
+    return torch.stack(drawn).to(operator.device, operator.dtype)
+
+
+def norm(vector: Tensor) -> float:
+    """The Euclidean norm, accumulated in float64."""
+    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+
+
+def dot(u: Tensor, v: Tensor) -> float:
+    """u'v, accumulated in float64."""
+    return torch.dot(u.double(), v.double()).item()
