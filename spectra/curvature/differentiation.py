@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,39 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
     Fused attention and cuDNN's and oneDNN's recurrent layers have no second derivative, TF32 keeps 10 bits.
     """
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in model.modules())
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if torch.cuda.is_available():
-            settings = {"enabled": not recurrent, "benchmark": False, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(torch.backends.cudnn.flags(**settings))
-        if recurrent:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+    backends = torch.backends
+    settings = [
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn, "deterministic", True),
+        # TF32 and bfloat16 by operation: PyTorch's older switches (allow_tf32, and the `flags` that set them) raise
+        # or warn where a program has used the newer ones.
+        (backends.cudnn.conv, "fp32_precision", "ieee"),
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+    ]
+    if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
+        settings += [(backends.cudnn, "enabled", False), (backends.mkldnn, "enabled", False)]
+    fast_path = backends.mha.get_fastpath_enabled()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), switched(settings):
         try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            torch.backends.cuda.matmul.allow_tf32 = False
+            backends.mha.set_fastpath_enabled(False)
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+            backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
+    """Attributes, each (owner, name, value), set inside and put back on leaving."""
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):

@@ -93,7 +93,7 @@ class CrossEntropy:
             return kept.numel()
         if kept.numel():
             self._check_labels(kept, len(self.class_weights))
-        return self.class_weights.double().cpu()[kept.cpu()].sum().item()
+        return self.class_weights.double().cpu()[kept.long().cpu()].sum().item()
 
     def examples(self, targets: Tensor) -> int:
         if targets.is_floating_point():
@@ -127,7 +127,9 @@ class CrossEntropy:
         return p - torch.zeros_like(p).scatter(1, label, 1.0)
 
     def _flat(self, targets: Tensor, classes: int) -> Tensor:
-        return targets.movedim(1, -1).reshape(-1, classes) if targets.is_floating_point() else targets.reshape(-1)
+        if targets.is_floating_point():
+            return targets.movedim(1, -1).reshape(-1, classes)
+        return targets.reshape(-1).long()  # smaller integers are refused by PyTorch, and bytes index as a mask
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         return None if self.class_weights is None else self.class_weights.to(rows)

@@ -59,6 +59,11 @@ class Curvature:
         return self.problem.device
 
     @property
+    def path(self) -> str:
+        """How products are made, for the record."""
+        return f"double backward, graphs of {self.kept_batches} of {len(self.problem.batches)} batches retained"
+
+    @property
     def kept_batches(self) -> int:
         """Batches whose graphs are kept between products."""
         return len(self._kept or ())

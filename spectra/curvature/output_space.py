@@ -56,11 +56,12 @@ def fisher_mc(problem: Problem, batch: Batch) -> Apply:
 def fisher_empirical(problem: Problem, batch: Batch) -> Apply:
     """M = g g' with g = d l / df for the data's labels."""
     jacobian = Jacobian(problem, batch)
-    slope = output_gradient(problem, batch, jacobian.rows)[1].flatten(1)
+    slope = output_gradient(problem, batch, jacobian.rows)[1]
+    slope = slope.reshape(len(slope), -1)
     scale = problem.examples / problem.weight**2
 
     def middle(vectors: Tensor) -> Tensor:
-        along = (slope * vectors.flatten(1)).sum(dim=1, keepdim=True)
+        along = (slope * vectors.reshape(slope.shape)).sum(dim=1, keepdim=True)
         return (scale * slope * along).view_as(vectors)
 
     return sandwich(jacobian, middle)

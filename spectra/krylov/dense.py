@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, select
+from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator
 
 LARGEST = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
@@ -56,7 +56,7 @@ def dense_eigenpairs(
     refuse_budget(n, max_products)
     matrix = dense_matrix(operator, progress)
     if not torch.isfinite(matrix).all():
-        return not_finite(operator, k)
+        return no_eigenpairs(operator, k, products=n)
     values, vectors = torch.linalg.eigh(matrix)
     chosen = select(values, k, which)
     values, vectors = values[chosen], vectors[:, chosen]
@@ -85,7 +85,7 @@ def dense_trace(
     refuse_budget(operator.shape[0], max_products)
     counted = Counting(operator)
     value = sum(torch.trace(block[first:]).item() for first, block in columns(counted, progress))
-    return TraceEstimate(value, standard_error=0.0, products=counted.products, converged=True)
+    return exact_trace(value, counted.products)
 
 
 def refuse_budget(n: int, max_products: int | None) -> None:
@@ -93,10 +93,3 @@ def refuse_budget(n: int, max_products: int | None) -> None:
         raise SpectraError(
             f"--max-products: {max_products}, but --method dense takes {n:,}, one for each row; choose another method"
         )
-
-
-def not_finite(operator: SymmetricOperator, k: int) -> Eigenpairs:
-    """What a method returns where a product is not finite."""
-    n, missing = operator.shape[0], torch.full((k,), float("nan"), dtype=torch.float64)
-    vectors = torch.full((k, n), float("nan"), dtype=operator.dtype, device=operator.device)
-    return Eigenpairs(missing, vectors, missing, missing, products=n, converged=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.krylov.lanczos import begin, random_start
-from spectra.krylov.results import Eigenpairs, Progress, select
+from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, norm
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
@@ -43,11 +43,8 @@ def eigenpairs(
     max_products = 1000 + 20 * k if max_products is None else max_products
     search = Search(Counting(operator), k, which, tolerance, generator, max_products, largest_basis, progress)
     pairs = search.run()
-    while search.multiple and pairs.converged:
-        more = search.validate(pairs)
-        if more is None:
-            break
-        pairs = more
+    if search.multiple:
+        pairs = search.validate(pairs)
     return replace(pairs, products=search.operator.products)
 
 
@@ -74,15 +71,14 @@ class Search:
         while found and self.converge():
             before = self.values[self.wanted()]
             bounds = self.search_complement()
-            found = not self.wanted_converged() or self.differ(before)
+            found = not self.wanted_converged() or self.differ(self.values[self.wanted()], before)
             self.multiple |= found
         return self.answer(bounds)
 
-    def differ(self, before: Tensor) -> bool:
+    def differ(self, values: Tensor, before: Tensor) -> bool:
         """Whether the wanted values have changed by more than their tolerance and rounding."""
-        wanted = self.wanted()
         rounding = 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
-        return bool(((self.values[wanted] - before).abs() > self.allowed(wanted) + rounding).any())
+        return bool(((values - before).abs() > self.allowed(values) + rounding).any())
 
     def converge(self) -> bool:
         """Extend until every wanted pair has converged; False where the budget ends first."""
@@ -135,40 +131,50 @@ class Search:
                 return bounds
         return bounds
 
-    def validate(self, pairs: Eigenpairs) -> Eigenpairs | None:
-        """Once a copy was missed: a run of its own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
+    def validate(self, pairs: Eigenpairs) -> Eigenpairs:
+        """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
 
         Of several copies one may lie half inside the basis and half outside, where a search of its complement is
-        blind. Returns the pairs with those that had been missed, or None where there were none.
+        blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
         """
-        if self.k == self.operator.shape[0]:
-            return None
+        while pairs.converged and self.k < self.state.dimension:
+            values, vectors = self.leftover(pairs)
+            if values is None:
+                return replace(pairs, complete=False)
+            everything = torch.cat([pairs.values, values])
+            best = select(everything, self.k, self.which)
+            if not self.differ(everything[best], pairs.values):
+                break
+            chosen = best[best >= self.k] - self.k
+            residuals = torch.zeros(len(everything), dtype=torch.float64)
+            residuals[: self.k] = pairs.residuals
+            residuals[self.k + chosen] = true_residuals(self.operator, values[chosen], vectors[chosen])
+            residuals = residuals[best]
+            pairs = replace(
+                pairs,
+                values=everything[best],
+                vectors=torch.cat([pairs.vectors, vectors])[best],
+                residuals=residuals,
+                error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
+                converged=bool((residuals <= self.allowed(everything[best])).all()),
+            )
+        return pairs
+
+    def leftover(self, pairs: Eigenpairs) -> tuple[Tensor | None, Tensor]:
+        """Converged pairs of the deflated matrix, what is wanted most among them; no values where the budget ends."""
         deflated = Deflated(self.operator, pairs.vectors)
         run = begin(deflated, deflated.project(random_start(deflated, self.generator)))
-        allowed = self.allowed_for(pairs.values).max()
-        extreme = torch.tensor([0])
-        while len(run.pending) and run.size < self.capacity and not self.spent():
+        size = 2 if self.which == "BE" else 1
+        while len(run.pending) and run.size < self.capacity:
+            if self.spent(reserve=self.k):
+                return None, pairs.vectors
             run.extend(deflated)
             values, coordinates, residuals = run.ritz()
-            extreme = select(values, 2 if self.which == "BE" else 1, self.which)
-            if (residuals[extreme] <= allowed).all():
+            converged = residuals <= self.allowed(values)
+            if converged[select(values, size, self.which)].all():
                 break
-        good = (residuals <= allowed).nonzero().flatten()
-        missed = run.vectors(coordinates[:, good])
-        everything = torch.cat([pairs.values, values[good]])
-        best = select(everything, self.k, self.which)
-        if ((everything[best] - pairs.values).abs() <= allowed).all():
-            return None
-        vectors = torch.cat([pairs.vectors, missed])[best]
-        residuals = true_residuals(self.operator, everything[best], vectors)
-        return replace(
-            pairs,
-            values=everything[best],
-            vectors=vectors,
-            residuals=residuals,
-            error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
-            converged=bool((residuals <= self.allowed_for(everything[best])).all()),
-        )
+        good = converged.nonzero().flatten()
+        return values[good], run.vectors(coordinates[:, good])
 
     def wanted(self) -> Tensor:
         return select(self.values, self.k, self.which)
@@ -178,12 +184,9 @@ class Search:
             return False
         self.values, self.coordinates, self.residuals = self.state.ritz()
         wanted = self.wanted()
-        return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(wanted)).all())
+        return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(self.values[wanted])).all())
 
-    def allowed(self, wanted: Tensor) -> Tensor:
-        return self.allowed_for(self.values[wanted])
-
-    def allowed_for(self, values: Tensor) -> Tensor:
+    def allowed(self, values: Tensor) -> Tensor:
         floor = torch.finfo(self.operator.dtype).eps ** (2 / 3) * self.values.abs().max().item()  # ARPACK's
         return self.tolerance * values.abs().clamp(min=floor)
 
@@ -198,6 +201,7 @@ class Search:
         """Thick restart (Wu, Simon 2000): keep the best Ritz vectors."""
         values, coordinates, _ = self.state.ritz()
         self.state.restart(coordinates[:, select(values, kept, self.which)])
+        self.values, self.coordinates, self.residuals = self.state.ritz()
 
     def inside(self, bounds: tuple[float, float]) -> bool:
         """Whether nothing within the bounds would be among the wanted."""
@@ -210,23 +214,27 @@ class Search:
         below = self.which == "LA" or not bottom or lower > listed[-1]
         return bool(above and below)
 
-    def spent(self) -> bool:
-        return self.operator.products + 1 >= self.max_products  # one is kept for the answer's check
+    def spent(self, reserve: int = 1) -> bool:
+        """Whether products are no longer finite, or no more than `reserve` are left; one serves the answer's check."""
+        return not self.state.finite or self.operator.products + reserve >= self.max_products
 
     def observe(self) -> None:
         if self.progress:
             wanted = self.wanted() if self.state.size > 1 else torch.tensor([], dtype=torch.long)
-            good = int((self.residuals[wanted] <= self.allowed(wanted)).sum()) if len(wanted) else 0
+            good = int((self.residuals[wanted] <= self.allowed(self.values[wanted])).sum()) if len(wanted) else 0
             self.progress(products=self.operator.products, converged=good, wanted=self.k)
 
     def answer(self, bounds: tuple[float, float] | None) -> Eigenpairs:
+        if self.state.size == 0 or not self.state.finite:
+            found = 0 if self.state.finite else self.k
+            return no_eigenpairs(self.operator, found, self.operator.products)
         self.values, self.coordinates, self.residuals = self.state.ritz()
         wanted = self.wanted()
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         residuals = torch.hypot(self.residuals[wanted], self.departure(values, coordinates, vectors))
-        allowed = self.allowed(wanted)
+        allowed = self.allowed(values)
         if (residuals > allowed).any() and self.operator.products + len(wanted) <= self.max_products:
             residuals = true_residuals(self.operator, values, vectors)
         return Eigenpairs(

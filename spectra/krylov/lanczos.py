@@ -12,6 +12,7 @@ products instead of a loop over vectors. T and C are float64 on the CPU whatever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,12 @@ class Lanczos:
         return self.size + len(self.pending) >= self.dimension
 
     def start(self, vector: Tensor) -> None:
-        """Make a vector (n,) pending, without coupling to what is there."""
-        rest = self._orthogonal_part(vector / norm(vector))[0]
-        rest = self._orthogonal_part(rest / norm(rest))[0]
-        self._push(rest / norm(rest), torch.zeros(1, self.size, dtype=torch.float64))
+        """Make what a vector (n,) has outside V and Q pending, without coupling to what is there."""
+        for _ in range(2):
+            if (length := norm(vector)) == 0:
+                raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
+            vector = self._orthogonal_part(vector / length)[0]
+        self._push(vector / norm(vector), torch.zeros(1, self.size, dtype=torch.float64))
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
         """Multiply one pending direction, by default the newest, and take it into the basis."""
@@ -77,8 +80,19 @@ class Lanczos:
         """A lower bound of |A|: the largest entry of T."""
         return self.projected.abs().max().item() if self.size else 0.0
 
+    @property
+    def finite(self) -> bool:
+        """Whether every product so far was."""
+        return math.isfinite(self.scale)
+
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (m,) in rising order, their coordinates S (m, m) by columns, and residuals (m,)."""
+        """Ritz values (m,) in rising order, their coordinates S (m, m) by columns, and residuals (m,).
+
+        All nan where a product was not finite: LAPACK may stop, or not return, on such a matrix.
+        """
+        if not self.finite:
+            missing = torch.full_like(self.projected, math.nan)
+            return missing[0], missing, missing[0]
         values, coordinates = torch.linalg.eigh(self.projected)
         return values, coordinates, torch.linalg.vector_norm(self.coupling @ coordinates, dim=0)
 

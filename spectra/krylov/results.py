@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from spectra.operator import SymmetricOperator
 
 
 class Progress(Protocol):
@@ -33,6 +36,13 @@ class Eigenpairs:
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
 
 
+def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
+    """What a method returns for a matrix whose products are not finite: `count` pairs of nan."""
+    missing = torch.full((count,), float("nan"), dtype=torch.float64)
+    vectors = torch.full((count, operator.shape[0]), float("nan"), dtype=operator.dtype, device=operator.device)
+    return Eigenpairs(missing, vectors, missing, missing, products, converged=False)
+
+
 @dataclass(frozen=True)
 class TraceEstimate:
     """tr A with the standard error of the estimate; 0.0 where it is exact."""
@@ -41,6 +51,12 @@ class TraceEstimate:
     standard_error: float
     products: int
     converged: bool
+
+
+def exact_trace(value: float, products: int) -> TraceEstimate:
+    """An estimate without error, unless a product was not finite."""
+    finite = math.isfinite(value)
+    return TraceEstimate(value, 0.0 if finite else math.nan, products, converged=finite)
 
 
 def select(values: Tensor, k: int, which: str) -> Tensor:

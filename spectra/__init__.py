@@ -1,0 +1,52 @@
+"""Spectral analysis of loss landscapes: the Hessian, the GGN and the Fisher matrices by their products.
+
+Names are loaded when first used, so that `import spectra` (and with it every `--help`) needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "spectra.curvature.problem",
+    "BinaryCrossEntropy": "spectra.curvature.losses",
+    "Counting": "spectra.operator",
+    "CrossEntropy": "spectra.curvature.losses",
+    "Curvature": "spectra.curvature.operator",
+    "CustomLoss": "spectra.curvature.losses",
+    "Deflated": "spectra.operator",
+    "Eigenpairs": "spectra.krylov.results",
+    "MATRICES": "spectra.curvature.matrices",
+    "MeanSquaredError": "spectra.curvature.losses",
+    "Problem": "spectra.curvature.problem",
+    "Shifted": "spectra.operator",
+    "SpectraError": "spectra.errors",
+    "SpectralMeasure": "spectra.krylov.results",
+    "SymmetricOperator": "spectra.operator",
+    "TraceEstimate": "spectra.krylov.results",
+    "check_operator": "spectra.operator",
+    "cut_batches": "spectra.curvature.evaluation",
+    "density_figure": "spectra.plots",
+    "eigenpairs": "spectra.krylov.eigenpairs",
+    "hutch_plus_plus": "spectra.krylov.hutchinson",
+    "hutchinson": "spectra.krylov.hutchinson",
+    "load_problem": "spectra.inputs.problem",
+    "mean_loss": "spectra.curvature.evaluation",
+    "save_figure": "spectra.plots",
+    "spectral_measure": "spectra.krylov.quadrature",
+    "to_scipy": "spectra.operator",
+    "xtrace": "spectra.krylov.xtrace",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spectra' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,63 @@
+"""The command line: the only place that imports click, prints, or exits. One file a command; none imports torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+
+from spectra import __version__
+from spectra.cli.demo import demo
+from spectra.cli.density import density
+from spectra.cli.eig import eig
+from spectra.cli.trace import trace
+from spectra.errors import SpectraError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}, no_args_is_help=False)
+@click.version_option(__version__, prog_name="spectra")
+def spectra() -> None:
+    """Spectral analysis of loss landscapes.
+
+    Eigenvalues, trace and spectral density of the Hessian, the Gauss-Newton and
+    the Fisher matrices of a network, each with its error and its cost.
+    """
+
+
+for command in (eig, trace, density, demo):
+    spectra.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        return spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return 130
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "spectra"
+        complain(f"{error.format_message()} See '{path} --help'.")
+    except SpectraError as error:
+        show_traceback()
+        complain(str(error))
+    except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
+        show_traceback()
+        complain(f"{type(error).__name__}: {error} (SPECTRA_TRACEBACK=1 shows where)")
+    return 2
+
+
+def complain(message: str) -> None:
+    print("spectra:", " ".join(message.split()), file=sys.stderr)
+
+
+def show_traceback() -> None:
+    if os.environ.get("SPECTRA_TRACEBACK"):
+        traceback.print_exc()

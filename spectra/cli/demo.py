@@ -1,0 +1,47 @@
+"""spectra demo."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
+
+
+@click.command()
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Write checkpoints, results and figures there.")  # fmt: skip
+def demo(out) -> int:
+    """Train a small net on real digits and do all of it.
+
+    Keeps checkpoints of the start, the middle and the end, and runs eig, trace
+    and density of four matrices on the last. Takes about a minute.
+    """
+    import torch
+
+    from spectra.cli.density import density
+    from spectra.cli.eig import eig
+    from spectra.cli.trace import trace
+    from spectra.demo import train
+    from spectra.inputs.data import load_data
+    from spectra.results import prepare_directory, write_atomically
+
+    prepare_directory(out)
+    digits = load_data("digits", None, 0)
+    for name, network, loss in train(digits.inputs, digits.targets):
+        path = out / f"{name}.pt"
+        weights = network.state_dict()
+        write_atomically(path, lambda file, weights=weights: torch.save(weights, file))
+        print(f"{path}: cross entropy {loss:.4f}", file=sys.stderr)
+
+    problem = ["--model", "spectra.demo:mlp", "--checkpoint", str(path), "--data", "digits", "--out", str(out)]
+    for name in MATRICES:
+        problem += ["--curvature", name]
+    status = 0
+    for command, options in ((eig, []), (trace, []), (density, [])):
+        arguments = problem + options
+        print(f"\n$ spectra {command.name} {shlex.join(arguments)}\n", flush=True)
+        status = max(status, command.main(arguments, prog_name=f"spectra {command.name}", standalone_mode=False))
+    return status

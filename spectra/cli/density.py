@@ -1,0 +1,47 @@
+"""spectra density."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from spectra.cli.options import problem_and_output
+from spectra.cli.session import Session, finish, prints_to_stderr
+
+
+@click.command()
+@problem_and_output
+@click.option(
+    "--steps", metavar="M", type=click.IntRange(min=2), default=80, show_default=True, help="Products a probe."
+)
+@click.option(
+    "--probes", metavar="P", type=click.IntRange(min=1), default=10, show_default=True, help="Random vectors."
+)
+@click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
+def density(steps, probes, log, **options) -> int:
+    """The spectral density and its figure.
+
+    \b
+    spectra density --model nets.py:build --checkpoint last.pt --data digits
+    spectra density ... --curvature hessian --curvature ggn --log --out run1
+    """
+    with prints_to_stderr():
+        from spectra.krylov.quadrature import spectral_measure
+        from spectra.plots import density_figure, save_figure
+        from spectra.report import density_arrays, density_results, density_text
+        from spectra.results import make_record, prepare_directory, write_atomically
+
+        session = Session("density", options)
+        home = options["out"] or Path()
+        prepare_directory(home)
+        loaded = session.load()
+        found = session.measure(loaded.problem, partial(spectral_measure, steps=steps, probes=probes))
+        path = home / "density.png"
+        request = {"steps": steps, "probes": probes, "log": log, "max_products": options["max_products"]}
+        record = make_record("density", loaded.record | request, density_results(found, path))
+        figure = density_figure({m.curvature: m.answer for m in found}, log=log)
+        write_atomically(path, lambda file: save_figure(figure, file, "png"))
+        session.write(record, density_arrays(found))
+    return finish(record, options["as_json"], density_text(record))

@@ -1,0 +1,44 @@
+"""spectra eig."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from spectra.cli.options import Positive, problem_and_output
+from spectra.cli.session import Session, finish, prints_to_stderr
+from spectra.krylov.methods import EIG
+
+
+@click.command()
+@problem_and_output
+@click.option(
+    "-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="How many eigenvalues."
+)
+@click.option("--which", type=click.Choice(["LM", "LA", "SA", "BE"]), default="LM", show_default=True, help="Largest magnitude, largest, smallest, or both ends.")  # fmt: skip
+@click.option("--method", type=click.Choice(list(EIG)), default="lanczos", show_default=True, help="How.")
+@click.option(
+    "--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|."
+)
+@click.option("--save-vectors", is_flag=True, help="Write eigenvectors to --out even beyond 1 GiB.")
+def eig(k, which, method, tol, save_vectors, **options) -> int:
+    """Eigenvalues at the ends of the spectrum, with residuals.
+
+    \b
+    spectra eig --model nets.py:build --checkpoint last.pt --data digits
+    spectra eig ... --curvature hessian --curvature ggn -k 20 --out run1
+    """
+    with prints_to_stderr():
+        from pkgutil import resolve_name
+
+        from spectra.report import eig_arrays, eig_results, eig_text
+        from spectra.results import make_record
+
+        session = Session("eig", options)
+        loaded = session.load()
+        found = session.measure(loaded.problem, partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol))
+        request = {"k": k, "which": which, "method": method, "tol": tol, "max_products": options["max_products"]}
+        record = make_record("eig", loaded.record | request, eig_results(found, method))
+        session.write(record, eig_arrays(found, save_vectors))
+    return finish(record, options["as_json"], eig_text(record))

@@ -1,0 +1,63 @@
+"""Every option, written once; commands stack those they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from spectra.curvature.matrices import MATRICES
+
+
+class Positive(click.ParamType):
+    """A finite number above zero."""
+
+    name = "number"
+
+    def convert(self, value, param, ctx):
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is not a finite number above 0.", param, ctx)
+        return number
+
+
+class NonNegative(Positive):
+    """A finite number, zero or more."""
+
+    def convert(self, value, param, ctx):
+        return 0.0 if str(value) in ("0", "0.0") else super().convert(value, param, ctx)
+
+
+PROBLEM = [
+    click.option("--model", metavar="SPEC", required=True, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
+    click.option("--checkpoint", metavar="PATH", type=click.Path(path_type=Path), help="Weights (.pt .pth .ckpt .safetensors); else the model as built."),
+    click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, where several would do."),
+    click.option("--data", metavar="SPEC", required=True, help="digits, file.npz (x, y), file.py:name, package.module:name or torchvision:NAME."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name."),
+    click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
+    click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number.  [default: as memory allows]"),
+    click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
+    click.option("--curvature", metavar="NAME", multiple=True, default=["hessian"], show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable."),
+    click.option("--mc-samples", metavar="S", type=click.IntRange(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
+    click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
+    click.option("--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of all that is drawn at random."),
+]  # fmt: skip
+
+OUTPUT = [
+    click.option("--max-products", metavar="N", type=click.IntRange(min=5), help="Stop after N products of a matrix with a vector."),
+    click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Write results there."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables."),
+]  # fmt: skip
+
+
+def problem_and_output(command: Callable) -> Callable:
+    for option in reversed(PROBLEM + OUTPUT):
+        command = option(command)
+    return command

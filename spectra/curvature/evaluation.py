@@ -1,0 +1,68 @@
+"""The mean loss itself, and batches cut to fit memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.differentiation import twice_differentiable
+from spectra.curvature.memory import graph_budget
+from spectra.curvature.operator import bytes_per_example
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
+
+
+def mean_loss(problem: Problem) -> float:
+    """The mean loss over all examples, without weight decay; one forward pass.
+
+    Raises SpectraError where the model fails on the data, and where the loss is not finite.
+    """
+    if not problem.weight > 0:
+        raise SpectraError("--loss: no example counts (all targets are ignored, or their class weights are zero)")
+    total = 0.0
+    with twice_differentiable(problem.model), torch.no_grad():
+        for batch in problem.batches:
+            try:
+                rows = problem.loss.rows(problem.output(batch), batch.targets)
+                total += problem.loss.total(rows, batch.targets).item()
+            except SpectraError:
+                raise
+            except Exception as error:  # whatever a user's model or loss raises
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise SpectraError(f"--model: fails on the data ({type(error).__name__}: {first})") from error
+    loss = total / problem.weight
+    if not torch.isfinite(torch.tensor(loss)):
+        raise SpectraError(
+            f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
+            "or try --dtype float64"
+        )
+    return loss
+
+
+def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
+    """Examples (N, ...) in batches of `size`, the last one shorter."""
+    cuts = [slice(first, first + size) for first in range(0, len(indices), size)]
+    return [Batch(slice_tree(inputs, cut), targets[cut], indices[cut]) for cut in cuts]
+
+
+def slice_tree(tree: Any, cut: slice) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: slice_tree(value, cut) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(slice_tree(value, cut) for value in tree)
+    return tree[cut]
+
+
+def fitting_batch_size(problem: Problem, examples: int) -> int:
+    """As many examples as memory allows: all in one batch where their graphs fit, else a quarter of what fits."""
+    first = problem.batches[0]
+    few = min(2, len(first))
+    probe = Batch(slice_tree(first.inputs, slice(few)), first.targets[:few], first.indices[:few])
+    # J v and J'u keep about twice what the gradient's graph does.
+    each = 2 * max(bytes_per_example(replace(problem, batches=[probe])), 1)
+    budget = graph_budget(problem.device)
+    return examples if each * examples <= budget else max(1, int(budget / 4 / each))

@@ -1,0 +1,118 @@
+"""What a user names, all of it -> a Problem, and the record that says what it was."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.curvature.evaluation import cut_batches, fitting_batch_size, mean_loss
+from spectra.curvature.problem import Problem, choose_parameters
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint import load_checkpoint
+from spectra.inputs.data import load_data
+from spectra.inputs.loss import build_loss
+from spectra.inputs.model import build_model
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A problem, and its record: options as typed, sizes, the checkpoint's hash, versions, device, seed."""
+
+    problem: Problem
+    record: dict[str, Any]
+
+
+def load_problem(
+    *,
+    model: str,
+    data: str,
+    loss: str = "cross_entropy",
+    checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    params: Sequence[str] = (),
+    mc_samples: int = 1,
+    weight_decay: float = 0.0,
+    device: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Loaded:
+    """Build the model, load its weights and data, and check that they fit each other; specs as on the command line.
+
+    The model sits in eval mode, its floating tensors and those of the data cast to `dtype`. Raises SpectraError.
+    """
+    typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
+    place, kind = choose_device(device), DTYPES[dtype]
+    objective = build_loss(loss)
+    network = build_model(model, seed)
+    loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+    network = network.to(place, kind)
+    parameters = choose_parameters(network, params)
+    examples = load_data(data, samples, seed)
+    inputs = to_kind(examples.inputs, place, kind)
+    targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
+
+    problem = Problem(
+        network,
+        objective,
+        cut_batches(inputs, targets, indices, batch_size or min(len(examples), 256)),
+        parameters,
+        weight_decay=weight_decay,
+        seed=seed,
+        mc_samples=mc_samples,
+    )
+    value = mean_loss(problem)
+    if batch_size is None:
+        batch_size = fitting_batch_size(problem, len(examples))
+        problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
+    record = {
+        "parameters": problem.size,
+        "examples": problem.examples,
+        **typed,
+        "params": list(params),
+        "checkpoint_key": loaded and loaded["key"],
+        "checkpoint_sha256": loaded and loaded["sha256"],
+        "samples": len(examples),
+        "batch_size": min(batch_size, len(examples)),
+        "device": place.type,
+        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "loss_value": value,
+        "versions": versions(),
+    }
+    return Loaded(problem, record)
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpectraError("--device cuda: torch sees no CUDA device here; use --device cpu, or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def to_kind(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Tensors on the device, floating ones in the dtype; integers and booleans as they are."""
+    if isinstance(tree, Tensor):
+        return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
+    if isinstance(tree, dict):
+        return {key: to_kind(value, device, dtype) for key, value in tree.items()}
+    return tuple(to_kind(value, device, dtype) for value in tree)
+
+
+def versions() -> dict[str, str]:
+    from spectra import __version__
+
+    return {
+        "spectra": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,178 @@
+"""What is shown: measurements as entries of the JSON record and as tables of 80 columns."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 80
+LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
+
+
+def eig_results(found: Sequence[Any], method: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "curvature": m.curvature,
+            "method": method,
+            "eigenvalues": m.answer.values.tolist(),
+            "residuals": m.answer.residuals.tolist(),
+            "error_estimates": m.answer.error_estimates.tolist(),
+            "complete": m.answer.complete,
+            **m.cost(),
+        }
+        for m in found
+    ]
+
+
+def eig_arrays(found: Sequence[Any], save_vectors: bool) -> dict[str, np.ndarray]:
+    """Values, residuals and, up to 1 GiB or when asked, eigenvectors (k, n), named `<what>_<matrix>`."""
+    arrays = {}
+    for m in found:
+        arrays[f"eigenvalues_{m.curvature}"] = m.answer.values.numpy()
+        arrays[f"residuals_{m.curvature}"] = m.answer.residuals.numpy()
+    if save_vectors or sum(m.answer.vectors.nbytes for m in found) <= LARGEST_VECTORS:
+        arrays |= {f"eigenvectors_{m.curvature}": m.answer.vectors.cpu().numpy() for m in found}
+    return arrays
+
+
+def trace_results(found: Sequence[Any], method: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "curvature": m.curvature,
+            "method": method,
+            "trace": m.answer.value,
+            "standard_error": m.answer.standard_error,
+            **m.cost(),
+        }
+        for m in found
+    ]
+
+
+def density_results(found: Sequence[Any], figure: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "curvature": m.curvature,
+            "method": "stochastic lanczos quadrature",
+            "nodes": m.answer.nodes.tolist(),
+            "weights": m.answer.weights.tolist(),
+            "dimension": m.answer.dimension,
+            "deflated": m.answer.deflated,
+            "figure": str(figure),
+            **m.cost(),
+        }
+        for m in found
+    ]
+
+
+def density_arrays(found: Sequence[Any]) -> dict[str, np.ndarray]:
+    nodes = {f"nodes_{m.curvature}": m.answer.nodes.numpy() for m in found}
+    return nodes | {f"weights_{m.curvature}": m.answer.weights.numpy() for m in found}
+
+
+def eig_text(record: dict[str, Any]) -> str:
+    """Eigenvalues of all matrices side by side; below them cost and quality."""
+    results = record["results"]
+    tables = []
+    for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
+        some = results[first : first + 3]
+        table = new_table("", *[r["curvature"] for r in some])
+        for i in range(max(len(r["eigenvalues"]) for r in some)):
+            cells = [
+                with_error(r["eigenvalues"][i], r["residuals"][i]) if i < len(r["eigenvalues"]) else "" for r in some
+            ]
+            table.add_row(str(i + 1), *cells)
+        tables.append(table)
+    notes = new_table("", "products", "seconds", "set-up s", "converged", "nothing missed")
+    for r in results:
+        notes.add_row(
+            r["curvature"], *cost_cells(r), {True: "yes (99 %)", False: "not shown", None: "-"}[r["complete"]]
+        )
+    return rendered(heading(record), "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within", *tables, notes)
+
+
+def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
+    values = result["eigenvalues"]
+    return with_error(values[i], result["residuals"][i]) if i < len(values) else ""
+
+
+def trace_text(record: dict[str, Any]) -> str:
+    table = new_table("", "trace", "products", "seconds", "set-up s", "converged")
+    for r in record["results"]:
+        table.add_row(r["curvature"], with_error(r["trace"], r["standard_error"]), *cost_cells(r))
+    return rendered(heading(record), "trace ± standard error", table)
+
+
+def density_text(record: dict[str, Any]) -> str:
+    table = new_table("", "smallest", "largest", "mean", "below 0", "products", "seconds")
+    for r in record["results"]:
+        nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
+        held = np.where(weights > 0, nodes, np.nan)
+        means, below = (weights * nodes).sum(1), 100 * np.where(nodes < 0, weights, 0).sum(1)
+        table.add_row(
+            r["curvature"],
+            f"{np.nanmin(held):.3g}",
+            f"{np.nanmax(held):.3g}",
+            with_error(means.mean(), standard_error(means)),
+            f"{with_error(below.mean(), standard_error(below))} %",
+            str(r["products"]),
+            f"{r['seconds']:.1f}",
+        )
+    probes = len(record["results"][0]["nodes"])
+    note = f"{record['results'][0]['figure']}: {probes} probes; mean eigenvalue and share below 0 ± standard error"
+    return rendered(heading(record), note, table)
+
+
+def heading(record: dict[str, Any]) -> str:
+    problem = record["problem"]
+    where = problem["checkpoint"] or f"{problem['model']}, as built with seed {problem['seed']}"
+    return (
+        f"{where} on {problem['data']}: {problem['parameters']:,} parameters, {problem['examples']:,} examples, "
+        f"{problem['loss']} {problem['loss_value']:.4g}"
+    )
+
+
+def cost_cells(result: dict[str, Any]) -> list[str]:
+    return [
+        str(result["products"]),
+        f"{result['seconds']:.2f}",
+        f"{result['setup_seconds']:.2f}",
+        "yes" if result["converged"] else "no",
+    ]
+
+
+def standard_error(samples: np.ndarray) -> float:
+    return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
+
+
+def with_error(value: float, error: float) -> str:
+    """`0.43125 ± 2e-05`: the value to the digit of its error, with one digit of the error."""
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{value:.6g} ± {error:.1g}"
+    if error == 0:
+        return f"{value:.8g} ± 0"
+    digit = math.floor(math.log10(error))
+    digits = max(1, min(12, (math.floor(math.log10(abs(value))) if value else digit) - digit + 1))
+    return f"{value:.{digits}g} ± {error:.1g}"
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def rendered(*parts: str | Table) -> str:
+    """Parts one below the other, without trailing spaces."""
+    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())

@@ -1,0 +1,144 @@
+"""The law of the Lanczos basis, A V' = V' T + Q' C, after every kind of step."""
+
+import pytest
+import torch
+from helpers import TABLE, known, matrix, seeded, with_spectrum
+
+from spectra.krylov.lanczos import begin, lanczos, random_start
+
+
+def assert_law(operator, size, state, tolerance=1e-13):
+    """The law to rounding, V and Q orthonormal together, T symmetric."""
+    basis, pending = state.basis.double(), state.pending.double()
+    left = operator.double() @ basis.T
+    right = basis.T @ state.projected + pending.T @ state.coupling
+    assert torch.linalg.matrix_norm(left - right) <= tolerance * size * max(1, state.size) ** 0.5
+    together = torch.cat([basis, pending])
+    assert len(together) <= state.dimension
+    assert (together @ together.T - torch.eye(len(together))).abs().max() <= tolerance
+    assert (state.projected - state.projected.T).abs().max() <= tolerance * size if state.size else True
+
+
+def wander(operator, state, seed, moves=30):
+    """Random moves: products of the newest or another pending direction, further starts, thick restarts."""
+    generator = seeded(seed)
+    for _ in range(moves):
+        move = torch.randint(10, (), generator=generator).item()
+        if (move == 0 or not len(state.pending)) and not state.exhausted:
+            state.start(random_start(operator, generator))
+        elif move == 1 and state.size > 3:
+            kept = torch.randperm(state.size, generator=generator)[: state.size // 2]
+            state.restart(state.ritz()[1][:, kept])
+        elif len(state.pending):
+            state.extend(operator, torch.randint(len(state.pending), (), generator=generator).item())
+        yield state
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_law_holds_after_every_step(name, scale):
+    given = matrix(name) * scale
+    for seed in range(4):
+        state = begin(given.matrix, random_start(given.matrix, seeded(seed)))
+        for state in wander(given.matrix, state, seed):
+            assert_law(given.matrix, given.size, state)
+
+
+@pytest.mark.parametrize("name", ["ghosts", "network", "softmax", "low rank"])
+def test_law_holds_in_float32(name):
+    given = matrix(name)
+    single = given.matrix.float()
+    for state in wander(single, begin(single, random_start(single, seeded())), seed=1, moves=60):
+        assert state.projected.dtype == state.coupling.dtype == torch.float64
+        assert_law(single, given.size, state, 3e-6)
+
+
+def test_one_start_gives_a_tridiagonal_matrix_and_one_residual():
+    given = matrix("network")
+    state = lanczos(given.matrix, random_start(given.matrix, seeded()), 40)
+    assert_law(given.matrix, given.size, state)
+    assert state.projected.triu(2).abs().max() <= 1e-13 * given.size
+    assert state.coupling[:, :-1].abs().max() <= 1e-13 * given.size
+    assert state.pending.shape == (1, given.n)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_basis_stays_orthonormal_to_the_end(name):
+    given = matrix(name)
+    state = lanczos(given.matrix, random_start(given.matrix, seeded()), given.n)
+    assert_law(given.matrix, given.size, state)
+
+
+@pytest.mark.parametrize(("spectrum", "steps"), [([3, 3, 3, 1, 1, 0, 0, 0], 3), ([7] * 9, 1), ([0] * 5, 1), ([-2.5], 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_breaks_down_after_as_many_steps_as_distinct_eigenvalues(spectrum, steps, scale, dtype):
+    given = known(spectrum) * scale
+    state = lanczos(given.matrix.to(dtype), random_start(given.matrix.to(dtype), seeded()), 50)
+    assert state.size == steps
+    assert not len(state.pending)
+    values, _, residuals = state.ritz()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(values, given.spectrum.unique(), rtol=0, atol=50 * eps * given.size)
+    assert residuals.max() == 0
+
+
+def test_never_takes_more_directions_than_the_space_has():
+    given = matrix("wilkinson")
+    state = begin(given.matrix, random_start(given.matrix, seeded()))
+    for seed in range(6):
+        state.start(random_start(given.matrix, seeded(seed + 1)))
+    while len(state.pending):
+        state.extend(given.matrix)
+        assert_law(given.matrix, given.size, state)
+    assert state.size <= given.n
+    while not state.exhausted:
+        state.start(random_start(given.matrix, seeded(99)))
+        state.extend(given.matrix)
+    values, _, residuals = state.ritz()
+    torch.testing.assert_close(values, given.spectrum, rtol=0, atol=1e-13 * given.size)
+    assert residuals.max() <= 1e-13 * given.size
+
+
+def test_a_start_inside_the_basis_becomes_a_direction_outside_it():
+    given = matrix("network")
+    state = lanczos(given.matrix, random_start(given.matrix, seeded()), 20)
+    state.start(state.basis[3] + state.basis[7])
+    assert_law(given.matrix, given.size, state)
+    state.extend(given.matrix)
+    assert_law(given.matrix, given.size, state)
+
+
+def test_a_start_exactly_inside_the_basis_is_refused_by_no_division_by_zero():
+    operator = torch.diag(torch.tensor([3.0, 2, 1], dtype=torch.float64))
+    state = lanczos(operator, torch.tensor([1.0, 0, 0], dtype=torch.float64), 5)
+    assert state.size == 1
+    with pytest.raises(ValueError, match="span"):
+        state.start(torch.tensor([2.0, 0, 0], dtype=torch.float64))
+
+
+def test_ritz_residuals_are_true_residuals():
+    given = matrix("network")
+    state = lanczos(given.matrix, random_start(given.matrix, seeded()), 30)
+    values, coordinates, residuals = state.ritz()
+    vectors = state.vectors(coordinates)
+    true = torch.linalg.vector_norm(given.matrix @ vectors.T - vectors.T * values, dim=0)
+    torch.testing.assert_close(residuals, true, rtol=0, atol=1e-12 * given.size)
+
+
+def test_a_thick_restart_loses_nothing_that_it_keeps():
+    given = matrix("ghosts")
+    state = lanczos(given.matrix, random_start(given.matrix, seeded()), 30)
+    values, coordinates, residuals = state.ritz()
+    state.restart(coordinates[:, -8:])
+    after, _, residuals_after = state.ritz()
+    torch.testing.assert_close(after, values[-8:], rtol=0, atol=1e-13 * given.size)
+    torch.testing.assert_close(residuals_after, residuals[-8:], rtol=0, atol=1e-12 * given.size)
+
+
+def test_non_finite_products_give_non_finite_values_and_no_error():
+    operator = with_spectrum([3.0, 2, 1]) * float("nan")
+    values, coordinates, residuals = lanczos(operator, torch.ones(3, dtype=torch.float64), 3).ritz()
+    assert values.isnan().all()
+    assert coordinates.isnan().all()
+    assert residuals.isnan().all()
