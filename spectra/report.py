@@ -56,7 +56,7 @@ def trace_results(found: Sequence[Any], method: str) -> list[dict[str, Any]]:
     ]
 
 
-def density_results(found: Sequence[Any], figure: Path) -> list[dict[str, Any]]:
+def density_results(found: Sequence[Any], figure: Path | None) -> list[dict[str, Any]]:
     return [
         {
             "curvature": m.curvature,
@@ -65,7 +65,7 @@ def density_results(found: Sequence[Any], figure: Path) -> list[dict[str, Any]]:
             "weights": m.answer.weights.tolist(),
             "dimension": m.answer.dimension,
             "deflated": m.answer.deflated,
-            "figure": str(figure),
+            "figure": str(figure) if figure else None,
             **m.cost(),
         }
         for m in found
@@ -85,10 +85,7 @@ def eig_text(record: dict[str, Any]) -> str:
         some = results[first : first + 3]
         table = new_table("", *[r["curvature"] for r in some])
         for i in range(max(len(r["eigenvalues"]) for r in some)):
-            cells = [
-                with_error(r["eigenvalues"][i], r["residuals"][i]) if i < len(r["eigenvalues"]) else "" for r in some
-            ]
-            table.add_row(str(i + 1), *cells)
+            table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
         tables.append(table)
     notes = new_table("", "products", "seconds", "set-up s", "converged", "nothing missed")
     for r in results:
@@ -111,22 +108,23 @@ def trace_text(record: dict[str, Any]) -> str:
 
 
 def density_text(record: dict[str, Any]) -> str:
-    table = new_table("", "smallest", "largest", "mean", "below 0", "products", "seconds")
+    table = new_table("", "smallest", "largest", "mean", "% < 0", "products", "seconds")
     for r in record["results"]:
         nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
-        held = np.where(weights > 0, nodes, np.nan)
+        held = nodes[weights != 0]
         means, below = (weights * nodes).sum(1), 100 * np.where(nodes < 0, weights, 0).sum(1)
         table.add_row(
             r["curvature"],
-            f"{np.nanmin(held):.3g}",
-            f"{np.nanmax(held):.3g}",
+            f"{held.min():.3g}",
+            f"{held.max():.3g}",
             with_error(means.mean(), standard_error(means)),
-            f"{with_error(below.mean(), standard_error(below))} %",
+            with_error(below.mean(), standard_error(below)),
             str(r["products"]),
             f"{r['seconds']:.1f}",
         )
     probes = len(record["results"][0]["nodes"])
-    note = f"{record['results'][0]['figure']}: {probes} probes; mean eigenvalue and share below 0 ± standard error"
+    figure = record["results"][0]["figure"] or "no figure"
+    note = f"{figure}: {probes} probes; mean eigenvalue, share of negative ones"
     return rendered(heading(record), note, table)
 
 

@@ -67,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
         raise SpectraError(f"--out {path}: cannot be written ({reason}); free some space or name another") from error
     finally:
         if temporary and os.path.exists(temporary):

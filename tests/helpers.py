@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -68,7 +70,7 @@ def wilkinson() -> Known:
 SOFTMAX = np.concatenate([np.repeat(0.7 ** np.arange(14), 9), np.zeros(14)])
 
 TABLE: dict[str, Callable[[], Known]] = {
-    "ghosts": lambda: known(np.concatenate([[100, 50, 20], uniform(217)])),
+    "ghosts": lambda: known(np.concatenate([[100, 50, 20], uniform(147)])),
     "strakos": lambda: known(strakos()),
     "wilkinson": wilkinson,
     "low rank": lambda: known(np.concatenate([uniform(30, 0.5, 3), np.zeros(370)])),
@@ -77,7 +79,7 @@ TABLE: dict[str, Callable[[], Known]] = {
     "opposite": lambda: known(np.concatenate([[5, -5], uniform(98, -1, 1)])),
     "network": lambda: known(np.concatenate([[40, 22, 15, 9, 5], -(uniform(60) ** 4), uniform(135, seed=1) ** 4])),
     "flat": lambda: known(np.linspace(1, 3, 120)),
-    "decay": lambda: known(np.arange(1, 201) ** -2.0),
+    "decay": lambda: known(np.arange(1, 151) ** -2.0),
     "identity": lambda: known(np.ones(30), torch.eye(30, dtype=torch.float64)),
     "zero": lambda: known(np.zeros(30), torch.zeros(30, 30, dtype=torch.float64)),
     "one by one": lambda: known([-2.5], torch.tensor([[-2.5]], dtype=torch.float64)),
@@ -105,7 +107,7 @@ class Products:
     multiply: Callable[[Tensor], Tensor]
     n: int
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def shape(self) -> torch.Size:
@@ -121,7 +123,7 @@ class Products:
 def not_finite(n: int = 60, good: int = 0, bad: float = float("nan")) -> Products:
     """A matrix whose products, after the first `good`, hold something that is not finite."""
     calls = 0
-    whole = matrix("ghosts").matrix[:n, :n]
+    whole = with_spectrum(uniform(n))
 
     def multiply(vectors):
         nonlocal calls

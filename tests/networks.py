@@ -32,7 +32,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)  # of torch.nn.CrossEntropyLoss
     classes_last: bool = False
     function: Callable[[Tensor, Tensor], Tensor] | None = None  # of a custom loss
-    sizes: tuple[int, ...] = (3, 3, 1)  # of the batches
+    sizes: tuple[int, ...] = (5, 2)  # of the batches
 
     def model(self, dtype=torch.float64, device="cpu") -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -142,9 +142,9 @@ class Attention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(4, 4)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 3, dropout=0.1, batch_first=True)
-        self.head = nn.Linear(4, 4, bias=False)
+        self.embedding = nn.Embedding(4, 3)
+        self.layer = nn.TransformerEncoderLayer(3, 3, 2, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(3, 4, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens, padding):
@@ -166,10 +166,10 @@ class FusedAttention(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind, outputs: int, last: bool, **options):
+    def __init__(self, kind, outputs: int, last: bool):
         super().__init__()
-        self.cell = kind(2, 3, batch_first=True, **options)
-        self.head = nn.Linear(3, outputs)
+        self.cell = kind(2, 2, batch_first=True)
+        self.head = nn.Linear(2, outputs)
         self.last = last
 
     def forward(self, x):
@@ -196,7 +196,7 @@ class Checkpointed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 3)
 
     def forward(self, x):
         return self.second(checkpoint(lambda x: self.first(x).tanh(), x, use_reentrant=False))

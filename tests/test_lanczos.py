@@ -20,10 +20,12 @@ def assert_law(operator, size, state, tolerance=1e-13):
 
 
 def wander(operator, state, seed, moves=30):
-    """Random moves: products of the newest or another pending direction, further starts, thick restarts."""
+    """Random moves: products of the newest or another pending direction, further starts, rotations, thick restarts."""
     generator = seeded(seed)
     for _ in range(moves):
         move = torch.randint(10, (), generator=generator).item()
+        if move == 2 and len(state.pending) > 1:
+            state.align(torch.randn(len(state.pending), generator=generator, dtype=torch.float64))
         if (move == 0 or not len(state.pending)) and not state.exhausted:
             state.start(random_start(operator, generator))
         elif move == 1 and state.size > 3:
@@ -35,12 +37,11 @@ def wander(operator, state, seed, moves=30):
 
 
 @pytest.mark.parametrize("name", TABLE)
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_law_holds_after_every_step(name, scale):
-    given = matrix(name) * scale
-    for seed in range(4):
-        state = begin(given.matrix, random_start(given.matrix, seeded(seed)))
-        for state in wander(given.matrix, state, seed):
+def test_law_holds_after_every_step(name):
+    for seed, scale in enumerate([1.0, 1e-6, 1e6]):
+        given = matrix(name) * scale
+        begun = begin(given.matrix, random_start(given.matrix, seeded(seed)))
+        for state in wander(given.matrix, begun, seed):
             assert_law(given.matrix, given.size, state)
 
 
@@ -69,7 +70,7 @@ def test_the_basis_stays_orthonormal_to_the_end(name):
     assert_law(given.matrix, given.size, state)
 
 
-@pytest.mark.parametrize(("spectrum", "steps"), [([3, 3, 3, 1, 1, 0, 0, 0], 3), ([7] * 9, 1), ([0] * 5, 1), ([-2.5], 1)])
+@pytest.mark.parametrize(("spectrum", "steps"), [([3, 3, 3, 1, 1, 1], 2), ([7] * 9, 1), ([0] * 5, 1), ([-2.5], 1)])
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_breaks_down_after_as_many_steps_as_distinct_eigenvalues(spectrum, steps, scale, dtype):

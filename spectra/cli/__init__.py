@@ -32,7 +32,13 @@ for command in (eig, trace, density, demo):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, some are closed
+    sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    # The answer stands: what user code still prints at exit must not follow it.
+    sys.stdout = sys.stderr
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -44,13 +50,14 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "spectra"
-        complain(f"{error.format_message()} See '{path} --help'.")
+        complain(f"{error.format_message().rstrip('.')}; see '{path} --help'")
     except SpectraError as error:
         show_traceback()
         complain(str(error))
     except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
         show_traceback()
-        complain(f"{type(error).__name__}: {error} (SPECTRA_TRACEBACK=1 shows where)")
+        first = str(error).strip().partition("\n")[0]
+        complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)")
     return 2
 
 

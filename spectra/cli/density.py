@@ -12,7 +12,6 @@ from spectra.cli.session import Session, finish, prints_to_stderr
 
 
 @click.command()
-@problem_and_output
 @click.option(
     "--steps", metavar="M", type=click.IntRange(min=2), default=80, show_default=True, help="Products a probe."
 )
@@ -20,6 +19,7 @@ from spectra.cli.session import Session, finish, prints_to_stderr
     "--probes", metavar="P", type=click.IntRange(min=1), default=10, show_default=True, help="Random vectors."
 )
 @click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
+@problem_and_output
 def density(steps, probes, log, **options) -> int:
     """The spectral density and its figure.
 
@@ -38,10 +38,12 @@ def density(steps, probes, log, **options) -> int:
         prepare_directory(home)
         loaded = session.load()
         found = session.measure(loaded.problem, partial(spectral_measure, steps=steps, probes=probes))
-        path = home / "density.png"
+        finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
+        path = home / "density.png" if finite else None
         request = {"steps": steps, "probes": probes, "log": log, "max_products": options["max_products"]}
         record = make_record("density", loaded.record | request, density_results(found, path))
-        figure = density_figure({m.curvature: m.answer for m in found}, log=log)
-        write_atomically(path, lambda file: save_figure(figure, file, "png"))
+        if path:
+            figure = density_figure(finite, log=log)
+            write_atomically(path, lambda file: save_figure(figure, file, "png"))
         session.write(record, density_arrays(found))
     return finish(record, options["as_json"], density_text(record))

@@ -12,7 +12,6 @@ from spectra.krylov.methods import EIG
 
 
 @click.command()
-@problem_and_output
 @click.option(
     "-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="How many eigenvalues."
 )
@@ -22,6 +21,7 @@ from spectra.krylov.methods import EIG
     "--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|."
 )
 @click.option("--save-vectors", is_flag=True, help="Write eigenvectors to --out even beyond 1 GiB.")
+@problem_and_output
 def eig(k, which, method, tol, save_vectors, **options) -> int:
     """Eigenvalues at the ends of the spectrum, with residuals.
 

@@ -15,22 +15,37 @@ class Positive(click.ParamType):
     """A finite number above zero."""
 
     name = "number"
+    wanted = "a finite number above 0"
 
     def convert(self, value, param, ctx):
         try:
             number = float(value)
         except ValueError:
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        if not 0 < number < math.inf:
-            self.fail(f"{value!r} is not a finite number above 0.", param, ctx)
+            number = math.nan
+        if not (math.isfinite(number) and self.holds(number)):
+            self.fail(f"{value!r} is not {self.wanted}.", param, ctx)
         return number
+
+    def holds(self, number: float) -> bool:
+        return number > 0
 
 
 class NonNegative(Positive):
     """A finite number, zero or more."""
 
+    wanted = "a finite number >= 0"
+
+    def holds(self, number: float) -> bool:
+        return number >= 0
+
+
+class Seed(click.ParamType):
+    """An integer that torch's generators and int64 both hold; no range in the help, where it would be noise."""
+
+    name = "integer"
+
     def convert(self, value, param, ctx):
-        return 0.0 if str(value) in ("0", "0.0") else super().convert(value, param, ctx)
+        return click.IntRange(0, 2**63 - 1).convert(value, param, ctx)
 
 
 PROBLEM = [
@@ -47,7 +62,7 @@ PROBLEM = [
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
-    click.option("--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of all that is drawn at random."),
+    click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip
 
 OUTPUT = [

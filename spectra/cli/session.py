@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from spectra.errors import SpectraError
 
 OTHERS = ("curvature", "max_products", "out", "as_json")
 
@@ -34,7 +37,7 @@ class Session:
         """`method(operator, generator=, max_products=, progress=)` on each matrix, from the same seed."""
         names = list(dict.fromkeys(self.options["curvature"]))
         matrices = [self._matrix(problem, name) for name in names]  # all are named rightly before any is computed
-        return [self._measure_one(matrix, method) for matrix in matrices]
+        return [self._measure_one(matrices.pop(0), method) for _ in names]  # popped: each gives its graphs back
 
     def _matrix(self, problem, name: str):
         from spectra.curvature.operator import Curvature
@@ -101,7 +104,11 @@ def prints_to_stderr() -> Iterator[None]:
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
         yield
+    except SystemExit as error:
+        text = f"code of yours ended the program (SystemExit: {error.code}); take that out of it"
+        raise SpectraError(f"--model, --data or --loss: {text}") from error
     finally:
+        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
         sys.stdout = stdout
         os.dup2(kept, 1)
         os.close(kept)
@@ -142,25 +149,37 @@ def describe(numbers: dict[str, float]) -> str:
 
 def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
-    from spectra.results import finite, to_json
+    from spectra.results import to_json
 
-    print(to_json(record) if as_json else text)
-    sys.stdout.flush()
-    results = record["results"]
-    good = all(result["converged"] for result in results) and finite(results) == results
-    if not good:
-        print(f"spectra: {why_not(results)}", file=sys.stderr)
-    return 0 if good else 1
+    try:
+        print(to_json(record) if as_json else text, flush=True)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough: click ends quietly
+    except OSError as error:
+        text = f"cannot be written ({error.strerror}); free some space, or write it elsewhere"
+        raise SpectraError(f"standard output: {text}") from error
+    if reason := why_not(record):
+        print(f"spectra: {reason}", file=sys.stderr)
+    return 1 if reason else 0
 
 
-def why_not(results: list[dict[str, Any]]) -> str:
+MORE = "raise --max-products"
+WAYS_OUT = {
+    "eig": f"{MORE}, try --dtype float64, or loosen --tol",
+    "trace": f"{MORE}, or loosen --rtol",
+    "density": MORE,
+}
+
+
+def why_not(record: dict[str, Any]) -> str:
+    """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
     from spectra.results import finite
 
-    for result in results:
+    for result in record["results"]:
         name = result["curvature"]
-        if finite(result) != result:
+        known = {key: value for key, value in result.items() if (key, value) != ("standard_error", math.inf)}
+        if finite(known) != known:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
         if not result["converged"]:
-            spent = f"{name}: the tolerance was not met in {result['products']} products"
-            return f"{spent}; raise --max-products, try --dtype float64, or loosen the tolerance"
+            return f"{name}: not converged in {result['products']} products; {WAYS_OUT[record['command']]}"
     return ""

@@ -12,7 +12,6 @@ from spectra.krylov.methods import TRACE
 
 
 @click.command()
-@problem_and_output
 @click.option("--method", type=click.Choice(list(TRACE)), default="xtrace", show_default=True, help="How.")
 @click.option(
     "--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Standard error over |trace|."
@@ -20,6 +19,7 @@ from spectra.krylov.methods import TRACE
 @click.option(
     "--probes", metavar="P", type=click.IntRange(min=2), help="Exactly P random vectors.  [default: as --rtol needs]"
 )
+@problem_and_output
 def trace(method, rtol, probes, **options) -> int:
     """The trace, with its standard error.
 

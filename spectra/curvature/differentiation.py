@@ -59,7 +59,9 @@ def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = 
     """The derivative of weights'output by each input, zeros where there is none; the graph is kept."""
     if not output.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
-    return torch.autograd.grad(
+    if create_graph and weights is None:
+        weights = torch.ones_like(output, requires_grad=True)  # else once_differentiable functions may go unnoticed
+    gradients = torch.autograd.grad(
         output,
         inputs,
         weights,
@@ -68,6 +70,26 @@ def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = 
         allow_unused=True,
         materialize_grads=True,
     )
+    if create_graph:
+        refuse_once_differentiable(gradients)
+    return gradients
+
+
+def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where a layer's derivative is cut off from its graph.
+
+    Its node would raise if it ran, but leads to none of our inputs, so that autograd passes it by and takes the
+    derivative beyond for zero (pytorch, `once_differentiable` in torch/autograd/function.py).
+    """
+    nodes = [t.grad_fn for t in gradients if t.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
+        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= new
+        nodes.extend(new)
 
 
 class Jacobian:

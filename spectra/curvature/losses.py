@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectra.curvature.memory import out_of_memory
 from spectra.errors import SpectraError
 
 
@@ -59,6 +60,11 @@ class CrossEntropy:
             )
         if soft and output.shape != targets.shape:
             raise mismatch("cross_entropy", output, targets)
+        if soft and self.ignore_index >= 0:
+            raise SpectraError(
+                f"--loss cross_entropy: ignore_index is {self.ignore_index}, but the targets are probabilities, of "
+                "which none is ignored; leave it out"
+            )
         first = (output.shape[0], *output.shape[2:])
         if soft or tuple(targets.shape) == first:
             rows = output.movedim(1, -1)
@@ -224,7 +230,12 @@ class CustomLoss:
         return output
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        values = self.function(rows, targets)
+        try:
+            values = self.function(rows, targets)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise SpectraError(f"--loss {self.name}: fails on the data ({described(error)})") from error
         if not isinstance(values, Tensor):
             raise SpectraError(f"--loss {self.name}: returned a {type(values).__name__}, not a tensor")
         if values.ndim == 0:
@@ -248,3 +259,9 @@ def mismatch(name: str, output: Tensor, targets: Tensor) -> SpectraError:
         f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; "
         "choose the loss that fits them, or reshape the data"
     )
+
+
+def described(error: Exception) -> str:
+    """An error of the user's code in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

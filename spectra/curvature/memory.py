@@ -31,7 +31,17 @@ def count_kept_bytes() -> Iterator[dict[int, int]]:
     def pack(tensor):
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor, tensor._version
+
+    def unpack(packed):
+        tensor, version = packed
+        if tensor._version != version:  # with hooks, autograd leaves this check to them
+            raise RuntimeError("a tensor needed for the derivative has been changed in place since it was computed")
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield sizes
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

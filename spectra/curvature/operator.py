@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.differentiation import Apply, twice_differentiable
+from spectra.curvature.losses import described
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes, graph_budget
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.memory import count_kept_bytes, graph_budget, out_of_memory
+from spectra.curvature.problem import Batch, Problem, refuse_unfit
 from spectra.errors import SpectraError
 
 
@@ -45,6 +46,7 @@ class Curvature:
         self.memory = graph_budget(problem.device) if memory is None else memory
         self.setup_seconds = 0.0
         self._kept: list[Apply] | None = None
+        self._versions = self._parameter_versions()
 
     @property
     def shape(self) -> torch.Size:
@@ -83,10 +85,16 @@ class Curvature:
         if self._kept is None:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
+                refuse_unfit(self.problem)
                 self._kept = self._linearise_within_memory()
             self.setup_seconds += time.perf_counter() - start
 
+    def _parameter_versions(self) -> list[int]:
+        return [p._version for p in self.problem.leaves]
+
     def _batches(self) -> Iterator[Apply]:
+        if self._parameter_versions() != self._versions:
+            raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
         self.prepare()
         yield from self._kept
         for batch in self.problem.batches[len(self._kept) :]:
@@ -115,13 +123,13 @@ def explained() -> Iterator[None]:
     """What models do wrong when they are differentiated, in one line."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in first:
-            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({first})") from error
-        if "not implemented" in first or "does not support" in first:
-            raise SpectraError(f"--model: a layer has no second derivative ({first}); replace that layer") from error
-        raise SpectraError(f"--model: differentiating it failed ({type(error).__name__}: {first})") from error
+    except RuntimeError as error:
+        what = described(error)
+        if out_of_memory(error):
+            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({what})") from error
+        if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
+            raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
+        raise SpectraError(f"--model: differentiating it failed ({what})") from error
 
 
 def bytes_per_example(problem: Problem) -> float:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.curvature.losses import Loss
+from spectra.curvature.losses import Loss, described
+from spectra.curvature.memory import out_of_memory
 from spectra.errors import SpectraError
 
 
@@ -75,14 +76,19 @@ class Problem:
         return sum(self.loss.examples(batch.targets) for batch in self.batches)
 
     def output(self, batch: Batch) -> Tensor:
-        """The model's output on a batch; raises SpectraError where it is not one tensor."""
+        """The model's output on a batch; raises SpectraError where it fails or is not one tensor."""
         inputs = batch.inputs
-        if isinstance(inputs, Mapping):
-            output = self.model(**inputs)
-        elif isinstance(inputs, tuple):
-            output = self.model(*inputs)
-        else:
-            output = self.model(inputs)
+        try:
+            if isinstance(inputs, Mapping):
+                output = self.model(**inputs)
+            elif isinstance(inputs, tuple):
+                output = self.model(*inputs)
+            else:
+                output = self.model(inputs)
+        except Exception as error:
+            if isinstance(error, SpectraError) or out_of_memory(error):
+                raise
+            raise SpectraError(f"--model: fails on the data ({described(error)})") from error
         if not isinstance(output, Tensor):
             raise SpectraError(
                 f"--model: its output is a {type(output).__name__}, not one tensor; wrap it to return one"
@@ -132,14 +138,40 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
 
 def refuse_training_layers(model: nn.Module) -> None:
     """Raise SpectraError where a layer would draw at random or use the statistics of its batch."""
-    chance = nn.modules.dropout._DropoutNd
-    statistics = nn.modules.batchnorm._BatchNorm
+    batch_norm, tracking = nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._NormBase
+    chance = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
     for name, layer in model.named_modules():
-        if not layer.training:
-            continue
-        dropping = isinstance(layer, chance) and layer.p > 0
-        if dropping or isinstance(layer, statistics):
+        kind = f"{type(layer).__name__} '{name}'"
+        dropping = isinstance(layer, chance) and getattr(layer, "p", getattr(layer, "dropout", 1)) > 0
+        updating = isinstance(layer, batch_norm) or (isinstance(layer, tracking) and layer.track_running_stats)
+        if layer.training and (dropping or updating):
             raise SpectraError(
-                f"model: {type(layer).__name__} '{name}' is in training mode, so the matrix would change with each "
-                "batch; call model.eval() first"
+                f"--model: {kind} is in training mode, so the matrix would change with each batch; "
+                "call model.eval() first"
             )
+        if isinstance(layer, batch_norm) and layer.running_mean is None:
+            raise SpectraError(
+                f"--model: {kind} has no running statistics, so the matrix would depend on the split into batches; "
+                "build it with track_running_stats=True, or use GroupNorm"
+            )
+
+
+def refuse_unfit(problem: Problem) -> None:
+    """Raise SpectraError where the output changes from call to call or does not fit the targets, or where none counts.
+
+    A graph that is kept holds one draw of whatever is random, so its products agree with each other.
+    """
+    for batch in problem.batches[:1]:
+        with torch.no_grad():
+            first, again = (problem.loss.rows(problem.output(batch), batch.targets).double() for _ in range(2))
+        change = ((first - again).norm() / first.norm()).item()
+        if change > torch.finfo(problem.dtype).eps ** 0.5:
+            raise SpectraError(
+                f"--model: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
+                "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
+            )
+    if not problem.weight > 0:
+        raise SpectraError(
+            "--data: no target counts (there are none, or each is ignored or of weight 0), so there is no mean loss; "
+            "look at ignore_index and weight of --loss"
+        )

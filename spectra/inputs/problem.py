@@ -53,6 +53,8 @@ def load_problem(
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     place, kind = choose_device(device), DTYPES[dtype]
+    if checkpoint_key is not None and not checkpoint:
+        raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
     objective = build_loss(loss)
     network = build_model(model, seed)
     loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None

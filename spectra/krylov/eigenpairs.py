@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.lanczos import begin, random_start
+from spectra.krylov.lanczos import begin, beside, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
-from spectra.operator import Counting, Deflated, SymmetricOperator, norm
+from spectra.operator import Counting, SymmetricOperator, norm
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
@@ -77,8 +77,11 @@ class Search:
 
     def differ(self, values: Tensor, before: Tensor) -> bool:
         """Whether the wanted values have changed by more than their tolerance and rounding."""
-        rounding = 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
-        return bool(((values - before).abs() > self.allowed(values) + rounding).any())
+        return bool(((values - before).abs() > self.allowed(values) + self.rounding()).any())
+
+    def rounding(self) -> float:
+        """What rounding may leave of a zero."""
+        return 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
 
     def converge(self) -> bool:
         """Extend until every wanted pair has converged; False where the budget ends first."""
@@ -105,31 +108,41 @@ class Search:
     def search_complement(self) -> tuple[float, float] | None:
         """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
 
-        None where the budget or the complement is empty.
+        None where the budget or the complement is empty. Of a complement that is no larger than the search, or all
+        pending, everything is taken into the basis. Else a Lanczos run of its own goes through the complement,
+        pending directions included: what rounding makes pending leans towards a missed copy.
         """
         steps = max(12, self.state.size // 4)
-        if self.state.exhausted:
-            return None
-        if self.state.size + steps > self.capacity:
+        if self.state.size + steps > self.capacity and not self.whole:
             self.restart(self.kept)
-        first = self.state.size
-        pending = len(self.state.pending)
-        dimension = self.state.dimension - first - pending
-        self.state.start(random_start(self.operator, self.generator))
+        first, dimension = self.state.size, self.state.dimension - self.state.size
+        if dimension <= steps or self.state.exhausted:
+            self.finish()
+            return None
+        along = self.state.start(random_start(self.operator, self.generator))
         bounds = None
         for step in range(1, steps + 1):
             if self.spent():
                 return bounds
+            self.state.align(along)
             self.state.extend(self.operator)
             self.observe()
             if not self.wanted_converged():
                 return None
-            values = torch.linalg.eigvalsh(self.state.projected[first:, first:])
-            ended = len(self.state.pending) == pending
-            bounds = complement_bounds(values, step, dimension, ended)
+            along = self.state.coupling[:, -1].clone()
+            ended = torch.linalg.vector_norm(along) <= self.rounding()
+            values = self.state.ritz(first)[0]
+            bounds = complement_bounds(values, step, dimension, bool(ended))
             if ended or self.inside(bounds):
                 return bounds
         return bounds
+
+    def finish(self) -> None:
+        """Take all that is left of the space into the basis."""
+        while not self.whole and not self.spent():
+            if not len(self.state.pending):
+                self.state.start(random_start(self.operator, self.generator))
+            self.state.extend(self.operator)
 
     def validate(self, pairs: Eigenpairs) -> Eigenpairs:
         """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
@@ -137,7 +150,7 @@ class Search:
         Of several copies one may lie half inside the basis and half outside, where a search of its complement is
         blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
         """
-        while pairs.converged and self.k < self.state.dimension:
+        while pairs.converged and not self.whole:
             values, vectors = self.leftover(pairs)
             if values is None:
                 return replace(pairs, complete=False)
@@ -161,20 +174,28 @@ class Search:
         return pairs
 
     def leftover(self, pairs: Eigenpairs) -> tuple[Tensor | None, Tensor]:
-        """Converged pairs of the deflated matrix, what is wanted most among them; no values where the budget ends."""
-        deflated = Deflated(self.operator, pairs.vectors)
-        run = begin(deflated, deflated.project(random_start(deflated, self.generator)))
+        """Converged pairs orthogonal to those given, what is wanted most among them; None where the budget ends.
+
+        Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
+        """
+        run = beside(pairs.values, pairs.vectors, random_start(self.operator, self.generator))
         size = 2 if self.which == "BE" else 1
         while len(run.pending) and run.size < self.capacity:
             if self.spent(reserve=self.k):
                 return None, pairs.vectors
-            run.extend(deflated)
-            values, coordinates, residuals = run.ritz()
+            run.extend(self.operator)
+            values, coordinates, residuals = run.ritz(self.k)
             converged = residuals <= self.allowed(values)
             if converged[select(values, size, self.which)].all():
                 break
         good = converged.nonzero().flatten()
-        return values[good], run.vectors(coordinates[:, good])
+        vectors = coordinates[:, good].T.to(run.basis) @ run.basis[self.k :]
+        return values[good], vectors
+
+    @property
+    def whole(self) -> bool:
+        """Whether the basis spans the whole space: nothing can have been missed."""
+        return self.state.size == self.state.dimension
 
     def wanted(self) -> Tensor:
         return select(self.values, self.k, self.which)
@@ -244,7 +265,7 @@ class Search:
             error_estimates=kato_temple(values, residuals, self.values),
             products=self.operator.products,
             converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
-            complete=None if bounds is None else self.inside(bounds),
+            complete=self.whole or (None if bounds is None else self.inside(bounds)),
             complement=bounds,
         )
 

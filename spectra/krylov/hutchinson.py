@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from spectra.krylov.results import Progress, TraceEstimate
+from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, dot
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
@@ -47,25 +47,29 @@ def hutch_plus_plus(
     n = operator.shape[0]
     counted = Counting(operator)
     budget = PRODUCTS if max_products is None else max_products
-    sketch = min(n, FEWEST if probes is None else probes // 2, max(budget // 3, 1))
+    sketch = min(n, FEWEST if probes is None else probes // 2, budget // 3)
+    if not sketch:
+        return sample(counted, counted, 0.0, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)], dim=1)
     basis = torch.linalg.qr(image).Q.T.contiguous()
-    return deflated_hutchinson(counted, basis, rtol, probes and probes - sketch, generator, budget, progress)
+    images = (counted @ basis.T).T
+    return deflated_hutchinson(counted, basis, images, rtol, probes and probes - sketch, generator, budget, progress)
 
 
 def deflated_hutchinson(
     counted: Counting,
     basis: Tensor,
+    images: Tensor,
     rtol: float,
     probes: int | None,
     generator: torch.Generator,
     budget: int,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """The trace on an orthonormal `basis` (q, n), exactly, plus Hutchinson on its complement."""
-    inside = (basis * (counted @ basis.T).T).sum(dtype=torch.float64).item()
+    """The trace on an orthonormal `basis` (q, n) with its `images`, exactly, plus Hutchinson on its complement."""
+    inside = (basis * images).sum(dtype=torch.float64).item()
     if len(basis) == counted.shape[0]:
-        return TraceEstimate(inside, 0.0, counted.products, converged=True)
+        return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)
 
 

@@ -48,13 +48,25 @@ class Lanczos:
         """Whether V and Q already span the whole space."""
         return self.size + len(self.pending) >= self.dimension
 
-    def start(self, vector: Tensor) -> None:
-        """Make what a vector (n,) has outside V and Q pending, without coupling to what is there."""
-        for _ in range(2):
-            if (length := norm(vector)) == 0:
-                raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
-            vector = self._orthogonal_part(vector / length)[0]
-        self._push(vector / norm(vector), torch.zeros(1, self.size, dtype=torch.float64))
+    def start(self, vector: Tensor) -> Tensor:
+        """Make what a vector (n,) has outside V and Q pending, without coupling to what is there.
+
+        Returns the vector's coefficients along the pending directions, with the new one last.
+        """
+        rest, _, across = self._orthogonal_part(vector)
+        if (length := norm(rest)) == 0:
+            raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
+        direction = self._orthogonal_part(rest / length)[0]
+        self._push(direction / norm(direction), torch.zeros(1, self.size, dtype=torch.float64))
+        return torch.cat([across, across.new_tensor([length])])
+
+    def align(self, weights: Tensor) -> None:
+        """Rotate the pending directions among themselves, so that the newest is along Q' weights."""
+        mirror = weights / torch.linalg.vector_norm(weights)
+        mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
+        rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
+        self.pending = rotation.to(self.pending) @ self.pending
+        self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
         """Multiply one pending direction, by default the newest, and take it into the basis."""
@@ -85,16 +97,16 @@ class Lanczos:
         """Whether every product so far was."""
         return math.isfinite(self.scale)
 
-    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+    def ritz(self, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values (m,) in rising order, their coordinates S (m, m) by columns, and residuals (m,).
 
-        All nan where a product was not finite: LAPACK may stop, or not return, on such a matrix.
+        Of the basis from its vector `first` on. All nan where a product was not finite, since LAPACK raises then.
         """
         if not self.finite:
-            missing = torch.full_like(self.projected, math.nan)
+            missing = torch.full_like(self.projected[first:, first:], math.nan)
             return missing[0], missing, missing[0]
-        values, coordinates = torch.linalg.eigh(self.projected)
-        return values, coordinates, torch.linalg.vector_norm(self.coupling @ coordinates, dim=0)
+        values, coordinates = torch.linalg.eigh(self.projected[first:, first:])
+        return values, coordinates, torch.linalg.vector_norm(self.coupling[:, first:] @ coordinates, dim=0)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Vectors (k, n) of coordinates (m, k)."""
@@ -144,6 +156,18 @@ def begin(operator: SymmetricOperator, start: Tensor) -> Lanczos:
         projected=torch.zeros(0, 0, dtype=torch.float64),
         pending=torch.zeros(0, n, **vectors),
         coupling=torch.zeros(0, 0, dtype=torch.float64),
+    )
+    state.start(start)
+    return state
+
+
+def beside(values: Tensor, vectors: Tensor, start: Tensor) -> Lanczos:
+    """A run orthogonal to known pairs, which are the first of its basis and taken as exact."""
+    state = Lanczos(
+        storage=vectors,
+        projected=torch.diag(values),
+        pending=vectors[:0],
+        coupling=values.new_zeros(0, len(values)),
     )
     state.start(start)
     return state

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.krylov.lanczos import random_start
-from spectra.krylov.results import Eigenpairs, Progress
+from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, dot, norm
 
 
@@ -22,8 +25,9 @@ def power_iteration(
 ) -> Eigenpairs:
     """The `k` eigenvalues of largest magnitude, one after the other, each in the complement of those before.
 
-    Stops on the residual |Au - lambda u| (not on the change of lambda, which says nothing of it). Two dominant
-    eigenvalues of opposite sign never converge, and are reported so. `max_products` is 1000 k unless given.
+    Stops on the residual |Au - lambda u| (not on the change of lambda, which says nothing of it); at the end the
+    vectors are rotated among themselves (Rayleigh, Ritz), which takes the error of one out of the others. Two
+    dominant eigenvalues of opposite sign never converge, and are reported so. `max_products` is 1000 k unless given.
     Raises SpectraError when k > n or `which` is not LM.
     """
     n = operator.shape[0]
@@ -33,38 +37,46 @@ def power_iteration(
         raise SpectraError(f"--which {which}: power iteration finds the largest magnitudes alone; use --method lanczos")
     budget = 1000 * k if max_products is None else max_products
     counted = Counting(operator)
-    basis = torch.zeros(0, n, dtype=operator.dtype, device=operator.device)
-    values, residuals, largest = [], [], 0.0
-    floor = torch.finfo(operator.dtype).eps ** (2 / 3)
-    while len(values) < k and counted.products < budget:
+    basis = images = torch.zeros(0, n, dtype=operator.dtype, device=operator.device)
+    largest, floor = 0.0, torch.finfo(operator.dtype).eps ** (2 / 3)
+    while len(basis) < k and counted.products < budget:
         deflated = Deflated(counted, basis)
-        vector = deflated.project(random_start(operator, generator))
+        following = deflated.project(random_start(operator, generator))
         while True:
-            vector = vector / norm(vector)
-            # What deflation removes from A u belongs to the true residual, so only the iterate is projected.
+            vector = following / norm(following)
             image = counted @ vector
             value = dot(vector, image)
-            residual = norm(image - value * vector)
+            # The error of earlier vectors keeps A u from settling along them; only the rest of it tells of this one.
+            following = deflated.project(image)
+            residual = norm(following - value * vector)
+            if not math.isfinite(residual):
+                return no_eigenpairs(operator, k, counted.products)
             largest = max(largest, abs(value))
             if progress:
-                progress(products=counted.products, converged=len(values), wanted=k, residual=residual)
-            if residual <= tolerance * max(abs(value), floor * largest) or counted.products >= budget:
+                progress(products=counted.products, converged=len(basis), wanted=k, residual=residual)
+            # The rotation at the end may gather the residuals of up to k equal eigenvalues in one.
+            settled = residual <= tolerance / k**0.5 * max(abs(value), floor * largest) or norm(following) == 0
+            if settled or counted.products >= budget:
                 break
-            following = deflated.project(image)
-            if norm(following) == 0:
-                break
-            vector = following
-        basis = torch.cat([basis, vector[None]])
-        values.append(value)
-        residuals.append(residual)
-    found, errors = torch.tensor(values, dtype=torch.float64), torch.tensor(residuals, dtype=torch.float64)
-    order = found.abs().argsort(descending=True, stable=True)
-    allowed = tolerance * found.abs().clamp(min=floor * largest)
+        basis, images = torch.cat([basis, vector[None]]), torch.cat([images, image[None]])
+    values, vectors, residuals = rayleigh_ritz(basis, images)
+    allowed = tolerance * values.abs().clamp(min=floor * largest)
     return Eigenpairs(
-        values=found[order],
-        vectors=basis[order.to(basis.device)],
-        residuals=errors[order],
-        error_estimates=errors[order],
+        values=values,
+        vectors=vectors,
+        residuals=residuals,
+        error_estimates=residuals,
         products=counted.products,
-        converged=len(values) == k and bool((errors <= allowed).all()),
+        converged=len(values) == k and bool((residuals <= allowed).all()),
     )
+
+
+def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, vectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images under A."""
+    projected = as_cpu_float64(basis @ images.T)
+    values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)
+    order = select(values, len(values), "LM")
+    values, rows = values[order], coordinates.T[order].to(basis)
+    vectors, images = rows @ basis, rows @ images
+    residuals = torch.linalg.vector_norm(images - values.to(basis)[:, None] * vectors, dim=1, dtype=torch.float64)
+    return values, vectors, residuals.cpu()

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from spectra.krylov.lanczos import Lanczos, begin, random_start
+from spectra.krylov.lanczos import Lanczos, begin, beside, random_start
 from spectra.krylov.results import Progress, SpectralMeasure
-from spectra.operator import Counting, Deflated, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator
 
 CONVERGED = 1e-3  # relative residual of a deflated pair; its square enters the measure
 
@@ -37,28 +37,29 @@ def spectral_measure(
     limit = math.inf if max_products is None else max_products
     n = operator.shape[0]
 
-    def run(matrix: SymmetricOperator, start: Tensor, done: int) -> Lanczos:
-        state = begin(matrix, start)
-        while state.size < steps and len(state.pending) and counted.products < limit:
-            state.extend(matrix)
+    def run(state: Lanczos, done: int) -> Lanczos:
+        last = state.size + steps
+        while state.size < last and len(state.pending) and state.finite and counted.products < limit:
+            state.extend(counted)
             if progress:
                 progress(products=counted.products, converged=done, wanted=probes)
         return state
 
-    first = run(counted, random_start(counted, generator), 0)
+    first = run(begin(counted, random_start(counted, generator)), 0)
     values, vectors = converged_pairs(first)
-    if counted.products >= limit:  # nothing is left for probes: the first run is the one there is
+    if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
         return pack([gauss_quadrature(first)], values[:0], n, counted.products, converged=False)
-    deflated = Deflated(counted, vectors)
-    rows, complete = [], True
+    known, rows, complete = len(values), [], True
     for probe in range(probes):
-        if len(values) == n:
+        if known == n:
             rows.append((values[:0], values[:0]))
             continue
-        state = run(deflated, deflated.project(random_start(deflated, generator)), probe)
-        if state.size:
-            rows.append(gauss_quadrature(state))
-        complete &= state.size >= steps or not len(state.pending)
+        state = run(beside(values, vectors, random_start(counted, generator)), probe)
+        if state.size > known:
+            rows.append(gauss_quadrature(state, known))
+        complete &= state.finite and (state.size == known + steps or not len(state.pending))
+        if not state.finite:
+            break
     return pack(rows, values, n, counted.products, converged=complete and len(rows) == probes)
 
 
@@ -69,9 +70,9 @@ def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:
     return values[good], state.vectors(coordinates[:, good])
 
 
-def gauss_quadrature(state: Lanczos) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the measure of the start vector (Golub, Welsch 1969)."""
-    values, coordinates, _ = state.ritz()
+def gauss_quadrature(state: Lanczos, known: int = 0) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the measure of the start vector (Golub, Welsch 1969), beside `known` pairs."""
+    values, coordinates, _ = state.ritz(known)
     weights = coordinates[0].square()
     return values, weights / weights.sum()
 

@@ -11,7 +11,7 @@ A W = Q R: Q_i Q_i' = Q (I - s_i s_i') Q' with s_i the normalised column i of R^
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,20 +47,23 @@ def xtrace(
     wanted = probes or FEWEST
     value = error = math.nan
     while True:
-        if min(2 * wanted - counted.products, budget - counted.products) >= n:
-            exact = dense_trace(operator, progress=progress)
-            return TraceEstimate(exact.value, 0.0, counted.products + exact.products, converged=True)
+        left = budget - counted.products
+        if n <= left and (n <= 2 * wanted - counted.products or len(sketch.tests) == n - 1):
+            return replace(dense_trace(counted, progress=progress), products=counted.products)
         if not probes and wanted > largest:
-            return deflated_hutchinson(counted, sketch.basis, rtol, None, generator, budget, progress)
-        wanted = min(wanted, counted.products // 2 + (budget - counted.products) // 2, n - 1)
-        sketch.grow(wanted, generator)
+            return deflated_hutchinson(
+                counted, sketch.basis, sketch.basis_images, rtol, None, generator, budget, progress
+            )
+        affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
+        if affordable == len(sketch.tests):
+            return TraceEstimate(value, error, counted.products, converged=False)
+        sketch.grow(affordable, generator)
         value, error = sketch.estimate()
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
-        met = error <= rtol * abs(value)
-        if met or probes or not math.isfinite(value) or budget - counted.products < 2:
-            return TraceEstimate(value, error, counted.products, converged=bool(met or (probes == wanted)))
-        wanted += math.ceil(wanted / 2)
+        if error <= rtol * abs(value) or affordable == probes or not math.isfinite(value):
+            return TraceEstimate(value, error, counted.products, converged=math.isfinite(error))
+        wanted = affordable + math.ceil(affordable / 2)
 
 
 class Sketch:
@@ -114,6 +117,8 @@ class Sketch:
         )
         if not torch.isfinite(coordinates.projected).all():
             return math.nan, math.nan
+        if q == 1:
+            return coordinates.mean(n), math.inf
         groups = min(q, GROUPS)
         partial = torch.tensor([coordinates.without(range(g, q, groups)).mean(n) for g in range(groups)])
         variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()

@@ -1,0 +1,94 @@
+"""The order of layers: imports go downwards only, and what is heavy is loaded late."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spectra
+
+ROOT = Path(spectra.__file__).parent
+# From the bottom up. Modules of one layer may use each other, except krylov and curvature.
+LAYERS = [
+    {"errors"},
+    {"operator"},
+    {"krylov", "curvature"},
+    {"inputs"},
+    {"density", "results", "demo"},
+    {"plots", "report"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ALONE = {"click": {"cli"}, "matplotlib": {"plots"}, "torchvision": {"inputs"}, "rich": {"report"}}
+MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_downwards(path):
+    own = layer(path)
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] != "spectra" or len(parts) == 1:
+            continue
+        assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {module}"
+        assert {own, parts[1]} != {"krylov", "curvature"}, f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_package_is_imported_in_its_layer_alone(path):
+    for module in imports(path):
+        allowed = ALONE.get(module.split(".")[0])
+        assert allowed is None or layer(path) in allowed, f"{layer(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_command_line_prints_and_exits(path):
+    if layer(path) == "cli":
+        return
+    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    assert not called & {"print", "sys.exit", "exit", "quit"}
+
+
+def test_every_module_imports_alone():
+    names = [".".join(("spectra", *p.relative_to(ROOT).with_suffix("").parts)) for p in MODULES]
+    script = "import importlib, sys\n" + "\n".join(
+        f"[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('spectra')]; importlib.import_module({name!r})"
+        for name in names
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["spectra", "spectra.cli"])
+def test_help_needs_nothing_heavy(module):
+    script = (
+        f"import {module}, sys; print({{'torch', 'torchvision', 'matplotlib', 'numpy', 'rich'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_public_name_exists():
+    for name in spectra.__all__:
+        assert getattr(spectra, name) is not None

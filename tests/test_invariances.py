@@ -1,0 +1,228 @@
+"""What must change nothing, or by a known factor: batches, order, scale, which parameters, memory, precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import BY_NAME, DEVICES, SOME, X, chosen, floats, labels, log_cosh, mlp, name_of
+from torch import nn
+
+from spectra.curvature.losses import CustomLoss
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.operator import Curvature, bytes_per_example
+from spectra.curvature.problem import Problem
+from spectra.krylov.dense import dense_matrix
+from spectra.operator import check_operator
+
+MIXED = BY_NAME["weights, smoothing and ignored"]
+PRODUCTS = [name for name in MATRICES if MATRICES[name].squared]
+
+
+def products(problem: Problem, name: str, memory: int | None = None) -> torch.Tensor:
+    """With three fixed vectors."""
+    return Curvature(problem, name, memory) @ floats(problem.size, 3).to(problem.device, problem.dtype)
+
+
+def assert_close(found, expected, tolerance=1e-12):
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("case", SOME, ids=name_of)
+def test_split_and_order_of_batches_change_nothing(case, name, device):
+    whole = products(case.problem(sizes=(7,), mc_samples=2, device=device), name)
+    order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
+    for settings in ({"sizes": 7 * [1]}, {"sizes": (2, 5)}, {"order": order}, {"order": order, "sizes": (1, 4, 2)}):
+        assert_close(products(case.problem(**settings, mc_samples=2, device=device), name), whole)
+
+
+def test_labels_of_fisher_mc_follow_the_seed_and_the_sample():
+    case = BY_NAME["mlp"]
+    one, other = (products(case.problem(seed=seed), "fisher-mc") for seed in (0, 1))
+    assert (one - other).norm() > 0.1 * one.norm()
+    again = products(case.problem(seed=0), "fisher-mc")
+    assert torch.equal(one, again)
+
+
+# Scale.
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
+def test_scale_of_the_loss(name, factor):
+    """c for curvatures, c^2 for products of gradients; exactly so where c is a power of two."""
+    case = BY_NAME["custom, values"]
+    scaled = CustomLoss(lambda output, targets: factor * log_cosh(output, targets))
+    power = factor ** (2 if MATRICES[name].squared else 1)
+    assert_close(products(case.problem(loss=scaled), name), power * products(case.problem(), name))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("name", MATRICES)
+def test_scale_of_class_weights_cancels_in_the_mean(name, factor):
+    loss = MIXED.loss()
+    scaled = replace(loss, class_weights=factor * loss.class_weights)
+    assert_close(products(MIXED.problem(loss=scaled), name), products(MIXED.problem(), name))
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("case", SOME, ids=name_of)
+def test_frozen_parameters_stay_out(case, name):
+    """What is left is a block of the whole matrix, whether the others are frozen or not named."""
+    model = case.model()
+    first = next(iter(model.parameters()))
+    rest = dict(list(model.named_parameters())[1:])
+    out = case.problem(model=model, parameters=rest)
+    vectors = floats(out.size, 3)
+    block = (Curvature(case.problem(), name) @ F.pad(vectors, (0, 0, first.numel(), 0)))[first.numel() :]
+    assert_close(Curvature(out, name) @ vectors, block)
+    first.requires_grad_(False)
+    assert_close(Curvature(case.problem(model=model), name) @ vectors, block)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_unused_parameters_have_zero_rows_and_columns(name):
+    case = BY_NAME["mlp"]
+    model = case.model()
+    model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    found = dense_matrix(Curvature(case.problem(model=model), name))
+    assert_close(found[2:, 2:], dense_matrix(Curvature(case.problem(), name)))  # a module's own parameters come first
+    assert found[:2].count_nonzero() == found[:, :2].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("name", MATRICES)
+def test_parameters_that_do_not_reach_the_output_make_a_zero_matrix(name, memory):
+    case = BY_NAME["mlp"]
+    model = case.model()
+    unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    problem = case.problem(model=model, parameters={"unused": unused})
+    assert products(problem, name, memory).count_nonzero() == 0
+    model.requires_grad_(False)
+    assert products(problem, name, memory).count_nonzero() == 0
+
+
+def test_tied_parameters_count_once_under_either_name():
+    case = BY_NAME["tied weights"]
+    model = case.model()
+    assert case.problem().size == 5 * 3 + 3 * 3 + 3 + 5
+    by_head, by_embedding = chosen(model, "head.weight"), chosen(model, "embedding.*")
+    assert list(by_head) == list(by_embedding) == ["embedding.weight"]
+    assert by_head["embedding.weight"] is model.head.weight
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_order_of_parameters_permutes_rows_and_columns(name):
+    case = BY_NAME["mlp"]
+    whole = dense_matrix(Curvature(case.problem(), name))
+    model = case.model()
+    named = dict(reversed(list(model.named_parameters())))
+    parts = torch.arange(len(whole)).split([p.numel() for p in model.parameters()])
+    order = torch.cat(parts[::-1])
+    found = dense_matrix(Curvature(case.problem(model=model, parameters=named), name))
+    assert_close(found, whole[order][:, order])
+
+
+def test_vector_and_tensors_are_inverse():
+    problem = BY_NAME["convolution, BatchNorm"].problem()
+    vector = floats(problem.size)
+    parts = problem.tensors(vector)
+    assert [part.shape for part in parts] == [p.shape for p in problem.model.parameters()]
+    assert torch.equal(problem.vector(parts), vector)
+
+
+def test_memory_format_of_weights_changes_nothing():
+    case = BY_NAME["convolution, BatchNorm"]
+    last = case.model().to(memory_format=torch.channels_last)
+    for name in MATRICES:
+        assert_close(products(case.problem(model=last), name), products(case.problem(), name))
+
+
+# Weight decay.
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if name not in PRODUCTS])
+def test_weight_decay_is_a_shift(name):
+    case = BY_NAME["mlp"]
+    vectors = floats(case.problem().size, 3)
+    shifted = products(case.problem(weight_decay=0.25), name)
+    assert_close(shifted, products(case.problem(), name) + 0.25 * vectors)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("case", [*SOME, BY_NAME["checkpointed"]], ids=name_of)
+def test_graphs_kept_or_made_anew_give_the_same_numbers(case, name):
+    problem = case.problem(sizes=(2, 2, 3))
+    kept, anew = Curvature(problem, name), Curvature(problem, name, memory=0)
+    vectors = floats(problem.size, 2)
+    for _ in range(2):
+        assert torch.equal(kept @ vectors, anew @ vectors)
+    assert (kept.kept_batches, anew.kept_batches) == (3, 0)
+    assert kept.setup_seconds > 0
+
+
+def test_memory_in_between_keeps_some_batches():
+    problem = BY_NAME["mlp"].problem(sizes=7 * [1])
+    some = Curvature(problem, "hessian", memory=int(3.5 * bytes_per_example(problem)))
+    vectors = floats(problem.size, 2)
+    assert torch.equal(some @ vectors, Curvature(problem, "hessian") @ vectors)
+    assert 1 <= some.kept_batches < 7
+
+
+def test_nothing_is_computed_before_the_first_product():
+    def fails(output, targets):
+        raise AssertionError("called")
+
+    case = BY_NAME["custom, values"]
+    assert Curvature(case.problem(loss=CustomLoss(fails)), "hessian").shape == (31, 31)
+
+
+# Precision.
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_lower_precision_is_near(name, dtype, tolerance):
+    for case in (BY_NAME["mlp"], MIXED, BY_NAME["soft, weights and smoothing"]):
+        problem = case.problem(dtype=dtype)
+        if name == "fisher-mc":  # a label may change where p does
+            problem, tolerance = case.problem(dtype=torch.float32), 1e-5
+        found = products(problem, name)
+        assert found.dtype == problem.dtype
+        assert_close(found.double(), products(case.problem(), name), tolerance)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_matrix_of_the_table_passes_the_check_of_operators(name):
+    for case in (*SOME, BY_NAME["fused attention"]):
+        noise = check_operator(Curvature(case.problem(), name), torch.Generator().manual_seed(0))
+        assert 0 <= noise < 1e-13
+
+
+def test_targets_of_mse_may_be_integers_as_of_another_precision():
+    case, targets = BY_NAME["mse"], labels(7, 3, below=5)
+    whole, real = replace(case, targets=targets), replace(case, targets=targets.double())
+    for name in MATRICES:
+        assert torch.equal(products(whole.problem(), name), products(real.problem(), name))
+
+
+def test_a_model_of_several_outputs_at_once_is_the_sum_over_its_outputs():
+    """mse over K outputs of a model without shared parameters is block diagonal."""
+    model = mlp(3, 4, 2).double().eval()
+    inputs, targets = X, floats(7, 2)
+    case = replace(BY_NAME["mse"], inputs=inputs, targets=targets)
+    found = dense_matrix(Curvature(case.problem(model=model, parameters=chosen(model, "2.*")), "ggn"))
+    weights = found[:8, :8]
+    assert_close(weights[:4, :4], weights[4:, 4:])
+    assert weights[:4, 4:].count_nonzero() == 0

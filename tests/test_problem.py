@@ -1,0 +1,443 @@
+"""A problem: what it refuses, in which words, and that the model is left as it is found."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import BY_NAME, MASKED, SOFT, Case, Lambda, Recurrent, X, Y, chosen, floats, labels, mlp, name_of
+from torch import nn
+
+from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, MeanSquaredError
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.operator import Curvature
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
+from spectra.operator import check_operator
+
+CASE = BY_NAME["mlp"]
+
+
+def refused(*words: str):
+    """A SpectraError of one line with all these words in order, the first being the argument it names."""
+    return pytest.raises(SpectraError, match=r"\A" + ".*".join(map(re.escape, words)) + r"[^\n]*\Z")
+
+
+def multiply(problem: Problem, name: str = "hessian", memory: int | None = None) -> torch.Tensor:
+    return Curvature(problem, name, memory) @ torch.ones(problem.size, dtype=problem.dtype)
+
+
+def of(model: nn.Module, inputs=X, targets=Y, loss=None, **settings) -> Problem:
+    batch = Batch(inputs, targets, torch.arange(len(targets)))
+    return Problem(model.double(), loss or CrossEntropy(), [batch], **settings)
+
+
+# The model is left as it is found.
+
+LEFT = [BY_NAME[name] for name in ("convolution, BatchNorm", "LSTM", "transformer layer, tied head", "fused attention")]
+
+
+def flags() -> dict:
+    backends = torch.backends
+    return {
+        "mha": backends.mha.get_fastpath_enabled(),
+        "cudnn": [getattr(backends.cudnn, k) for k in ("enabled", "benchmark", "deterministic", "allow_tf32")],
+        "mkldnn": [backends.mkldnn.enabled, backends.mkldnn.deterministic],
+        "matmul": [torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32],
+        "precision": [
+            owner.fp32_precision
+            for owner in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        ],
+        "attention": [
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+            backends.cuda.cudnn_sdp_enabled(),
+        ],
+        "grad": torch.is_grad_enabled(),
+        "chance": torch.get_rng_state().tolist(),
+    }
+
+
+def state(model: nn.Module) -> list:
+    tensors = [(name, t.clone(), t._version, t.requires_grad, t.grad) for name, t in model.state_dict().items()]
+    own = [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    return [tensors, own, [layer.training for layer in model.modules()]]
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(params=["as they come", "other precision", "new names of precision"])
+def global_flags(request):
+    """Settings that a program may have made before, of PyTorch's older and newer switches."""
+    matmul = torch.backends.cuda.matmul
+    if request.param == "other precision":
+        torch.set_float32_matmul_precision("medium")
+        yield
+        torch.set_float32_matmul_precision("highest")
+    elif request.param == "new names of precision":
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        yield
+        matmul.fp32_precision = before
+    else:
+        yield
+
+
+@pytest.mark.parametrize("name", ["hessian", "fisher-empirical"])
+@pytest.mark.parametrize("case", LEFT, ids=name_of)
+def test_model_and_settings_are_left_as_found(case, name):
+    model = case.model()
+    next(model.parameters()).requires_grad_(False)
+    last = list(model.parameters())[-1]
+    last.grad = torch.ones_like(last)
+    problem = case.problem(model=model)
+    before, settings = state(model), flags()
+    with torch.no_grad():
+        expected = multiply(problem, name)
+        multiply(problem, name, memory=0)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(multiply(problem, name), expected)
+    assert same(state(model), before)
+    assert flags() == settings
+
+
+@pytest.mark.parametrize("at", ["first", "later"])
+def test_settings_are_put_back_when_something_fails_inside(at):
+    case, calls = BY_NAME["custom, values"], []
+
+    def fails(output, targets):
+        calls.append(1)
+        if at == "first" or len(calls) > 2:
+            raise ValueError("a loss\nof two lines")
+        return (output - targets) ** 2
+
+    model = case.model()
+    before, settings = state(model), flags()
+    with refused("--loss custom: fails on the data (ValueError: a loss)"):
+        multiply(case.problem(model=model, sizes=(2, 2, 3), loss=CustomLoss(fails)), memory=0)
+    assert same(state(model), before)
+    assert flags() == settings
+
+
+def test_precision_is_full_inside_and_as_it_was_outside(global_flags):
+    def precision():
+        owners = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        return [owner.fp32_precision for owner in owners]
+
+    seen, before = [], precision()
+
+    def loss(output, targets):
+        seen.append(precision())
+        return (output - targets) ** 2
+
+    case = BY_NAME["custom, values"]
+    multiply(case.problem(loss=CustomLoss(loss)))
+    assert all(inside == ["ieee", "ieee"] for inside in seen)
+    assert precision() == before
+
+
+def test_hooks_and_gradients_of_the_model_are_not_touched():
+    model, called = CASE.model(), []
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: called.append(p))
+    multiply(CASE.problem(model=model))
+    assert called == []
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("which", [0, -1])
+def test_parameters_that_change_after_the_matrix_was_made_are_noticed(which, memory):
+    problem = CASE.problem()
+    operator = Curvature(problem, "hessian", memory)
+    vector = floats(problem.size)
+    operator @ vector
+    with torch.no_grad():
+        problem.leaves[which].mul_(1.5)
+    with refused("--model", "parameters have changed", "make it anew"):
+        operator @ vector
+
+
+def test_a_layer_that_overwrites_what_its_derivative_needs_is_noticed():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.layer(x).sigmoid()
+            return y.mul_(2)
+
+    with refused("--model", "changed in place"):
+        multiply(of(Overwrites()))
+
+
+# Layers in training mode and chance.
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(3),
+        nn.SyncBatchNorm(3),
+        nn.InstanceNorm1d(3, track_running_stats=True),
+        nn.Dropout(0.5),
+        nn.AlphaDropout(0.1),
+        nn.LSTM(3, 3, num_layers=2, dropout=0.5),
+        nn.MultiheadAttention(3, 1, dropout=0.5),
+        nn.RReLU(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_in_training_mode_are_named(layer):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(layer))
+    with refused("--model", type(layer).__name__, "'1.0'", "training mode", "model.eval()"):
+        of(model.train())
+    of(model.eval())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout(0.0), nn.LSTM(3, 3), nn.MultiheadAttention(3, 1), nn.InstanceNorm1d(3), nn.LayerNorm(3)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_are_alike_in_both_modes_may_train(layer):
+    of(nn.Sequential(nn.Linear(3, 3), layer).train())
+
+
+def test_batch_norm_without_running_statistics_is_named():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+    with refused("--model", "BatchNorm1d '1'", "no running statistics", "track_running_stats=True"):
+        of(model)
+
+
+class Random(nn.Module):
+    """Chance that no flag of a layer shows."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(3, 20), nn.Linear(20, 3), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x).tanh()))
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("name", MATRICES)
+def test_chance_in_the_forward_pass_is_noticed(name, memory):
+    model = Random(lambda x: F.dropout(x, 0.2, training=True))
+    with refused("--model: its output changes from call to call", "dropout", "model.eval()"):
+        multiply(of(model), name, memory)
+
+
+def test_chance_that_starts_later_is_noticed_by_the_check_of_operators():
+    calls = []
+
+    def later(x):
+        calls.append(1)
+        return F.dropout(x, 0.2, training=len(calls) > 3)
+
+    operator = Curvature(of(Random(later)), "hessian", memory=0)
+    with pytest.raises(SpectraError, match=r"the matrix changes from product to product .*model\.eval"):
+        check_operator(operator, torch.Generator().manual_seed(0))
+
+
+def test_a_derivative_that_is_wrong_is_noticed_by_the_check_of_operators():
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x, y)
+            return x * y
+
+        @staticmethod
+        def backward(ctx, g):
+            x, y = ctx.saved_tensors
+            return g * y, 2 * g * x
+
+    model = nn.Sequential(mlp(), Lambda(lambda x: Product.apply(x, x.roll(1, -1))), nn.Linear(3, 3))
+    with pytest.raises(SpectraError, match="the matrix is not symmetric"):
+        check_operator(Curvature(of(model), "hessian"), torch.Generator().manual_seed(0))
+
+
+# Second derivatives that there are not.
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_layer_without_second_derivative_is_told_in_one_line(name):
+    with refused("--model: a layer has no second derivative", "once_differentiable", "replace that layer"):
+        multiply(of(nn.Sequential(nn.Linear(3, 3), Lambda(Once.apply))), name)
+
+
+def test_a_loss_without_second_derivative_has_an_empirical_fisher():
+    problem = of(mlp(), loss=CustomLoss(lambda output, targets: Once.apply(output).sum(dim=1)))
+    for name in ("hessian", "ggn"):
+        with refused("--model: a layer has no second derivative", "once_differentiable"):
+            multiply(problem, name)
+    assert multiply(problem, "fisher-empirical").count_nonzero()
+
+
+# Data, targets, shapes.
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("wrong", [3, -1, 255])
+@pytest.mark.parametrize("weight", [None, torch.ones(3)])
+def test_labels_out_of_range(name, wrong, weight):
+    targets = Y.clone()
+    targets[4] = wrong
+    with refused("--data", f"label {wrong} is out of range for 3 classes (0 to 2)", "ignore_index"):
+        multiply(of(mlp(), targets=targets, loss=CrossEntropy(weight)), name)
+
+
+SHAPES = [
+    (CrossEntropy(), floats(7), "--loss cross_entropy"),  # floats that are not probabilities of each class
+    (CrossEntropy(), floats(7, 2), "--loss cross_entropy"),
+    (CrossEntropy(), labels(6, below=3), "--loss cross_entropy"),
+    (CrossEntropy(), labels(7, 1, below=3), "--loss cross_entropy"),
+    (CrossEntropy(), labels(7, 3, below=2), "--loss cross_entropy"),
+    (MeanSquaredError(), floats(7), "--loss mse"),
+    (MeanSquaredError(), floats(7, 1), "--loss mse"),
+    (MeanSquaredError(), floats(7, 3, 1), "--loss mse"),
+    (BinaryCrossEntropy(), floats(7, 1).sigmoid(), "--loss bce_with_logits"),
+    (CustomLoss(lambda output, targets: output, "own.py:f"), floats(6, 3), "--loss own.py:f"),
+]
+
+
+@pytest.mark.parametrize(("loss", "targets", "argument"), SHAPES)
+def test_shapes_that_do_not_fit(loss, targets, argument):
+    with refused(argument, "the output has shape (7, 3), the targets", str(tuple(targets.shape))):
+        multiply(of(mlp(), targets=targets, loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "words"),
+    [
+        (CrossEntropy(torch.ones(4)), Y, ("--loss cross_entropy", "weight has 4 numbers for 3 classes")),
+        (CrossEntropy(ignore_index=0), SOFT, ("--loss cross_entropy", "ignore_index is 0", "leave it out")),
+        (CrossEntropy(), torch.full((7,), -100), ("--data", "no target counts", "ignore_index")),
+        (CrossEntropy(torch.tensor([0.0, 0.0, 1.0])), Y.clamp(max=1), ("--data", "no target counts", "weight")),
+        (BinaryCrossEntropy(), floats(7, 3), ("--data", "must lie in [0, 1]")),
+        (CustomLoss(lambda output, targets: 1.0), Y, ("--loss custom", "returned a float")),
+        (CustomLoss(lambda output, targets: output[:3]), Y, ("--loss custom", "(3, 3) for 7 examples", "one value")),
+    ],
+)
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
+def test_losses_and_targets_that_do_not_fit(loss, targets, words, name):
+    with refused(*words):
+        multiply(of(mlp(), targets=targets, loss=loss), name)
+
+
+def test_no_examples():
+    with refused("--data", "no target counts"):
+        multiply(Problem(mlp(), CrossEntropy(), []))
+
+
+def test_a_batch_of_ignored_targets_alone_counts_for_nothing():
+    every = [Batch(X[part], MASKED[part], part) for part in torch.arange(7).split([1, 6])]
+    assert MASKED[0] == -100
+    for name in MATRICES:
+        whole, rest = (Problem(CASE.model(), CrossEntropy(), part) for part in (every, every[1:]))
+        assert torch.equal(multiply(whole, name), multiply(rest, name))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.Linear(4, 3)), ("fails on the data", "RuntimeError", "shapes cannot be multiplied")),
+        (nn.Sequential(nn.Embedding(2, 3)), ("fails on the data", "RuntimeError")),
+        (nn.Sequential(nn.Bilinear(3, 3, 3)), ("fails on the data", "TypeError", "forward()")),
+        (nn.LSTM(3, 3), ("its output is a tuple", "wrap it")),
+    ],
+)
+def test_models_that_fail(model, words):
+    with refused("--model", *words):
+        multiply(of(model))
+
+
+def test_an_index_out_of_range_of_an_embedding():
+    with refused("--model: fails on the data", "IndexError"):
+        multiply(of(nn.Embedding(2, 3), inputs=torch.arange(7)))
+
+
+# Parameters.
+
+
+def test_all_parameters_frozen():
+    model = mlp().requires_grad_(False)
+    with refused("--model", "all its parameters are frozen", "requires_grad"):
+        of(model)
+    model[0].requires_grad_(True)
+    with refused("--params 2.*", "all its parameters are frozen", "requires_grad"):
+        chosen(model, "2.*")
+
+
+def test_patterns_of_parameters():
+    model = mlp()
+    assert list(chosen(model, "*.weight")) == ["0.weight", "2.weight"]
+    assert list(chosen(model, "2.bias", "0.*")) == ["0.weight", "0.bias", "2.bias"]  # the model's order
+    with refused("--params head.*", "matches no parameter", "0.weight, 0.bias, 2.weight, 2.bias"):
+        chosen(model, "0.*", "head.*")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.Tanh()), ("--model", "has no parameters")),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), ("--model", "differ in kind", "float32", "float64")),
+        (nn.Linear(3, 3, dtype=torch.complex64), ("--model", "complex64", "not real")),
+    ],
+)
+def test_models_without_fit_parameters(model, words):
+    with refused(*words):
+        chosen(model)
+
+
+# Matrices that do not suit.
+
+
+def test_no_such_matrix():
+    with refused("--curvature hesian", "choose from", *MATRICES):
+        Curvature(CASE.problem(), "hesian")
+
+
+@pytest.mark.parametrize("name", ["fisher", "fisher-mc"])
+def test_a_custom_loss_has_no_fisher(name):
+    with refused(f"--curvature {name}", "no distribution", "ggn"):
+        Curvature(BY_NAME["custom, values"].problem(), name)
+
+
+def test_weight_decay_is_refused_for_products_of_gradients():
+    with refused("--weight-decay 0.1", "fisher-empirical", "hessian"):
+        Curvature(CASE.problem(weight_decay=0.1), "fisher-empirical")
+
+
+def test_out_of_memory_names_the_batch_size():
+    def exhausts(output, targets):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines")
+
+    with refused("--batch-size: out of memory", "try a smaller one"):
+        multiply(BY_NAME["custom, values"].problem(loss=CustomLoss(exhausts)))
+
+
+def test_recurrent_networks_raise_no_warning_in_single_precision():
+    """Warnings are errors here: switches of precision that the machine does not have would be one."""
+    case = Case("LSTM", lambda: Recurrent(nn.LSTM, 3, last=True), BY_NAME["LSTM"].inputs, Y)
+    assert multiply(case.problem(dtype=torch.float32)).isfinite().all()

@@ -1,0 +1,78 @@
+"""The README cannot go stale: its Python runs, its commands run, and what they print has the form shown."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectra.demo import train
+from spectra.inputs.data import load_data
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+CONSOLE = [text for kind, text in BLOCKS if kind == "console"]
+BATCH = [text for kind, text in BLOCKS if kind == "bash" and "SBATCH" in text]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A directory after `scripts/demo`, as far as the README's commands need it, with its nets.py."""
+    place = tmp_path_factory.mktemp("clone")
+    (place / "results/demo").mkdir(parents=True)
+    digits = load_data("digits", None, 0)
+    for name, network, _ in train(digits.inputs, digits.targets):
+        torch.save(network.state_dict(), place / f"results/demo/{name}.pt")
+    nets = next(text for text in PYTHON if text.startswith("# nets.py"))
+    (place / "nets.py").write_text(nets)
+    return place
+
+
+def run(command: list[str], place: Path, **variables: str):
+    # A terminal's width must not come in from outside; the command may not be on the path.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "COLUMNS": "80", "PATH": path, **variables}
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+
+
+def form(text: str) -> str:
+    """Output with its numbers masked: they differ between machines, and times between runs."""
+    text = re.sub(r"[-+]?\d[\d,.]*(e[-+]?\d+)?", "#", text)
+    return re.sub(r"[\s─]+", " ", text).strip()
+
+
+@pytest.mark.parametrize("text", CONSOLE, ids=lambda text: text.splitlines()[0][2:40])
+def test_commands_print_what_is_shown(text, clone):
+    first, _, shown = text.partition("\n")
+    arguments = shlex.split(first.removeprefix("$ spectra "))
+    done = run([sys.executable, "-m", "spectra", *arguments], clone)
+    assert done.returncode == 0, done.stderr
+    if "--help" in arguments:
+        assert done.stdout == shown
+    else:
+        assert form(done.stdout) == form(shown)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("text", PYTHON, ids=lambda text: text.splitlines()[0])
+def test_python_runs(text, clone):
+    done = run([sys.executable, "-W", "error", "-c", text], clone)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_batch_script_runs_as_one_task(clone):
+    (clone / "sweep.sh").write_text(BATCH[0])
+    done = run(["bash", "sweep.sh"], clone, SLURM_ARRAY_TASK_ID="2")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (clone / "results/sweep/initial").iterdir()) == ["eig.json", "eig.npz"]
+
+
+def test_files_named_exist():
+    root = Path(__file__).parent.parent
+    for name in re.findall(r"\]\((results/[^)]+)\)", README):
+        assert (root / name).exists(), name

@@ -1,0 +1,231 @@
+"""Traces: unbiased, with standard errors that cover, exact where they say so, and counted."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import TABLE, known, matrix, not_finite, seeded, uniform, with_spectrum
+
+from spectra.errors import SpectraError
+from spectra.krylov import xtrace as xtrace_module
+from spectra.krylov.dense import dense_trace
+from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
+from spectra.krylov.xtrace import Sketch, xtrace
+from spectra.operator import Counting
+
+STOCHASTIC = [hutchinson, hutch_plus_plus, xtrace]
+METHODS = [*STOCHASTIC, dense_trace]
+
+SPECTRA = {
+    "outliers": np.concatenate([[60, 40, 30, -20, 10], uniform(195, -1, 1)]),
+    "decay": np.arange(1, 201) ** -2.0,
+    "flat": np.linspace(1, 3, 200),
+    "exponential": 0.7 ** np.arange(200),
+    "step": np.concatenate([np.ones(10), np.full(190, 1e-3)]),
+    "indefinite": uniform(200, -1, 2),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_unbiased_and_covered(method, spectrum):
+    """Of 120 seeds: the mean within four of its own errors, and 2 standard errors hold the truth in 93 %."""
+    operator, truth = with_spectrum(SPECTRA[spectrum]), SPECTRA[spectrum].sum()
+    estimates = [method(operator, probes=30, generator=seeded(seed)) for seed in range(120)]
+    assert all(estimate.converged for estimate in estimates)
+    errors = np.array([estimate.value for estimate in estimates]) - truth
+    claimed = np.array([estimate.standard_error for estimate in estimates])
+    rounding = 1e-13 * np.abs(SPECTRA[spectrum]).sum()
+    assert abs(errors.mean()) <= 4 * errors.std() / len(errors) ** 0.5 + rounding
+    assert (np.abs(errors) <= 2 * claimed + rounding).mean() >= 0.93
+    assert np.sqrt((claimed**2).mean()) <= 3 * errors.std() + rounding  # and not by being enormous
+
+
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_growing_until_the_tolerance_is_met_keeps_coverage(method):
+    operator, truth = with_spectrum(SPECTRA["outliers"][:120]), SPECTRA["outliers"][:120].sum()
+    estimates = [method(operator, rtol=0.05, generator=seeded(seed)) for seed in range(100)]
+    assert all(e.converged and e.standard_error <= 0.05 * abs(e.value) for e in estimates)
+    covered = [abs(e.value - truth) <= 2 * e.standard_error + 1e-10 for e in estimates]
+    assert np.mean(covered) >= 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", [hutch_plus_plus, xtrace])
+def test_exact_on_a_matrix_of_low_rank(method, dtype):
+    given = known(np.concatenate([uniform(10, -1, 3), np.zeros(290)]))
+    estimate = method(given.matrix.to(dtype), generator=seeded())
+    eps = torch.finfo(dtype).eps
+    assert estimate.converged
+    assert abs(estimate.value - given.spectrum.sum().item()) <= 200 * eps * given.size
+    assert estimate.standard_error <= 200 * eps * given.size
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("method", METHODS)
+def test_converged_means_what_it_says(method, name):
+    given = matrix(name)
+    truth, whole = given.spectrum.sum().item(), given.spectrum.abs().sum().item()
+    operator = Counting(given.matrix)
+    estimate = method(operator, rtol=0.02, generator=seeded(1))
+    assert estimate.products == operator.products
+    assert estimate.converged
+    assert estimate.standard_error <= 0.02 * abs(estimate.value) + 1e-13 * whole
+    assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-12 * whole
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("method", METHODS)
+def test_scaling_the_matrix_scales_the_answer(method, scale):
+    operator = with_spectrum(SPECTRA["outliers"])
+    one = method(operator, rtol=0.05, generator=seeded())
+    other = method(operator * scale, rtol=0.05, generator=seeded())
+    assert other.products == one.products
+    assert other.value == pytest.approx(one.value * scale, rel=1e-12)
+    assert other.standard_error == pytest.approx(one.standard_error * scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 20, 30])
+@pytest.mark.parametrize("method", [xtrace, dense_trace])
+def test_small_matrices_are_exact(method, n):
+    given = known(uniform(n, -1, 3))
+    operator = Counting(given.matrix)
+    estimate = method(operator, generator=seeded())
+    assert estimate.value == pytest.approx(given.spectrum.sum().item(), abs=1e-13 * n)
+    assert estimate.standard_error == 0.0
+    assert estimate.converged
+    assert estimate.products == operator.products == n
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
+def test_a_sketch_of_the_whole_space_is_exact(n):
+    given = known(uniform(n, -1, 3))
+    estimate = hutch_plus_plus(given.matrix, generator=seeded())
+    assert estimate.value == pytest.approx(given.spectrum.sum().item(), abs=1e-13 * n)
+    assert estimate.standard_error == 0.0
+    assert estimate.converged
+
+
+@pytest.mark.parametrize("n", range(90, 112))
+def test_a_tolerance_out_of_reach_ends_in_the_exact_trace(n):
+    """Growth must not stop at n - 1 vectors for ever."""
+    given = known(uniform(n, -1, 1))
+    operator = Counting(given.matrix)
+    estimate = xtrace(operator, rtol=0, generator=seeded())
+    assert estimate.standard_error == 0.0
+    assert estimate.products == operator.products <= 3 * n
+    assert estimate.value == pytest.approx(given.spectrum.sum().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3, 7, 16, 40])
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_probes_fix_the_products(method, probes):
+    operator = Counting(with_spectrum(SPECTRA["indefinite"]))
+    estimate = method(operator, probes=probes, rtol=0, generator=seeded())
+    want = {hutchinson: probes, hutch_plus_plus: probes + probes // 2, xtrace: 2 * probes}[method]
+    assert estimate.products == operator.products == want
+    assert math.isfinite(estimate.value)
+    assert estimate.converged == math.isfinite(estimate.standard_error)
+    assert estimate.standard_error > 0
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2, 3, 4, 5, 15, 33, 47, 60, 150, 199, 201, 350])
+@pytest.mark.parametrize("probes", [None, 80])
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_the_budget_is_never_exceeded(method, probes, budget):
+    operator = Counting(with_spectrum(SPECTRA["indefinite"]))
+    estimate = method(operator, rtol=1e-9, probes=probes, generator=seeded(), max_products=budget)
+    assert estimate.products == operator.products <= budget
+    assert estimate.products >= budget - 1 or estimate.converged
+    full = {hutchinson: 80, hutch_plus_plus: 120, xtrace: 160}[method]
+    assert estimate.converged == (estimate.standard_error == 0 or (probes is not None and budget >= full))
+    assert budget < 2 or math.isfinite(estimate.value)
+    assert budget < 5 or math.isfinite(estimate.standard_error)
+
+
+def test_dense_refuses_a_budget_below_its_price():
+    with pytest.raises(SpectraError, match="--max-products"):
+        dense_trace(matrix("identity").matrix, max_products=29)
+
+
+def test_growing_keeps_old_products():
+    operator = Counting(with_spectrum(SPECTRA["indefinite"]))
+    generator = seeded()
+    sketch = Sketch(operator)
+    for size in (16, 24, 36, 37):
+        sketch.grow(size, generator)
+        assert operator.products == 2 * size
+    at_once = Sketch(operator)
+    at_once.grow(37, seeded())
+    assert torch.equal(at_once.tests, sketch.tests)
+    assert sketch.estimate()[0] == pytest.approx(at_once.estimate()[0], rel=1e-10)
+    basis = sketch.basis
+    assert (basis @ basis.T - torch.eye(37)).abs().max() < 1e-13
+    assert (sketch.triangle.T @ basis - sketch.images).abs().max() < 1e-11
+    assert (operator @ basis.T - sketch.basis_images.T).abs().max() < 1e-12
+
+
+def test_the_estimator_is_what_its_formula_says():
+    """By explicit bases without each column in turn."""
+    operator = with_spectrum(SPECTRA["outliers"])
+    n, q = len(operator), 9
+    sketch = Sketch(operator)
+    sketch.grow(q, seeded())
+    tests = sketch.tests.T
+    values = []
+    for i in range(q):
+        others = [j for j in range(q) if j != i]
+        basis = torch.linalg.qr(operator @ tests[:, others]).Q
+        rest = tests[:, i] - basis @ (basis.T @ tests[:, i])
+        inside = torch.trace(basis.T @ operator @ basis)
+        values.append((inside + (n - q + 1) / rest.dot(rest) * rest.dot(operator @ rest)).item())
+    assert sketch.estimate()[0] == pytest.approx(np.mean(values), rel=1e-11)
+
+
+@pytest.mark.parametrize("budget", [49, 50, 60, 500])
+def test_where_arrays_do_not_fit_hutchinson_goes_on(monkeypatch, budget):
+    monkeypatch.setattr(xtrace_module, "LARGEST", 4 * 200 * 8 * 20)
+    spectrum = SPECTRA["outliers"]
+    operator = Counting(with_spectrum(spectrum))
+    estimate = xtrace(operator, rtol=0.04, generator=seeded(), max_products=budget)
+    assert estimate.products == operator.products <= budget
+    assert abs(estimate.value - spectrum.sum()) <= 4 * estimate.standard_error
+    assert estimate.converged == (budget == 500)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("n", "good"), [(200, 0), (200, 1), (12, 0)])
+@pytest.mark.parametrize("probes", [None, 20])
+@pytest.mark.parametrize("method", METHODS)
+def test_products_that_are_not_finite_end_it(method, probes, n, good, bad):
+    operator = Counting(not_finite(n, good, bad))
+    estimate = method(operator, probes=probes, generator=seeded())
+    assert operator.products <= max(n, 60)
+    assert operator.products == estimate.products
+    assert not math.isfinite(estimate.value)
+    assert not math.isfinite(estimate.standard_error)
+    assert not estimate.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits(method):
+    operator = with_spectrum(SPECTRA["outliers"]).float()
+    state = torch.get_rng_state()
+    one, other = (method(operator, probes=20, generator=seeded(5)) for _ in range(2))
+    assert one == other
+    assert torch.equal(torch.get_rng_state(), state)
+    assert method(operator, probes=20, generator=seeded(6)) != one or method is dense_trace
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_rises_to_the_products_spent(method):
+    seen = []
+    estimate = method(
+        with_spectrum(SPECTRA["indefinite"]),
+        rtol=0.1,
+        generator=seeded(),
+        progress=lambda **numbers: seen.append(numbers["products"]),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == estimate.products
