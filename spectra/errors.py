@@ -7,3 +7,9 @@ class SpectraError(Exception):
     Its message is one line: the argument, what came, and the way out. The command line prints it
     and ends with status 2; library code may catch it like any exception.
     """
+
+
+def describe(error: BaseException) -> str:
+    """Type and first line of an exception: `ValueError: width must be positive`."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -108,7 +108,7 @@ def trace_text(record: dict[str, Any]) -> str:
 
 
 def density_text(record: dict[str, Any]) -> str:
-    table = new_table("", "smallest", "largest", "mean", "% < 0", "products", "seconds")
+    table = new_table("", "min", "max", "mean", "% < 0", "products", "s")
     for r in record["results"]:
         nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
         held = nodes[weights != 0]
@@ -117,8 +117,8 @@ def density_text(record: dict[str, Any]) -> str:
             r["curvature"],
             f"{held.min():.3g}",
             f"{held.max():.3g}",
-            with_error(means.mean(), standard_error(means)),
-            with_error(below.mean(), standard_error(below)),
+            with_error(means.mean(), standard_error(means), most=5),
+            with_error(below.mean(), standard_error(below), most=3),
             str(r["products"]),
             f"{r['seconds']:.1f}",
         )
@@ -150,21 +150,21 @@ def standard_error(samples: np.ndarray) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
 
 
-def with_error(value: float, error: float) -> str:
-    """`0.43125 ± 2e-05`: the value to the digit of its error, with one digit of the error."""
+def with_error(value: float, error: float, most: int = 12) -> str:
+    """`0.43125 ± 2e-05`: the value to the digit of its error, `most` digits at most, with one digit of the error."""
     if not (math.isfinite(value) and math.isfinite(error)):
         return f"{value:.6g} ± {error:.1g}"
     if error == 0:
-        return f"{value:.8g} ± 0"
+        return f"{value:.{min(most, 8)}g} ± 0"
     digit = math.floor(math.log10(error))
-    digits = max(1, min(12, (math.floor(math.log10(abs(value))) if value else digit) - digit + 1))
+    digits = max(1, min(most, (math.floor(math.log10(abs(value))) if value else digit) - digit + 1))
     return f"{value:.{digits}g} ± {error:.1g}"
 
 
 def new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i, overflow="fold")  # wraps, uncut
     return table
 
 

@@ -51,7 +51,7 @@ def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.nda
     name = record["command"]
     if arrays:
         write_atomically(directory / f"{name}.npz", lambda file: np.savez_compressed(file, **arrays))
-    text = json.dumps(finite(record), allow_nan=False, indent=1) + "\n"
+    text = to_json(record) + "\n"
     write_atomically(directory / f"{name}.json", lambda file: file.write(text.encode()))
 
 

@@ -408,6 +408,18 @@ def test_separate_eigenvalues_are_shown_to_be_complete(name):
     assert pairs.complete
 
 
+def test_residuals_see_the_noise_of_products():
+    """Lanczos' own recurrence goes to zero whatever the products; the residual and `converged` must not."""
+    given = matrix("network")
+    single = given.matrix.float()
+    noisy = Products(lambda v: (single @ v.float()).double(), given.n)
+    pairs = eigenpairs(noisy, 4, tolerance=1e-11, generator=seeded())
+    assert not pairs.converged
+    true = true_residuals(given.matrix, pairs)
+    assert true.max() > 1e-9 * given.size
+    assert (pairs.residuals >= 0.1 * true).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_bits(method):
     operator = matrix("softmax").matrix.float()

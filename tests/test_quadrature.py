@@ -67,10 +67,9 @@ def test_a_measure_of_every_matrix(name, dtype):
 @pytest.mark.parametrize("name", TABLE)
 def test_close_to_the_true_spectrum(name):
     given = matrix(name)
-    for seed in range(2):
-        measure = spectral_measure(given.matrix, generator=seeded(seed))
-        chance = (2 / (measure.probes * (given.n - measure.deflated + 2))) ** 0.5 * (1 - measure.deflated / given.n)
-        assert distance(measure, given) <= 0.003 + 0.7 * chance  # of a Brownian bridge the mean |.| is 0.31
+    measure = spectral_measure(given.matrix, generator=seeded())
+    chance = (2 / (measure.probes * (given.n - measure.deflated + 2))) ** 0.5 * (1 - measure.deflated / given.n)
+    assert distance(measure, given) <= 0.003 + 0.7 * chance  # of a Brownian bridge the mean |.| is 0.31
 
 
 @pytest.mark.parametrize("scale", [2.0**-30, 2.0**30])
@@ -144,7 +143,7 @@ def test_deflation_takes_the_chance_out_of_outliers():
 def test_the_mean_covers_the_trace():
     given = matrix("network")
     truth = given.spectrum.mean().item()
-    means = [spectral_measure(given.matrix, probes=8, steps=12, generator=seeded(s)).mean() for s in range(40)]
+    means = [spectral_measure(given.matrix, probes=8, steps=12, generator=seeded(s)).mean() for s in range(30)]
     assert np.mean([abs(value - truth) <= 2.4 * error for value, error in means]) >= 0.9  # Student's t, 7 degrees
 
 
@@ -188,7 +187,7 @@ def test_the_budget_is_never_exceeded(budget):
 def test_products_that_are_not_finite_end_it(bad, n, good):
     operator = Counting(not_finite(n, good, bad))
     measure = spectral_measure(operator, probes=5, steps=30, generator=seeded())
-    assert operator.products == measure.products <= good + 2
+    assert operator.products == measure.products <= good + 1
     assert not measure.converged
     assert not measure.nodes.isfinite().all()
     assert math.isnan(measure.mean()[0])

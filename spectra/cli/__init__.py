@@ -16,7 +16,21 @@ from spectra.cli.trace import trace
 from spectra.errors import SpectraError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}, no_args_is_help=False)
+class Interrupted(Exception):
+    """Ctrl-C, out of reach of click, which would print an empty line first."""
+
+
+class Group(click.Group):
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
+
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}, no_args_is_help=False
+)
 @click.version_option(__version__, prog_name="spectra")
 def spectra() -> None:
     """Spectral analysis of loss landscapes.
@@ -44,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     try:
         return spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
-    except (click.Abort, KeyboardInterrupt):
+    except (Interrupted, click.Abort, KeyboardInterrupt):
         complain("interrupted")
         return 130
     except click.ClickException as error:

@@ -66,7 +66,7 @@ PROBLEM = [
 ]  # fmt: skip
 
 OUTPUT = [
-    click.option("--max-products", metavar="N", type=click.IntRange(min=5), help="Stop after N products of a matrix with a vector."),
+    click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector."),
     click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Write results there."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables."),
 ]  # fmt: skip

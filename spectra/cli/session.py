@@ -14,6 +14,7 @@ from typing import Any
 
 from spectra.errors import SpectraError
 
+SMALLEST_CHECKED = 8  # products; of fewer, the three of the check would leave too little
 OTHERS = ("curvature", "max_products", "out", "as_json")
 
 
@@ -54,8 +55,8 @@ class Session:
             start = time.perf_counter()
             counted = Counting(matrix)
             generator = torch.Generator().manual_seed(self.options["seed"])
-            noise = check_operator(counted, generator)
             limit = self.options["max_products"]
+            noise = None if limit is not None and limit < SMALLEST_CHECKED else check_operator(counted, generator)
             answer = method(
                 counted,
                 generator=generator,
@@ -81,7 +82,7 @@ class Measurement:
     products: int
     seconds: float
     setup_seconds: float
-    noise: float  # relative, of one product
+    noise: float | None  # relative, of one product
     path: str  # how products were made
 
     def cost(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ Apply = Callable[[Tensor], Tensor]
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels that have a second derivative and one answer; all settings are put back on leaving.
 
-    Fused attention and cuDNN's and oneDNN's recurrent layers have no second derivative, TF32 keeps 10 bits.
+    Fused attention and cuDNN's recurrent layers have no second derivative (oneDNN's have), TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -32,7 +32,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
-        settings += [(backends.cudnn, "enabled", False), (backends.mkldnn, "enabled", False)]
+        settings.append((backends.cudnn, "enabled", False))
     fast_path = backends.mha.get_fastpath_enabled()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), switched(settings):
         try:

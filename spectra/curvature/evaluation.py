@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from spectra.curvature.differentiation import twice_differentiable
 from spectra.curvature.memory import graph_budget
-from spectra.curvature.operator import bytes_per_example
+from spectra.curvature.operator import bytes_per_example, explained
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 
@@ -24,18 +25,12 @@ def mean_loss(problem: Problem) -> float:
     if not problem.weight > 0:
         raise SpectraError("--loss: no example counts (all targets are ignored, or their class weights are zero)")
     total = 0.0
-    with twice_differentiable(problem.model), torch.no_grad():
+    with twice_differentiable(problem.model), explained(), torch.no_grad():
         for batch in problem.batches:
-            try:
-                rows = problem.loss.rows(problem.output(batch), batch.targets)
-                total += problem.loss.total(rows, batch.targets).item()
-            except SpectraError:
-                raise
-            except Exception as error:  # whatever a user's model or loss raises
-                first = (str(error).strip().splitlines() or [""])[0]
-                raise SpectraError(f"--model: fails on the data ({type(error).__name__}: {first})") from error
+            rows = problem.loss.rows(problem.output(batch), batch.targets)
+            total += problem.loss.total(rows, batch.targets).item()
     loss = total / problem.weight
-    if not torch.isfinite(torch.tensor(loss)):
+    if not math.isfinite(loss):
         raise SpectraError(
             f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
             "or try --dtype float64"

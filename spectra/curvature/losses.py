@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectra.curvature.memory import out_of_memory
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
 
 
 class Loss(Protocol):
@@ -60,6 +60,11 @@ class CrossEntropy:
             )
         if soft and output.shape != targets.shape:
             raise mismatch("cross_entropy", output, targets)
+        if soft and not is_distribution(targets):
+            raise SpectraError(
+                "--loss cross_entropy: the targets are real numbers, but not probabilities (0 to 1, summing to 1); "
+                "store class labels as integers, or use --loss mse"
+            )
         if soft and self.ignore_index >= 0:
             raise SpectraError(
                 f"--loss cross_entropy: ignore_index is {self.ignore_index}, but the targets are probabilities, of "
@@ -68,8 +73,8 @@ class CrossEntropy:
         first = (output.shape[0], *output.shape[2:])
         if soft or tuple(targets.shape) == first:
             rows = output.movedim(1, -1)
-        elif targets.shape == output.shape[:-1]:
-            rows = output
+        elif targets.shape == output.shape[:-1] or tuple(output.shape[:-1]) == (targets.numel(),) != (len(targets),):
+            rows = output  # classes last; or sequences that the model has joined, (b T, C) for targets (b, T)
         else:
             raise mismatch("cross_entropy", output, targets)
         rows = rows.reshape(-1, rows.shape[-1])
@@ -97,8 +102,11 @@ class CrossEntropy:
         kept = targets[targets != self.ignore_index]
         if self.class_weights is None:
             return kept.numel()
-        if kept.numel():
-            self._check_labels(kept, len(self.class_weights))
+        if kept.numel() and kept.max() >= len(self.class_weights):
+            raise SpectraError(
+                f"--loss cross_entropy: weight has {len(self.class_weights)} numbers, but the data have label "
+                f"{kept.max().item()}; give one number for each class"
+            )
         return self.class_weights.double().cpu()[kept.long().cpu()].sum().item()
 
     def examples(self, targets: Tensor) -> int:
@@ -235,7 +243,7 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"--loss {self.name}: fails on the data ({described(error)})") from error
+            raise SpectraError(f"--loss {self.name}: fails on the data ({describe(error)})") from error
         if not isinstance(values, Tensor):
             raise SpectraError(f"--loss {self.name}: returned a {type(values).__name__}, not a tensor")
         if values.ndim == 0:
@@ -254,14 +262,13 @@ class CustomLoss:
         return len(targets)
 
 
+def is_distribution(targets: Tensor) -> bool:
+    """Whether soft targets (b, C, ...) are probabilities of the classes, to a thousandth."""
+    return bool((targets >= 0).all() and ((targets.sum(dim=1) - 1).abs() <= 1e-3).all())
+
+
 def mismatch(name: str, output: Tensor, targets: Tensor) -> SpectraError:
     return SpectraError(
         f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; "
         "choose the loss that fits them, or reshape the data"
     )
-
-
-def described(error: Exception) -> str:
-    """An error of the user's code in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

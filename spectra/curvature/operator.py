@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.differentiation import Apply, twice_differentiable
-from spectra.curvature.losses import described
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.memory import count_kept_bytes, graph_budget, out_of_memory
 from spectra.curvature.problem import Batch, Problem, refuse_unfit
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
 
 
 class Curvature:
@@ -124,7 +123,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        what = described(error)
+        what = describe(error)
         if out_of_memory(error):
             raise SpectraError(f"--batch-size: out of memory; try a smaller one ({what})") from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):

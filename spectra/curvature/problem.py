@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.curvature.losses import Loss, described
+from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Problem:
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
-            raise SpectraError(f"--model: fails on the data ({described(error)})") from error
+            raise SpectraError(
+                f"--model: fails on the data ({describe(error)}); check that --model fits --data "
+                "(SPECTRA_TRACEBACK=1 shows where)"
+            ) from error
         if not isinstance(output, Tensor):
             raise SpectraError(
                 f"--model: its output is a {type(output).__name__}, not one tensor; wrap it to return one"
@@ -124,6 +127,12 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
         if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     chosen = {name: p for name, p in named.items() if p.requires_grad and id(p) in wanted}
+    integers = [name for name, p in named.items() if not p.is_floating_point()]
+    if not chosen and integers:
+        raise SpectraError(
+            f"--model: its parameter {integers[0]} is {named[integers[0]].dtype}, which has no derivative; "
+            "load the model before it was quantised, or convert it to floating point"
+        )
     if not chosen:
         where = f"--params {' '.join(patterns)}" if patterns else "--model"
         raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")

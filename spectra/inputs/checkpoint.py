@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError
-from spectra.inputs.spec import describe, input_error
+from spectra.errors import SpectraError, describe
+from spectra.inputs.spec import input_error
 
 OPTION, KEY_OPTION = "--checkpoint", "--checkpoint-key"
 PREFIXES = ("module.", "_orig_mod.")

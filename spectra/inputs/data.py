@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from spectra.errors import describe
 from spectra.inputs.chance import seeded
-from spectra.inputs.spec import call, check_options, describe, input_error, parse_spec, resolve, suggest
+from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
 
 OPTION = "--data"
 NPZ = "save arrays of numbers with numpy.savez(file, x=x, y=y)"

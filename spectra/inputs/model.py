@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectra.errors import describe
 from spectra.inputs.chance import seeded
-from spectra.inputs.spec import call, describe, input_error, parse_spec, resolve, suggest
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 
 OPTION = "--model"
 

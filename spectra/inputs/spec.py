@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -32,12 +32,6 @@ def input_error(option: str, came: object, text: str) -> SpectraError:
     """The error `option came: text`, in one printable line (names in untrusted files may hold anything)."""
     line = " ".join(f"{option} {came}: {text}".split())
     return SpectraError("".join(character for character in line if character.isprintable()))
-
-
-def describe(error: BaseException) -> str:
-    """Type and first line of an exception: `ValueError: width must be positive`."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

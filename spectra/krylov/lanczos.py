@@ -134,7 +134,7 @@ class Lanczos:
     def _append(self, direction: Tensor, row: Tensor) -> None:
         m = self.size
         if m == len(self.storage):
-            grown = self.storage.new_empty(min(2 * m, self.dimension), self.dimension)
+            grown = self.storage.new_empty(min(max(2 * m, 32), self.dimension), self.dimension)
             grown[:m] = self.storage
             self.storage = grown
         self.storage[m] = direction
