@@ -12,7 +12,7 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one layer may use each other, except krylov and curvature.
 LAYERS = [
-    {"errors"},
+    {"errors", "memory"},
     {"operator"},
     {"krylov", "curvature"},
     {"inputs"},

@@ -21,7 +21,7 @@ from helpers import (
 
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_eigenpairs, dense_matrix
-from spectra.krylov.eigenpairs import complement_bounds, eigenpairs, kato_temple
+from spectra.krylov.eigenpairs import LARGEST_BASIS, complement_bounds, eigenpairs, fitting_basis, kato_temple
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.power import power_iteration
 from spectra.krylov.results import select
@@ -348,7 +348,7 @@ def test_dense(name, dtype):
 
 
 def test_dense_refuses_what_it_cannot_hold():
-    with pytest.raises(SpectraError, match="--max-products: 29, but --method dense takes 30"):
+    with pytest.raises(SpectraError, match="--max-products: 29 are left, but --method dense takes 30"):
         dense_eigenpairs(matrix("identity").matrix, 3, max_products=29)
     with pytest.raises(SpectraError, match="20,001 rows"):
         dense_eigenpairs(Products(torch.clone, 20_001), 3)
@@ -462,3 +462,11 @@ def test_select():
         assert len(select(values[:0], 3, which)) == 0
     assert values[select(values, 4, "BE")].tolist() == [4, 3, -5, -1]
     assert strakos()[-1] == 100
+
+
+def test_basis_is_bounded_by_memory(monkeypatch):
+    given = matrix("identity")
+    monkeypatch.setattr("spectra.krylov.eigenpairs.memory_share", lambda device: 30 * 8 * given.n)
+    assert fitting_basis(given.matrix) == 30
+    monkeypatch.undo()
+    assert fitting_basis(given.matrix) == LARGEST_BASIS

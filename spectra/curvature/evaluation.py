@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.differentiation import twice_differentiable
-from spectra.curvature.memory import graph_budget
 from spectra.curvature.operator import bytes_per_example, explained
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
+from spectra.memory import memory_share
 
 
 def mean_loss(problem: Problem) -> float:
@@ -59,5 +59,5 @@ def fitting_batch_size(problem: Problem, examples: int) -> int:
     probe = Batch(slice_tree(first.inputs, slice(few)), first.targets[:few], first.indices[:few])
     # J v and J'u keep about twice what the gradient's graph does.
     each = 2 * max(bytes_per_example(replace(problem, batches=[probe])), 1)
-    budget = graph_budget(problem.device)
+    budget = memory_share(problem.device)
     return examples if each * examples <= budget else max(1, int(budget / 4 / each))

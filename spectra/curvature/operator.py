@@ -12,9 +12,10 @@ from torch import Tensor
 
 from spectra.curvature.differentiation import Apply, twice_differentiable
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes, graph_budget, out_of_memory
+from spectra.curvature.memory import count_kept_bytes, out_of_memory
 from spectra.curvature.problem import Batch, Problem, refuse_unfit
 from spectra.errors import SpectraError, describe
+from spectra.memory import memory_share
 
 
 class Curvature:
@@ -42,7 +43,7 @@ class Curvature:
         self.problem = problem
         self.name = name
         self.linearise = resolve_name(matrix.path)
-        self.memory = graph_budget(problem.device) if memory is None else memory
+        self.memory = memory_share(problem.device) if memory is None else memory
         self.setup_seconds = 0.0
         self._kept: list[Apply] | None = None
         self._versions = self._parameter_versions()

@@ -91,5 +91,5 @@ def dense_trace(
 def refuse_budget(n: int, max_products: int | None) -> None:
     if max_products is not None and n > max_products:
         raise SpectraError(
-            f"--max-products: leaves {max_products}, but --method dense takes {n:,}, a row each; choose another method"
+            f"--max-products: {max_products} are left, but --method dense takes {n:,}, one a row; choose another method"
         )

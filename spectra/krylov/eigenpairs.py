@@ -16,6 +16,7 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.krylov.lanczos import begin, beside, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
+from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, norm
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
@@ -30,7 +31,7 @@ def eigenpairs(
     tolerance: float = 1e-3,
     generator: torch.Generator,
     max_products: int | None = None,
-    largest_basis: int = LARGEST_BASIS,
+    largest_basis: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
     """`k` eigenpairs at the end(s) of the spectrum that `which` names (LM, LA, SA, BE).
@@ -38,8 +39,10 @@ def eigenpairs(
     A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|).
     Residuals follow from the law of the Lanczos basis; one more product measures how far rounding has taken the
     basis from that law, and is added to them. `max_products` is 1000 + 20 k unless given: eigenvalues that crowd
-    together may need more, and `converged` says so. Raises SpectraError when k > n.
+    together may need more, and `converged` says so. The basis is restarted at `largest_basis` vectors, by default
+    300 or what a quarter of the device's memory holds. Raises SpectraError when k > n.
     """
+    largest_basis = fitting_basis(operator) if largest_basis is None else largest_basis
     max_products = 1000 + 20 * k if max_products is None else max_products
     search = Search(Counting(operator), k, which, tolerance, generator, max_products, largest_basis, progress)
     pairs = search.run()
@@ -279,6 +282,11 @@ class Search:
         outside = (self.state.coupling @ coordinates @ signs.double()).to(vectors)
         expected = (signs * values).to(vectors) @ vectors + outside @ self.state.pending
         return torch.tensor(norm(self.operator @ mixed - expected), dtype=torch.float64)
+
+
+def fitting_basis(operator: SymmetricOperator) -> int:
+    bytes_each = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
+    return min(LARGEST_BASIS, memory_share(operator.device) // max(bytes_each, 1))
 
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
