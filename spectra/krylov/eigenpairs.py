@@ -70,6 +70,7 @@ class Search:
         self.kept = self.k + math.ceil(self.k / 2) + 1
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
         self.state = begin(self.operator, random_start(self.operator, self.generator))
+        self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds, found = None, True
         while found and self.converge():
             before = self.values[self.wanted()]
@@ -243,10 +244,11 @@ class Search:
         return not self.state.finite or self.operator.products + reserve >= self.max_products
 
     def observe(self) -> None:
-        if self.progress:
-            wanted = self.wanted() if self.state.size > 1 else torch.tensor([], dtype=torch.long)
-            good = int((self.residuals[wanted] <= self.allowed(self.values[wanted])).sum()) if len(wanted) else 0
-            self.progress(products=self.operator.products, converged=good, wanted=self.k)
+        if self.progress and len(self.wanted()):
+            residuals = self.residuals[self.wanted()]
+            good = int((residuals <= self.allowed(self.values[self.wanted()])).sum())
+            worst = residuals.max().item()
+            self.progress(products=self.operator.products, converged=good, wanted=self.k, residual=worst)
 
     def answer(self, bounds: tuple[float, float] | None) -> Eigenpairs:
         if self.state.size == 0 or not self.state.finite:
