@@ -155,6 +155,7 @@ def nothing_global_changes():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)  # another test file's, run in this process before
     before = set(sys.modules)
     pathlib.Path("nets.py").write_text(NETS)
     pathlib.Path("sets.py").write_text(SETS)

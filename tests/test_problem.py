@@ -442,3 +442,14 @@ def test_out_of_memory_names_the_batch_size():
 def test_recurrent_networks_raise_no_warning_in_single_precision():
     """Warnings are errors here: switches of precision that the machine does not have would be one."""
     assert multiply(BY_NAME["LSTM"].problem(dtype=torch.float32)).isfinite().all()
+
+
+def test_real_numbers_are_no_soft_targets():
+    output, targets = torch.zeros(5, 3), torch.randn(5, 3)
+    with refused("--loss cross_entropy", "not probabilities", "--loss mse"):
+        CrossEntropy().rows(output, targets)
+
+
+def test_joined_sequences_are_rows():
+    output, targets = torch.randn(6, 3), torch.randint(3, (2, 3))
+    torch.testing.assert_close(CrossEntropy().rows(output, targets), output)

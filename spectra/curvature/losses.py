@@ -60,9 +60,9 @@ class CrossEntropy:
             )
         if soft and output.shape != targets.shape:
             raise mismatch("cross_entropy", output, targets)
-        if soft and not is_distribution(targets):
+        if soft and ((targets < 0) | (targets > 1)).any():
             raise SpectraError(
-                "--loss cross_entropy: the targets are real numbers, but not probabilities (0 to 1, summing to 1); "
+                "--loss cross_entropy: the targets are real numbers, but not probabilities from 0 to 1; "
                 "store class labels as integers, or use --loss mse"
             )
         if soft and self.ignore_index >= 0:
@@ -157,17 +157,8 @@ class CrossEntropy:
             )
 
 
-@dataclass(frozen=True)
-class MeanSquaredError:
-    """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
-
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        if output.shape != targets.shape:
-            raise mismatch("mse", output, targets)
-        return output.reshape(len(output), -1)
-
-    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+class Elementwise:
+    """What losses of single outputs share: an example is a row, and the mean is over all its outputs."""
 
     def weight(self, targets: Tensor) -> float:
         return targets.numel()
@@ -177,6 +168,19 @@ class MeanSquaredError:
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         return rows.new_ones(len(rows), 1)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(Elementwise):
+    """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if output.shape != targets.shape:
+            raise mismatch("mse", output, targets)
+        return output.reshape(len(output), -1)
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # r = 2 (f - y) with y of variance 1/2: the expectation of r r' is 2 I.
@@ -191,7 +195,7 @@ class MeanSquaredError:
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(Elementwise):
     """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number."""
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -203,15 +207,6 @@ class BinaryCrossEntropy:
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
-
-    def weight(self, targets: Tensor) -> float:
-        return targets.numel()
-
-    def examples(self, targets: Tensor) -> int:
-        return len(targets)
-
-    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return rows.new_ones(len(rows), 1)
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
@@ -260,11 +255,6 @@ class CustomLoss:
 
     def examples(self, targets: Tensor) -> int:
         return len(targets)
-
-
-def is_distribution(targets: Tensor) -> bool:
-    """Whether soft targets (b, C, ...) are probabilities of the classes, to a thousandth."""
-    return bool((targets >= 0).all() and ((targets.sum(dim=1) - 1).abs() <= 1e-3).all())
 
 
 def mismatch(name: str, output: Tensor, targets: Tensor) -> SpectraError:
