@@ -60,9 +60,9 @@ class CrossEntropy:
             )
         if soft and output.shape != targets.shape:
             raise mismatch("cross_entropy", output, targets)
-        if soft and ((targets < 0) | (targets > 1)).any():
+        if soft and (targets < 0).any():
             raise SpectraError(
-                "--loss cross_entropy: the targets are real numbers, but not probabilities from 0 to 1; "
+                "--loss cross_entropy: the targets are real numbers, but not probabilities (some are below 0); "
                 "store class labels as integers, or use --loss mse"
             )
         if soft and self.ignore_index >= 0:

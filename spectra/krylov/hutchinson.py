@@ -94,7 +94,7 @@ def sample(
             progress(products=counted.products, trace=value, standard_error=error)
         if not math.isfinite(value) or (probes is None and len(samples) >= FEWEST and error <= rtol * abs(value)):
             break
-    met = (probes is not None and len(samples) == probes) or error <= rtol * abs(value)
+    met = len(samples) == probes or (len(samples) >= FEWEST and error <= rtol * abs(value))
     return TraceEstimate(value, error, counted.products, converged=bool(met and math.isfinite(error)))
 
 

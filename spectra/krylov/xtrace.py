@@ -61,7 +61,8 @@ def xtrace(
         value, error = sketch.estimate()
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
-        if error <= rtol * abs(value) or affordable == probes or not math.isfinite(value):
+        met = affordable >= FEWEST and error <= rtol * abs(value)
+        if met or affordable == probes or not math.isfinite(value):
             return TraceEstimate(value, error, counted.products, converged=math.isfinite(error))
         wanted = affordable + math.ceil(affordable / 2)
 
@@ -87,16 +88,11 @@ class Sketch:
             h = self.basis @ rest.T
             rest = rest - h.T @ self.basis
             across += as_cpu_float64(h)
-        new, triangle = torch.linalg.qr(rest.T)
+        new = torch.linalg.qr(rest.T).Q
         for _ in range(2):  # where A W is short of rank, the new columns need not be orthogonal to the old
             new = torch.linalg.qr(new - self.basis.T @ (self.basis @ new)).Q
-        triangle = as_cpu_float64(new.T @ rest.T)
-        self.triangle = torch.cat(
-            [
-                torch.cat([self.triangle, across], 1),
-                torch.cat([torch.zeros(size - q, q, dtype=torch.float64), triangle], 1),
-            ]
-        )
+        corner = torch.nn.functional.pad(as_cpu_float64(new.T @ rest.T), (q, 0))
+        self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
         self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
         self.basis = torch.cat([self.basis, new.T])
         self.basis_images = torch.cat([self.basis_images, (self.operator @ new).T])
