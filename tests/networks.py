@@ -241,7 +241,7 @@ NETWORKS = [
         NEXT.clamp(max=3),
         classes_last=True,
     ),
-    Case("fused attention", FusedAttention, STEPS, STEP_LABELS),
+    Case("fused attention", FusedAttention, STEPS[:, 1:], STEP_LABELS[:, 1:]),
     Case("LSTM", lambda: Recurrent(nn.LSTM, 3, last=True), STEPS, Y),
     Case("GRU", lambda: Recurrent(nn.GRU, 2, last=False), STEPS, floats(7, 3, 2), "mse"),
     Case("RNN", lambda: Recurrent(nn.RNN, 1, last=True), STEPS, floats(7, 1), "mse"),

@@ -6,6 +6,7 @@ Jacobians are `torch.autograd.functional`'s, of PyTorch's loss over the whole da
 
 import itertools
 import math
+from functools import cached_property
 
 import pytest
 import torch
@@ -30,13 +31,13 @@ class Reference:
         self.case = case
         self.model = case.model(device=device)
         self.inputs, self.targets = case.data(device=device)
-        self.point = torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.point = torch.cat([p.detach().reshape(-1) for p in self.parameters.values()])
         self.at = self.output(self.point).detach()
 
     def output(self, point: Tensor) -> Tensor:
-        named = dict(self.model.named_parameters())
-        parts = point.split([p.numel() for p in named.values()])
-        values = {name: part.view(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
+        parts = point.split([p.numel() for p in self.parameters.values()])
+        values = {name: part.view(p.shape) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
         if isinstance(self.inputs, dict):
             return functional_call(self.model, values, kwargs=self.inputs)
         return functional_call(self.model, values, self.inputs)
@@ -52,9 +53,24 @@ class Reference:
             output = output.movedim(1, -1)
         return output.reshape(-1, output.shape[-1])
 
+    @cached_property
     def jacobian(self) -> Tensor:
         """(E, K, n)."""
         return jacobian(lambda point: self.rows(self.output(point)), self.point)
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """(E, n): g_i of single examples, zero for those that do not count."""
+        return jacobian(lambda point: self.example_losses(self.output(point)), self.point)
+
+    @cached_property
+    def mean_gradient(self) -> Tensor:
+        return jacobian(self.loss, self.point)
+
+    def matrix(self, name: str) -> Tensor:
+        """The matrix (n, n) of this name in the register."""
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            return getattr(self, name.replace("-", "_"))()
 
     # The matrices, by their definitions.
 
@@ -73,8 +89,21 @@ class Reference:
         return self.expected_outer_product(self.drawn_labels())
 
     def fisher_empirical(self) -> Tensor:
-        gradients = jacobian(lambda point: self.example_losses(self.output(point)), self.point)
-        return gradients.T @ gradients / self.examples()
+        return self.gradients.T @ self.gradients / self.examples()
+
+    def gradient_covariance(self) -> Tensor:
+        return self.fisher_empirical() - torch.outer(self.mean_gradient, self.mean_gradient)
+
+    def fisher_batch(self) -> Tensor:
+        """sum (|b| / N) G_b G_b', each G_b a mean over the batch's examples."""
+        positions = len(self.gradients) // len(self.targets)
+        total = torch.zeros(len(self.point), len(self.point)).to(self.point)
+        sizes = [size * positions for size in self.case.sizes]
+        for some, kept in zip(self.gradients.split(sizes), self.kept().split(sizes), strict=True):
+            if kept.any():
+                mean = some[kept].mean(dim=0)
+                total += int(kept.sum()) / self.examples() * torch.outer(mean, mean)
+        return total
 
     # What they are made of.
 
@@ -163,7 +192,7 @@ class Reference:
     def expected_outer_product(self, labels: list[list[tuple[float, Tensor]]]) -> Tensor:
         """(1/N) sum s_i E[g g'] with g the gradient of -log p(y|f_i), for the labels y given with probabilities."""
         total = torch.zeros(len(self.point), len(self.point)).to(self.point)
-        for row, outer, scale, some in zip(self.rows(self.at), self.jacobian(), self.scales(), labels, strict=True):
+        for row, outer, scale, some in zip(self.rows(self.at), self.jacobian, self.scales(), labels, strict=True):
             for probability, label in some:
                 leaf = row.clone().requires_grad_()
                 gradient = outer.T @ torch.autograd.grad(self.minus_log_p(leaf, label), leaf)[0]
@@ -178,8 +207,7 @@ def reference():
 
     def matrix(case: Case, name: str, device: str) -> Tensor:
         if (key := (case.name, name, device)) not in known:
-            with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-                known[key] = getattr(Reference(case, device), name.replace("-", "_"))()
+            known[key] = Reference(case, device).matrix(name)
         return known[key]
 
     return matrix
@@ -235,6 +263,10 @@ def test_table_is_not_trivial(reference):
         ggn = reference(case, "ggn", "cpu")
         for name in ("hessian", "fisher-empirical"):
             assert difference(reference(case, name, "cpu"), ggn) > 1e-3, case.name
+        for name in ("gradient-covariance", "fisher-batch"):
+            assert difference(reference(case, name, "cpu"), reference(case, "fisher-empirical", "cpu")) > 1e-3, (
+                case.name
+            )
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

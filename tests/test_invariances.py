@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from networks import BY_NAME, DEVICES, SOME, X, chosen, floats, labels, log_cosh, mlp, name_of
 from torch import nn
 
+from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
+from spectra.curvature.memory import count_kept_bytes
 from spectra.curvature.operator import Curvature, bytes_per_example
 from spectra.curvature.problem import Problem
 from spectra.krylov.dense import dense_matrix
@@ -17,6 +19,8 @@ from spectra.operator import check_operator
 
 MIXED = BY_NAME["weights, smoothing and ignored"]
 PRODUCTS = [name for name in MATRICES if MATRICES[name].squared]
+WHOLE = [name for name in MATRICES if not MATRICES[name].split]
+FOR_ANY_LOSS = [name for name in MATRICES if not MATRICES[name].distribution]
 
 
 def products(problem: Problem, name: str, memory: int | None = None) -> torch.Tensor:
@@ -32,13 +36,23 @@ def assert_close(found, expected, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_split_and_order_of_batches_change_nothing(case, name, device):
     whole = products(case.problem(sizes=(7,), mc_samples=2, device=device), name)
     order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
     for settings in ({"sizes": 7 * [1]}, {"sizes": (2, 5)}, {"order": order}, {"order": order, "sizes": (1, 4, 2)}):
         assert_close(products(case.problem(**settings, mc_samples=2, device=device), name), whole)
+
+
+@pytest.mark.parametrize("case", SOME, ids=name_of)
+def test_fisher_batch_depends_on_the_split_alone(case):
+    """Not on the order of batches, nor on that inside of one."""
+    one = products(case.problem(sizes=(3, 3, 1)), "fisher-batch")
+    moved = case.problem(sizes=(3, 1, 3), order=torch.tensor([5, 3, 4, 6, 0, 1, 2]))
+    assert_close(products(moved, "fisher-batch"), one)
+    other = products(case.problem(sizes=(1, 3, 3)), "fisher-batch")
+    assert (one - other).norm() > 0.01 * one.norm()
 
 
 def test_labels_of_fisher_mc_follow_the_seed_and_the_sample():
@@ -53,7 +67,7 @@ def test_labels_of_fisher_mc_follow_the_seed_and_the_sample():
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
-@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
+@pytest.mark.parametrize("name", FOR_ANY_LOSS)
 def test_scale_of_the_loss(name, factor):
     """c for curvatures, c^2 for products of gradients; exactly so where c is a power of two."""
     case = BY_NAME["custom, values"]
@@ -98,18 +112,6 @@ def test_unused_parameters_have_zero_rows_and_columns(name):
     assert found[:2].count_nonzero() == found[:, :2].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("memory", [None, 0])
-@pytest.mark.parametrize("name", MATRICES)
-def test_parameters_that_do_not_reach_the_output_make_a_zero_matrix(name, memory):
-    case = BY_NAME["mlp"]
-    model = case.model()
-    unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
-    problem = case.problem(model=model, parameters={"unused": unused})
-    assert products(problem, name, memory).count_nonzero() == 0
-    model.requires_grad_(False)
-    assert products(problem, name, memory).count_nonzero() == 0
-
-
 def test_tied_parameters_count_once_under_either_name():
     case = BY_NAME["tied weights"]
     model = case.model()
@@ -117,6 +119,35 @@ def test_tied_parameters_count_once_under_either_name():
     by_head, by_embedding = chosen(model, "head.weight"), chosen(model, "embedding.*")
     assert list(by_head) == list(by_embedding) == ["embedding.weight"]
     assert by_head["embedding.weight"] is model.head.weight
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("name", MATRICES)
+def test_batches_that_no_chosen_parameter_reaches_add_nothing(name, memory):
+    """A mixture whose expert is asked in the second batch alone: the rest is as if it came from elsewhere."""
+    case = BY_NAME["mlp"]
+    expert = case.model()
+    other = mlp().double()
+
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([expert, other])
+
+        def forward(self, x):
+            first = (x == X[0]).all(dim=1).any()
+            return self.experts[int(first)](x)
+
+    model = Mixture().eval()
+    found = products(case.problem(model=model, parameters=dict(expert.named_parameters())), name, memory)
+    part = case.problem(model=expert)
+    alone = Problem(expert, part.loss, part.batches[1:])
+    share = alone.examples / part.examples
+    expected = share * products(alone, name)
+    if name == "gradient-covariance":  # F - g g', both shares of those of the batch alone
+        g = mean_gradient(alone)
+        expected += (share - share**2) * torch.outer(g, g) @ floats(part.size, 3)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -170,6 +201,58 @@ def test_graphs_kept_or_made_anew_give_the_same_numbers(case, name):
         assert torch.equal(kept @ vectors, anew @ vectors)
     assert (kept.kept_batches, anew.kept_batches) == (3, 0)
     assert kept.setup_seconds > 0
+
+
+def test_kept_bytes_count_what_the_graphs_hold_besides_the_weights():
+    """One linear layer, f = W x: a batch's Hessian keeps its inputs and softmax, and a gradient (n,) of its own."""
+    case = BY_NAME["mlp"]
+    wide = replace(case, build=lambda: nn.Linear(3, 300), targets=labels(7, below=300))
+    problem = wide.problem(sizes=(5, 2))
+    batch = Curvature(problem, "fisher-batch")
+    assert batch.kept_bytes == 0
+    batch.prepare()
+    assert batch.kept_bytes == 2 * 8 * problem.size  # its graphs are gone
+    hessian = Curvature(problem, "hessian")
+    hessian.prepare()
+    gradient, activations = 2 * 8 * problem.size, 8 * 7 * 300
+    assert gradient + activations < hessian.kept_bytes < gradient + 8 * activations
+    anew = Curvature(problem, "hessian", memory=0)
+    anew.prepare()
+    assert anew.kept_bytes == anew.kept_batches == 0
+
+
+def test_kept_bytes_leave_out_the_weights():
+    """They are there without the graph, and the same for each batch."""
+    problem = replace(BY_NAME["mlp"], build=lambda: mlp(3, 200)).problem(sizes=7 * [1])
+    hessian = Curvature(problem, "hessian")
+    with count_kept_bytes() as kept:
+        apply = hessian.linearise(problem, problem.batches[0])
+        whole = kept()
+        del apply
+    hessian.prepare()
+    weights = 8 * problem.model[2].weight.numel()
+    assert 7 * (whole + 8 * problem.size) - hessian.kept_bytes == 7 * weights
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_graphs_are_freed_with_their_matrix(name):
+    problem = BY_NAME["convolution, BatchNorm"].problem()
+    linearise = Curvature(problem, name).linearise
+    with count_kept_bytes() as kept:
+        apply = linearise(problem, problem.batches[0])
+        assert (kept() > 0) == (name != "fisher-batch")
+        del apply
+        assert kept() == 0
+
+
+def test_covariance_takes_its_mean_at_the_parameters_of_the_day():
+    problem = BY_NAME["mlp"].problem()
+    before = products(problem, "gradient-covariance")
+    with torch.no_grad():
+        problem.leaves[0].mul_(1.5)
+    fresh = BY_NAME["mlp"].problem(model=problem.model)
+    assert torch.equal(products(problem, "gradient-covariance"), products(fresh, "gradient-covariance"))
+    assert (products(problem, "gradient-covariance") - before).norm() > 0.01 * before.norm()
 
 
 def test_memory_in_between_keeps_some_batches():

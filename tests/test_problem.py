@@ -1,13 +1,17 @@
 """A problem: what it refuses, in which words, and that the model is left as it is found."""
 
 import re
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import BY_NAME, MASKED, SOFT, Lambda, X, Y, chosen, floats, labels, mlp, name_of
+from networks import BY_NAME, CASES, MASKED, SOFT, Lambda, X, Y, chosen, floats, labels, mlp, name_of
+from test_dense_reference import Reference
 from torch import nn
 
+from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
 from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
@@ -282,10 +286,14 @@ class Once(torch.autograd.Function):
         return 2 * g * ctx.saved_tensors[0]
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", [name for name in MATRICES if name != "fisher-batch"])
 def test_a_layer_without_second_derivative_is_told_in_one_line(name):
     with refused("--model: a layer has no second derivative", "once_differentiable", "replace that layer"):
         multiply(of(nn.Sequential(nn.Linear(3, 3), Lambda(Once.apply))), name)
+
+
+def test_gradients_of_batches_need_no_second_derivative():
+    assert multiply(of(nn.Sequential(nn.Linear(3, 3), Lambda(Once.apply))), "fisher-batch").count_nonzero()
 
 
 def test_a_loss_without_second_derivative_has_an_empirical_fisher():
@@ -366,7 +374,6 @@ def test_a_batch_of_ignored_targets_alone_counts_for_nothing():
         (nn.Sequential(nn.Linear(4, 3)), ("fails on the data", "RuntimeError", "shapes cannot be multiplied")),
         (nn.Sequential(nn.Embedding(2, 3)), ("fails on the data", "RuntimeError")),
         (nn.Sequential(nn.Bilinear(3, 3, 3)), ("fails on the data", "TypeError", "forward()")),
-        (nn.LSTM(3, 3), ("its output is a tuple", "wrap it")),
     ],
 )
 def test_models_that_fail(model, words):
@@ -379,7 +386,91 @@ def test_an_index_out_of_range_of_an_embedding():
         multiply(of(nn.Embedding(2, 3), inputs=torch.arange(7)))
 
 
+# Outputs that are not one tensor.
+
+
+Point = namedtuple("Point", "logits hidden")
+
+
+@dataclass
+class Record:
+    logits: torch.Tensor
+    score: float = 0.0
+
+
+class Holder:
+    def __init__(self, logits):
+        self.logits, self.hidden, self._own = logits, 2 * logits, logits
+
+
+class Wraps(nn.Module):
+    """The network of the case, its output x as `wrap(x)`."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.network, self.wrap = CASE.model(), wrap
+
+    def forward(self, x):
+        return self.wrap(self.network(x))
+
+
+OUTPUTS = [
+    (lambda x: {"logits": x}, None),
+    (lambda x: (x, [x]), None),
+    (lambda x: [None, x, (2 * x, x)], None),
+    (lambda x: OrderedDict(logits=x, loss=None), None),
+    (Record, None),
+    (lambda x: {"logits": x, "hidden": 2 * x}, "logits"),
+    (lambda x: (2 * x, x), "1"),
+    (lambda x: (2 * x, x), "-1"),
+    (lambda x: Point(x, 2 * x), "logits"),
+    (lambda x: Point(x, 2 * x), "0"),
+    (lambda x: Point(2 * x, {"all": [2 * x, x]}), "hidden.all.1"),
+    (lambda x: {"out": Holder(x)}, "out.logits"),
+    (lambda x: {0: x, 1: 2 * x}, "0"),
+    (Record, "logits"),
+]
+
+
+@pytest.mark.parametrize(("wrap", "key"), OUTPUTS)
+def test_the_tensor_of_a_container_is_the_output(wrap, key):
+    found = multiply(CASE.problem(model=Wraps(wrap), output_key=key))
+    assert torch.equal(found, multiply(CASE.problem()))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key", "words"),
+    [
+        (lambda x: {"a": x, "b": 2 * x}, None, ("--model", "type dict (it has a (5, 3), b (5, 3)), not", "--output")),
+        (lambda x: {"a": None}, None, ("--model", "type dict (it has a NoneType), not", "--output")),
+        (lambda x: 3, None, ("--model", "its output is of type int, not one tensor", "wrap")),
+        (Holder, None, ("--model", "Holder (it has logits (5, 3), hidden (5, 3)), not one tensor", "--output")),
+        (lambda x: 20 * (x,), None, ("--model", "tuple (it has 0 (5, 3)", "7 (5, 3), ...), not one tensor")),
+        (lambda x: x, "logits", ("--output logits", "one tensor (5, 3)", "leave it out")),
+        (lambda x: {"a": x}, "b", ("--output b", "the model's output has no entry 'b' (it has a (5, 3))", "name one")),
+        (lambda x: (x,), "1", ("--output 1", "no entry '1'")),
+        (lambda x: (x,), "-2", ("--output -2", "no entry '-2'")),
+        (lambda x: {"a": (x,)}, "a.b", ("--output a.b", "its entry a has no entry 'b' (it has 0 (5, 3))")),
+        (lambda x: {"a": x}, "a.0", ("--output a.0", "its entry a has no entry '0'")),
+        (lambda x: {"a": (x,)}, "a", ("--output a", "its entry a is of type tuple (it has 0 (5, 3))", "deeper")),
+        (lambda x: {"a": (x,)}, "", ("--output", "no entry ''")),
+    ],
+)
+def test_outputs_that_are_not_one_tensor(wrap, key, words):
+    with refused(*words):
+        multiply(CASE.problem(model=Wraps(wrap), output_key=key))
+
+
 # Parameters.
+
+
+def test_parameters_none_of_which_reaches_the_output():
+    for name in MATRICES:
+        unused = {"unused": nn.Parameter(torch.ones(2, dtype=torch.float64))}
+        with refused("--params", "does not depend on any chosen parameter (unused)", "detach()"):
+            multiply(CASE.problem(parameters=unused), name)
+        with refused("--params", "(network.0.weight, network.0.bias, network.2.weight, network.2.bias)", "choose some"):
+            multiply(CASE.problem(model=Wraps(torch.Tensor.detach)), name)
 
 
 def test_all_parameters_frozen():
@@ -426,9 +517,32 @@ def test_a_custom_loss_has_no_fisher(name):
         Curvature(BY_NAME["custom, values"].problem(), name)
 
 
-def test_weight_decay_is_refused_for_products_of_gradients():
-    with refused("--weight-decay 0.1", "fisher-empirical", "hessian"):
-        Curvature(CASE.problem(weight_decay=0.1), "fisher-empirical")
+@pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name].squared])
+def test_weight_decay_is_refused_for_products_of_gradients(name):
+    with refused("--weight-decay 0.1", name, "hessian"):
+        Curvature(CASE.problem(weight_decay=0.1), name)
+
+
+def test_one_example_has_no_covariance():
+    with refused("--curvature gradient-covariance", "one example", "--samples"):
+        multiply(of(CASE.model(), X[:1], Y[:1]), "gradient-covariance")
+
+
+DETACHED = [
+    lambda output, targets: (output.detach() - targets) ** 2,
+    lambda output, targets: torch.tensor(((output - targets) ** 2).mean().item()),
+    lambda output, targets: (output.argmax(dim=1) == 0).double(),
+    torch.no_grad()(lambda output, targets: (output - targets) ** 2),
+]
+
+
+@pytest.mark.parametrize("function", DETACHED)
+@pytest.mark.parametrize("name", [name for name in MATRICES if not MATRICES[name].distribution])
+def test_a_loss_that_is_cut_off_from_the_output(name, function):
+    problem = BY_NAME["custom, values"].problem(loss=CustomLoss(function, "own.py:f"))
+    assert mean_loss(problem) >= 0
+    with refused("--loss own.py:f: its value does not depend on the output", "detach()"):
+        multiply(problem, name)
 
 
 def test_out_of_memory_names_the_batch_size():
@@ -450,6 +564,87 @@ def test_real_numbers_are_no_soft_targets():
         CrossEntropy().rows(output, targets)
 
 
-def test_joined_sequences_are_rows():
+@pytest.mark.parametrize("class_dim", [None, 1, -1])
+def test_joined_sequences_are_rows(class_dim):
     output, targets = torch.randn(6, 3), torch.randint(3, (2, 3))
-    torch.testing.assert_close(CrossEntropy().rows(output, targets), output)
+    torch.testing.assert_close(CrossEntropy(class_dim=class_dim).rows(output, targets), output)
+
+
+# The dimension of the classes.
+
+
+@pytest.mark.parametrize("class_dim", [1, -1])
+@pytest.mark.parametrize("targets", [labels(2, 3, below=3), floats(2, 3, 3).softmax(dim=1)], ids=["hard", "soft"])
+def test_class_dim_decides_where_both_readings_fit(class_dim, targets):
+    output, loss = floats(2, 3, 3), CrossEntropy(class_dim=class_dim)
+    moved = [t.movedim(class_dim, 1) if t.ndim == 3 else t for t in (output, targets)]
+    total = loss.total(loss.rows(output, targets), targets) / loss.weight(targets)
+    torch.testing.assert_close(total, F.cross_entropy(*moved))
+    assert loss.examples(targets) == 6
+
+
+@pytest.mark.parametrize("output", [floats(2, 3, 3), floats(2, 3, 3, 3)], ids=["sequences", "images"])
+def test_classes_that_may_be_either_dimension_are_refused(output):
+    targets = labels(*output.shape[:-1], below=3)
+    with refused("--loss cross_entropy", str(tuple(output.shape)), "cross_entropy?class_dim=1", "?class_dim=-1"):
+        CrossEntropy().rows(output, targets)
+
+
+def test_class_dim_against_the_shapes():
+    for class_dim, shape in ((1, (2, 4, 3)), (-1, (2, 3, 4))):
+        with refused("--loss cross_entropy", str(shape), "(2, 4)"):
+            CrossEntropy(class_dim=class_dim).rows(floats(*shape), labels(2, 4, below=3))
+    with refused("--loss cross_entropy", "class_dim is 2", "give 1"):
+        CrossEntropy(class_dim=2)
+
+
+# The mean loss and the accuracy.
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_mean_loss_is_pytorch_s(case):
+    with torch.no_grad():
+        expected = case.mean(Reference(case, "cpu").at, case.data()[1]).item()
+    assert mean_loss(case.problem()) == pytest.approx(expected, rel=1e-12)
+
+
+ACCURACY = [
+    (CrossEntropy(), [[2.0, 1, 0], [0, 1, 2], [3, 0, 1], [0, 4, 1]], torch.tensor([0, 1, 0, 1]), 3 / 4),
+    (CrossEntropy(ignore_index=1), [[2.0, 1, 0], [0, 1, 2], [3, 0, 1], [0, 4, 1]], torch.tensor([0, 1, 0, 1]), 1.0),
+    (CrossEntropy(), [[2.0, 1], [1, 2], [1, 2], [2, 1]], torch.tensor([[0.6, 0.4], [0, 1], [1, 0], [1, 0]]), 3 / 4),
+    (CrossEntropy(), [[[1.0, 2], [2, 1]]], torch.tensor([[1, 1]]), 1 / 2),
+    (BinaryCrossEntropy(), [[1.0, -1], [-1, 2]], torch.tensor([[0.7, 0.7], [0, 1]]), 3 / 4),
+    (MeanSquaredError(), [[1.0]], torch.ones(1, 1), None),
+    (CustomLoss(lambda output, targets: output.sum()), [[1.0]], torch.ones(1, 1), None),
+]
+
+
+@pytest.mark.parametrize(("loss", "output", "targets", "share"), ACCURACY)
+def test_accuracy_is_the_share_of_counted_targets(loss, output, targets, share):
+    scale = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        scale.weight.fill_(2.0)
+    model = nn.Sequential(nn.Unflatten(-1, (-1, 1)), scale, nn.Flatten(-2))
+    output = torch.tensor(output)
+    loss = replace(loss, class_dim=-1) if output.ndim == 3 else loss
+    problem = Problem(model, loss, cut_batches(output, targets, torch.arange(len(output)), 3))
+    assert accuracy(problem) == (share if share is None else pytest.approx(share, rel=1e-12))
+
+
+def weighted_mean(output, targets):
+    """As CrossEntropyLoss with class weights: a batch's mean over the weights in it."""
+    weights = 1.0 + targets
+    return (weights * (output.logsumexp(1) - output.gather(1, targets[:, None])[:, 0])).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("loss", [weighted_mean, lambda output, targets: output.square().sum()], ids=["weights", "sum"])
+def test_a_loss_that_depends_on_the_split_is_refused(loss):
+    inputs, targets = torch.randn(9, 4), torch.arange(9) % 3
+
+    def matrix(size):
+        batches = cut_batches(inputs, targets, torch.arange(9), size)
+        return Curvature(Problem(nn.Linear(4, 3), CustomLoss(loss, "mine"), batches), "ggn")
+
+    matrix(9).prepare()  # one batch of all is what the user wrote
+    with pytest.raises(SpectraError, match=r"--loss mine: .*halves.*--batch-size"):
+        matrix(4).prepare()

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError, describe
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -40,6 +43,20 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What models do wrong when they are differentiated, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = describe(error)
+        if out_of_memory(error):
+            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({what})") from error
+        if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
+            raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
+        raise SpectraError(f"--model: differentiating it failed ({what})") from error
 
 
 @contextmanager
@@ -81,12 +98,23 @@ def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
     Its node would raise if it ran, but leads to none of our inputs, so that autograd passes it by and takes the
     derivative beyond for zero (pytorch, `once_differentiable` in torch/autograd/function.py).
     """
-    nodes = [t.grad_fn for t in gradients if t.grad_fn is not None]
+    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradients)):
+        raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
+
+
+def reaches(parameters: Sequence[Tensor], output: Tensor) -> bool:
+    """Whether the output is computed from any of them."""
+    own = {id(p) for p in parameters}
+    return any(id(getattr(node, "variable", None)) in own for node in nodes_behind([output]))
+
+
+def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:
+    """The nodes of the graph that leads to these tensors, each once."""
+    nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
+        yield node
         new = {parent for parent, _ in node.next_functions if parent is not None} - seen
         seen |= new
         nodes.extend(new)

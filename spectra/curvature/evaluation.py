@@ -1,41 +1,59 @@
-"""The mean loss itself, and batches cut to fit memory."""
+"""The mean loss and the accuracy, and batches cut to fit memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectra.curvature.differentiation import twice_differentiable
-from spectra.curvature.operator import bytes_per_example, explained
+from spectra.curvature.differentiation import explained, twice_differentiable
+from spectra.curvature.operator import bytes_per_example
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 
 
-def mean_loss(problem: Problem) -> float:
-    """The mean loss over all examples, without weight decay; one forward pass.
+@dataclass(frozen=True)
+class Evaluation:
+    """What one forward pass over the data tells."""
+
+    loss: float  # the mean over all examples, without weight decay
+    accuracy: float | None  # share of the counted targets that the output gets right; None for losses of real numbers
+
+
+def evaluate(problem: Problem) -> Evaluation:
+    """The mean loss and the accuracy: of the largest output under cross entropy, of signs under binary cross entropy.
 
     Raises SpectraError where the model fails on the data, and where the loss is not finite.
     """
-    if not problem.weight > 0:
-        raise SpectraError("--loss: no example counts (all targets are ignored, or their class weights are zero)")
-    total = 0.0
+    total, hits = 0.0, []
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         for batch in problem.batches:
             rows = problem.loss.rows(problem.output(batch), batch.targets)
             total += problem.loss.total(rows, batch.targets).item()
+            if hasattr(problem.loss, "hits"):
+                hits.append(problem.loss.hits(rows, batch.targets))
     loss = total / problem.weight
     if not math.isfinite(loss):
         raise SpectraError(
             f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
             "or try --dtype float64"
         )
-    return loss
+    return Evaluation(loss, torch.cat(hits).double().mean().item() if hits else None)
+
+
+def mean_loss(problem: Problem) -> float:
+    """The mean loss over all examples, without weight decay; one forward pass, and the errors of `evaluate`."""
+    return evaluate(problem).loss
+
+
+def accuracy(problem: Problem) -> float | None:
+    """The share of targets that the output gets right, None for losses of real numbers; as `evaluate`."""
+    return evaluate(problem).accuracy
 
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:

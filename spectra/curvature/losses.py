@@ -3,6 +3,7 @@
 A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
 a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean
 over the whole, whatever the batches. Write L_i = s_i times the Hessian of -log p at f_i; `scales` are the s_i.
+Losses of labels also tell which counted targets the output gets right: `hits(rows, targets)`, booleans (counted,).
 """
 
 from __future__ import annotations
@@ -33,31 +34,34 @@ class Distribution(Protocol):
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """s_i: (E, 1) or (E, K)."""
-        ...
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """E_{y~p}[r r'] u for each row u, where r = d(-log p(y|f)) / df."""
-        ...
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """r (E, K) for labels y drawn from p, given `uniform(j)`: numbers (E,) in (0, 1), new for each j."""
-        ...
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """`torch.nn.CrossEntropyLoss`: classes along dimension 1, or last where the targets' shape says so."""
+    """`torch.nn.CrossEntropyLoss`: classes along dimension 1, or last where the targets' shape says so.
+
+    `class_dim` (1 or -1) decides; without it, integer targets that both readings fit are refused.
+    """
 
     class_weights: Tensor | None = None  # (C,)
     ignore_index: int = -100
     label_smoothing: float = 0.0
+    class_dim: int | None = None
+
+    def __post_init__(self):
+        if self.class_dim not in (None, 1, -1):
+            raise SpectraError(f"--loss cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         soft = targets.is_floating_point()
         if output.ndim < 2:
-            raise SpectraError(
-                f"--loss cross_entropy: the output has shape {tuple(output.shape)}, not (batch, classes)"
-            )
+            raise SpectraError(f"--loss cross_entropy: the output {tuple(output.shape)} has no dimension of classes")
         if soft and output.shape != targets.shape:
             raise mismatch("cross_entropy", output, targets)
         if soft and (targets < 0).any():
@@ -67,17 +71,17 @@ class CrossEntropy:
             )
         if soft and self.ignore_index >= 0:
             raise SpectraError(
-                f"--loss cross_entropy: ignore_index is {self.ignore_index}, but the targets are probabilities, of "
-                "which none is ignored; leave it out"
+                f"--loss cross_entropy: ignore_index is {self.ignore_index}, but targets are real; leave it out"
             )
-        first = (output.shape[0], *output.shape[2:])
-        if soft or tuple(targets.shape) == first:
-            rows = output.movedim(1, -1)
-        elif targets.shape == output.shape[:-1] or tuple(output.shape[:-1]) == (targets.numel(),) != (len(targets),):
-            rows = output  # classes last; or sequences that the model has joined, (b T, C) for targets (b, T)
-        else:
+        dims = [self._soft_dim] if soft else self._class_dims(output, targets)
+        if not dims:
             raise mismatch("cross_entropy", output, targets)
-        rows = rows.reshape(-1, rows.shape[-1])
+        if len(dims) > 1:
+            raise SpectraError(
+                f"--loss cross_entropy: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "
+                "write cross_entropy?class_dim=1 (as PyTorch has it) or ?class_dim=-1"
+            )
+        rows = output.movedim(dims[0], -1).flatten(0, -2)
         if not soft:
             self._check_labels(targets, rows.shape[1])
         if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
@@ -97,11 +101,10 @@ class CrossEntropy:
         )
 
     def weight(self, targets: Tensor) -> float:
-        if targets.is_floating_point():  # PyTorch's mean over soft targets does not divide by class weights
-            return targets.numel() / targets.shape[1]
+        # PyTorch's mean over soft targets does not divide by class weights.
+        if targets.is_floating_point() or self.class_weights is None:
+            return self.examples(targets)
         kept = targets[targets != self.ignore_index]
-        if self.class_weights is None:
-            return kept.numel()
         if kept.numel() and kept.max() >= len(self.class_weights):
             raise SpectraError(
                 f"--loss cross_entropy: weight has {len(self.class_weights)} numbers, but the data have label "
@@ -111,8 +114,15 @@ class CrossEntropy:
 
     def examples(self, targets: Tensor) -> int:
         if targets.is_floating_point():
-            return targets.numel() // targets.shape[1]
+            return targets.numel() // targets.shape[self._soft_dim]
         return int((targets != self.ignore_index).sum())
+
+    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        targets = self._flat(targets, rows.shape[1])
+        if targets.is_floating_point():
+            return rows.argmax(dim=1) == targets.argmax(dim=1)
+        kept = targets != self.ignore_index
+        return rows.argmax(dim=1)[kept] == targets[kept]
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         targets = self._flat(targets, rows.shape[1])
@@ -140,9 +150,21 @@ class CrossEntropy:
         label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
         return p - torch.zeros_like(p).scatter(1, label, 1.0)
 
+    @property
+    def _soft_dim(self) -> int:
+        return self.class_dim or 1  # the shape of soft targets, being the output's, can't tell
+
+    def _class_dims(self, output: Tensor, targets: Tensor) -> list[int]:
+        """The dimensions of the output that may be the classes, given integer targets."""
+        # Sequences that the model has joined: (b T, C) for targets (b, T).
+        joined = tuple(output.shape[:-1]) == (targets.numel(),) != (len(targets),)
+        fits = {1: targets.shape == (output.shape[0], *output.shape[2:])}
+        fits[output.ndim - 1] = targets.shape == output.shape[:-1] or joined
+        return [dim for dim in fits if fits[dim] and self.class_dim in (None, dim, dim - output.ndim)]
+
     def _flat(self, targets: Tensor, classes: int) -> Tensor:
         if targets.is_floating_point():
-            return targets.movedim(1, -1).reshape(-1, classes)
+            return targets.movedim(self._soft_dim, -1).reshape(-1, classes)
         return targets.reshape(-1).long()  # smaller integers are refused by PyTorch, and bytes index as a mask
 
     def _weights(self, rows: Tensor) -> Tensor | None:
@@ -160,6 +182,13 @@ class CrossEntropy:
 class Elementwise:
     """What losses of single outputs share: an example is a row, and the mean is over all its outputs."""
 
+    name: str
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if output.shape != targets.shape:
+            raise mismatch(self.name, output, targets)
+        return output.reshape(len(output), -1)
+
     def weight(self, targets: Tensor) -> float:
         return targets.numel()
 
@@ -174,10 +203,7 @@ class Elementwise:
 class MeanSquaredError(Elementwise):
     """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
 
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        if output.shape != targets.shape:
-            raise mismatch("mse", output, targets)
-        return output.reshape(len(output), -1)
+    name = "mse"
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
@@ -198,15 +224,19 @@ class MeanSquaredError(Elementwise):
 class BinaryCrossEntropy(Elementwise):
     """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number."""
 
+    name = "bce_with_logits"
+
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        if output.shape != targets.shape:
-            raise mismatch("bce_with_logits", output, targets)
+        rows = super().rows(output, targets)
         if ((targets < 0) | (targets > 1)).any():
             raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
-        return output.reshape(len(output), -1)
+        return rows
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+
+    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return ((rows > 0) == (targets.reshape(rows.shape) > 0.5)).flatten()
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
@@ -241,6 +271,10 @@ class CustomLoss:
             raise SpectraError(f"--loss {self.name}: fails on the data ({describe(error)})") from error
         if not isinstance(values, Tensor):
             raise SpectraError(f"--loss {self.name}: returned a {type(values).__name__}, not a tensor")
+        if rows.requires_grad and not values.requires_grad:
+            raise SpectraError(
+                f"--loss {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
+            )
         if values.ndim == 0:
             return values * len(rows)
         if len(values) != len(rows):

@@ -13,6 +13,8 @@ class Matrix:
     path: str  # of a function (problem, batch) -> (vector -> product)
     squared: bool = False  # products of gradients: grows with the square of the loss, and has no weight decay
     distribution: bool = False  # needs the loss to be -log p of some model distribution
+    centred: bool = False  # less g g', g the gradient of the mean loss
+    split: bool = False  # depends on how the data are split into batches
 
 
 MATRICES = {
@@ -35,5 +37,17 @@ MATRICES = {
         "mean outer product of the gradients of single examples, with the data's labels",
         "spectra.curvature.output_space:fisher_empirical",
         squared=True,
+    ),
+    "gradient-covariance": Matrix(
+        "fisher-empirical less g g', g the mean gradient: the noise of stochastic gradients",
+        "spectra.curvature.output_space:fisher_empirical",
+        squared=True,
+        centred=True,
+    ),
+    "fisher-batch": Matrix(
+        "outer products of the gradients of whole batches, often taken for fisher-empirical; depends on --batch-size",
+        "spectra.curvature.gradients:fisher_batch",
+        squared=True,
+        split=True,
     ),
 }

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
-from spectra.curvature.differentiation import Apply, twice_differentiable
+from spectra.curvature.checks import refuse_one_example, refuse_unfit
+from spectra.curvature.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes, out_of_memory
-from spectra.curvature.problem import Batch, Problem, refuse_unfit
-from spectra.errors import SpectraError, describe
+from spectra.curvature.memory import count_kept_bytes
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
 from spectra.memory import memory_share
 
 
@@ -45,7 +46,10 @@ class Curvature:
         self.linearise = resolve_name(matrix.path)
         self.memory = memory_share(problem.device) if memory is None else memory
         self.setup_seconds = 0.0
+        self.kept_bytes = 0  # of the graphs and vectors of kept batches; 0 until they are built
+        self._centred = matrix.centred
         self._kept: list[Apply] | None = None
+        self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
 
     @property
@@ -86,6 +90,9 @@ class Curvature:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
+                if self._centred:
+                    refuse_one_example(self.problem)
+                    self._terms = [less_outer_product(mean_gradient(self.problem))]
                 self._kept = self._linearise_within_memory()
             self.setup_seconds += time.perf_counter() - start
 
@@ -96,47 +103,41 @@ class Curvature:
         if self._parameter_versions() != self._versions:
             raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
         self.prepare()
+        yield from self._terms
         yield from self._kept
         for batch in self.problem.batches[len(self._kept) :]:
             yield self._apply(batch)
 
     def _linearise_within_memory(self) -> list[Apply]:
-        kept, used, largest = [], 0, 0
+        kept, largest = [], 0
+        vector = self.problem.size * self.dtype.itemsize  # a gradient, or J'u, that the batch's product holds
         for batch in self.problem.batches:
-            if used + largest > self.memory:
+            if self.kept_bytes + largest > self.memory:
                 break
-            with count_kept_bytes() as sizes:
+            with count_kept_bytes(self.problem.model.parameters()) as graph_bytes:
                 apply = self._apply(batch)
-            size = sum(sizes.values())
-            used, largest = used + size, max(largest, size)
-            if used > self.memory:
+            size = graph_bytes() + vector
+            if self.kept_bytes + size > self.memory:
                 break
             kept.append(apply)
+            self.kept_bytes, largest = self.kept_bytes + size, max(largest, size)
         return kept
 
     def _apply(self, batch: Batch) -> Apply:
         return self.linearise(self.problem, batch)
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """What models do wrong when they are differentiated, in one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        what = describe(error)
-        if out_of_memory(error):
-            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({what})") from error
-        if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
-            raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
-        raise SpectraError(f"--model: differentiating it failed ({what})") from error
+def less_outer_product(g: Tensor) -> Apply:
+    """-g g'."""
+    return lambda vector: -g * (g @ vector)
 
 
 def bytes_per_example(problem: Problem) -> float:
     """What the graph of the Hessian keeps for one example, from the problem's first batch."""
-    batch = problem.batches[0]
-    with twice_differentiable(problem.model), explained(), count_kept_bytes() as sizes:
-        linearise = resolve_name(MATRICES["hessian"].path)
-        apply = linearise(problem, batch)
+    batch, linearise = problem.batches[0], resolve_name(MATRICES["hessian"].path)
+    counted = count_kept_bytes(problem.model.parameters())
+    with twice_differentiable(problem.model), explained(), counted as graph_bytes:
+        apply = linearise(problem, batch)  # holds the graph
+        kept = graph_bytes()
         del apply
-    return sum(sizes.values()) / len(batch)
+    return kept / len(batch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
+from spectra.curvature.outputs import choose_output
 from spectra.errors import SpectraError, describe
 
 
@@ -32,7 +33,8 @@ class Batch:
 class Problem:
     """The mean loss over all batches as a function of the chosen parameters, and what its matrices need.
 
-    Matrices do not depend on how the examples are split into batches. The model is left as it is found.
+    Matrices do not depend on how the examples are split into batches (fisher-batch excepted). The model is left as it
+    is found.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Problem:
     weight_decay: float = 0.0  # X stands for loss + X |theta|^2 / 2
     seed: int = 0  # of the labels drawn by fisher-mc
     mc_samples: int = 1
+    output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
 
     def __post_init__(self):
         if not self.parameters:
@@ -67,8 +70,14 @@ class Problem:
 
     @cached_property
     def weight(self) -> float:
-        """W: the mean loss is the sum of the batches' losses over W."""
-        return sum(self.loss.weight(batch.targets) for batch in self.batches)
+        """W: the mean loss is the sum of the batches' losses over W. Raises SpectraError where no target counts."""
+        weight = sum(self.loss.weight(batch.targets) for batch in self.batches)
+        if not weight > 0:
+            raise SpectraError(
+                "--data: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
+                "loss; look at ignore_index and weight of --loss"
+            )
+        return weight
 
     @cached_property
     def examples(self) -> int:
@@ -76,7 +85,7 @@ class Problem:
         return sum(self.loss.examples(batch.targets) for batch in self.batches)
 
     def output(self, batch: Batch) -> Tensor:
-        """The model's output on a batch; raises SpectraError where it fails or is not one tensor."""
+        """The model's output on a batch; raises SpectraError where it fails, or where no one tensor is named."""
         inputs = batch.inputs
         try:
             if isinstance(inputs, Mapping):
@@ -92,11 +101,7 @@ class Problem:
                 f"--model: fails on the data ({describe(error)}); check that --model fits --data "
                 "(SPECTRA_TRACEBACK=1 shows where)"
             ) from error
-        if not isinstance(output, Tensor):
-            raise SpectraError(
-                f"--model: its output is a {type(output).__name__}, not one tensor; wrap it to return one"
-            )
-        return output
+        return choose_output(output, self.output_key)
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors shaped as the parameters, as one vector (n,)."""
@@ -163,24 +168,3 @@ def refuse_training_layers(model: nn.Module) -> None:
                 f"--model: {kind} has no running statistics, so the matrix would depend on the split into batches; "
                 "build it with track_running_stats=True, or use GroupNorm"
             )
-
-
-def refuse_unfit(problem: Problem) -> None:
-    """Raise SpectraError where the output changes from call to call or does not fit the targets, or where none counts.
-
-    A graph that is kept holds one draw of whatever is random, so its products agree with each other.
-    """
-    for batch in problem.batches[:1]:
-        with torch.no_grad():
-            first, again = (problem.loss.rows(problem.output(batch), batch.targets).double() for _ in range(2))
-        change = ((first - again).norm() / first.norm()).item()
-        if change > torch.finfo(problem.dtype).eps ** 0.5:
-            raise SpectraError(
-                f"--model: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
-                "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
-            )
-    if not problem.weight > 0:
-        raise SpectraError(
-            "--data: no target counts (there are none, or each is ignored or of weight 0), so there is no mean loss; "
-            "look at ignore_index and weight of --loss"
-        )

@@ -1,0 +1,37 @@
+"""Gradients of the loss by the parameters, of a batch and of all, and the outer products of those of batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.differentiation import Apply, explained, gradient, twice_differentiable
+from spectra.curvature.problem import Batch, Problem
+
+
+def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
+    """The gradient (n,) of the batch's summed loss."""
+    rows = problem.loss.rows(problem.output(batch), batch.targets)
+    return problem.vector(gradient(problem.loss.total(rows, batch.targets), problem.leaves))
+
+
+def mean_gradient(problem: Problem) -> Tensor:
+    """The gradient (n,) of the mean loss at the parameters as they are now, without weight decay.
+
+    One backward pass over the data. Raises SpectraError where the model or the loss fails on them.
+    """
+    total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
+    with twice_differentiable(problem.model), explained():
+        for batch in problem.batches:
+            total += batch_gradient(problem, batch)
+    return total / problem.weight
+
+
+def fisher_batch(problem: Problem, batch: Batch) -> Apply:
+    """(|b| / N) G G', G the mean over the batch's |b| examples of the gradients of l_i = (N / W) ce_i."""
+    count = problem.loss.examples(batch.targets)
+    if not count:
+        return torch.zeros_like
+    slope = batch_gradient(problem, batch)
+    scale = problem.examples / (count * problem.weight**2)
+    return lambda vector: scale * slope * (slope @ vector)
