@@ -1,0 +1,194 @@
+"""Names of tensors: those in a file read as those of a model.
+
+A name in a file is a prefix, then a name of the model, with the parts that wrappers put in (DataParallel,
+torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc.weight` is `fc.weight` under
+`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie.
+"""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+SHOWN = 5  # names of a kind in one message
+
+
+def some(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
+
+
+def is_state_dict(value: Any) -> bool:
+    """Names to tensors, for the most part; `_extra_state` of some layers may be a mapping."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value)):
+        return False
+    nested = any(isinstance(v, Mapping) and not name.endswith("_extra_state") for name, v in value.items())
+    tensors = sum(isinstance(v, Tensor) for v in value.values())
+    return not nested and 2 * tensors > len(value)
+
+
+def state_dicts(content: Mapping, depth: int = 3) -> Iterator[tuple[str, Mapping]]:
+    """State dicts below `content` with their dotted keys; optimizers hold tensors too, and are left out."""
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Mapping):
+            continue
+        if "optim" in name.lower() or "param_groups" in value:
+            continue
+        if is_state_dict(value):
+            yield name, value
+        elif depth > 1:
+            yield from ((f"{name}.{rest}", state) for rest, state in state_dicts(value, depth - 1))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A state dict read as a model's: what stands before the names, and name in the file -> name in the model.
+
+    Names under the prefix that the model lacks are in `names` too, without prefix and wrappers; `share` of the
+    model's tensors (tied ones once) are there.
+    """
+
+    key: str | None
+    prefix: str
+    names: dict[str, str]
+    share: float
+
+    @property
+    def where(self) -> str:
+        """Key and prefix as `--checkpoint-key` takes them."""
+        return ".".join(filter(None, (self.key, self.prefix.rstrip("."))))
+
+
+def tensors_of(model: nn.Module) -> dict[str, int]:
+    """Names in the state dict to the identity of their tensor: tied ones share it."""
+    named = model.state_dict(keep_vars=True)
+    return {name: id(tensor) for name, tensor in named.items() if isinstance(tensor, Tensor)}
+
+
+def bare(name: str) -> str:
+    """The name without the parts that wrappers put in."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def shortener(*several: Collection[str]) -> Callable[[str], str]:
+    """`bare`, or where that would make two names of one side equal, no change."""
+    return bare if all(len({bare(name) for name in names}) == len(names) for names in several) else str
+
+
+def matches(key: str | None, names: Collection[str], model: nn.Module) -> list[Match]:
+    """The ways to read names as the model's: one, or as many as there are prefixes that do equally well.
+
+    No prefix wins over one that does no better, or under which only half of the model's tensors lie, or less.
+    """
+    wanted = list(model.state_dict())
+    # Old files lack the counters of BatchNorm.
+    tensors = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
+    short = shortener(wanted, names)
+    own = {short(name): name for name in wanted}
+    under = _under_prefixes(names, own, short)
+    all_of_them = max(len(set(tensors.values())), 1)
+    share = {
+        prefix: len({tensors.get(n) for n in known.values()} - {None}) / all_of_them for prefix, known in under.items()
+    }
+    most = max(share.values(), default=0.0)
+    best = [prefix for prefix, part in share.items() if part == most]
+    if "" in best or most <= 0.5:
+        best = [""]
+
+    def match(prefix: str) -> Match:
+        written, start = _as_written(prefix, under[prefix], short), f"{prefix}." if prefix else ""
+        inside = [name for name in names if name.startswith(written) and short(name).startswith(start)]
+        rest = {name: short(name).removeprefix(start) for name in inside}
+        return Match(key, written or start, {n: own.get(rest[n], rest[n]) for n in inside}, share.get(prefix, 0.0))
+
+    return [match(prefix) for prefix in best]
+
+
+def _under_prefixes(
+    names: Iterable[str], own: Mapping[str, str], short: Callable[[str], str]
+) -> defaultdict[str, dict[str, str]]:
+    """Prefix, without wrappers, -> name in the file -> the model's name that it is under this prefix."""
+    under: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    deepest = max((name.count(".") + 1 for name in own), default=0)
+    for name in names:
+        parts = short(name).split(".")
+        for cut in range(max(len(parts) - deepest, 0), len(parts)):
+            if (rest := ".".join(parts[cut:])) in own:
+                under[".".join(parts[:cut])][name] = own[rest]
+    return under
+
+
+def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str]) -> str:
+    """The longest beginning that all names share and that is the prefix but for wrappers: `net._orig_mod.`."""
+    if not prefix and all(name == own for name, own in known.items()):
+        return ""  # a model that is itself wrapped keeps its names
+    parts = next(iter(known), "").split(".")[:-1]
+    for cut in range(len(parts), 0, -1):
+        written = "".join(f"{part}." for part in parts[:cut])
+        if short(written.rstrip(".")) == prefix and all(name.startswith(written) for name in known):
+            return written
+    return ""
+
+
+def versions(state: Mapping, match: Match, model: nn.Module) -> dict[str, dict[str, int]] | None:
+    """Versions of layers, as torch keeps them in `_metadata`, under the model's names; None where there are none.
+
+    Nothing else of it: `assign_to_params_buffers`, for one, would let a file replace the model's tensors.
+    """
+    kept = getattr(state, "_metadata", None)
+    if not isinstance(kept, Mapping):
+        return None
+    short = bare if any(name != own for name, own in match.names.items()) else str
+    start, found = match.prefix.rstrip("."), {}
+    for path, entry in kept.items():
+        version = entry.get("version") if isinstance(entry, Mapping) else None
+        if isinstance(path, str) and f"{path}.".startswith(match.prefix) and isinstance(version, int):
+            found[short(path[len(start) :].lstrip("."))] = {"version": version}
+    paths = [path for path, _ in model.named_modules()]
+    return {path: found[short(path)] for path in paths if short(path) in found}
+
+
+def differences(
+    wanted: Mapping[str, Tensor], state: Mapping[str, Any], missing: list[str], unexpected: list[str]
+) -> str:
+    """The keys and shapes that differ, nearest names first."""
+    pairs = _nearest(missing, unexpected)
+    lost = [f"{name} (the checkpoint has {pairs[name]})" for name in pairs]
+    lost += [name for name in missing if name not in pairs]
+    extra = [name for name in unexpected if name not in pairs.values()]
+    shapes = [
+        f"{name} is {_shape(tensor)} in the model, {_shape(state[name])} in the checkpoint"
+        for name, tensor in wanted.items()
+        if name in state and _shape(tensor) != _shape(state[name])
+    ]
+    parts = [
+        f"missing {some(lost)}" if lost else "",
+        f"unexpected {some(extra)}" if extra else "",
+        some(shapes),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _nearest(missing: list[str], unexpected: list[str], limit: int = 60) -> dict[str, str]:
+    """Pairs of names that look alike, the closest first; of `limit` names only, since all pairs are tried."""
+    scored = []
+    for name in missing[:limit]:
+        matcher = difflib.SequenceMatcher(b=name)
+        for other in unexpected[:limit]:
+            matcher.set_seq1(other)
+            if matcher.quick_ratio() > 0.6 and (ratio := matcher.ratio()) > 0.6:
+                scored.append((ratio, name, other))
+    pairs: dict[str, str] = {}
+    for _, name, other in sorted(scored, key=lambda s: -s[0]):
+        if name not in pairs and other not in pairs.values():
+            pairs[name] = other
+    return pairs
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"of type {type(value).__name__}"
