@@ -1,27 +1,30 @@
 """What a user names becomes an object, or one line that says what to do."""
 
-import argparse
-import collections
 import contextlib
-import io
-import os
+import gzip
+import hashlib
+import importlib.util
 import pathlib
 import pickle
 import random
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import datasets, models
 
+from spectra.curvature.losses import BinaryCrossEntropy, MeanSquaredError
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
+from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
 from spectra.inputs.spec import parse_spec, resolve
+from spectra.inputs.transform import choose_transform
 
 NETS = """
 import sys
@@ -48,6 +51,13 @@ class Net(nn.Linear):
 def lazy_neighbour():
     import neighbour_of_nets
     return neighbour_of_nets.build()
+
+class Late(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+    def forward(self, x):
+        import late_neighbour
+        return super().forward(x)
 
 def lazy_layer():
     return nn.LazyLinear(2)
@@ -114,8 +124,24 @@ def augmented_shape():
     sizes = itertools.cycle([2] * 8 + [3] * 8)
     return Augmented(lambda: torch.ones(next(sizes)))
 def alone(): return [torch.ones(3)] * 4
+def alone_pairs(): return [(torch.ones(3), 0)] * 4
 def three(): return [(1, 2, 3)] * 4
-def mapping(): return [{'image': 1, 'label': 2}] * 4
+def mapping(): return [{'image': 1, 'class': 2}] * 4
+def two_labels(): return [{'x': 1, 'labels': 2, 'label': 2}] * 4
+def only_label(): return [{'label': 2}] * 4
+def tokens(target='labels', text=None):
+    extra = {} if text is None else {'text': text}
+    return [{'input_ids': [1, 2, index], target: [2, index, -100], 'attention_mask': [1, 1, 0], **extra}
+            for index in range(4)]
+def padded(): return [{'ids': [1, 2], 'mask': [1] * (2 + index), 'label': 0} for index in range(2)]
+def uneven_keys(): return [{'a': 1, 'b': 2, 'label': 0}, {'a': 1, 'label': 0}]
+def classified(): return [{'pixels': torch.ones(2, 2), 'label': index} for index in range(3)]
+def images(): return [(np.full((4, 4, 3), index, dtype=np.uint8), index) for index in range(3)]
+class Late(Dataset):
+    def __len__(self): return 3
+    def __getitem__(self, index):
+        import late_neighbour
+        return torch.ones(1), index
 class Broken(Squares):
     def __getitem__(self, index):
         if index == 11: raise OSError("disk on fire\\nand more")
@@ -129,6 +155,71 @@ def nan_x():
     return x, torch.arange(6)
 def inf_y(): return [(1.0, float(10.0 ** index)) if index != 3 else (1.0, float('inf')) for index in range(9)]
 def scalars(): return torch.tensor(1.0), torch.tensor(2)
+"""
+
+LOSSES = """
+import functools
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none")
+SUMMED = nn.MSELoss(reduction="sum")
+NUMBER = 3
+
+def plain(output, target): return F.cross_entropy(output, target)
+def powered(output, target, power=2.0, *, scale=1.0): return scale * (output - target).abs() ** power
+def needs(output, target, gamma): return gamma * (output - target) ** 2
+def reduced(output, target, reduction="mean"): return F.mse_loss(output, target, reduction=reduction)
+def late(output, target):
+    import late_neighbour
+    return (output - target) ** 2
+def make(): return plain
+def make_with(power=2.0): return functools.partial(powered, power=power)
+def alone(output): return output.sum()
+
+class Focal(nn.Module):
+    def __init__(self, gamma=2.0):
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("one", torch.ones(()))
+    def forward(self, output, target):
+        loss = F.cross_entropy(output, target, reduction="none")
+        return (self.one - (-loss).exp()) ** self.gamma * loss
+
+class Drawing(nn.L1Loss):
+    def __init__(self):
+        super().__init__()
+        torch.rand(3)
+
+class Callable:
+    def __init__(self, scale): self.scale = scale
+    def __call__(self, output, target): return self.scale * (output - target) ** 2
+"""
+
+VIEWS = """
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+def double(x): return 2 * x
+def scaled(x, by, shift=0.0): return by * x + shift
+def first(x): return x['pixels']
+def pixels(image): return torch.tensor(np.asarray(image).reshape(-1, 3), dtype=torch.float64) / 255
+def same(x): return x
+def noisy(x): return x + torch.rand(())
+def fails(x): raise ValueError('no such\\nview')
+def words(x): return 'a word'
+def build(size=32): return v2.Resize(size)
+def build_any(split='train'): return v2.Resize(3)
+def build_alone(): return v2.Resize(3)
+def of_two(x, y): return x
+NUMBER = 3
+compose = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Resize((3, 5))])
+layer = nn.Linear(3, 2)
+class View:
+    def __call__(self, x): return x
 """
 
 
@@ -145,20 +236,28 @@ def refused(*words):
 
 @contextlib.contextmanager
 def nothing_global_changes():
-    numpy_state = np.random.get_state
-    before = list(sys.path), random.getstate(), numpy_state()[1].tolist(), torch.get_rng_state().tolist()
+    """Generators stay where they are, and `sys.path` begins as before."""
+
+    def state():
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        return random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()
+
+    before, path = state(), list(sys.path)
     yield
-    after = list(sys.path), random.getstate(), numpy_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert before == after
+    assert state() == before
+    assert sys.path[: len(path)] == path
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets", raising=False)  # another test file's, run in this process before
     before = set(sys.modules)
     pathlib.Path("nets.py").write_text(NETS)
     pathlib.Path("sets.py").write_text(SETS)
+    pathlib.Path("losses.py").write_text(LOSSES)
+    pathlib.Path("views.py").write_text(VIEWS)
     pathlib.Path("neighbour_of_nets.py").write_text("from torch import nn\ndef build(): return nn.Linear(1, 1)\n")
     pathlib.Path("uses_neighbour.py").write_text("from neighbour_of_nets import build\n")
     yield tmp_path
@@ -292,13 +391,42 @@ def test_a_file_finds_its_neighbours_from_anywhere(here, spec, monkeypatch):
     assert isinstance(build_model(spec, 0), nn.Linear)
 
 
+def test_code_may_import_its_neighbours_late(here, monkeypatch):
+    (here / "late_neighbour.py").write_text("")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    for use in (
+        lambda: build_model("../nets.py:Late", 0)(torch.ones(2, 1)),
+        lambda: load_data("../sets.py:Late", None, 0),
+        lambda: build_loss("../losses.py:late").function(torch.ones(2), torch.ones(2)),
+    ):
+        monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(here)])
+        monkeypatch.delitem(sys.modules, "late_neighbour", raising=False)
+        use()
+
+
+def test_what_the_user_adds_to_the_path_stays_at_its_end_where_all_goes_well(here):
+    (here / "added.py").write_text("import sys\nsys.path.insert(0, '/added/by/user')\nvalue = 1\n")
+    (here / "colorsys.py").write_text("")  # of a name in the standard library
+    before = list(sys.path)
+    with refused("has no valeu"):
+        resolve("added.py:valeu", "--model")
+    assert sys.path == before
+    del sys.modules[next(name for name in sys.modules if name.startswith("spectra_user_added"))]
+    for _ in range(2):
+        resolve("added.py:value", "--model")
+        assert sys.path == [*before, "/added/by/user", str(here)]
+    assert not importlib.util.find_spec("colorsys").origin.startswith(str(here))
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         ("resnet18", ["torchvision:NAME"]),
         ("torchvision:resnet81", ["resnet81", "did you mean", "resnet18"]),
         ("torchvision:resnet18?classes=3", ["building it failed", "classes"]),
-        ("torchvision:resnet18?weights=NONSENSE", ["weights=", "--checkpoint"]),
+        ("torchvision:resnet18?weights=IMAGENET1K_V3", ["IMAGENET1K_V3", "did you mean IMAGENET1K_V1"]),
+        ("torchvision:resnet18?weights=ResNet50_Weights.DEFAULT", ["no weights 'ResNet50", "DEFAULT"]),
         ("nets.py:NUMBER", ["no callable", "int"]),
         ("nets.py:FINISHED?a=1", ["takes no options"]),
         ("nets.py:build?widht=3", ["widht", "its options are width, bias"]),
@@ -308,6 +436,8 @@ def test_a_file_finds_its_neighbours_from_anywhere(here, spec, monkeypatch):
         ("nets.py:broken", ["ValueError: the first line"]),
         ("nets.py:leaves", ["SystemExit: 3"]),
         ("nets.py:lazy_layer", ["lazy layers", "one batch"]),
+        ("torchvision:resnet18?pretrained=true", ["weights=DEFAULT"]),
+        ("torchvision:resnet18?weights=true", ["no weights True", "DEFAULT", "IMAGENET1K_V1"]),
     ],
 )
 def test_a_model_that_cannot_be(here, spec, words):
@@ -320,269 +450,10 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with refused("--model", "OSError: no route", "--checkpoint"):
+    with refused("--model", "OSError: no route", "weights=", "--checkpoint"):
         build_model("torchvision:squeezenet1_1?weights=DEFAULT", 0)
-
-
-# --- checkpoints ---
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch ran",)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
-        self.head.weight = self.embedding.weight
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(collections.OrderedDict(fc=nn.Linear(3, 4), norm=nn.BatchNorm1d(4)))
-
-
-def prefixed(prefix, state):
-    return {prefix + name: value for name, value in state.items()}
-
-
-STATE = network(seed=1).state_dict()
-OTHER = {name: value + 1 for name, value in STATE.items()}
-OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
-SHARDED_OPTIMIZER = {"state": {"fc": {"exp_avg": torch.ones(2)}}, "param_groups": []}
-BESIDE = {
-    "epoch": np.int64(3),
-    "loss": np.float32(0.5),
-    "history": np.arange(4),
-    "hyper_parameters": argparse.Namespace(width=4, root=pathlib.Path("/data")),
-    "windows": pathlib.PureWindowsPath("C:/data"),
-    "counts": collections.defaultdict(list, {"a": [1]}),
-    "names": collections.Counter("abc"),
-}
-
-
-def same(model, state=STATE):
-    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("content", "key"),
-    [
-        (STATE, None),
-        (dict(STATE, note="mine"), "refused"),
-        ({"state_dict": STATE}, "state_dict"),
-        ({"model": STATE, "optimizer": OPTIMIZER, "epoch": 3}, "model"),
-        ({"net": STATE, "sgd": OPTIMIZER, "optim": {"a": torch.ones(1)}, "acc": torch.ones(1)}, "net"),
-        ({"net": STATE, "loss": torch.ones(1), "accuracy": torch.ones(1), "lr": torch.ones(1)}, "net"),
-        ({"net": STATE, "adam": SHARDED_OPTIMIZER}, "net"),
-        ({"run": {"last": {"model": STATE}}}, "run.last.model"),
-        ({"generator": prefixed("g.", STATE), "classifier": STATE}, "classifier"),
-        ({"state_dict": prefixed("module._orig_mod.module.", STATE)}, "state_dict"),
-        (prefixed("_orig_mod.", STATE), None),
-        ({"state_dict": STATE, **BESIDE}, "state_dict"),
-        ({k: v.double() if v.is_floating_point() else v for k, v in STATE.items()}, None),
-        ({k: v for k, v in STATE.items() if "num_batches" not in k}, None),  # as torch before 0.4.1 wrote it
-    ],
-    ids=range(14),
-)
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_state_dict_is_found(tmp_path, content, key, zipped):
-    path, model = tmp_path / "last.ckpt", network()
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    if key == "refused":
-        with refused("--checkpoint", "unexpected note"):
-            load_checkpoint(model, path)
-        return
-    record = load_checkpoint(model, str(path))
-    assert record["path"] == str(path)
-    assert record["key"] == key
-    assert record["tensors"] == len(STATE) - ("norm.num_batches_tracked" not in str(content))
-    assert len(record["sha256"]) == 64
-    assert same(model)
-
-
-def test_safetensors(tmp_path):
-    save_file(STATE, tmp_path / "model.safetensors")
-    model = network()
-    assert load_checkpoint(model, tmp_path / "model.safetensors")["key"] is None
-    assert same(model)
-
-
-def test_a_model_that_is_itself_wrapped_keeps_its_names(tmp_path):
-    model = nn.DataParallel(network())
-    torch.save(prefixed("module.", STATE), tmp_path / "a.pt")
-    load_checkpoint(model, tmp_path / "a.pt")
-    assert same(model.module)
-
-
-def test_several_state_dicts_need_a_key(tmp_path):
-    path, model = tmp_path / "a.pt", network()
-    torch.save({"model": STATE, "ema": {"shadow": OTHER}}, path)
-    with refused("--checkpoint ", "model, ema.shadow", "--checkpoint-key"):
-        load_checkpoint(model, path)
-    assert same(model, network().state_dict())
-    load_checkpoint(model, path, "ema.shadow")
-    assert same(model, OTHER)
-    with refused("--checkpoint-key emma", "model, ema.shadow"):
-        load_checkpoint(model, path, "emma")
-    torch.save(STATE, path)
-    with refused("--checkpoint-key model", "leave --checkpoint-key out"):
-        load_checkpoint(model, path, "model")
-
-
-def test_a_tied_tensor_that_is_stored_once(tmp_path):
-    model, weight = Tied(), torch.arange(12.0).reshape(4, 3)
-    save_file({"embedding.weight": weight}, tmp_path / "a.safetensors")
-    load_checkpoint(model, tmp_path / "a.safetensors")
-    assert torch.equal(model.head.weight, weight)
-    torch.save({"embedding.weight": weight, "head.weight": weight + 1}, tmp_path / "b.pt")
-    with refused("embedding.weight", "head.weight", "one tensor in the model"):
-        load_checkpoint(model, tmp_path / "b.pt")
-    assert torch.equal(model.head.weight, weight)
-
-
-def test_a_mask_of_minus_infinity_is_no_defect(tmp_path):
-    model = nn.Linear(2, 2)
-    model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
-    torch.save(model.state_dict(), tmp_path / "a.pt")
-    load_checkpoint(model, tmp_path / "a.pt")
-
-
-def changed(**changes):
-    return {**STATE, **{name.replace("__", "."): value for name, value in changes.items()}}
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (
-            {("head" + k[2:] if k.startswith("fc") else k): v for k, v in STATE.items()},
-            [
-                "missing fc.weight (the checkpoint has head.weight)",
-                "fc.bias (the checkpoint has head.bias)",
-                "--model",
-            ],
-        ),
-        (
-            {**STATE, **{f"block.{i}": torch.ones(1) for i in range(17)}},
-            ["unexpected block.0", "and 12 more"],
-        ),
-        (
-            changed(fc__weight=torch.ones(4, 2)),
-            ["fc.weight is (4, 3) in the model, (4, 2) in the checkpoint"],
-        ),
-        (changed(fc__weight=3), ["fc.weight", "of type int"]),
-        (changed(fc__bias=torch.tensor([0, 0, torch.nan, 0])), ["fc.bias", "not finite"]),
-        (changed(norm__running_var=torch.full((4,), torch.inf)), ["norm.running_var", "not finite"]),
-        (changed(fc__bias=torch.full((4,), 1e300, dtype=torch.float64)), ["fc.bias", "not finite"]),
-        (
-            {"epoch": 3, "optimizer": OPTIMIZER},
-            ["no state dict", "epoch (int), optimizer (dict)", "torch.save("],
-        ),
-        ({"adam": SHARDED_OPTIMIZER}, ["no state dict"]),
-        ({"optim": {"step": torch.ones(1)}}, ["no state dict"]),
-        ({}, ["no state dict", "nothing"]),
-        ([1, 2], ["type list", "torch.save("]),
-        (torch.ones(3), ["type Tensor", "torch.save("]),
-        ({"a\x1b[31m\nb": 1}, ["no state dict"]),
-    ],
-)
-def test_a_mismatch_is_explained_and_nothing_is_loaded(tmp_path, content, words):
-    path, model = tmp_path / "a.pt", network()
-    torch.save(content, path)
-    with refused("--checkpoint", str(path), *words) as caught:
-        load_checkpoint(model, path)
-    assert str(caught.value).isprintable()
-    assert same(model, network().state_dict())
-
-
-def torchscript(path):
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
-
-
-def cut(path, size, zipped=True):
-    whole = io.BytesIO()
-    torch.save(STATE, whole, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(whole.getvalue()[:size])
-
-
-CODE = ["could run code", "was not run", 'torch.save(model.state_dict(), "weights.pt")']
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [
-        (lambda path: torch.save({"a": Evil()}, path), [*CODE, "posix.system"]),
-        (
-            lambda path: torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=False),
-            [*CODE, "system"],
-        ),
-        (lambda path: path.write_bytes(pickle.dumps(Evil())), CODE),
-        (lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=0)), CODE),
-        (lambda path: path.write_bytes(pickle.dumps(Evil(), protocol=2)), CODE),
-        (lambda path: torch.save(nn.Linear(2, 2), path), [*CODE, "torch.nn.modules.linear.Linear"]),
-        (lambda path: torch.save({"model": STATE, "f": os.path.join}, path), [*CODE, "posixpath.join"]),
-        (lambda path: torch.save({"model": STATE, "f": eval}, path), [*CODE, "eval"]),
-        (torchscript, [*CODE, "TorchScript"]),
-        (lambda _: None, ["no such file"]),
-        (lambda path: path.mkdir(), ["folder"]),
-        (lambda path: path.write_bytes(b""), ["empty"]),
-        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["text file"]),
-        (lambda path: path.write_text('{"a": 1}'), ["text file"]),
-        (lambda path: path.write_bytes(bytes(range(256))), ["damaged"]),
-        (lambda path: cut(path, 1000), ["cut off"]),
-        (lambda path: cut(path, 10), ["cut off"]),
-        (lambda path: cut(path, 300, zipped=False), ["cut off"]),
-        (lambda path: cut(path, 900, zipped=False), ["cut off"]),
-    ],
-    ids=range(19),
-)
-def test_a_file_that_is_no_checkpoint(tmp_path, monkeypatch, write, words):
-    monkeypatch.chdir(tmp_path)
-    path, model = tmp_path / "a.pt", network()
-    write(path)
-    with refused("--checkpoint", str(path), *words) as caught:
-        load_checkpoint(model, path)
-    assert not (tmp_path / "ran").exists()
-    assert caught.value.__cause__ is None  # nothing of torch's message, not even in a traceback
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-    for advice in ("weights_only", "trust", "add_safe_globals"):
-        assert advice not in str(caught.value)
-    assert same(model, network().state_dict())
-
-
-@pytest.mark.parametrize("content", [b"", b"text", bytes(range(256)), "cut"])
-def test_a_damaged_safetensors_file(tmp_path, content):
-    path = tmp_path / "a.safetensors"
-    save_file(STATE, path)
-    path.write_bytes(path.read_bytes()[:-5] if content == "cut" else content)
-    with refused("--checkpoint", str(path)):
-        load_checkpoint(network(), path)
-
-
-def test_the_evil_pickle_would_run_if_it_were_trusted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save(Evil(), "a.pt")
-    torch.load("a.pt", weights_only=False)
-    assert (tmp_path / "ran").exists()
-
-
-def test_what_stands_beside_the_weights_is_not_rebuilt(tmp_path):
-    """A forged dtype, which NumPy would believe, meets a stand-in: nothing of NumPy is called."""
-
-    class Forged:
-        def __reduce__(self):
-            return np.dtype, ("V8", False, True), (3, "|", None, ("f",), {"f": (np.dtype("O"), 0)}, 8, 1, 0)
-
-    path, model = tmp_path / "a.pt", network()
-    torch.save({"model": STATE, "forged": Forged()}, path)
-    before = set(torch.serialization.get_safe_globals())
-    load_checkpoint(model, path)
-    assert same(model)
-    assert set(torch.serialization.get_safe_globals()) == before
+    with refused("--model", "OSError: no route", "weights_backbone=none"):
+        build_model("torchvision:lraspp_mobilenet_v3_large", 0)
 
 
 # --- data ---
@@ -636,12 +507,20 @@ def test_only_the_chosen_are_read_the_first_of_them_twice(here):
         ("sets.py:halves", torch.float16, torch.float64),
         ("a.npz", torch.float64, torch.int64),
         ("ids.npz", torch.int64, torch.float32),
+        ("brain.safetensors", torch.bfloat16, torch.int64),
+        ("half.safetensors", torch.float16, torch.float32),
+        ("eight.safetensors", torch.float8_e4m3fn, torch.bool),
     ],
 )
 def test_kinds_of_numbers(here, spec, inputs, targets):
     np.savez("a.npz", x=np.ones((4, 2)), y=np.arange(4, dtype=np.uint8))
-    np.savez("ids.npz", x=np.ones((4, 2), dtype=np.int32), y=np.ones(4, dtype=np.float32), z=np.ones(3))
+    np.savez("ids.npz", x=np.ones((4, 2), dtype=np.int32), y=np.ones(4, dtype=np.float32), z=np.array([{}]))
+    x = torch.ones(4, 2)
+    save_file({"x": x.bfloat16(), "y": torch.arange(4, dtype=torch.int32)}, "brain.safetensors", {"made": "here"})
+    save_file({"x": x.half(), "y": torch.ones(4), "z": torch.ones(3)}, "half.safetensors")
+    save_file({"x": x.to(torch.float8_e4m3fn), "y": torch.ones(4, dtype=torch.bool)}, "eight.safetensors")
     data = load_data(spec, None, 0)
+    assert data.transform is None
     assert (data.inputs.dtype, data.targets.dtype) == (inputs, targets)
     assert len(data.inputs) == len(data.targets) == len(data.indices) == len(data)
 
@@ -662,6 +541,14 @@ def test_inputs_may_be_a_dict_or_a_tuple(here):
     assert [tuple(x.shape) for x in data.inputs] == [(3, 3), (3,)]
 
 
+@pytest.mark.parametrize("target", ["labels", "label"])
+def test_an_item_may_be_a_mapping_with_its_labels(here, target):
+    data = load_data(f"sets.py:tokens?target={target}", None, 0)
+    assert list(data.inputs) == ["input_ids", "attention_mask"]
+    assert data.inputs["input_ids"].tolist() == [[1, 2, index] for index in range(4)]
+    assert data.targets.tolist() == [[2, index, -100] for index in range(4)]
+
+
 def test_data_drawn_at_random_are_the_same_in_every_run(here):
     with nothing_global_changes():
         one, two = (load_data("sets.py:drawn", None, 5) for _ in range(2))
@@ -680,6 +567,7 @@ def test_torchvision_images_become_tensors():
     ("spec", "words"),
     [
         ("digit", ["digits", "file.npz"]),
+        ("./absent", ["no such folder", "digits"]),
         ("digits?size=3", ["takes no options"]),
         ("absent.npz", ["no such file"]),
         ("other.npz", ["x and y", "images, labels", "numpy.savez"]),
@@ -700,27 +588,40 @@ def test_torchvision_images_become_tensors():
         ("sets.py:endless", ["length", "__len__"]),
         ("sets.py:generator", ["type generator", "two tensors"]),
         ("sets.py:empty", ["empty"]),
-        ("sets.py:ragged", ["example 0", "(2, 3)", "example 2", "(2, 4)"]),
+        ("sets.py:ragged", ["example 0 has x of shape (2, 3), example 2 has x of shape (2, 4);", "--transform"]),
         ("sets.py:augmented_torch", ["example 0", "read twice", "augmentation"]),
         ("sets.py:augmented_random", ["example 0", "read twice", "augmentation"]),
         ("sets.py:augmented_numpy", ["example 0", "read twice", "augmentation"]),
         ("sets.py:augmented_shape", ["example 0", "read twice", "augmentation"]),
         ("sets.py:alone", ["example 0 is a Tensor", "pair (x, y)"]),
         ("sets.py:three", ["example 0 is a tuple of length 3", "pair (x, y)"]),
-        ("sets.py:mapping", ["example 0 is a dict of image, label", "pair (x, y)"]),
+        ("sets.py:mapping", ["example 0 is a dict of image, class", "pair (x, y)", "labels or label"]),
+        ("sets.py:two_labels", ["example 0 is a dict of x, labels, label"]),
+        ("sets.py:only_label", ["example 0 is a dict of label", "pair (x, y)"]),
+        ("sets.py:padded", ["example 0 has x['mask'] of shape (2,), example 1 has x['mask'] of shape (3,);", "pad"]),
+        ("sets.py:uneven_keys", ["example 0 has x['b'] of shape (), example 1 has no more;"]),
+        ("sets.py:tokens?text=hello", ["x['text'] holds a str", "leave it out"]),
         ("sets.py:broken", ["example 11", "OSError: disk on fire"]),
         ("sets.py:words", ["x holds a str", "numbers"]),
         ("sets.py:target_pair", ["y is a dict", "one tensor or number"]),
         ("sets.py:object_array", ["arrays of numbers"]),
-        ("sets.py:nan_x", ["x of example 4 is not finite"]),
+        ("sets.py:nan_x", ["x of example 4 is not finite", "mend"]),
         ("sets.py:inf_y", ["y of example 3 is not finite"]),
         ("torchvision:FakData", ["FakData", "did you mean FakeData"]),
         ("torchvision:VisionDataset", ["no data set"]),
         ("torchvision:CIFAR10", ["root", "?key=value"]),
         ("torchvision:CIFAR10?root=absent", ["RuntimeError", "root=", "download=true"]),
-        ("torchvision:ImageFolder?root=absent", ["FileNotFoundError", "root="]),
+        ("torchvision:ImageFolder?root=absent", ["FileNotFoundError", "for each class"]),
         ("torchvision:FakeData?sice=3", ["sice", "its options are size"]),
-        ("torchvision:FakeData?size=2&transform=none", ["PIL", "tensors"]),
+        ("torchvision:FakeData?size=2&transform=none", ["no transform here", "--transform file.py:name"]),
+        ("torchvision:FakeData?target_transform=int", ["no target_transform here"]),
+        ("absent.safetensors", ["no such file"]),
+        ("other.safetensors", ["x and y", "holds labels", "save_file"]),
+        ("other.safetensors?x=images", ["takes no options"]),
+        ("uneven.safetensors", ["(4, 2)", "(3,)", "length"]),
+        ("text.safetensors", ["damaged, or no safetensors file", "save_file"]),
+        ("cut.safetensors", ["damaged", "save_file"]),
+        ("nan.safetensors", ["x of example 1 is not finite"]),
     ],
 )
 def test_data_that_cannot_be(here, spec, words):
@@ -730,6 +631,11 @@ def test_data_that_cannot_be(here, spec, words):
     np.savez("objects.npz", x=np.array([{}, {}]), y=np.ones(2))
     np.savez("strings.npz", x=np.array(["a", "b"]), y=np.ones(2))
     np.savez("scalar.npz", x=np.array(1.0), y=np.array(1.0))
+    save_file({"labels": torch.ones(3)}, "other.safetensors")
+    save_file({"x": torch.ones(4, 2), "y": torch.ones(3)}, "uneven.safetensors")
+    save_file({"x": torch.tensor([1, float("nan")]).bfloat16(), "y": torch.ones(2)}, "nan.safetensors")
+    pathlib.Path("cut.safetensors").write_bytes(pathlib.Path("uneven.safetensors").read_bytes()[:-8])
+    pathlib.Path("text.safetensors").write_text("hello")
     pathlib.Path("text.npz").write_text("hello")
     with open("single.npz", "wb") as file:
         np.save(file, np.ones(3))
@@ -741,3 +647,315 @@ def test_data_that_cannot_be(here, spec, words):
 def test_samples_out_of_range(samples):
     with refused("--samples", str(samples), "1797"):
         load_data("digits", samples, 0)
+
+
+# --- image sets ---
+
+
+def drawn_images(*shape):
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_mnist_files(tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images, labels = drawn_images(6, 28, 28), np.arange(6, dtype=np.uint8)
+    for part in ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+            (raw / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(sizes + array.tobytes()))
+    spec = f"torchvision:MNIST?root={tmp_path}"
+    with refused("--data", "Dataset not found", "root=", "download=true"):
+        load_data(spec, None, 0)
+    sums = [(name, md5(raw / name)) for name, _ in datasets.MNIST.resources]
+    monkeypatch.setattr(datasets.MNIST, "resources", sums)
+    for options in ("&download=true", "", "&train=false"):  # the first unpacks what is there
+        data = load_data(spec + options, None, 0)
+        assert data.inputs.dtype == torch.float32
+        assert torch.equal(data.inputs, torch.tensor(images)[:, None] / 255)
+        assert data.targets.tolist() == labels.tolist()
+        assert data.transform == "to tensor"
+
+
+def test_cifar_batches(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images, labels = drawn_images(4, 3, 32, 32), [3, 1, 4, 1]
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": images.reshape(4, -1), "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    spec = f"torchvision:CIFAR10?root={tmp_path}&train=false"
+    with refused("--data", "not found or corrupted", "root="):
+        load_data(spec, None, 0)
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")})
+    data = load_data(spec, None, 0)
+    assert torch.equal(data.inputs, torch.tensor(images) / 255)
+    assert data.targets.tolist() == labels
+
+
+def write_images(folder, sizes):
+    """{class: sizes of its images} as PNG files; the images, in the order in which they are found."""
+    images = []
+    for name in sorted(sizes):
+        (folder / name).mkdir(parents=True)
+        for number, (height, width) in enumerate(sizes[name]):
+            images.append(drawn_images(height, width, 3))
+            Image.fromarray(images[-1]).save(folder / name / f"{number}.png")
+    return images
+
+
+@pytest.mark.parametrize("spec", ["pets", "./pets/", "torchvision:ImageFolder?root=pets"])
+def test_a_folder_of_images_for_each_class(here, spec):
+    images = write_images(here / "pets", {"cats": [(4, 5)] * 2, "dogs": [(4, 5)]})
+    data = load_data(spec, None, 0)
+    assert torch.equal(data.inputs, torch.stack([torch.tensor(image).movedim(-1, 0) / 255 for image in images]))
+    assert data.targets.tolist() == [0, 0, 1]
+    assert data.transform == "to tensor"
+
+
+def test_a_folder_named_digits_does_not_hide_the_digits(here):
+    write_images(here / "digits", {"a": [(2, 2)]})
+    data = load_data("digits", None, 0)
+    assert (len(data), data.transform) == (1797, None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spec", "words"),
+    [
+        (
+            {"a": [(4, 4)] * 2, "b": [(4, 5)]},
+            "pets",
+            ["example 0", "(3, 4, 4)", "example 2", "one shape", "--transform"],
+        ),
+        ({"train": [(2, 2)], "val": [(2, 2)]}, "pets", ["train, val", "no classes", "folder of images for each class"]),
+        ({"a": []}, "pets", ["FileNotFoundError", "folder of images for each class"]),
+        ({"a": [(2, 2)]}, "pets/a", ["FileNotFoundError", "folder of images for each class"]),
+        ({"a": [(2, 2)]}, "pets?size=3", ["size", "its options are root"]),
+        ({"a": [(2, 2)]}, "torchvision:ImageFolder?root=pets/a", ["FileNotFoundError", "for each class"]),
+    ],
+)
+def test_a_folder_that_is_no_data_set(here, sizes, spec, words):
+    write_images(here / "pets", sizes)
+    with nothing_global_changes(), refused("--data", spec.partition("?")[0], *words):
+        load_data(spec, None, 0)
+
+
+def test_a_damaged_image(here):
+    write_images(here / "pets", {"a": [(9, 9)] * 2})
+    (here / "pets" / "a" / "1.png").write_bytes(b"text")
+    with refused("--data pets", "reading example 1 failed", "UnidentifiedImageError"):
+        load_data("pets", None, 0)
+
+
+# --- transforms ---
+
+
+def transformed(data, transform, model="nets.py:build"):
+    return load_data(data, None, 0, choose_transform(transform, model))
+
+
+@pytest.mark.parametrize(
+    ("data", "transform", "expected"),
+    [
+        ("sets.py:tensors", "views.py:double", lambda x: 2 * x),
+        ("sets.py:squares", "views:double", lambda x: 2 * x),
+        ("sets.py:of_two", "views.py:scaled?by=3&shift=1", lambda x: 3 * x + 1),
+        ("a.npz", "views.py:double", lambda x: 2 * x),
+        ("a.safetensors", "views.py:double", lambda x: 2 * x),
+        ("digits", "views.py:scaled?by=-1", lambda x: -x),
+        ("sets.py:classified", "views.py:first", lambda x: x["pixels"]),
+    ],
+)
+def test_a_transform_acts_on_every_x(here, data, transform, expected):
+    np.savez("a.npz", x=np.arange(4.0), y=np.arange(4))
+    save_file({"x": torch.arange(4.0), "y": torch.arange(4)}, "a.safetensors")
+    plain, done = load_data(data, None, 0), transformed(data, transform)
+    assert (plain.transform, done.transform) == (None, transform)
+    assert torch.equal(done.inputs, expected(plain.inputs))
+    assert torch.equal(done.targets, plain.targets)
+    assert torch.equal(done.indices, plain.indices)
+
+
+def test_kinds_of_transforms(here):
+    assert transformed("sets.py:images", "views.py:compose").inputs.shape == (3, 3, 3, 5)
+    layer = resolve("views.py:layer", "--transform")
+    done = transformed("sets.py:alone_pairs", "views.py:layer").inputs
+    assert torch.equal(done, layer(torch.ones(4, 3)).detach())
+    assert not done.requires_grad
+
+
+def test_a_typed_transform_replaces_the_default_one(here):
+    images = write_images(here / "pets", {"a": [(2, 3)], "b": [(2, 3)]})
+    data = transformed("pets", "views.py:pixels", "torchvision:shufflenet_v2_x0_5?weights=DEFAULT")
+    assert torch.equal(data.inputs, torch.stack([torch.tensor(image).reshape(6, 3).double() / 255 for image in images]))
+    resized = transformed("torchvision:FakeData?size=2&image_size=3,8,8", "views.py:compose")
+    assert resized.inputs.shape == (2, 3, 3, 5)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1", "ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1"])
+def test_images_go_through_the_transform_of_the_weights(here, monkeypatch, weights):
+    known = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    state = models.shufflenet_v2_x0_5().state_dict()
+    monkeypatch.setenv("TORCH_HOME", str(here))
+    (here / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(state, here / "hub" / "checkpoints" / known.url.rpartition("/")[2])
+    spec = f"torchvision:shufflenet_v2_x0_5?weights={weights}"
+    assert torch.equal(build_model(spec, 0).fc.weight, state["fc.weight"])
+    write_images(here / "pets", {"a": [(40, 60)], "b": [(70, 50)]})
+    data = transformed("pets", None, spec)
+    images = [image for image, _ in datasets.ImageFolder("pets")]
+    assert torch.equal(data.inputs, torch.stack([known.transforms()(image) for image in images]))
+    assert data.inputs.shape == (2, 3, 224, 224)
+    assert data.transform == "ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1"
+    assert transformed("sets.py:tensors", None, spec).transform is None
+    assert transformed("digits", None, spec).inputs.shape == (1797, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "model", ["nets.py:build", "torchvision:resnet18", "torchvision:resnet18?weights=none", "spectra.demo:mlp"]
+)
+def test_images_become_tensors_where_no_weights_say_how(model):
+    assert transformed("torchvision:FakeData?size=2&image_size=3,8,8", None, model).transform == "to tensor"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("views.py:doubel", ["has no doubel", "did you mean double"]),
+        ("views.py", ["write views.py:name"]),
+        ("absent.py:view", ["no such file"]),
+        ("double", ["file.py"]),
+        ("views.py:NUMBER", ["type int", "takes x"]),
+        ("views.py:View", ["it is a class", "transform = NAME(...)"]),
+        ("torchvision.transforms:ToTensor", ["it is a class"]),
+        ("views.py:build_alone", ["does not take (x)", "name a function"]),
+        ("views.py:of_two", ["missing a required argument: 'y'"]),
+        ("views.py:scaled", ["missing a required argument: 'by'", "its options are by, shift"]),
+        ("views.py:scaled?bi=2", ["'by'", "its options are by, shift"]),
+        ("views.py:double?by=2", ["'by'", "takes no options"]),
+        ("views.py:compose?size=2", ["'size'", "takes no options"]),
+        ("views.py:build", ["failed on example 0 with ValueError", "transform = NAME(...)"]),
+        ("views.py:build_any", ["gave a Resize for example 0", "transform = NAME(...)"]),
+        ("views.py:fails", ["failed on example 0 with ValueError: no such", "called with x alone"]),
+    ],
+)
+def test_a_transform_that_cannot_be(here, spec, words):
+    with nothing_global_changes(), refused(f"--transform {spec.partition('?')[0]}", *words):
+        transformed("sets.py:squares", spec)
+
+
+@pytest.mark.parametrize(
+    ("data", "transform", "words"),
+    [
+        ("sets.py:squares", "views.py:noisy", ["read twice", "--transform views.py:noisy"]),
+        ("digits", "views.py:noisy", ["read twice", "--transform views.py:noisy"]),
+        ("sets.py:squares", "views.py:words", ["x holds a str", "as --transform views.py:words has to"]),
+        ("torchvision:FakeData?size=2", "views.py:same", ["Image", "tensors", "--transform"]),
+        ("sets.py:ragged", "views.py:double", ["(2, 3)", "(2, 4)", "--transform"]),
+    ],
+)
+def test_data_that_a_transform_leaves_unfit(here, data, transform, words):
+    with nothing_global_changes(), refused(f"--data {data.partition('?')[0]}", *words):
+        transformed(data, transform)
+
+
+def test_a_default_transform_that_does_not_fit_the_images():
+    with refused("--transform ResNet18_Weights.IMAGENET1K_V1", "example 0", "default", "name your own as file.py:name"):
+        transformed("torchvision:FakeData?size=2&image_size=1,8,8", None, "torchvision:resnet18?weights=DEFAULT")
+
+
+# --- losses ---
+
+
+X, LABELS = torch.linspace(-2, 3, 12, dtype=torch.float64).reshape(4, 3), torch.tensor([0, 2, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("spec", "targets", "expected"),
+    [
+        ("losses.py:plain", LABELS, F.cross_entropy(X, LABELS)),
+        ("losses.py:powered", X.cos(), (X - X.cos()) ** 2),
+        ("losses.py:powered?power=4&scale=3", X.cos(), 3 * (X - X.cos()) ** 4),
+        ("losses:needs?gamma=2", X.cos(), 2 * (X - X.cos()) ** 2),
+        ("losses.py:reduced?reduction=none", X.cos(), (X - X.cos()) ** 2),
+        ("losses.py:reduced?reduction=mean", X.cos(), F.mse_loss(X, X.cos())),
+        (
+            "losses.py:Focal",
+            LABELS,
+            (1 - X.softmax(1)[range(4), LABELS]) ** 2 * F.cross_entropy(X, LABELS, reduction="none"),
+        ),
+        ("losses.py:Focal?gamma=0", LABELS, F.cross_entropy(X, LABELS, reduction="none")),
+        ("losses.py:Callable?scale=5", X.cos(), 5 * (X - X.cos()) ** 2),
+        ("losses.py:Drawing", X.cos(), F.l1_loss(X, X.cos())),
+        ("torch.nn:SmoothL1Loss?beta=0.5", X.cos(), F.smooth_l1_loss(X, X.cos(), beta=0.5)),
+        ("torch.nn.functional:l1_loss", X.cos(), F.l1_loss(X, X.cos())),
+    ],
+)
+def test_a_loss_of_ones_own(here, spec, targets, expected):
+    with nothing_global_changes():
+        loss = build_loss(spec)
+    assert loss.name == spec.partition("?")[0]
+    torch.testing.assert_close(loss.function(X, targets), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_loss_that_is_a_module_is_used_as_it_is_or_moved(here):
+    given = resolve("losses.py:WEIGHTED", "--loss")
+    assert build_loss("losses.py:WEIGHTED").function is given
+    assert given.weight.dtype == torch.float32
+    moved = build_loss("losses.py:WEIGHTED", torch.device("cpu"), torch.float64)
+    weights = torch.tensor([1.0, 2, 3], dtype=torch.float64)
+    expected = F.cross_entropy(X, LABELS, weight=weights, reduction="none")
+    torch.testing.assert_close(moved.function(X, LABELS), expected, rtol=1e-12, atol=0)
+
+
+def test_options_of_the_named_losses():
+    loss = build_loss("cross_entropy?class_dim=-1&weight=1,2,3&ignore_index=7&label_smoothing=0.25")
+    assert (loss.class_dim, loss.ignore_index, loss.label_smoothing) == (-1, 7, 0.25)
+    assert loss.class_weights.tolist() == [1, 2, 3]
+    assert build_loss("cross_entropy?class_dim=1").class_dim == 1
+    assert build_loss("cross_entropy").class_dim is None
+    assert (build_loss("mse"), build_loss("bce_with_logits")) == (MeanSquaredError(), BinaryCrossEntropy())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("crossentropy", ["did you mean cross_entropy", "file.py:function"]),
+        ("losses.py", ["write losses.py:name"]),
+        ("losses.py:NUMBER", ["type int", "(output, target)"]),
+        ("losses.py:powered?pover=3", ["'pover'", "its options are power, scale"]),
+        ("losses.py:plain?gamma=3", ["'gamma'", "takes no options"]),
+        ("losses.py:powered?output=3", ["output", "its options are power, scale"]),
+        ("losses.py:needs", ["missing a required argument: 'gamma'", "its options are gamma"]),
+        ("losses.py:make", ["does not take (output, target)", "name a function"]),
+        ("losses.py:make_with", ["does not take (output, target)", "name a function"]),
+        ("losses.py:alone", ["does not take (output, target)"]),
+        ("losses.py:Focal?gama=3", ["'gama'", "its options are gamma"]),
+        ("losses.py:Callable", ["'scale'", "its options are scale"]),
+        ("losses.py:WEIGHTED?weight=3", ["'weight'", "takes no options"]),
+        ("losses.py:SUMMED", ["reduction is sum", "none or mean"]),
+        ("losses.py:reduced?reduction=sum", ["reduction is sum", "none or mean"]),
+        ("torch.nn:MSELoss?reduction=sum", ["reduction is sum", "none or mean"]),
+        ("cross_entropy?reduction=mean", ["mean over the data set", "leave reduction out"]),
+        ("mse?reduction=sum", ["mean over the data set", "leave reduction out"]),
+        ("bce_with_logits?pos_weight=3", ["no pos_weight", "file.py:function"]),
+        ("bce_with_logits?weight=3", ["takes no options", "?weight="]),
+        ("mse?beta=3", ["takes no options", "?beta="]),
+        ("cross_entropy?smoothing=0.1", ["no option smoothing", "label_smoothing"]),
+        ("cross_entropy?class_dim=2", ["class_dim is 2", "-1"]),
+        ("cross_entropy?class_dim=true", ["class_dim is True"]),
+        ("cross_entropy?label_smoothing=2", ["label_smoothing is 2"]),
+        ("cross_entropy?ignore_index=0.5", ["ignore_index is 0.5"]),
+        ("cross_entropy?ignore_index=9223372036854775808", ["ignore_index is 9223372036854775808"]),
+        ("cross_entropy?weight=1,-2", ["weight is (1, -2)"]),
+        ("cross_entropy?weight=1,1e999", ["weight is (1, inf)"]),
+    ],
+)
+def test_a_loss_that_cannot_be(here, spec, words):
+    with nothing_global_changes(), refused(f"--loss {spec.partition('?')[0]}", *words):
+        build_loss(spec)

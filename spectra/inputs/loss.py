@@ -2,51 +2,95 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, MeanSquaredError
-from spectra.inputs.spec import input_error, parse_spec, resolve, suggest
+from spectra.inputs.chance import seeded
+from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
 
+OPTION = "--loss"
 NAMES = ("cross_entropy", "mse", "bce_with_logits")
+OWN = "name your own as file.py:function"
+TRIED = {
+    "reduction": "the loss is the mean over the data set, as PyTorch's; leave reduction out",
+    "pos_weight": f"it takes no pos_weight; {OWN}, which may pass it to torch.nn.functional",
+}
 
 
-def build_loss(spec: str) -> Loss:
-    """`cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3`, `mse`, `bce_with_logits`, or a function's name.
+def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
+    """The loss that `spec` names.
 
-    A function takes (output, target) and returns values of the examples or the batch's mean. Raises SpectraError.
+    Args:
+        spec: `cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3&class_dim=-1`, `mse`, `bce_with_logits`,
+            or `path/to/file.py:name` of a function of (output, target), an object that can be called so, or a class of
+            such objects. What follows the `?` goes to the function as keywords, or to the class. It returns values
+            of the examples, or the batch's mean.
+        device, dtype: where a loss that is a torch.nn.Module is moved, floating tensors cast; None leaves it.
+
+    Raises:
+        SpectraError: no such loss, or it does not take these options.
     """
-    name, options = parse_spec(spec, "--loss")
-    if ":" in name:
-        function = resolve(name, "--loss")
-        if not callable(function):
-            raise input_error("--loss", name, "is not callable; name a function of (output, target)")
-        return CustomLoss(partial(function, **options) if options else function, name)
-    if name == "cross_entropy":
-        return cross_entropy(spec, **options)
+    name, options = parse_spec(spec, OPTION)
+    if ":" in name or name.endswith(".py"):
+        function = _own(name, options)
+        if isinstance(function, nn.Module):
+            function = function.to(device=device, dtype=dtype)
+        return CustomLoss(function, name)
     if name not in NAMES:
-        raise input_error("--loss", name, f"is no loss; {suggest(name, NAMES)}, or name your own as file.py:function")
+        raise input_error(OPTION, name, f"is no loss; {suggest(name, NAMES)}, or {OWN}")
+    for key in options:
+        if key in TRIED:
+            raise input_error(OPTION, spec, TRIED[key])
+    if name == "cross_entropy":
+        return _cross_entropy(spec, **options)
     if options:
-        raise input_error("--loss", spec, f"{name} takes no options; leave out ?{next(iter(options))}=")
+        raise input_error(OPTION, spec, f"{name} takes no options; leave out ?{next(iter(options))}=, or {OWN}")
     return MeanSquaredError() if name == "mse" else BinaryCrossEntropy()
 
 
-def cross_entropy(spec: str, label_smoothing=0.0, ignore_index=-100, weight=None, **unknown) -> CrossEntropy:
+def _own(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """A user's function of (output, target), its options bound; of a class, an object made with them."""
+    if options.get("reduction", "") is None:
+        options = {**options, "reduction": "none"}  # a word that parse_spec reads as None
+    found = resolve(name, OPTION)
+    if inspect.isclass(found):
+        with seeded(0):
+            found, options = call(found, name, options, OPTION), {}
+    if not callable(found):
+        came = type(found).__name__
+        raise input_error(OPTION, name, f"it is no callable but of type {came}; name a function of (output, target)")
+    check_options(found.forward if isinstance(found, nn.Module) else found, name, options, OPTION, ["output", "target"])
+    if "sum" in (options.get("reduction"), getattr(found, "reduction", None)):
+        raise input_error(OPTION, name, "reduction is sum, which would depend on the batches; make it none or mean")
+    return partial(found, **options) if options else found
+
+
+def _cross_entropy(
+    spec: str, label_smoothing=0.0, ignore_index=-100, weight=None, class_dim=None, **unknown
+) -> CrossEntropy:
     if unknown:
-        known = ("label_smoothing", "ignore_index", "weight")
-        raise input_error("--loss", spec, f"has no option {next(iter(unknown))}; {suggest(next(iter(unknown)), known)}")
-    if not is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
-        raise input_error("--loss", spec, f"label_smoothing is {label_smoothing!r}; give a number from 0 to 1")
-    if not isinstance(ignore_index, int):
-        raise input_error("--loss", spec, f"ignore_index is {ignore_index!r}; give an integer")
+        known = ("label_smoothing", "ignore_index", "weight", "class_dim")
+        raise input_error(OPTION, spec, f"has no option {next(iter(unknown))}; {suggest(next(iter(unknown)), known)}")
+    if not _is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
+        raise input_error(OPTION, spec, f"label_smoothing is {label_smoothing!r}; give a number from 0 to 1")
+    if type(ignore_index) is not int or abs(ignore_index) >= 2**63:
+        raise input_error(OPTION, spec, f"ignore_index is {ignore_index!r}; give an integer")
+    if class_dim is not None and not (type(class_dim) is int and class_dim in (1, -1)):
+        raise input_error(OPTION, spec, f"class_dim is {class_dim!r}; give 1, as PyTorch has it, or -1, the last")
     if weight is not None:
-        valid = isinstance(weight, (tuple, list)) and all(is_number(w) and w >= 0 for w in weight) and sum(weight) > 0
+        valid = isinstance(weight, (tuple, list)) and all(_is_number(w) and w >= 0 for w in weight) and sum(weight) > 0
         if not valid:
-            raise input_error("--loss", spec, f"weight is {weight!r}; give one number >= 0 a class, as weight=1,0.5,2")
+            raise input_error(OPTION, spec, f"weight is {weight!r}; give one number >= 0 a class, as weight=1,0.5,2")
         weight = torch.tensor(weight, dtype=torch.float64)
-    return CrossEntropy(weight, ignore_index, float(label_smoothing))
+    return CrossEntropy(weight, ignore_index, float(label_smoothing), class_dim)
 
 
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -11,6 +11,7 @@ from spectra.inputs.chance import seeded
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 
 OPTION = "--model"
+TORCHVISION = "torchvision:"
 
 
 def build_model(spec: str, seed: int) -> nn.Module:
@@ -25,8 +26,8 @@ def build_model(spec: str, seed: int) -> nn.Module:
     """
     name, options = parse_spec(spec, OPTION)
     with seeded(seed):
-        if name.startswith("torchvision:"):
-            model = _torchvision(name, options)
+        if name.startswith(TORCHVISION):
+            model = _torchvision(spec, name, options)
         elif ":" in name or name.endswith(".py"):
             model = _user(name, options)
         else:
@@ -50,18 +51,51 @@ def _user(name: str, options: dict[str, Any]) -> Any:
     return found
 
 
-def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+def pretrained_weights(spec: str) -> Any:
+    """The torchvision weights that `spec` asks for by `weights=`, a member of their enum, or None.
+
+    Raises:
+        SpectraError: no such model, or it has no such weights.
+    """
+    name, options = parse_spec(spec, OPTION)
+    if not name.startswith(TORCHVISION):
+        return None
     from torchvision import models
 
-    short = name.removeprefix("torchvision:")
+    short, asked = _known(name), options.get("weights")
+    if "pretrained" in options:
+        raise input_error(OPTION, spec, "torchvision asks for weights by name; write weights=DEFAULT")
+    if asked is None:
+        return None
+    weights = models.get_model_weights(short)
+    try:
+        return weights.verify(asked)
+    except (KeyError, TypeError) as error:
+        text = f"{short} has no weights {asked!r}; {suggest(str(asked), weights.__members__)}"
+        raise input_error(OPTION, spec, text) from error
+
+
+def _torchvision(spec: str, name: str, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    short, weights = _known(name), pretrained_weights(spec)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # such as GoogLeNet's, on its initial weights
+            return models.get_model(short, **({**options, "weights": weights} if weights else options))
+    except Exception as error:
+        hint = "check what follows '?'"
+        if weights or isinstance(error, OSError):  # detection and segmentation fetch a backbone unasked
+            fetched = "weights=" if weights else "weights_backbone=none"
+            hint = f"check {fetched}; where weights cannot be fetched, give the file as --checkpoint"
+        raise input_error(OPTION, name, f"building it failed with {describe(error)}; {hint}") from error
+
+
+def _known(name: str) -> str:
+    """The name of a model without its prefix."""
+    from torchvision import models
+
+    short = name.removeprefix(TORCHVISION)
     if short not in models.list_models():
         text = f"torchvision has no model {short!r}; {suggest(short, models.list_models())}"
         raise input_error(OPTION, name, text)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # such as GoogLeNet's, on its initial weights
-            return models.get_model(short, **options)
-    except Exception as error:
-        hint = "check what follows '?'"
-        if options.get("weights"):
-            hint = "check weights=; where they cannot be fetched, leave it out and give the file as --checkpoint"
-        raise input_error(OPTION, name, f"building it failed with {describe(error)}; {hint}") from error
+    return short

@@ -19,16 +19,18 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
+from spectra.inputs.transform import choose_transform
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A problem, and its record: options as typed, sizes, the checkpoint's hash, versions, device, seed."""
+    """A problem, its record (sizes, the checkpoint's hash, versions, device, seed), and how the checkpoint fitted."""
 
     problem: Problem
     record: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
 
 
 def load_problem(
@@ -38,6 +40,8 @@ def load_problem(
     loss: str = "cross_entropy",
     checkpoint: str | Path | None = None,
     checkpoint_key: str | None = None,
+    transform: str | None = None,
+    output: str | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
     params: Sequence[str] = (),
@@ -55,12 +59,12 @@ def load_problem(
     place, kind = choose_device(device), DTYPES[dtype]
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
-    objective = build_loss(loss)
+    objective = build_loss(loss, place, kind)
     network = build_model(model, seed)
     loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     network = network.to(place, kind)
     parameters = choose_parameters(network, params)
-    examples = load_data(data, samples, seed)
+    examples = load_data(data, samples, seed, choose_transform(transform, model))
     inputs = to_kind(examples.inputs, place, kind)
     targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
 
@@ -72,6 +76,7 @@ def load_problem(
         weight_decay=weight_decay,
         seed=seed,
         mc_samples=mc_samples,
+        output_key=output,
     )
     value = mean_loss(problem)
     if batch_size is None:
@@ -82,16 +87,20 @@ def load_problem(
         "examples": problem.examples,
         **typed,
         "params": list(params),
+        "transform": examples.transform,
         "checkpoint_key": loaded and loaded["key"],
+        "checkpoint_prefix": loaded and loaded["prefix"],
+        "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
         "samples": len(examples),
         "batch_size": min(batch_size, len(examples)),
         "device": place.type,
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
         "loss_value": value,
         "versions": versions(),
     }
-    return Loaded(problem, record)
+    return Loaded(problem, record, loaded)
 
 
 def choose_device(name: str) -> torch.device:

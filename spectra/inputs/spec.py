@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -82,15 +82,16 @@ def resolve(name: str, option: str) -> Any:
     place, colon, attribute = name.rpartition(":")
     if not (colon and place and attribute):
         place = name.strip(":")
-        raise input_error(option, name, f"what to take from it is missing; write {place}:name")
+        form = f"{place}:name" if _is_path(place) else "path/to/file.py:name or package.module:name"
+        raise input_error(option, name, f"what to take from it is missing; write {form}")
     with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
         module = _load_file(place, name, option) if _is_path(place) else _import(place, name, option)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
-        text = f"{place} has no {attribute}; {suggest(attribute, public)}"
-        raise input_error(option, name, text) from None
+        try:
+            return getattr(module, attribute)
+        except AttributeError:
+            public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
+            text = f"{place} has no {attribute}; {suggest(attribute, public)}"
+            raise input_error(option, name, text) from None
 
 
 def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
@@ -110,16 +111,27 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
         raise input_error(option, name, f"calling it failed with {describe(error)}") from error
 
 
-def check_options(function: Callable[..., Any], name: str, options: dict[str, Any], option: str) -> None:
-    """Raise a SpectraError where `function` does not take these options, or needs others."""
+def check_options(
+    function: Callable[..., Any], name: str, options: dict[str, Any], option: str, positional: Sequence[str] = ()
+) -> None:
+    """Raise a SpectraError where `function` does not take these options, or needs others.
+
+    Args:
+        positional: what its first arguments are, in words: those come without a name, as output and target of a loss.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-ins have none
         return
     try:
-        signature.bind(**options)
+        signature.bind_partial(*positional)
     except TypeError as error:
-        known = [p.name for p in signature.parameters.values() if p.kind in NAMED]
+        given = ", ".join(positional)
+        raise input_error(option, name, f"it does not take ({given}): {error}; name a function of these") from error
+    try:
+        signature.bind(*positional, **options)
+    except TypeError as error:
+        known = [p.name for p in list(signature.parameters.values())[len(positional) :] if p.kind in NAMED]
         way_out = f"write {name}?key=value&key=value, its options are {', '.join(known)}"
         raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
 
@@ -130,15 +142,20 @@ def _is_path(place: str) -> bool:
 
 @contextmanager
 def _importable(place: str) -> Iterator[None]:
-    """The folder of a file, or the current one for a module, heads `sys.path`, which is then as before."""
+    """The folder of a file, or the current one for a module, heads `sys.path`.
+
+    Where all goes well, that folder and what the user's code adds stay at the end: a `forward` may import later on, as
+    under `python file.py`, and nothing that is found today is hidden. Else the path is as before.
+    """
     folder = Path(place).absolute().parent if _is_path(place) else Path.cwd()
-    before = list(sys.path)
+    after = before = list(sys.path)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         yield
+        after = [*before, *(folder for folder in dict.fromkeys(sys.path) if folder not in before)]
     finally:
-        sys.path[:] = before
+        sys.path[:] = after
 
 
 def _import(place: str, name: str, option: str) -> ModuleType:

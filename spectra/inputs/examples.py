@@ -1,0 +1,230 @@
+"""The examples of `--data`: chosen by the seed, read once, put through the transform, stacked, checked."""
+
+import numbers
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from spectra.errors import describe
+from spectra.inputs.spec import input_error
+from spectra.inputs.transform import Transform
+
+OPTION = "--data"
+READ_TWICE = 8  # examples read a second time, to catch augmentation
+TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two tensors x and y as a data set; x may be a tuple or dict of them."""
+
+    inputs: Any
+    targets: Tensor
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return tree_map(lambda tensor: tensor[index], self.inputs), self.targets[index]
+
+
+def read(
+    source: Any, samples: int | None, seed: int, transform: Transform | None, name: str
+) -> tuple[Any, Tensor, Tensor]:
+    """(inputs, targets, indices) of the examples in `source`, or of a seeded choice of `samples` of them.
+
+    Args:
+        source: two tensors or arrays x and y, or a data set of items.
+        transform: what is done to every x, if anything.
+        name: of the data, for messages.
+
+    Raises:
+        SpectraError: as `load_data` does.
+    """
+    pair = _as_pair(source, name)
+    indices = _choose(_pair_size(pair, name) if pair else _size(source, name), samples, seed, name)
+    if pair and not transform:
+        examples = tree_map(lambda tensor: tensor[indices], pair)
+    else:
+        examples = _stacked(Pairs(*pair) if pair else source, indices.tolist(), transform, name)
+    inputs, targets = tree_map(_widened, examples)
+    _check(inputs, targets, indices, name, transform)
+    return inputs, targets, indices
+
+
+def _as_pair(source: Any, name: str) -> tuple[Any, Tensor] | None:
+    """The tensors x and y that `source` consists of, or None where it is a data set of items."""
+    if not (isinstance(source, tuple | list) and len(source) == 2):
+        return None
+    if not all(isinstance(leaf, Tensor | np.ndarray) for leaf in [*tree_leaves(source[0]), source[1]]):
+        return None
+    try:
+        return tree_map(_tensor, _plain(source[0])), _tensor(source[1])
+    except TypeError as error:
+        raise input_error(OPTION, name, f"x and y have to be arrays of numbers: {describe(error)}") from error
+
+
+def _tensor(array: Tensor | np.ndarray) -> Tensor:
+    if isinstance(array, np.ndarray):
+        array = array.astype(array.dtype.newbyteorder("="))  # a copy of its own, in the one order torch reads
+    return torch.as_tensor(array).detach().cpu()
+
+
+def _pair_size(pair: tuple[Any, Tensor], name: str) -> int:
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(pair)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+        text = f"x and y need one and the same length, they have shapes {', '.join(map(str, shapes))}"
+        raise input_error(OPTION, name, f"{text}; give one y for each x")
+    return shapes[0][0]
+
+
+def _size(source: Any, name: str) -> int:
+    """The number of items of a data set with `__getitem__` and `__len__`."""
+    came = type(source).__name__
+    if isinstance(source, DataLoader):
+        raise input_error(OPTION, name, "it gave a DataLoader, which may shuffle; return its data set itself")
+    if isinstance(source, IterableDataset):
+        raise input_error(OPTION, name, f"it gave an IterableDataset ({came}); return a list of its items")
+    if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
+        text = f"it gave an object of type {came}; return a data set of (x, y) items or two tensors x and y"
+        raise input_error(OPTION, name, text)
+    try:
+        return len(source)
+    except Exception as error:
+        text = f"the length of its {came} is unknown ({describe(error)}); give it __len__, or return a list"
+        raise input_error(OPTION, name, text) from error
+
+
+def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
+    """(N,) ascending indices, all of them or a seeded choice."""
+    if size == 0:
+        raise input_error(OPTION, name, "it is empty; name data with at least one example")
+    if samples is None:
+        return torch.arange(size)
+    if not 1 <= samples <= size:
+        raise input_error("--samples", samples, f"{name} has {size} examples; choose from 1 to {size}")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(size, generator=generator)[:samples].sort().values
+
+
+def _stacked(dataset: Any, chosen: list[int], transform: Transform | None, name: str) -> tuple[Any, Any]:
+    """Decode the items of these indices once, the first few of them twice, and stack them."""
+
+    def item(index: int) -> tuple[Any, Any]:
+        x, y = _item(dataset, index, name)
+        return (_plain(transform(x, index)) if transform else x), y
+
+    head = [item(index) for index in chosen[:READ_TWICE]]
+    again = [item(index) for index in chosen[:READ_TWICE]]
+    for index, one, two in zip(chosen, head, again, strict=False):
+        if not _same(one, two):
+            where = f" in it and in --transform {transform.name}" if transform and transform.typed else ""
+            text = f"example {index} came out different when it was read twice; switch random augmentation off{where}"
+            raise input_error(OPTION, name, text)
+    items = head + [item(index) for index in chosen[READ_TWICE:]]
+    try:
+        return _plain(default_collate([x for x, _ in items])), _plain(default_collate([y for _, y in items]))
+    except Exception as error:
+        raise input_error(OPTION, name, _unstackable(items, chosen, error)) from error
+
+
+def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
+    """x and y of one item: a pair, or a mapping that has y under one of TARGETS, and x in the rest."""
+    try:
+        item = dataset[index]
+        if isinstance(item, tuple | list) and len(item) == 2:
+            return _plain(item[0]), _plain(item[1])
+        if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
+            rest = _plain(item)
+            return rest, rest.pop(under[0])
+    except Exception as error:
+        raise input_error(OPTION, name, f"reading example {index} failed with {describe(error)}") from error
+    came = f"{type(item).__name__}"
+    if isinstance(item, Mapping):
+        came += f" of {', '.join(map(str, item))}"
+    elif isinstance(item, tuple | list):
+        came += f" of length {len(item)}"
+    wanted = f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
+    raise input_error(OPTION, name, f"example {index} is a {came}; every item has to be {wanted}")
+
+
+def _plain(tree: Any) -> Any:
+    """Mappings as dicts, sequences as tuples, lists of numbers as tensors (torch takes them apart)."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    if _is_numbers(tree):
+        return torch.tensor(tree)
+    if isinstance(tree, tuple | list):
+        return tuple(_plain(value) for value in tree)
+    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether this is a list of numbers, or of lists of numbers."""
+    if not isinstance(value, tuple | list) or len(value) == 0:
+        return False
+    return all(isinstance(entry, numbers.Number) or _is_numbers(entry) for entry in value)
+
+
+def _same(one: Any, two: Any) -> bool:
+    ones, twos = tree_leaves(one), tree_leaves(two)
+    return len(ones) == len(twos) and all(_same_leaf(a, b) for a, b in zip(ones, twos, strict=True))
+
+
+def _same_leaf(one: Any, two: Any) -> bool:
+    if not isinstance(one, Tensor | np.ndarray | numbers.Number):
+        return True  # such as a PIL image: refused when stacked
+    a, b = torch.as_tensor(one), torch.as_tensor(two)
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error: Exception) -> str:
+    first = _shapes(items[0])
+    for index, item in zip(chosen, items, strict=True):
+        if (shapes := _shapes(item)) != first:
+            a, b = _told(first - shapes), _told(shapes - first)
+            text = f"example {chosen[0]} has {a}, example {index} has {b}; give every example one shape"
+            return f"{text}: pad, crop or resize them, as --transform file.py:name can"
+    text = f"the examples cannot be stacked ({describe(error)})"
+    return f"{text}; give x and y as tensors, arrays or numbers, as --transform file.py:name can"
+
+
+def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
+    return Counter((what, tuple(getattr(leaf, "shape", ()))) for what, leaf in _named(*item))
+
+
+def _told(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
+    return " and ".join(f"{what} of shape {shape}" for what, shape in shapes) or "no more"
+
+
+def _named(x: Any, y: Any) -> list[tuple[str, Any]]:
+    """The leaves of x and y, and what a message calls them: x, x['ids'], y."""
+    entries = {f"x[{key!r}]": tree for key, tree in x.items()} if isinstance(x, dict) else {"x": x}
+    return [(what, leaf) for what, tree in [*entries.items(), ("y", y)] for leaf in tree_leaves(tree)]
+
+
+def _widened(leaf: Any) -> Any:
+    """Integers as int64, which labels and token ids have to be; all else as it is."""
+    if not isinstance(leaf, Tensor) or leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
+        return leaf
+    return leaf.long()
+
+
+def _check(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Transform | None) -> None:
+    """Raise a SpectraError unless all are finite tensors, y a single one."""
+    if not isinstance(targets, Tensor):
+        came = type(targets).__name__
+        raise input_error(OPTION, name, f"y is a {came} for each example; give one tensor or number as y")
+    for what, leaf in _named(inputs, targets):
+        if not isinstance(leaf, Tensor):
+            made = f", as --transform {transform.name} has to" if transform else ""
+            text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"
+            raise input_error(OPTION, name, text)
+        finite = leaf.isfinite().flatten(1).all(1) if leaf.dim() > 1 else leaf.isfinite()
+        if not finite.all():
+            index = int(indices[~finite][0])
+            raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or mend it")
