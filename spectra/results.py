@@ -7,7 +7,9 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +55,43 @@ def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.nda
         write_atomically(directory / f"{name}.npz", lambda file: np.savez_compressed(file, **arrays))
     text = to_json(record) + "\n"
     write_atomically(directory / f"{name}.json", lambda file: file.write(text.encode()))
+
+
+def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple[Path, dict[str, Any]]:
+    """A saved record and its file: `path` itself, or of a directory the first `<command>.json` there is.
+
+    Raises SpectraError: nothing there, no JSON or cut off, no record, of another command or a newer schema.
+    """
+    try:
+        if path.is_dir():
+            found = [file for name in commands if (file := path / f"{name}.json").exists()]
+            if not found:
+                names = ", ".join(f"{name}.json" for name in commands)
+                raise SpectraError(f"{argument} {path}: the directory holds none of {names}; name a result's file")
+            path = found[0]
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SpectraError(f"{argument} {path}: cannot be read ({error.strerror}); name a file or directory") from error
+    except (ValueError, RecursionError) as error:
+        raise SpectraError(f"{argument} {path}: is no JSON, or cut off; name a result such as density.json") from error
+    keys = {"schema": int, "command": str, "problem": dict, "results": list}
+    if not (isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in keys.items())):
+        raise SpectraError(f"{argument} {path}: is JSON, but no result of spectra; name one such as density.json")
+    if record["schema"] > SCHEMA:
+        text = f"schema {record['schema']} is newer than this spectra, which reads {SCHEMA}; upgrade spectra"
+        raise SpectraError(f"{argument} {path}: {text}")
+    if record["command"] not in commands:
+        raise SpectraError(f"{argument} {path}: a result of {record['command']}; name one of {', '.join(commands)}")
+    return path, record
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of these names from an NPZ file, or None where it lacks one, is damaged or is not there."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

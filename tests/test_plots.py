@@ -1,4 +1,4 @@
-"""Figures: every text is readable, every curve is there, and the same input gives the same bytes."""
+"""Figures: every text is readable, every curve is there and can be told apart, the same input gives the same bytes."""
 
 import io
 from itertools import combinations
@@ -9,8 +9,11 @@ import pytest
 import torch
 from test_density import low_rank, marchenko_pastur, network, semicircle_with_spikes, slq
 
-from spectra.krylov.results import SpectralMeasure
-from spectra.plots import asinh_ticks, density_figure, save_figure
+from spectra.errors import SpectraError
+from spectra.krylov.results import Eigenpairs, SpectralMeasure, TraceEstimate
+from spectra.plots import density_figure, eigenvalue_figure, save_figure, trace_figure
+from spectra.plots.axes import asinh_ticks
+from spectra.plots.style import COLOURS, MOST_CURVES, line_style, marker_style, shortened, text_width, wrapped
 
 GGN = slq(np.abs(network()), deflated=10)
 FOUR = {
@@ -44,19 +47,38 @@ def texts(figure):
             slack = 1e-9 * (high - low)
             ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
             found += [tick.label1 for tick in ticks if tick.label1.get_visible()] + [axis.offsetText]
+    found += [figure._suptitle] if figure._suptitle else []
     found += [text for legend in figure.legends for text in [legend.get_title(), *legend.get_texts()]]
     boxes = [(text.get_text(), text.get_window_extent()) for text in found if text.get_text().strip()]
     return [(text, box) for text, box in boxes if box.width > 1]  # offsets of shared axes are never drawn
 
 
-@pytest.mark.parametrize(
-    ("name", "log"),
-    [(name, log) for name in ("four", "tiny", "long names") for log in (False, True)]
-    + [(name, False) for name in ("both ends", "spikes", "all known", "zero")]
-    + [(name, True) for name in ("nothing deflated", "atom at zero", "one point")],
-)
-def test_no_text_overlaps_another_or_leaves_the_page(name, log):
-    figure = density_figure(FIGURES[name], log, title="The digits network at its end")
+def pairs(values, residual=1e-3):
+    """Eigenpairs of which a figure sees values and residuals."""
+    values = torch.tensor(values, dtype=torch.float64)
+    residuals = torch.full_like(values, residual)
+    return Eigenpairs(values, values[:, None], residuals, residuals, products=0, converged=True)
+
+
+def estimate(value, error=0.5):
+    return TraceEstimate(value, error, products=0, converged=True)
+
+
+EIG = {
+    "hessian": pairs([9.0, -4, 2, 1, -0.5]),
+    "ggn": pairs([8.5, 4, 2, 1, 0]),
+    **{f"checkpoint {epoch}, fisher-empirical": pairs([5.0 / epoch, 2, 1e-3]) for epoch in range(1, 9)},
+}
+TRACES = {f"checkpoint {epoch}, gradient-covariance": estimate(3.0 * epoch - 7) for epoch in range(6)}
+TITLE = "The digits network at its end, after thirty epochs of stochastic gradient descent with momentum"
+OTHERS = [
+    (figure, answers, log)
+    for figure, answers in ((eigenvalue_figure, EIG), (trace_figure, TRACES))
+    for log in (False, True)
+]
+
+
+def assert_readable(figure):
     boxes = texts(figure)
     for (one, box), (other, other_box) in combinations(boxes, 2):
         assert not box.padded(-1).overlaps(other_box.padded(-1)), f"{one!r} overlaps {other!r}"
@@ -64,6 +86,24 @@ def test_no_text_overlaps_another_or_leaves_the_page(name, log):
     for text, box in boxes:
         inside = page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
         assert inside, f"{text!r} leaves the page"
+
+
+@pytest.mark.parametrize(
+    ("name", "log", "width"),
+    [(name, log, 6.5) for name in ("four", "tiny", "long names") for log in (False, True)]
+    + [(name, False, 6.5) for name in ("both ends", "spikes", "all known", "zero")]
+    + [(name, True, 6.5) for name in ("nothing deflated", "atom at zero", "one point")]
+    + [(name, log, 3.25) for name in ("four", "long names") for log in (False, True)]
+    + [("both ends", True, 3.25), ("tiny", True, 3.25), ("nothing deflated", True, 3.25), ("four", True, 10.0)],
+)
+def test_no_text_of_densities_overlaps_another_or_leaves_the_page(name, log, width):
+    assert_readable(density_figure(FIGURES[name], log, title=TITLE, width=width))
+
+
+@pytest.mark.parametrize("width", [3.25, 6.5])
+@pytest.mark.parametrize(("draw", "answers", "log"), OTHERS)
+def test_nor_does_that_of_eigenvalues_and_traces(draw, answers, log, width):
+    assert_readable(draw(answers, log, title=TITLE, width=width))
 
 
 @pytest.mark.parametrize("log", [False, True], ids=["linear", "asinh"])
@@ -118,6 +158,17 @@ def test_asinh_ticks(low, high, scale, expected):
     assert np.diff(places).min() >= np.ptp(np.arcsinh(np.array([low, high]) / scale)) / 8 * 0.99
 
 
+def test_a_narrow_asinh_axis_is_labelled_on_either_side_of_zero():
+    major, _ = asinh_ticks(-0.3, 5, 7.7e-4, labels=4.1)
+    assert list(major.values()) == ["$-10^{-1}$", "0", "$10^{-1}$"]
+
+
+def test_long_names_take_a_quarter_of_a_column_at_most():
+    names = {f"{name}, checkpoint-0001": measure for name, measure in FOUR.items()}
+    rug = density_figure(names, width=3.25).axes[1]
+    assert max(text_width(label.get_text(), 7) for label in rug.get_yticklabels()) <= 0.25 * 72 * 3.25
+
+
 @pytest.mark.parametrize(
     ("format", "starts"),
     [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")],
@@ -153,3 +204,144 @@ def test_probes_of_a_float32_run_on_another_device_are_drawn_too():
     measure = FOUR["hessian"]
     short = SpectralMeasure(measure.nodes.to(torch.float32), measure.weights.to(torch.float32), 1000, 10)
     assert density_figure({"hessian": short}).axes
+
+
+def lightness(rgb):
+    """CIE L*, of 100, and linear rgb before it: sRGB (IEC 61966-2-1), D65."""
+    luminance = linear(rgb) @ np.array([0.2126, 0.7152, 0.0722])
+    return 116 * np.cbrt(luminance) - 16 if luminance > 216 / 24389 else luminance * 24389 / 27
+
+
+def linear(rgb):
+    rgb = np.array(rgb)
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize(
+    "style", [lambda index: line_style(index, MOST_CURVES), marker_style], ids=["lines", "markers"]
+)
+def test_any_two_curves_differ_in_their_pattern_or_in_grey(style):
+    for one, other in combinations(map(style, range(MOST_CURVES)), 2):
+        patterns = [(str(s["linestyle"]), s.get("marker")) for s in (one, other)]
+        grey = [lightness(matplotlib.colors.to_rgb(s["color"])) for s in (one, other)]
+        assert patterns[0] != patterns[1] or abs(grey[0] - grey[1]) >= 12
+
+
+# Machado, Oliveira, Fernandes 2009: what is seen without one of the cones, in linear rgb.
+BLINDNESS = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+def lab(rgb):
+    """CIE L*a*b* of linear rgb."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+    x, y, z = np.cbrt(np.clip(xyz / [0.9505, 1, 1.089], 0, 1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_the_colours_stay_apart_for_the_colour_blind(blindness):
+    seen = [lab(np.array(BLINDNESS[blindness]) @ linear(matplotlib.colors.to_rgb(colour))) for colour in COLOURS]
+    assert min(np.linalg.norm(one - other) for one, other in combinations(seen, 2)) > 10  # 2 is just noticeable
+
+
+def drawn(axes):
+    """(x, y, error, filled) of every point with its error bar."""
+    for points, _, (bar,) in (container.lines for container in axes.containers):
+        for x, y, segment in zip(*points.get_data(), bar.get_segments(), strict=True):
+            yield x, y, np.ptp(segment, axis=0).max() / 2, points.get_markerfacecolor() != "white"
+
+
+def test_every_eigenvalue_stands_at_its_rank_with_its_residual():
+    (axes,) = eigenvalue_figure({"hessian": EIG["hessian"], "ggn": EIG["ggn"]}).axes
+    points = sorted(drawn(axes))
+    assert [round(x) for x, *_ in points] == [rank for rank in range(1, 6) for _ in range(2)]
+    assert [y for _, y, *_ in points] == [9, 8.5, -4, 4, 2, 2, 1, 1, -0.5, 0]
+    np.testing.assert_allclose([error for _, _, error, _ in points], 1e-3, rtol=1e-9)
+    assert all(filled for *_, filled in points)
+
+
+def test_on_a_logarithmic_axis_negative_eigenvalues_are_hollow_and_zeros_are_counted():
+    figure = eigenvalue_figure({"hessian": EIG["hessian"], "ggn": EIG["ggn"]}, log=True)
+    points = [(y, filled) for _, y, _, filled in sorted(drawn(figure.axes[0]))]
+    assert points == [
+        (9, True),
+        (8.5, True),
+        (4, False),
+        (4, True),
+        (2, True),
+        (2, True),
+        (1, True),
+        (1, True),
+        (0.5, False),
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["hessian", "ggn (1 zero)", "hollow: λ < 0"]
+    low, high = figure.axes[0].get_ylim()
+    assert 0.3 < low < 0.5 < 9 < high < 15
+
+
+def test_a_trace_is_a_row_with_two_standard_errors_to_either_side():
+    traces = {"hessian": estimate(-3.0, 0.25), "ggn": estimate(8.0, 0.0)}
+    (axes,) = trace_figure(traces).axes
+    assert list(drawn(axes)) == [(-3, 0, 0.5, True), (8, 1, 0, True)]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["hessian", "ggn"]
+    assert axes.get_xlabel() == "trace ± 2 standard errors"
+    (axes,) = trace_figure(traces, log=True).axes
+    assert list(drawn(axes)) == [(3, 0, 0.5, False), (8, 1, 0, True)]
+    assert "hollow: negative" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize(("draw", "answer"), [(eigenvalue_figure, pairs([0.0, 0])), (trace_figure, estimate(0.0, 0.0))])
+def test_zeros_alone_have_no_logarithmic_axis(draw, answer):
+    with pytest.raises(SpectraError, match=r"^--log: every value is zero"):
+        draw({"ggn": answer}, log=True)
+    draw({"ggn": answer})
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0])
+@pytest.mark.parametrize("decades", [0.1, 1.9, 6])
+def test_a_logarithmic_axis_has_labels_enough(scale, decades):
+    values = (scale * np.geomspace(10**decades, 1, 5)).tolist()
+    figure = eigenvalue_figure({"ggn": pairs(values, scale * 1e-3)}, log=True, width=3.25)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    low, high = axis.get_view_interval()
+    assert (
+        2 <= sum(low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in axis.get_major_ticks()) <= 8
+    )
+    assert_readable(figure)
+
+
+def test_long_names_are_cut_where_they_stay_different():
+    for names in (list(TRACES), [f"{'long-' * 9}{end}" for end in "abc"], [f"{start}{'-long' * 9}" for start in "abc"]):
+        short = shortened(names, 90, 8)
+        assert max(text_width(name, 8) for name in short) <= 90 < min(text_width(name, 8) for name in names)
+        assert len(set(short)) == len(names)
+    assert shortened(["ggn", r"$\lambda$" * 12], 90, 8) == ["ggn", r"$\lambda$" * 12]
+
+
+def test_long_titles_are_broken_into_lines():
+    lines = wrapped(TITLE, 150, 10).split("\n")
+    assert " ".join(lines) == TITLE
+    assert max(text_width(line, 10) for line in lines) <= 150
+
+
+@pytest.mark.parametrize(
+    ("draw", "answers", "format"), [(eigenvalue_figure, EIG, "pdf"), (trace_figure, TRACES, "svg")]
+)
+def test_eigenvalues_and_traces_give_the_same_bytes_too(draw, answers, format):
+    written = [io.BytesIO(), io.BytesIO()]
+    for buffer in written:
+        save_figure(draw(answers, log=True), buffer, format)
+    assert written[0].getvalue() == written[1].getvalue()
+
+
+def test_letters_are_embedded_in_a_pdf_and_outlines_in_an_svg():
+    pdf, svg = io.BytesIO(), io.BytesIO()
+    for buffer, format in ((pdf, "pdf"), (svg, "svg")):
+        save_figure(eigenvalue_figure(EIG), buffer, format)
+    assert b"/FontFile2" in pdf.getvalue()
+    assert b"/Type3" not in pdf.getvalue()
+    assert b"<text" not in svg.getvalue()

@@ -1,0 +1,76 @@
+"""spectra plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spectra.cli.options import Positive
+from spectra.cli.terminal import answer
+
+
+class Inches(Positive):
+    """A width at which text of one size still reads."""
+
+    wanted = "a number of inches from 3 to 40"
+
+    def holds(self, number: float) -> bool:
+        return 3 <= number <= 40
+
+
+class FigurePath(click.Path):
+    """A file whose suffix says which format it is."""
+
+    def convert(self, value, param, ctx):
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+            self.fail(f"{value!r} is no .png, .pdf or .svg; write {path.with_suffix('.png')}.", param, ctx)
+        return path
+
+
+@click.command()
+@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=FigurePath(path_type=Path, dir_okay=False),
+    help="Write the figure there: .png, .pdf or .svg.",
+)
+@click.option("--curvature", metavar="NAME", multiple=True, help="Draw only this matrix; repeatable.  [default: all]")
+@click.option(
+    "--label", metavar="TEXT", multiple=True, help="The name of a RESULT, one for each.  [default: from its path]"
+)
+@click.option("--title", metavar="TEXT", help="Above the figure.")
+@click.option("--log", is_flag=True, help="A logarithmic axis for eigenvalues and traces.")
+@click.option(
+    "--width",
+    metavar="INCHES",
+    type=Inches(),
+    default=6.5,
+    show_default=True,
+    help="3.25 fits a column, 6.5 a page.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
+def plot(results, out, curvature, label, title, log, width, as_json) -> int:
+    """A figure from saved results, no new products.
+
+    A RESULT is a file that eig, trace or density wrote, or a directory, of which
+    density.json, else eig.json, else trace.json is drawn. Several of a kind
+    share one figure.
+
+    \b
+    spectra plot run1 --out run1.pdf --width 3.25
+    spectra plot start/eig.json end/eig.json --label start --label end --out a.svg
+    """
+    from spectra.plots import save_figure
+    from spectra.plots.saved import saved_figure
+    from spectra.results import SCHEMA, prepare_directory, to_json, write_atomically
+
+    figure, files = saved_figure(results, label, curvature, title, log, width)
+    prepare_directory(out.parent)
+    write_atomically(out, lambda file: save_figure(figure, file, out.suffix[1:].lower()))
+    record = {"schema": SCHEMA, "command": "plot", "figure": str(out), "results": list(map(str, files))}
+    answer(to_json(record) if as_json else str(out))
+    return 0

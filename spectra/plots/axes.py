@@ -1,0 +1,88 @@
+"""Axes over many powers of ten and either sign: asinh, and magnitudes on a logarithmic axis."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
+
+from spectra.errors import SpectraError
+
+FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs more labels than powers of ten
+
+
+def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float) -> None:
+    """Of panels that share it: linear within `scale` of zero (shaded), logarithmic beyond."""
+    axes = panels[-1]
+    axes.set_xscale("function", functions=(lambda x: np.arcsinh(x / scale), lambda u: scale * np.sinh(u)))
+    axes.set_xlim(grid[0], grid[-1])
+    inches = axes.figure.get_figwidth() - 1.2
+    major, minor = asinh_ticks(grid[0], grid[-1], scale, labels=inches / 0.5)
+    axes.xaxis.set_major_locator(FixedLocator(list(major)))
+    axes.xaxis.set_major_formatter(FixedFormatter(list(major.values())))
+    axes.xaxis.set_minor_locator(FixedLocator(minor))
+    for panel in panels:
+        panel.axvspan(-scale, scale, color="0.94", zorder=0, linewidth=0)
+
+
+def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[dict[float, str], list[float]]:
+    """Ticks of an asinh axis with room for so many `labels`: {position: label} and minor positions.
+
+    Zero and powers of ten of either sign, every s-th power with the smallest s that leaves room; where that
+    makes fewer than three, other powers, or the values 1, 2 and 5 (or 1 and 3) times powers of ten.
+    """
+    least = (np.arcsinh(high / scale) - np.arcsinh(low / scale)) / labels
+    largest = max(abs(low), abs(high))
+    powers = range(int(np.floor(np.log10(scale))), int(np.floor(np.log10(largest))) + 1)
+
+    def inside(positive: list[float]) -> list[float]:
+        return [x for x in [-x for x in positive[::-1]] + [0.0] + positive if low <= x <= high]
+
+    stride = max(1, int(np.ceil(least / np.log(10))))
+    clear = scale * np.sinh(least)
+    minor = inside([float(f"1e{power}") for power in powers])
+    for first in range(stride):
+        major = inside([float(f"1e{power}") for power in powers if power % stride == first and 10.0**power >= clear])
+        if len(major) >= 3:
+            return {x: power_of_ten(x) for x in major}, minor
+    mantissas = (1, 2, 5) if least <= np.log(2) else (1, 3) if least <= np.log(3) else (1,)
+    steps = [float(f"{m}e{power}") for power in powers[::stride] for m in mantissas]
+    return {x: plain(x) for x in inside([x for x in steps if x >= clear])}, minor
+
+
+def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray) -> None:
+    """Make the axis `name` ("x" or "y") logarithmic around `magnitudes`, whatever error bars reach.
+
+    Raises SpectraError: all are zero.
+    """
+    magnitudes = magnitudes[magnitudes > 0]
+    if not magnitudes.size:
+        raise SpectraError("--log: every value is zero, which a logarithmic axis has no place for; leave --log out")
+    low, high = magnitudes.min(), magnitudes.max()
+    room = max((high / low) ** 0.06, 1.2)
+    axes.set(**{f"{name}scale": "log", f"{name}lim": (low / room, high * room)})
+    axis = getattr(axes, f"{name}axis")
+    if high / low < VERY_FEW:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    elif high / low < FEW:
+        brief = low >= 1e-3 and high < 1e4  # no powers of ten among the labels
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if brief else (1, 3)))
+    if high / low < FEW:
+        axis.set_major_formatter(lambda value, _: scientific(value, 3))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float, digits: int = 6) -> str:
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def power_of_ten(value: float) -> str:
+    sign = "-" if value < 0 else ""
+    return rf"${sign}10^{{{round(np.log10(abs(value)))}}}$" if value else "0"
+
+
+def scientific(value: float, digits: int = 2) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return rf"${mantissa}\times10^{{{int(exponent)}}}$"

@@ -1,0 +1,80 @@
+"""The figure of single eigenvalues by rank, several matrices or checkpoints side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from spectra.plots.axes import magnitude_axis
+from spectra.plots.style import STYLE, lay_out_legend, marker_style
+
+SPREAD = 0.7  # of the step from rank to rank, which the points of one rank share
+LARGEST, SMALLEST = 4.2, 2.0  # markers, points
+
+
+class Eigenvalues(Protocol):
+    """What is drawn: values (k,) and residuals (k,); `spectra.Eigenpairs` has them."""
+
+    values: ArrayLike
+    residuals: ArrayLike
+
+
+def eigenvalue_figure(
+    spectra: Mapping[str, Eigenvalues],
+    log: bool = False,
+    title: str | None = None,
+    width: float = 6.5,
+    rank: str = "rank",
+) -> Figure:
+    """Eigenvalues of each named matrix by rank, in the order given, with residuals as bars; `width` in inches.
+
+    `log` draws magnitudes on a logarithmic axis, where negative values are hollow and the legend counts zeros.
+    """
+    values = [np.asarray(found.values) for found in spectra.values()]
+    every, longest, count = np.concatenate(values), max(map(len, values)), len(values)
+    negative = bool((every < 0).any())
+    with matplotlib.style.context(STYLE):
+        handles = [Line2D([], [], **marker_style(index), markersize=LARGEST) for index in range(count)]
+        labels = [_legend_entry(*item, log) for item in zip(spectra, values, strict=True)]
+        if log and negative:
+            handles.append(Line2D([], [], color="0.4", marker="o", markersize=LARGEST, mfc="white", linestyle="none"))
+            labels.append("hollow: λ < 0")
+        legend = lay_out_legend(labels, title, width, handle=1.2)
+        height = float(np.clip(0.55 * width, 2.2, 4.2)) + 0.3 + legend.height()
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        share = SPREAD / count
+        size = float(np.clip(0.9 * share * 72 * (width - 0.8) / longest, SMALLEST, LARGEST))
+        for index, found in enumerate(spectra.values()):
+            ranks = 1 + np.arange(len(values[index])) + share * (index - (count - 1) / 2)
+            style = marker_style(index) | {"markersize": size, "zorder": 3 + index}
+            _draw(axes, ranks, values[index], np.asarray(found.residuals), style, log)
+        if log:
+            magnitude_axis(axes, "y", np.abs(every))
+        elif negative:
+            axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
+        axes.set(xlim=(0.5, longest + 0.5), xlabel=rank, ylabel="|λ| ± residual" if log else "λ ± residual")
+        axes.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 6, integer=True, steps=[1, 2, 5, 10]))
+        legend.draw(figure, handles)
+    return figure
+
+
+def _draw(axes: Axes, ranks: np.ndarray, values: np.ndarray, errors: np.ndarray, style: dict, log: bool) -> None:
+    signs = ((values > 0, style["color"]), (values < 0, "white")) if log else ((np.isfinite(values), style["color"]),)
+    for held, face in signs:
+        if held.any():
+            heights = np.abs(values[held]) if log else values[held]
+            axes.errorbar(ranks[held], heights, errors[held], elinewidth=0.9, mfc=face, mew=0.9, **style)
+
+
+def _legend_entry(name: str, values: np.ndarray, log: bool) -> str:
+    zeros = np.count_nonzero(values == 0)
+    return f"{name} ({zeros} zero)" if log and zeros else name

@@ -1,0 +1,63 @@
+"""What curves are called: labels of results, names of matrices, and text that the figure's font can set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.mathtext import MathTextParser
+
+from spectra.inputs.spec import input_error
+
+FONT = "DejaVu Sans"  # matplotlib's own, which comes with it
+
+
+def names(labels: Sequence[str], defaults: Sequence[str], curvatures: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each matrix of each result: the label, the matrix or both, whatever tells them apart.
+
+    Raises SpectraError: `labels` that are too few or many, equal, or that the font cannot set.
+    """
+    if labels and len(labels) != len(defaults):
+        raise input_error("--label", ", ".join(labels), f"{len(labels)} for {len(defaults)}; give one for each RESULT")
+    for i, label in enumerate(labels):
+        check_text(label, "--label")
+        if not label.strip() or label in labels[:i]:
+            raise input_error("--label", repr(label), "comes twice, or is empty; give each RESULT a name of its own")
+    several = len(defaults) > 1 or bool(labels)
+    matrices = {name for some in curvatures for name in some}
+    return [
+        ", ".join([label] * several + [name] * (len(matrices) > 1 or not several))
+        for label, some in zip(labels or defaults, curvatures, strict=True)
+        for name in some
+    ]
+
+
+def default_labels(files: Sequence[Path]) -> list[str]:
+    """The paths less what they have in common at either end, as far as they stay different."""
+    parts = [file.resolve().with_suffix("").parts for file in files]
+    while len(files) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    while len(files) > 1 and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
+        parts = [p[1:] for p in parts]
+    found = ["/".join(p) for p in parts]
+    if len(set(found)) < len(found):  # x.json beside x.txt
+        found = [str(file) for file in files]
+    return [settable(label) for label in found]
+
+
+def settable(text: str) -> str:
+    """`text` from a path: dollars are no mathematics, and what the font lacks is a question mark."""
+    known = get_font(findfont(FontProperties(family=FONT))).get_charmap()
+    return "".join(c if ord(c) in known else "?" for c in text).replace("$", r"\$")
+
+
+def check_text(text: str, option: str) -> None:
+    """Raise SpectraError where the font lacks a character, or mathematics between dollars is no mathematics."""
+    known = get_font(findfont(FontProperties(family=FONT))).get_charmap()
+    if missing := [c for c in text if ord(c) not in known and c != "\n"]:
+        raise input_error(option, text, f"{FONT} has no {missing[0]!a}; write it in other characters")
+    try:
+        MathTextParser("path").parse(text)
+    except ValueError:
+        raise input_error(option, text, r"no mathematics that can be set between dollars; write \$ for one") from None

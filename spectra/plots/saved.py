@@ -1,0 +1,167 @@
+"""Figures again from saved results: files -> records -> named answers -> one figure of their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from spectra.errors import SpectraError
+from spectra.inputs.spec import input_error, suggest
+from spectra.krylov.results import SpectralMeasure, TraceEstimate
+from spectra.plots.density import density_figure
+from spectra.plots.eigenvalues import eigenvalue_figure
+from spectra.plots.names import check_text, default_labels, names
+from spectra.plots.style import MOST_CURVES
+from spectra.plots.trace import trace_figure
+from spectra.results import read
+
+RANKS = {
+    "LM": "rank by |λ|",
+    "LA": "rank from the top",
+    "SA": "rank from the bottom",
+    "BE": "rank from the top, then from the bottom",
+}
+
+
+class Result(NamedTuple):
+    """What a saved record holds of one matrix."""
+
+    path: Path
+    command: str
+    problem: dict[str, Any]
+    entry: dict[str, Any]
+
+    @property
+    def curvature(self) -> str:
+        return self.entry["curvature"]
+
+    def numbers(self, key: str, dimensions: int) -> np.ndarray:
+        """The float64 array under `key`; raises SpectraError where there is none, or it is not finite."""
+        try:
+            numbers = np.array(self.entry[key], dtype=np.float64)  # null becomes nan
+        except (KeyError, TypeError, ValueError):
+            raise self.lacks(key) from None
+        if numbers.ndim != dimensions or not numbers.size:
+            raise self.lacks(key)
+        if not np.isfinite(numbers).all():
+            text = f"{key} of {self.curvature}: a number is not finite; draw others with --curvature NAME"
+            raise input_error("RESULT", self.path, text)
+        return numbers
+
+    def lacks(self, key: str) -> SpectraError:
+        text = f"{self.curvature} is without {key} that a figure can use; run spectra {self.command} again"
+        return input_error("RESULT", self.path, text)
+
+
+class Spectrum(NamedTuple):
+    values: np.ndarray  # (k,)
+    residuals: np.ndarray  # (k,)
+    which: str
+
+
+def spectrum(result: Result) -> Spectrum:
+    values, residuals = result.numbers("eigenvalues", 1), result.numbers("residuals", 1)
+    if values.shape != residuals.shape:
+        raise result.lacks("residuals")
+    return Spectrum(values, residuals, str(result.problem.get("which")))
+
+
+def trace(result: Result) -> TraceEstimate:
+    value, error = result.numbers("trace", 0), result.numbers("standard_error", 0)
+    return TraceEstimate(float(value), float(error), products=0, converged=True)
+
+
+def measure(result: Result) -> SpectralMeasure:
+    nodes, weights = result.numbers("nodes", 2), result.numbers("weights", 2)
+    dimension, deflated = (int(result.numbers(key, 0)) for key in ("dimension", "deflated"))
+    if weights.shape != nodes.shape or (weights < 0).any() or not np.allclose(weights.sum(axis=1), 1, rtol=1e-3):
+        raise result.lacks("weights")
+    if not 0 <= deflated <= min(dimension, nodes.shape[1]) or (deflated == nodes.shape[1]) != (deflated == dimension):
+        raise result.lacks("deflated")
+    return SpectralMeasure(torch.tensor(nodes), torch.tensor(weights), dimension, deflated)
+
+
+def eig_figure(spectra: dict[str, Spectrum], **options: Any) -> Figure:
+    orders = {found.which for found in spectra.values()}
+    rank = RANKS.get(orders.pop(), "rank") if len(orders) == 1 else "rank"
+    return eigenvalue_figure(spectra, rank=rank, **options)
+
+
+class Kind(NamedTuple):
+    answer: Callable[[Result], Any]
+    figure: Callable[..., Figure]
+    most: float  # answers that a reader can tell apart
+
+
+KINDS = {  # by command, in the order in which a directory is searched
+    "density": Kind(measure, density_figure, MOST_CURVES),
+    "eig": Kind(spectrum, eig_figure, MOST_CURVES),
+    "trace": Kind(trace, trace_figure, 100),
+}
+
+
+def saved_figure(
+    paths: Sequence[Path],
+    labels: Sequence[str] = (),
+    curvatures: Sequence[str] = (),
+    title: str | None = None,
+    log: bool = False,
+    width: float = 6.5,
+) -> tuple[Figure, list[Path]]:
+    """One figure of the results at `paths` (files or directories), and the files that were read.
+
+    Args:
+        labels: one a path; else the shortest parts of the paths that tell them apart.
+        curvatures: draw these matrices alone.
+        width: inches.
+
+    Raises:
+        SpectraError: a result that cannot be read or drawn, results of several commands, a name that is wrong.
+    """
+    check_text(title or "", "--title")
+    files, records = zip(*(read(path, list(KINDS)) for path in paths), strict=True)
+    results = [results_of(*pair) for pair in zip(files, records, strict=True)]
+    check_choice(files, records, results, curvatures)
+    if curvatures:
+        results = [[result for result in some if result.curvature in curvatures] for some in results]
+    kind = KINDS[records[0]["command"]]
+    if (count := sum(map(len, results))) > kind.most:
+        text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or --curvature"
+        raise input_error("RESULT", files[-1], text)
+    known = names(labels, default_labels(files), [[result.curvature for result in some] for some in results])
+    answers = [kind.answer(result) for some in results for result in some]
+    return kind.figure(dict(zip(known, answers, strict=True)), log=log, title=title, width=width), list(files)
+
+
+def results_of(file: Path, record: dict[str, Any]) -> list[Result]:
+    entries = record["results"]
+    if not (entries and all(isinstance(entry, dict) and isinstance(entry.get("curvature"), str) for entry in entries)):
+        raise input_error("RESULT", file, "names no curvature that it is a result of; run the command again")
+    return [Result(file, record["command"], record["problem"], entry) for entry in entries]
+
+
+def check_choice(
+    files: Sequence[Path], records: Sequence[dict], results: Sequence[list[Result]], curvatures: Sequence[str]
+) -> None:
+    """One command, no file or matrix twice, and something to draw in every file."""
+    first = records[0]["command"]
+    every = {result.curvature for some in results for result in some}
+    for name in curvatures:
+        if name not in every:
+            raise input_error("--curvature", name, f"no RESULT has it; {suggest(name, every)}")
+    for i, (file, record, some) in enumerate(zip(files, records, results, strict=True)):
+        held = [result.curvature for result in some]
+        if record["command"] != first:
+            text = f"a result of {record['command']}, but {files[0]} one of {first}; draw each kind by itself"
+            raise input_error("RESULT", file, text)
+        if file.resolve() in [other.resolve() for other in files[:i]]:
+            raise input_error("RESULT", file, "comes twice; name it once")
+        if len(set(held)) < len(held):
+            raise input_error("RESULT", file, "holds a curvature twice; run the command again")
+        if curvatures and not set(held) & set(curvatures):
+            raise input_error("RESULT", file, f"has {', '.join(held)} alone; leave it out, or name one of them")

@@ -1,0 +1,164 @@
+"""What all figures share: sizes for a page, curves that can be told apart, the legend, the file.
+
+Figures are drawn on `matplotlib.figure.Figure` under matplotlib's own defaults and `STYLE`: no window, no
+pyplot, no global settings read or changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+
+STYLE = [
+    "default",
+    {
+        "font.size": 9,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.solid_capstyle": "butt",
+        "pdf.fonttype": 42,  # TrueType, embedded: text stays text
+        "svg.fonttype": "path",  # glyphs as outlines: the same wherever it is opened
+        "svg.hashsalt": "spectra",
+        "savefig.dpi": 200,
+    },
+]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito 2008
+# Later curves are drawn on top of earlier ones, thinner and with wider gaps, so that equal curves all show.
+DASHES = (
+    "solid",
+    (0, (5, 2)),
+    (0, (1.2, 1.4)),
+    (0, (6, 2, 1.2, 2)),
+    (0, (9, 3)),
+    (0, (2.5, 2.5)),
+    (0, (1, 3)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# A second round of colours meets other dashes and markers: two curves that share one differ by 12 or more in
+# CIE lightness (of 100), so that they differ in grey too. No other step leaves more; a third round has none.
+STEP = 3
+MOST_CURVES = 2 * len(COLOURS)
+THICKEST, THINNEST = 2.4, 1.1  # points
+LEGEND_SIZE, TITLE_SIZE = 8.5, 10  # points
+NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the formats written
+
+
+def line_style(index: int, count: int) -> dict[str, Any]:
+    """Of curve `index` among `count`, at most `MOST_CURVES`."""
+    thickness = np.linspace(THICKEST, THINNEST, count)[index] if count > 1 else 1.6
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": DASHES[_pattern(index)],
+        "linewidth": float(thickness),
+        "zorder": 3 + index,
+    }
+
+
+def marker_style(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[_pattern(index)], "linestyle": "none"}
+
+
+def _pattern(index: int) -> int:
+    rounds, place = divmod(index, len(COLOURS))
+    return (place + STEP * rounds) % len(COLOURS)
+
+
+class Legend(NamedTuple):
+    """Above everything: entries in as many columns, a title in as many lines, as the page asks for."""
+
+    labels: list[str]
+    columns: int
+    title: str | None
+    handle: float  # length of a sample, in font sizes
+
+    def height(self) -> float:
+        """In inches, what a figure must add that has room for one entry of two lines."""
+        rows = math.ceil(len(self.labels) / self.columns)
+        lines = rows * max(label.count("\n") + 1 for label in self.labels)
+        title = self.title.count("\n") + 1 if self.title else 0
+        points = LEGEND_SIZE * (1.25 * (lines - 2) + 0.5 * (rows - 1)) + 1.25 * TITLE_SIZE * title
+        return max(0, points) / 72
+
+    def draw(self, figure: Figure, handles: Sequence[Any]) -> None:
+        legend = figure.legend(
+            handles,
+            self.labels,
+            loc="outside upper center",
+            ncols=self.columns,
+            title=self.title,
+            title_fontsize=TITLE_SIZE,
+            fontsize=LEGEND_SIZE,
+            frameon=False,
+            handlelength=self.handle,
+        )
+        legend.get_title().set_multialignment("center")
+
+
+def lay_out_legend(labels: Sequence[str], title: str | None, width: float, handle: float = 3.2) -> Legend:
+    """For a figure `width` inches wide; what is too long for it is shortened."""
+    page, space = 72 * width, LEGEND_SIZE * (handle + 2.7)  # points; a handle and what is around it
+    names, notes = zip(*(text.split("\n", 1) if "\n" in text else (text, "") for text in labels), strict=True)
+    names = shortened(names, page - space, LEGEND_SIZE)
+    labels = ["\n".join(filter(None, entry)) for entry in zip(names, notes, strict=True)]
+    longest = max(text_width(line, LEGEND_SIZE) for text in labels for line in text.split("\n"))
+    columns = max(1, min(len(labels), int(page / (longest + space))))
+    return Legend(labels, columns, wrapped(title, page - 20, TITLE_SIZE) if title else None, handle)
+
+
+def text_width(text: str, size: float) -> float:
+    """In points; mathematics between dollars is measured as it is set."""
+    return TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0
+
+
+def shortened(names: Sequence[str], points: float, size: float) -> list[str]:
+    """Names that are too long, cut where they stay different if they can; formulas are left whole."""
+    best: list[str] = []
+    for head in (0.5, 0.75, 0.25, 1.0, 0.0):
+        cut = [_cut(name, points, size, head) for name in names]
+        best = max(best, cut, key=lambda some: len(set(some)))
+        if len(set(best)) == len(names):
+            break
+    return best
+
+
+def _cut(text: str, points: float, size: float, head: float) -> str:
+    """`text` without a part, of which the share `head` of what is kept lies before."""
+    whole = text_width(text, size)
+    if whole <= points or text.count("$") > 1:
+        return text
+    for kept in range(min(len(text) - 1, int(1.5 * len(text) * points / whole)), 0, -1):
+        first = round(head * kept)
+        short = f"{text[:first]}…{text[len(text) - kept + first :]}"
+        if text_width(short, size) <= points:
+            return short
+    return "…"
+
+
+def wrapped(text: str, points: float, size: float) -> str:
+    lines = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and text_width(longer, size) > points:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return "\n".join(_cut(line, points, size, head=0.5) for line in lines)
+
+
+def save_figure(figure: Figure, target: Path | str | BinaryIO, format: str | None = None) -> None:
+    """Write a png (200 dpi), pdf or svg, the same bytes for the same figure; a buffer needs `format`."""
+    format = format or Path(target).suffix.lstrip(".").lower()
+    with matplotlib.style.context(STYLE):
+        figure.savefig(target, format=format, metadata=NO_DATES.get(format))

@@ -1,0 +1,50 @@
+"""The figure of traces: one row a matrix or checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+
+from spectra.krylov.results import TraceEstimate
+from spectra.plots.axes import magnitude_axis
+from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, shortened, wrapped
+
+
+def trace_figure(
+    traces: Mapping[str, TraceEstimate], log: bool = False, title: str | None = None, width: float = 6.5
+) -> Figure:
+    """Each named trace as a point with two standard errors to either side; `width` in inches.
+
+    `log` draws magnitudes on a logarithmic axis, where negative values are hollow and names tell of zeros.
+    """
+    values = np.array([estimate.value for estimate in traces.values()])
+    reach = 2 * np.array([estimate.standard_error for estimate in traces.values()])
+    with matplotlib.style.context(STYLE):
+        title = wrapped(title, 72 * width - 20, TITLE_SIZE) if title else ""
+        height = 0.75 + 0.2 * len(values) + 0.17 * title.count("\n")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        style = {"color": COLOURS[0], "marker": "o", "markersize": 4, "elinewidth": 1.1}
+        for row, (value, error) in enumerate(zip(values, reach, strict=True)):
+            face = "white" if log and value < 0 else COLOURS[0]
+            if value or not log:
+                axes.errorbar(abs(value) if log else value, row, xerr=error, mfc=face, **style)
+        names = [f"{name} (is 0)" if log and not value else name for name, value in zip(traces, values, strict=True)]
+        axes.set(ylim=(len(values) - 0.4, -0.6), yticks=range(len(values)))
+        axes.set_yticklabels(shortened(names, 0.45 * 72 * width, 8))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", color="0.92", linewidth=0.8)
+        axes.set_axisbelow(True)
+        label = "|trace| ± 2 standard errors" if log else "trace ± 2 standard errors"
+        if log:
+            magnitude_axis(axes, "x", np.abs(values))
+            label += "\n(hollow: negative)" if (values < 0).any() else ""
+        elif (values < 0).any():
+            axes.axvline(0, color="0.6", linewidth=0.6, zorder=1)
+        axes.set_xlabel(label)
+        if title:
+            figure.suptitle(title, fontsize=TITLE_SIZE)
+    return figure

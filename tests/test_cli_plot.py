@@ -1,0 +1,252 @@
+"""`spectra plot`: what it draws, writes and prints, and the one line that every wrong input gets."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import spectra.cli
+from spectra.krylov.results import SpectralMeasure
+from spectra.plots import density_figure, save_figure
+from spectra.plots.names import default_labels
+from spectra.plots.saved import saved_figure
+from spectra.results import make_record, save
+
+NODES, WEIGHTS = [[4.0, -0.1, 0.2, 0.9], [4.0, 0.0, 0.3, 0.0]], [[0.01, 0.5, 0.4, 0.09], [0.01, 0.3, 0.69, 0.0]]
+ENTRIES = {
+    "density": {"nodes": NODES, "weights": WEIGHTS, "dimension": 100, "deflated": 1},
+    "eig": {"eigenvalues": [4.0, -1.5, 0.9], "residuals": [1e-5, 0.2, 1e-3]},
+    "trace": {"trace": 17.3, "standard_error": 0.2},
+}
+
+
+def keep(directory, command, curvatures=("hessian", "ggn"), **changes):
+    """A saved result of `command` with the same answer for each of the curvatures."""
+    directory.mkdir(exist_ok=True, parents=True)
+    results = [{"curvature": name, **ENTRIES[command], **changes} for name in curvatures]
+    save(directory, make_record(command, {"which": "LM"}, results), {})
+    return directory / f"{command}.json"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Status, standard output and standard error of `spectra plot`."""
+    status = spectra.cli.run(["plot", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def refused(capsys, place, *arguments):
+    """The one line on standard error; nothing else is printed, and nothing written."""
+    before = sorted(place.rglob("*"))
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before
+    return err.removeprefix("spectra: ").strip()
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("command", ENTRIES)
+@pytest.mark.parametrize(("suffix", "starts"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
+def test_a_result_becomes_a_file_whose_path_is_printed(command, suffix, starts, place, capsys):
+    keep(place / "run", command)
+    out = f"figures/new.{suffix}"
+    assert run(capsys, f"run/{command}.json", "--out", out) == (0, out + "\n", "")
+    written = (place / out).read_bytes()
+    assert written.startswith(starts)
+    assert [p.name for p in (place / "figures").iterdir()] == [f"new.{suffix}"]
+
+
+def test_json_names_the_figure_and_the_files_it_is_of(place, capsys):
+    keep(place / "one", "eig"), keep(place / "two", "eig")
+    status, out, _ = run(capsys, "one", "two/eig.json", "--out", "a.svg", "--json")
+    record = {"schema": 1, "command": "plot", "figure": "a.svg", "results": ["one/eig.json", "two/eig.json"]}
+    assert (status, json.loads(out)) == (0, record)
+
+
+def test_of_a_directory_the_density_comes_first_then_the_eigenvalues(place):
+    for command in ("trace", "eig", "density"):
+        file = keep(place / "run", command)
+        assert saved_figure([place / "run"])[1] == [file]
+
+
+def test_a_density_is_drawn_as_the_density_command_draws_it(place, capsys):
+    keep(place, "density", ["hessian"])
+    measure = SpectralMeasure(torch.tensor(NODES), torch.tensor(WEIGHTS), 100, 1)
+    save_figure(density_figure({"hessian": measure}, log=True), place / "expected.png")
+    run(capsys, place, "--out", "found.png", "--log")
+    assert (place / "found.png").read_bytes() == (place / "expected.png").read_bytes()
+
+
+def test_the_same_results_give_the_same_bytes_and_replace_a_figure(place, capsys):
+    keep(place, "eig")
+    (place / "a.pdf").write_text("an old one")
+    for name in ("a.pdf", "b.pdf"):
+        run(capsys, place, "--out", name, "--title", "Twice", "--log")
+    assert (place / "a.pdf").read_bytes() == (place / "b.pdf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("curvatures", "options", "names"),
+    [
+        ([("hessian",)], {}, ["hessian"]),
+        ([("hessian", "ggn")], {}, ["hessian", "ggn"]),
+        ([("hessian",)], {"labels": ["mine"]}, ["mine"]),
+        ([("hessian",)] * 2, {}, ["r0", "r1"]),
+        ([("hessian",)] * 2, {"labels": ["start", "end"]}, ["start", "end"]),
+        ([("hessian",), ("ggn",)], {}, ["r0, hessian", "r1, ggn"]),
+        ([("hessian", "ggn")] * 2, {"curvatures": ["ggn"]}, ["r0", "r1"]),
+        ([("hessian", "ggn"), ("ggn",)], {"curvatures": ["ggn", "hessian"]}, ["r0, hessian", "r0, ggn", "r1, ggn"]),
+    ],
+)
+def test_curves_are_named_by_what_tells_them_apart(curvatures, options, names, place):
+    paths = [keep(place / f"r{i}", "eig", some) for i, some in enumerate(curvatures)]
+    assert legend(saved_figure(paths, **options)[0]) == names
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels"),
+    [
+        (["runs/a/eig.json", "runs/b/eig.json"], ["a", "b"]),
+        (["runs/a/x/eig.json", "runs/b/y/eig.json"], ["a/x", "b/y"]),
+        (["a.json", "b.json"], ["a", "b"]),
+        (["b/a/eig.json", "b/eig.json"], ["b/a", "b"]),
+        (["r/a.json", "r/a.txt"], ["r/a.json", "r/a.txt"]),
+        (["$1/eig.json", "语/eig.json"], [r"\$1", "?"]),
+    ],
+)
+def test_labels_are_the_parts_of_paths_that_differ(paths, labels, place):
+    assert default_labels([Path(path) for path in paths]) == labels
+
+
+def test_the_width_is_that_of_the_page(place):
+    keep(place, "trace")
+    assert saved_figure([place], width=3.25)[0].get_figwidth() == 3.25
+
+
+@pytest.mark.parametrize(
+    ("which", "label"), [("LM", "rank by |λ|"), ("SA", "rank from the bottom"), ("new", "rank"), (None, "rank")]
+)
+def test_the_axis_says_what_was_asked_for(which, label, place):
+    file = keep(place, "eig")
+    file.write_text(file.read_text().replace('"LM"', json.dumps(which)))
+    assert saved_figure([file])[0].axes[0].get_xlabel() == label
+
+
+def test_numbers_are_drawn_as_they_were_saved(place):
+    (axes,) = saved_figure([keep(place, "eig", ["hessian"])])[0].axes
+    ((points, _, (bars,)),) = (container.lines for container in axes.containers)
+    np.testing.assert_array_equal(points.get_data(), [[1, 2, 3], ENTRIES["eig"]["eigenvalues"]])
+    np.testing.assert_allclose([np.ptp(bar[:, 1]) / 2 for bar in bars.get_segments()], ENTRIES["eig"]["residuals"])
+
+
+FILES = {
+    "empty.json": ("", "is no JSON, or cut off"),
+    "cut.json": ('{"schema": 1, "command": "eig", "resu', "is no JSON, or cut off"),
+    "picture.json": (b"\x89PNG\xff\xfe", "is no JSON, or cut off"),
+    "deep.json": ("[" * 100_000, "is no JSON, or cut off"),
+    "list.json": ("[1, 2]", "is JSON, but no result of spectra"),
+    "other.json": ('{"schema": "draft", "results": []}', "is JSON, but no result of spectra"),
+    "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
+    "layers.json": ('{"schema": 1, "command": "layers", "problem": {}, "results": []}', "density, eig, trace"),
+    "none.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "names no curvature"),
+    "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "names no curvature"),
+    "absent.json": (None, "No such file"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_result_gets_one_line(name, place, capsys):
+    text, reason = FILES[name]
+    if text is not None:
+        (place / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = refused(capsys, place, name, "--out", "a.png")
+    assert line.startswith(f"RESULT {name}: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "reason"),
+    [
+        ("density", {"nodes": None}, "ggn is without nodes"),
+        ("density", {"nodes": [[1.0, 2.0], [1.0]]}, "ggn is without nodes"),
+        ("density", {"nodes": [[1.0]]}, "ggn is without weights"),
+        ("density", {"nodes": [[1.0, None, 1, 1]]}, "nodes of ggn: a number is not finite"),
+        ("density", {"weights": np.negative(WEIGHTS).tolist()}, "ggn is without weights"),
+        ("density", {"weights": (2 * np.array(WEIGHTS)).tolist()}, "ggn is without weights"),
+        ("density", {"dimension": "many"}, "ggn is without dimension"),
+        ("density", {"dimension": 0}, "ggn is without deflated"),
+        ("density", {"deflated": 5}, "ggn is without deflated"),
+        ("density", {"deflated": 4}, "ggn is without deflated"),
+        ("eig", {"eigenvalues": []}, "ggn is without eigenvalues"),
+        ("eig", {"eigenvalues": [1.0, None, 2.0]}, "eigenvalues of ggn: a number is not finite"),
+        ("eig", {"residuals": [1.0]}, "ggn is without residuals"),
+        ("trace", {"trace": None}, "trace of ggn: a number is not finite"),
+        ("trace", {"trace": [1.0]}, "ggn is without trace"),
+        ("trace", {"standard_error": float("inf")}, "standard_error of ggn: a number is not finite"),
+    ],
+)
+def test_a_record_without_what_the_figure_needs_gets_one_line(command, changes, reason, place, capsys):
+    file = keep(place / "run", command, ["ggn"], **changes)
+    line = refused(capsys, place, "run", "--out", "a.png")
+    assert line.startswith(f"RESULT {file.relative_to(place)}: {reason}")
+
+
+def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(place, capsys):
+    file = keep(place, "eig")
+    file.write_text(file.read_text().replace("4.0", "null", 1))
+    assert "hessian: a number is not finite" in refused(capsys, place, place, "--out", "a.png")
+    assert run(capsys, place, "--out", "a.png", "--curvature", "ggn")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("", "Missing argument 'RESULT...'"),
+        ("one", "Missing option '--out'"),
+        ("one --out a.jpg", "'--out': 'a.jpg' is no .png, .pdf or .svg; write a.png"),
+        ("one --out a", "'--out': 'a' is no .png, .pdf or .svg; write a.png"),
+        ("one --out dir.png", "'--out': File 'dir.png' is a directory"),
+        ("one --out one/eig.json/a.png", "--out one/eig.json: cannot be written"),
+        ("one --out a.png --width 1", "'--width'"),
+        ("one --out a.png --width nan", "'--width'"),
+        ("one one/eig.json --out a.png", "RESULT one/eig.json: comes twice"),
+        ("one other --out a.png", "RESULT other/trace.json: a result of trace, but one/eig.json one of eig"),
+        ("dir.png --out a.png", "RESULT dir.png: the directory holds none of density.json, eig.json, trace.json"),
+        ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has it; did you mean ggn?"),
+        ("one two --out a.png --curvature hessian", "RESULT two/eig.json: has ggn alone"),
+        ("one two --out a.png --label a", "--label a: 1 for 2; give one for each RESULT"),
+        ("one two --out a.png --label a --label a", "--label 'a': comes twice"),
+        ("one --out a.png --label ''", "--label '': comes twice, or is empty"),
+        (r"one --out a.png --title '$\foo$'", r"--title $\foo$: no mathematics that can be set"),
+        ("one --out a.png --label 语", r"--label 语: DejaVu Sans has no '\u8bed'"),
+    ],
+)
+def test_a_wrong_argument_gets_one_line(arguments, line, place, capsys):
+    keep(place / "one", "eig"), keep(place / "two", "eig", ["ggn"]), keep(place / "other", "trace")
+    (place / "dir.png").mkdir()
+    words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", arguments)]
+    assert line in refused(capsys, place, *words)
+
+
+def test_more_curves_than_can_be_told_apart_are_refused(place, capsys):
+    paths = [keep(place / f"r{i}", "eig") for i in range(8)]
+    assert "16 curves are more than a reader can tell apart" in refused(capsys, place, *paths, "--out", "a.png")
+    assert run(capsys, *paths[:7], "--out", "a.png")[0] == 0
+
+
+def test_mathematics_in_a_title_is_set(place):
+    title = r"$\lambda_1$ of ResNet"
+    figure, _ = saved_figure([keep(place, "eig")], title=title)
+    assert figure.legends[0].get_title().get_text() == title
