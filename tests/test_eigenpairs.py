@@ -20,8 +20,9 @@ from helpers import (
 )
 
 from spectra.errors import SpectraError
+from spectra.krylov.bounds import complement_bounds, kato_temple
 from spectra.krylov.dense import dense_eigenpairs, dense_matrix
-from spectra.krylov.eigenpairs import LARGEST_BASIS, complement_bounds, eigenpairs, fitting_basis, kato_temple
+from spectra.krylov.eigenpairs import LARGEST_BASIS, eigenpairs, fitting_basis
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.power import power_iteration
 from spectra.krylov.results import select
@@ -352,6 +353,17 @@ def test_dense_refuses_what_it_cannot_hold():
         dense_eigenpairs(matrix("identity").matrix, 3, max_products=29)
     with pytest.raises(SpectraError, match="20,001 rows"):
         dense_eigenpairs(Products(torch.clone, 20_001), 3)
+
+
+def test_copies_that_lie_half_inside_the_basis_are_found():
+    """Restarts in float32 leave one that a search beside the basis does not see, but one beside the pairs does."""
+    rest = np.random.default_rng(505).uniform(-0.3, 0.3, 43)
+    spectrum = np.concatenate([np.repeat([1.0, 0.6, -0.4], 7), rest])
+    pairs = eigenpairs(
+        with_spectrum(spectrum, seed=505).float(), 14, tolerance=1e-4, generator=seeded(505), largest_basis=30
+    )
+    assert pairs.converged
+    torch.testing.assert_close(pairs.values, torch.tensor(np.repeat([1.0, 0.6], 7)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ghosts", 7), ("network", 12), ("decay", 8), ("flat", 40)])

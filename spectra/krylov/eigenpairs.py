@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.krylov.bounds import complement_bounds, kato_temple, true_residuals
 from spectra.krylov.lanczos import begin, beside, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, norm
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
-FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
 
 def eigenpairs(
@@ -289,37 +289,3 @@ class Search:
 def fitting_basis(operator: SymmetricOperator) -> int:
     bytes_each = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
     return min(LARGEST_BASIS, memory_share(operator.device) // max(bytes_each, 1))
-
-
-def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
-    """|A u - lambda u| for unit vectors (k, n), by k products."""
-    difference = (operator @ vectors.T).T - values.to(vectors)[:, None] * vectors
-    return torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64).cpu()
-
-
-def complement_bounds(values: Tensor, steps: int, dimension: int, ended: bool) -> tuple[float, float]:
-    """Where the spectrum lies, seen by `steps` of Lanczos from a random start, with probability 0.99.
-
-    Kuczynski and Wozniakowski (1992), theorem 4.2: for a positive semi-definite matrix the largest Ritz value is
-    short by more than a fraction epsilon with probability at most 1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1)).
-    Applied to both ends, relative to the spread; an ended Krylov space has seen all there is.
-    """
-    low, high = values.min().item(), values.max().item()
-    if ended or steps >= dimension:
-        return low, high
-    epsilon = (math.log(1.648 * math.sqrt(dimension) * 2 / FAILURE) / (2 * steps - 1)) ** 2
-    if epsilon >= 0.5:
-        return -math.inf, math.inf
-    margin = epsilon * (high - low) / (1 - 2 * epsilon)
-    return low - margin, high + margin
-
-
-def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor) -> Tensor:
-    """residual^2 / gap where that is smaller than the residual (Kato 1949, Temple 1928).
-
-    An estimate: the gap is to the other Ritz values, which stand in for the rest of the spectrum.
-    """
-    distance = (ritz[None, :] - values[:, None]).abs()
-    own = distance.argmin(dim=1, keepdim=True)
-    gap = distance.scatter(1, own, math.inf).min(dim=1).values - residuals
-    return torch.where(gap > residuals, residuals.square() / gap, residuals)
