@@ -9,6 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "accuracy": "spectra.curvature.evaluation",
+    "mean_gradient": "spectra.curvature.gradients",
     "Batch": "spectra.curvature.problem",
     "BinaryCrossEntropy": "spectra.curvature.losses",
     "Counting": "spectra.operator",
@@ -28,6 +30,7 @@ _HOMES = {
     "check_operator": "spectra.operator",
     "cut_batches": "spectra.curvature.evaluation",
     "density_figure": "spectra.plots",
+    "eigenvalue_figure": "spectra.plots",
     "eigenpairs": "spectra.krylov.eigenpairs",
     "hutch_plus_plus": "spectra.krylov.hutchinson",
     "hutchinson": "spectra.krylov.hutchinson",
@@ -36,6 +39,7 @@ _HOMES = {
     "save_figure": "spectra.plots",
     "spectral_measure": "spectra.krylov.quadrature",
     "to_scipy": "spectra.operator",
+    "trace_figure": "spectra.plots",
     "xtrace": "spectra.krylov.xtrace",
 }
 

@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spectra.density import NOISE
+
 WIDTH = 80
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
 
@@ -87,12 +89,13 @@ def eig_text(record: dict[str, Any]) -> str:
         for i in range(max(len(r["eigenvalues"]) for r in some)):
             table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
         tables.append(table)
-    notes = new_table("", "products", "seconds", "set-up s", "converged", "nothing missed")
+    notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(
             r["curvature"], *cost_cells(r), {True: "yes (99 %)", False: "not shown", None: "-"}[r["complete"]]
         )
-    return rendered(heading(record), "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within", *tables, notes)
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within"
+    return rendered(heading(record), meaning, *tables, notes, *remarks(record))
 
 
 def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
@@ -101,10 +104,10 @@ def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
 
 
 def trace_text(record: dict[str, Any]) -> str:
-    table = new_table("", "trace", "products", "seconds", "set-up s", "converged")
+    table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record["results"]:
         table.add_row(r["curvature"], with_error(r["trace"], r["standard_error"]), *cost_cells(r))
-    return rendered(heading(record), "trace ± standard error", table)
+    return rendered(heading(record), "trace ± standard error", table, *remarks(record))
 
 
 def density_text(record: dict[str, Any]) -> str:
@@ -112,7 +115,8 @@ def density_text(record: dict[str, Any]) -> str:
     for r in record["results"]:
         nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
         held = nodes[weights != 0]
-        means, below = (weights * nodes).sum(1), 100 * np.where(nodes < 0, weights, 0).sum(1)
+        negative = nodes < -NOISE * np.abs(held).max()
+        means, below = (weights * nodes).sum(1), 100 * np.where(negative, weights, 0).sum(1)
         table.add_row(
             r["curvature"],
             f"{held.min():.3g}",
@@ -125,7 +129,7 @@ def density_text(record: dict[str, Any]) -> str:
     probes = len(record["results"][0]["nodes"])
     figure = record["results"][0]["figure"] or "no figure"
     note = f"{figure}: {probes} probes; mean eigenvalue, share of negative ones"
-    return rendered(heading(record), note, table)
+    return rendered(heading(record), note, table, *remarks(record))
 
 
 def heading(record: dict[str, Any]) -> str:
@@ -135,6 +139,19 @@ def heading(record: dict[str, Any]) -> str:
         f"{where} on {problem['data']}: {problem['parameters']:,} parameters, {problem['examples']:,} examples, "
         f"{problem['loss']} {problem['loss_value']:.4g}"
     )
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers has to know besides."""
+    size, examples = record["problem"]["batch_size"], record["problem"]["examples"]
+    lines = [
+        f"{r['curvature']}: {r['projected_out']} eigenpairs of {r['projected_from']} projected out"
+        for r in record["results"]
+        if "projected_out" in r
+    ]
+    if any(r["curvature"] == "fisher-batch" for r in record["results"]):
+        lines.append(f"fisher-batch depends on the split: here batches of {size} of {examples} examples (--batch-size)")
+    return ["", *lines] if lines else []
 
 
 def cost_cells(result: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
-"""The order of layers: imports go downwards only, and what is heavy is loaded late."""
+"""The order of layers: imports go downwards only and in no circle, what is heavy is loaded late, no module is long."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ LAYERS = [
     {"operator"},
     {"krylov", "curvature"},
     {"inputs"},
-    {"density", "results", "demo"},
-    {"plots", "report"},
+    {"density", "results", "demo", "inspection"},
+    {"plots", "report", "report_inspect"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ALONE = {"click": {"cli"}, "matplotlib": {"plots"}, "torchvision": {"inputs"}, "rich": {"report"}}
+ALONE = {"click": {"cli"}, "matplotlib": {"plots"}, "torchvision": {"inputs"}, "rich": {"report", "report_inspect"}}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__"))
 
 
@@ -42,6 +43,10 @@ def imports(path: Path) -> set[str]:
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("spectra", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -70,8 +75,27 @@ def test_only_the_command_line_prints_and_exits(path):
     assert not called & {"print", "sys.exit", "exit", "quit"}
 
 
+def test_no_circles():
+    """Nor by imports inside of functions."""
+    names = {module_name(path): path for path in MODULES}
+    graph = {name: names.keys() & (imports(path) | members(path)) for name, path in names.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def members(path: Path) -> set[str]:
+    """What `from package import module` may mean."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_read_in_one_sitting(path):
+    """A longer one holds a second idea: look for it."""
+    assert len(path.read_text().splitlines()) <= 300
+
+
 def test_every_module_imports_alone():
-    names = [".".join(("spectra", *p.relative_to(ROOT).with_suffix("").parts)) for p in MODULES]
+    names = [module_name(path) for path in MODULES]
     script = "import importlib, sys\n" + "\n".join(
         f"[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('spectra')]; importlib.import_module({name!r})"
         for name in names

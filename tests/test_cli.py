@@ -501,7 +501,7 @@ COMMANDS = list(FIELDS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_schema(command, good, tmp_path):
     every = curvatures(*MATRICES)
-    record = good(f"{command} {PROBLEM} {every} --seed 3 --out {tmp_path}")
+    record = good(f"{command} {PROBLEM} {every} --dtype float64 --seed 3 --out {tmp_path}")
     assert (record["schema"], record["command"]) == (1, command)
     problem = {"parameters": 15, "examples": 11, "model": "nets.py:linear", "data": "points.npz", "seed": 3}
     assert problem.items() <= record["problem"].items()
@@ -646,7 +646,7 @@ def test_a_tolerance_that_is_not_met(line, cause, call, tmp_path):
         assert cause in done.err
     assert done.result["converged"] is False
     assert done.record == json.loads((tmp_path / f"{line.split()[0]}.json").read_text())
-    if limit := done.record["problem"]["max_products"]:
+    if limit := done.record["problem"]["options"]["max_products"]:
         assert done.result["products"] <= limit
 
 

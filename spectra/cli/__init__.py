@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
@@ -12,8 +13,11 @@ from spectra import __version__
 from spectra.cli.demo import demo
 from spectra.cli.density import density
 from spectra.cli.eig import eig
+from spectra.cli.plot import plot
 from spectra.cli.trace import trace
 from spectra.errors import SpectraError
+
+INTERRUPTED = 130
 
 
 class Interrupted(Exception):
@@ -40,7 +44,7 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, demo):
+for command in (eig, trace, density, plot, demo):
     spectra.add_command(command)
 
 
@@ -52,6 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     # The answer stands: what user code still prints at exit must not follow it.
     sys.stdout = sys.stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if status == INTERRUPTED:
+        # CPython ends by the signal itself, not by our status, where Ctrl-C came in code that `exec` ran (dataclasses do).
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -60,7 +69,7 @@ def run(arguments: list[str]) -> int:
         return spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
     except (Interrupted, click.Abort, KeyboardInterrupt):
         complain("interrupted")
-        return 130
+        return INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "spectra"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from spectra.cli.options import problem_and_output
-from spectra.cli.session import Session, finish, prints_to_stderr
+from spectra.cli.options import DEFLATE, problem_and_output
+from spectra.cli.session import Session
+from spectra.cli.terminal import finish, prints_to_stderr
 
 
 @click.command()
@@ -19,6 +20,7 @@ from spectra.cli.session import Session, finish, prints_to_stderr
     "--probes", metavar="P", type=click.IntRange(min=1), default=10, show_default=True, help="Random vectors."
 )
 @click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
+@DEFLATE
 @problem_and_output
 def density(steps, probes, log, **options) -> int:
     """The spectral density and its figure.
@@ -31,17 +33,16 @@ def density(steps, probes, log, **options) -> int:
         from spectra.krylov.quadrature import spectral_measure
         from spectra.plots import density_figure, save_figure
         from spectra.report import density_arrays, density_results, density_text
-        from spectra.results import make_record, prepare_directory, write_atomically
+        from spectra.results import prepare_directory, write_atomically
 
-        session = Session("density", options)
+        session = Session()
         home = options["out"] or Path()
         prepare_directory(home)
-        loaded = session.load()
-        found = session.measure(loaded.problem, partial(spectral_measure, steps=steps, probes=probes))
+        session.load()
+        found = session.measure(partial(spectral_measure, steps=steps, probes=probes), reuse=True)
         finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
         path = home / "density.png" if finite else None
-        request = {"steps": steps, "probes": probes, "log": log, "max_products": options["max_products"]}
-        record = make_record("density", loaded.record | request, density_results(found, path))
+        record = session.record(found, density_results(found, path))
         if path:
             figure = density_figure(finite, log=log)
             write_atomically(path, lambda file: save_figure(figure, file, "png"))

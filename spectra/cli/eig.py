@@ -7,7 +7,8 @@ from functools import partial
 import click
 
 from spectra.cli.options import Positive, problem_and_output
-from spectra.cli.session import Session, finish, prints_to_stderr
+from spectra.cli.session import Session
+from spectra.cli.terminal import finish, prints_to_stderr
 from spectra.krylov.methods import EIG
 
 
@@ -33,12 +34,10 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
         from pkgutil import resolve_name
 
         from spectra.report import eig_arrays, eig_results, eig_text
-        from spectra.results import make_record
 
-        session = Session("eig", options)
-        loaded = session.load()
-        found = session.measure(loaded.problem, partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol))
-        request = {"k": k, "which": which, "method": method, "tol": tol, "max_products": options["max_products"]}
-        record = make_record("eig", loaded.record | request, eig_results(found, method))
+        session = Session()
+        session.load()
+        found = session.measure(partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol))
+        record = session.record(found, eig_results(found, method))
         session.write(record, eig_arrays(found, save_vectors))
     return finish(record, options["as_json"], eig_text(record))

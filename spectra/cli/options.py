@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from spectra.cli.config import read_config
 from spectra.curvature.matrices import MATRICES
 
 
@@ -50,12 +51,14 @@ class Seed(click.ParamType):
 
 PROBLEM = [
     click.option("--model", metavar="SPEC", required=True, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
-    click.option("--checkpoint", metavar="PATH", type=click.Path(path_type=Path), help="Weights (.pt .pth .ckpt .safetensors); else the model as built."),
-    click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, where several would do."),
-    click.option("--data", metavar="SPEC", required=True, help="digits, file.npz (x, y), file.py:name, package.module:name or torchvision:NAME."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name."),
+    click.option("--checkpoint", metavar="PATH", type=click.Path(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
+    click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
+    click.option("--data", metavar="SPEC", required=True, help="digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME."),
+    click.option("--transform", metavar="SPEC", help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
+    click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
     click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
-    click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number.  [default: as memory allows]"),
+    click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
     click.option("--curvature", metavar="NAME", multiple=True, default=["hessian"], show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable."),
     click.option("--mc-samples", metavar="S", type=click.IntRange(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
@@ -65,14 +68,22 @@ PROBLEM = [
     click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip
 
-OUTPUT = [
-    click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector."),
-    click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Write results there."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables."),
-]  # fmt: skip
+DEFLATE = click.option("--deflate", metavar="RESULT", type=click.Path(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
+MAX_PRODUCTS = click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
+OUT = click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+CONFIG = click.option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
 
 
-def problem_and_output(command: Callable) -> Callable:
-    for option in reversed(PROBLEM + OUTPUT):
-        command = option(command)
-    return command
+def stacked(*options: Callable) -> Callable:
+    """One decorator of many, which help lists in this order."""
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+problem_and_output = stacked(*PROBLEM, MAX_PRODUCTS, OUT, JSON, CONFIG)

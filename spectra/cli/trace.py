@@ -6,8 +6,9 @@ from functools import partial
 
 import click
 
-from spectra.cli.options import Positive, problem_and_output
-from spectra.cli.session import Session, finish, prints_to_stderr
+from spectra.cli.options import DEFLATE, Positive, problem_and_output
+from spectra.cli.session import Session
+from spectra.cli.terminal import finish, prints_to_stderr
 from spectra.krylov.methods import TRACE
 
 
@@ -19,6 +20,7 @@ from spectra.krylov.methods import TRACE
 @click.option(
     "--probes", metavar="P", type=click.IntRange(min=2), help="Exactly P random vectors.  [default: as --rtol needs]"
 )
+@DEFLATE
 @problem_and_output
 def trace(method, rtol, probes, **options) -> int:
     """The trace, with its standard error.
@@ -29,13 +31,13 @@ def trace(method, rtol, probes, **options) -> int:
     with prints_to_stderr():
         from pkgutil import resolve_name
 
+        from spectra.krylov.deflation import trace_beside
         from spectra.report import trace_results, trace_text
-        from spectra.results import make_record
 
-        session = Session("trace", options)
-        loaded = session.load()
-        found = session.measure(loaded.problem, partial(resolve_name(TRACE[method]), rtol=rtol, probes=probes))
-        request = {"method": method, "rtol": rtol, "probes": probes, "max_products": options["max_products"]}
-        record = make_record("trace", loaded.record | request, trace_results(found, method))
+        session = Session()
+        session.load()
+        estimate = trace_beside(resolve_name(TRACE[method]))
+        found = session.measure(partial(estimate, rtol=rtol, probes=probes), reuse=True)
+        record = session.record(found, trace_results(found, method))
         session.write(record, {})
     return finish(record, options["as_json"], trace_text(record))

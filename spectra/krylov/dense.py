@@ -77,15 +77,16 @@ def dense_trace(
     *,
     rtol: float = 0.01,
     probes: int | None = None,
+    known: float = 0.0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """The sum of the diagonal, exact, by n products."""
+    """Tr A + known, the sum of the diagonal, exact, by n products."""
     refuse_budget(operator.shape[0], max_products)
     counted = Counting(operator)
     value = sum(torch.trace(block[first:]).item() for first, block in columns(counted, progress))
-    return exact_trace(value, counted.products)
+    return exact_trace(known + value, counted.products)
 
 
 def refuse_budget(n: int, max_products: int | None) -> None:

@@ -24,14 +24,15 @@ def hutchinson(
     *,
     rtol: float = 0.01,
     probes: int | None = None,
+    known: float = 0.0,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
+    """Tr A + known by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
     counted = Counting(operator)
     budget = PRODUCTS if max_products is None else max_products
-    return sample(counted, counted, 0.0, rtol, probes, generator, budget, progress)
+    return sample(counted, counted, known, rtol, probes, generator, budget, progress)
 
 
 def hutch_plus_plus(
@@ -39,35 +40,38 @@ def hutch_plus_plus(
     *,
     rtol: float = 0.01,
     probes: int | None = None,
+    known: float = 0.0,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
+    """Tr A + known with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
     n = operator.shape[0]
     counted = Counting(operator)
     budget = PRODUCTS if max_products is None else max_products
     sketch = min(n, FEWEST if probes is None else probes // 2, budget // 3)
     if not sketch:
-        return sample(counted, counted, 0.0, rtol, probes, generator, budget, progress)
+        return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)], dim=1)
     basis = torch.linalg.qr(image).Q.T.contiguous()
     images = (counted @ basis.T).T
-    return deflated_hutchinson(counted, basis, images, rtol, probes and probes - sketch, generator, budget, progress)
+    left = probes and probes - sketch
+    return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)
 
 
 def deflated_hutchinson(
     counted: Counting,
     basis: Tensor,
     images: Tensor,
+    known: float,
     rtol: float,
     probes: int | None,
     generator: torch.Generator,
     budget: int,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """The trace on an orthonormal `basis` (q, n) with its `images`, exactly, plus Hutchinson on its complement."""
-    inside = (basis * images).sum(dtype=torch.float64).item()
+    """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
+    inside = known + (basis * images).sum(dtype=torch.float64).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)

@@ -1,8 +1,8 @@
 """The register of methods: name on the command line -> import path. It loads no torch.
 
 Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
-Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, generator=, max_products=, progress=) and returns
-a TraceEstimate.
+Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, generator=, max_products=, progress=)
+and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative.
 """
 
 EIG = {

@@ -13,11 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from spectra.krylov.lanczos import Lanczos, begin, beside, random_start
-from spectra.krylov.results import Progress, SpectralMeasure
+from spectra.krylov.deflation import CONVERGED
+from spectra.krylov.lanczos import Lanczos, beside, random_start
+from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator
-
-CONVERGED = 1e-3  # relative residual of a deflated pair; its square enters the measure
 
 
 def spectral_measure(
@@ -25,12 +24,14 @@ def spectral_measure(
     *,
     probes: int = 10,
     steps: int = 80,
+    known: Eigenpairs | None = None,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> SpectralMeasure:
     """`probes` quadratures of `steps` nodes each, after a first run of `steps` products for deflation.
 
+    `known` pairs are deflated from the start, and the first run looks for others beside them.
     Where `max_products` ends it early, the last probe is short or missing and `converged` is False.
     """
     counted = Counting(operator)
@@ -45,22 +46,30 @@ def spectral_measure(
                 progress(products=counted.products, converged=done, wanted=probes)
         return state
 
-    first = run(begin(counted, random_start(counted, generator)), 0)
-    values, vectors = converged_pairs(first)
-    if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
-        return pack([gauss_quadrature(first)], values[:0], n, counted.products, converged=False)
-    known, rows, complete = len(values), [], True
+    values, vectors = (known.values, known.vectors) if known else no_pairs(operator)
+    if len(values) < n:
+        first = run(beside(values, vectors, random_start(counted, generator)), 0)
+        if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
+            row = gauss_quadrature(first, len(values))
+            return pack([row], values, n, counted.products, converged=False)
+        values, vectors = converged_pairs(first)
+    rows, complete = [], True
     for probe in range(probes):
-        if known == n:
+        if len(values) == n:
             rows.append((values[:0], values[:0]))
             continue
         state = run(beside(values, vectors, random_start(counted, generator)), probe)
-        if state.size > known:
-            rows.append(gauss_quadrature(state, known))
-        complete &= state.finite and (state.size == known + steps or not len(state.pending))
+        if state.size > len(values):
+            rows.append(gauss_quadrature(state, len(values)))
+        complete &= state.finite and (state.size == len(values) + steps or not len(state.pending))
         if not state.finite:
             break
     return pack(rows, values, n, counted.products, converged=complete and len(rows) == probes)
+
+
+def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+    vectors = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
+    return torch.zeros(0, dtype=torch.float64), vectors
 
 
 def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:

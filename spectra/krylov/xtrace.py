@@ -30,11 +30,12 @@ def xtrace(
     *,
     rtol: float = 0.01,
     probes: int | None = None,
+    known: float = 0.0,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A from at least 16 vectors (two products each), half as many again until the error is below rtol |trace|.
+    """Tr A + known by 16 vectors (two products each) or more, half as many again until the error is below rtol |trace|.
 
     `probes` fixes the number of vectors. Where n products cost no more than the next stage the trace is taken
     exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
@@ -49,16 +50,17 @@ def xtrace(
     while True:
         left = budget - counted.products
         if n <= left and (n <= 2 * wanted - counted.products or len(sketch.tests) == n - 1):
-            return replace(dense_trace(counted, progress=progress), products=counted.products)
+            return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
         if not probes and wanted > largest:
             return deflated_hutchinson(
-                counted, sketch.basis, sketch.basis_images, rtol, None, generator, budget, progress
+                counted, sketch.basis, sketch.basis_images, known, rtol, None, generator, budget, progress
             )
         affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
         if affordable == len(sketch.tests):
             return TraceEstimate(value, error, counted.products, converged=False)
         sketch.grow(affordable, generator)
         value, error = sketch.estimate()
+        value += known
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
         met = affordable >= FEWEST and error <= rtol * abs(value)

@@ -1,0 +1,137 @@
+"""--config: options from a TOML file, or those of an earlier result; the command line overrides them.
+
+data = "digits"
+curvature = ["hessian", "ggn"]
+[eig]                                # for this command alone
+k = 20
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from spectra.errors import SpectraError
+
+REPEATED = "spectra.repeated"  # in context.meta: the record that is being repeated
+# What an auto option came to be: a repeated run takes that, so that its numbers are the same.
+SETTLED = ("batch_size", "device")
+SAME_LOSS = 1e-3  # relative: far above float32's rounding on any device
+
+
+def read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Make the options in a file the defaults of this command. Raises SpectraError."""
+    if path is None:
+        return
+    if path.suffix == ".toml":
+        named = from_toml(context, path)
+    elif path.suffix == ".json":
+        named = from_result(context, path)
+    else:
+        raise SpectraError(f"--config {path}: is neither .toml nor .json; name a TOML file, or the JSON of a result")
+    options = options_of(context)
+    context.default_map = {}
+    for key, value in named.items():
+        name = option_name(context, path, key)
+        context.default_map[name] = converted(options[name], value, context, f"--config {path}: {key}")
+
+
+def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
+    """Options at the top level, and those in the table named as the command is."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpectraError(f"--config {path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise SpectraError(f"--config {path}: is no TOML ({error}); put it right there") from error
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    if unknown := tables.keys() - set(known_commands(context)):
+        name = min(unknown)
+        raise SpectraError(f"--config {path}: [{name}] is no command; there is {', '.join(known_commands(context))}")
+    shared = {key: value for key, value in content.items() if key not in tables}
+    own = tables.get(context.command.name, {})
+    return {**shared, **own}
+
+
+def known_commands(context: click.Context) -> list[str]:
+    parent = context.parent
+    return sorted(parent.command.commands) if parent else [context.command.name]
+
+
+def option_name(context: click.Context, path: Path, key: str) -> str:
+    """The parameter that a key stands for: as it is typed on the command line, with - or _."""
+    for name, option in options_of(context).items():
+        spelled = {name, *(text.lstrip("-") for text in option.opts)}
+        if key in spelled or key.replace("_", "-") in spelled:
+            return name
+    from spectra.inputs.spec import suggest
+
+    known = sorted(max(option.opts, key=len).lstrip("-") for option in options_of(context).values())
+    raise SpectraError(f"--config {path}: spectra {context.command.name} has no option {key}; {suggest(key, known)}")
+
+
+def options_of(context: click.Context) -> dict[str, click.Parameter]:
+    return {p.name: p for p in context.command.params if p.name not in ("config", "help")}
+
+
+def from_result(context: click.Context, path: Path) -> dict[str, Any]:
+    """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
+    from spectra.results import read
+
+    _, record = read(path, known_commands(context), "--config")
+    problem = record["problem"]
+    options = problem.get("options")
+    if not isinstance(options, dict):
+        raise SpectraError(f"--config {path}: does not list its options; make the result anew")
+    context.meta[REPEATED] = problem
+    options = options | {name: problem[name] for name in SETTLED if name in problem}
+    if record["command"] != context.command.name:
+        options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
+    known = options_of(context)
+    return {name: value for name, value in options.items() if name in known and value is not None}
+
+
+def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
+    """Raise SpectraError where a repeated result's checkpoint, model, data or loss are no longer what they were.
+
+    What the command line overrides is not compared.
+    """
+    then = context.meta.get(REPEATED)
+    if then is None:
+        return
+    typed = {name for name in then if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    before, after = (problem.get("checkpoint_sha256") for problem in (then, now))
+    if before != after and "checkpoint" not in typed:
+        raise SpectraError(
+            f"--config: {now['checkpoint']} has changed since that result (its SHA-256 was {before}, is {after}); "
+            "restore it, or name it by --checkpoint to take it as it is"
+        )
+    before, after = then.get("loss_value"), now["loss_value"]
+    if not typed and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
+        raise SpectraError(
+            f"--config: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
+            "or the loss have changed since; restore them, or give the options anew without --config"
+        )
+
+
+def converted(option: click.Option, value: Any, context: click.Context, where: str) -> Any:
+    """The value as the command line would have read it. Raises SpectraError."""
+    came, wayout = f"{where} = {json.dumps(value, default=str)}", f"see 'spectra {context.command.name} --help'"
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise SpectraError(f"{came} is neither true nor false; {wayout}")
+        return value
+    values = value if isinstance(value, list) and option.multiple else [value]
+    if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
+        raise SpectraError(f"{came} is no text or number{', or list of them' if option.multiple else ''}; {wayout}")
+    texts = [str(v) for v in values]
+    try:
+        option.type_cast_value(context, texts if option.multiple else texts[0])
+    except click.BadParameter as error:
+        raise SpectraError(f"{came}: {error.message.rstrip('.')}; {wayout}") from error
+    return texts if option.multiple else texts[0]

@@ -1,0 +1,38 @@
+"""Eigenpairs that an earlier `eig` has left where --deflate says, or else in --out: they spare products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spectra.cli.terminal import note
+
+
+def source(options: dict[str, Any]) -> Path | None:
+    """The arrays of the earlier result, if there is one. Raises SpectraError where --deflate names none."""
+    from spectra.results import read
+
+    if options["deflate"]:
+        path, _ = read(options["deflate"], ("eig",), "--deflate")
+        return path.with_suffix(".npz")
+    if options["out"] and (options["out"] / "eig.npz").exists():
+        return options["out"] / "eig.npz"
+    return None
+
+
+def eigenpairs(path: Path, operator, name: str):
+    """What the file knows of this matrix, checked by a product; None, with a line that says why, where it serves not."""
+    import torch
+
+    from spectra.krylov.deflation import known_pairs
+    from spectra.results import read_arrays
+
+    arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
+    if arrays is None:
+        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are projected out")
+        return None
+    known = known_pairs(operator, *(torch.from_numpy(array) for array in arrays.values()))
+    if known is None:
+        note(f"{name}: {path} holds no converged eigenpairs of this matrix, so none are projected out")
+        return None
+    return known

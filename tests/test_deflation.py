@@ -1,0 +1,145 @@
+"""Eigenpairs of an earlier run: taken on the evidence of one product, projected out, their part counted exactly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TABLE, known, seeded, with_spectrum
+
+from spectra.krylov.deflation import known_pairs, trace_beside
+from spectra.krylov.dense import dense_trace
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
+from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.xtrace import xtrace
+from spectra.operator import Counting
+
+NAMES = ["ghosts", "strakos", "low rank", "softmax", "opposite", "network"]
+METHODS = [xtrace, hutch_plus_plus, hutchinson, dense_trace]
+
+
+def earlier(case, k=6, tolerance=1e-3):
+    return eigenpairs(case.matrix, k, tolerance=tolerance, generator=seeded(5))
+
+
+def taken(matrix, pairs):
+    return known_pairs(matrix, pairs.values, pairs.vectors, pairs.residuals)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_of_the_matrix_are_taken_for_one_product(name):
+    case = TABLE[name]()
+    counted = Counting(case.matrix)
+    pairs = taken(counted, earlier(case))
+    assert counted.products == 1
+    k = len(pairs.values)
+    assert k == 6
+    torch.testing.assert_close(pairs.vectors @ pairs.vectors.T, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_stored_in_float32_serve_float64(name):
+    case = TABLE[name]()
+    stored = earlier(case)
+    pairs = known_pairs(case.matrix, stored.values, stored.vectors.float(), stored.residuals)
+    assert pairs.vectors.dtype == torch.float64
+    torch.testing.assert_close(pairs.vectors, stored.vectors, rtol=0, atol=1e-6)
+
+
+OTHERS = {
+    "the same spectrum in other directions": lambda c, p: (known(c.spectrum, with_spectrum(c.spectrum, seed=1)), p),
+    "a matrix one step on": lambda c, p: (c * 1.01, p),
+    "another size": lambda c, p: (c, replace(p, vectors=p.vectors[:, 1:])),
+    "vectors in another order": lambda c, p: (c, replace(p, vectors=p.vectors.roll(1, 0))),
+    "vectors that are not unit": lambda c, p: (c, replace(p, vectors=2 * p.vectors)),
+    "vectors that are not orthogonal": lambda c, p: (c, replace(p, vectors=p.vectors + p.vectors.roll(1, 0))),
+    "vectors that are not finite": lambda c, p: (c, replace(p, vectors=p.vectors * torch.nan)),
+    "values that are not finite": lambda c, p: (c, replace(p, values=p.values * torch.nan)),
+    "none": lambda c, p: (c, replace(p, values=p.values[:0], vectors=p.vectors[:0], residuals=p.residuals[:0])),
+}
+
+
+@pytest.mark.parametrize("wrong", OTHERS)
+def test_pairs_of_something_else_are_not(wrong):
+    case = TABLE["ghosts"]()
+    other, pairs = OTHERS[wrong](case, earlier(case))
+    assert taken(other.matrix, pairs) is None
+
+
+def test_pairs_that_have_not_converged_stay_behind():
+    case = TABLE["network"]()
+    pairs = earlier(case)
+    loose = replace(pairs, residuals=torch.where(torch.arange(6) < 4, pairs.residuals, pairs.values.abs()))
+    assert len(taken(case.matrix, loose).values) == 4
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trace_beside_pairs_is_within_its_error(name, method):
+    case = TABLE[name]()
+    pairs = taken(case.matrix, earlier(case))
+    estimate = trace_beside(method)(case.matrix, known=pairs, rtol=0.02, generator=seeded(1))
+    assert estimate.converged
+    true = case.spectrum.sum().item()
+    assert abs(estimate.value - true) <= 4 * estimate.standard_error + 1e-6 * case.spectrum.abs().sum().item()
+    assert estimate.standard_error <= 0.02 * abs(estimate.value)
+
+
+def test_the_tolerance_is_relative_to_the_whole_trace():
+    """What is left of this one is a thousandth of it: Hutchinson's first sixteen samples are enough."""
+    case = known([1000.0, 800.0, *torch.linspace(-0.1, 0.1, 198).tolist()])
+    pairs = taken(case.matrix, earlier(case, k=2))
+    counted = Counting(case.matrix)
+    estimate = trace_beside(hutchinson)(counted, known=pairs, rtol=1e-3, generator=seeded())
+    assert counted.products == 16
+    assert abs(estimate.value - case.spectrum.sum().item()) <= 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_spare_products(seed):
+    case = TABLE["network"]()
+    pairs = taken(case.matrix, earlier(case, k=10))
+    alone, beside = Counting(case.matrix), Counting(case.matrix)
+    hutchinson(alone, rtol=0.05, generator=seeded(seed))
+    trace_beside(hutchinson)(beside, known=pairs, rtol=0.05, generator=seeded(seed))
+    assert beside.products < alone.products / 4
+
+
+def test_without_pairs_the_method_is_as_it_was():
+    case = TABLE["network"]()
+    one = trace_beside(xtrace)(case.matrix, known=None, generator=seeded())
+    assert one == xtrace(case.matrix, generator=seeded())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_measure_has_known_pairs_for_atoms(name):
+    case = TABLE[name]()
+    pairs = taken(case.matrix, earlier(case))
+    counted = Counting(case.matrix)
+    measure = spectral_measure(counted, probes=3, steps=12, known=pairs, generator=seeded(2))
+    assert measure.products == counted.products <= 4 * 12
+    atoms = measure.nodes[:, : measure.deflated]
+    for value in pairs.values:
+        assert ((atoms - value).abs().min(dim=1).values <= 1e-3 * value.abs()).all()
+    torch.testing.assert_close(measure.weights[:, : measure.deflated], torch.full_like(atoms, 1 / case.n))
+    torch.testing.assert_close(measure.weights.sum(dim=1), torch.ones(3, dtype=torch.float64))
+    plain = spectral_measure(case.matrix, probes=3, steps=12, generator=seeded(2))
+    assert measure.deflated >= plain.deflated
+
+
+def test_a_measure_whose_budget_ends_in_the_first_run_still_has_the_atoms():
+    case = TABLE["network"]()
+    pairs = taken(case.matrix, earlier(case))
+    measure = spectral_measure(case.matrix, steps=20, known=pairs, generator=seeded(), max_products=5)
+    assert not measure.converged
+    assert measure.deflated == 6
+    torch.testing.assert_close(measure.nodes[0, :6], pairs.values)
+    torch.testing.assert_close(measure.weights.sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_a_measure_of_which_everything_is_known_takes_no_product():
+    case = known([3.0, 2.0, 1.0, -1.0])
+    pairs = taken(case.matrix, earlier(case, k=4, tolerance=1e-8))
+    measure = spectral_measure(case.matrix, probes=2, steps=3, known=pairs, generator=seeded())
+    assert measure.products == 0
+    torch.testing.assert_close(measure.nodes.sort(dim=1).values, case.spectrum.expand(2, 4))
