@@ -30,6 +30,10 @@ def clone(tmp_path_factory):
         torch.save(network.state_dict(), place / f"results/demo/{name}.pt")
     nets = next(text for text in PYTHON if text.startswith("# nets.py"))
     (place / "nets.py").write_text(nets)
+    problem = "--model spectra.demo:mlp --checkpoint results/demo/final.pt --data digits --out results/demo"
+    for command in ("eig", "trace"):
+        line = f"{command} {problem} --curvature hessian --curvature ggn"
+        assert run([sys.executable, "-m", "spectra", *line.split()], place).returncode == 0
     return place
 
 

@@ -13,6 +13,7 @@ from spectra import __version__
 from spectra.cli.demo import demo
 from spectra.cli.density import density
 from spectra.cli.eig import eig
+from spectra.cli.inspect import inspect
 from spectra.cli.plot import plot
 from spectra.cli.trace import trace
 from spectra.errors import SpectraError
@@ -44,7 +45,7 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, plot, demo):
+for command in (eig, trace, density, inspect, plot, demo):
     spectra.add_command(command)
 
 
@@ -52,6 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, some are closed
     sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
+    if "GOMP_SPINCOUNT" not in os.environ:
+        # Threads that wait for each other then sleep: where another job shares a core, spinning makes a product of 2 ms
+        # one of 300, sleeping one of 4. Read by OpenMP as torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = run(sys.argv[1:] if arguments is None else arguments)
     # The answer stands: what user code still prints at exit must not follow it.
     sys.stdout = sys.stderr

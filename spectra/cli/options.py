@@ -49,11 +49,17 @@ class Seed(click.ParamType):
         return click.IntRange(0, 2**63 - 1).convert(value, param, ctx)
 
 
-PROBLEM = [
+DATA = {
+    "metavar": "SPEC",
+    "help": "digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME.",
+}
+BEFORE_DATA = [
     click.option("--model", metavar="SPEC", required=True, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
     click.option("--checkpoint", metavar="PATH", type=click.Path(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
-    click.option("--data", metavar="SPEC", required=True, help="digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME."),
+]  # fmt: skip
+
+AFTER_DATA = [
     click.option("--transform", metavar="SPEC", help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
     click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
@@ -86,4 +92,10 @@ def stacked(*options: Callable) -> Callable:
     return decorate
 
 
-problem_and_output = stacked(*PROBLEM, MAX_PRODUCTS, OUT, JSON, CONFIG)
+def with_data(**settings) -> Callable:
+    data = click.option("--data", **DATA, **settings)
+    return stacked(*BEFORE_DATA, data, *AFTER_DATA, MAX_PRODUCTS, OUT, JSON, CONFIG)
+
+
+problem_and_output = with_data(required=True)
+model_and_output = with_data()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spectra.curvature.evaluation import cut_batches, fitting_batch_size, mean_loss
+from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.curvature.problem import Problem, choose_parameters
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
@@ -57,11 +57,8 @@ def load_problem(
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     place, kind = choose_device(device), DTYPES[dtype]
-    if checkpoint_key is not None and not checkpoint:
-        raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
     objective = build_loss(loss, place, kind)
-    network = build_model(model, seed)
-    loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+    network, loaded = load_model(model, checkpoint, checkpoint_key, seed)
     network = network.to(place, kind)
     parameters = choose_parameters(network, params)
     examples = load_data(data, samples, seed, choose_transform(transform, model))
@@ -78,7 +75,7 @@ def load_problem(
         mc_samples=mc_samples,
         output_key=output,
     )
-    value = mean_loss(problem)
+    value = evaluate(problem)
     if batch_size is None:
         batch_size = fitting_batch_size(problem, len(examples))
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
@@ -97,10 +94,21 @@ def load_problem(
         "device": place.type,
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-        "loss_value": value,
+        "loss_value": value.loss,
+        "accuracy": value.accuracy,
         "versions": versions(),
     }
     return Loaded(problem, record, loaded)
+
+
+def load_model(
+    model: str, checkpoint: str | Path | None = None, checkpoint_key: str | None = None, seed: int = 0
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The model that is named, with its weights, and what `load_checkpoint` tells of them. Raises SpectraError."""
+    if checkpoint_key is not None and not checkpoint:
+        raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
+    network = build_model(model, seed)
+    return network, load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
 
 
 def choose_device(name: str) -> torch.device:

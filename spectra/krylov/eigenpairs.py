@@ -69,7 +69,7 @@ class Search:
             raise SpectraError(f"-k: {self.k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
         self.kept = self.k + math.ceil(self.k / 2) + 1
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
-        self.state = begin(self.operator, random_start(self.operator, self.generator))
+        self.state = begin(self.operator, random_start(self.operator, self.generator), self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds, found = None, True
         while found and self.converge():

@@ -30,6 +30,7 @@ class Lanczos:
     projected: Tensor  # T
     pending: Tensor  # Q
     coupling: Tensor  # C
+    capacity: int | None = None  # rows up to which storage doubles; and again beyond, where it must
 
     @property
     def size(self) -> int:
@@ -134,7 +135,9 @@ class Lanczos:
     def _append(self, direction: Tensor, row: Tensor) -> None:
         m = self.size
         if m == len(self.storage):
-            grown = self.storage.new_empty(min(max(2 * m, 32), self.dimension), self.dimension)
+            rows = min(max(2 * m, 32), self.dimension)
+            rows = min(rows, self.capacity) if self.capacity and m < self.capacity else rows
+            grown = self.storage.new_empty(rows, self.dimension)
             grown[:m] = self.storage
             self.storage = grown
         self.storage[m] = direction
@@ -147,12 +150,13 @@ class Lanczos:
         self.coupling = torch.cat([self.coupling, row])
 
 
-def begin(operator: SymmetricOperator, start: Tensor) -> Lanczos:
-    """An empty basis with one pending direction."""
+def begin(operator: SymmetricOperator, start: Tensor, capacity: int | None = None) -> Lanczos:
+    """An empty basis with one pending direction; storage doubles as it fills, up to `capacity`."""
     n = operator.shape[0]
     vectors = {"dtype": operator.dtype, "device": operator.device}
     state = Lanczos(
         storage=torch.empty(min(n, 32), n, **vectors),
+        capacity=capacity,
         projected=torch.zeros(0, 0, dtype=torch.float64),
         pending=torch.zeros(0, n, **vectors),
         coupling=torch.zeros(0, 0, dtype=torch.float64),
@@ -161,12 +165,12 @@ def begin(operator: SymmetricOperator, start: Tensor) -> Lanczos:
     return state
 
 
-def beside(values: Tensor, vectors: Tensor, start: Tensor) -> Lanczos:
-    """A run orthogonal to known pairs, which are the first of its basis and taken as exact."""
+def beside(values: Tensor, storage: Tensor, start: Tensor) -> Lanczos:
+    """A run orthogonal to known pairs, taken as exact, whose vectors are the first rows of `storage`."""
     state = Lanczos(
-        storage=vectors,
+        storage=storage,
         projected=torch.diag(values),
-        pending=vectors[:0],
+        pending=storage[:0],
         coupling=values.new_zeros(0, len(values)),
     )
     state.start(start)

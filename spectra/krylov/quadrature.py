@@ -47,18 +47,22 @@ def spectral_measure(
         return state
 
     values, vectors = (known.values, known.vectors) if known else no_pairs(operator)
+    storage = with_room(vectors, steps)
     if len(values) < n:
-        first = run(beside(values, vectors, random_start(counted, generator)), 0)
+        first = run(beside(values, storage, random_start(counted, generator)), 0)
         if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
             row = gauss_quadrature(first, len(values))
             return pack([row], values, n, counted.products, converged=False)
         values, vectors = converged_pairs(first)
+        del first, storage  # at their largest, bases are all the memory there is
+        storage = with_room(vectors, steps)
+    del vectors
     rows, complete = [], True
     for probe in range(probes):
         if len(values) == n:
             rows.append((values[:0], values[:0]))
             continue
-        state = run(beside(values, vectors, random_start(counted, generator)), probe)
+        state = run(beside(values, storage, random_start(counted, generator)), probe)
         if state.size > len(values):
             rows.append(gauss_quadrature(state, len(values)))
         complete &= state.finite and (state.size == len(values) + steps or not len(state.pending))
@@ -70,6 +74,14 @@ def spectral_measure(
 def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
     vectors = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
     return torch.zeros(0, dtype=torch.float64), vectors
+
+
+def with_room(vectors: Tensor, steps: int) -> Tensor:
+    """A basis of these vectors (k, n), with room for so many steps after them."""
+    k, n = vectors.shape
+    storage = vectors.new_empty(min(k + steps, n), n)
+    storage[:k] = vectors
+    return storage
 
 
 def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:

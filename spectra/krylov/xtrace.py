@@ -37,7 +37,7 @@ def xtrace(
 ) -> TraceEstimate:
     """Tr A + known by 16 vectors (two products each) or more, half as many again until the error is below rtol |trace|.
 
-    `probes` fixes the number of vectors. Where n products cost no more than the next stage the trace is taken
+    `probes` fixes the number of vectors. Where n products are no more than a stage has in all, the trace is taken
     exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
     """
     n = operator.shape[0]
@@ -49,7 +49,7 @@ def xtrace(
     value = error = math.nan
     while True:
         left = budget - counted.products
-        if n <= left and (n <= 2 * wanted - counted.products or len(sketch.tests) == n - 1):
+        if n <= min(left, 2 * wanted) or (n <= left and len(sketch.tests) == n - 1):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
         if not probes and wanted > largest:
             return deflated_hutchinson(

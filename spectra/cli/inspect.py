@@ -1,0 +1,87 @@
+"""spectra inspect."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from spectra.cli.options import Positive, model_and_output
+from spectra.cli.session import Session
+from spectra.cli.terminal import finish, prints_to_stderr
+
+
+@click.command()
+@click.option("-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Tolerance of eig.")
+@click.option("--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Tolerance of trace.")
+@model_and_output
+def inspect(k, tol, rtol, **options) -> int:
+    """What a checkpoint holds, and what a run will cost.
+
+    Layers and keys of the checkpoint; with --data also loss, accuracy and
+    gradient, and products, time and memory of eig, trace and density.
+
+    \b
+    spectra inspect --model nets.py:build --checkpoint last.pt
+    spectra inspect --model nets.py:build --checkpoint last.pt --data digits
+    """
+    with prints_to_stderr():
+        from spectra.inspection import look_ahead
+        from spectra.report_inspect import inspect_results, inspect_text
+
+        session = Session()
+        if options["data"]:
+            session.load()
+            add_evaluation(session.loaded)
+            found = session.measure(partial(look_ahead, k=k, tolerance=tol, rtol=rtol))
+        else:
+            session.loaded, found = without_data(options), []
+        record = session.record(found, inspect_results(found))
+        session.write(record, {})
+    return finish(record, options["as_json"], inspect_text(record))
+
+
+def add_evaluation(loaded) -> None:
+    """What the layers, the checkpoint and the data are, into the record."""
+    from dataclasses import asdict
+
+    from spectra.curvature.gradients import mean_gradient
+    from spectra.inspection import layers
+    from spectra.operator import norm
+
+    problem = loaded.problem
+    loaded.record.update(
+        layers=[asdict(layer) for layer in layers(problem.model, problem.parameters)],
+        checkpoint_match=loaded.checkpoint,
+        gradient_norm=norm(mean_gradient(problem)),
+    )
+
+
+def without_data(options):
+    """The same of a model alone."""
+    from dataclasses import asdict
+
+    from spectra.curvature.problem import choose_parameters
+    from spectra.inputs.problem import Loaded, load_model, versions
+    from spectra.inspection import layers
+    from spectra.results import prepare_directory
+
+    if options["out"]:
+        prepare_directory(options["out"])
+    model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
+    chosen = choose_parameters(model, options["params"])
+    record = {
+        "parameters": sum(p.numel() for p in chosen.values()),
+        "model": options["model"],
+        "checkpoint": options["checkpoint"] and str(options["checkpoint"]),
+        "checkpoint_key": match and match["key"],
+        "checkpoint_sha256": match and match["sha256"],
+        "params": list(options["params"]),
+        "seed": options["seed"],
+        "data": None,
+        "versions": versions(),
+        "layers": [asdict(layer) for layer in layers(model, chosen)],
+        "checkpoint_match": match,
+    }
+    return Loaded(None, record, match)

@@ -1,0 +1,109 @@
+"""What a model and its checkpoint hold, and what the commands will cost on a problem; nothing is printed here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spectra.krylov.forecast import (
+    PILOT,
+    Forecast,
+    forecast_eigenpairs,
+    forecast_measure,
+    forecast_trace,
+    outline,
+)
+from spectra.krylov.lanczos import begin, random_start
+from spectra.krylov.results import Progress
+from spectra.operator import Counting
+
+CHECKS = 3  # products by which every command sees first that the matrix is one
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parameters that one module has itself, not those of the modules in it."""
+
+    name: str  # empty for the model itself
+    type: str
+    parameters: int  # tied ones count where they appear first
+    trainable: int
+    chosen: int  # by --params, of the trainable ones
+    tied: tuple[str, ...]  # names of parameters of earlier layers that are used here again
+
+
+def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[Layer]:
+    """The modules of a model that have parameters, in its own order."""
+    wanted, first = {id(p) for p in chosen.values()}, {id(p): name for name, p in model.named_parameters()}
+    for place, module in model.named_modules():
+        held = {f"{place}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
+        own = [p for name, p in held.items() if first[id(p)] == name]
+        if held:
+            yield Layer(
+                name=place,
+                type=type(module).__name__,
+                parameters=sum(p.numel() for p in own),
+                trainable=sum(p.numel() for p in own if p.requires_grad),
+                chosen=sum(p.numel() for p in own if id(p) in wanted),
+                tied=tuple(first[id(p)] for name, p in held.items() if first[id(p)] != name),
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a command will cost on one matrix, with the options it was asked for and its defaults."""
+
+    command: str
+    products: int
+    seconds: float
+    bytes: int  # at its peak, of graphs that are kept and of the method's vectors, besides model and data
+    at_least: bool  # whether it may be far more
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a pilot run has found out about one matrix."""
+
+    seconds_per_product: float
+    kept_bytes: int
+    estimates: tuple[Estimate, ...]
+    converged: bool  # products are finite, so that there are estimates
+
+
+def look_ahead(
+    operator: Counting,
+    *,
+    k: int = 10,
+    tolerance: float = 1e-3,
+    rtol: float = 0.01,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> Outlook:
+    """Estimates for `eig`, `trace` and `density` of a counted Curvature, from 20 products with it."""
+    start, before = time.perf_counter(), operator.products
+    pilot = begin(operator, random_start(operator, generator))
+    while pilot.size < min(PILOT, max_products or PILOT) and len(pilot.pending) and pilot.finite:
+        pilot.extend(operator)
+        if progress:
+            progress(products=operator.products)
+    pace = (time.perf_counter() - start) / max(operator.products - before, 1)
+    kept = operator.operator.kept_bytes
+    if not pilot.finite:
+        return Outlook(pace, kept, (), converged=False)
+    seen = outline(pilot)
+
+    def estimate(command: str, cost: Forecast) -> Estimate:
+        products = CHECKS + cost.products
+        return Estimate(command, products, products * pace + cost.seconds, kept + cost.bytes, cost.at_least)
+
+    estimates = (
+        estimate("eig", forecast_eigenpairs(seen, min(k, pilot.dimension), tolerance=tolerance, generator=generator)),
+        estimate("trace", forecast_trace(seen, rtol=rtol, generator=generator)),
+        estimate("density", forecast_measure(seen, generator=generator)),
+    )
+    return Outlook(pace, kept, estimates, converged=True)

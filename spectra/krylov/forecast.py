@@ -1,0 +1,264 @@
+"""What a method will cost on a matrix, before it is run: its products, and the memory of its vectors.
+
+A short Lanczos run, the pilot, tells roughly which spectrum the matrix has. A surrogate with that spectrum, small and
+cheap to multiply by, is then given to the method itself, whose products are counted and whose vectors are weighed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import scipy.fft
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
+from spectra.krylov.hutchinson import FEWEST, PRODUCTS
+from spectra.krylov.lanczos import Lanczos
+from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
+from spectra.krylov.xtrace import xtrace
+
+PILOT = 20  # products; from 12 the forecast of a trace is off by more than two in one run of twenty
+LARGEST = 2000  # rows of a surrogate
+LONGEST = 400  # products with a surrogate; what would take more is told as "at least"
+RUNS = 5  # of the trace's, whose median is told
+CONVERGED = 0.05  # relative residual below which a Ritz value stands for one eigenvalue, unless its weight says more
+DOUBT = 0.25  # of the trace: products go with 1 / trace^2, so a larger error of it leaves little to tell
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one run of a method will cost."""
+
+    products: int
+    bytes: int  # of its vectors, at their peak
+    seconds: float  # of its own work beside products and beside what grows with n
+    at_least: bool = False  # whether it may be far more
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A spectrum seen from afar: groups of `counts` eigenvalues, evenly over `values` - `spreads` to + `spreads`."""
+
+    values: Tensor  # (m,), float64
+    spreads: Tensor  # (m,)
+    counts: Tensor  # (m,), int64; their sum is n
+    alone: Tensor  # (m,), bool: one eigenvalue, known well
+    dtype: torch.dtype  # of the vectors
+    device: torch.device
+
+    @property
+    def shape(self) -> torch.Size:
+        n = int(self.counts.sum())
+        return torch.Size((n, n))
+
+    @property
+    def trace(self) -> float:
+        return (self.counts * self.values).sum().item()
+
+    @property
+    def trace_error(self) -> float:
+        """Standard deviation: the trace of all that is not `alone` comes from one random vector."""
+        counts, values = self.counts[~self.alone], self.values[~self.alone]
+        if not len(counts):
+            return 0.0
+        mean = (counts * values).sum() / counts.sum()
+        return math.sqrt(2 * (counts * ((values - mean).square() + self.spreads[~self.alone].square() / 3)).sum())
+
+
+def outline(pilot: Lanczos) -> Outline:
+    """The spectrum as a run from one random start sees it.
+
+    A Ritz vector's own spectral measure has the Ritz value for mean and the residual for standard deviation; its
+    weight, times n, is about the number of eigenvalues that it stands for (chi-square over as many, so that of a
+    lone eigenvalue the weight says little).
+    """
+    values, weights, residuals = without_copies(pilot)
+    counts = pilot.dimension * weights / weights.sum()
+    alone = residuals <= CONVERGED * values.abs()
+    if alone.any() and counts[alone].median() < 3:  # else multiple by a symmetry: softmax at zero weights, for one
+        alone &= counts < 30  # which chance alone does not make of one
+    else:
+        alone[:] = False
+    counts = torch.where(alone, 1, counts.clamp(min=1).round()).long()
+    fill(counts, pilot.dimension)
+    gaps = torch.nn.functional.pad(values.diff(), (1, 1), value=math.inf)
+    spreads = torch.minimum(math.sqrt(3) * residuals, torch.minimum(gaps[:-1], gaps[1:]) / 2)
+    return Outline(values, spreads, counts, alone, pilot.basis.dtype, pilot.basis.device)
+
+
+def without_copies(pilot: Lanczos) -> tuple[Tensor, Tensor, Tensor]:
+    """Ritz values, weights and residuals; values that only rounding has split, of a multiple eigenvalue, as one."""
+    values, coordinates, residuals = pilot.ritz()
+    close = 10 * torch.finfo(pilot.basis.dtype).eps * values.abs().max()
+    first = torch.nn.functional.pad(values.diff() > close, (1, 0), value=True)
+    group = first.cumsum(0) - 1
+    weights = torch.zeros(int(first.sum()), dtype=torch.float64).index_add(0, group, coordinates[0].square())
+    residuals = torch.full_like(weights, math.inf).scatter_reduce(0, group, residuals, "amin")
+    return values[first], weights, residuals
+
+
+def fill(counts: Tensor, total: int) -> None:
+    """Bring the sum of counts to `total`, at the expense of the largest; in place."""
+    while excess := int(counts.sum()) - total:
+        largest = counts.argmax()
+        counts[largest] = max(1, int(counts[largest]) - excess)
+
+
+@dataclass
+class Surrogate:
+    """F' diag(values) F with F a cosine transform after random signs: any spectrum, in directions of no preference."""
+
+    values: Tensor
+    signs: Tensor
+    dtype: torch.dtype
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    products: int = 0
+    seconds: float = 0.0
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.values), len(self.values)))
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        start = time.perf_counter()
+        values, signs = (x.numpy().reshape(-1, *[1] * (vectors.ndim - 1)) for x in (self.values, self.signs))
+        waves = scipy.fft.dct(signs * vectors.numpy(), norm="ortho", axis=0)
+        image = signs * scipy.fft.idct(values * waves, norm="ortho", axis=0)
+        self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
+        self.seconds += time.perf_counter() - start
+        return torch.from_numpy(image).clone()
+
+
+def surrogate(seen: Outline, generator: torch.Generator, keep_norm: bool = False) -> Surrogate:
+    """A matrix with the outline's spectrum, the largest groups cut where it would have more than LARGEST rows.
+
+    With `keep_norm` groups that were cut are scaled up to the Frobenius norm they had.
+    """
+    held = seen.counts.clamp(max=largest_group(seen.counts))
+    groups = []
+    for value, spread, count, full in zip(seen.values, seen.spreads, held.tolist(), seen.counts.tolist(), strict=True):
+        across = (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
+        groups.append((value + spread * across) * (math.sqrt(full / count) if keep_norm else 1))
+    values = torch.cat(groups)
+    values = values[torch.randperm(len(values), generator=generator)]
+    signs = 2 * torch.randint(2, (len(values),), generator=generator) - 1
+    return Surrogate(values.to(seen.dtype), signs.to(seen.dtype), seen.dtype)
+
+
+def largest_group(counts: Tensor) -> int:
+    """The size at which groups are cut for LARGEST rows in all."""
+    rising, cut = counts.sort().values.tolist(), LARGEST
+    for done, count in enumerate(rising):
+        cut = (LARGEST - sum(rising[:done])) // (len(rising) - done)
+        if count > cut:
+            return cut
+    return rising[-1]
+
+
+def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, generator: torch.Generator) -> Forecast:
+    """What `eigenpairs` will cost for the k of largest magnitude."""
+    settings = {"max_products": LONGEST, "largest_basis": fitting_basis(seen)}
+    run = partial(eigenpairs, k=k, tolerance=tolerance, generator=generator, **settings)
+    answer, cost = watched(run, surrogate(seen, generator), seen)
+    return replace(cost, at_least=not answer.converged)
+
+
+def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
+    """What `spectral_measure` will cost."""
+    run = partial(spectral_measure, probes=probes, steps=steps, generator=generator)
+    return watched(run, surrogate(seen, generator), seen)[1]
+
+
+def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Generator) -> Forecast:
+    """What `xtrace` will cost. Where the pilot cannot tell how far from zero the trace is, at least that.
+
+    The median of some runs: the standard error that ends one is itself an estimate, and ends it early or late.
+    """
+    at_least = seen.trace_error > DOUBT * abs(seen.trace)
+    trace = math.copysign(abs(seen.trace) + 2 * at_least * seen.trace_error, seen.trace)
+    costs = [one_trace(seen, trace, rtol, generator) for _ in range(RUNS)]
+    return replace(sorted(costs, key=lambda cost: cost.products)[RUNS // 2], at_least=at_least)
+
+
+def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
+    """What one run of `xtrace` will cost, if the trace is this."""
+    matrix = surrogate(seen, generator, keep_norm=True)
+    largest = max(FEWEST, LARGEST_ARRAYS // (4 * seen.shape[0] * seen.dtype.itemsize))
+    run = partial(
+        xtrace,
+        rtol=rtol,
+        known=trace - matrix.values.sum(dtype=torch.float64).item(),
+        generator=generator,
+        max_products=min(LONGEST, 2 * largest),
+    )
+    answer, cost = watched(run, matrix, seen)
+    if answer.converged or not math.isfinite(answer.standard_error):
+        return cost
+    vectors = cost.products // 2
+    shortfall = answer.standard_error / (rtol * abs(answer.value))
+    if vectors == largest:  # signs on the complement of the sketch, a product each where its vectors took two
+        return replace(cost, products=min(PRODUCTS, cost.products + int(vectors * min(shortfall**2, PRODUCTS))))
+    products = min(PRODUCTS, grown(vectors, shortfall, seen.shape[0]))
+    return replace(cost, products=products, bytes=cost.bytes * products // cost.products)
+
+
+def grown(vectors: int, shortfall: float, n: int) -> int:
+    """Products of `xtrace` where so many vectors leave an error of `shortfall` times what is asked for.
+
+    It grows by half at a time, and the error falls with the root of the number; or it takes the trace exactly.
+    """
+    while shortfall > 1 and 2 * vectors < PRODUCTS:
+        wanted = min(vectors + math.ceil(vectors / 2), n - 1)
+        if n <= 2 * wanted or vectors == wanted:
+            return 2 * vectors + n
+        shortfall *= math.sqrt(vectors / wanted)
+        vectors = wanted
+    return 2 * vectors
+
+
+def watched(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[Any, Forecast]:
+    """Run a method on a surrogate, and what it cost: bytes of vectors as for the true n."""
+    start = time.perf_counter()
+    with Scales(len(matrix.values)) as scales:
+        answer = method(matrix)
+    seconds = time.perf_counter() - start - matrix.seconds
+    return answer, Forecast(matrix.products, scales.peak * seen.shape[0] // len(matrix.values), seconds)
+
+
+class Scales(TorchFunctionMode):
+    """Weighs the tensors made inside that have a dimension of size n: `peak` bytes alive at once."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n, self.bytes, self.peak = n, 0, 0
+        self.known: set[int] = set()  # storages, by address
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for part in result if isinstance(result, tuple) else (result,):
+            if isinstance(part, Tensor) and self.n in part.shape:
+                self.weigh(part)
+        return result
+
+    def weigh(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self.known:
+            return
+        self.known.add(address)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self.forget, address, size)
+
+    def forget(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.bytes -= size

@@ -1,0 +1,120 @@
+"""What `spectra inspect` shows: layers, checkpoint, and what the commands will cost, in tables of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from spectra.report import new_table, rendered
+
+MOST_ROWS = 40
+SHOWN = 5  # ignored names in a line
+UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+
+
+def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "curvature": m.curvature,
+            "seconds_per_product": m.answer.seconds_per_product,
+            "kept_bytes": m.answer.kept_bytes,
+            "estimates": [asdict(estimate) for estimate in m.answer.estimates],
+            **m.cost(),
+        }
+        for m in found
+    ]
+
+
+def inspect_text(record: dict[str, Any]) -> str:
+    problem, results = record["problem"], record["results"]
+    parts = [f"{problem['model']}: {problem['parameters']:,} parameters", checkpoint_line(problem), ""]
+    parts.append(layer_table(problem["layers"]))
+    if problem["data"]:
+        parts += ["", data_line(problem), "", cost_table(results)]
+        if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
+            parts.append("> at least: how much more, the pilot run cannot tell")
+    return rendered(*parts)
+
+
+def checkpoint_line(problem: dict[str, Any]) -> str:
+    loaded = problem["checkpoint_match"]
+    if loaded is None:
+        return f"no checkpoint: weights as built with seed {problem['seed']}"
+    text = f"{loaded['path']}: all {loaded['tensors']} tensors match"
+    text += f" under {loaded['key']}" if loaded["key"] else ""
+    text += f", without their prefix {loaded['prefix']}" if loaded["prefix"] else ""
+    text += f"; {', '.join(loaded['dtypes'])}" if loaded["dtypes"] else ""
+    if ignored := loaded["ignored"]:
+        more = ", ..." if len(ignored) > SHOWN else ""
+        text += f"; {len(ignored)} others ignored ({', '.join(ignored[:SHOWN])}{more})"
+    return text
+
+
+def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
+    """Layers in groups of the deepest level that leaves `MOST_ROWS` rows."""
+    deepest = max(layer["name"].count(".") + 1 for layer in layers)
+    depth = next((d for d in range(deepest, 1, -1) if len(grouped(layers, d)) <= MOST_ROWS), 1)
+    table = new_table("layer", "type", "parameters", "")
+    for name, group in list(grouped(layers, depth).items())[:MOST_ROWS]:
+        kind = group[0]["type"] if [layer["name"] for layer in group] == [name] else f"{len(group)} layers"
+        count = sum(layer["parameters"] for layer in group)
+        table.add_row(name or "(itself)", kind, f"{count:,}", state(group, count))
+    if left := len(grouped(layers, depth)) - MOST_ROWS:
+        table.add_row(f"and {left} more", "", "", "") if left > 0 else None
+    return table
+
+
+def grouped(layers: Sequence[dict[str, Any]], depth: int) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        groups.setdefault(".".join(layer["name"].split(".")[:depth]), []).append(layer)
+    return groups
+
+
+def state(group: Sequence[dict[str, Any]], count: int) -> str:
+    trainable, chosen = (sum(layer[key] for layer in group) for key in ("trainable", "chosen"))
+    tied = [name for layer in group for name in layer["tied"]]
+    parts = [f"tied to {', '.join(tied)}"] if tied else []
+    if count:
+        frozen = "frozen" if not trainable else f"{count - trainable:,} frozen"
+        parts += [frozen] if trainable < count else []
+        parts += ["left out" if not chosen else f"{trainable - chosen:,} left out"] if chosen < trainable else []
+    return "; ".join(parts) or "trainable"
+
+
+def data_line(problem: dict[str, Any]) -> str:
+    text = f"{problem['data']}: {problem['examples']:,} examples, {problem['loss']} {problem['loss_value']:.4g}"
+    if problem["accuracy"] is not None:
+        text += f", accuracy {100 * problem['accuracy']:.4g} %"
+    return f"{text}, gradient norm {problem['gradient_norm']:.3g}"
+
+
+def cost_table(results: Sequence[dict[str, Any]]) -> Table:
+    table = new_table("", "s a product", "command", "products", "time", "memory")
+    for r in results:
+        first = [r["curvature"], f"{r['seconds_per_product']:.2g}"]
+        for estimate in r["estimates"]:
+            sign = "> " if estimate["at_least"] else ""
+            duration, memory = in_time(estimate["seconds"]), in_bytes(estimate["bytes"])
+            table.add_row(*first, estimate["command"], f"{sign}{estimate['products']:,}", sign + duration, memory)
+            first = ["", ""]
+    return table
+
+
+def in_time(seconds: float) -> str:
+    """Two digits, in the unit that a reader would take."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def in_bytes(count: float) -> str:
+    for unit in UNITS:
+        if count < 1000 or unit == UNITS[-1]:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return ""
