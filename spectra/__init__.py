@@ -14,7 +14,7 @@ _HOMES = {
     "Batch": "spectra.curvature.problem",
     "BinaryCrossEntropy": "spectra.curvature.losses",
     "Counting": "spectra.operator",
-    "CrossEntropy": "spectra.curvature.losses",
+    "CrossEntropy": "spectra.curvature.cross_entropy",
     "Curvature": "spectra.curvature.operator",
     "CustomLoss": "spectra.curvature.losses",
     "Deflated": "spectra.operator",

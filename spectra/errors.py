@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+from textwrap import shorten
+
 
 class SpectraError(Exception):
     """An input that the user can put right.
@@ -10,6 +12,6 @@ class SpectraError(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Type and first line of an exception: `ValueError: width must be positive`."""
+    """Type and first line of an exception, cut where it is long: `ValueError: width must be positive`."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' ...')}" if lines else type(error).__name__

@@ -90,7 +90,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | Non
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 from spectra.curvature.problem import Batch, Problem, choose_parameters
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

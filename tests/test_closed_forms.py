@@ -9,8 +9,9 @@ import torch
 from networks import BY_NAME, DEVICES, SOME, floats, labels, name_of
 from torch import nn
 
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, MeanSquaredError
+from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Batch, Problem

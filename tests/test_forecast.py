@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import matrix, seeded, uniform, with_spectrum
 
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.losses import CrossEntropy
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem

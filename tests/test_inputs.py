@@ -23,6 +23,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
+from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import parse_spec, resolve
 from spectra.inputs.transform import choose_transform
 
@@ -959,3 +960,29 @@ def test_options_of_the_named_losses():
 def test_a_loss_that_cannot_be(here, spec, words):
     with nothing_global_changes(), refused(f"--loss {spec.partition('?')[0]}", *words):
         build_loss(spec)
+
+
+ROTATING = """
+import torch
+from torch import nn
+
+class Rotating(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("turn", torch.tensor([1j, 0.5 + 0.5j], dtype=torch.complex64))
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(x.reshape(-1, 2, 2)) * self.turn
+        return super().forward(torch.view_as_real(pairs).reshape(-1, 4))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complex_buffers_keep_both_parts(tmp_path, monkeypatch, dtype):
+    """As those of rotary embeddings."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("rotating.py").write_text(ROTATING)
+    np.savez("points.npz", x=np.eye(4), y=np.arange(4) % 3)
+    model = load_problem(model="rotating.py:Rotating", data="points.npz", dtype=dtype).problem.model
+    kind = {"float32": torch.complex64, "float64": torch.complex128}[dtype]
+    torch.testing.assert_close(model.turn, torch.tensor([1j, 0.5 + 0.5j], dtype=kind))

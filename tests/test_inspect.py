@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from spectra.cli.inspect import inspect
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.losses import CrossEntropy
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem, choose_parameters
 from spectra.demo import mlp

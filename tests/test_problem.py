@@ -11,8 +11,9 @@ from networks import BY_NAME, CASES, MASKED, SOFT, Lambda, X, Y, chosen, floats,
 from test_dense_reference import Reference
 from torch import nn
 
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
-from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, MeanSquaredError
+from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Batch, Problem

@@ -9,6 +9,7 @@ import torch
 from helpers import TABLE, known, matrix, not_finite, seeded, uniform, with_spectrum
 
 from spectra.errors import SpectraError
+from spectra.krylov import hutchinson as hutchinson_module
 from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
@@ -141,6 +142,22 @@ def test_probes_fix_the_products(method, probes):
     assert math.isfinite(estimate.value)
     assert estimate.converged == math.isfinite(estimate.standard_error)
     assert estimate.standard_error > 0
+
+
+@pytest.mark.parametrize("method", [hutchinson, hutch_plus_plus, xtrace])
+def test_probes_asked_for_are_not_cut_by_the_usual_budget(method, monkeypatch):
+    monkeypatch.setattr(hutchinson_module, "PRODUCTS", 20)
+    operator = Counting(TABLE["ghosts"]().matrix)
+    assert method(operator, probes=40, rtol=1e-9, generator=seeded()).converged
+    assert operator.products >= 40
+    operator.products = 0
+    assert not method(operator, rtol=1e-9, generator=seeded()).converged
+    assert operator.products <= 20
+
+
+def test_a_loose_tolerance_does_not_stand_for_probes_that_were_cut():
+    estimate = hutchinson(TABLE["ghosts"]().matrix, probes=40, rtol=10.0, max_products=30, generator=seeded())
+    assert not estimate.converged
 
 
 @pytest.mark.parametrize("budget", [0, 1, 2, 3, 4, 5, 15, 33, 47, 60, 150, 199, 201, 350])

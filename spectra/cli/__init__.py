@@ -90,7 +90,10 @@ def run(arguments: list[str]) -> int:
 
 
 def complain(message: str) -> None:
-    print("spectra:", " ".join(message.split()), file=sys.stderr)
+    """One printable line: names and messages of others may hold anything, and be of any length."""
+    line = "".join(character for character in " ".join(message.split()) if character.isprintable())
+    middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
+    print("spectra:", middle, file=sys.stderr)
 
 
 def show_traceback() -> None:

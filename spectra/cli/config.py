@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from spectra.errors import SpectraError
 
-REPEATED = "spectra.repeated"  # in context.meta: the record that is being repeated
+REPEATED = "spectra.repeated"  # in context.meta: the file of a result, and its problem
 # What an auto option came to be: a repeated run takes that, so that its numbers are the same.
 SETTLED = ("batch_size", "device")
 SAME_LOSS = 1e-3  # relative: far above float32's rounding on any device
@@ -88,7 +88,7 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = problem.get("options")
     if not isinstance(options, dict):
         raise SpectraError(f"--config {path}: does not list its options; make the result anew")
-    context.meta[REPEATED] = problem
+    context.meta[REPEATED] = path, problem
     options = options | {name: problem[name] for name in SETTLED if name in problem}
     if record["command"] != context.command.name:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
@@ -101,20 +101,20 @@ def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
 
     What the command line overrides is not compared.
     """
-    then = context.meta.get(REPEATED)
-    if then is None:
+    if REPEATED not in context.meta:
         return
+    path, then = context.meta[REPEATED]
     typed = {name for name in then if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     before, after = (problem.get("checkpoint_sha256") for problem in (then, now))
     if before != after and "checkpoint" not in typed:
         raise SpectraError(
-            f"--config: {now['checkpoint']} has changed since that result (its SHA-256 was {before}, is {after}); "
+            f"--config {path}: {now['checkpoint']} has changed since that result (its SHA-256 was {before}, is {after}); "
             "restore it, or name it by --checkpoint to take it as it is"
         )
     before, after = then.get("loss_value"), now["loss_value"]
     if not typed and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
         raise SpectraError(
-            f"--config: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
+            f"--config {path}: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
             "or the loss have changed since; restore them, or give the options anew without --config"
         )
 
@@ -130,6 +130,8 @@ def converted(option: click.Option, value: Any, context: click.Context, where: s
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
         raise SpectraError(f"{came} is no text or number{', or list of them' if option.multiple else ''}; {wayout}")
     texts = [str(v) for v in values]
+    if any("\0" in text for text in texts):
+        raise SpectraError(f"{came} holds a null character, which no option takes; {wayout}")
     try:
         option.type_cast_value(context, texts if option.multiple else texts[0])
     except click.BadParameter as error:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from spectra.cli.options import Named
+
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
 
 @click.command()
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Write checkpoints, results and figures there.")  # fmt: skip
+@click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Write checkpoints, results and figures there.")  # fmt: skip
 def demo(out) -> int:
     """Train a small net on real digits and do all of it.
 

@@ -49,13 +49,22 @@ class Seed(click.ParamType):
         return click.IntRange(0, 2**63 - 1).convert(value, param, ctx)
 
 
+class Named(click.Path):
+    """A path that is not empty: an unset variable of the shell would else name the current directory."""
+
+    def convert(self, value, param, ctx):
+        if value == "":
+            self.fail("the path is empty; name one, or leave the option out.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 DATA = {
     "metavar": "SPEC",
     "help": "digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME.",
 }
 BEFORE_DATA = [
     click.option("--model", metavar="SPEC", required=True, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
-    click.option("--checkpoint", metavar="PATH", type=click.Path(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
+    click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
 
@@ -74,11 +83,11 @@ AFTER_DATA = [
     click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip
 
-DEFLATE = click.option("--deflate", metavar="RESULT", type=click.Path(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
+DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
-OUT = click.option("--out", metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
+OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-CONFIG = click.option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
+CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
 
 
 def stacked(*options: Callable) -> Callable:

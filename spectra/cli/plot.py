@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from spectra.cli.options import Positive
+from spectra.cli.options import Named, Positive
 from spectra.cli.terminal import answer
 
 
@@ -19,7 +19,7 @@ class Inches(Positive):
         return 3 <= number <= 40
 
 
-class FigurePath(click.Path):
+class FigurePath(Named):
     """A file whose suffix says which format it is."""
 
     def convert(self, value, param, ctx):
@@ -30,7 +30,7 @@ class FigurePath(click.Path):
 
 
 @click.command()
-@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=Named(path_type=Path))
 @click.option(
     "--out",
     metavar="FILE",

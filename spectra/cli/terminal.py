@@ -30,7 +30,7 @@ def prints_to_stderr() -> Iterator[None]:
         yield
     except SystemExit as error:
         text = f"code of yours ended the program (SystemExit: {error.code}); take that out of it"
-        raise SpectraError(f"--model, --data or --loss: {text}") from error
+        raise SpectraError(f"--model, --data, --transform or --loss: {text}") from error
     finally:
         ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
         sys.stdout = stdout

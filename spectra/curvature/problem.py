@@ -120,7 +120,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     """
     named = dict(model.named_parameters())
     if not named:
-        raise SpectraError("--model: has no parameters, so there is nothing to differentiate by")
+        raise SpectraError("--model: has no parameters to differentiate by; name a model that has")
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
@@ -146,7 +146,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
         told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise SpectraError(f"--model: its parameters differ in kind ({told}); bring them to one dtype and device")
     if not next(iter(chosen.values())).dtype.is_floating_point:
-        raise SpectraError(f"--model: its parameters are {next(iter(kinds))[0]}, not real floating point")
+        raise SpectraError(f"--model: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
     return chosen
 
 

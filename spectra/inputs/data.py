@@ -92,7 +92,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def _npz(name: str) -> dict[str, np.ndarray | None]:
-    with np.load(name, allow_pickle=False) as arrays:
+    with open(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
         return {key: arrays[key] if key in PAIR else None for key in arrays}
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from spectra.errors import describe
-from spectra.inputs.spec import input_error
+from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.transform import Transform
 
 OPTION = "--data"
@@ -65,7 +65,9 @@ def _as_pair(source: Any, name: str) -> tuple[Any, Tensor] | None:
     try:
         return tree_map(_tensor, _plain(source[0])), _tensor(source[1])
     except TypeError as error:
-        raise input_error(OPTION, name, f"x and y have to be arrays of numbers: {describe(error)}") from error
+        raise input_error(
+            OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
+        ) from error
 
 
 def _tensor(array: Tensor | np.ndarray) -> Tensor:
@@ -142,7 +144,7 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
             rest = _plain(item)
             return rest, rest.pop(under[0])
     except Exception as error:
-        raise input_error(OPTION, name, f"reading example {index} failed with {describe(error)}") from error
+        raise input_error(OPTION, name, f"reading example {index} failed with {describe(error)}; {WHERE}") from error
     came = f"{type(item).__name__}"
     if isinstance(item, Mapping):
         came += f" of {', '.join(map(str, item))}"

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.curvature.losses import BinaryCrossEntropy, CrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 from spectra.inputs.chance import seeded
+from spectra.inputs.model import cast
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
 
 OPTION = "--loss"
@@ -41,7 +43,7 @@ def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype
     if ":" in name or name.endswith(".py"):
         function = _own(name, options)
         if isinstance(function, nn.Module):
-            function = function.to(device=device, dtype=dtype)
+            function = cast(function, device, dtype)
         return CustomLoss(function, name)
     if name not in NAMES:
         raise input_error(OPTION, name, f"is no loss; {suggest(name, NAMES)}, or {OWN}")

@@ -3,7 +3,8 @@
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spectra.errors import describe
@@ -39,7 +40,22 @@ def build_model(spec: str, seed: int) -> nn.Module:
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         text = "its lazy layers have no shapes yet; run one batch through it before returning it"
         raise input_error(OPTION, name, text)
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
     return model.eval()
+
+
+def cast(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+    """The module on the device, floating tensors in the dtype, complex ones in that of the same precision.
+
+    Module.to(dtype) would drop their imaginary parts (rotary embeddings are such buffers). None leaves as it is.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else dtype and dtype.to_complex() if tensor.is_complex() else None
+        return tensor.to(device=device, dtype=kind)
+
+    return module._apply(moved)
 
 
 def _user(name: str, options: dict[str, Any]) -> Any:

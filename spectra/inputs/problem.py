@@ -18,7 +18,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
-from spectra.inputs.model import build_model
+from spectra.inputs.model import build_model, cast
 from spectra.inputs.transform import choose_transform
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -59,7 +59,7 @@ def load_problem(
     place, kind = choose_device(device), DTYPES[dtype]
     objective = build_loss(loss, place, kind)
     network, loaded = load_model(model, checkpoint, checkpoint_key, seed)
-    network = network.to(place, kind)
+    network = cast(network, place, kind)
     parameters = choose_parameters(network, params)
     examples = load_data(data, samples, seed, choose_transform(transform, model))
     inputs = to_kind(examples.inputs, place, kind)

@@ -25,6 +25,7 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+WHERE = "SPECTRA_TRACEBACK=1 shows where"
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -51,7 +52,11 @@ def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     """
     name, mark, query = text.partition("?")
     if not name:
-        raise input_error(option, repr(text), "a name is missing before the '?'" if mark else "it is empty")
+        raise input_error(
+            option,
+            repr(text),
+            "a name is missing before the '?'; write NAME?key=value" if mark else "it is empty; name something",
+        )
     options: dict[str, Any] = {}
     for part in query.split("&") if mark else ():
         key, equals, value = part.partition("=")
@@ -108,7 +113,7 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
         with _importable(name.rpartition(":")[0]):
             return function(**options)
     except (Exception, SystemExit) as error:
-        raise input_error(option, name, f"calling it failed with {describe(error)}") from error
+        raise input_error(option, name, f"calling it failed with {describe(error)}; {WHERE}") from error
 
 
 def check_options(
@@ -165,7 +170,7 @@ def _import(place: str, name: str, option: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
             text = f"there is no module {error.name} here; write path/to/file.py:name or package.module:name"
             raise input_error(option, name, text + _prefix_hint(place)) from error
-        raise input_error(option, name, f"importing {place} failed with {describe(error)}") from error
+        raise input_error(option, name, f"importing {place} failed with {describe(error)}; {WHERE}") from error
 
 
 def _prefix_hint(place: str) -> str:
@@ -194,5 +199,5 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
         del sys.modules[unique]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise input_error(option, name, f"importing {place} failed with {describe(error)}") from error
+        raise input_error(option, name, f"importing {place} failed with {describe(error)}; {WHERE}") from error
     return module

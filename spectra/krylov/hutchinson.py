@@ -16,7 +16,7 @@ from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, dot
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
-PRODUCTS = 10_000  # budget unless given
+PRODUCTS = 10_000  # budget unless it or the number of probes is given
 
 
 def hutchinson(
@@ -31,7 +31,7 @@ def hutchinson(
 ) -> TraceEstimate:
     """Tr A + known by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
     counted = Counting(operator)
-    budget = PRODUCTS if max_products is None else max_products
+    budget = budgeted(max_products, probes)
     return sample(counted, counted, known, rtol, probes, generator, budget, progress)
 
 
@@ -48,8 +48,8 @@ def hutch_plus_plus(
     """Tr A + known with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
     n = operator.shape[0]
     counted = Counting(operator)
-    budget = PRODUCTS if max_products is None else max_products
-    sketch = min(n, FEWEST if probes is None else probes // 2, budget // 3)
+    budget = budgeted(max_products, probes)
+    sketch = int(min(n, FEWEST if probes is None else probes // 2, budget // 3))
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)], dim=1)
@@ -57,6 +57,13 @@ def hutch_plus_plus(
     images = (counted @ basis.T).T
     left = probes and probes - sketch
     return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)
+
+
+def budgeted(max_products: int | None, probes: int | None) -> float:
+    """The largest number of products: as given, else PRODUCTS, else as many as the probes asked for take."""
+    if max_products is not None:
+        return max_products
+    return PRODUCTS if probes is None else math.inf
 
 
 def deflated_hutchinson(
@@ -67,7 +74,7 @@ def deflated_hutchinson(
     rtol: float,
     probes: int | None,
     generator: torch.Generator,
-    budget: int,
+    budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
     """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
@@ -84,7 +91,7 @@ def sample(
     rtol: float,
     probes: int | None,
     generator: torch.Generator,
-    budget: int,
+    budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
     """`known` plus the mean of w'Aw, with its standard error."""
@@ -98,7 +105,8 @@ def sample(
             progress(products=counted.products, trace=value, standard_error=error)
         if not math.isfinite(value) or (probes is None and len(samples) >= FEWEST and error <= rtol * abs(value)):
             break
-    met = len(samples) == probes or (len(samples) >= FEWEST and error <= rtol * abs(value))
+    enough = len(samples) >= FEWEST and error <= rtol * abs(value)
+    met = enough if probes is None else len(samples) == probes
     return TraceEstimate(value, error, counted.products, converged=bool(met and math.isfinite(error)))
 
 

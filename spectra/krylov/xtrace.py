@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.dense import dense_trace
-from spectra.krylov.hutchinson import FEWEST, PRODUCTS, deflated_hutchinson, random_signs
+from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, random_signs
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.operator import Counting, SymmetricOperator
 
@@ -42,7 +42,7 @@ def xtrace(
     """
     n = operator.shape[0]
     counted = Counting(operator)
-    budget = PRODUCTS if max_products is None else max_products
+    budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
     sketch = Sketch(counted)
     wanted = probes or FEWEST
