@@ -13,9 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from spectra.density import NOISE
+from spectra.density import NOISE, cumulative
 
 WIDTH = 80
+UNPROVEN = (
+    "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
+    "would be, but cannot exclude it with 99 %"
+)
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
 
 
@@ -67,11 +71,23 @@ def density_results(found: Sequence[Any], figure: Path | None) -> list[dict[str,
             "weights": m.answer.weights.tolist(),
             "dimension": m.answer.dimension,
             "deflated": m.answer.deflated,
+            "negative": negative_share(m.answer, m.semidefinite),
             "figure": str(figure) if figure else None,
             **m.cost(),
         }
         for m in found
     ]
+
+
+def negative_share(measure: Any, semidefinite: bool) -> dict[str, float] | None:
+    """The share of eigenvalues below zero by more than rounding, between its 95 % limits; zero by definition, if so."""
+    if not measure.nodes.isfinite().all():
+        return None
+    if semidefinite:
+        return {"value": 0.0, "lower": 0.0, "upper": 0.0}
+    below = np.array([-NOISE * measure.nodes.abs().max().item()])
+    band = cumulative(measure, below)
+    return {"value": band.value.item(), "lower": band.lower.item(), "upper": band.upper.item()}
 
 
 def density_arrays(found: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -91,11 +107,18 @@ def eig_text(record: dict[str, Any]) -> str:
         tables.append(table)
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
-        notes.add_row(
-            r["curvature"], *cost_cells(r), {True: "yes (99 %)", False: "not shown", None: "-"}[r["complete"]]
-        )
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within"
-    return rendered(heading(record), meaning, *tables, notes, *remarks(record))
+        notes.add_row(r["curvature"], *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r["complete"]])
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
+    unproven = any(r["complete"] is False for r in results)
+    return rendered(heading(record), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record))
+
+
+def percentage(share: dict[str, float] | None) -> str:
+    """`26 (13-69)`, in per cent."""
+    if share is None:
+        return ""
+    value, lower, upper = (100 * share[key] for key in ("value", "lower", "upper"))
+    return f"{value:.0f} ({lower:.0f}-{upper:.0f})" if upper else "0"
 
 
 def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
@@ -111,39 +134,41 @@ def trace_text(record: dict[str, Any]) -> str:
 
 
 def density_text(record: dict[str, Any]) -> str:
-    table = new_table("", "min", "max", "mean", "% < 0", "products", "s")
+    table = new_table("", "min", "max", "mean", "% < 0", "products")
     for r in record["results"]:
         nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
         held = nodes[weights != 0]
-        negative = nodes < -NOISE * np.abs(held).max()
-        means, below = (weights * nodes).sum(1), 100 * np.where(negative, weights, 0).sum(1)
+        means = (weights * nodes).sum(1)
         table.add_row(
             r["curvature"],
-            f"{held.min():.3g}",
+            f"{held.min():.2g}",
             f"{held.max():.3g}",
-            with_error(means.mean(), standard_error(means), most=5),
-            with_error(below.mean(), standard_error(below), most=3),
+            with_error(means.mean(), standard_error(means), most=4, digits=1),
+            percentage(r["negative"]),
             str(r["products"]),
-            f"{r['seconds']:.1f}",
         )
     probes = len(record["results"][0]["nodes"])
     figure = record["results"][0]["figure"] or "no figure"
-    note = f"{figure}: {probes} probes; mean eigenvalue, share of negative ones"
+    note = f"{figure}: {probes} probes; mean ± standard error; share below 0 (95 %)"
     return rendered(heading(record), note, table, *remarks(record))
 
 
 def heading(record: dict[str, Any]) -> str:
     problem = record["problem"]
     where = problem["checkpoint"] or f"{problem['model']}, as built with seed {problem['seed']}"
+    chosen, total = problem["parameters"], problem.get("parameters_in_all", problem["parameters"])
+    transform = f" ({problem['transform']})" if problem["transform"] else ""
     return (
-        f"{where} on {problem['data']}: {problem['parameters']:,} parameters, {problem['examples']:,} examples, "
+        f"{where} on {problem['data']}{transform}: "
+        f"{chosen:,} {f'of {total:,} ' if total > chosen else ''}parameters, {problem['examples']:,} examples, "
         f"{problem['loss']} {problem['loss_value']:.4g}"
     )
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of the numbers has to know besides."""
-    size, examples = record["problem"]["batch_size"], record["problem"]["examples"]
+    problem = record["problem"]
+    size, examples = problem["batch_size"], problem["examples"]
     lines = [
         f"{r['curvature']}: {r['projected_out']} eigenpairs of {r['projected_from']} projected out"
         for r in record["results"]
@@ -151,6 +176,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     ]
     if any(r["curvature"] == "fisher-batch" for r in record["results"]):
         lines.append(f"fisher-batch depends on the split: here batches of {size} of {examples} examples (--batch-size)")
+    lines += problem.get("notes", [])
     return ["", *lines] if lines else []
 
 
@@ -167,15 +193,25 @@ def standard_error(samples: np.ndarray) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
 
 
-def with_error(value: float, error: float, most: int = 12) -> str:
-    """`0.43125 ± 2e-05`: the value to the digit of its error, `most` digits at most, with one digit of the error."""
+def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
+    """`17.40 ± 0.16`, `3.8731753 ± 8e-07`: the value to the last digit of its error, `most` digits at most.
+
+    An error above 1e-4 of the value has so many `digits`, a smaller one a single digit.
+    """
+    if math.isnan(error):
+        return f"{value:.{min(most, 6)}g}"
     if not (math.isfinite(value) and math.isfinite(error)):
         return f"{value:.6g} ± {error:.1g}"
     if error == 0:
         return f"{value:.{min(most, 8)}g} ± 0"
-    digit = math.floor(math.log10(error))
-    digits = max(1, min(most, (math.floor(math.log10(abs(value))) if value else digit) - digit + 1))
-    return f"{value:.{digits}g} ± {error:.1g}"
+    shown = digits if error > 1e-4 * abs(value) else 1
+    last = math.floor(math.log10(float(f"{error:.{shown - 1}e}"))) - shown + 1  # the place of the error's last digit
+    leading = math.floor(math.log10(abs(value))) if abs(value) > 10.0**last else last
+    kept = max(1, min(most, leading - last + 1))
+    if 1e-4 <= abs(value) < 1e6 and 1e-4 <= error < 1e6:
+        places = max(0, min(-last, kept - 1 - leading))
+        return f"{value:.{places}f} ± {error:.{places}f}"
+    return f"{value:.{kept}g} ± {error:.{shown}g}"
 
 
 def new_table(*columns: str) -> Table:

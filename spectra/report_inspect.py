@@ -30,13 +30,19 @@ def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
 
 def inspect_text(record: dict[str, Any]) -> str:
     problem, results = record["problem"], record["results"]
-    parts = [f"{problem['model']}: {problem['parameters']:,} parameters", checkpoint_line(problem), ""]
+    parts = [model_line(problem), checkpoint_line(problem), ""]
     parts.append(layer_table(problem["layers"]))
     if problem["data"]:
-        parts += ["", data_line(problem), "", cost_table(results)]
+        parts += ["", data_line(problem), *problem["notes"], "", cost_table(results)]
         if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
             parts.append("> at least: how much more, the pilot run cannot tell")
     return rendered(*parts)
+
+
+def model_line(problem: dict[str, Any]) -> str:
+    chosen, every = problem["parameters"], sum(layer["parameters"] for layer in problem["layers"])
+    rest = f" chosen of {every:,}" if chosen < every else ""
+    return f"{problem['model']}: {chosen:,} parameters{rest}"
 
 
 def checkpoint_line(problem: dict[str, Any]) -> str:
@@ -49,7 +55,8 @@ def checkpoint_line(problem: dict[str, Any]) -> str:
     text += f"; {', '.join(loaded['dtypes'])}" if loaded["dtypes"] else ""
     if ignored := loaded["ignored"]:
         more = ", ..." if len(ignored) > SHOWN else ""
-        text += f"; {len(ignored)} others ignored ({', '.join(ignored[:SHOWN])}{more})"
+        kind = "other" if len(ignored) == 1 else "others"
+        text += f"; {len(ignored)} {kind} ignored ({', '.join(ignored[:SHOWN])}{more})"
     return text
 
 
@@ -89,7 +96,8 @@ def data_line(problem: dict[str, Any]) -> str:
     text = f"{problem['data']}: {problem['examples']:,} examples, {problem['loss']} {problem['loss_value']:.4g}"
     if problem["accuracy"] is not None:
         text += f", accuracy {100 * problem['accuracy']:.4g} %"
-    return f"{text}, gradient norm {problem['gradient_norm']:.3g}"
+    transform = f"; transform: {problem['transform']}" if problem["transform"] else ""
+    return f"{text}, gradient norm {problem['gradient_norm']:.3g}{transform}"
 
 
 def cost_table(results: Sequence[dict[str, Any]]) -> Table:

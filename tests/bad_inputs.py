@@ -216,7 +216,7 @@ TRANSFORMS = {
 
 OF_CONFIGS = {
     "--config missing": kind({"--config": nonsense.map("{}.toml".format)}),
-    "--config of no suffix": kind({"--config": st.sampled_from(["user.py", "folder", "linear.pt", "out"])}),
+    "--config of no suffix": kind({"--config": st.sampled_from(["user.py", "folder", "linear.pt"])}),
     **holding(
         "--config",
         TOML,
@@ -229,6 +229,8 @@ OF_CONFIGS = {
     **holding(
         "--config",
         {f"changed {command}.json": changed_record(command) for command in ("eig", "trace")},
+        PROBLEM,
+        "-",  # whatever the change has made wrong
         statuses=ANY,
         share=3,
     ),

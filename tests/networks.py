@@ -134,6 +134,18 @@ def convolution() -> nn.Module:
     )
 
 
+class WeightNorm(nn.Module):
+    """A linear layer of weights g v / |v|, its parameters in the order of torch.nn.utils.weight_norm."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(outputs))
+        self.g, self.v = nn.Parameter(torch.rand(outputs, 1) + 0.5), nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x):
+        return F.linear(x, self.g * self.v / (self.v**2).sum(dim=1, keepdim=True) ** 0.5, self.bias)
+
+
 def layer_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Dropout(0.5), nn.SiLU(), nn.Linear(4, 3))
 
@@ -248,6 +260,7 @@ NETWORKS = [
     Case("RNN", lambda: Recurrent(nn.RNN, 1, last=True), STEPS, floats(7, 1), "mse"),
     Case("tied weights", Tied, TOKENS, NEXT, classes_last=True),
     Case("checkpointed", Checkpointed, X, Y),
+    Case("weight norm by hand", lambda: nn.Sequential(WeightNorm(3, 4), nn.Tanh(), WeightNorm(4, 3)), X, Y),
     Case("two inputs", TwoInputs, (floats(7, 2), floats(2, 7).T), SOFT, "bce"),
 ]
 

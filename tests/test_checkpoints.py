@@ -163,6 +163,10 @@ def changed(**changes):
             ],
         ),
         (
+            {k.replace("fc.w", "fc.v").replace("fc.b", "head.b"): v for k, v in STATE.items()},
+            ["fc.weight (the checkpoint has fc.veight)", "fc.bias (the checkpoint has head.bias)"],
+        ),
+        (
             {**STATE, **{f"block.{i}": torch.ones(1) for i in range(17)}},
             ["unexpected block.0", "and 12 more"],
         ),
@@ -414,8 +418,32 @@ def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
     with refused("none like the model: a, b", "--checkpoint-key"):
         load_checkpoint(network(), tmp_path / "a.pt")
-    with refused("missing fc.weight"):
+    with refused("it has x, the model fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.o = nn.LSTM(3, 4), nn.Linear(4, 2)
+
+
+def test_a_foreign_checkpoint_is_not_paired(tmp_path):
+    """Names that look alike by chance, as 0.weight and o.weight do, would mislead."""
+    torch.save(Recurrent().state_dict(), tmp_path / "a.pt")
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    theirs = "lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, o.weight and 1 more"
+    ours = "0.weight, 0.bias, 2.weight, 2.bias"
+    with refused(f"none of its names is the model's; it has {theirs}, the model {ours}; check --model"):
+        load_checkpoint(model, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("place", ["trunk", "body.block"])
+def test_names_that_one_change_makes_the_models_are_paired(tmp_path, place):
+    model = nn.ModuleDict({name: nn.ModuleDict({"body": nn.Linear(3, 4)}) for name in "ab"})
+    torch.save({name.replace("body", place): value for name, value in model.state_dict().items()}, tmp_path / "a.pt")
+    with refused(*(f"{name}.body.bias (the checkpoint has {name}.{place}.bias)" for name in "ab")):
+        load_checkpoint(model, tmp_path / "a.pt")
 
 
 def test_differences_are_told_below_the_prefix(tmp_path):

@@ -306,3 +306,16 @@ def test_a_damaged_file_of_eigenvectors_is_left_alone(digits, good, call, folder
     status, _, err = call(f"trace {DIGITS} --rtol 0.5 --out both")
     assert status == 0
     assert "both/eig.npz" in err
+
+
+def test_a_result_of_eig_brings_its_eigenvectors(digits, good):
+    good(f"eig {DIGITS} -k 6 --out earlier")
+    for config in ("earlier/eig.json", "earlier"):
+        assert good(f"trace --config {config} --rtol 0.05")["results"][0]["projected_out"] == 6
+
+
+def test_of_a_directory_a_command_takes_its_own_result(digits, good):
+    good(f"eig {DIGITS} -k 6 --out both")
+    good(f"trace {DIGITS} --rtol 0.07 --out both")
+    assert good("trace --config both")["problem"]["options"]["rtol"] == 0.07
+    assert good("eig --config both")["problem"]["options"]["k"] == 6

@@ -11,11 +11,13 @@ from functools import cached_property
 import pytest
 import torch
 from networks import BY_NAME, CASES, DEVICES, Case, name_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spectra.curvature.differentiation import weight_norm
+from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.curvature.random_labels import uniforms
@@ -245,6 +247,33 @@ def test_single_precision_agrees_where_fused_kernels_would_be_taken(case, name, 
     expected = reference(case, name, device)
     vectors = torch.randn(len(expected), 4, dtype=torch.float32, device=device)
     assert difference((operator @ vectors).double(), expected @ vectors.double()) < 1e-5
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("form", [hooked, nn.utils.parametrizations.weight_norm])
+def test_weight_norm_of_pytorch_is_the_one_written_by_hand(form, name, reference):
+    """The second derivative of `torch._weight_norm` is wrong, so that the references may not use it."""
+    case = BY_NAME["weight norm by hand"]
+    model = nn.Sequential(form(nn.Linear(3, 4)), nn.Tanh(), form(nn.Linear(4, 3))).double()
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), case.model().parameters(), strict=True):
+            p.copy_(value)
+    problem = case.problem(model=model, seed=SEED, mc_samples=SAMPLES)
+    found = Curvature(problem, name) @ torch.eye(problem.size, dtype=torch.float64)
+    assert difference(found, reference(case, name, "cpu")) < 1e-10
+    assert mean_loss(problem) == pytest.approx(mean_loss(case.problem()), rel=1e-14)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_weight_norm_is_of_the_value_of_the_fused_one(dim):
+    v = torch.randn(2, 3, 4, dtype=torch.float64)
+    g = torch.rand_like(torch.norm_except_dim(v, 2, dim))
+    torch.testing.assert_close(weight_norm(v, g, dim), torch._weight_norm(v, g, dim), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

@@ -482,3 +482,24 @@ def test_basis_is_bounded_by_memory(monkeypatch):
     assert fitting_basis(given.matrix) == 30
     monkeypatch.undo()
     assert fitting_basis(given.matrix) == LARGEST_BASIS
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_a_small_matrix_the_rest_is_taken_where_a_search_cannot_tell(seed):
+    """Eleven zeros beside small eigenvalues that crowd at zero: a few steps do not see the difference."""
+    spectrum = np.concatenate([np.zeros(11), 10.0 ** np.linspace(-8, 0, 42)])
+    pairs = eigenpairs(with_spectrum(spectrum, seed), 4, which="BE", generator=seeded(seed))
+    assert pairs.complete
+    assert pairs.products <= 2.5 * 53
+    torch.testing.assert_close(pairs.values[:2], torch.tensor([1.0, 10 ** (-8 / 41)]).double())
+    assert pairs.values[2:].abs().max() < 1e-14
+
+
+def test_the_dense_method_tells_of_the_rounding_of_products():
+    given = known(strakos())
+    generator = np.random.default_rng(0)
+    rounded = given.matrix + 1e-6 * torch.from_numpy(generator.normal(size=given.matrix.shape))  # not symmetric
+    pairs = dense_eigenpairs(rounded, 5)
+    assert (pairs.residuals > 1e-6).all()
+    assert (pairs.residuals < 1e-4).all()
+    assert ((pairs.values - given.spectrum.flip(0)[:5]).abs() <= 2 * pairs.residuals).all()

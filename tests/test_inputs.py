@@ -60,6 +60,19 @@ class Late(nn.Linear):
         import late_neighbour
         return super().forward(x)
 
+def compiled():
+    return torch.compile(build())
+
+def compiled_in_place():
+    model = build()
+    model.compile()
+    return model
+
+def compiled_in_part():
+    model = build()
+    model[2] = torch.compile(model[2])
+    return model
+
 def lazy_layer():
     return nn.LazyLinear(2)
 
@@ -295,6 +308,15 @@ def test_malformed_options_are_refused(text):
         parse_spec(text, "--data")
 
 
+@pytest.mark.parametrize(
+    ("option", "came"), [("model", nn.Linear(2, 1)), ("data", torch.ones(3)), ("loss", F.mse_loss)]
+)
+def test_objects_in_place_of_names(option, came):
+    names = {"model": "spectra.demo:mlp", "data": "digits", option: came}
+    with refused(f"--{option} {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
+        load_problem(**names)
+
+
 def test_a_file_is_loaded_once_and_knows_its_module(here):
     with nothing_global_changes():
         config = resolve("nets.py:Config", "--model")
@@ -381,6 +403,14 @@ def test_options_reach_the_model(here):
 
 def test_a_finished_module_is_used_as_it_is(here):
     assert build_model("nets.py:FINISHED", 0) is resolve("nets.py:FINISHED", "--model")
+
+
+@pytest.mark.parametrize("spec", ["nets.py:compiled", "nets.py:compiled_in_place", "nets.py:compiled_in_part"])
+def test_a_compiled_model_is_taken_as_it_was(here, spec):
+    plain, model = build_model("nets.py:build", 0), build_model(spec, 0)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert not any(module.training or module._compiled_call_impl for module in model.modules())
 
 
 @pytest.mark.parametrize("spec", ["uses_neighbour.py:build", "nets.py:lazy_neighbour", "uses_neighbour:build"])
@@ -986,3 +1016,58 @@ def test_complex_buffers_keep_both_parts(tmp_path, monkeypatch, dtype):
     model = load_problem(model="rotating.py:Rotating", data="points.npz", dtype=dtype).problem.model
     kind = {"float32": torch.complex64, "float64": torch.complex128}[dtype]
     torch.testing.assert_close(model.turn, torch.tensor([1j, 0.5 + 0.5j], dtype=kind))
+
+
+# --- the record ---
+
+
+LANGUAGE = """
+import torch
+from torch import nn
+
+class Language(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+        self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.embedding(input_ids) * self.scale)
+
+IDS = torch.tensor([[1, 2, 3, 4], [4, 4, 2, 0]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+IGNORED = IDS.masked_fill(MASK == 0, -100)
+SHIFTED = torch.cat([IDS[:, 1:], torch.full((2, 1), -100)], dim=1)
+def of_tensors(): return IDS, IDS
+def of_shifted(): return IDS, SHIFTED
+def of_mappings(): return [dict(input_ids=i, attention_mask=m, labels=y) for i, m, y in zip(IDS, MASK, IGNORED)]
+def of_shifted_mappings(): return [dict(input_ids=i, attention_mask=m, labels=y) for i, m, y in zip(IDS, MASK, SHIFTED)]
+def of_single(): return IDS[0], IDS[0]
+"""
+
+
+@pytest.fixture
+def language(tmp_path, monkeypatch):
+    """The record of a small language model on data of this name."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("language.py").write_text(LANGUAGE)
+    loss = "cross_entropy?class_dim=-1"
+    return lambda data: load_problem(model="language.py:Language", data=f"language.py:{data}", loss=loss).record
+
+
+@pytest.mark.parametrize(("data", "what"), [("of_tensors", "x"), ("of_mappings", "x['input_ids']")])
+def test_labels_that_are_not_shifted_are_noted(language, data, what):
+    (note,) = language(data)["notes"]
+    assert note.startswith(f"y equals {what} at every position: ")
+    assert "shift them in the data" in note
+
+
+@pytest.mark.parametrize("data", ["of_shifted", "of_shifted_mappings", "of_single"])
+def test_labels_that_are_something_else_are_not_noted(language, data):
+    assert language(data)["notes"] == []
+
+
+def test_all_parameters_are_counted_beside_the_chosen_ones(language):
+    record = language("of_shifted")
+    assert (record["parameters"], record["parameters_in_all"]) == (15 + 5, 15 + 5 + 3)

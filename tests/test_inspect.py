@@ -152,6 +152,26 @@ def test_tables_are_80_columns_and_say_all(call):
         assert word in out
 
 
+@pytest.mark.parametrize(
+    ("params", "told"), [("", "3,466 parameters"), ("--params 5.*", "330 parameters chosen of 3,466")]
+)
+def test_the_first_line_tells_of_parameters_left_out(call, params, told):
+    assert call(f"--model spectra.demo:mlp {params}")[1].splitlines()[0] == f"spectra.demo:mlp: {told}"
+
+
+@pytest.mark.parametrize(("beside", "told"), [(["a"], "1 other ignored (a)"), (["b", "a"], "2 others ignored (a, b)")])
+def test_names_beside_the_models_are_counted(call, beside, told):
+    state = {f"net.{name}": value for name, value in mlp().state_dict().items()}
+    torch.save(state | {name: torch.ones(1) for name in beside}, "last.pt")
+    assert told in " ".join(call("--model spectra.demo:mlp --checkpoint last.pt")[1].split())
+
+
+def test_the_data_line_tells_of_the_transform_and_notes_follow(call, monkeypatch):
+    monkeypatch.setattr("spectra.inputs.problem.notes", lambda _: ["y equals x"])
+    images = "--model spectra.demo:mlp --data torchvision:FakeData?size=5&image_size=1,8,8"
+    assert "transform: to tensor\ny equals x\n" in call(images)[1]
+
+
 def test_a_file_is_written_whole_where_out_says(record, tmp_path):
     told = record(f"{PROBLEM} --out here")
     assert json.loads((tmp_path / "here/inspect.json").read_text()) == told

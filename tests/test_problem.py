@@ -1,6 +1,7 @@
 """A problem: what it refuses, in which words, and that the model is left as it is found."""
 
 import re
+import sys
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from networks import BY_NAME, CASES, MASKED, SOFT, Lambda, X, Y, chosen, floats, labels, mlp, name_of
 from test_dense_reference import Reference
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
@@ -30,6 +32,10 @@ def refused(*words: str):
 
 def multiply(problem: Problem, name: str = "hessian", memory: int | None = None) -> torch.Tensor:
     return Curvature(problem, name, memory) @ torch.ones(problem.size, dtype=problem.dtype)
+
+
+def name_of_layer(layer: nn.Module) -> str:
+    return type(layer).__name__
 
 
 def of(model: nn.Module, inputs=X, targets=Y, loss=None, **settings) -> Problem:
@@ -59,6 +65,7 @@ def flags() -> dict:
             backends.cuda.math_sdp_enabled(),
             backends.cuda.cudnn_sdp_enabled(),
         ],
+        "weight norm": [torch._weight_norm, sys.modules["torch.nn.utils.weight_norm"]._weight_norm],
         "grad": torch.is_grad_enabled(),
         "chance": torch.get_rng_state().tolist(),
     }
@@ -200,7 +207,7 @@ def test_a_layer_that_overwrites_what_its_derivative_needs_is_noticed():
         nn.MultiheadAttention(3, 1, dropout=0.5),
         nn.RReLU(),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=name_of_layer,
 )
 def test_layers_in_training_mode_are_named(layer):
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(layer))
@@ -212,7 +219,7 @@ def test_layers_in_training_mode_are_named(layer):
 @pytest.mark.parametrize(
     "layer",
     [nn.Dropout(0.0), nn.LSTM(3, 3), nn.MultiheadAttention(3, 1), nn.InstanceNorm1d(3), nn.LayerNorm(3)],
-    ids=lambda layer: type(layer).__name__,
+    ids=name_of_layer,
 )
 def test_layers_that_are_alike_in_both_modes_may_train(layer):
     of(nn.Sequential(nn.Linear(3, 3), layer).train())
@@ -270,6 +277,30 @@ def test_a_derivative_that_is_wrong_is_noticed_by_the_check_of_operators():
     model = nn.Sequential(mlp(), Lambda(lambda x: Product.apply(x, x.roll(1, -1))), nn.Linear(3, 3))
     with pytest.raises(SpectraError, match="the matrix is not symmetric"):
         check_operator(Curvature(of(model), "hessian"), torch.Generator().manual_seed(0))
+
+
+# Examples that do not stand alone.
+
+
+def centred() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), Lambda(lambda h: h - h.mean(0) / 2), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("name", MATRICES)
+def test_outputs_that_depend_on_the_rest_of_the_batch(name, memory):
+    with refused("--model: its output for an example depends on the others of its batch (by", "split", "GroupNorm"):
+        multiply(of(centred()), name, memory)
+
+
+def test_outputs_of_one_example_or_one_size_of_batch_are_taken_as_they_are():
+    assert multiply(of(centred(), X[:1], Y[:1]), "ggn").count_nonzero()
+    assert multiply(of(nn.Sequential(mlp(), Lambda(lambda h: h.view(7, 3))))).count_nonzero()
+
+
+def test_inputs_that_cannot_be_cut_are_taken_as_they_are():
+    model = nn.Sequential(Lambda(lambda holder: holder.logits), mlp())
+    assert multiply(of(model, inputs=Holder(X))).count_nonzero()
 
 
 # Second derivatives that there are not.
@@ -356,6 +387,54 @@ def test_losses_and_targets_that_do_not_fit(loss, targets, words, name):
         multiply(of(mlp(), targets=targets, loss=loss), name)
 
 
+@pytest.mark.parametrize("shape", [(7, 3), (7, 3, 2)])
+def test_labels_that_are_real_numbers(shape):
+    output = floats(*shape)
+    with refused("--loss cross_entropy", str(shape), "labels are real numbers; store them as integers"):
+        CrossEntropy().rows(output, torch.ones(7, *shape[2:]))
+    with refused("--loss cross_entropy", str(shape), "(7, 5)", "choose the loss that fits them"):
+        CrossEntropy().rows(output, torch.ones(7, 5))
+
+
+@pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy()])
+def test_a_dimension_too_few_or_too_many(loss):
+    with refused(f"--loss {loss.name}", "(7, 1), the targets (7,)", "; give", "y[..., None]", "output.squeeze(-1)"):
+        loss.rows(torch.ones(7, 1), torch.ones(7))
+    with refused(f"--loss {loss.name}", "(7,), the targets (7, 1)", "; take", "y[..., 0]", "output.unsqueeze(-1)"):
+        loss.rows(torch.ones(7), torch.ones(7, 1))
+
+
+FOREIGN = [(nn.MSELoss(), "MSELoss"), (F.mse_loss, "mse_loss"), (MeanSquaredError, "MeanSquaredError")]
+
+
+@pytest.mark.parametrize(("loss", "name"), FOREIGN)
+def test_losses_of_pytorch_and_classes_of_losses(loss, name):
+    with refused(f"loss: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
+        of(mlp(), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("batches", "name"),
+    [
+        (DataLoader(TensorDataset(X, Y), 3), "DataLoader"),
+        ([(X, Y)], "list of tuple"),
+        ((X, Y), "tuple of Tensor"),
+        (Batch(X, Y, torch.arange(7)), "Batch"),
+    ],
+)
+def test_batches_that_are_not_ours(batches, name):
+    with refused(f"batches: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
+        Problem(CASE.model(), CrossEntropy(), batches)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (), (2, 31, 1)])
+def test_vectors_of_another_length(shape):
+    matrix = Curvature(CASE.problem(), "hessian")
+    assert matrix.shape == (31, 31)
+    with pytest.raises(ValueError, match=re.escape(f"shape (31, 31) has no product with {shape}")):
+        matrix @ torch.ones(shape, dtype=torch.float64)
+
+
 def test_no_examples():
     with refused("--data", "no target counts"):
         multiply(Problem(mlp(), CrossEntropy(), []))
@@ -382,8 +461,17 @@ def test_models_that_fail(model, words):
         multiply(of(model))
 
 
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 2, 3), nn.Linear(4, 3), nn.BatchNorm2d(3).eval()], ids=name_of_layer)
+def test_images_of_bytes(model):
+    images = torch.zeros(7, 3, 4, 4, dtype=torch.uint8)
+    with refused(
+        "--model: fails on the data", "; x holds integers (torch.uint8)", "--transform file.py:name", "floats"
+    ):
+        multiply(of(model, images))
+
+
 def test_an_index_out_of_range_of_an_embedding():
-    with refused("--model: fails on the data", "IndexError"):
+    with refused("--model: fails on the data", "IndexError", "; check that --model fits --data"):
         multiply(of(nn.Embedding(2, 3), inputs=torch.arange(7)))
 
 

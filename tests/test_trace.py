@@ -259,3 +259,17 @@ def test_progress_rises_to_the_products_spent(method):
     )
     assert seen == sorted(seen)
     assert seen[-1] == estimate.products
+
+
+@pytest.mark.parametrize("n", [40, 53, 300])
+def test_all_rows_are_taken_before_vectors_cost_more(n):
+    """Of a flat spectrum errors fall with the root of the number: foreseen once half of n has been spent."""
+    operator = Counting(known(uniform(n, -1, 2)).matrix)
+    estimate = xtrace(operator, rtol=1e-4, generator=seeded())
+    assert estimate.standard_error == 0
+    assert operator.products == estimate.products <= max(n, 1.7 * n if n > 64 else n)
+
+
+def test_a_spectrum_that_decays_needs_no_row_too_many():
+    operator = Counting(known(0.7 ** np.arange(400)).matrix)
+    assert xtrace(operator, rtol=1e-3, generator=seeded()).products <= 72

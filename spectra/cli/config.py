@@ -30,7 +30,7 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
         return
     if path.suffix == ".toml":
         named = from_toml(context, path)
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" or path.is_dir():
         named = from_result(context, path)
     else:
         raise SpectraError(f"--config {path}: is neither .toml nor .json; name a TOML file, or the JSON of a result")
@@ -83,15 +83,18 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
     from spectra.results import read
 
-    _, record = read(path, known_commands(context), "--config")
+    own = context.command.name
+    path, record = read(path, [own, *known_commands(context)], "--config")
     problem = record["problem"]
     options = problem.get("options")
     if not isinstance(options, dict):
         raise SpectraError(f"--config {path}: does not list its options; make the result anew")
     context.meta[REPEATED] = path, problem
     options = options | {name: problem[name] for name in SETTLED if name in problem}
-    if record["command"] != context.command.name:
+    if record["command"] != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
+    if record["command"] == "eig":
+        options["deflate"] = str(path)  # of those commands that take it
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
 

@@ -73,6 +73,7 @@ def without_data(options):
     chosen = choose_parameters(model, options["params"])
     record = {
         "parameters": sum(p.numel() for p in chosen.values()),
+        "parameters_in_all": sum(p.numel() for p in model.parameters()),
         "model": options["model"],
         "checkpoint": options["checkpoint"] and str(options["checkpoint"]),
         "checkpoint_key": match and match["key"],
@@ -80,6 +81,7 @@ def without_data(options):
         "params": list(options["params"]),
         "seed": options["seed"],
         "data": None,
+        "notes": [],
         "versions": versions(),
         "layers": [asdict(layer) for layer in layers(model, chosen)],
         "checkpoint_match": match,

@@ -13,6 +13,7 @@ import click
 from spectra.cli.config import refuse_changed
 from spectra.cli.reuse import eigenpairs, source
 from spectra.cli.terminal import progress_line
+from spectra.curvature.matrices import MATRICES
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 NOT_RECORDED = ("out", "as_json", "save_vectors")  # where the answer goes, not what it is
@@ -81,6 +82,7 @@ class Session:
             setup_seconds=matrix.setup_seconds,
             noise=noise,
             path=matrix.path,
+            semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
             projected_out=len(known.values) if known else 0,
             earlier=earlier if known else None,
         )
@@ -119,6 +121,7 @@ class Measurement:
     setup_seconds: float
     noise: float | None  # relative, of one product
     path: str  # how products were made
+    semidefinite: bool  # no eigenvalue is negative, by definition
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
 

@@ -94,7 +94,7 @@ def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
 
 MORE = "raise --max-products"
 WAYS_OUT = {
-    "eig": f"{MORE}, try --dtype float64, or loosen --tol",
+    "eig": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
     "trace": f"{MORE}, or loosen --rtol",
     "density": MORE,
 }

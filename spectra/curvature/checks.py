@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from spectra.curvature.differentiation import reaches
 from spectra.curvature.losses import CustomLoss
-from spectra.curvature.problem import Problem
+from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 
 
 def refuse_unfit(problem: Problem) -> None:
-    """Raise SpectraError where the output changes from call to call, does not fit the targets, or is a constant.
+    """Raise SpectraError where the output is random, a constant, of other examples too, or does not fit the targets.
 
     A graph that is kept holds one draw of whatever is random, so its products agree with each other.
     """
     for batch in problem.batches[:1]:
         with torch.no_grad():
-            first, again = (problem.loss.rows(problem.output(batch), batch.targets).double() for _ in range(2))
-        change = ((first - again).norm() / first.norm()).item()
+            first, again = (rows(problem, batch) for _ in range(2))
+        change = relative_difference(again, first)
         if change > torch.finfo(problem.dtype).eps ** 0.5:
             raise SpectraError(
                 f"--model: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
                 "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
             )
+        refuse_shared_output(problem, batch, first)
     if len(problem.batches) > 1:
         refuse_split_loss(problem)
     if problem.weight and not any(reaches(problem.leaves, problem.output(batch)) for batch in problem.batches):
@@ -32,6 +34,36 @@ def refuse_unfit(problem: Problem) -> None:
             f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
             "computed from, or look for detach() and no_grad() in the model"
         )
+
+
+def refuse_shared_output(problem: Problem, batch: Batch, together: Tensor) -> None:
+    """Raise SpectraError where half the examples alone have other rows than `together`, those of the whole batch.
+
+    Nothing is said where half cannot be had: one example, a model of one size of batch, inputs that are not cut.
+    """
+    if not (half := len(batch) // 2):
+        return
+    try:
+        with torch.no_grad():
+            alone = rows(problem, batch.part(slice(half)))
+    except (SpectraError, TypeError):
+        return
+    same = together[: len(alone)]
+    change = relative_difference(alone, same) if alone.shape == same.shape else 0.0
+    if change > torch.finfo(problem.dtype).eps ** 0.5:
+        raise SpectraError(
+            f"--model: its output for an example depends on the others of its batch (by {change:.1e} of its size), so "
+            "the matrix would depend on the split; look for means over dimension 0, and let each example stand alone, "
+            "as GroupNorm does"
+        )
+
+
+def rows(problem: Problem, batch: Batch) -> Tensor:
+    return problem.loss.rows(problem.output(batch), batch.targets).double()
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def refuse_split_loss(problem: Problem) -> None:

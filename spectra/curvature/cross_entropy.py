@@ -37,6 +37,8 @@ class CrossEntropy:
                 "let the model return (batch, classes)"
             )
         if soft and output.shape != targets.shape:
+            if self._class_dims(output, targets):
+                raise mismatch("cross_entropy", output, targets, "labels are real numbers; store them as integers")
             raise mismatch("cross_entropy", output, targets)
         if soft and (targets < 0).any():
             raise SpectraError(
@@ -130,7 +132,7 @@ class CrossEntropy:
         return self.class_dim or 1  # the shape of soft targets, being the output's, can't tell
 
     def _class_dims(self, output: Tensor, targets: Tensor) -> list[int]:
-        """The dimensions of the output that may be the classes, given integer targets."""
+        """The dimensions of the output that may be the classes, given targets that are labels."""
         # Sequences that the model has joined: (b T, C) for targets (b, T).
         joined = tuple(output.shape[:-1]) == (targets.numel(),) != (len(targets),)
         fits = {1: targets.shape == (output.shape[0], *output.shape[2:])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,15 @@ from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
 
 Apply = Callable[[Tensor], Tensor]
+WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
 
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels that have a second derivative and one answer; all settings are put back on leaving.
 
-    Fused attention and cuDNN's recurrent layers have no second derivative (oneDNN's have), TF32 keeps 10 bits.
+    Fused attention and cuDNN's recurrent layers have no second derivative (oneDNN's have), that of PyTorch's fused
+    weight normalisation is wrong (in torch 2.15), TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -33,6 +36,8 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.cuda.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (torch, "_weight_norm", weight_norm),
+        (WEIGHT_NORM, "_weight_norm", weight_norm),
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
         settings.append((backends.cudnn, "enabled", False))
@@ -70,6 +75,11 @@ def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(settings, before, strict=True):
             setattr(owner, name, value)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but `dim` (Salimans and Kingma 2016), as `torch._weight_norm`."""
+    return g * v / torch.norm_except_dim(v, 2, dim)
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):

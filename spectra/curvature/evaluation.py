@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,23 +57,13 @@ def accuracy(problem: Problem) -> float | None:
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
     """Examples (N, ...) in batches of `size`, the last one shorter."""
-    cuts = [slice(first, first + size) for first in range(0, len(indices), size)]
-    return [Batch(slice_tree(inputs, cut), targets[cut], indices[cut]) for cut in cuts]
-
-
-def slice_tree(tree: Any, cut: slice) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: slice_tree(value, cut) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(slice_tree(value, cut) for value in tree)
-    return tree[cut]
+    every = Batch(inputs, targets, indices)
+    return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 
 def fitting_batch_size(problem: Problem, examples: int) -> int:
     """As many examples as memory allows: all in one batch where their graphs fit, else a quarter of what fits."""
-    first = problem.batches[0]
-    few = min(2, len(first))
-    probe = Batch(slice_tree(first.inputs, slice(few)), first.targets[:few], first.indices[:few])
+    probe = problem.batches[0].part(slice(2))
     # J v and J'u keep about twice what the gradient's graph does.
     each = 2 * max(bytes_per_example(replace(problem, batches=[probe])), 1)
     budget = memory_share(problem.device)

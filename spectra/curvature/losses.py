@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from torch import Tensor
 from spectra.curvature.memory import out_of_memory
 from spectra.errors import SpectraError, describe
 
+RESHAPE = "choose the loss that fits them, or reshape the data"
 
+
+@runtime_checkable
 class Loss(Protocol):
     """What matrices ask of a loss. Targets are those of one batch; rows are (E, K)."""
 
@@ -49,7 +52,12 @@ class Elementwise:
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         if output.shape != targets.shape:
-            raise mismatch(self.name, output, targets)
+            way_out = RESHAPE
+            if output.shape == (*targets.shape, 1):
+                way_out = "give the targets that dimension, y[..., None], or let the model return output.squeeze(-1)"
+            if targets.shape == (*output.shape, 1):
+                way_out = "take it from the targets, y[..., 0], or let the model return output.unsqueeze(-1)"
+            raise mismatch(self.name, output, targets, way_out)
         return output.reshape(len(output), -1)
 
     def weight(self, targets: Tensor) -> float:
@@ -156,8 +164,7 @@ class CustomLoss:
         return len(targets)
 
 
-def mismatch(name: str, output: Tensor, targets: Tensor) -> SpectraError:
+def mismatch(name: str, output: Tensor, targets: Tensor, way_out: str = RESHAPE) -> SpectraError:
     return SpectraError(
-        f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; "
-        "choose the loss that fits them, or reshape the data"
+        f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; {way_out}"
     )

@@ -15,10 +15,19 @@ class Matrix:
     distribution: bool = False  # needs the loss to be -log p of some model distribution
     centred: bool = False  # less g g', g the gradient of the mean loss
     split: bool = False  # depends on how the data are split into batches
+    indefinite: bool = False  # more than J' M J
+
+    def semidefinite(self, loss: object) -> bool:
+        """Whether no eigenvalue is negative, by definition: J' M J with M of squares, or of a loss that is -log p."""
+        return not self.indefinite and (self.squared or hasattr(loss, "draw"))
 
 
 MATRICES = {
-    "hessian": Matrix("second derivative of the mean loss; indefinite", "spectra.curvature.hessian:linearise"),
+    "hessian": Matrix(
+        "second derivative of the mean loss; indefinite",
+        "spectra.curvature.hessian:linearise",
+        indefinite=True,
+    ),
     "ggn": Matrix(
         "generalised Gauss-Newton: the Hessian less the model's own curvature",
         "spectra.curvature.output_space:ggn",

@@ -75,7 +75,9 @@ class Curvature:
         return len(self._kept or ())
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (n,), or with the columns of (n, k)."""
+        """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""
+        if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
+            raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         products = columns * self.problem.weight_decay
         with twice_differentiable(self.problem.model), explained():

@@ -28,6 +28,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def part(self, cut: slice) -> Batch:
+        """Some of these examples, as a view."""
+        return Batch(slice_tree(self.inputs, cut), self.targets[cut], self.indices[cut])
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -47,6 +51,7 @@ class Problem:
     output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
 
     def __post_init__(self):
+        refuse_foreign(self.loss, self.batches)
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
@@ -97,9 +102,12 @@ class Problem:
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
+            way_out = "check that --model fits --data"
+            of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
+            if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
+                way_out = f"x holds integers ({inputs.dtype}): --transform file.py:name can scale them to floats"
             raise SpectraError(
-                f"--model: fails on the data ({describe(error)}); check that --model fits --data "
-                "(SPECTRA_TRACEBACK=1 shows where)"
+                f"--model: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
         return choose_output(output, self.output_key)
 
@@ -111,6 +119,30 @@ class Problem:
         """A vector (n,) as views shaped as the parameters."""
         parts = vector.split([p.numel() for p in self.leaves])
         return tuple(part.view(p.shape) for part, p in zip(parts, self.leaves, strict=True))
+
+
+def slice_tree(tree: Any, cut: slice) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: slice_tree(value, cut) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(slice_tree(value, cut) for value in tree)
+    return tree[cut]
+
+
+def refuse_foreign(loss: Any, batches: Any) -> None:
+    """Raise SpectraError for PyTorch's own loss or loader, and for a class in place of what it makes."""
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        came = getattr(loss, "__name__", type(loss).__name__)
+        raise SpectraError(
+            f"loss: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+            "BinaryCrossEntropy() or CustomLoss(function)"
+        )
+    if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
+        inside = f" of {type(batches[0]).__name__}" if isinstance(batches, Sequence) else ""
+        raise SpectraError(
+            f"batches: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
+            "spectra.cut_batches(x, y, torch.arange(len(y)), size)"
+        )
 
 
 def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:

@@ -196,17 +196,19 @@ def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error:
 
 
 def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
-    return Counter((what, tuple(getattr(leaf, "shape", ()))) for what, leaf in _named(*item))
+    x, y = item
+    leaves = [*named(x), *(("y", leaf) for leaf in tree_leaves(y))]
+    return Counter((what, tuple(getattr(leaf, "shape", ()))) for what, leaf in leaves)
 
 
 def _told(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
     return " and ".join(f"{what} of shape {shape}" for what, shape in shapes) or "no more"
 
 
-def _named(x: Any, y: Any) -> list[tuple[str, Any]]:
-    """The leaves of x and y, and what a message calls them: x, x['ids'], y."""
+def named(x: Any) -> list[tuple[str, Any]]:
+    """The leaves of x, and what a message calls them: x, or x['ids']."""
     entries = {f"x[{key!r}]": tree for key, tree in x.items()} if isinstance(x, dict) else {"x": x}
-    return [(what, leaf) for what, tree in [*entries.items(), ("y", y)] for leaf in tree_leaves(tree)]
+    return [(what, leaf) for what, tree in entries.items() for leaf in tree_leaves(tree)]
 
 
 def _widened(leaf: Any) -> Any:
@@ -221,7 +223,7 @@ def _check(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Tra
     if not isinstance(targets, Tensor):
         came = type(targets).__name__
         raise input_error(OPTION, name, f"y is a {came} for each example; give one tensor or number as y")
-    for what, leaf in _named(inputs, targets):
+    for what, leaf in [*named(inputs), ("y", targets)]:
         if not isinstance(leaf, Tensor):
             made = f", as --transform {transform.name} has to" if transform else ""
             text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"

@@ -37,12 +37,27 @@ def build_model(spec: str, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         came = type(model).__name__
         raise input_error(OPTION, name, f"it gave an object of type {came}; it has to return a torch.nn.Module")
+    model = uncompiled(model)
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         text = "its lazy layers have no shapes yet; run one batch through it before returning it"
         raise input_error(OPTION, name, text)
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
     return model.eval()
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model without torch.compile, whole or of parts: compiled graphs have no second derivative.
+
+    Parameters have the names that they had before.
+    """
+    for module in list(model.modules()):
+        if module._compiled_call_impl:  # what module.compile() leaves
+            module._compiled_call_impl = None
+        for name, child in module._modules.items():
+            if hasattr(child, "_orig_mod"):  # what torch.compile(module) makes; its type is in a module slow to import
+                module._modules[name] = child._orig_mod
+    return getattr(model, "_orig_mod", model)
 
 
 def cast(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:

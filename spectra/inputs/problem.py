@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.curvature.problem import Problem, choose_parameters
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
-from spectra.inputs.data import load_data
+from spectra.inputs.data import Data, load_data
+from spectra.inputs.examples import named
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast
 from spectra.inputs.transform import choose_transform
@@ -81,6 +83,7 @@ def load_problem(
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
     record = {
         "parameters": problem.size,
+        "parameters_in_all": sum(p.numel() for p in network.parameters()),
         "examples": problem.examples,
         **typed,
         "params": list(params),
@@ -96,6 +99,7 @@ def load_problem(
         "threads": torch.get_num_threads(),
         "loss_value": value.loss,
         "accuracy": value.accuracy,
+        "notes": notes(examples),
         "versions": versions(),
     }
     return Loaded(problem, record, loaded)
@@ -109,6 +113,17 @@ def load_model(
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
     network = build_model(model, seed)
     return network, load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+
+
+def notes(data: Data) -> list[str]:
+    """What may be a slip, though it can be computed: labels of tokens as transformers takes them, not yet shifted."""
+    y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data"
+    counted = y != CrossEntropy.ignore_index
+    return [
+        f"y equals {what} at every position: {way_out}"
+        for what, x in named(data.inputs)
+        if x.dtype == y.dtype == torch.int64 and x.shape == y.shape and y.ndim > 1 and x[counted].equal(y[counted])
+    ]
 
 
 def choose_device(name: str) -> torch.device:

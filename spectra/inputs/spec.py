@@ -48,8 +48,11 @@ def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     """Split `NAME?key=value&key=value` into the name and its options: Python literals, else strings.
 
     Raises:
-        SpectraError: the name is empty, or an option is no `key=value`, or comes twice.
+        SpectraError: it is no text, the name is empty, or an option is no `key=value`, or comes twice.
     """
+    if not isinstance(text, str):
+        way_out = "names are text, as on the command line; an object of your own goes into spectra.Problem"
+        raise input_error(option, type(text).__name__, f'{way_out} (README, "In Python")')
     name, mark, query = text.partition("?")
     if not name:
         raise input_error(

@@ -6,7 +6,7 @@ torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc
 """
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 SHOWN = 5  # names of a kind in one message
+TRIED = 60  # names of a side to be paired, since all pairs are tried
 
 
 def some(names: list[str]) -> str:
@@ -156,8 +157,10 @@ def versions(state: Mapping, match: Match, model: nn.Module) -> dict[str, dict[s
 def differences(
     wanted: Mapping[str, Tensor], state: Mapping[str, Any], missing: list[str], unexpected: list[str]
 ) -> str:
-    """The keys and shapes that differ, nearest names first."""
+    """The keys and shapes that differ, nearest names first; of a foreign checkpoint both lists of names."""
     pairs = _nearest(missing, unexpected)
+    if missing and unexpected and wanted.keys().isdisjoint(state) and not _renamed(pairs, missing, unexpected):
+        return f"none of its names is the model's; it has {some(unexpected)}, the model {some(missing)}"
     lost = [f"{name} (the checkpoint has {pairs[name]})" for name in pairs]
     lost += [name for name in missing if name not in pairs]
     extra = [name for name in unexpected if name not in pairs.values()]
@@ -174,12 +177,28 @@ def differences(
     return "; ".join(part for part in parts if part)
 
 
-def _nearest(missing: list[str], unexpected: list[str], limit: int = 60) -> dict[str, str]:
-    """Pairs of names that look alike, the closest first; of `limit` names only, since all pairs are tried."""
+def _renamed(pairs: Mapping[str, str], missing: list[str], unexpected: list[str]) -> bool:
+    """Whether one and the same change makes nine in ten names of the model those of the checkpoint."""
+    changes = Counter(_change(*pair) for pair in pairs.items())
+    return 10 * max(changes.values(), default=0) >= 9 * min(max(len(missing), len(unexpected)), TRIED)
+
+
+def _change(one: str, two: str) -> tuple[str, str]:
+    """The parts in which two names differ: (fc, head) for net.fc.weight and net.head.weight."""
+    a, b = one.split("."), two.split(".")
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    return ".".join(a), ".".join(b)
+
+
+def _nearest(missing: list[str], unexpected: list[str]) -> dict[str, str]:
+    """Pairs of names that look alike, the closest first; of the first names only."""
     scored = []
-    for name in missing[:limit]:
+    for name in missing[:TRIED]:
         matcher = difflib.SequenceMatcher(b=name)
-        for other in unexpected[:limit]:
+        for other in unexpected[:TRIED]:
             matcher.set_seq1(other)
             if matcher.quick_ratio() > 0.6 and (ratio := matcher.ratio()) > 0.6:
                 scored.append((ratio, name, other))

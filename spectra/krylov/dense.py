@@ -31,9 +31,8 @@ def columns(operator: SymmetricOperator, progress: Progress | None = None):
 
 
 def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) -> Tensor:
-    """The symmetric part (n, n) of the matrix, in float64, by n products."""
-    matrix = torch.cat([block for _, block in columns(operator, progress)], dim=1)
-    return (matrix + matrix.T) / 2
+    """The matrix (n, n) as n products give it, in float64: symmetric up to their rounding."""
+    return torch.cat([block for _, block in columns(operator, progress)], dim=1)
 
 
 def dense_eigenpairs(
@@ -46,7 +45,9 @@ def dense_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """`k` eigenpairs of the dense matrix, by n products. Residuals are those of the eigensolver.
+    """`k` eigenpairs of the dense matrix's symmetric part, by n products.
+
+    Residuals are those of the matrix as it came, so that the rounding of products shows in them.
 
     Raises SpectraError when k > n, when n is too large, or when n products are more than `max_products`.
     """
@@ -57,7 +58,7 @@ def dense_eigenpairs(
     matrix = dense_matrix(operator, progress)
     if not torch.isfinite(matrix).all():
         return no_eigenpairs(operator, k, products=n)
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     chosen = select(values, k, which)
     values, vectors = values[chosen], vectors[:, chosen]
     residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * values, dim=0)

@@ -20,6 +20,7 @@ from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, norm
 
+SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
@@ -77,6 +78,8 @@ class Search:
             bounds = self.search_complement()
             found = not self.wanted_converged() or self.differ(self.values[self.wanted()], before)
             self.multiple |= found
+        if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
+            self.finish()
         return self.answer(bounds)
 
     def differ(self, values: Tensor, before: Tensor) -> bool:
@@ -117,7 +120,7 @@ class Search:
         pending directions included: what rounding makes pending leans towards a missed copy.
         """
         steps = max(12, self.state.size // 4)
-        if self.state.size + steps > self.capacity and not self.whole:
+        if self.capacity < min(self.state.size + steps, self.state.dimension):
             self.restart(self.kept)
         first, dimension = self.state.size, self.state.dimension - self.state.size
         if dimension <= steps or self.state.exhausted:

@@ -23,6 +23,7 @@ from spectra.operator import Counting, SymmetricOperator
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
+SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the first stage does
 
 
 def xtrace(
@@ -37,7 +38,7 @@ def xtrace(
 ) -> TraceEstimate:
     """Tr A + known by 16 vectors (two products each) or more, half as many again until the error is below rtol |trace|.
 
-    `probes` fixes the number of vectors. Where n products are no more than a stage has in all, the trace is taken
+    `probes` fixes the number of vectors. Where all n products are no more than what is foreseen, the trace is taken
     exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
     """
     n = operator.shape[0]
@@ -49,7 +50,8 @@ def xtrace(
     value = error = math.nan
     while True:
         left = budget - counted.products
-        if n <= min(left, 2 * wanted) or (n <= left and len(sketch.tests) == n - 1):
+        cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
+        if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
         if not probes and wanted > largest:
             return deflated_hutchinson(
@@ -67,6 +69,16 @@ def xtrace(
         if met or affordable == probes or not math.isfinite(value):
             return TraceEstimate(value, error, counted.products, converged=math.isfinite(error))
         wanted = affordable + math.ceil(affordable / 2)
+
+
+def foreseen(products: int, error: float, wanted: float, n: int) -> float:
+    """Products in all, where errors fall no faster than with the root of their number.
+
+    Zero before half of n has been spent: of a spectrum that decays, the first stages know too little.
+    """
+    if 2 * products < n:
+        return 0
+    return products * (error / wanted) ** 2 if wanted > 0 else math.inf
 
 
 class Sketch:

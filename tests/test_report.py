@@ -1,0 +1,50 @@
+"""What is shown of a number: its error, and no digit that the error has eaten."""
+
+import pytest
+import torch
+from helpers import known, seeded
+
+from spectra.krylov.quadrature import spectral_measure
+from spectra.report import negative_share, percentage, with_error
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (17.404, 0.155, "17.40 ± 0.15"),
+        (17.34, 0.0953, "17.340 ± 0.095"),
+        (3.87317532, 8.1e-7, "3.8731753 ± 8e-07"),
+        (-0.293790, 4.2e-7, "-0.29379 ± 4e-07"),
+        (0.004151, 1.62e-5, "0.004151 ± 1.6e-05"),
+        (26.1, 8.2, "26.1 ± 8.2"),
+        (5.2, 0.9996, "5.2 ± 1.0"),
+        (100.0, 9.96, "100 ± 10"),
+        (1234567.0, 12345.0, "1.235e+06 ± 1.2e+04"),
+        (0.0, 3e-9, "0 ± 3e-09"),
+        (1e-12, 3e-10, "1e-12 ± 3e-10"),
+        (4.03573382, 0.0, "4.0357338 ± 0"),
+        (0.25, float("nan"), "0.25"),
+        (0.25, float("inf"), "0.25 ± inf"),
+        (float("nan"), 0.1, "nan ± 0.1"),
+    ],
+)
+def test_a_value_is_shown_to_the_digit_of_its_error(value, error, text):
+    assert with_error(value, error) == text
+
+
+def test_the_share_of_negative_eigenvalues_lies_between_its_limits():
+    """A bulk at zero that eight steps do not resolve: the quadrature's own share may be far off, its bounds hold."""
+    for seed in range(10):
+        spectrum = torch.cat([torch.linspace(-0.001, 0.002, 300), torch.linspace(-1, 2, 40)])
+        measure = spectral_measure(known(spectrum).matrix, probes=4, steps=8, generator=seeded(seed))
+        share = negative_share(measure, semidefinite=False)
+        true = (spectrum < 0).double().mean().item()
+        assert 0 <= share["lower"] <= true <= share["upper"] <= 1
+        assert share["lower"] <= share["value"] <= share["upper"]
+
+
+def test_nothing_is_negative_by_definition_or_unknown():
+    measure = spectral_measure(known([0.0, 1.0, 3.0]).matrix, probes=2, steps=2, generator=seeded())
+    assert percentage(negative_share(measure, semidefinite=True)) == "0"
+    assert percentage({"value": 0.259, "lower": 0.13, "upper": 0.694}) == "26 (13-69)"
+    assert percentage(None) == ""
