@@ -71,6 +71,7 @@ class Outlook:
     seconds_per_product: float
     kept_bytes: int
     estimates: tuple[Estimate, ...]
+    products: int  # that it took
     converged: bool  # products are finite, so that there are estimates
 
 
@@ -91,10 +92,11 @@ def look_ahead(
         pilot.extend(operator)
         if progress:
             progress(products=operator.products)
-    pace = (time.perf_counter() - start) / max(operator.products - before, 1)
+    spent = operator.products - before
+    pace = (time.perf_counter() - start) / max(spent, 1)
     kept = operator.operator.kept_bytes
     if not pilot.finite:
-        return Outlook(pace, kept, (), converged=False)
+        return Outlook(pace, kept, (), spent, converged=False)
     seen = outline(pilot)
 
     def estimate(command: str, cost: Forecast) -> Estimate:
@@ -106,4 +108,4 @@ def look_ahead(
         estimate("trace", forecast_trace(seen, rtol=rtol, generator=generator)),
         estimate("density", forecast_measure(seen, generator=generator)),
     )
-    return Outlook(pace, kept, estimates, converged=True)
+    return Outlook(pace, kept, estimates, spent, converged=True)

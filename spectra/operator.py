@@ -32,6 +32,38 @@ class SymmetricOperator(Protocol):
         ...
 
 
+class SymmetricFactor(Protocol):
+    """F (rows, n) of a matrix F'F + shift I; `products` counts what it has cost."""
+
+    shift: float
+
+    @property
+    def products(self) -> int: ...
+    def cost(self) -> int:
+        """The products that `gram` will take."""
+
+    def gram(self) -> Tensor:
+        """F F', (rows, rows), float64."""
+
+    def trace_cost(self) -> int:
+        """The products that `trace` will take."""
+
+    def trace(self) -> float:
+        """tr F'F."""
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """(k, n) -> (k, rows)."""
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        """(k, rows) -> (k, n)."""
+
+
+class Factored(SymmetricOperator, Protocol):
+    """A matrix that has a factor of few rows, or says why not."""
+
+    def factor(self) -> SymmetricFactor: ...
+
+
 @dataclass
 class Wrapper:
     """An operator around an operator: same shape, dtype and device."""
@@ -63,6 +95,10 @@ class Counting(Wrapper):
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return self.operator @ vectors
+
+    def factor(self) -> SymmetricFactor:
+        """The operator's own, which counts what it costs by itself."""
+        return self.operator.factor()
 
 
 @dataclass

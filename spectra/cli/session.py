@@ -66,18 +66,19 @@ class Session:
             checked = limit is None or limit >= SMALLEST_CHECKED
             noise = check_operator(counted, generator) if checked else None
             known = eigenpairs(earlier, counted, matrix.name) if earlier and checked else None
+            spent = counted.products
             answer = method(
                 counted,
                 **({"known": known} if reuse else {}),
                 generator=generator,
-                max_products=None if limit is None else limit - counted.products,
+                max_products=None if limit is None else limit - spent,
                 progress=progress,
             )
             seconds = time.perf_counter() - start
         return Measurement(
             curvature=matrix.name,
             answer=answer,
-            products=counted.products,
+            products=spent + answer.products,
             seconds=seconds,
             setup_seconds=matrix.setup_seconds,
             noise=noise,

@@ -36,8 +36,10 @@ def trace(method, rtol, probes, **options) -> int:
 
         session = Session()
         session.load()
-        estimate = trace_beside(resolve_name(TRACE[method]))
-        found = session.measure(partial(estimate, rtol=rtol, probes=probes), reuse=True)
+        estimate, reuse = resolve_name(TRACE[method]), method != "gram"  # which finds all of the trace at once
+        if reuse:
+            estimate = trace_beside(estimate)
+        found = session.measure(partial(estimate, rtol=rtol, probes=probes), reuse=reuse)
         record = session.record(found, trace_results(found, method))
         session.write(record, {})
     return finish(record, options["as_json"], trace_text(record))

@@ -12,6 +12,7 @@ from torch import Tensor
 from spectra.curvature.checks import refuse_one_example, refuse_unfit
 from spectra.curvature.differentiation import Apply, explained, twice_differentiable
 from spectra.curvature.gradients import mean_gradient
+from spectra.curvature.gram import Factor
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.memory import count_kept_bytes
 from spectra.curvature.problem import Batch, Problem
@@ -85,6 +86,10 @@ class Curvature:
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
         return products.view_as(vectors)
+
+    def factor(self) -> Factor:
+        """F of A = F'F + shift I. Raises SpectraError where there is none."""
+        return Factor(self.problem, self.name, self.memory)
 
     def prepare(self) -> None:
         """Build the graphs that are kept, as the first product would."""

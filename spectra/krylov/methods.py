@@ -2,13 +2,15 @@
 
 Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
 Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, generator=, max_products=, progress=)
-and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative.
+and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
+with a factor.
 """
 
 EIG = {
     "lanczos": "spectra.krylov.eigenpairs:eigenpairs",
     "power": "spectra.krylov.power:power_iteration",
     "dense": "spectra.krylov.dense:dense_eigenpairs",
+    "gram": "spectra.krylov.gram:gram_eigenpairs",
 }
 
 TRACE = {
@@ -16,4 +18,5 @@ TRACE = {
     "hutch++": "spectra.krylov.hutchinson:hutch_plus_plus",
     "hutchinson": "spectra.krylov.hutchinson:hutchinson",
     "dense": "spectra.krylov.dense:dense_trace",
+    "gram": "spectra.krylov.gram:gram_trace",
 }

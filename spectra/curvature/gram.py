@@ -1,0 +1,244 @@
+"""The Gram matrix F F' of A = F'F + shift I: its non-zero eigenvalues are those of A less the shift.
+
+F = S J (`roots`) has one row for an output of an example (ggn, fisher), a drawn label (fisher-mc), an example
+(fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters p, so that F is made block by
+block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate, combinations_with_replacement
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.differentiation import Jacobian, explained, gradient, twice_differentiable
+from spectra.curvature.gradients import mean_gradient
+from spectra.curvature.linear_layers import Features, linear_calls, linear_features
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.roots import ROOTS, Part
+from spectra.errors import SpectraError
+from spectra.memory import memory_share
+
+LARGEST = 10_000  # rows; their Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
+TILE = 2048  # rows and columns that are converted to float64 at a time
+
+
+class Factor:
+    """F (rows, n) of the matrix `name` of a problem, one that `Curvature` has accepted.
+
+    Blocks of F are made within `memory` bytes, by default a quarter of the device's memory. `products` counts what has
+    been spent: a pass J v or J'u over all the data is half a product. Raises SpectraError where there is no such F.
+    """
+
+    def __init__(self, problem: Problem, name: str, memory: int | None = None):
+        if name not in ROOTS:
+            raise SpectraError(
+                f"--method gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "
+                "--curvature ggn"
+            )
+        self.problem = problem
+        self.name = name
+        self.memory = memory_share(problem.device) if memory is None else memory
+        self.shift = problem.weight_decay
+        self._passes = 0.0
+
+    @property
+    def products(self) -> int:
+        return math.ceil(self._passes / 2)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
+        with self._settings():
+            return [self._refuse_many(part) for part in self._parts()]
+
+    def cost(self) -> int:
+        """The products that `gram` will take."""
+        with self._settings():
+            known = next((self._known(part) for part in self.parts if part.size), set())
+        return math.ceil(self._price(known) / 2)
+
+    def trace_cost(self) -> int:
+        """The products that `trace` will take, going by the first batch that has rows."""
+        with self._settings():
+            part = next((part for part in self._parts() if part.size), None)
+            known = self._known(part) if part else set()
+        passes = self._passes_of(part, known, bool(self._besides(known))) if part else 0
+        return math.ceil((passes + MATRICES[self.name].centred) / 2)
+
+    def gram(self) -> Tensor:
+        """F F', (rows, rows), in float64."""
+        total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.problem.device)
+        with self._settings():
+            features = self._features()
+            known = {i for key in features for i in key}
+            for inputs, slopes in features.values():
+                add_gram(total, slopes, inputs)
+            for first, last in self._spans(known):
+                add_gram(total, self._block(self._besides(known), first, last))
+        self._passes += self._price(known)
+        return self._centred(self._centred(total).T)
+
+    def trace(self) -> float:
+        """tr F F' = tr F'F, the sum of all squares in F: for any number of rows, as none is stored."""
+        total = 0.0
+        with self._settings():
+            for part in self._parts():
+                features = linear_features(self.problem, part)
+                for inputs, slopes in features.values():
+                    total += (squares(inputs) * squares(slopes)).sum().item()
+                known = {i for key in features for i in key}
+                if rest := self._besides(known):
+                    total += sum(squares(row[None]).item() for row in self._gradients(part, rest))
+                self._passes += self._share(part) * self._passes_of(part, known, bool(rest))
+        if MATRICES[self.name].centred:
+            total -= squares(mean_gradient(self.problem)[None]).item()
+            self._passes += 1
+        return total
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """F v for the rows v of (k, n): (k, rows)."""
+        found = [vectors.new_zeros(len(vectors), 0)]
+        with self._settings():
+            for part in self.parts:
+                jacobian = Jacobian(self.problem, part.batch)
+                found.append(torch.stack([part.times(jacobian.times(vector)) for vector in vectors]))
+        self._passes += len(vectors)
+        return self._centred(torch.cat(found, dim=1))
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        """F'w for the rows w of (k, rows): (k, n)."""
+        vectors = torch.zeros(len(weights), self.problem.size, dtype=self.problem.dtype, device=self.problem.device)
+        pieces = self._centred(weights).split([part.size for part in self.parts], dim=1)
+        with self._settings():
+            for part, piece in zip(self.parts, pieces, strict=True):
+                rows = self._rows(part.batch)
+                for vector, w in zip(vectors, piece, strict=True):
+                    slope = part.transposed_times(w).view_as(rows)
+                    vector += self.problem.vector(gradient(rows, self.problem.leaves, slope))
+        self._passes += len(vectors)
+        return vectors
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        with twice_differentiable(self.problem.model), explained():
+            yield
+
+    def _rows(self, batch: Batch) -> Tensor:
+        return self.problem.loss.rows(self.problem.output(batch), batch.targets)
+
+    def _parts(self) -> Iterator[Part]:
+        for batch in self.problem.batches:
+            with torch.no_grad():
+                rows = self._rows(batch)
+            yield Part(batch, ROOTS[self.name](self.problem, batch, rows))
+
+    def _refuse_many(self, part: Part) -> Part:
+        units, kind = self.problem.examples, "examples"
+        if MATRICES[self.name].split:
+            units, kind = len(self.problem.batches), "batches"
+        each = len({i for i, _ in part.kinds})
+        if each * units > LARGEST:
+            raise SpectraError(
+                f"--method gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
+                f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer --samples"
+            )
+        return part
+
+    def _centred(self, rows: Tensor) -> Tensor:
+        """Rows times the symmetric root of I - 11'/N. Examples that have no row are those whose gradient is zero."""
+        count = rows.shape[-1]
+        if not MATRICES[self.name].centred or not count:
+            return rows
+        share = (1 - math.sqrt(1 - count / self.problem.examples)) / count
+        return rows - share * rows.sum(dim=-1, keepdim=True)
+
+    # Passes over the data.
+
+    def _price(self, known: set[int]) -> float:
+        blocks = len(self._spans(known))
+        return sum(self._share(part) * self._passes_of(part, known, blocks) for part in self.parts)
+
+    def _passes_of(self, part: Part, known: set[int], blocks: int) -> float:
+        """Over the part's own batch: one for each kind of row and one as a test, and one for each row and block."""
+        return bool(known) * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
+
+    def _share(self, part: Part) -> float:
+        return len(part.batch) / sum(map(len, self.problem.batches))
+
+    # Parameters of linear layers, all rows at once.
+
+    def _known(self, part: Part) -> set[int]:
+        return {i for call in linear_calls(self.problem, part)[1] for i in call.key}
+
+    def _features(self) -> Features:
+        """Inputs and slopes of all rows, for linear layers that serve in every batch."""
+        parts = [part for part in self.parts if part.size]
+        found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for part in parts:
+            for key, pair in linear_features(self.problem, part).items():
+                found.setdefault(key, []).append(pair)
+        whole = {key: zip(*pairs, strict=True) for key, pairs in found.items() if len(pairs) == len(parts)}
+        return {key: tuple(map(torch.cat, pair)) for key, pair in whole.items()}
+
+    # The other parameters, row by row.
+
+    def _besides(self, known: set[int]) -> list[Tensor]:
+        return [p for p in self.problem.leaves if id(p) not in known]
+
+    def _spans(self, known: set[int]) -> list[tuple[int, int]]:
+        """Where blocks of columns begin and end, among all columns of the other parameters."""
+        columns = sum(p.numel() for p in self._besides(known))
+        width = max(1, self.memory // (max(self.rows, 1) * self.problem.dtype.itemsize))
+        return [(first, min(first + width, columns)) for first in range(0, columns, width)]
+
+    def _block(self, leaves: list[Tensor], first: int, last: int) -> Tensor:
+        """Columns `first` to `last` of F by these parameters: (rows, last - first)."""
+        ends = list(accumulate(p.numel() for p in leaves))
+        inside = [(end, p) for end, p in zip(ends, leaves, strict=True) if first < end and end - p.numel() < last]
+        start = inside[0][0] - inside[0][1].numel()
+        block = torch.empty(self.rows, last - first, dtype=self.problem.dtype, device=self.problem.device)
+        rows = (row for part in self.parts for row in self._gradients(part, [p for _, p in inside]))
+        for target, row in zip(block, rows, strict=True):
+            target.copy_(row[first - start : last - start])
+        return block
+
+    def _gradients(self, part: Part, leaves: list[Tensor]) -> Iterator[Tensor]:
+        """The part's rows of F by these parameters, one after the other."""
+        for unit in part.units():
+            rows = self._rows(unit.batch)
+            for kind in unit.kinds:
+                yield self.problem.vector(gradient(rows, leaves, unit.of_kind(*kind).view_as(rows)))
+
+
+def squares(rows: Tensor) -> Tensor:
+    """|x|^2 of each row, in float64."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+
+
+def add_gram(total: Tensor, slopes: Tensor, inputs: Tensor | None = None) -> None:
+    """Add to `total` the inner products of rows: of `slopes`, times those of `inputs` if there are any; in place."""
+    tiles = [slice(first, first + TILE) for first in range(0, len(total), TILE)]
+    for i, j in combinations_with_replacement(tiles, 2):
+        products = inner(slopes[i], slopes[j])
+        if inputs is not None:
+            products *= inner(inputs[i], inputs[j])
+        total[i, j] += products
+        if i != j:
+            total[j, i] += products.T
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """left right' in float64, some columns at a time."""
+    pieces = zip(left.split(TILE, dim=1), right.split(TILE, dim=1), strict=True)
+    return sum(a.double() @ b.double().T for a, b in pieces)

@@ -1,0 +1,202 @@
+"""ATen graphs: brought to a plain form without mutation or repetition, and cut in two at the last input.
+
+A graph is what make_fx has traced; its placeholders are the constants and, last, the vector.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+
+import networkx
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+
+# What costs little more than reading its inputs, and is computed anew in each product where that saves memory.
+CHEAP = {
+    *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.neg, aten.abs, aten.sign, aten.relu, aten.clone),
+    *(aten.threshold_backward, aten.where, aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten._to_copy),
+    *(aten.logical_not, aten.logical_and, aten.bitwise_and, aten.bitwise_or, aten.bitwise_not, aten.masked_fill),
+    *(aten.zeros, aten.zeros_like, aten.ones, aten.ones_like, aten.full, aten.full_like, aten.scalar_tensor),
+}
+
+
+class Mutation(RuntimeError):
+    """A tensor is changed in place while another view of it is in use."""
+
+
+def simplify(graph: Graph) -> None:
+    """Remove mutation, aliases, repetition and dead code. Raises Mutation."""
+    for node in graph.nodes:
+        if node.target in (aten.alias.default, aten.detach.default):
+            substitute(node, node.args[0])
+        elif node.target is aten.t.default and node.args[0].target is aten.t.default:
+            substitute(node, node.args[0].args[0])
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # layouts may come to differ from those traced
+            if value(node).shape == value(node.args[0]).shape:
+                substitute(node, node.args[0])
+        elif node.target is aten.permute.default and sorted(node.args[1]) == node.args[1]:
+            substitute(node, node.args[0])
+    eliminate(graph)
+    without_mutation(graph)
+    without_repetition(graph)
+    narrow_outputs(graph)
+    eliminate(graph)
+
+
+def eliminate(graph: Graph) -> None:
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or mutates(node))
+
+
+def substitute(node: Node, other: Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def without_mutation(graph: Graph) -> None:
+    """x.op_() becomes y = op(x), and y takes the place of x from there on."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not mutates(node):
+            continue
+        changed, here = node.args[0], place[node]
+        others = [other for other in sharing(storage(changed)) if other is not changed and place[other] < here]
+        if any(place[user] > here for other in others for user in other.users):
+            raise Mutation(f"{node.target} changes a tensor of which another view is in use")
+        node.target = out_of_place(node.target)
+        changed.replace_all_uses_with(node, lambda user, here=here: place[user] > here)
+
+
+def out_of_place(target):
+    """The operation `op` of `op_`, with the same arguments."""
+    packet = getattr(aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    for name in packet.overloads() if packet else ():
+        found = getattr(packet, name)
+        if signature(found) == signature(target) and not found._schema.is_mutable:
+            return found
+    raise Mutation(f"{target} has no counterpart out of place")
+
+
+def signature(target) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in target._schema.arguments]
+
+
+def without_repetition(graph: Graph) -> None:
+    """One node for all calls of one function with the same arguments."""
+    seen = {}
+    for node in graph.nodes:
+        if node.op in ("call_function", "get_attr"):
+            key = str((node.target, node.args, node.kwargs))  # names of nodes are unique
+            first = seen.setdefault(key, node)
+            if first is not node:
+                substitute(node, first)
+
+
+def narrow_outputs(graph: Graph) -> None:
+    """Backward operations make only those outputs that are in use."""
+    for node in graph.nodes:
+        names = [argument.name for argument in schema(node).arguments] if schema(node) else []
+        if "output_mask" in names and len(node.args) > (at := names.index("output_mask")):
+            used = {user.args[1] for user in node.users}
+            node.update_arg(at, [wanted and i in used for i, wanted in enumerate(node.args[at])])
+
+
+def schema(node: Node):
+    return getattr(node.target, "_schema", None)
+
+
+def mutates(node: Node) -> bool:
+    return schema(node) is not None and schema(node).is_mutable
+
+
+def is_view(node: Node) -> bool:
+    """Whether the result may share its first argument's memory."""
+    if node.target is operator.getitem:
+        return is_view(node.args[0])
+    return schema(node) is not None and any(r.alias_info is not None for r in schema(node).returns)
+
+
+def storage(node: Node) -> Node:
+    """The node that made the memory."""
+    while is_view(node):
+        node = node.args[0]
+    return node
+
+
+def sharing(owner: Node) -> Iterator[Node]:
+    """The maker of some memory, and all views of it."""
+    yield owner
+    for user in owner.users:
+        if is_view(user) and user.args[0] is owner:
+            yield from sharing(user)
+
+
+def value(node: Node) -> Tensor | None:
+    """A fake tensor of the shape and type that the node had when it was traced; None where it made several."""
+    found = node.meta.get("val")
+    return found if isinstance(found, Tensor) else None
+
+
+def nbytes(node: Node) -> float:
+    return math.inf if value(node) is None else value(node).numel() * value(node).element_size()
+
+
+def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
+    """first(*constants) -> residuals, second(*residuals, vector) -> product, and the nodes of the residuals."""
+    *constants, vector = module.graph.find_nodes(op="placeholder")
+    late = {vector}
+    for node in module.graph.nodes:
+        if not late.isdisjoint(node.all_input_nodes):
+            late.add(node)
+    kept = cheapest_cut(module.graph, late)
+    (product,) = module.graph.output_node().all_input_nodes
+    return extract(module, constants, kept), extract(module, [*kept, vector], product), kept
+
+
+def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
+    """The values of the fewest bytes from which the late nodes follow by views and cheap operations.
+
+    A minimal cut, as torch's min_cut_rematerialization_partition draws it between forward and backward.
+    """
+    flow = networkx.DiGraph()
+    flow.add_nodes_from(("source", "sink"))
+    early = [node for node in graph.nodes if node.op == "call_function" and node not in late]
+    for node in early:
+        flow.add_edge((node, "made"), (node, "read"), capacity=nbytes(node))
+        if not is_cheap(node):
+            flow.add_edge("source", (node, "made"))  # no capacity: without bound
+        for user in node.users:
+            if user in late or user.op == "output":
+                flow.add_edge((node, "read"), "sink")
+            else:
+                flow.add_edge((node, "read"), (user, "made"))
+    _, (above, _) = networkx.minimum_cut(flow, "source", "sink")
+    kept = [node for node in early if (node, "made") in above and (node, "read") not in above]
+    return kept + [node for node in graph.find_nodes(op="placeholder") if node not in late]
+
+
+def is_cheap(node: Node) -> bool:
+    return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
+
+
+def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
+    """The function from these values to those."""
+    graph, copies = Graph(), {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = node.meta
+    wanted, queue = set(inputs), [results] if isinstance(results, Node) else [*results]
+    while queue:
+        if (node := queue.pop()) not in wanted:
+            wanted.add(node)
+            queue.extend(node.all_input_nodes)
+    for node in module.graph.nodes:
+        if node in wanted and node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[results] if isinstance(results, Node) else [copies[node] for node in results])
+    return GraphModule(module, graph)

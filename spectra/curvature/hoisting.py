@@ -1,0 +1,137 @@
+"""Trace once, hoist, apply many: the product of one batch as a graph, cut where it first depends on the vector.
+
+    linearise(problem, batch)(v) = second(first(batch), v)
+
+`first` runs once a batch, `second` once a product. One trace serves all batches of a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from spectra.curvature.differentiation import Apply
+from spectra.curvature.losses import Loss
+from spectra.curvature.memory import out_of_memory
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import describe
+
+Linearise = Callable[[Problem, Batch], Apply]
+
+
+class Untraceable(RuntimeError):
+    """The product can't be written as one graph; says why."""
+
+
+class Hoisted:
+    """The product of any batch of one shape: `apply(residuals(batch), vector)`.
+
+    Made from a problem's batches of that shape: traced on the first, and checked on the last against `linearise`
+    itself, so that nothing of one batch or one vector is taken for a constant. Raises Untraceable.
+    Parameters are constants of the graph: it serves the point at which it was made.
+    """
+
+    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
+        # sympy comes with these: a second that only those pay who trace.
+        from spectra.curvature.graphs import nbytes, split
+        from spectra.curvature.rewrites import in_place
+
+        try:
+            self.first, self.second, kept = split(trace(linearise, problem, batches[0]))
+            in_place(self.second.graph)
+            self.second.recompile()
+            given = {node for node in kept if node.op == "placeholder"}
+            self.residual_bytes = sum(nbytes(node) for node in kept if node not in given)  # of one batch
+            self._check(linearise, problem, batches[-1])
+        except Exception as error:
+            if out_of_memory(error) or isinstance(error, Untraceable):
+                raise
+            raise Untraceable(describe(error)) from error
+
+    def residuals(self, batch: Batch) -> list[Tensor]:
+        """What products need of a batch, its own tensors among them."""
+        with torch.no_grad():
+            return self.first(*leaves(batch))
+
+    def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """The batch's part of the product with a vector (n,)."""
+        with torch.no_grad():
+            return self.second(*residuals, vector)
+
+    def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
+        generator = torch.Generator().manual_seed(problem.seed)
+        vector = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
+        for _ in range(2):  # the first product must leave the residuals as they are
+            found = self.apply(residuals, vector)
+            if not (found - wanted).norm() <= torch.finfo(problem.dtype).eps ** 0.5 * wanted.norm():
+                raise Untraceable("its traced product differs from autograd's")
+
+
+def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
+    """The batch's product as a plain graph of its tensors and a vector."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from spectra.curvature.graphs import Mutation, simplify
+    from spectra.curvature.rewrites import improve
+
+    problem = replace(problem, loss=Checked(problem.loss))
+    problem.weight, problem.examples  # noqa: B018 (numbers of the whole data, found before the trace)
+
+    def product(inputs, targets, indices, vector):
+        return linearise(problem, Batch(inputs, targets, indices))(vector)
+
+    vector = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
+    arguments = (batch.inputs, batch.targets, batch.indices, vector)
+    module = make_fx(product)(*arguments)
+    try:
+        simplify(module.graph)
+    except Mutation:  # seldom: PyTorch's own way knows every view, and takes as long as the trace
+        module.recompile()
+        with torch.no_grad():
+            module = make_fx(torch.func.functionalize(module))(*arguments)
+        simplify(module.graph)
+    improve(module.graph)
+    return module
+
+
+class Checked:
+    """A loss whose checks of targets pass while it is traced; the model may not look at values."""
+
+    def __init__(self, loss: Loss):
+        self.loss = loss
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        with Answered():
+            return self.loss.rows(output, targets)
+
+    def __getattr__(self, name: str):
+        return getattr(self.loss, name)
+
+
+class Answered(TorchFunctionMode):
+    """`if tensor:` is decided by the values at hand, and leaves no trace."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.__bool__:
+            from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+            with disable_proxy_modes_tracing():
+                return function(*args)
+        return function(*args, **(kwargs or {}))
+
+
+def leaves(batch: Batch) -> list:
+    return pytree.tree_leaves((batch.inputs, batch.targets, batch.indices))
+
+
+def shape_of(batch: Batch) -> tuple:
+    """Equal for batches that one trace serves."""
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
+    return structure, tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)

@@ -1,0 +1,119 @@
+"""Eigenpairs and trace of A = F'F + shift I by the Gram matrix F F' of its factor: exact, however many columns F has.
+
+F F' w = lambda w makes F'w an eigenvector of F'F; whatever is orthogonal to all of these has eigenvalue zero.
+"""
+
+from __future__ import annotations
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.bounds import true_residuals
+from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
+from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
+
+
+def gram_eigenpairs(
+    operator: Factored,
+    k: int,
+    *,
+    which: str = "LM",
+    tolerance: float = 1e-3,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """`k` eigenpairs of a matrix that has a factor; residuals are true ones, by k products.
+
+    A pair has converged when its residual is at most tolerance * max(|lambda|, eps^(2/3) |A|), or rounding. Raises
+    SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
+    """
+    n = operator.shape[0]
+    if k > n:
+        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+    factor = operator.factor()
+    refuse_budget(factor.cost() + k + (k + 1) // 2, max_products)
+    gram = factor.gram()
+    if not torch.isfinite(gram).all():
+        return no_eigenpairs(operator, k, products=factor.products)
+    values, weights = decomposed(gram, k if which in ("LM", "LA") else len(gram))
+    zeros = torch.zeros(min(k, n - len(values)), dtype=torch.float64)
+    spectrum = torch.cat([values, zeros])
+    chosen = select(spectrum, k, which)
+    falling, back = chosen.sort()
+    wanted = weights[:, falling[falling < len(values)]]
+    vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
+    vectors, values = vectors[back.argsort()], spectrum[chosen] + factor.shift
+    residuals = true_residuals(operator, values, vectors)
+    eps, size = torch.finfo(operator.dtype).eps, spectrum[0].item() + abs(factor.shift)
+    allowed = (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
+    return Eigenpairs(
+        values=values,
+        vectors=vectors,
+        residuals=residuals,
+        error_estimates=residuals,
+        products=factor.products + k,
+        converged=bool((residuals <= allowed).all()),
+        complete=True,
+    )
+
+
+def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues, falling, but those that rounding has made of zeros; eigenvectors (rows, k)."""
+    rows = len(gram)
+    if not rows:
+        return gram.new_zeros(0), gram
+    if k < rows:  # the same reduction, but only k vectors are carried back
+        pairs = scipy.linalg.eigh(gram.cpu().numpy(), subset_by_index=(rows - k, rows - 1))
+        values, vectors = map(torch.from_numpy, pairs)
+    else:
+        values, vectors = (pair.cpu() for pair in torch.linalg.eigh(gram))
+    values, vectors = values.flip(0), vectors.flip(1)
+    kept = values > rows * torch.finfo(torch.float64).eps * values[0]
+    return values[kept], vectors[:, kept]
+
+
+def eigenvectors(
+    operator: SymmetricOperator,
+    factor: SymmetricFactor,
+    wanted: Tensor,
+    zeros: int,
+    values: Tensor,
+    weights: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """F'w for the `wanted` (rows, k), and `zeros` random vectors less their parts in the span of all: orthonormal."""
+    vectors = factor.transposed_times(wanted.T)
+    if zeros:
+        others = random_vectors(operator, zeros, generator)
+        for _ in range(2):
+            along = factor.times(others).cpu().double() @ weights / values
+            others = others - factor.transposed_times(along @ weights.T)
+        vectors = torch.cat([vectors, others])
+    return torch.linalg.qr(vectors.T).Q.T.contiguous()
+
+
+def gram_trace(
+    operator: Factored,
+    *,
+    rtol: float = 0.01,
+    probes: int | None = None,
+    known: float = 0.0,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> TraceEstimate:
+    """Tr A + known, exact: the sum of the squares of its factor. The errors of `gram_eigenpairs`."""
+    factor = operator.factor()
+    refuse_budget(factor.trace_cost(), max_products)
+    value = factor.trace() + operator.shape[0] * factor.shift
+    return exact_trace(known + value, factor.products)
+
+
+def refuse_budget(products: int, max_products: int | None) -> None:
+    if max_products is not None and products > max_products:
+        raise SpectraError(
+            f"--max-products: {max_products} are left, but --method gram takes {products:,} here; choose another method"
+        )

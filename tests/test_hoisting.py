@@ -1,0 +1,269 @@
+"""The traced product is autograd's, on batches that the trace has not seen, and what it keeps is what must be kept."""
+
+from pkgutil import resolve_name
+
+import pytest
+import torch
+from helpers import seeded
+from networks import BY_NAME, NETWORKS, SOME, Case, Lambda, X, Y, floats, name_of
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from spectra.curvature.differentiation import twice_differentiable
+from spectra.curvature.graphs import Mutation, simplify, split, storage
+from spectra.curvature.hoisting import Hoisted, Untraceable, shape_of
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.memory import count_kept_bytes
+from spectra.curvature.rewrites import improve
+
+aten = torch.ops.aten
+ALIKE = (2, 2, 2, 1)  # traced on the first, checked on the second, tried on the third
+GRAPHS = [name for name in MATRICES if name not in ("fisher-batch", "gradient-covariance")]
+
+
+IMAGES, SIGNALS = floats(7, 2, 6, 6), floats(7, 2, 8)
+CONVOLUTIONS = [
+    Case("strides", lambda: stack(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 2, 2)), IMAGES, Y),
+    Case("dilation", lambda: stack(nn.Conv2d(2, 4, 2, dilation=2), nn.Tanh(), nn.Conv2d(4, 3, 3)), IMAGES, Y),
+    Case("groups", lambda: stack(nn.Conv2d(2, 4, 3, groups=2), nn.Tanh(), nn.Conv2d(4, 3, 3)), IMAGES, Y),
+    Case("transposed", lambda: stack(nn.ConvTranspose2d(2, 4, 2, 2), nn.Tanh(), nn.Conv2d(4, 3, 3)), IMAGES, Y),
+    Case("one dimension", lambda: stack(nn.Conv1d(2, 4, 3, 2, 1), nn.SiLU(), nn.Conv1d(4, 3, 2)), SIGNALS, Y),
+]
+
+
+def stack(first: nn.Module, bend: nn.Module, second: nn.Module) -> nn.Module:
+    return nn.Sequential(first, bend, second, nn.Tanh(), Lambda(lambda x: x.flatten(2).mean(dim=2)))
+
+
+def made(case: Case, name: str, **settings):
+    """A problem of batches alike, its matrix's function, and what is hoisted of it."""
+    problem, linearise = case.problem(**{"sizes": ALIKE, **settings}), resolve_name(MATRICES[name].path)
+    with twice_differentiable(problem.model):
+        return problem, linearise, Hoisted(linearise, problem, problem.batches[:2])
+
+
+def assert_products_are_autograds(problem, linearise, hoisted, tolerance):
+    for batch in problem.batches[:3]:
+        with twice_differentiable(problem.model):
+            apply, residuals = linearise(problem, batch), hoisted.residuals(batch)
+            for seed in range(2):
+                vector = torch.randn(problem.size, generator=seeded(seed), dtype=problem.dtype)
+                wanted, found = apply(vector), hoisted.apply(residuals, vector)
+                assert (found - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("case", NETWORKS, ids=name_of)
+def test_products_of_batches_never_traced_are_autograds(case, name):
+    assert_products_are_autograds(*made(case, name), 1e-13)
+
+
+@pytest.mark.parametrize("name", ["hessian", "fisher-mc"])
+@pytest.mark.parametrize("case", SOME, ids=name_of)
+def test_products_in_single_precision_agree_to_its_rounding(case, name):
+    assert_products_are_autograds(*made(case, name, dtype=torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=name_of)
+def test_convolutions_of_every_kind(case):
+    problem, linearise, hoisted = made(case, "hessian")
+    assert_products_are_autograds(problem, linearise, hoisted, 1e-13)
+    across = [
+        node
+        for node in hoisted.second.graph.find_nodes(op="call_function", target=aten.convolution.default)
+        if all(storage(x) is not x for x in node.args[:2])
+    ]
+    assert not across  # they are written as derivatives by the weight
+
+
+@pytest.mark.parametrize(("name", "limit"), [("hessian", 6), ("ggn", 4)])
+def test_no_more_matrix_products_than_counting_requires(name, limit):
+    """A layer's gradient takes 3; of its second derivative's 9, 3 do not depend on the vector; of J'MJ's, 5."""
+    layers = 4
+    hidden = [layer for _ in range(layers - 1) for layer in (nn.Linear(3, 3), nn.ReLU())]
+    _, _, hoisted = made(Case("deep", lambda: nn.Sequential(*hidden, nn.Linear(3, 3)), X, Y), name)
+    packets = {aten.mm, aten.addmm, aten.addmm_}
+    products = [n for n in hoisted.second.graph.nodes if getattr(n.target, "overloadpacket", None) in packets]
+    assert len(products) <= limit * layers
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_residual_bytes_are_those_of_the_storages(name):
+    problem, _, hoisted = made(BY_NAME["convolution, BatchNorm"], name)
+    batch = problem.batches[2]
+    given = {x.untyped_storage().data_ptr() for x in (batch.inputs, batch.targets, batch.indices)}
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in hoisted.residuals(batch)}
+    assert hoisted.residual_bytes == sum(size for place, size in storages.items() if place not in given)
+
+
+def test_no_more_is_kept_than_by_a_retained_graph():
+    """A rectifier's mask follows from its output, and views from what they view."""
+    case = Case("residual", Residual, floats(7, 3, 4, 4), Y)
+    problem, linearise, hoisted = made(case, "hessian")
+    own = [*problem.model.parameters(), *problem.model.buffers(), problem.batches[0].inputs, problem.batches[0].targets]
+    with twice_differentiable(problem.model), count_kept_bytes(own) as kept:
+        apply = linearise(problem, problem.batches[0])
+        retained = kept()
+        del apply
+    assert 0 < hoisted.residual_bytes <= retained
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return (x + self.norm(self.second(x))).relu().mean(dim=(2, 3))
+
+
+def test_products_leave_residuals_and_model_as_they_were():
+    problem, _, hoisted = made(BY_NAME["LayerNorm, dropout"], "hessian")
+    tensors = [*problem.model.parameters(), *problem.model.buffers()]
+    versions = [t._version for t in tensors]
+    residuals = hoisted.residuals(problem.batches[0])
+    before = [r.clone() for r in residuals]
+    vector = torch.randn(problem.size, generator=seeded(), dtype=problem.dtype)
+    product = hoisted.apply(residuals, vector)
+    product.zero_()  # what is handed out is nobody else's
+    assert hoisted.apply(residuals, vector).norm() > 0
+    assert all(torch.equal(r, b) for r, b in zip(residuals, before, strict=True))
+    assert [t._version for t in tensors] == versions
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+def test_a_frozen_layer_is_a_constant():
+    model = BY_NAME["mlp"].model()
+    model[0].requires_grad_(False)
+    assert_products_are_autograds(*made(BY_NAME["mlp"], "hessian", model=model), 1e-13)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+
+def test_custom_functions_of_tensor_operations_are_traced():
+    case = Case("cube", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(Cube.apply), nn.Linear(3, 3)), X, Y)
+    assert_products_are_autograds(*made(case, "hessian"), 1e-13)
+
+
+class Once(Cube):
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+
+def branching(x):
+    return x if x.sum() > 0 else -x
+
+
+def frozen_values(x):
+    return x * torch.from_numpy(x.detach().numpy().copy()).tanh()
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (branching, "get value out of a tracing tensor"),
+        (frozen_values, "differs"),
+        (Once.apply, "twice"),
+    ],
+)
+def test_what_cannot_be_traced_says_why(function, told):
+    case = Case("bad", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(function), nn.Linear(3, 3)), X, Y)
+    with pytest.raises(Untraceable, match=told):
+        made(case, "hessian")
+
+
+def changed_in_part(x):
+    y = x * 1
+    y[:, 0].add_(y[:, 1])
+    return y
+
+
+def test_a_model_may_write_into_parts_of_its_tensors():
+    case = Case("part", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(changed_in_part), nn.Tanh()), X, Y)
+    assert_products_are_autograds(*made(case, "hessian"), 1e-13)
+
+
+def test_one_trace_serves_batches_of_one_shape():
+    first, second, third = BY_NAME["transformer layer, tied head"].problem(sizes=(3, 3, 1)).batches
+    assert shape_of(first) == shape_of(second) != shape_of(third)
+
+
+def traced(function, *arguments):
+    module = make_fx(function)(*arguments)
+    simplify(module.graph)
+    return module
+
+
+def test_changes_in_place_become_new_values():
+    def function(x, vector):
+        y = x * 2
+        before = y + 1
+        y.add_(before).mul_(vector)
+        return y.t() @ before
+
+    x, vector = floats(3, 3), floats(3)
+    module = traced(function, x, vector)
+    assert not any(getattr(n.target, "_schema", None) and n.target._schema.is_mutable for n in module.graph.nodes)
+    improve(module.graph)
+    module.recompile()
+    torch.testing.assert_close(module(x, vector), function(x, vector), rtol=1e-14, atol=0)
+
+
+def test_a_change_seen_through_another_view_is_refused():
+    def function(x, vector):
+        y = x * 2
+        y[0].add_(1)
+        return y * vector
+
+    with pytest.raises(Mutation):
+        traced(function, floats(3, 3), floats(3))
+
+
+def test_the_second_half_does_nothing_that_the_first_could():
+    def function(a, vector):
+        return (a @ a).exp().relu() @ vector
+
+    first, second, kept = split(traced(function, floats(3, 3), floats(3)))
+    names = [str(node.target) for node in second.graph.nodes if node.op == "call_function"]
+    assert names == ["aten.mv.default"]
+    assert len(kept) == 1 + len([node for node in kept if node.op == "placeholder"])
+    a, vector = floats(3, 3), floats(3)
+    torch.testing.assert_close(second(*first(a), vector), function(a, vector))
+
+
+def test_the_smallest_set_of_values_is_kept():
+    """Two factors follow from y by cheap operations, so y alone is kept; of a large value its small part."""
+
+    def function(a, vector):
+        y = a @ a
+        return (y.relu() @ vector) * (y * 2 + 1)[0] + (a @ a.t()).exp().sum(dim=0)
+
+    first, _, kept = split(traced(function, floats(5, 5), floats(5)))
+    sizes = sorted(node.meta["val"].numel() for node in kept if node.op != "placeholder")
+    assert sizes == [5, 25]
+    assert len(first(floats(5, 5))) == len(kept)
+
+
+def test_a_sum_with_a_multiple_is_not_taken_for_one_without():
+    def function(x, vector):
+        product = torch.add(torch.zeros_like(x), x, alpha=3) @ vector
+        return torch.add(product, x @ x @ vector, alpha=2)
+
+    x, vector = floats(3, 3), floats(3)
+    module = traced(function, x, vector)
+    improve(module.graph)
+    module.recompile()
+    torch.testing.assert_close(module(x, vector), function(x, vector), rtol=1e-14, atol=0)
