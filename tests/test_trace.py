@@ -59,10 +59,10 @@ def test_unbiased_and_covered(method, samples, seeds):
 @pytest.mark.parametrize(("method", "seeds"), [(hutchinson, 200), (hutch_plus_plus, 400), (xtrace, 100)])
 def test_growing_until_the_tolerance_is_met_keeps_coverage(method, seeds):
     operator, truth = with_spectrum(SPECTRA["outliers"][:120]), SPECTRA["outliers"][:120].sum()
-    estimates = [method(operator, rtol=0.08, generator=seeded(seed)) for seed in range(seeds)]
-    assert all(e.converged and e.standard_error <= 0.08 * abs(e.value) for e in estimates)
+    estimates = [method(operator, rtol=0.05, generator=seeded(seed)) for seed in range(seeds)]
+    assert all(e.converged and e.standard_error <= 0.05 * abs(e.value) for e in estimates)
     covered = [abs(e.value - truth) <= 2 * e.standard_error + 1e-10 for e in estimates]
-    assert np.mean(covered) >= least_coverage(16, seeds)
+    assert np.mean(covered) >= 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -82,10 +82,10 @@ def test_converged_means_what_it_says(method, name):
     given = matrix(name)
     truth, whole = given.spectrum.sum().item(), given.spectrum.abs().sum().item()
     operator = Counting(given.matrix)
-    estimate = method(operator, rtol=0.05, generator=seeded(1))
+    estimate = method(operator, rtol=0.02, generator=seeded(1))
     assert estimate.products == operator.products
     assert estimate.converged
-    assert estimate.standard_error <= 0.05 * abs(estimate.value) + 1e-13 * whole
+    assert estimate.standard_error <= 0.02 * abs(estimate.value) + 1e-13 * whole
     assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-12 * whole
 
 
@@ -121,7 +121,7 @@ def test_a_sketch_of_the_whole_space_is_exact(n):
     assert estimate.converged
 
 
-@pytest.mark.parametrize("n", [90, 97, 101, 110, 111])
+@pytest.mark.parametrize("n", range(90, 112))
 def test_a_tolerance_out_of_reach_ends_in_the_exact_trace(n):
     """Growth must not stop at n - 1 vectors for ever."""
     given = known(uniform(n, -1, 1))

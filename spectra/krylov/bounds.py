@@ -12,6 +12,11 @@ from spectra.operator import SymmetricOperator
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
 
+def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torch.dtype) -> Tensor:
+    """The largest residuals (k,) of converged pairs, of a matrix of norm `size`; the floor is ARPACK's."""
+    return tolerance * values.abs().clamp(min=torch.finfo(dtype).eps ** (2 / 3) * size)
+
+
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
     """|A u - lambda u| for unit vectors (k, n), by k products."""
     difference = (operator @ vectors.T).T - values.to(vectors)[:, None] * vectors

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator
 
@@ -59,7 +60,7 @@ def dense_eigenpairs(
     if not torch.isfinite(matrix).all():
         return no_eigenpairs(operator, k, products=n)
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    chosen = select(values, k, which)
+    size, chosen = values.abs().max().item(), select(values, k, which)
     values, vectors = values[chosen], vectors[:, chosen]
     residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * values, dim=0)
     return Eigenpairs(
@@ -68,7 +69,7 @@ def dense_eigenpairs(
         residuals=residuals,
         error_estimates=residuals,
         products=n,
-        converged=True,
+        converged=bool((residuals <= allowed_residuals(values, size, tolerance, operator.dtype)).all()),
         complete=True,
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.bounds import complement_bounds, kato_temple, true_residuals
+from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, true_residuals
 from spectra.krylov.lanczos import begin, beside, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.memory import memory_share
@@ -215,8 +215,7 @@ class Search:
         return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(self.values[wanted])).all())
 
     def allowed(self, values: Tensor) -> Tensor:
-        floor = torch.finfo(self.operator.dtype).eps ** (2 / 3) * self.values.abs().max().item()  # ARPACK's
-        return self.tolerance * values.abs().clamp(min=floor)
+        return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
 
     def neediest(self) -> int:
         """The pending direction that holds most of the residuals of wanted pairs."""

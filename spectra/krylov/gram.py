@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.bounds import true_residuals
+from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
 
@@ -27,8 +27,8 @@ def gram_eigenpairs(
 ) -> Eigenpairs:
     """`k` eigenpairs of a matrix that has a factor; residuals are true ones, by k products.
 
-    A pair has converged when its residual is at most tolerance * max(|lambda|, eps^(2/3) |A|), or rounding. Raises
-    SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
+    A pair has converged when its residual is at most tolerance * max(|lambda|, eps^(2/3) |A|). Raises SpectraError when
+    k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
     """
     n = operator.shape[0]
     if k > n:
@@ -47,8 +47,7 @@ def gram_eigenpairs(
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
     vectors, values = vectors[back.argsort()], spectrum[chosen] + factor.shift
     residuals = true_residuals(operator, values, vectors)
-    eps, size = torch.finfo(operator.dtype).eps, spectrum[0].item() + abs(factor.shift)
-    allowed = (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
+    allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(
         values=values,
         vectors=vectors,

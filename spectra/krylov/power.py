@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, dot, norm
@@ -60,7 +61,7 @@ def power_iteration(
                 break
         basis, images = torch.cat([basis, vector[None]]), torch.cat([images, image[None]])
     values, vectors, residuals = rayleigh_ritz(basis, images)
-    allowed = tolerance * values.abs().clamp(min=floor * largest)
+    allowed = allowed_residuals(values, largest, tolerance, operator.dtype)
     return Eigenpairs(
         values=values,
         vectors=vectors,
