@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from spectra.curvature.gram_forecast import gram_bytes, gram_seconds, trace_seconds
+from spectra.errors import SpectraError
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,
@@ -17,6 +20,7 @@ from spectra.krylov.forecast import (
     forecast_trace,
     outline,
 )
+from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import Counting
@@ -58,9 +62,10 @@ class Estimate:
     """What a command will cost on one matrix, with the options it was asked for and its defaults."""
 
     command: str
+    method: str  # gram: exact
     products: int
     seconds: float
-    bytes: int  # at its peak, of graphs that are kept and of the method's vectors, besides model and data
+    bytes: int  # at its peak, of products and of the method's vectors, besides model and data
     at_least: bool  # whether it may be far more
 
 
@@ -85,7 +90,10 @@ def look_ahead(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Outlook:
-    """Estimates for `eig`, `trace` and `density` of a counted Curvature, from 20 products with it."""
+    """Estimates for `eig`, `trace` and `density` of a counted Curvature, from 20 products with it.
+
+    By the method that each takes by itself, and by the Gram matrix where there is one.
+    """
     start, before = time.perf_counter(), operator.products
     pilot = begin(operator, random_start(operator, generator))
     while pilot.size < min(PILOT, max_products or PILOT) and len(pilot.pending) and pilot.finite:
@@ -94,18 +102,45 @@ def look_ahead(
             progress(products=operator.products)
     spent = operator.products - before
     pace = (time.perf_counter() - start) / max(spent, 1)
-    kept = operator.operator.kept_bytes
+    kept, taken = operator.operator.kept_bytes, operator.operator.peak_bytes
     if not pilot.finite:
         return Outlook(pace, kept, (), spent, converged=False)
     seen = outline(pilot)
 
-    def estimate(command: str, cost: Forecast) -> Estimate:
+    def estimate(command: str, method: str, cost: Forecast) -> Estimate:
         products = CHECKS + cost.products
-        return Estimate(command, products, products * pace + cost.seconds, kept + cost.bytes, cost.at_least)
+        seconds = products * pace + cost.seconds
+        return Estimate(command, method, products, seconds, taken + cost.bytes, cost.at_least)
 
-    estimates = (
-        estimate("eig", forecast_eigenpairs(seen, min(k, pilot.dimension), tolerance=tolerance, generator=generator)),
-        estimate("trace", forecast_trace(seen, rtol=rtol, generator=generator)),
-        estimate("density", forecast_measure(seen, generator=generator)),
-    )
-    return Outlook(pace, kept, estimates, spent, converged=True)
+    k = min(k, pilot.dimension)
+    exact = {e.command: e for e in exact_estimates(operator, k, pace)}
+    estimates = [
+        estimate("eig", "lanczos", forecast_eigenpairs(seen, k, tolerance=tolerance, generator=generator)),
+        exact.get("eig"),
+        None
+        if exact_trace_pays(operator, max_products and max_products - CHECKS)
+        else estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator)),
+        exact.get("trace"),
+        estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
+    ]
+    return Outlook(pace, kept, tuple(e for e in estimates if e), spent, converged=True)
+
+
+def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
+    """What `--method gram` would cost, where it would not be refused."""
+    taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
+    try:
+        factor = operator.factor()
+        products, seconds = factor.cost() + k + math.ceil(k / 2), gram_seconds(factor) + 1.5 * k * pace
+        seconds += decomposition_seconds(factor.rows)
+        memory = gram_bytes(factor) + 2 * k * vector
+        yield Estimate("eig", "gram", CHECKS + products, CHECKS * pace + seconds, taken + memory, False)
+    except SpectraError:
+        pass
+    try:
+        factor = operator.factor()
+        if factor.trace_work() < math.inf:
+            products, seconds = factor.trace_cost(), trace_seconds(factor)
+            yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
+    except SpectraError:
+        pass

@@ -1,21 +1,54 @@
-"""How much memory a device has, and the share of it that graphs or a basis may take."""
+"""How much memory a device has, the share of it that graphs or a basis may take, and what tensors take."""
 
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-SHARE = 0.25  # each, for graphs and for a basis; the rest is for the data and whoever else is there
+SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
 
 
 def memory_share(device: torch.device) -> int:
-    """Bytes: a share of all memory, not of what is free, so that two runs are alike."""
+    """Bytes: a quarter of all memory, so that two runs are alike, but no more than half of what is free now."""
     if device.type == "cuda":
-        return int(SHARE * torch.cuda.get_device_properties(device).total_memory)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # what a container or a Slurm job may use
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return int(SHARE * total)
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = available(total)
+        limit = Path("/sys/fs/cgroup/memory.max")  # what a container or a Slurm job may use
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            total = min(total, int(text))
+    return int(min(SHARE * total, free / 2))
+
+
+def available(total: int) -> int:
+    """Bytes that new work may take without swapping, where the system tells."""
+    table = Path("/proc/meminfo")
+    lines = table.read_text().splitlines() if table.exists() else ()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total)
+
+
+class Ledger:
+    """Bytes of the tensors entered that are alive, now and at most; views of one storage count once."""
+
+    def __init__(self):
+        self.bytes = self.peak = 0
+        self._known: set[int] = set()  # storages, by address
+
+    def enter(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size and address not in self._known:
+            self._known.add(address)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._leave, address, size)
+
+    def _leave(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.bytes -= size

@@ -48,6 +48,9 @@ class SymmetricFactor(Protocol):
     def trace_cost(self) -> int:
         """The products that `trace` will take."""
 
+    def trace_work(self) -> float:
+        """The same from shapes alone, work that runs one by one counted dearer: for choices."""
+
     def trace(self) -> float:
         """tr F'F."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,6 +35,8 @@ def inspect_text(record: dict[str, Any]) -> str:
     parts.append(layer_table(problem["layers"]))
     if problem["data"]:
         parts += ["", data_line(problem), *problem["notes"], "", cost_table(results)]
+        if any(e["method"] == "gram" for r in results for e in worth_telling(r["estimates"])):
+            parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
         if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
             parts.append("> at least: how much more, the pilot run cannot tell")
     return rendered(*parts)
@@ -104,12 +107,19 @@ def cost_table(results: Sequence[dict[str, Any]]) -> Table:
     table = new_table("", "s a product", "command", "products", "time", "memory")
     for r in results:
         first = [r["curvature"], f"{r['seconds_per_product']:.2g}"]
-        for estimate in r["estimates"]:
+        for estimate in worth_telling(r["estimates"]):
             sign = "> " if estimate["at_least"] else ""
             duration, memory = in_time(estimate["seconds"]), in_bytes(estimate["bytes"])
-            table.add_row(*first, estimate["command"], f"{sign}{estimate['products']:,}", sign + duration, memory)
+            command = estimate["command"] + (", exact" if estimate["method"] == "gram" else "")
+            table.add_row(*first, command, f"{sign}{estimate['products']:,}", sign + duration, memory)
             first = ["", ""]
     return table
+
+
+def worth_telling(estimates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All but exact ways that would take longer than the iteration does."""
+    fastest = {e["command"]: e["seconds"] for e in estimates if e["method"] != "gram"}
+    return [e for e in estimates if e["method"] != "gram" or e["seconds"] < fastest.get(e["command"], math.inf)]
 
 
 def in_time(seconds: float) -> str:

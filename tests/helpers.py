@@ -1,12 +1,14 @@
 """Symmetric matrices whose spectra are known, and what tests of methods share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from spectra.operator import Wrapper
 
 CPU = torch.device("cpu")
 
@@ -118,6 +120,17 @@ class Products:
         assert vectors.ndim in (1, 2)
         assert vectors.shape[0] == self.n
         return self.multiply(vectors)
+
+
+@dataclass
+class Widths(Wrapper):
+    """The same matrix, with the columns of each call."""
+
+    widths: list[int] = field(default_factory=list)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        self.widths.append(1 if vectors.ndim == 1 else vectors.shape[1])
+        return self.operator @ vectors
 
 
 def not_finite(n: int = 60, good: int = 0, bad: float = float("nan")) -> Products:

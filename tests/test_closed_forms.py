@@ -18,6 +18,8 @@ from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import dense_matrix
 
+pytestmark = pytest.mark.usefixtures("batches_as_given")
+
 N, D, C = 20, 4, 3
 COVARIANCE = "gradient-covariance"
 X = floats(N, D)

@@ -292,7 +292,7 @@ def test_eigenvectors_elsewhere_are_named_by_deflate(digits, good, refused):
 def test_eigenvectors_of_another_problem_are_left_alone(change, cause, digits, good, call):
     good(f"eig {DIGITS} -k 6 --out both")
     line = DIGITS.replace("--samples 300", "") if "--samples" in change else DIGITS
-    status, out, err = call(f"trace {line} {change} --rtol 0.5 --out both --json")
+    status, out, err = call(f"trace {line} {change} --method xtrace --rtol 0.5 --out both --json")
     assert status == 0
     assert cause in err
     assert err.count("\n") == 1

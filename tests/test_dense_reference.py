@@ -23,6 +23,8 @@ from spectra.curvature.operator import Curvature
 from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import columns
 
+pytestmark = pytest.mark.usefixtures("batches_as_given")
+
 SEED, SAMPLES = 5, 3
 
 

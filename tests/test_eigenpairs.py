@@ -478,7 +478,7 @@ def test_select():
 
 def test_basis_is_bounded_by_memory(monkeypatch):
     given = matrix("identity")
-    monkeypatch.setattr("spectra.krylov.eigenpairs.memory_share", lambda device: 30 * 8 * given.n)
+    monkeypatch.setattr("spectra.krylov.blocks.memory_share", lambda device: 30 * 8 * given.n)
     assert fitting_basis(given.matrix) == 30
     monkeypatch.undo()
     assert fitting_basis(given.matrix) == LARGEST_BASIS

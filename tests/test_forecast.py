@@ -216,6 +216,17 @@ def test_bytes_are_foretold(digits, method, forecast):
     assert 0.5 <= foretold / scales.peak <= 2
 
 
+@pytest.mark.parametrize("vectors", [60, 100, 200])
+def test_bytes_of_a_density_are_of_as_many_bases_as_fit(monkeypatch, vectors):
+    """Of the true matrix, a thousand times the surrogate."""
+    view = seen(with_spectrum(SPECTRA["1/i"]))
+    large = type(view)(**{**vars(view), "counts": view.counts * torch.where(view.alone, 1, 10**4)})
+    monkeypatch.setattr("spectra.krylov.blocks.memory_share", lambda device: vectors * row)
+    row = 8 * large.shape[0]
+    foretold = forecast_measure(large, probes=20, steps=20, generator=seeded()).bytes
+    assert 0.6 <= foretold / (vectors * row) <= 1.2
+
+
 def test_bytes_of_eigenpairs_hold_the_basis_and_the_vectors():
     operator = with_spectrum(SPECTRA["1/i"])
     pairs = eigenpairs(operator, 10, generator=seeded())

@@ -10,8 +10,9 @@ from networks import BY_NAME, CASES, DEVICES, MASKED, SOME, Case, X, Y, chosen, 
 from torch import Tensor, nn
 
 import spectra.curvature.gram
+import spectra.curvature.inner_products
 from spectra.curvature.gram import Factor
-from spectra.curvature.linear_layers import linear_features
+from spectra.curvature.linear_layers import linear_squares
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
@@ -150,8 +151,9 @@ def test_blocks_within_memory(name, blocks):
     calls = []
     with problem.model.register_forward_hook(lambda module, inputs, output: calls.append(len(output))):
         assert close(factor.gram(), expected)
-    assert sum(calls) == 7 * (2 + blocks)  # examples: for the roots, for linear layers, for each block
     linear, kinds = bool(known), 2 if name == "ggn" else 1  # of rows, each of which takes a pass
+    first = len(problem.batches[0])  # examples: which layers are linear; roots, linear layers, each block
+    assert sum(calls) == first + (name == "ggn") + 7 * (1 + linear + blocks)  # one tells how wide outputs are
     assert factor.products == math.ceil((linear * (kinds + 1) + kinds * blocks) / 2)
 
 
@@ -160,7 +162,7 @@ def test_ignored_examples_cost_nothing():
     factor, sizes = Factor(problem, "fisher-empirical"), []
     with problem.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output))):
         factor.gram()
-    assert sizes == [7, 7, 1, 1, 1, 1]
+    assert sizes == [7, 7, 7, 1, 1, 1, 1]  # roots, layers, their rows; the rest by itself
 
 
 @pytest.mark.parametrize("name", ROOTS)
@@ -179,6 +181,49 @@ def test_cost_is_told_before(case, name):
     assert factor.products == told
 
 
+@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("case", [MLP, CONVOLUTION, BY_NAME["sequence, classes last"]], ids=name_of)
+def test_work_is_no_less_than_the_cost(case, name):
+    """So that a budget that holds the one holds the other; where no row is taken by itself, they agree."""
+    factor, _ = with_factor(case, name, sizes=[7])
+    work = factor.trace_work()
+    assert factor.products == 0
+    assert work >= factor.trace_cost() - 0.5
+    if case is MLP and name != "fisher-batch":
+        assert work <= factor.trace_cost() + 0.5  # softmax has one kind of row fewer than outputs
+    else:
+        assert work == passes_by_shape(factor) / 2
+
+
+def passes_by_shape(factor: Factor) -> float:
+    """By hand: 7 examples, 3 outputs, 4 positions; a layer alone among them is linear, the others take single rows."""
+    single = 1 if MATRICES[factor.name].split else min(spectra.curvature.gram.SINGLE, 7)
+    rows = len(factor._rows(factor.problem.batches[0])) // 7
+    kinds = {"ggn": 3, "fisher": 3, "fisher-mc": 3}.get(factor.name, 1) * (rows if factor.name != "fisher-batch" else 1)
+    linear = bool(factor._layers) * (kinds + 1)
+    return linear + kinds * single * bool(factor.one_by_one) + MATRICES[factor.name].centred
+
+
+def test_work_where_there_may_be_no_root():
+    assert Factor(INDEFINITE.problem(), "ggn").trace_work() == math.inf
+    assert Factor(BY_NAME["custom, curved nowhere"].problem(), "ggn").trace_work() == math.inf
+
+
+@pytest.mark.parametrize("name", ["ggn", "gradient-covariance"])
+def test_linear_layers_within_memory(name):
+    """Layer by layer where their inputs and slopes do not fit together: a set of passes for each, the same matrix."""
+    whole, _ = with_factor(MLP, name)
+    expected = whole.gram()
+    layers = len(whole._layers)
+    one = max(whole._layers.values()) * whole.rows * 8
+    for memory, groups in ((whole.columns * whole.rows * 8, 1), (one, layers), (1, layers)):
+        factor = Factor(whole.problem, name, memory=memory)
+        told = factor.cost()
+        assert close(factor.gram(), expected)
+        kinds = len(factor.parts[0].kinds)
+        assert factor.products == told == math.ceil(groups * (kinds + 1) / 2)
+
+
 def test_products_count_passes():
     factor, _ = with_factor(MLP, "fisher-empirical")
     factor.transposed_times(torch.ones(3, factor.rows).double())
@@ -188,7 +233,7 @@ def test_products_count_passes():
 
 def test_tiles_change_nothing(monkeypatch):
     expected = [with_factor(case, "ggn")[0].gram() for case in SOME]
-    monkeypatch.setattr(spectra.curvature.gram, "TILE", 3)
+    monkeypatch.setattr(spectra.curvature.inner_products, "TILE", 3)
     assert all(close(with_factor(case, "ggn")[0].gram(), e) for case, e in zip(SOME, expected, strict=True))
 
 
@@ -248,7 +293,7 @@ SHORTCUTS = [
 @pytest.mark.parametrize(("case", "expected"), SHORTCUTS, ids=name_of)
 def test_linear_layers(case, expected, name):
     factor, matrix = with_factor(case, name, sizes=[7])
-    features = linear_features(factor.problem, factor.parts[0])
+    features = linear_squares(factor.problem, factor.parts[0])
     names = {id(p): key for key, p in factor.problem.parameters.items()}
     assert {names[i] for key in features for i in key} == expected
     assert close(spectrum(factor.gram(), len(matrix)), torch.linalg.eigvalsh(matrix))
@@ -306,6 +351,14 @@ def test_too_many_rows_are_refused_but_for_the_trace(monkeypatch):
     assert math.isclose(factor.trace(), matrix.trace().item(), rel_tol=1e-10)
     with_factor(MLP, "fisher-empirical")[0].gram()
     with_factor(MLP, "fisher-batch", sizes=7 * [1])[0].gram()
+
+
+def test_many_outputs_are_refused_before_their_root_is_taken(monkeypatch):
+    """Which takes the cube of their number."""
+    monkeypatch.setattr(spectra.curvature.gram, "LARGEST", 13)
+    monkeypatch.setitem(ROOTS, "fisher", lambda *_: pytest.fail("taken"))
+    with refused("--method gram", "fisher", "14 rows", "7 examples x 2"):
+        with_factor(MLP, "fisher")[0].cost()
 
 
 def tied_examples(output: Tensor, targets: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from pkgutil import resolve_name
 import pytest
 import torch
 from helpers import seeded
-from networks import BY_NAME, NETWORKS, SOME, Case, Lambda, X, Y, floats, name_of
-from torch import nn
+from networks import BY_NAME, LOSSES, NETWORKS, SOME, Case, Lambda, X, Y, floats, name_of
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from spectra.curvature.differentiation import twice_differentiable
@@ -14,7 +14,7 @@ from spectra.curvature.graphs import Mutation, simplify, split, storage
 from spectra.curvature.hoisting import Hoisted, Untraceable, shape_of
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.memory import count_kept_bytes
-from spectra.curvature.rewrites import improve
+from spectra.curvature.rewrites import SLOPES, improve
 
 aten = torch.ops.aten
 ALIKE = (2, 2, 2, 1)  # traced on the first, checked on the second, tried on the third
@@ -257,13 +257,109 @@ def test_the_smallest_set_of_values_is_kept():
     assert len(first(floats(5, 5))) == len(kept)
 
 
+def improved(function, *arguments: Tensor) -> list:
+    """The targets of the improved trace, which gives what the function gives."""
+    module = traced(function, *arguments)
+    improve(module.graph)
+    module.recompile()
+    torch.testing.assert_close(module(*arguments), function(*arguments), rtol=1e-13, atol=1e-13)
+    return [node.target for node in module.graph.nodes if node.op == "call_function"]
+
+
 def test_a_sum_with_a_multiple_is_not_taken_for_one_without():
     def function(x, vector):
         product = torch.add(torch.zeros_like(x), x, alpha=3) @ vector
         return torch.add(product, x @ x @ vector, alpha=2)
 
-    x, vector = floats(3, 3), floats(3)
-    module = traced(function, x, vector)
-    improve(module.graph)
-    module.recompile()
-    torch.testing.assert_close(module(x, vector), function(x, vector), rtol=1e-14, atol=0)
+    improved(function, floats(3, 3), floats(3))
+
+
+def test_what_is_expanded_is_multiplied_before():
+    """X a b, a expanded by hand: one product with all of X, one of channels, and no expansion."""
+
+    def function(x, a, b):
+        return a[:, None].expand(x.shape) * x * b[:, None]
+
+    targets = improved(function, floats(9, 10), floats(9), floats(9))
+    assert targets.count(aten.mul.Tensor) == 2
+    assert aten.expand.default not in targets
+    found = improved(lambda a, b: a.expand(9, 10) * b, floats(10), floats(10))
+    assert found[-1] is aten.expand.default
+
+
+def test_numbers_go_to_the_smaller_factor():
+    def function(x, a):
+        return aten.div.Scalar(aten.mul.Scalar(x * a, 3), 7)
+
+    assert improved(function, floats(9, 10), floats(10))[-1] is aten.mul.Tensor  # the only one with all of x
+
+
+def test_factors_stay_apart_where_another_reads_their_product():
+    def function(x, a, b):
+        return (x * a) * b, (x * a).exp()
+
+    assert improved(function, floats(9, 10), floats(10), floats(10)).count(aten.mul.Tensor) == 2
+
+
+def test_sums_over_one_dimension_after_the_other_are_one():
+    targets = improved(lambda x: x.sum(1).sum([0, 2]), floats(2, 3, 4, 5))
+    assert targets == [aten.sum.dim_IntList]
+
+
+@pytest.mark.parametrize("read", [(0, 1, 2), (2, 0), (-1, 1), (0, 0, 1)])
+def test_derivatives_by_slices_are_stacked(read):
+    """Each in zeros of its own they would cost their number squared; (0, 0, 1) overlap and stay a sum."""
+
+    def function(x, vector):
+        parts = [aten.select_backward(x[i] * vector, [4, 3], 0, at) for i, at in enumerate(read)]
+        return sum(parts[1:], parts[0]) + x
+
+    targets = improved(function, floats(4, 3), floats(3))
+    assert (aten.stack.default in targets) == (len({*read}) == len(read))
+    assert (aten.select_backward.default in targets) == (aten.stack.default not in targets)
+
+
+def test_elements_are_multiplied_and_added_at_once():
+    x, y = floats(3, 3), floats(3, 3)
+    assert improved(lambda x, y: x + x * y, x, y) == [aten.addcmul.default]
+    assert aten.add.Tensor in improved(lambda x, y: torch.add(x, x * y, alpha=2), x, y)
+    assert aten.add.Tensor in improved(lambda x, y: x + x * y.float(), x, y)
+
+
+@pytest.mark.parametrize("bend", [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.Hardsigmoid()])
+def test_slopes_of_activations_are_computed_once(bend):
+    case = Case("bent", lambda: nn.Sequential(nn.Linear(3, 4), bend, nn.Linear(4, 3)), X, Y)
+    problem, linearise, hoisted = made(case, "hessian")
+    assert_products_are_autograds(problem, linearise, hoisted, 1e-13)
+    slow = {aten.exp.default, aten.erf.default, aten.sigmoid.default, aten._log_softmax_backward_data.default, *SLOPES}
+    assert slow.isdisjoint(node.target for node in hoisted.second.graph.nodes)
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=name_of)
+def test_losses_look_at_no_value(case):
+    assert_products_are_autograds(*made(case, "hessian"), 1e-12)
+
+
+def test_recurrent_layers_that_are_fused_in_single_precision():
+    before = torch._C._get_mkldnn_enabled()
+    assert_products_are_autograds(*made(BY_NAME["LSTM"], "hessian", dtype=torch.float32), 1e-5)
+    assert torch._C._get_mkldnn_enabled() == before
+
+
+def test_images_are_kept_with_channels_last():
+    problem, _, hoisted = made(CONVOLUTIONS[0], "hessian")
+    batch = problem.batches[2]
+    images = [r for r in hoisted.residuals(batch) if r.ndim == 4 and r.shape[0] == len(batch)]
+    assert images
+    assert all(r.is_contiguous(memory_format=torch.channels_last) for r in images)
+    assert batch.inputs.is_contiguous()
+    given = {x.untyped_storage().data_ptr() for x in (batch.inputs, batch.targets, batch.indices)}
+    storages = {r.untyped_storage().data_ptr(): r.untyped_storage().nbytes() for r in hoisted.residuals(batch)}
+    assert hoisted.residual_bytes == sum(size for place, size in storages.items() if place not in given)
+
+
+def test_products_with_columns():
+    problem, _, hoisted = made(BY_NAME["mlp"], "hessian")
+    vectors, residuals = torch.randn(problem.size, 3, dtype=problem.dtype), hoisted.residuals(problem.batches[0])
+    column = hoisted.apply(residuals, vectors[:, 1])
+    torch.testing.assert_close(column, hoisted.apply(residuals, vectors[:, 1].clone()))

@@ -11,11 +11,12 @@ from torch import nn
 from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes
-from spectra.curvature.operator import Curvature, bytes_per_example
+from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 from spectra.krylov.dense import dense_matrix
 from spectra.operator import check_operator
+
+pytestmark = pytest.mark.usefixtures("batches_as_given")
 
 MIXED = BY_NAME["weights, smoothing and ignored"]
 PRODUCTS = [name for name in MATRICES if MATRICES[name].squared]
@@ -188,61 +189,7 @@ def test_weight_decay_is_a_shift(name):
     assert_close(shifted, products(case.problem(), name) + 0.25 * vectors)
 
 
-# Memory.
-
-
-@pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("case", [*SOME, BY_NAME["checkpointed"]], ids=name_of)
-def test_graphs_kept_or_made_anew_give_the_same_numbers(case, name):
-    problem = case.problem(sizes=(2, 2, 3))
-    kept, anew = Curvature(problem, name), Curvature(problem, name, memory=0)
-    vectors = floats(problem.size, 2)
-    for _ in range(2):
-        assert torch.equal(kept @ vectors, anew @ vectors)
-    assert (kept.kept_batches, anew.kept_batches) == (3, 0)
-    assert kept.setup_seconds > 0
-
-
-def test_kept_bytes_count_what_the_graphs_hold_besides_the_weights():
-    """One linear layer, f = W x: a batch's Hessian keeps its inputs and softmax, and a gradient (n,) of its own."""
-    case = BY_NAME["mlp"]
-    wide = replace(case, build=lambda: nn.Linear(3, 300), targets=labels(7, below=300))
-    problem = wide.problem(sizes=(5, 2))
-    batch = Curvature(problem, "fisher-batch")
-    assert batch.kept_bytes == 0
-    batch.prepare()
-    assert batch.kept_bytes == 2 * 8 * problem.size  # its graphs are gone
-    hessian = Curvature(problem, "hessian")
-    hessian.prepare()
-    gradient, activations = 2 * 8 * problem.size, 8 * 7 * 300
-    assert gradient + activations < hessian.kept_bytes < gradient + 8 * activations
-    anew = Curvature(problem, "hessian", memory=0)
-    anew.prepare()
-    assert anew.kept_bytes == anew.kept_batches == 0
-
-
-def test_kept_bytes_leave_out_the_weights():
-    """They are there without the graph, and the same for each batch."""
-    problem = replace(BY_NAME["mlp"], build=lambda: mlp(3, 200)).problem(sizes=7 * [1])
-    hessian = Curvature(problem, "hessian")
-    with count_kept_bytes() as kept:
-        apply = hessian.linearise(problem, problem.batches[0])
-        whole = kept()
-        del apply
-    hessian.prepare()
-    weights = 8 * problem.model[2].weight.numel()
-    assert 7 * (whole + 8 * problem.size) - hessian.kept_bytes == 7 * weights
-
-
-@pytest.mark.parametrize("name", MATRICES)
-def test_graphs_are_freed_with_their_matrix(name):
-    problem = BY_NAME["convolution, BatchNorm"].problem()
-    linearise = Curvature(problem, name).linearise
-    with count_kept_bytes() as kept:
-        apply = linearise(problem, problem.batches[0])
-        assert (kept() > 0) == (name != "fisher-batch")
-        del apply
-        assert kept() == 0
+# Parameters.
 
 
 def test_covariance_takes_its_mean_at_the_parameters_of_the_day():
@@ -253,14 +200,6 @@ def test_covariance_takes_its_mean_at_the_parameters_of_the_day():
     fresh = BY_NAME["mlp"].problem(model=problem.model)
     assert torch.equal(products(problem, "gradient-covariance"), products(fresh, "gradient-covariance"))
     assert (products(problem, "gradient-covariance") - before).norm() > 0.01 * before.norm()
-
-
-def test_memory_in_between_keeps_some_batches():
-    problem = BY_NAME["mlp"].problem(sizes=7 * [1])
-    some = Curvature(problem, "hessian", memory=int(3.5 * bytes_per_example(problem)))
-    vectors = floats(problem.size, 2)
-    assert torch.equal(some @ vectors, Curvature(problem, "hessian") @ vectors)
-    assert 1 <= some.kept_batches < 7
 
 
 def test_nothing_is_computed_before_the_first_product():

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from helpers import TABLE, known, matrix, seeded, with_spectrum
+from helpers import TABLE, Widths, known, matrix, seeded, with_spectrum
 
-from spectra.krylov.lanczos import begin, lanczos, random_start
+from spectra.krylov import lanczos as lanczos_module
+from spectra.krylov.lanczos import begin, extend_all, lanczos, random_start
+from spectra.operator import Deflated
 
 
 def assert_law(operator, size, state, tolerance=1e-13):
@@ -135,6 +137,88 @@ def test_a_thick_restart_loses_nothing_that_it_keeps():
     after, _, residuals_after = state.ritz()
     torch.testing.assert_close(after, values[-8:], rtol=0, atol=1e-13 * given.size)
     torch.testing.assert_close(residuals_after, residuals[-8:], rtol=0, atol=1e-12 * given.size)
+
+
+def beside(given, count, seed):
+    """A run beside the first so many eigenpairs, as they are known to a caller."""
+    values, directions = torch.linalg.eigh(given.matrix)
+    pairs = values[:count], directions.T[:count].contiguous()
+    return begin(given.matrix, random_start(given.matrix, seeded(seed)), known=pairs, rows=4)
+
+
+@pytest.mark.parametrize("count", [1, 20, 47])
+@pytest.mark.parametrize("name", ["strakos", "network", "softmax", "low rank"])
+def test_a_run_beside_known_pairs_obeys_the_law_of_the_rest(name, count):
+    given = matrix(name)
+    state = beside(given, count, 0)
+    deflated = Deflated(given.matrix, state.known) @ torch.eye(given.n, dtype=torch.float64)
+    for moved in wander(given.matrix, state, seed=1):
+        assert_law(deflated, given.size, moved)
+        held = torch.cat([moved.basis, moved.pending])
+        assert (held @ moved.known.T).abs().max() <= 1e-13
+        assert len(held) <= given.n - count
+
+
+def test_beside_all_other_pairs_one_step_is_all_there_is():
+    given = matrix("strakos")
+    state = beside(given, given.n - 1, 0)
+    state.extend(given.matrix)
+    assert state.exhausted
+    torch.testing.assert_close(state.ritz()[0], given.spectrum[-1:], rtol=1e-13, atol=0)
+
+
+def test_a_known_norm_tells_what_rounding_is():
+    """The rest of a matrix of low rank is zero: products of the size of epsilon, and no spectrum."""
+    given = matrix("low rank")
+    values, directions = torch.linalg.eigh(given.matrix)
+    pairs = values[-30:], directions.T[-30:].contiguous()
+    state = begin(given.matrix, random_start(given.matrix, seeded()), known=pairs)
+    state.extend(given.matrix)
+    assert not len(state.pending)
+
+
+def test_several_runs_go_through_one_product_and_differ_in_nothing():
+    given = matrix("network")
+    operator = Widths(given.matrix)
+    runs = [begin(operator, random_start(operator, seeded(seed))) for seed in range(3)]
+    for _ in range(20):
+        extend_all(runs, operator)
+    assert operator.widths == [3] * 20
+    for seed, state in enumerate(runs):
+        assert_law(given.matrix, given.size, state)
+        alone = lanczos(given.matrix, random_start(given.matrix, seeded(seed)), 20)
+        torch.testing.assert_close(state.projected, alone.projected, rtol=0, atol=1e-12 * given.size)
+
+
+def test_runs_share_what_is_known():
+    given = matrix("network")
+    one = beside(given, 5, 0)
+    other = begin(given.matrix, random_start(given.matrix, seeded(1)), known=(one.known_values, one.known))
+    extend_all([one, other], given.matrix)
+    assert other.known is one.known
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch):
+    """Whatever a product's coefficients are needed for on the CPU gets there together."""
+    transfers = []
+    monkeypatch.setattr(lanczos_module, "as_cpu_float64", lambda x: transfers.append(len(x)) or x.double())
+    given = matrix("network")
+    state = begin(given.matrix, random_start(given.matrix, seeded()))
+    state.start(random_start(given.matrix, seeded(1)))
+    transfers.clear()
+    for _ in range(5):
+        state.extend(given.matrix)
+    assert transfers == [3, 4, 5, 6, 7]  # along V and Q, and the norm of what is left
+
+
+def test_storage_doubles_up_to_the_capacity_and_no_further():
+    given = matrix("network")
+    state = begin(given.matrix, random_start(given.matrix, seeded()), capacity=50)
+    sizes = {len(state.storage)}
+    while state.size < 50:
+        state.extend(given.matrix)
+        sizes.add(len(state.storage))
+    assert sizes == {32, 51}  # with the one pending
 
 
 def test_non_finite_products_give_non_finite_values_and_no_error():

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE, Products, known, matrix, not_finite, seeded, uniform
+from helpers import TABLE, Products, Widths, known, matrix, not_finite, seeded, uniform, with_spectrum
 
 from spectra.density import cms_bounds, wasserstein
+from spectra.krylov.deflation import known_pairs
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.forecast import Scales
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.quadrature import converged_pairs, gauss_quadrature, spectral_measure
 from spectra.operator import Counting, Deflated
@@ -185,17 +188,34 @@ def test_the_budget_is_never_exceeded(budget):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("n", "good"), [(60, 0), (60, 5), (60, 35), (1, 0)])
 def test_products_that_are_not_finite_end_it(bad, n, good):
-    operator = Counting(not_finite(n, good, bad))
+    operator = Widths(not_finite(n, good, bad))
     measure = spectral_measure(operator, probes=5, steps=30, generator=seeded())
-    assert operator.products == measure.products <= good + 1
+    assert len(operator.widths) <= good + 1
+    assert sum(operator.widths) == measure.products
     assert not measure.converged
     assert not measure.nodes.isfinite().all()
     assert math.isnan(measure.mean()[0])
 
 
+def test_one_probe_that_is_not_finite_ends_all():
+    whole = matrix("network").matrix
+
+    def multiply(vectors):
+        product = whole @ vectors
+        if len(operator.widths) == 15:
+            product[0, 2] = math.nan
+        return product
+
+    operator = Widths(Products(multiply, len(whole)))
+    measure = spectral_measure(operator, probes=5, steps=10, generator=seeded())
+    assert operator.widths == [1] * 10 + [5] * 5
+    assert not measure.converged
+    assert not measure.nodes.isfinite().all()
+
+
 def test_a_product_alone_is_enough():
     given = matrix("network")
-    by_product = spectral_measure(Products(given.matrix.mv, given.n), probes=2, steps=9, generator=seeded())
+    by_product = spectral_measure(Products(given.matrix.matmul, given.n), probes=2, steps=9, generator=seeded())
     by_tensor = spectral_measure(given.matrix, probes=2, steps=9, generator=seeded())
     torch.testing.assert_close(by_product.nodes, by_tensor.nodes, rtol=0, atol=1e-12)
 
@@ -212,4 +232,56 @@ def test_the_same_seed_gives_the_same_bits():
 def test_more_probes_keep_the_first_ones():
     operator = matrix("network").matrix
     few, more = (spectral_measure(operator, probes=p, steps=15, generator=seeded()) for p in (2, 5))
-    assert torch.equal(few.nodes, more.nodes[:2])
+    torch.testing.assert_close(few.nodes, more.nodes[:2], rtol=0, atol=1e-12)
+
+
+def outliers_and_bulk(n=300):
+    return with_spectrum(np.concatenate([[40, 22, 15, 9, 5], uniform(n - 5, -1, 1)]))
+
+
+def test_all_probes_go_through_one_product():
+    operator = Widths(outliers_and_bulk())
+    measure = spectral_measure(operator, generator=seeded())
+    assert operator.widths == [1] * 80 + [10] * 80
+    assert measure.products == 880
+
+
+@pytest.mark.parametrize("name", ["ghosts", "strakos", "network", "flat", "decay", "opposite", "multiple top"])
+def test_the_width_of_blocks_changes_no_number(name):
+    given = matrix(name)
+    one, other, all_at_once = (
+        spectral_measure(given.matrix, probes=7, steps=25, generator=seeded(), largest_basis=largest)
+        for largest in (0, 3 * 30, 10**6)
+    )
+    for blocks in (other, all_at_once):
+        torch.testing.assert_close(blocks.nodes, one.nodes, rtol=0, atol=1e-12 * given.size)
+        torch.testing.assert_close(blocks.weights, one.weights, rtol=0, atol=1e-11)
+        assert (blocks.products, blocks.deflated) == (one.products, one.deflated)
+
+
+@pytest.mark.parametrize("budget", [13, 24, 35, 36, 40, 59, 60, 61, 83])
+def test_a_budget_goes_to_probes_that_it_can_finish(budget):
+    operator = matrix("network").matrix
+    one, blocks = (
+        spectral_measure(operator, probes=7, steps=12, generator=seeded(), max_products=budget, largest_basis=largest)
+        for largest in (0, 10**6)
+    )
+    assert blocks.products == budget
+    assert blocks.probes == math.ceil((budget - 12) / 12)
+    torch.testing.assert_close(blocks.nodes, one.nodes, rtol=0, atol=1e-12)
+    torch.testing.assert_close(blocks.weights, one.weights, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("vectors", "width"), [(0, 1), (74, 1), (75, 2), (109, 2), (110, 3), (10**6, 9)])
+def test_bases_of_all_probes_lie_within_what_they_may_take(monkeypatch, vectors, width):
+    """5 vectors are known and shared; a probe has 31 for its basis and 4 on the way."""
+    operator = Widths(outliers_and_bulk(1000))
+    pairs = eigenpairs(operator.operator, 5, tolerance=1e-6, generator=seeded(1))
+    pairs = known_pairs(operator.operator, pairs.values, pairs.vectors, pairs.residuals)
+    monkeypatch.setattr("spectra.krylov.blocks.memory_share", lambda device: vectors * 8000)
+    with Scales(1000) as scales:
+        measure = spectral_measure(operator, probes=9, steps=30, known=pairs, generator=seeded())
+    assert measure.deflated == 5
+    assert max(operator.widths) == width
+    assert scales.peak <= max(vectors, 40) * 8000 + pairs.vectors.nbytes  # which are the caller's
+    assert scales.peak >= width * 31 * 8000

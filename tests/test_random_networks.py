@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 
+pytestmark = pytest.mark.usefixtures("batches_as_given")
+
 ACTIVATIONS = [nn.Tanh, nn.GELU, nn.Softplus, nn.ReLU, nn.SiLU, nn.ELU, nn.Sigmoid, nn.LeakyReLU, nn.Mish, nn.Hardswish]
 RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
 LOSSES = [log_cosh, cubic_mean, lambda output, targets: F.huber_loss(output, targets, reduction="none", delta=0.5)]

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from helpers import TABLE, known, matrix, not_finite, seeded, uniform, with_spectrum
+from helpers import TABLE, Widths, known, matrix, not_finite, seeded, uniform, with_spectrum
 
 from spectra.errors import SpectraError
+from spectra.krylov import blocks
 from spectra.krylov import hutchinson as hutchinson_module
 from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
+from spectra.krylov.forecast import Scales
 from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
 from spectra.krylov.xtrace import Sketch, xtrace
-from spectra.operator import Counting
+from spectra.operator import Counting, Deflated
 
 STOCHASTIC = [hutchinson, hutch_plus_plus, xtrace]
 METHODS = [*STOCHASTIC, dense_trace]
@@ -213,7 +215,7 @@ def test_the_estimator_is_what_its_formula_says():
     assert sketch.estimate()[0] == pytest.approx(np.mean(values), rel=1e-11)
 
 
-@pytest.mark.parametrize("budget", [49, 50, 60, 500])
+@pytest.mark.parametrize("budget", [32, 33, 49, 50, 60, 500])
 def test_where_arrays_do_not_fit_hutchinson_goes_on(monkeypatch, budget):
     monkeypatch.setattr(xtrace_module, "LARGEST", 4 * 200 * 8 * 20)
     spectrum = SPECTRA["outliers"]
@@ -259,6 +261,52 @@ def test_progress_rises_to_the_products_spent(method):
     )
     assert seen == sorted(seen)
     assert seen[-1] == estimate.products
+
+
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_the_width_of_blocks_changes_no_number(monkeypatch, method):
+    operator = Widths(with_spectrum(SPECTRA["indefinite"]))
+    together = method(operator, probes=60, generator=seeded())
+    calls = len(operator.widths)
+    monkeypatch.setattr(blocks, "WIDEST", 1)
+    alone = method(operator, probes=60, generator=seeded())
+    assert calls <= 6
+    assert together.products == alone.products
+    assert together.value == pytest.approx(alone.value, rel=1e-13)
+    assert together.standard_error == pytest.approx(alone.standard_error, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["outliers", "exponential", "indefinite"])
+def test_blocks_are_small_against_what_has_been_spent(name):
+    operator = Widths(with_spectrum(SPECTRA[name]))
+    hutchinson(operator, rtol=0.02, generator=seeded())
+    spent = np.cumsum([0, *operator.widths])[:-1]
+    assert operator.widths[0] == 16
+    assert (operator.widths[1:] <= np.maximum(spent[1:] // 8, 1)).all()
+    assert len(operator.widths) < 0.3 * sum(operator.widths)
+
+
+def test_blocks_cost_few_samples_beyond_need(monkeypatch):
+    operator = with_spectrum(SPECTRA["outliers"])
+
+    def products():
+        return sum(hutchinson(operator, rtol=0.05, generator=seeded(seed)).products for seed in range(20))
+
+    together = products()
+    monkeypatch.setattr(blocks, "WIDEST", 1)
+    assert together <= 1.1 * products()
+
+
+@pytest.mark.parametrize(("vectors", "width"), [(0, 1), (9, 1), (10, 2), (40, 8), (1000, 16)])
+def test_blocks_of_samples_lie_within_memory(monkeypatch, vectors, width):
+    monkeypatch.setattr(blocks, "memory_share", lambda device: vectors * 8 * 400)
+    operator = Widths(known(np.linspace(0, 1, 400)).matrix)
+    with Scales(400) as scales:
+        hutchinson(operator, probes=50, generator=seeded())
+        deflated = Deflated(operator, torch.eye(2, 400, dtype=torch.float64))
+        hutchinson(deflated, probes=50, generator=seeded())
+    assert max(operator.widths) == width
+    assert scales.peak <= (max(vectors, 5) + 2) * 8 * 400  # with what is projected out
 
 
 @pytest.mark.parametrize("n", [40, 53, 300])

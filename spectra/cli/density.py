@@ -39,7 +39,8 @@ def density(steps, probes, log, **options) -> int:
         home = options["out"] or Path()
         prepare_directory(home)
         session.load()
-        found = session.measure(partial(spectral_measure, steps=steps, probes=probes), reuse=True)
+        method = partial(spectral_measure, steps=steps, probes=probes)
+        found = session.measure(method, reuse=True, products=(probes + 1) * steps)
         finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
         path = home / "density.png" if finite else None
         record = session.record(found, density_results(found, path))

@@ -37,7 +37,8 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
 
         session = Session()
         session.load()
-        found = session.measure(partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol))
+        solve = partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol)
+        found = session.measure(solve, products=3 + 2 * k if method == "gram" else 20 + 3 * k)
         record = session.record(found, eig_results(found, method))
         session.write(record, eig_arrays(found, save_vectors))
     return finish(record, options["as_json"], eig_text(record))

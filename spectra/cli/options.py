@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,21 @@ class Seed(click.ParamType):
         return click.IntRange(0, 2**63 - 1).convert(value, param, ctx)
 
 
+class Size(click.ParamType):
+    """Bytes, as 2GiB, 500MB or a bare number."""
+
+    name = "size"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d*)?) *([kmgt]?)(i?)b?", str(value).strip().lower())
+        if not match:
+            self.fail(f"{value!r} is no size; write it as 2GiB, 500MB or a number of bytes.", param, ctx)
+        number, prefix, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+
+
 class Named(click.Path):
     """A path that is not empty: an unset variable of the shell would else name the current directory."""
 
@@ -74,6 +90,7 @@ AFTER_DATA = [
     click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
     click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
     click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
+    click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
     click.option("--curvature", metavar="NAME", multiple=True, default=["hessian"], show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable."),
     click.option("--mc-samples", metavar="S", type=click.IntRange(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),

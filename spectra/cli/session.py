@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,20 @@ class Session:
         refuse_changed(self.context, self.loaded.record)
         return self.loaded
 
-    def measure(self, method: Callable, reuse: bool = False) -> list[Measurement]:
-        """`method(operator, generator=, max_products=, progress=)` on each matrix, from the same seed.
+    def measure(
+        self, method: Callable, reuse: bool = False, products: int = 100, names: Sequence[str] = ()
+    ) -> list[Measurement]:
+        """`method(operator, generator=, max_products=, progress=)` on each matrix asked for or named, from one seed.
 
-        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
+        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None. `products` is
+        how many are expected.
         """
         from spectra.curvature.operator import Curvature
 
-        names = list(dict.fromkeys(self.options["curvature"]))
-        matrices = [Curvature(self.loaded.problem, name) for name in names]  # all can be made before any is computed
+        names = list(dict.fromkeys(names or self.options["curvature"]))
+        expected = min(products, self.options["max_products"] or products)
+        problem, memory = self.loaded.problem, self.options["memory"]
+        matrices = [Curvature(problem, name, memory, expected) for name in names]  # or none is begun
         earlier = source(self.options) if reuse else None
         return [self._measure_one(matrices.pop(0), method, reuse, earlier) for _ in names]  # popped: gives memory back
 
@@ -83,6 +88,8 @@ class Session:
             setup_seconds=matrix.setup_seconds,
             noise=noise,
             path=matrix.path,
+            kept_bytes=matrix.kept_bytes,
+            peak_bytes=matrix.peak_bytes,
             semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
             projected_out=len(known.values) if known else 0,
             earlier=earlier if known else None,
@@ -122,6 +129,8 @@ class Measurement:
     setup_seconds: float
     noise: float | None  # relative, of one product
     path: str  # how products were made
+    kept_bytes: int  # between products
+    peak_bytes: int  # with one product
     semidefinite: bool  # no eigenvalue is negative, by definition
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
@@ -134,5 +143,7 @@ class Measurement:
             "setup_seconds": self.setup_seconds,
             "noise": self.noise,
             "path": self.path,
+            "kept_bytes": self.kept_bytes,
+            "peak_bytes": self.peak_bytes,
             **({"projected_out": self.projected_out, "projected_from": str(self.earlier)} if self.earlier else {}),
         }

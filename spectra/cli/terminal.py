@@ -13,6 +13,8 @@ from typing import Any
 
 from spectra.errors import SpectraError
 
+LONG = 3000  # rows of a Gram matrix whose eigenvalues take seconds, of which nothing can be told on the way
+
 
 def note(text: str) -> None:
     """One line on standard error."""
@@ -47,7 +49,7 @@ def progress_line(name: str) -> Iterator[Callable[..., None]]:
     def show(**numbers: float) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < (0.1 if live else 30):
+        if now - last < (0.1 if live else 30) and numbers.get("gram_rows", 0) < LONG:
             return
         last = now
         text = f"{name}: {describe(numbers)}, {now - start:.0f} s"
@@ -61,6 +63,8 @@ def progress_line(name: str) -> Iterator[Callable[..., None]]:
 
 
 def describe(numbers: dict[str, float]) -> str:
+    if "gram_rows" in numbers:
+        return f"eigenvalues of a Gram matrix of {numbers['gram_rows']:,} rows"
     parts = [f"{numbers['products']} products"]
     if "converged" in numbers:
         parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")

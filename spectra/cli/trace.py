@@ -13,7 +13,9 @@ from spectra.krylov.methods import TRACE
 
 
 @click.command()
-@click.option("--method", type=click.Choice(list(TRACE)), default="xtrace", show_default=True, help="How.")
+@click.option(
+    "--method", type=click.Choice(list(TRACE)), help="How.  [default: gram where exact is cheaper, else xtrace]"
+)
 @click.option(
     "--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Standard error over |trace|."
 )
@@ -29,17 +31,42 @@ def trace(method, rtol, probes, **options) -> int:
     spectra trace --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from pkgutil import resolve_name
-
-        from spectra.krylov.deflation import trace_beside
         from spectra.report import trace_results, trace_text
 
         session = Session()
         session.load()
-        estimate, reuse = resolve_name(TRACE[method]), method != "gram"  # which finds all of the trace at once
-        if reuse:
-            estimate = trace_beside(estimate)
-        found = session.measure(partial(estimate, rtol=rtol, probes=probes), reuse=reuse)
-        record = session.record(found, trace_results(found, method))
+        found, results = [], []
+        for name, chosen in methods(session, method).items():
+            answer = measure(session, name, chosen, rtol=rtol, probes=probes)
+            found += answer
+            results += trace_results(answer, chosen)
+        record = session.record(found, results)
         session.write(record, {})
     return finish(record, options["as_json"], trace_text(record))
+
+
+def methods(session: Session, method: str | None) -> dict[str, str]:
+    """What each matrix's trace is found by. Options that are XTrace's own ask for it."""
+    from spectra.curvature.operator import Curvature
+    from spectra.inspection import CHECKS
+    from spectra.krylov.gram import exact_trace_pays
+
+    options = session.options
+    matrices = {name: Curvature(session.loaded.problem, name) for name in options["curvature"]}  # or none is begun
+    if method or options["probes"] or options["deflate"]:
+        return dict.fromkeys(matrices, method or "xtrace")
+    left = options["max_products"] and options["max_products"] - CHECKS
+    return {name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for name, matrix in matrices.items()}
+
+
+def measure(session: Session, name: str, method: str, **settings) -> list:
+    """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
+    from pkgutil import resolve_name
+
+    from spectra.inspection import CHECKS
+    from spectra.krylov.deflation import trace_beside
+
+    found = resolve_name(TRACE[method])
+    if method == "gram":
+        return session.measure(partial(found, **settings), products=CHECKS, names=[name])
+    return session.measure(partial(trace_beside(found), **settings), reuse=True, names=[name])

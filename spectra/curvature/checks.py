@@ -19,6 +19,8 @@ def refuse_unfit(problem: Problem) -> None:
     for batch in problem.batches[:1]:
         with torch.no_grad():
             first, again = (rows(problem, batch) for _ in range(2))
+        for each in problem.batches:
+            problem.loss.check(first, each.targets)
         change = relative_difference(again, first)
         if change > torch.finfo(problem.dtype).eps ** 0.5:
             raise SpectraError(

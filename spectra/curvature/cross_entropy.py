@@ -40,11 +40,6 @@ class CrossEntropy:
             if self._class_dims(output, targets):
                 raise mismatch("cross_entropy", output, targets, "labels are real numbers; store them as integers")
             raise mismatch("cross_entropy", output, targets)
-        if soft and (targets < 0).any():
-            raise SpectraError(
-                "--loss cross_entropy: the targets are real numbers, but not probabilities (some are below 0); "
-                "store class labels as integers, or use --loss mse"
-            )
         if soft and self.ignore_index >= 0:
             raise SpectraError(
                 f"--loss cross_entropy: ignore_index is {self.ignore_index}, but targets are real; leave it out"
@@ -58,14 +53,28 @@ class CrossEntropy:
                 "write cross_entropy?class_dim=1 (as PyTorch has it) or ?class_dim=-1"
             )
         rows = output.movedim(dims[0], -1).flatten(0, -2)
-        if not soft:
-            self._check_labels(targets, rows.shape[1])
         if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
             raise SpectraError(
                 f"--loss cross_entropy: weight has {len(self.class_weights)} numbers for {rows.shape[1]} classes; "
                 "give one for each"
             )
         return rows
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point():
+            if (targets < 0).any():
+                raise SpectraError(
+                    "--loss cross_entropy: the targets are real numbers, but not probabilities (some are below 0); "
+                    "store class labels as integers, or use --loss mse"
+                )
+            return
+        classes = rows.shape[1]
+        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
+        if wrong.any():
+            raise SpectraError(
+                f"--data: label {targets[wrong][0].item()} is out of range for {classes} classes "
+                f"(0 to {classes - 1}); give the model more outputs, or mark such targets with ?ignore_index="
+            )
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -146,11 +155,3 @@ class CrossEntropy:
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         return None if self.class_weights is None else self.class_weights.to(rows)
-
-    def _check_labels(self, targets: Tensor, classes: int) -> None:
-        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
-        if wrong.any():
-            raise SpectraError(
-                f"--data: label {targets[wrong][0].item()} is out of range for {classes} classes "
-                f"(0 to {classes - 1}); give the model more outputs, or mark such targets with ?ignore_index="
-            )

@@ -23,8 +23,8 @@ WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of 
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels that have a second derivative and one answer; all settings are put back on leaving.
 
-    Fused attention and cuDNN's recurrent layers have no second derivative (oneDNN's have), that of PyTorch's fused
-    weight normalisation is wrong (in torch 2.15), TF32 keeps 10 bits.
+    Fused attention, cuDNN's recurrent layers (oneDNN's have) and hardsigmoid have no second derivative, that of
+    PyTorch's fused weight normalisation is wrong (in torch 2.15), TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -38,6 +38,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
         (torch, "_weight_norm", weight_norm),
         (WEIGHT_NORM, "_weight_norm", weight_norm),
+        (nn.functional, "hardsigmoid", hardsigmoid),
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
         settings.append((backends.cudnn, "enabled", False))
@@ -58,7 +59,7 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         what = describe(error)
         if out_of_memory(error):
-            raise SpectraError(f"--batch-size: out of memory; try a smaller one ({what})") from error
+            raise SpectraError(f"--batch-size: out of memory; try a smaller one, or less --memory ({what})") from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
             raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
         raise SpectraError(f"--model: differentiating it failed ({what})") from error
@@ -80,6 +81,11 @@ def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """g v / |v|, the norm over all dimensions but `dim` (Salimans and Kingma 2016), as `torch._weight_norm`."""
     return g * v / torch.norm_except_dim(v, 2, dim)
+
+
+def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    """As `torch.nn.functional.hardsigmoid`, of what can be differentiated twice."""
+    return nn.functional.relu6(x + 3) / 6
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectra.curvature.batches import QUARTER
 from spectra.curvature.differentiation import explained, twice_differentiable
-from spectra.curvature.operator import bytes_per_example
+from spectra.curvature.footprint import elements, footprint
+from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
@@ -33,6 +36,7 @@ def evaluate(problem: Problem) -> Evaluation:
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         for batch in problem.batches:
             rows = problem.loss.rows(problem.output(batch), batch.targets)
+            problem.loss.check(rows, batch.targets)
             total += problem.loss.total(rows, batch.targets).item()
             if hasattr(problem.loss, "hits"):
                 hits.append(problem.loss.hits(rows, batch.targets))
@@ -61,10 +65,13 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 
-def fitting_batch_size(problem: Problem, examples: int) -> int:
-    """As many examples as memory allows: all in one batch where their graphs fit, else a quarter of what fits."""
-    probe = problem.batches[0].part(slice(2))
-    # J v and J'u keep about twice what the gradient's graph does.
-    each = 2 * max(bytes_per_example(replace(problem, batches=[probe])), 1)
-    budget = memory_share(problem.device)
-    return examples if each * examples <= budget else max(1, int(budget / 4 / each))
+def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
+    """As many examples as `memory` allows the Hessian's products: all in one batch, or a quarter of what fits."""
+    memory = memory_share(problem.device) if memory is None else memory
+    linearise = resolve_name(MATRICES["hessian"].path)
+    with twice_differentiable(problem.model), explained():
+        costs = footprint(linearise, problem)
+    each = max(elements(batch) / len(batch) for batch in problem.batches)
+    if not memory or costs.peak(each * examples) <= memory:
+        return examples
+    return max(1, int(costs.peak.within(memory) / QUARTER / each))

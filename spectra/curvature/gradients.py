@@ -12,6 +12,7 @@ from spectra.curvature.problem import Batch, Problem
 def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
     """The gradient (n,) of the batch's summed loss."""
     rows = problem.loss.rows(problem.output(batch), batch.targets)
+    problem.loss.check(rows, batch.targets)
     return problem.vector(gradient(problem.loss.total(rows, batch.targets), problem.leaves))
 
 

@@ -11,29 +11,40 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate, combinations_with_replacement
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
+from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.linear_layers import Features, linear_calls, linear_features
+from spectra.curvature.inner_products import add_gram
+from spectra.curvature.linear_layers import (
+    Features,
+    linear_calls,
+    linear_features,
+    linear_squares,
+    row_squares,
+)
+from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Batch, Problem
-from spectra.curvature.roots import ROOTS, Part
+from spectra.curvature.roots import ROOTS, Part, most_rows
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 
 LARGEST = 10_000  # rows; their Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
-TILE = 2048  # rows and columns that are converted to float64 at a time
+SINGLE = 16  # examples in a batch cost what one by itself does: 2 to 9 were measured on CPUs, a GPU takes more
+LARGEST_ROOTS = 2**27  # bytes, of S on one batch, which is decomposed in float64
 
 
 class Factor:
     """F (rows, n) of the matrix `name` of a problem, one that `Curvature` has accepted.
 
-    Blocks of F are made within `memory` bytes, by default a quarter of the device's memory. `products` counts what has
-    been spent: a pass J v or J'u over all the data is half a product. Raises SpectraError where there is no such F.
+    Blocks of F, and inputs and slopes of linear layers (of one at least), are made within `memory` bytes, by default a
+    quarter of the device's; F F', S and the graph of one batch come on top. `products` counts what has been spent: a
+    pass J v or J'u over all the data is half a product. Raises SpectraError where there is no such F.
     """
 
     def __init__(self, problem: Problem, name: str, memory: int | None = None):
@@ -59,34 +70,64 @@ class Factor:
     @cached_property
     def parts(self) -> list[Part]:
         """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
+        self._refuse_wide()
         with self._settings():
-            return [self._refuse_many(part) for part in self._parts()]
+            parts = list(self._parts())
+        for part in parts:
+            self._refuse_many(len({i for i, _ in part.kinds}))
+        return parts
 
     def cost(self) -> int:
         """The products that `gram` will take."""
-        with self._settings():
-            known = next((self._known(part) for part in self.parts if part.size), set())
-        return math.ceil(self._price(known) / 2)
+        return math.ceil(self._price(len(self._groups()), set(chain(*self._layers))) / 2)
 
     def trace_cost(self) -> int:
         """The products that `trace` will take, going by the first batch that has rows."""
-        with self._settings():
-            part = next((part for part in self._parts() if part.size), None)
-            known = self._known(part) if part else set()
-        passes = self._passes_of(part, known, bool(self._besides(known))) if part else 0
+        known, part = set(chain(*self._layers)), self._first_parts[-1]
+        passes = self._passes_of(part, bool(known), bool(self._besides(known))) if part.size else 0
         return math.ceil((passes + MATRICES[self.name].centred) / 2)
+
+    def trace_work(self) -> float:
+        """What `trace` costs, from shapes alone, in products, a pass over examples one by one counted SINGLE times.
+
+        No less than `trace_cost`. Infinite where S may not exist, or where that of a batch is large.
+        """
+        matrix, batch = MATRICES[self.name], self.problem.batches[0]
+        units = 1 if matrix.split else len(batch)
+        with self._settings():
+            rows, calls = linear_calls(self.problem, batch, units)
+        each = most_rows(self.problem, self.name, rows)
+        if (self.name == "ggn" and isinstance(self.problem.loss, CustomLoss)) or each * rows.nbytes > LARGEST_ROOTS:
+            return math.inf
+        kinds = each if matrix.split else each * len(rows) // len(batch)
+        known = {i for call in calls for i in call.key}
+        passes = bool(known) * (kinds + 1) + bool(self._besides(known)) * kinds * min(SINGLE, units)
+        return (passes + matrix.centred) / 2
+
+    @property
+    def one_by_one(self) -> int:
+        """How many parameters have their columns of F filled row by row."""
+        return sum(p.numel() for p in self._besides(set(chain(*self._layers))))
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a row of F F' takes of each row: an outer product's come from its two factors."""
+        return self.one_by_one + sum(self._layers.values())
 
     def gram(self) -> Tensor:
         """F F', (rows, rows), in float64."""
         total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.problem.device)
+        known: set[int] = set()
         with self._settings():
-            features = self._features()
-            known = {i for key in features for i in key}
-            for inputs, slopes in features.values():
-                add_gram(total, slopes, inputs)
+            for keys in self._groups():
+                features = self._features(keys)
+                known |= {i for key in features for i in key}
+                while features:  # one pair the less in memory as soon as it has been added
+                    inputs, slopes = features.popitem()[1]
+                    add_gram(total, slopes, inputs)
             for first, last in self._spans(known):
                 add_gram(total, self._block(self._besides(known), first, last))
-        self._passes += self._price(known)
+        self._passes += self._price(len(self._groups()), known)
         return self._centred(self._centred(total).T)
 
     def trace(self) -> float:
@@ -94,15 +135,14 @@ class Factor:
         total = 0.0
         with self._settings():
             for part in self._parts():
-                features = linear_features(self.problem, part)
-                for inputs, slopes in features.values():
-                    total += (squares(inputs) * squares(slopes)).sum().item()
-                known = {i for key in features for i in key}
+                found = linear_squares(self.problem, part)
+                total += sum(found.values())
+                known = {i for key in found for i in key}
                 if rest := self._besides(known):
-                    total += sum(squares(row[None]).item() for row in self._gradients(part, rest))
-                self._passes += self._share(part) * self._passes_of(part, known, bool(rest))
+                    total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
+                self._passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
         if MATRICES[self.name].centred:
-            total -= squares(mean_gradient(self.problem)[None]).item()
+            total -= row_squares(mean_gradient(self.problem)[None]).item()
             self._passes += 1
         return total
 
@@ -138,22 +178,40 @@ class Factor:
         return self.problem.loss.rows(self.problem.output(batch), batch.targets)
 
     def _parts(self) -> Iterator[Part]:
-        for batch in self.problem.batches:
-            with torch.no_grad():
-                rows = self._rows(batch)
-            yield Part(batch, ROOTS[self.name](self.problem, batch, rows))
+        yield from self._first_parts
+        yield from map(self._part, self.problem.batches[len(self._first_parts) :])
 
-    def _refuse_many(self, part: Part) -> Part:
+    @cached_property
+    def _first_parts(self) -> list[Part]:
+        """Those up to the first that has rows, which costs are told by."""
+        parts: list[Part] = []
+        for batch in self.problem.batches:
+            if not parts or not parts[-1].size:
+                parts.append(self._part(batch))
+        return parts
+
+    def _part(self, batch: Batch) -> Part:
+        with torch.no_grad():
+            rows = self._rows(batch)
+        self.problem.loss.check(rows, batch.targets)
+        return Part(batch, ROOTS[self.name](self.problem, batch, rows))
+
+    def _refuse_wide(self) -> None:
+        """Before S is made, which takes the cube of the outputs: losses of ours curve in every direction but one."""
+        if self.name in ("ggn", "fisher") and not isinstance(self.problem.loss, CustomLoss):
+            with self._settings(), torch.no_grad():
+                rows = self._rows(self.problem.batches[0].part(slice(0, 1)))
+            self._refuse_many(most_rows(self.problem, self.name, rows) - isinstance(self.problem.loss, CrossEntropy))
+
+    def _refuse_many(self, each: int) -> None:
         units, kind = self.problem.examples, "examples"
         if MATRICES[self.name].split:
             units, kind = len(self.problem.batches), "batches"
-        each = len({i for i, _ in part.kinds})
         if each * units > LARGEST:
             raise SpectraError(
                 f"--method gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
                 f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer --samples"
             )
-        return part
 
     def _centred(self, rows: Tensor) -> Tensor:
         """Rows times the symmetric root of I - 11'/N. Examples that have no row are those whose gradient is zero."""
@@ -165,28 +223,45 @@ class Factor:
 
     # Passes over the data.
 
-    def _price(self, known: set[int]) -> float:
+    def _price(self, groups: int, known: set[int]) -> float:
         blocks = len(self._spans(known))
-        return sum(self._share(part) * self._passes_of(part, known, blocks) for part in self.parts)
+        return sum(self._share(part) * self._passes_of(part, groups, blocks) for part in self.parts)
 
-    def _passes_of(self, part: Part, known: set[int], blocks: int) -> float:
-        """Over the part's own batch: one for each kind of row and one as a test, and one for each row and block."""
-        return bool(known) * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
+    def _passes_of(self, part: Part, groups: int, blocks: int) -> float:
+        """Over its own batch: for each group one for each kind of row and one as a test; one for each row and block."""
+        return groups * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
 
     def _share(self, part: Part) -> float:
         return len(part.batch) / sum(map(len, self.problem.batches))
 
     # Parameters of linear layers, all rows at once.
 
-    def _known(self, part: Part) -> set[int]:
-        return {i for call in linear_calls(self.problem, part)[1] for i in call.key}
+    @cached_property
+    def _layers(self) -> dict[tuple[int, ...], int]:
+        """Width by key, going by the first batch that has rows."""
+        with self._settings():
+            part = self._first_parts[-1]
+            return {call.key: call.width for call in linear_calls(self.problem, part.batch, len(part.roots))[1]}
 
-    def _features(self) -> Features:
-        """Inputs and slopes of all rows, for linear layers that serve in every batch."""
+    def _groups(self) -> list[set[tuple[int, ...]]]:
+        """Keys of layers whose inputs and slopes of all rows fit memory together, or of one that does not."""
+        groups: list[set[tuple[int, ...]]] = []
+        each, room = self.rows * self.problem.dtype.itemsize, 0
+        for key, width in self._layers.items():
+            size = each * width
+            if not groups or size > room:
+                groups.append(set())
+                room = self.memory
+            groups[-1].add(key)
+            room -= size
+        return groups
+
+    def _features(self, keys: set[tuple[int, ...]]) -> Features:
+        """Inputs and slopes of all rows, for those of these layers that serve in every batch."""
         parts = [part for part in self.parts if part.size]
         found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for part in parts:
-            for key, pair in linear_features(self.problem, part).items():
+            for key, pair in linear_features(self.problem, part, keys).items():
                 found.setdefault(key, []).append(pair)
         whole = {key: zip(*pairs, strict=True) for key, pairs in found.items() if len(pairs) == len(parts)}
         return {key: tuple(map(torch.cat, pair)) for key, pair in whole.items()}
@@ -219,26 +294,3 @@ class Factor:
             rows = self._rows(unit.batch)
             for kind in unit.kinds:
                 yield self.problem.vector(gradient(rows, leaves, unit.of_kind(*kind).view_as(rows)))
-
-
-def squares(rows: Tensor) -> Tensor:
-    """|x|^2 of each row, in float64."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-
-
-def add_gram(total: Tensor, slopes: Tensor, inputs: Tensor | None = None) -> None:
-    """Add to `total` the inner products of rows: of `slopes`, times those of `inputs` if there are any; in place."""
-    tiles = [slice(first, first + TILE) for first in range(0, len(total), TILE)]
-    for i, j in combinations_with_replacement(tiles, 2):
-        products = inner(slopes[i], slopes[j])
-        if inputs is not None:
-            products *= inner(inputs[i], inputs[j])
-        total[i, j] += products
-        if i != j:
-            total[j, i] += products.T
-
-
-def inner(left: Tensor, right: Tensor) -> Tensor:
-    """left right' in float64, some columns at a time."""
-    pieces = zip(left.split(TILE, dim=1), right.split(TILE, dim=1), strict=True)
-    return sum(a.double() @ b.double().T for a, b in pieces)

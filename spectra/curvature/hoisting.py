@@ -7,17 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.differentiation import Apply
-from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import describe
@@ -46,8 +45,10 @@ class Hoisted:
             self.first, self.second, kept = split(trace(linearise, problem, batches[0]))
             in_place(self.second.graph)
             self.second.recompile()
-            given = {node for node in kept if node.op == "placeholder"}
-            self.residual_bytes = sum(nbytes(node) for node in kept if node not in given)  # of one batch
+            self.channels_last = problem.device.type == "cpu" and convolves(self.first)
+            made = sum(nbytes(node) for node in kept if node.op != "placeholder")
+            pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
+            self.residual_bytes = made + sum(new.nbytes for old, new in pairs if new is not old)  # of one batch
             self._check(linearise, problem, batches[-1])
         except Exception as error:
             if out_of_memory(error) or isinstance(error, Untraceable):
@@ -57,16 +58,20 @@ class Hoisted:
     def residuals(self, batch: Batch) -> list[Tensor]:
         """What products need of a batch, its own tensors among them."""
         with torch.no_grad():
-            return self.first(*leaves(batch))
+            return self.first(*leaves(self._laid_out(batch)))
 
     def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
         """The batch's part of the product with a vector (n,)."""
         with torch.no_grad():
-            return self.second(*residuals, vector)
+            return self.second(*residuals, vector.contiguous())  # with a column of a matrix, products are slow
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch
 
     def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
         generator = torch.Generator().manual_seed(problem.seed)
         vector = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        batch = self._laid_out(batch)  # for a rounding apart, a rectifier may take another side
         wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
         for _ in range(2):  # the first product must leave the residuals as they are
             found = self.apply(residuals, vector)
@@ -81,7 +86,6 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
     from spectra.curvature.graphs import Mutation, simplify
     from spectra.curvature.rewrites import improve
 
-    problem = replace(problem, loss=Checked(problem.loss))
     problem.weight, problem.examples  # noqa: B018 (numbers of the whole data, found before the trace)
 
     def product(inputs, targets, indices, vector):
@@ -89,7 +93,8 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
 
     vector = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     arguments = (batch.inputs, batch.targets, batch.indices, vector)
-    module = make_fx(product)(*arguments)
+    with unfused(problem.model):
+        module = make_fx(product)(*arguments)
     try:
         simplify(module.graph)
     except Mutation:  # seldom: PyTorch's own way knows every view, and takes as long as the trace
@@ -101,30 +106,25 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
     return module
 
 
-class Checked:
-    """A loss whose checks of targets pass while it is traced; the model may not look at values."""
-
-    def __init__(self, loss: Loss):
-        self.loss = loss
-
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        with Answered():
-            return self.loss.rows(output, targets)
-
-    def __getattr__(self, name: str):
-        return getattr(self.loss, name)
+def convolves(module: GraphModule) -> bool:
+    return bool(module.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default))
 
 
-class Answered(TorchFunctionMode):
-    """`if tensor:` is decided by the values at hand, and leaves no trace."""
+def channels_last(x):
+    """Images so laid out, for which oneDNN's convolutions are faster (ResNet-20: products in 0.87 to 0.95 the time)."""
+    images = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
+    return x.contiguous(memory_format=torch.channels_last) if images else x
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.__bool__:
-            from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
-            with disable_proxy_modes_tracing():
-                return function(*args)
-        return function(*args, **(kwargs or {}))
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Without oneDNN's LSTM, which can't be traced."""
+    mkldnn, lstm = torch.backends.mkldnn, any(isinstance(layer, nn.LSTM) for layer in model.modules())
+    enabled, *_ = mkldnn.set_flags(_enabled=False if lstm else None)
+    try:
+        yield
+    finally:
+        mkldnn.set_flags(_enabled=enabled)
 
 
 def leaves(batch: Batch) -> list:

@@ -8,7 +8,7 @@ the row of x and s_u the derivative by the row of y: inner products of such grad
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from spectra.curvature.differentiation import gradient, nodes_behind
-from spectra.curvature.problem import Problem
+from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.roots import Part
 
 Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by the ids of the parameters that a pair stands for
@@ -35,6 +35,11 @@ class LinearCall:
     def key(self) -> tuple[int, ...]:
         """The ids of its parameters."""
         return tuple(id(p) for p in self.parameters if p is not None)
+
+    @property
+    def width(self) -> int:
+        """Numbers that its features and slopes take for one row of F."""
+        return self.input.shape[1] + 1 + self.added.shape[1]
 
     @property
     def features(self) -> Tensor:
@@ -80,34 +85,72 @@ def uses_behind(tensor: Tensor) -> Counter[int]:
     return Counter(id(parent.variable) for parent in parents if hasattr(parent, "variable"))
 
 
-def linear_features(problem: Problem, part: Part) -> Features:
+def linear_features(problem: Problem, part: Part, keys: Container[tuple[int, ...]]) -> Features:
     """Inputs (rows, d) and slopes (rows, width) of linear layers: their outer products are the part's rows of F.
 
-    Layers whose rows turn out not to belong to units are left out: the slope of a unit has to grow with the weight
-    that the unit is given, at random, and with no other's.
+    Layers whose rows turn out not to belong to units are left out, as are those not among `keys`.
     """
-    rows, calls = linear_calls(problem, part)
-    added = [call.added for call in calls]
-    slopes = [zeros.new_zeros(*part.kept.shape, zeros.shape[1]) for zeros in added]
-    for i, position in part.kinds if calls else ():
-        found = gradient(rows, added, part.of_kind(i, position).view_as(rows))
+    rows, calls = linear_calls(problem, part.batch, len(part.roots))
+    calls = [call for call in calls if call.key in keys]
+    slopes = [call.added.new_zeros(*part.kept.shape, call.added.shape[1]) for call in calls]
+    for (i, position), found in by_kind(rows, calls, part):
         for store, slope in zip(slopes, found, strict=True):
             store[:, i, position] = slope
-    drawn = torch.rand(len(part.roots), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(rows)
-    weighted = gradient(rows, added, torch.einsum("u,uipd->upd", drawn, part.roots).view_as(rows)) if calls else ()
+    sound = by_unit(rows, calls, part, [store.sum(dim=(1, 2)) for store in slopes])
     unit = part.kept.nonzero()[:, 0]
     return {
         call.key: (call.features[unit], store[part.kept])
-        for call, store, found in zip(calls, slopes, weighted, strict=True)
-        if close(found, drawn[:, None] * store.sum(dim=(1, 2)))
+        for call, store, good in zip(calls, slopes, sound, strict=True)
+        if good
     }
 
 
-def linear_calls(problem: Problem, part: Part) -> tuple[Tensor, list[LinearCall]]:
+def linear_squares(problem: Problem, part: Part) -> dict[tuple[int, ...], float]:
+    """The sum of the squares of what `linear_features` of all layers stand for; no row is kept."""
+    rows, calls = linear_calls(problem, part.batch, len(part.roots))
+    sums = [torch.zeros_like(call.added) for call in calls]
+    squares = [torch.zeros(len(call.added), dtype=torch.float64, device=call.added.device) for call in calls]
+    for _, found in by_kind(rows, calls, part):
+        for total, square, slope in zip(sums, squares, found, strict=True):
+            total += slope
+            square += row_squares(slope)
+    sound = by_unit(rows, calls, part, sums)
+    return {
+        call.key: (row_squares(call.features) @ square).item()
+        for call, square, good in zip(calls, squares, sound, strict=True)
+        if good
+    }
+
+
+def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: Part) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
+    """Each kind of the part's rows, with their derivatives (units, width) by the results of the calls."""
+    for kind in part.kinds if calls else ():
+        yield kind, gradient(rows, [call.added for call in calls], part.of_kind(*kind).view_as(rows))
+
+
+def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: Part, sums: Sequence[Tensor]) -> list[bool]:
+    """Whether the rows of each call belong to units, given the sum (units, width) of their slopes over all kinds.
+
+    The slope of a unit has to grow with the weight that the unit is given, at random, and with no other's.
+    """
+    if not calls:
+        return []
+    drawn = torch.rand(len(part.roots), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(rows)
+    weighted = torch.einsum("u,uipd->upd", drawn, part.roots).view_as(rows)
+    found = gradient(rows, [call.added for call in calls], weighted)
+    return [close(slope, drawn[:, None] * total) for slope, total in zip(found, sums, strict=True)]
+
+
+def linear_calls(problem: Problem, batch: Batch, units: int) -> tuple[Tensor, list[LinearCall]]:
     """The model's rows, and the calls of linear layers on the way whose parameters serve nowhere else."""
     with LinearCalls() as record:
-        rows = problem.loss.rows(problem.output(part.batch), part.batch.targets)
-    return rows, alone(record.calls, rows, len(part.roots), problem.leaves)
+        rows = problem.loss.rows(problem.output(batch), batch.targets)
+    return rows, alone(record.calls, rows, units, problem.leaves)
+
+
+def row_squares(rows: Tensor) -> Tensor:
+    """|x|^2 of each row, in float64."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
 def close(found: Tensor, expected: Tensor) -> bool:

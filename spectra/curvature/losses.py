@@ -26,7 +26,12 @@ RESHAPE = "choose the loss that fits them, or reshape the data"
 class Loss(Protocol):
     """What matrices ask of a loss. Targets are those of one batch; rows are (E, K)."""
 
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor: ...
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Raises SpectraError where the shapes do not fit; looks at no value, so that it can be traced."""
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise SpectraError where values of targets do not fit rows of this width; once, before the first use."""
+
     def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
     def weight(self, targets: Tensor) -> float: ...
     def examples(self, targets: Tensor) -> int: ...
@@ -59,6 +64,9 @@ class Elementwise:
                 way_out = "take it from the targets, y[..., 0], or let the model return output.unsqueeze(-1)"
             raise mismatch(self.name, output, targets, way_out)
         return output.reshape(len(output), -1)
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        pass
 
     def weight(self, targets: Tensor) -> float:
         return targets.numel()
@@ -97,11 +105,9 @@ class BinaryCrossEntropy(Elementwise):
 
     name = "bce_with_logits"
 
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        rows = super().rows(output, targets)
+    def check(self, rows: Tensor, targets: Tensor) -> None:
         if ((targets < 0) | (targets > 1)).any():
             raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
-        return rows
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
@@ -132,6 +138,9 @@ class CustomLoss:
             raise mismatch(self.name, output, targets)
         # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
         return output
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        pass
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         try:

@@ -1,4 +1,4 @@
-"""How much memory a graph keeps."""
+"""How much memory a product takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectra.memory import Ledger
+
+
+class Meter(TorchDispatchMode):
+    """Weighs what is computed inside: `bytes` alive now and at the `peak`, and the `history` after each operation."""
+
+    def __init__(self, besides: Iterable[Tensor] = ()):
+        super().__init__()
+        self.history: list[int] = []
+        self._ledger = Ledger()
+        self._besides = {tensor.untyped_storage().data_ptr() for tensor in besides}
+
+    @property
+    def bytes(self) -> int:
+        return self._ledger.bytes
+
+    @property
+    def peak(self) -> int:
+        return self._ledger.peak
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for made in pytree.tree_leaves(result):
+            if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in self._besides:
+                self._ledger.enter(made)
+        self.history.append(self.bytes)
+        return result
 
 
 class Saved:

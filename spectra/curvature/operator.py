@@ -1,4 +1,4 @@
-"""Any matrix of the register as a symmetric operator: the one place that sums over batches and keeps graphs."""
+"""Any matrix of the register as a symmetric operator: the one place that sums over batches."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from spectra.curvature.checks import refuse_one_example, refuse_unfit
 from spectra.curvature.differentiation import Apply, explained, twice_differentiable
 from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.gram import Factor
+from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.problem import Problem
+from spectra.curvature.products import Products
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+
+PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
 class Curvature:
     """The matrix `name` (see MATRICES) of a problem, plus weight decay; products are exact up to rounding.
 
-    Graphs of batches are kept between products while they fit `memory` bytes, by default a quarter of the
-    device's memory; batches beyond are differentiated anew in each product. The first product builds them;
-    `setup_seconds` is the time that took. Raises SpectraError where the loss or weight decay does not suit.
+    Whatever does not depend on the vector is done once a batch and kept between products, while that and one
+    product fit `memory` bytes, by default a quarter of the device's; batches beyond are differentiated anew in each
+    product. Where `products`, the number that is expected, pays for it, the product is traced once and cut there
+    (see `path`). The first product does all this; `setup_seconds` is the time that took.
+    Raises SpectraError where the loss or weight decay does not suit.
     """
 
-    def __init__(self, problem: Problem, name: str, memory: int | None = None):
+    def __init__(self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS):
         if name not in MATRICES:
             raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
         matrix = MATRICES[name]
@@ -47,9 +52,9 @@ class Curvature:
         self.linearise = resolve_name(matrix.path)
         self.memory = memory_share(problem.device) if memory is None else memory
         self.setup_seconds = 0.0
-        self.kept_bytes = 0  # of the graphs and vectors of kept batches; 0 until they are built
-        self._centred = matrix.centred
-        self._kept: list[Apply] | None = None
+        self._matrix = matrix
+        self._expected = products
+        self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
 
@@ -68,12 +73,22 @@ class Curvature:
     @property
     def path(self) -> str:
         """How products are made, for the record."""
-        return f"double backward, graphs of {self.kept_batches} of {len(self.problem.batches)} batches retained"
+        return self._products.path if self._products else "not yet made"
 
     @property
     def kept_batches(self) -> int:
-        """Batches whose graphs are kept between products."""
-        return len(self._kept or ())
+        """Batches of which something is kept between products, as merged or cut to fit."""
+        return self._products.kept_batches if self._products else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are kept between products besides model and data; 0 before the first."""
+        return self._products.kept_bytes if self._products else 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The same with what one product takes."""
+        return self._products.peak_bytes if self._products else 0
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""
@@ -85,6 +100,7 @@ class Curvature:
             for apply in self._batches():
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
+                del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
 
     def factor(self) -> Factor:
@@ -92,16 +108,26 @@ class Curvature:
         return Factor(self.problem, self.name, self.memory)
 
     def prepare(self) -> None:
-        """Build the graphs that are kept, as the first product would."""
-        if self._kept is None:
+        """Trace, and compute what is kept, as the first product would."""
+        if self._products is None:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
-                if self._centred:
+                if self._matrix.centred:
                     refuse_one_example(self.problem)
                     self._terms = [less_outer_product(mean_gradient(self.problem))]
-                self._kept = self._linearise_within_memory()
+                self._products = self._make_products()
             self.setup_seconds += time.perf_counter() - start
+
+    def _make_products(self) -> Products:
+        split = self._matrix.split
+        return Products(
+            self.linearise,
+            self.problem,
+            self.memory,
+            expected=0 if split else self._expected,
+            resizable=not split and not isinstance(self.problem.loss, CustomLoss),  # which may know its batches only
+        )
 
     def _parameter_versions(self) -> list[int]:
         return [p._version for p in self.problem.leaves]
@@ -111,40 +137,9 @@ class Curvature:
             raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
         self.prepare()
         yield from self._terms
-        yield from self._kept
-        for batch in self.problem.batches[len(self._kept) :]:
-            yield self._apply(batch)
-
-    def _linearise_within_memory(self) -> list[Apply]:
-        kept, largest = [], 0
-        vector = self.problem.size * self.dtype.itemsize  # a gradient, or J'u, that the batch's product holds
-        for batch in self.problem.batches:
-            if self.kept_bytes + largest > self.memory:
-                break
-            with count_kept_bytes(self.problem.model.parameters()) as graph_bytes:
-                apply = self._apply(batch)
-            size = graph_bytes() + vector
-            if self.kept_bytes + size > self.memory:
-                break
-            kept.append(apply)
-            self.kept_bytes, largest = self.kept_bytes + size, max(largest, size)
-        return kept
-
-    def _apply(self, batch: Batch) -> Apply:
-        return self.linearise(self.problem, batch)
+        yield from self._products
 
 
 def less_outer_product(g: Tensor) -> Apply:
     """-g g'."""
     return lambda vector: -g * (g @ vector)
-
-
-def bytes_per_example(problem: Problem) -> float:
-    """What the graph of the Hessian keeps for one example, from the problem's first batch."""
-    batch, linearise = problem.batches[0], resolve_name(MATRICES["hessian"].path)
-    counted = count_kept_bytes(problem.model.parameters())
-    with twice_differentiable(problem.model), explained(), counted as graph_bytes:
-        apply = linearise(problem, batch)  # holds the graph
-        kept = graph_bytes()
-        del apply
-    return kept / len(batch)

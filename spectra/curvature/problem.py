@@ -25,6 +25,10 @@ class Batch:
     targets: Tensor
     indices: Tensor  # (b,), int64
 
+    def __post_init__(self):
+        if isinstance(self.inputs, Mapping):  # a BatchEncoding and the like
+            object.__setattr__(self, "inputs", dict(self.inputs))
+
     def __len__(self) -> int:
         return len(self.indices)
 

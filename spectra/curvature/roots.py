@@ -121,6 +121,12 @@ ROOTS = {
 }
 
 
+def most_rows(problem: Problem, name: str, rows: Tensor) -> int:
+    """How many rows S has for one of the model's, at most; for fisher-batch, for the batch."""
+    outputs = rows[0].numel()
+    return {"ggn": outputs, "fisher": outputs, "fisher-mc": problem.mc_samples}.get(name, 1)
+
+
 def by_example(roots: Tensor, batch: Batch) -> Tensor:
     """(s, *rows.shape), with len(batch) * positions rows, as (units, s, positions, D)."""
     positions = roots.shape[1] // len(batch)

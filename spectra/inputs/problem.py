@@ -46,6 +46,7 @@ def load_problem(
     output: str | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
     params: Sequence[str] = (),
     mc_samples: int = 1,
     weight_decay: float = 0.0,
@@ -79,7 +80,7 @@ def load_problem(
     )
     value = evaluate(problem)
     if batch_size is None:
-        batch_size = fitting_batch_size(problem, len(examples))
+        batch_size = fitting_batch_size(problem, len(examples), memory)
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
     record = {
         "parameters": problem.size,

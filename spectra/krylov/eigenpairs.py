@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, true_residuals
-from spectra.krylov.lanczos import begin, beside, random_start
+from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
-from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, norm
 
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
@@ -70,7 +70,7 @@ class Search:
             raise SpectraError(f"-k: {self.k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
         self.kept = self.k + math.ceil(self.k / 2) + 1
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
-        self.state = begin(self.operator, random_start(self.operator, self.generator), self.capacity)
+        self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds, found = None, True
         while found and self.converge():
@@ -185,19 +185,19 @@ class Search:
 
         Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
         """
-        run = beside(pairs.values, pairs.vectors, random_start(self.operator, self.generator))
+        start = random_start(self.operator, self.generator)
+        run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
         size = 2 if self.which == "BE" else 1
-        while len(run.pending) and run.size < self.capacity:
+        while len(run.pending) and self.k + run.size < self.capacity:
             if self.spent(reserve=self.k):
                 return None, pairs.vectors
             run.extend(self.operator)
-            values, coordinates, residuals = run.ritz(self.k)
+            values, coordinates, residuals = run.ritz()
             converged = residuals <= self.allowed(values)
             if converged[select(values, size, self.which)].all():
                 break
         good = converged.nonzero().flatten()
-        vectors = coordinates[:, good].T.to(run.basis) @ run.basis[self.k :]
-        return values[good], vectors
+        return values[good], run.vectors(coordinates[:, good])
 
     @property
     def whole(self) -> bool:
@@ -289,5 +289,4 @@ class Search:
 
 
 def fitting_basis(operator: SymmetricOperator) -> int:
-    bytes_each = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
-    return min(LARGEST_BASIS, memory_share(operator.device) // max(bytes_each, 1))
+    return min(LARGEST_BASIS, fitting_vectors(operator))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
 from spectra.krylov.hutchinson import FEWEST, PRODUCTS
 from spectra.krylov.lanczos import Lanczos
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
 from spectra.krylov.xtrace import xtrace
+from spectra.memory import Ledger
 
 PILOT = 20  # products; from 12 the forecast of a trace is off by more than two in one run of twenty
 LARGEST = 2000  # rows of a surrogate
@@ -174,7 +175,8 @@ def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, gener
 
 def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
     """What `spectral_measure` will cost."""
-    run = partial(spectral_measure, probes=probes, steps=steps, generator=generator)
+    settings = {"probes": probes, "steps": steps, "largest_basis": fitting_vectors(seen)}
+    run = partial(spectral_measure, generator=generator, **settings)
     return watched(run, surrogate(seen, generator), seen)[1]
 
 
@@ -239,26 +241,19 @@ class Scales(TorchFunctionMode):
 
     def __init__(self, n: int):
         super().__init__()
-        self.n, self.bytes, self.peak = n, 0, 0
-        self.known: set[int] = set()  # storages, by address
+        self.n, self.ledger = n, Ledger()
+
+    @property
+    def bytes(self) -> int:
+        return self.ledger.bytes
+
+    @property
+    def peak(self) -> int:
+        return self.ledger.peak
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         for part in result if isinstance(result, tuple) else (result,):
             if isinstance(part, Tensor) and self.n in part.shape:
-                self.weigh(part)
+                self.ledger.enter(part)
         return result
-
-    def weigh(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address in self.known:
-            return
-        self.known.add(address)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self.forget, address, size)
-
-    def forget(self, address: int, size: int) -> None:
-        self.known.discard(address)
-        self.bytes -= size

@@ -5,14 +5,20 @@ F F' w = lambda w makes F'w an eigenvector of F'F; whatever is orthogonal to all
 
 from __future__ import annotations
 
+import math
+import time
+
 import scipy.linalg
 import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals, true_residuals
+from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
+
+SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
 
 
 def gram_eigenpairs(
@@ -38,6 +44,8 @@ def gram_eigenpairs(
     gram = factor.gram()
     if not torch.isfinite(gram).all():
         return no_eigenpairs(operator, k, products=factor.products)
+    if progress:  # LAPACK will not be heard of, nor hear Ctrl-C, before it is done
+        progress(products=factor.products, gram_rows=len(gram))
     values, weights = decomposed(gram, k if which in ("LM", "LA") else len(gram))
     zeros = torch.zeros(min(k, n - len(values)), dtype=torch.float64)
     spectrum = torch.cat([values, zeros])
@@ -72,6 +80,15 @@ def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, vectors = values.flip(0), vectors.flip(1)
     kept = values > rows * torch.finfo(torch.float64).eps * values[0]
     return values[kept], vectors[:, kept]
+
+
+def decomposition_seconds(rows: int) -> float:
+    """What `decomposed` will take for some eigenvectors, by the cube of the rows from a sample of at most SAMPLE."""
+    few = min(rows, SAMPLE)
+    sample = torch.rand(few, few, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = time.perf_counter()
+    decomposed(sample @ sample.T, 1)
+    return (time.perf_counter() - start) * (rows / few) ** 3
 
 
 def eigenvectors(
@@ -109,6 +126,18 @@ def gram_trace(
     refuse_budget(factor.trace_cost(), max_products)
     value = factor.trace() + operator.shape[0] * factor.shift
     return exact_trace(known + value, factor.products)
+
+
+def exact_trace_pays(operator: Factored, max_products: int | None = None) -> bool:
+    """Whether `gram_trace` takes no more work than the least that XTrace can do, nor more than `max_products`.
+
+    Told by counts alone, so that it is the same on every machine.
+    """
+    try:
+        work = operator.factor().trace_work()
+    except SpectraError:
+        return False
+    return work <= min(2 * FEWEST, operator.shape[0], math.inf if max_products is None else max_products)
 
 
 def refuse_budget(products: int, max_products: int | None) -> None:

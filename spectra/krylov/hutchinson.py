@@ -12,10 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, dot
+from spectra.operator import Counting, Deflated, SymmetricOperator
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
+EACH = 5  # vectors that a sample on a complement holds at its peak
 PRODUCTS = 10_000  # budget unless it or the number of probes is given
 
 
@@ -52,7 +54,7 @@ def hutch_plus_plus(
     sketch = int(min(n, FEWEST if probes is None else probes // 2, budget // 3))
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)], dim=1)
+    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
     basis = torch.linalg.qr(image).Q.T.contiguous()
     images = (counted @ basis.T).T
     left = probes and probes - sketch
@@ -94,12 +96,18 @@ def sample(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """`known` plus the mean of w'Aw, with its standard error."""
+    """`known` plus the mean of w'Aw, with its standard error.
+
+    Samples go through one product in blocks, small against those that there are: few are taken beyond need.
+    """
     samples: list[float] = []
     value = error = math.nan
+    widest = columns(fitting_vectors(operator), EACH)
     while counted.products < budget and (probes is None or len(samples) < probes):
-        signs = random_signs(operator, generator)
-        samples.append(dot(signs, operator @ signs))
+        wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
+        count = int(min(wanted, widest, budget - counted.products))
+        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        samples += (signs * (operator @ signs.T).T).sum(dim=1, dtype=torch.float64).tolist()
         value, error = known + mean(samples), standard_error(samples)
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
@@ -117,7 +125,7 @@ def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Ten
 
 
 def mean(samples: list[float]) -> float:
-    return math.fsum(samples) / len(samples)
+    return math.fsum(samples) / len(samples) if all(map(math.isfinite, samples)) else math.nan
 
 
 def standard_error(samples: list[float]) -> float:

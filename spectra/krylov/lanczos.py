@@ -4,10 +4,12 @@ V (m, n) is an orthonormal basis, T = V A V' the matrix projected on it, Q (p, n
 orthonormal and orthogonal to V, and C (p, m) their coupling. One start vector gives the classical
 A V' = V' T + r e_k' with T tridiagonal; more starts give the banded method of Ruhe (1979); replacing V by some
 Ritz vectors gives the thick restart of Wu and Simon (2000). The law holds through all of it, and with it the
-residual |C s| of every Ritz pair (theta, V's).
+residual |C s| of every Ritz pair (theta, V's). A run beside known eigenvectors U stays in their complement, and
+its law is that of P A P with P = I - U'U.
 
 Orthogonalisation is classical Gram-Schmidt, twice ("twice is enough": Giraud, Langou, Rozloznik 2005): matrix
-products instead of a loop over vectors. T and C are float64 on the CPU whatever the vectors are.
+products instead of a loop over vectors. T and C are float64 on the CPU whatever the vectors are; a product's
+coefficients get there together, so that a step waits for the device once.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
-from spectra.operator import SymmetricOperator, norm, random_vectors
+from spectra.operator import SymmetricOperator, random_vectors
 
 
 @dataclass
 class Lanczos:
-    """The state of a run; `begin` makes one, `extend` takes one product further."""
+    """The state of a run; `begin` makes one, `extend` takes it one product further, `extend_all` several at once."""
 
-    storage: Tensor  # (capacity, n); its first rows are V
+    storage: Tensor  # (rows, n): V, then Q, then room
     projected: Tensor  # T
-    pending: Tensor  # Q
     coupling: Tensor  # C
-    capacity: int | None = None  # rows up to which storage doubles; and again beyond, where it must
+    known_values: Tensor  # (k,), float64
+    known: Tensor  # U (k, n), orthonormal; never copied, so that runs may share it
+    capacity: int | None = None  # vectors of V up to which storage doubles; beyond, it grows by what it must
 
     @property
     def size(self) -> int:
@@ -41,57 +44,74 @@ class Lanczos:
         return self.storage[: self.size]
 
     @property
+    def pending(self) -> Tensor:
+        return self.storage[self.size : self.size + len(self.coupling)]
+
+    @property
     def dimension(self) -> int:
-        return self.storage.shape[1]
+        """Of the space that the run can reach."""
+        return self.storage.shape[1] - len(self.known)
 
     @property
     def exhausted(self) -> bool:
         """Whether V and Q already span the whole space."""
-        return self.size + len(self.pending) >= self.dimension
+        return self.size + len(self.coupling) >= self.dimension
 
     def start(self, vector: Tensor) -> Tensor:
         """Make what a vector (n,) has outside V and Q pending, without coupling to what is there.
 
         Returns the vector's coefficients along the pending directions, with the new one last.
         """
-        rest, _, across = self._orthogonal_part(vector)
-        if (length := norm(rest)) == 0:
+        rest, along, length = self._orthogonal_part(vector)
+        if length == 0:
             raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
-        direction = self._orthogonal_part(rest / length)[0]
-        self._push(direction / norm(direction), torch.zeros(1, self.size, dtype=torch.float64))
-        return torch.cat([across, across.new_tensor([length])])
+        direction, _, again = self._orthogonal_part(rest / length)
+        self._push(direction / again, torch.zeros(1, self.size, dtype=torch.float64))
+        return torch.cat([along[self.size :], along.new_tensor([length])])
 
     def align(self, weights: Tensor) -> None:
         """Rotate the pending directions among themselves, so that the newest is along Q' weights."""
         mirror = weights / torch.linalg.vector_norm(weights)
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
-        self.pending = rotation.to(self.pending) @ self.pending
+        self.pending.copy_(rotation.to(self.pending) @ self.pending)
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
         """Multiply one pending direction, by default the newest, and take it into the basis."""
-        index %= len(self.pending)
-        direction, row = self.pending[index], self.coupling[index]
-        others = [i for i in range(len(self.pending)) if i != index]
-        self.pending, self.coupling = self.pending[others], self.coupling[others]
-        self._append(direction, row)
+        self.absorb(operator @ self.take(index))
 
-        image = operator @ direction
-        rest, inside, across = self._orthogonal_part(image)
-        self.projected[-1, -1] = inside[-1]
-        self.coupling[:, -1] = across
-        length, scale = norm(rest), norm(image)
+    def take(self, index: int = -1) -> Tensor:
+        """Take one pending direction into the basis; returns it, to be multiplied before anything else is done."""
+        m, p = self.coupling.shape[1], len(self.coupling)
+        index %= p
+        if index:
+            others = [i for i in range(p) if i != index]
+            self.pending.copy_(self.pending[[index, *others]])
+            self.coupling = self.coupling[[index, *others]]
+        self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
+        self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
+        self.coupling = torch.nn.functional.pad(self.coupling[1:], (0, 1))
+        return self.storage[m]
+
+    def absorb(self, image: Tensor) -> None:
+        """Take in the product (n,) of the direction that was taken last."""
+        m, before = self.size, self.scale
+        rest, along, length = self._orthogonal_part(image)
+        self.projected[-1, -1] = along[m - 1]
+        self.coupling[:, -1] = along[m:]
         # An invariant subspace leaves rounding only, of the size of epsilon times what was subtracted.
-        if length > 10 * torch.finfo(operator.dtype).eps * max(scale, self.scale) and not self.exhausted:
-            column = torch.zeros(1, self.size, dtype=torch.float64)
+        size = max(math.hypot(length, torch.linalg.vector_norm(along).item()), before)
+        if length > 10 * torch.finfo(image.dtype).eps * size and not self.exhausted:
+            column = torch.zeros(1, m, dtype=torch.float64)
             column[0, -1] = length
             self._push(rest / length, column)
 
     @property
     def scale(self) -> float:
-        """A lower bound of |A|: the largest entry of T."""
-        return self.projected.abs().max().item() if self.size else 0.0
+        """A lower bound of |A|: the largest entry of T, or known value."""
+        entries = (x.abs().max().item() for x in (self.projected, self.known_values) if x.numel())
+        return max(entries, default=0.0)
 
     @property
     def finite(self) -> bool:
@@ -115,66 +135,76 @@ class Lanczos:
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of some Ritz vectors, given by coordinates (m, k); T becomes diagonal."""
-        kept = self.vectors(coordinates)
+        kept, pending = self.vectors(coordinates), self.pending.clone()
         values = torch.diagonal(coordinates.T @ self.projected @ coordinates)
-        self.storage[: len(kept)] = kept
         self.projected = torch.diag(values)
         self.coupling = self.coupling @ coordinates
+        self.basis.copy_(kept)
+        self.pending.copy_(pending)
 
-    def _orthogonal_part(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of a vector, and its coefficients along V and along Q."""
-        inside = torch.zeros(self.size, dtype=torch.float64)
-        across = torch.zeros(len(self.pending), dtype=torch.float64)
+    def _orthogonal_part(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
+        """What is left of a vector outside U, V and Q; its coefficients along V, then Q, and the norm of the rest."""
+        held = self.storage[: self.size + len(self.coupling)]
+        along = torch.zeros(len(held), dtype=torch.float64, device=vector.device)
         for _ in range(2):
-            h, g = self.basis @ vector, self.pending @ vector
-            vector = vector - self.basis.T @ h - self.pending.T @ g
-            inside += as_cpu_float64(h)
-            across += as_cpu_float64(g)
-        return vector, inside, across
-
-    def _append(self, direction: Tensor, row: Tensor) -> None:
-        m = self.size
-        if m == len(self.storage):
-            rows = min(max(2 * m, 32), self.dimension)
-            rows = min(rows, self.capacity) if self.capacity and m < self.capacity else rows
-            grown = self.storage.new_empty(rows, self.dimension)
-            grown[:m] = self.storage
-            self.storage = grown
-        self.storage[m] = direction
-        self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
-        self.projected[m, :m] = self.projected[:m, m] = row
-        self.coupling = torch.nn.functional.pad(self.coupling, (0, 1))
+            vector = torch.addmv(vector, self.known.T, self.known @ vector, alpha=-1)
+            h = held @ vector
+            vector = torch.addmv(vector, held.T, h, alpha=-1)
+            along += h
+        length = torch.linalg.vector_norm(vector, dtype=torch.float64)
+        numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the one wait for the device
+        return vector, numbers[:-1], numbers[-1].item()
 
     def _push(self, direction: Tensor, row: Tensor) -> None:
-        self.pending = torch.cat([self.pending, direction[None]])
+        place, rows = self.size + len(self.coupling), len(self.storage)
+        if place == rows:
+            wanted = min(max(2 * rows, 32), self.dimension)
+            if self.capacity:
+                wanted = min(wanted, self.capacity + len(self.coupling) + 1)
+            grown = self.storage.new_empty(max(wanted, place + 1), self.storage.shape[1])
+            grown[:place] = self.storage
+            self.storage = grown
+        self.storage[place] = direction
         self.coupling = torch.cat([self.coupling, row])
 
 
-def begin(operator: SymmetricOperator, start: Tensor, capacity: int | None = None) -> Lanczos:
-    """An empty basis with one pending direction; storage doubles as it fills, up to `capacity`."""
+def begin(
+    operator: SymmetricOperator,
+    start: Tensor,
+    *,
+    known: tuple[Tensor, Tensor] | None = None,
+    rows: int = 32,
+    capacity: int | None = None,
+) -> Lanczos:
+    """An empty basis with one pending direction, beside known eigenpairs, values (k,) and orthonormal vectors (k, n).
+
+    Storage has so many `rows` at first, and doubles as it fills, up to `capacity`.
+    """
+    values, vectors = known or no_pairs(operator)
     n = operator.shape[0]
-    vectors = {"dtype": operator.dtype, "device": operator.device}
     state = Lanczos(
-        storage=torch.empty(min(n, 32), n, **vectors),
-        capacity=capacity,
+        storage=torch.empty(min(rows, n - len(values)), n, dtype=operator.dtype, device=operator.device),
         projected=torch.zeros(0, 0, dtype=torch.float64),
-        pending=torch.zeros(0, n, **vectors),
         coupling=torch.zeros(0, 0, dtype=torch.float64),
+        known_values=values,
+        known=vectors,
+        capacity=capacity,
     )
     state.start(start)
     return state
 
 
-def beside(values: Tensor, storage: Tensor, start: Tensor) -> Lanczos:
-    """A run orthogonal to known pairs, taken as exact, whose vectors are the first rows of `storage`."""
-    state = Lanczos(
-        storage=storage,
-        projected=torch.diag(values),
-        pending=storage[:0],
-        coupling=values.new_zeros(0, len(values)),
-    )
-    state.start(start)
-    return state
+def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+    """Values (0,) and vectors (0, n)."""
+    vectors = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
+    return torch.zeros(0, dtype=torch.float64), vectors
+
+
+def extend_all(states: list[Lanczos], operator: SymmetricOperator) -> None:
+    """Take each run one product further, by one call for all of them."""
+    images = operator @ torch.stack([state.take() for state in states]).T
+    for state, image in zip(states, images.T.contiguous(), strict=True):
+        state.absorb(image)
 
 
 def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> Lanczos:

@@ -3,7 +3,7 @@
 Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
 Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, generator=, max_products=, progress=)
 and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
-with a factor.
+with a factor; the command line takes it for the trace where that is no dearer than XTrace's first stage.
 """
 
 EIG = {

@@ -8,15 +8,16 @@ first run finds to convergence is projected out and counted exactly (explicit de
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
-from spectra.krylov.lanczos import Lanczos, beside, random_start
+from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator
+
+BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
 
 
 def spectral_measure(
@@ -27,73 +28,63 @@ def spectral_measure(
     known: Eigenpairs | None = None,
     generator: torch.Generator,
     max_products: int | None = None,
+    largest_basis: int | None = None,
     progress: Progress | None = None,
 ) -> SpectralMeasure:
     """`probes` quadratures of `steps` nodes each, after a first run of `steps` products for deflation.
 
-    `known` pairs are deflated from the start, and the first run looks for others beside them.
-    Where `max_products` ends it early, the last probe is short or missing and `converged` is False.
+    `known` pairs are deflated from the start, and the first run looks for others beside them. Probes advance in
+    lockstep, one call for all, as many as `largest_basis` vectors hold the bases of (by default what a quarter of the
+    device's memory holds) and as `max_products` lets finish; where that ends it early, the last probe is short or
+    missing and `converged` is False.
     """
     counted = Counting(operator)
-    limit = math.inf if max_products is None else max_products
+    limit = (1 + probes) * steps if max_products is None else max_products
+    largest = fitting_vectors(operator) if largest_basis is None else largest_basis
     n = operator.shape[0]
 
-    def run(state: Lanczos, done: int) -> Lanczos:
-        last = state.size + steps
-        while state.size < last and len(state.pending) and state.finite and counted.products < limit:
-            state.extend(counted)
+    def run(count: int, pairs: tuple[Tensor, Tensor], done: int) -> list[Lanczos]:
+        """So many runs beside these pairs, to their ends, the budget's, or a product that is not finite."""
+        states = [begin(counted, random_start(counted, generator), known=pairs, rows=steps + 1) for _ in range(count)]
+        going = states
+        while going and counted.products < limit and all(state.finite for state in states):
+            extend_all(going, counted)
+            going = [state for state in going if state.size < steps and len(state.pending)]
             if progress:
                 progress(products=counted.products, converged=done, wanted=probes)
-        return state
+        return states
 
-    values, vectors = (known.values, known.vectors) if known else no_pairs(operator)
-    storage = with_room(vectors, steps)
-    if len(values) < n:
-        first = run(beside(values, storage, random_start(counted, generator)), 0)
+    pairs = (known.values, known.vectors) if known else no_pairs(operator)
+    if len(pairs[0]) < n:
+        (first,) = run(1, pairs, 0)
         if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
-            row = gauss_quadrature(first, len(values))
-            return pack([row], values, n, counted.products, converged=False)
-        values, vectors = converged_pairs(first)
-        del first, storage  # at their largest, bases are all the memory there is
-        storage = with_room(vectors, steps)
-    del vectors
-    rows, complete = [], True
-    for probe in range(probes):
-        if len(values) == n:
-            rows.append((values[:0], values[:0]))
-            continue
-        state = run(beside(values, storage, random_start(counted, generator)), probe)
-        if state.size > len(values):
-            rows.append(gauss_quadrature(state, len(values)))
-        complete &= state.finite and (state.size == len(values) + steps or not len(state.pending))
-        if not state.finite:
-            break
-    return pack(rows, values, n, counted.products, converged=complete and len(rows) == probes)
-
-
-def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
-    vectors = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
-    return torch.zeros(0, dtype=torch.float64), vectors
-
-
-def with_room(vectors: Tensor, steps: int) -> Tensor:
-    """A basis of these vectors (k, n), with room for so many steps after them."""
-    k, n = vectors.shape
-    storage = vectors.new_empty(min(k + steps, n), n)
-    storage[:k] = vectors
-    return storage
+            return pack([gauss_quadrature(first)], pairs[0], n, counted.products, converged=False)
+        pairs = converged_pairs(first)
+        del first  # at their largest, bases are all the memory there is
+    atoms = pairs[0]
+    rows = [(atoms[:0], atoms[:0])] * (probes if len(atoms) == n else 0)
+    widest = columns(largest - len(atoms), min(steps + 1, n - len(atoms)) + BESIDES)
+    complete = True
+    while len(rows) < probes and counted.products < limit and complete:
+        finishing = max(1, (limit - counted.products) // steps)
+        states = run(min(probes - len(rows), finishing, widest), pairs, len(rows))
+        rows += [gauss_quadrature(state) for state in states]
+        complete = all(state.finite and (state.size == steps or not len(state.pending)) for state in states)
+        del states  # before others take their place
+    return pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
 
 
 def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:
-    """Ritz values (k,) and vectors (k, n) of a run whose residuals are small against their values."""
+    """Values (k,) and vectors (k, n): those known to a run, and what it found with residuals small against values."""
     values, coordinates, residuals = state.ritz()
     good = residuals <= CONVERGED * values.abs()
-    return values[good], state.vectors(coordinates[:, good])
+    vectors = state.vectors(coordinates[:, good])
+    return torch.cat([state.known_values, values[good]]), torch.cat([state.known, vectors])
 
 
-def gauss_quadrature(state: Lanczos, known: int = 0) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the measure of the start vector (Golub, Welsch 1969), beside `known` pairs."""
-    values, coordinates, _ = state.ritz(known)
+def gauss_quadrature(state: Lanczos) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the measure of the start vector (Golub, Welsch 1969)."""
+    values, coordinates, _ = state.ritz()
     weights = coordinates[0].square()
     return values, weights / weights.sum()
 

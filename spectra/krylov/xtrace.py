@@ -53,13 +53,13 @@ def xtrace(
         cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
+        affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
+        if affordable == len(sketch.tests):
+            return TraceEstimate(value, error, counted.products, converged=False)
         if not probes and wanted > largest:
             return deflated_hutchinson(
                 counted, sketch.basis, sketch.basis_images, known, rtol, None, generator, budget, progress
             )
-        affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
-        if affordable == len(sketch.tests):
-            return TraceEstimate(value, error, counted.products, converged=False)
         sketch.grow(affordable, generator)
         value, error = sketch.estimate()
         value += known

@@ -1,0 +1,73 @@
+"""python -m scripts.benchmarks [--only PART ...] [--problem NAME ...]: measure, keep, and make tables and figure."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import traceback
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from scripts.benchmarks import record
+from scripts.benchmarks.problems import PROBLEMS, build
+
+PARTS = {  # of which problems
+    "products": list(PROBLEMS),
+    "eig": ["digits", "resnet20"],
+    "trace": ["digits"],
+    "density": ["digits"],
+    "gram": ["mlp", "digits"],
+    "memory": ["resnet20"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bash scripts/bench", description="spectra and its peers, side by side")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME", help=", ".join(PROBLEMS)
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="more rounds and matrices; eig of ResNet-20 on all examples"
+    )
+    parser.add_argument("--tables", action="store_true", help="measure nothing: tables and figure of what is there")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, help="default: PyTorch's")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), metavar="DIR")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "benchmarks.json"
+    if not options.tables:
+        measure(options, kept)
+    from scripts.benchmarks import figure, tables, targets
+
+    everything = record.read(kept)
+    (options.out / "benchmarks.md").write_text(tables.page(everything))
+    figure.save(everything, options.out / "benchmarks.png")
+    print(targets.head(everything))
+
+
+def measure(options: argparse.Namespace, kept: Path) -> None:
+    warnings.simplefilter("ignore")  # PyHessian's graph of gradients, and what peers call that is deprecated
+    device = torch.device(options.device)
+    for part in options.only:
+        for problem in (name for name in PARTS[part] if name in options.problem):
+            start = time.perf_counter()
+            try:
+                result = import_module(f"scripts.benchmarks.{part}").measure(build(problem, device), options.full)
+            except Exception:  # the other parts are still worth their time
+                traceback.print_exc()
+                continue
+            taken = time.perf_counter() - start
+            record.add(kept, part, problem, result, record.made(device, taken))
+            print(f"{part} {problem}: {taken:.0f} s", flush=True)
+            gc.collect()
+
+
+main()

@@ -1,0 +1,73 @@
+"""The batches that products are made of: as given, or small ones merged and large ones cut.
+
+No matrix but fisher-batch depends on the split, and that one keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from spectra.curvature.footprint import Footprint, elements
+from spectra.curvature.problem import Batch
+from spectra.errors import SpectraError
+
+SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
+QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
+
+
+def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
+    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each.
+
+    Raises SpectraError where not even one example's product fits.
+    """
+    largest = max(batches, key=elements)
+    if costs.peak(elements(largest)) > memory:
+        return cut(batches, costs, memory)
+    return merged(batches, min(costs.peak.within(SMALL), costs.peak.within(memory) / QUARTER))
+
+
+def cut(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
+    """The batches in equal parts that fit, each of them."""
+    room, parts = costs.peak.within(memory), []
+    for batch in batches:
+        one = elements(batch) / len(batch)
+        if room < one:
+            raise SpectraError(
+                f"--memory: {memory:,} bytes hold no product of one example, which takes {costs.peak(int(one)):,}; "
+                "give more, or choose fewer --params"
+            )
+        fewest = -(-len(batch) // max(1, int(room / QUARTER / one)))
+        count = next((count for count in range(fewest, 2 * fewest) if len(batch) % count == 0), fewest)
+        size = -(-len(batch) // count)  # of equal parts, where it can be, which one trace serves
+        parts += [batch.part(slice(first, first + size)) for first in range(0, len(batch), size)]
+    return parts
+
+
+def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
+    """Neighbours of one kind together, up to `room` elements."""
+    groups: list[list[Batch]] = []
+    held = 0
+    for batch in batches:
+        held += elements(batch)
+        if not groups or held > room or kind(batch) != kind(groups[-1][0]):
+            groups.append([])
+            held = elements(batch)
+        groups[-1].append(batch)
+    return [group[0] if len(group) == 1 else joined(group) for group in groups]
+
+
+def kind(batch: Batch) -> Any:
+    """Equal for batches that can be joined: shapes but for the first dimension, and types."""
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
+    return structure, [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their examples."""
+    trees = [(batch.inputs, batch.targets, batch.indices) for batch in batches]
+    return Batch(*pytree.tree_map(lambda *parts: torch.cat(parts), *trees))

@@ -1,0 +1,135 @@
+"""How the products of batches are made: traced and hoisted where that pays, else by double backward.
+
+Either way what does not depend on the vector is kept between products while memory lasts, and made anew beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+
+from spectra.curvature.batches import fitted
+from spectra.curvature.differentiation import Apply
+from spectra.curvature.footprint import Footprint, elements, footprint, tensors
+from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.curvature.memory import Meter
+from spectra.curvature.problem import Batch, Problem
+
+# Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
+# that a graph keeps, what tracing costs with the operations; the first trace of a process loads sympy.
+SPARED = 0.25e-9  # seconds a byte
+TRACING = 1.2e-3  # seconds an operation
+LOADING = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Route:
+    """One batch: how its product is made ready for vectors, and the bytes that takes."""
+
+    ready: Callable[[], Apply]
+    kept: int  # if it is kept
+    peak: int  # in a product, if it is made anew
+    hoisted: bool = False
+
+
+class Products:
+    """The products of a problem's batches, in order: iterate for functions of a vector.
+
+    `memory` bounds what is kept and what the product of one batch takes besides; 0 keeps nothing and leaves batches
+    as they are. `expected` is the number of products that are to pay for a trace. Raises SpectraError where memory
+    holds no product of one example.
+    """
+
+    def __init__(self, linearise: Linearise, problem: Problem, memory: int, expected: int, resizable: bool = True):
+        costs = footprint(linearise, problem)
+        batches = list(problem.batches)
+        if resizable and costs.scales and memory:
+            batches = fitted(batches, costs, memory)
+        self.untraceable: str | None = None  # why, where it was tried
+        self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
+        for group in groups_of_a_shape(batches):
+            spared = expected * SPARED * sum(self.routes[i].kept for i in group)
+            if spared > TRACING * costs.operations + LOADING:
+                self._hoist(linearise, problem, [batches[i] for i in group], group)
+        self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
+
+    def __iter__(self) -> Iterator[Apply]:
+        yield from self._kept
+        for route in self.routes[len(self._kept) :]:
+            yield route.ready()
+
+    @property
+    def kept_batches(self) -> int:
+        """Batches that are kept between products."""
+        return len(self._kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(route.kept for route in self.routes[: len(self._kept)])
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is kept, and what a product takes besides at most."""
+        return self.kept_bytes + besides(self.routes, len(self._kept))
+
+    @property
+    def path(self) -> str:
+        """How products are made, for the record."""
+        count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
+        how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
+        why = f"; not traced: {self.untraceable}" if self.untraceable else ""
+        return f"{how}, {len(self._kept)} of {count} batches kept{why}"
+
+    def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
+        try:
+            hoisted = Hoisted(linearise, problem, batches)
+        except Untraceable as error:
+            self.untraceable = str(error)
+            return
+        kept, peak = measured(hoisted, problem, batches[0])
+        for i, batch in zip(group, batches, strict=True):
+            self.routes[i] = Route(partial(ready, hoisted, batch), kept, peak, hoisted=True)
+
+
+def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
+    size = elements(batch)
+    return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
+
+
+def ready(hoisted: Hoisted, batch: Batch) -> Apply:
+    return partial(hoisted.apply, hoisted.residuals(batch))
+
+
+def measured(hoisted: Hoisted, problem: Problem, batch: Batch) -> tuple[int, int]:
+    """Bytes of the batch's residuals, and those at the peak of a product from scratch."""
+    vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+    with Meter([*problem.model.parameters(), *problem.model.buffers(), *tensors(batch), vector]) as meter:
+        apply = ready(hoisted, batch)
+        kept = meter.bytes
+        apply(vector)
+    return kept, meter.peak
+
+
+def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
+    """Places of batches that one trace serves."""
+    groups: dict[tuple, list[int]] = {}
+    for i, batch in enumerate(batches):
+        groups.setdefault(shape_of(batch), []).append(i)
+    return list(groups.values())
+
+
+def affordable(routes: Sequence[Route], memory: int) -> int:
+    """How many of the first batches may be kept, so that what they keep and a product fit in memory."""
+    sums = accumulate((route.kept for route in routes), initial=0)
+    fitting = [i for i, kept in enumerate(sums) if kept + besides(routes, i) <= memory]
+    return fitting[-1] if memory and fitting else 0
+
+
+def besides(routes: Sequence[Route], kept: int) -> int:
+    """Bytes that a product takes besides what the first so many batches keep."""
+    transients = [route.peak - route.kept for route in routes[:kept]] + [route.peak for route in routes[kept:]]
+    return max(transients, default=0)

@@ -1,0 +1,21 @@
+"""How many vectors go through one product: what they share is done once, and memory bounds the rest."""
+
+from __future__ import annotations
+
+import torch
+
+from spectra.memory import memory_share
+from spectra.operator import SymmetricOperator
+
+WIDEST = 16  # columns; what they share is then a sixteenth each, and more of them would save next to nothing
+
+
+def fitting_vectors(operator: SymmetricOperator) -> int:
+    """Vectors (n,) that a method may hold: a share of the device's memory."""
+    bytes_each = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
+    return memory_share(operator.device) // max(bytes_each, 1)
+
+
+def columns(vectors: int, each: int) -> int:
+    """Columns of one product, where so many vectors may be held and a column takes `each` of them: at least one."""
+    return min(WIDEST, max(1, vectors // each))
