@@ -13,7 +13,7 @@ from spectra.curvature.differentiation import twice_differentiable
 from spectra.curvature.graphs import Mutation, simplify, split, storage
 from spectra.curvature.hoisting import Hoisted, Untraceable, shape_of
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import count_kept_bytes
+from spectra.curvature.memory import Meter
 from spectra.curvature.rewrites import SLOPES, improve
 
 aten = torch.ops.aten
@@ -101,9 +101,9 @@ def test_no_more_is_kept_than_by_a_retained_graph():
     case = Case("residual", Residual, floats(7, 3, 4, 4), Y)
     problem, linearise, hoisted = made(case, "hessian")
     own = [*problem.model.parameters(), *problem.model.buffers(), problem.batches[0].inputs, problem.batches[0].targets]
-    with twice_differentiable(problem.model), count_kept_bytes(own) as kept:
+    with twice_differentiable(problem.model), Meter(own) as meter:
         apply = linearise(problem, problem.batches[0])
-        retained = kept()
+        retained = meter.bytes
         del apply
     assert 0 < hoisted.residual_bytes <= retained
 

@@ -17,6 +17,7 @@ from spectra.curvature.matrices import MATRICES
 from spectra.curvature.memory import Meter
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.products import LOADING, SPARED, TRACING
 from spectra.errors import SpectraError
 
 MANY = 10**12  # products, for which any trace pays
@@ -92,7 +93,7 @@ def test_a_batch_of_its_own_kind_is_not_traced(batches_as_given):
     assert matrix.path == "hoisted, 4 of 4 batches kept"
     problem = replace(BY_NAME["mlp"], inputs=floats(601, 3), targets=labels(601, below=3)).problem(sizes=(300, 300, 1))
     costs = footprint(resolve_name(MATRICES["hessian"].path), problem)
-    threshold = (1.2e-3 * costs.operations + 2) / 0.25e-9 / (600 / 601 * costs.kept(elements(problem.batches[0])) * 2)
+    threshold = (TRACING * costs.operations + LOADING) / SPARED / (2 * costs.kept(elements(problem.batches[0])))
     pays = Curvature(problem, "hessian", products=int(threshold * 1.05))
     pays.prepare()
     assert pays.path == "hoisted (2 batches) and double backward, 3 of 3 batches kept"

@@ -20,7 +20,7 @@ from spectra.curvature.operator import Curvature
 
 Product = Callable[[Tensor], Tensor | Iterable[Tensor]]
 
-MANY = 1000  # products, about those of a density, that are to pay for the set-up
+MANY = 100_000  # products: a row is of products, after whatever set-up makes them cheapest
 SPECTRA = "spectra"
 ONE_BATCH, LOADER = "PyHessian, one batch", "PyHessian, loader"
 CURVLINOPS, EIGENTHINGS = "curvlinops", "hessian-eigenthings"

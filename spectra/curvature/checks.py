@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -30,12 +34,25 @@ def refuse_unfit(problem: Problem) -> None:
         refuse_shared_output(problem, batch, first)
     if len(problem.batches) > 1:
         refuse_split_loss(problem)
-    if problem.weight and not any(reaches(problem.leaves, problem.output(batch)) for batch in problem.batches):
+    if problem.weight and not output_depends(problem):
         some = ", ".join(list(problem.parameters)[:4]) + (", ..." if len(problem.parameters) > 4 else "")
         raise SpectraError(
             f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
             "computed from, or look for detach() and no_grad() in the model"
         )
+
+
+def output_depends(problem: Problem) -> bool:
+    """Whether any output is computed from the chosen parameters; two examples show it, but for models that branch."""
+    outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
+    return any(reaches(problem.leaves, output) for output in outputs)
+
+
+def outputs_of_two(problem: Problem) -> Iterator[Tensor]:
+    """Outputs for the first examples of each batch, where they can be had alone."""
+    for batch in problem.batches:
+        with suppress(SpectraError, TypeError):
+            yield problem.output(batch.part(slice(2)))
 
 
 def refuse_shared_output(problem: Problem, batch: Batch, together: Tensor) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from weakref import WeakSet
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,6 +14,10 @@ from spectra.memory import Ledger
 
 class Meter(TorchDispatchMode):
     """Weighs what is computed inside: `bytes` alive now and at the `peak`, and the `history` after each operation."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first use imports torch.compile, for a second and more
 
     def __init__(self, besides: Iterable[Tensor] = ()):
         super().__init__()
@@ -38,40 +40,6 @@ class Meter(TorchDispatchMode):
                 self._ledger.enter(made)
         self.history.append(self.bytes)
         return result
-
-
-class Saved:
-    """A tensor that a graph has saved for backward; it lives as long as the graph does.
-
-    Detached: the output of a node would hold that node, which holds what is saved, and never be freed.
-    """
-
-    def __init__(self, tensor: Tensor):
-        self.tensor, self.version = tensor.detach(), tensor._version
-
-    def unpack(self) -> Tensor:
-        if self.tensor._version != self.version:  # with hooks, autograd leaves this check to them
-            raise RuntimeError("a tensor needed for the derivative has been changed in place since it was computed")
-        return self.tensor
-
-
-@contextmanager
-def count_kept_bytes(besides: Iterable[Tensor] = ()) -> Iterator[Callable[[], int]]:
-    """`kept()`: bytes of the storages that graphs made inside, and alive still, save besides these tensors."""
-    saved: WeakSet[Saved] = WeakSet()
-    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
-
-    def pack(tensor: Tensor) -> Saved:
-        saved.add(own := Saved(tensor))
-        return own
-
-    def kept() -> int:
-        storages = [own.tensor.untyped_storage() for own in saved]
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return sum(size for address, size in sizes.items() if address not in known)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, Saved.unpack):
-        yield kept
 
 
 def out_of_memory(error: Exception) -> bool:

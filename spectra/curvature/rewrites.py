@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -61,14 +63,18 @@ def unexpanded(x):
 def small_factors(graph: Graph) -> None:
     """(X a) b = X (a b), where X is large, a is a number for each channel or row, and b such numbers or one."""
     for node in graph.nodes:
-        inners = [(x, b) for x, b in scaled(node) if all(map(scaled, x.users))]
-        for large, a, b in [(large, a, b) for x, b in inners if is_call(x, aten.mul.Tensor) for large, a in scaled(x)][
-            :1
-        ]:
+        for large, a, b in islice(twice_scaled(node), 1):
             shape = torch.broadcast_shapes(*(value(x).shape for x in (a, b) if isinstance(x, Node)))
             with graph.inserting_before(node):
                 small = call(graph, node.target, (a, b), value(a).new_empty(shape))
             node.target, node.args = aten.mul.Tensor, (large, small)
+
+
+def twice_scaled(node: Node) -> Iterator[tuple]:
+    """The triples X, a, b of which the node is the product (X a) b, where nobody needs X a itself."""
+    for x, b in scaled(node):
+        if is_call(x, aten.mul.Tensor) and all(map(scaled, x.users)):
+            yield from ((large, a, b) for large, a in scaled(x))
 
 
 def scaled(node: Node) -> list[tuple]:
