@@ -38,6 +38,7 @@ HARMLESS = {
     "--checkpoint": st.sampled_from(WEIGHTS),
     "--samples": st.integers(2, 11),
     "--batch-size": st.integers(1, 10**30),
+    "--memory": st.sampled_from(["0", "1GiB", "100 MB", "4000000000", "1.5gib"]),
     "--params": st.lists(st.sampled_from(["*", "weight", "*bias"]), min_size=1, max_size=2),
     "--curvature": st.lists(st.sampled_from(list(MATRICES)), min_size=1, max_size=3),
     "--mc-samples": st.integers(1, 3),

@@ -544,8 +544,8 @@ def without_seconds(record: dict) -> dict:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_batches_change_nothing(command, good, tmp_path):
     line = f"{command} {PROBLEM} --dtype float64 {curvatures('fisher-mc', 'hessian')} --mc-samples 2 --out {tmp_path}"
-    whole, *cut = (good(f"{line} {size}") for size in ("", "--batch-size 4", "--batch-size 1"))
-    assert [record["problem"]["batch_size"] for record in (whole, *cut)] == [11, 4, 1]
+    whole, *cut = (good(f"{line} {size}") for size in ("", "--batch-size 4", "--batch-size 1", "--memory 0"))
+    assert [record["problem"]["batch_size"] for record in (whole, *cut)] == [11, 4, 1, 11]
     for record in cut:
         for one, two in zip(whole["results"], record["results"], strict=True):
             if command == "density":
@@ -553,6 +553,15 @@ def test_batches_change_nothing(command, good, tmp_path):
             else:
                 field = {"eig": "eigenvalues", "trace": "trace"}[command]
                 assert two[field] == pytest.approx(one[field], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("size", "limit"), [("1.5kB", 1500), ("2 KiB", 2048), ("3000", 3000), ("1gib", 2**30)])
+def test_memory(size, limit, good):
+    line = f"eig {PROBLEM} -k 3 --dtype float64"
+    (usual,), (found,) = (good(f"{line} {more}")["results"] for more in ("", f"--memory '{size}'"))
+    assert 0 < found["peak_bytes"] <= limit
+    assert 0 < usual["kept_bytes"] < usual["peak_bytes"] < 2**30
+    assert found["eigenvalues"] == pytest.approx(usual["eigenvalues"], rel=1e-12)
 
 
 def test_samples(good):
@@ -811,6 +820,7 @@ ERRORS = {
             ("density", "--steps", ["0"]),
             ("eig", "--seed", ["-1", "99999999999999999999", "x"]),
             ("eig", "--batch-size", ["0", "-1"]),
+            ("eig", "--memory", ["x", "-1", "1e9", "GiB", "'1 PB'", "''", "10"]),
             ("eig", "--samples", ["0"]),
             ("eig", "--mc-samples", ["0"]),
             ("eig", "--max-products", ["0"]),

@@ -14,17 +14,13 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.footprint import Footprint, elements
 from spectra.curvature.problem import Batch
-from spectra.errors import SpectraError
 
 SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
 
 
 def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each.
-
-    Raises SpectraError where not even one example's product fits.
-    """
+    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
     largest = max(batches, key=elements)
     if costs.peak(elements(largest)) > memory:
         return cut(batches, costs, memory)
@@ -32,15 +28,10 @@ def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batc
 
 
 def cut(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The batches in equal parts that fit, each of them."""
+    """The batches in equal parts that fit, each of them, if one example does."""
     room, parts = costs.peak.within(memory), []
     for batch in batches:
         one = elements(batch) / len(batch)
-        if room < one:
-            raise SpectraError(
-                f"--memory: {memory:,} bytes hold no product of one example, which takes {costs.peak(int(one)):,}; "
-                "give more, or choose fewer --params"
-            )
         fewest = -(-len(batch) // max(1, int(room / QUARTER / one)))
         count = next((count for count in range(fewest, 2 * fewest) if len(batch) % count == 0), fewest)
         size = -(-len(batch) // count)  # of equal parts, where it can be, which one trace serves

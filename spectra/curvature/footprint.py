@@ -25,7 +25,7 @@ class Line:
     fixed: float
     each: float
 
-    def __call__(self, elements: int) -> int:
+    def __call__(self, elements: float) -> int:
         return int(self.fixed + self.each * elements)
 
     def within(self, limit: float) -> float:
@@ -39,7 +39,7 @@ class Highest:
 
     lines: tuple[Line, ...]
 
-    def __call__(self, elements: int) -> int:
+    def __call__(self, elements: float) -> int:
         return max(line(elements) for line in self.lines)
 
     def within(self, limit: float) -> float:

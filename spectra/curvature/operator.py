@@ -18,7 +18,6 @@ from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Problem
 from spectra.curvature.products import Products
 from spectra.errors import SpectraError
-from spectra.memory import memory_share
 
 PRODUCTS = 100  # that are expected, unless the caller knows better
 
@@ -50,7 +49,7 @@ class Curvature:
         self.problem = problem
         self.name = name
         self.linearise = resolve_name(matrix.path)
-        self.memory = memory_share(problem.device) if memory is None else memory
+        self.memory = memory
         self.setup_seconds = 0.0
         self._matrix = matrix
         self._expected = products

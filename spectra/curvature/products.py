@@ -18,6 +18,8 @@ from spectra.curvature.footprint import Footprint, elements, footprint, tensors
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.memory import Meter
 from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
+from spectra.memory import memory_share
 
 # Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
 # that a graph keeps, what tracing costs with the operations.
@@ -40,14 +42,22 @@ class Products:
     """The products of a problem's batches, in order: iterate for functions of a vector.
 
     `memory` bounds what is kept and what the product of one batch takes besides; 0 keeps nothing and leaves batches
-    as they are. `expected` is the number of products that are to pay for a trace. Raises SpectraError where memory
-    holds no product of one example.
+    as they are; by default it is a share of the device's, or what is needed. `expected` is the number of products that
+    are to pay for a trace. Raises SpectraError where memory holds no product.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, memory: int, expected: int, resizable: bool = True):
+    def __init__(self, linearise: Linearise, problem: Problem, memory: int | None, expected: int, resizable: bool):
         costs = footprint(linearise, problem)
-        batches = list(problem.batches)
-        if resizable and costs.scales and memory:
+        batches, resizable = list(problem.batches), resizable and costs.scales
+        least = costs.peak(max(elements(batch) / (len(batch) if resizable else 1) for batch in batches))
+        if memory is None:
+            memory = max(memory_share(problem.device), least)
+        elif 0 < memory < least:
+            raise SpectraError(
+                f"--memory: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
+                f"{least:,}; give more, or choose fewer --params"
+            )
+        if resizable and memory:
             batches = fitted(batches, costs, memory)
         self.untraceable: str | None = None  # why, where it was tried
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
