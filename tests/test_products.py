@@ -278,6 +278,12 @@ def test_cutting_makes_equal_parts_of_a_quarter_of_memory(memory, wanted):
     assert torch.cat([batch.indices for batch in found]).tolist() == list(range(12))
 
 
+def test_batches_too_large_for_a_cpu_are_cut(monkeypatch):
+    monkeypatch.setattr(batching, "LARGE", 3)
+    assert sizes(fitted(examples(12), FREE, 100)) == 4 * [3]
+    assert sizes(fitted(examples(7, 3, 2), FREE, 100)) == [3, 3, 1, 3, 2]
+
+
 def test_batches_of_a_users_loss_stay():
     case = BY_NAME["custom, values"]
     matrix = Curvature(case.problem(loss=CustomLoss(case.function)), "hessian")

@@ -15,26 +15,29 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.footprint import Footprint, elements
 from spectra.curvature.problem import Batch
 
-SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
+SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
+LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hessian by a half, for page faults
 
 
 def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
     """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
-    largest = max(batches, key=elements)
-    if costs.peak(elements(largest)) > memory:
-        return cut(batches, costs, memory)
-    return merged(batches, min(costs.peak.within(SMALL), costs.peak.within(memory) / QUARTER))
+    largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
+    room = fitting if largest <= fitting else fitting / QUARTER
+    if batches[0].indices.device.type == "cpu":
+        room = min(room, costs.peak.within(LARGE))
+    if largest > room:
+        return cut(batches, room)
+    return merged(batches, min(costs.peak.within(SMALL), fitting / QUARTER))
 
 
-def cut(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The batches in equal parts that fit, each of them, if one example does."""
-    room, parts = costs.peak.within(memory), []
+def cut(batches: Sequence[Batch], room: float) -> list[Batch]:
+    """The batches in parts of at most `room` elements, or of one example; equal ones, where it can be."""
+    parts = []
     for batch in batches:
-        one = elements(batch) / len(batch)
-        fewest = -(-len(batch) // max(1, int(room / QUARTER / one)))
+        fewest = -(-len(batch) // max(1, int(room * len(batch) / elements(batch))))
         count = next((count for count in range(fewest, 2 * fewest) if len(batch) % count == 0), fewest)
-        size = -(-len(batch) // count)  # of equal parts, where it can be, which one trace serves
+        size = -(-len(batch) // count)
         parts += [batch.part(slice(first, first + size)) for first in range(0, len(batch), size)]
     return parts
 
