@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks import record
+from scripts.benchmarks import record, tools
 from scripts.benchmarks.problems import PROBLEMS, build
 
 PARTS = {  # of which problems
@@ -67,6 +67,7 @@ def measure(options: argparse.Namespace, kept: Path) -> None:
             taken = time.perf_counter() - start
             record.add(kept, part, problem, result, record.made(device, taken))
             print(f"{part} {problem}: {taken:.0f} s", flush=True)
+            tools.release()
             gc.collect()
 
 

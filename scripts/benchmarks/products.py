@@ -12,7 +12,7 @@ from scripts.benchmarks import floor
 from scripts.benchmarks.problems import Case
 from scripts.benchmarks.reference import deviation, reference
 from scripts.benchmarks.timing import alternate, ratio
-from scripts.benchmarks.tools import SPECTRA, TOOLS, attempt, first_line, flat, gradient
+from scripts.benchmarks.tools import SPECTRA, TOOLS, attempt, first_line, flat, gradient, release
 
 MATRICES = ("hessian", "ggn")
 MORE = ("fisher-mc", "fisher-empirical")
@@ -45,6 +45,7 @@ def measure_matrix(case: Case, matrix: str, budget: float) -> dict[str, Any]:
         }
     if run:
         bottom |= {"gradients": ratio(times["floor"], times["gradient"]), "ours": ratio(times[SPECTRA], times["floor"])}
+    release()
     ours = running[SPECTRA].__self__
     return {
         "tools": tools,

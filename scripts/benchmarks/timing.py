@@ -33,6 +33,7 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of each call, once a round, for rounds of about `budget` seconds in all, after one that is not counted.
 
+    A call follows one of its own, as in an iteration: the memory that others have given back is not its debt.
     Every other round goes backwards, so that none always follows the same neighbour. Where one round takes the
     budget, the first counts too; and a call that alone takes it is not repeated.
     """
@@ -44,6 +45,7 @@ def alternate(
     rounds = fewest - 1 if slow else min(most, max(fewest, int(budget / each)))
     for i in range(rounds):
         for name in list(repeats) if i % 2 else reversed(repeats):
+            calls[name]()
             times[name].append(seconds(calls[name], repeats[name]))
     return times
 

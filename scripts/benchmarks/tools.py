@@ -21,6 +21,7 @@ from spectra.curvature.operator import Curvature
 Product = Callable[[Tensor], Tensor | Iterable[Tensor]]
 
 MANY = 100_000  # products: a row is of products, after whatever set-up makes them cheapest
+COPIES: list[Case] = []  # whose models PyHessian has differentiated
 SPECTRA = "spectra"
 ONE_BATCH, LOADER = "PyHessian, one batch", "PyHessian, loader"
 CURVLINOPS, EIGENTHINGS = "curvlinops", "hessian-eigenthings"
@@ -49,7 +50,16 @@ def pyhessian(case: Case, loader: bool) -> Any:
     from pyhessian import hessian
 
     given = {"dataloader": case.batches} if loader else {"data": case.merged()}
-    return hessian(case.copy().model, case.criterion, **given, cuda=case.batches[0][0].is_cuda)
+    own = case.copy()
+    COPIES.append(own)
+    return hessian(own.model, case.criterion, **given, cuda=case.batches[0][0].is_cuda)
+
+
+def release() -> None:
+    """Break the circles of gradient and graph that PyHessian leaves: 15 GB at the end of a run, a burden to all."""
+    while COPIES:
+        for p in COPIES.pop().model.parameters():
+            p.grad = None
 
 
 def pyhessian_product(case: Case, matrix: str, loader: bool) -> Product | None:
