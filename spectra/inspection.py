@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,7 @@ from spectra.krylov.forecast import (
 from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
-from spectra.operator import Counting
-
-CHECKS = 3  # products by which every command sees first that the matrix is one
+from spectra.operator import CHECKS, Counting
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class Outlook:
     """What a pilot run has found out about one matrix."""
 
     seconds_per_product: float
-    kept_bytes: int
     estimates: tuple[Estimate, ...]
     products: int  # that it took
     converged: bool  # products are finite, so that there are estimates
@@ -102,9 +100,9 @@ def look_ahead(
             progress(products=operator.products)
     spent = operator.products - before
     pace = (time.perf_counter() - start) / max(spent, 1)
-    kept, taken = operator.operator.kept_bytes, operator.operator.peak_bytes
+    taken = operator.operator.peak_bytes
     if not pilot.finite:
-        return Outlook(pace, kept, (), spent, converged=False)
+        return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
 
     def estimate(command: str, method: str, cost: Forecast) -> Estimate:
@@ -123,24 +121,20 @@ def look_ahead(
         exact.get("trace"),
         estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
     ]
-    return Outlook(pace, kept, tuple(e for e in estimates if e), spent, converged=True)
+    return Outlook(pace, tuple(e for e in estimates if e), spent, converged=True)
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
     """What `--method gram` would cost, where it would not be refused."""
     taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
-    try:
+    with suppress(SpectraError):
         factor = operator.factor()
         products, seconds = factor.cost() + k + math.ceil(k / 2), gram_seconds(factor) + 1.5 * k * pace
         seconds += decomposition_seconds(factor.rows)
         memory = gram_bytes(factor) + 2 * k * vector
         yield Estimate("eig", "gram", CHECKS + products, CHECKS * pace + seconds, taken + memory, False)
-    except SpectraError:
-        pass
-    try:
+    with suppress(SpectraError):
         factor = operator.factor()
         if factor.trace_work() < math.inf:
             products, seconds = factor.trace_cost(), trace_seconds(factor)
             yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
-    except SpectraError:
-        pass

@@ -142,6 +142,9 @@ def to_scipy(operator: SymmetricOperator) -> LinearOperator:
     return LinearOperator(tuple(operator.shape), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=dtype)
 
 
+CHECKS = 3  # products that `check_operator` takes
+
+
 def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> float:
     """Multiply twice by one vector and once by another; three products.
 

@@ -21,7 +21,6 @@ def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
         {
             "curvature": m.curvature,
             "seconds_per_product": m.answer.seconds_per_product,
-            "kept_bytes": m.answer.kept_bytes,
             "estimates": [asdict(estimate) for estimate in m.answer.estimates],
             **m.cost(),
         }

@@ -185,6 +185,13 @@ def test_the_exact_trace_leaves_eigenpairs_of_an_earlier_run_alone(trace, capfd,
     assert "projected_out" not in result
 
 
+def test_the_choice_sees_the_memory_that_is_allowed(trace, monkeypatch):
+    seen = []
+    monkeypatch.setattr("spectra.krylov.gram.exact_trace_pays", lambda matrix, left: bool(seen.append(matrix.memory)))
+    trace("--curvature ggn --memory 5MB --rtol 0.5")
+    assert seen == [5_000_000]
+
+
 def test_all_matrices_are_made_before_any_is_computed(capfd, monkeypatch):
     monkeypatch.setattr("spectra.cli.session.Session.measure", lambda *_, **__: pytest.fail("computed"))
     for method in ("", "--method dense"):

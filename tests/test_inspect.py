@@ -160,8 +160,7 @@ def test_memory_of_products_counts_in_full():
         matrix = Curvature(problem, "ggn", memory=memory)
         outlook = look_ahead(Counting(matrix), generator=torch.Generator().manual_seed(0))
         costs[memory] = [e.bytes - matrix.peak_bytes for e in outlook.estimates if e.method == "lanczos"]
-        assert outlook.kept_bytes == matrix.kept_bytes
-    assert outlook.kept_bytes > 0
+    assert matrix.kept_bytes > 0
     assert costs[0] == costs[None]
 
 

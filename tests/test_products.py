@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
-from networks import BY_NAME, SOME, Case, Lambda, X, Y, floats, labels, name_of
+from networks import BY_NAME, SOME, Case, Lambda, X, Y, floats, labels
 from torch import nn
 
 from spectra.curvature import batches as batching
@@ -51,16 +51,14 @@ WAYS = {  # memory, products expected, whether small batches stay as given
     "hoisted": (None, MANY, True),
     "hoisted, anew": (0, MANY, True),
 }
-TRACED = [BY_NAME[name] for name in ("mlp", "convolution, BatchNorm", "tied weights")]
+TRACED = [BY_NAME[name] for name in ("mlp", "convolution, BatchNorm", "tied weights")]  # test_hoisting.py has them all
+TRIED = [(case, way) for way in WAYS for case in (TRACED if WAYS[way][1] else [*SOME, BY_NAME["checkpointed"]])]
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("case", [*SOME, BY_NAME["checkpointed"]], ids=name_of)
+@pytest.mark.parametrize(("case", "way"), TRIED, ids=[f"{case.name}, {way}" for case, way in TRIED])
 def test_every_way_gives_the_same_matrix(case, name, way, monkeypatch):
     memory, products, separate = WAYS[way]
-    if products and case not in TRACED:
-        return  # test_hoisting.py has them all
     if separate:
         monkeypatch.setattr(batching, "SMALL", 0)
     problem = case.problem(sizes=SIZES)

@@ -14,7 +14,7 @@ MEMORY = "1GiB"
 FILE = "scripts/benchmarks/models.py"
 EIG = [
     *("eig", "--model", f"{FILE}:resnet20", "--data", f"{FILE}:images", "--batch-size", "128", "--memory", MEMORY),
-    *("-k", "1", "--max-products", "4", "--device", "cpu", "--json"),
+    *("-k", "1", "--device", "cpu", "--json"),
 ]
 
 

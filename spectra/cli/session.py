@@ -40,22 +40,26 @@ class Session:
         refuse_changed(self.context, self.loaded.record)
         return self.loaded
 
-    def measure(
-        self, method: Callable, reuse: bool = False, products: int = 100, names: Sequence[str] = ()
-    ) -> list[Measurement]:
-        """`method(operator, generator=, max_products=, progress=)` on each matrix asked for or named, from one seed.
-
-        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None. `products` is
-        how many are expected.
-        """
+    def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list:
+        """Those asked for, or named, for so many products each: all can be made before any is computed."""
         from spectra.curvature.operator import Curvature
 
-        names = list(dict.fromkeys(names or self.options["curvature"]))
-        expected = min(products, self.options["max_products"] or products)
         problem, memory = self.loaded.problem, self.options["memory"]
-        matrices = [Curvature(problem, name, memory, expected) for name in names]  # or none is begun
+        expected = min(products, self.options["max_products"] or products)
+        return [
+            Curvature(problem, name, memory, expected) for name in dict.fromkeys(names or self.options["curvature"])
+        ]
+
+    def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
+        """`method(operator, generator=, max_products=, progress=)` on each of `matrices(**which)`, from the same seed.
+
+        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
+        """
+        matrices, found = self.matrices(**which), []
         earlier = source(self.options) if reuse else None
-        return [self._measure_one(matrices.pop(0), method, reuse, earlier) for _ in names]  # popped: gives memory back
+        while matrices:
+            found.append(self._measure_one(matrices.pop(0), method, reuse, earlier))  # popped: gives memory back
+        return found
 
     def _measure_one(self, matrix, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
         import torch

@@ -55,6 +55,8 @@ def progress_line(name: str) -> Iterator[Callable[..., None]]:
         text = f"{name}: {describe(numbers)}, {now - start:.0f} s"
         print(f"\r\x1b[K{text[:78]}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
+    if live:
+        print(f"\r\x1b[K{name}: setting up", end="", file=sys.stderr, flush=True)
     try:
         yield show
     finally:

@@ -47,24 +47,22 @@ def trace(method, rtol, probes, **options) -> int:
 
 def methods(session: Session, method: str | None) -> dict[str, str]:
     """What each matrix's trace is found by. Options that are XTrace's own ask for it."""
-    from spectra.curvature.operator import Curvature
-    from spectra.inspection import CHECKS
     from spectra.krylov.gram import exact_trace_pays
+    from spectra.operator import CHECKS
 
-    options = session.options
-    matrices = {name: Curvature(session.loaded.problem, name) for name in options["curvature"]}  # or none is begun
+    options, matrices = session.options, session.matrices()
     if method or options["probes"] or options["deflate"]:
-        return dict.fromkeys(matrices, method or "xtrace")
+        return {matrix.name: method or "xtrace" for matrix in matrices}
     left = options["max_products"] and options["max_products"] - CHECKS
-    return {name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for name, matrix in matrices.items()}
+    return {matrix.name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for matrix in matrices}
 
 
 def measure(session: Session, name: str, method: str, **settings) -> list:
     """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
     from pkgutil import resolve_name
 
-    from spectra.inspection import CHECKS
     from spectra.krylov.deflation import trace_beside
+    from spectra.operator import CHECKS
 
     found = resolve_name(TRACE[method])
     if method == "gram":

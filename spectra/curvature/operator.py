@@ -124,7 +124,7 @@ class Curvature:
             self.linearise,
             self.problem,
             self.memory,
-            expected=0 if split else self._expected,
+            expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not isinstance(self.problem.loss, CustomLoss),  # which may know its batches only
         )
 

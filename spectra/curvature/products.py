@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-import torch
-
 from spectra.curvature.batches import fitted
 from spectra.curvature.differentiation import Apply
-from spectra.curvature.footprint import Footprint, elements, footprint, tensors
+from spectra.curvature.footprint import Footprint, elements, footprint, measured
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
-from spectra.curvature.memory import Meter
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
@@ -100,9 +97,9 @@ class Products:
         except Untraceable as error:
             self.untraceable = str(error)
             return
-        kept, peak = measured(hoisted, problem, batches[0])
+        found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
         for i, batch in zip(group, batches, strict=True):
-            self.routes[i] = Route(partial(ready, hoisted, batch), kept, peak, hoisted=True)
+            self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
@@ -112,16 +109,6 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
 
 def ready(hoisted: Hoisted, batch: Batch) -> Apply:
     return partial(hoisted.apply, hoisted.residuals(batch))
-
-
-def measured(hoisted: Hoisted, problem: Problem, batch: Batch) -> tuple[int, int]:
-    """Bytes of the batch's residuals, and those at the peak of a product from scratch."""
-    vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
-    with Meter([*problem.model.parameters(), *problem.model.buffers(), *tensors(batch), vector]) as meter:
-        apply = ready(hoisted, batch)
-        kept = meter.bytes
-        apply(vector)
-    return kept, meter.peak
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
