@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
+_SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
+
+
+@contextmanager
+def settled_share(share: int) -> Iterator[None]:
+    """Inside, `memory_share` is this: whatever follows from it is then settled too, for a run that repeats another."""
+    token = _SETTLED.set(share)
+    try:
+        yield
+    finally:
+        _SETTLED.reset(token)
 
 
 def memory_share(device: torch.device) -> int:
     """Bytes: a quarter of all memory, so that two runs are alike, but no more than half of what is free now."""
+    if (settled := _SETTLED.get()) is not None:
+        return settled
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

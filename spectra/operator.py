@@ -6,8 +6,9 @@ A symmetric operator multiplies vectors and says its shape, dtype and device; a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -88,6 +89,9 @@ class Wrapper:
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.operator @ vectors
 
+    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        return once(self.operator, compute, generator)
+
 
 @dataclass
 class Counting(Wrapper):
@@ -98,6 +102,12 @@ class Counting(Wrapper):
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return self.operator @ vectors
+
+    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        before = self.products
+        outcome, spent = once(self.operator, lambda: (compute(), self.products - before), generator)
+        self.products = before + spent
+        return outcome
 
     def factor(self) -> SymmetricFactor:
         """The operator's own, which counts what it costs by itself."""
@@ -128,6 +138,20 @@ class Deflated(Wrapper):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.project(self.operator @ self.project(vectors))
+
+
+def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    """`compute()`: a step of a method of which only the outcome matters further, of CPU tensors and numbers.
+
+    An operator that remembers its products (`spectra.resume`) then keeps the outcome in place of the step's products.
+    """
+    remembering = getattr(operator, "once", None)
+    return remembering(compute, generator) if remembering else compute()
+
+
+def local(vectors: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, unless it is sharded over several."""
+    return vectors.to_local() if hasattr(vectors, "to_local") else vectors
 
 
 def to_scipy(operator: SymmetricOperator) -> LinearOperator:

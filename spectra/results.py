@@ -95,7 +95,16 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | Non
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside the target, force it to disk, rename: readers see the old file or the new. Raises SpectraError."""
+    """`replace_file`, for a file that the user has named. Raises SpectraError."""
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        told = f"--out {path}: cannot be written ({reason(error)}); free some space or name another"
+        raise SpectraError(told) from error
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside the target, force it to disk, rename: readers see the old file or the new. Raises OSError."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -105,12 +114,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
-        raise SpectraError(f"--out {path}: cannot be written ({reason}); free some space or name another") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be written, in words."""
+    number = getattr(error, "errno", None)
+    return "the disk is full" if number == errno.ENOSPC else getattr(error, "strerror", None) or str(error)
 
 
 def current_umask() -> int:

@@ -17,7 +17,8 @@ LAYERS = [
     {"operator"},
     {"krylov", "curvature"},
     {"inputs"},
-    {"density", "results", "demo", "inspection"},
+    {"density", "results", "demo", "inspection", "measurement"},
+    {"resume"},
     {"plots", "report", "report_inspect"},
     {"cli"},
 ]

@@ -166,17 +166,6 @@ def chatty():
     return nn.Linear(4, 3)
 
 
-class Marking(nn.Linear):
-    """Says by a file that products are being taken."""
-
-    def forward(self, x):
-        open("started", "w").close()
-        return super().forward(x)
-
-
-def marking(): return Marking(4, 3)
-
-
 class Shaky:
     """Each item is drawn anew whenever it is read."""
 
@@ -943,9 +932,8 @@ def test_the_rest_of_an_error_on_request(call, monkeypatch):
     "command", ["trace --method hutchinson --rtol 1e-9 --max-products 99999999", "density --probes 99999"]
 )
 def test_interrupt(command, tmp_path, folder):
-    Path("started").unlink(missing_ok=True)
     out = tmp_path / "out"
-    arguments = shlex.split(f"{command} --model nets.py:marking --data points.npz --json --out {out}")
+    arguments = shlex.split(f"{command} --model nets.py:mlp --data points.npz --json --out {out}")
     running = subprocess.Popen(
         [sys.executable, "-m", "spectra", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
@@ -953,15 +941,17 @@ def test_interrupt(command, tmp_path, folder):
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not Path("started").exists() and time.monotonic() < deadline:
+        while not list(out.glob("*.state/hessian.products")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(0.2)
         running.send_signal(signal.SIGINT)
         out_text, err_text = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert (running.returncode, out_text, err_text) == (130, "", "spectra: interrupted\n")
-    assert list(out.iterdir()) == []
+    state = out / f"{command.split()[0]}.state"
+    kept = f"{state} holds what is done, and the same command goes on from there"
+    assert (running.returncode, out_text, err_text) == (130, "", f"spectra: interrupted; {kept}\n")
+    assert list(out.iterdir()) == [state]
 
 
 # Help, and what is loaded

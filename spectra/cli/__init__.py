@@ -15,10 +15,9 @@ from spectra.cli.density import density
 from spectra.cli.eig import eig
 from spectra.cli.inspect import inspect
 from spectra.cli.plot import plot
+from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.trace import trace
 from spectra.errors import SpectraError
-
-INTERRUPTED = 130
 
 
 class Interrupted(Exception):
@@ -50,18 +49,20 @@ for command in (eig, trace, density, inspect, plot, demo):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted, 143 terminated."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, some are closed
     sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
     if "GOMP_SPINCOUNT" not in os.environ:
         # Threads that wait for each other then sleep: where another job shares a core, spinning makes a product of 2 ms
         # one of 300, sleeping one of 4. Read by OpenMP as torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_by_signals()
     status = run(sys.argv[1:] if arguments is None else arguments)
+    ignore_signals()
     # The answer stands: what user code still prints at exit must not follow it.
     sys.stdout = sys.stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if status == INTERRUPTED:
+    if status in (INTERRUPTED, TERMINATED):
         # CPython ends by the signal itself, not by our status, where Ctrl-C came in code that `exec` ran (dataclasses do).
         atexit._run_exitfuncs()
         sys.stderr.flush()
@@ -72,9 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     try:
         return spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
-    except (Interrupted, click.Abort, KeyboardInterrupt):
-        complain("interrupted")
-        return INTERRUPTED
+    except (Interrupted, click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error
+        terminated = isinstance(cause, Terminated)
+        complain("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
+        return TERMINATED if terminated else INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "spectra"

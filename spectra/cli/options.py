@@ -107,6 +107,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
 
 
+SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=5.0, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
+
+
 def stacked(*options: Callable) -> Callable:
     """One decorator of many, which help lists in this order."""
 
@@ -118,10 +121,10 @@ def stacked(*options: Callable) -> Callable:
     return decorate
 
 
-def with_data(**settings) -> Callable:
+def with_data(*more: Callable, **settings) -> Callable:
     data = click.option("--data", **DATA, **settings)
-    return stacked(*BEFORE_DATA, data, *AFTER_DATA, MAX_PRODUCTS, OUT, JSON, CONFIG)
+    return stacked(*BEFORE_DATA, data, *AFTER_DATA, MAX_PRODUCTS, OUT, *more, JSON, CONFIG)
 
 
-problem_and_output = with_data(required=True)
+problem_and_output = with_data(SAVE_EVERY, required=True)
 model_and_output = with_data()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import click
 
 from spectra.cli.config import refuse_changed
 from spectra.cli.reuse import eigenpairs, source
-from spectra.cli.terminal import progress_line
-from spectra.curvature.matrices import MATRICES
+from spectra.cli.terminal import note, progress_line
+from spectra.measurement import Measurement, measured
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
-NOT_RECORDED = ("out", "as_json", "save_vectors")  # where the answer goes, not what it is
+NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 
 
 class Session:
@@ -26,19 +26,44 @@ class Session:
         self.context = click.get_current_context()
         self.command: str = self.context.command.name
         self.options: dict[str, Any] = self.context.params
+        self.state = None  # of a command that can be resumed
 
     def load(self):
         """The problem, ready for products, and its record."""
         from inspect import signature
 
-        from spectra.inputs.problem import load_problem
+        from spectra.inputs.problem import choose_device, load_problem
+        from spectra.memory import memory_share, settled_share
         from spectra.results import prepare_directory
 
         if self.options["out"]:
             prepare_directory(self.options["out"])
+            if "save_every" in self.options:
+                self.state = open_state(self.options["out"] / f"{self.command}.state", self.options["save_every"])
+        settled = self.state and self.state.settled
+        share = settled["memory_share"] if settled else memory_share(choose_device(self.options["device"]))
+        self.context.with_resource(settled_share(share))
         self.loaded = load_problem(**{name: self.options[name] for name in signature(load_problem).parameters})
         refuse_changed(self.context, self.loaded.record)
+        if self.state:
+            self.context.call_on_close(self.state.close)
+            self.state.begin(self.fingerprint(), {"memory_share": share})
         return self.loaded
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the numbers of this command depend on."""
+        record = self.loaded.record
+        return {
+            "command": self.command,
+            **self.asked(),
+            "checkpoint_sha256": record["checkpoint_sha256"],
+            "data_checksum": checksum(self.loaded.problem.batches),
+            "device": record["device"],
+        }
+
+    def asked(self) -> dict[str, Any]:
+        """The options that say what is to be computed."""
+        return {name: plain(value) for name, value in self.options.items() if name not in NOT_RECORDED}
 
     def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list:
         """Those asked for, or named, for so many products each: all can be made before any is computed."""
@@ -58,10 +83,35 @@ class Session:
         matrices, found = self.matrices(**which), []
         earlier = source(self.options) if reuse else None
         while matrices:
-            found.append(self._measure_one(matrices.pop(0), method, reuse, earlier))  # popped: gives memory back
+            matrix = matrices.pop(0)  # gives its memory back in the end
+            kept = self.state and self.state.kept(matrix.name)
+            found.append(Measurement.of(kept) if kept else self._measure_resumable(matrix, method, reuse, earlier))
         return found
 
-    def _measure_one(self, matrix, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
+    def _measure_resumable(self, matrix, *how) -> Measurement:
+        """`_measure_one`, its products written down on the way and its answer in the end."""
+        from spectra.errors import SpectraError
+        from spectra.resume.journal import Remembering
+
+        if not self.state:
+            return self._measure_one(matrix, matrix, *how)
+        journal = self.state.journal(matrix.name)
+        if held := journal.held(matrix.shape[0] * matrix.dtype.itemsize):
+            note(f"{matrix.name}: goes on after {held} products of an earlier run ({self.state.directory})")
+        try:
+            found = self._measure_one(matrix, Remembering(matrix, journal), *how)
+        except SpectraError:
+            if not held:
+                self.state.remove()  # the same command would end the same way
+            raise
+        except KeyboardInterrupt as error:
+            error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
+            raise
+        found = replace(found, seconds=found.seconds + journal.seconds)
+        self.state.keep(matrix.name, found.packed())
+        return found
+
+    def _measure_one(self, matrix, operator, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
         import torch
 
         from spectra.operator import Counting, check_operator
@@ -69,7 +119,7 @@ class Session:
         with progress_line(matrix.name) as progress:
             matrix.prepare()
             start = time.perf_counter()
-            counted = Counting(matrix)
+            counted = Counting(operator)
             generator = torch.Generator().manual_seed(self.options["seed"])
             limit = self.options["max_products"]
             checked = limit is None or limit >= SMALLEST_CHECKED
@@ -84,17 +134,13 @@ class Session:
                 progress=progress,
             )
             seconds = time.perf_counter() - start
-        return Measurement(
-            curvature=matrix.name,
-            answer=answer,
+        return measured(
+            matrix,
+            answer,
             products=spent + answer.products,
             seconds=seconds,
             setup_seconds=matrix.setup_seconds,
             noise=noise,
-            path=matrix.path,
-            kept_bytes=matrix.kept_bytes,
-            peak_bytes=matrix.peak_bytes,
-            semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
             projected_out=len(known.values) if known else 0,
             earlier=earlier if known else None,
         )
@@ -103,7 +149,7 @@ class Session:
         """The whole record: what was asked, of which problem, and what came out."""
         from spectra.results import make_record
 
-        asked = {name: plain(value) for name, value in self.options.items() if name not in NOT_RECORDED}
+        asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
         return make_record(self.command, {**self.loaded.record, "options": asked}, results)
@@ -113,6 +159,29 @@ class Session:
 
         if self.options["out"]:
             save(self.options["out"], record, arrays)
+        if self.state:
+            self.state.remove()
+
+
+def open_state(directory: Path, save_every: float):
+    """What an unfinished run of the same command has left, or an empty place for it."""
+    from spectra.resume.state import State
+
+    return State(directory, 60 * save_every, note)
+
+
+def checksum(batches: Sequence) -> int:
+    """Of all their tensors."""
+    import zlib
+
+    from spectra.curvature.footprint import tensors
+    from spectra.resume.journal import as_bytes
+
+    found = 0
+    for batch in batches:
+        for tensor in tensors(batch):
+            found = zlib.crc32(as_bytes(tensor), found)
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -120,34 +189,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a method found for one matrix, and what it cost."""
-
-    curvature: str
-    answer: Any
-    products: int
-    seconds: float
-    setup_seconds: float
-    noise: float | None  # relative, of one product
-    path: str  # how products were made
-    kept_bytes: int  # between products
-    peak_bytes: int  # with one product
-    semidefinite: bool  # no eigenvalue is negative, by definition
-    projected_out: int = 0  # eigenpairs of an earlier run
-    earlier: Path | None = None  # that run's arrays
-
-    def cost(self) -> dict[str, Any]:
-        return {
-            "converged": self.answer.converged,
-            "products": self.products,
-            "seconds": self.seconds,
-            "setup_seconds": self.setup_seconds,
-            "noise": self.noise,
-            "path": self.path,
-            "kept_bytes": self.kept_bytes,
-            "peak_bytes": self.peak_bytes,
-            **({"projected_out": self.projected_out, "projected_from": str(self.earlier)} if self.earlier else {}),
-        }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from spectra.cli.signals import raise_received
 from spectra.errors import SpectraError
 
 LONG = 3000  # rows of a Gram matrix whose eigenvalues take seconds, of which nothing can be told on the way
@@ -48,6 +49,7 @@ def progress_line(name: str) -> Iterator[Callable[..., None]]:
 
     def show(**numbers: float) -> None:
         nonlocal last
+        raise_received()
         now = time.monotonic()
         if now - last < (0.1 if live else 30) and numbers.get("gram_rows", 0) < LONG:
             return

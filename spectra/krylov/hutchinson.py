@@ -8,13 +8,14 @@ tr (I - QQ')A(I - QQ'), by signs. The samples are independent, so their standard
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator
+from spectra.operator import Counting, Deflated, SymmetricOperator, once
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -103,11 +104,15 @@ def sample(
     samples: list[float] = []
     value = error = math.nan
     widest = columns(fitting_vectors(operator), EACH)
+
+    def draw(count: int) -> list[float]:
+        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        return (signs * (operator @ signs.T).T).sum(dim=1, dtype=torch.float64).tolist()
+
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
         count = int(min(wanted, widest, budget - counted.products))
-        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
-        samples += (signs * (operator @ signs.T).T).sum(dim=1, dtype=torch.float64).tolist()
+        samples += once(operator, partial(draw, count), generator)
         value, error = known + mean(samples), standard_error(samples)
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)

@@ -8,6 +8,8 @@ first run finds to convergence is projected out and counted exactly (explicit de
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator, once
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
 
@@ -54,6 +56,12 @@ def spectral_measure(
                 progress(products=counted.products, converged=done, wanted=probes)
         return states
 
+    def quadratures(count: int, pairs: tuple[Tensor, Tensor], done: int) -> tuple[list, bool]:
+        """Nodes and weights of so many runs, and whether each took all its steps."""
+        states = run(count, pairs, done)
+        complete = all(state.finite and (state.size == steps or not len(state.pending)) for state in states)
+        return [gauss_quadrature(state) for state in states], complete
+
     pairs = (known.values, known.vectors) if known else no_pairs(operator)
     if len(pairs[0]) < n:
         (first,) = run(1, pairs, 0)
@@ -67,10 +75,9 @@ def spectral_measure(
     complete = True
     while len(rows) < probes and counted.products < limit and complete:
         finishing = max(1, (limit - counted.products) // steps)
-        states = run(min(probes - len(rows), finishing, widest), pairs, len(rows))
-        rows += [gauss_quadrature(state) for state in states]
-        complete = all(state.finite and (state.size == steps or not len(state.pending)) for state in states)
-        del states  # before others take their place
+        step = partial(quadratures, min(probes - len(rows), finishing, widest), pairs, len(rows))
+        found, complete = once(counted, step, generator)
+        rows += found
     return pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
 
 

@@ -1,0 +1,40 @@
+"""Signals by which a machine ends a job: they end a command as Ctrl-C does, so that its state is brought to the disk."""
+
+from __future__ import annotations
+
+import signal
+
+INTERRUPTED = 130
+TERMINATED = 143
+# Slurm ends a job by SIGTERM, and before its time limit sends the signal that was asked for.
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+_received: list[type[KeyboardInterrupt]] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised where such a signal finds the program."""
+
+
+def end_by_signals() -> None:
+    """From now on SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C does KeyboardInterrupt unless it is ignored."""
+    for number in ENDING:
+        signal.signal(number, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    _received.append(Terminated if number in ENDING else KeyboardInterrupt)
+    raise _received[0]
+
+
+def raise_received() -> None:
+    """Once more, where a signal found the program in a callback, out of which Python lets no exception pass."""
+    if _received:
+        raise _received[0]
+
+
+def ignore_signals() -> None:
+    """The answer stands: what little is left to do is not to be ended by a signal."""
+    for number in (*ENDING, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,68 @@
+"""What a method found for one matrix, and what it cost: what the entries of a result are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectra.curvature.matrices import MATRICES
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a method found for one matrix, and what it cost."""
+
+    curvature: str
+    answer: Any
+    products: int
+    seconds: float
+    setup_seconds: float
+    noise: float | None  # relative, of one product
+    path: str  # how products were made
+    kept_bytes: int  # between products
+    peak_bytes: int  # with one product
+    semidefinite: bool  # no eigenvalue is negative, by definition
+    projected_out: int = 0  # eigenpairs of an earlier run
+    earlier: Path | None = None  # that run's arrays
+
+    @classmethod
+    def of(cls, packed: dict[str, Any]) -> Measurement:
+        """The one that was `packed`."""
+        from spectra.krylov import results
+
+        kind, fields = packed["answer"]
+        earlier = packed["earlier"] and Path(packed["earlier"])
+        return cls(**{**packed, "answer": getattr(results, kind)(**fields), "earlier": earlier})
+
+    def packed(self) -> dict[str, Any]:
+        """As tensors on the CPU, numbers and texts."""
+        fields = {name: value.cpu() if hasattr(value, "cpu") else value for name, value in vars(self.answer).items()}
+        answer, earlier = (type(self.answer).__name__, fields), self.earlier and str(self.earlier)
+        return {**vars(self), "answer": answer, "earlier": earlier}
+
+    def cost(self) -> dict[str, Any]:
+        return {
+            "converged": self.answer.converged,
+            "products": self.products,
+            "seconds": self.seconds,
+            "setup_seconds": self.setup_seconds,
+            "noise": self.noise,
+            "path": self.path,
+            "kept_bytes": self.kept_bytes,
+            "peak_bytes": self.peak_bytes,
+            **({"projected_out": self.projected_out, "projected_from": str(self.earlier)} if self.earlier else {}),
+        }
+
+
+def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
+    """The answer beside what a `Curvature` tells of itself."""
+    return Measurement(
+        curvature=matrix.name,
+        answer=answer,
+        path=matrix.path,
+        kept_bytes=matrix.kept_bytes,
+        peak_bytes=matrix.peak_bytes,
+        semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
+        **cost,
+    )
