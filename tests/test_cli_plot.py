@@ -27,7 +27,7 @@ def keep(directory, command, curvatures=("hessian", "ggn"), **changes):
     """A saved result of `command` with the same answer for each of the curvatures."""
     directory.mkdir(exist_ok=True, parents=True)
     results = [{"curvature": name, **ENTRIES[command], **changes} for name in curvatures]
-    save(directory, make_record(command, {"which": "LM"}, results), {})
+    save(directory, make_record(command, {"options": {"which": "LM"}}, results), {})
     return directory / f"{command}.json"
 
 

@@ -68,7 +68,8 @@ def spectrum(result: Result) -> Spectrum:
     values, residuals = result.numbers("eigenvalues", 1), result.numbers("residuals", 1)
     if values.shape != residuals.shape:
         raise result.lacks("residuals")
-    return Spectrum(values, residuals, str(result.problem.get("which")))
+    options = result.problem.get("options") or result.problem
+    return Spectrum(values, residuals, str(options.get("which")))
 
 
 def trace(result: Result) -> TraceEstimate:
