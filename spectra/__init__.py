@@ -40,6 +40,7 @@ _HOMES = {
     "spectral_measure": "spectra.krylov.quadrature",
     "to_scipy": "spectra.operator",
     "trace_figure": "spectra.plots",
+    "watch": "spectra.training.watch",
     "xtrace": "spectra.krylov.xtrace",
 }
 

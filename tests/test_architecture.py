@@ -19,8 +19,9 @@ LAYERS = [
     {"inputs"},
     {"density", "results", "demo", "inspection", "measurement"},
     {"resume"},
-    {"plots", "report", "report_inspect"},
-    {"cli"},
+    {"cluster", "analysis"},
+    {"plots", "report", "report_evolution", "report_inspect", "report_sweep"},
+    {"cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALONE = {"click": {"cli"}, "matplotlib": {"plots"}, "torchvision": {"inputs"}, "rich": {"report", "report_inspect"}}

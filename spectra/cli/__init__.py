@@ -16,6 +16,7 @@ from spectra.cli.eig import eig
 from spectra.cli.inspect import inspect
 from spectra.cli.plot import plot
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
+from spectra.cli.sweep import sweep
 from spectra.cli.trace import trace
 from spectra.errors import SpectraError
 
@@ -44,7 +45,7 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, inspect, plot, demo):
+for command in (eig, trace, density, inspect, plot, demo, sweep):
     spectra.add_command(command)
 
 

@@ -37,7 +37,7 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
     options = options_of(context)
     context.default_map = {}
     for key, value in named.items():
-        name = option_name(context, path, key)
+        name = option_name(context, f"--config {path}", key)
         context.default_map[name] = converted(options[name], value, context, f"--config {path}: {key}")
 
 
@@ -63,8 +63,8 @@ def known_commands(context: click.Context) -> list[str]:
     return sorted(parent.command.commands) if parent else [context.command.name]
 
 
-def option_name(context: click.Context, path: Path, key: str) -> str:
-    """The parameter that a key stands for: as it is typed on the command line, with - or _."""
+def option_name(context: click.Context, where: str, key: str) -> str:
+    """The parameter that a key stands for: as it is typed on the command line, with - or _. Raises SpectraError."""
     for name, option in options_of(context).items():
         spelled = {name, *(text.lstrip("-") for text in option.opts)}
         if key in spelled or key.replace("_", "-") in spelled:
@@ -72,7 +72,7 @@ def option_name(context: click.Context, path: Path, key: str) -> str:
     from spectra.inputs.spec import suggest
 
     known = sorted(max(option.opts, key=len).lstrip("-") for option in options_of(context).values())
-    raise SpectraError(f"--config {path}: spectra {context.command.name} has no option {key}; {suggest(key, known)}")
+    raise SpectraError(f"{where}: spectra {context.command.name} has no option {key}; {suggest(key, known)}")
 
 
 def options_of(context: click.Context) -> dict[str, click.Parameter]:

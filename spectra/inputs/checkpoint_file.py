@@ -160,8 +160,13 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
             text = f"{some(absent)} missing from its shard {shard}; copy the index and its shards again"
             raise input_error(OPTION, index, text)
         tensors.update((name, held[name]) for name in names)
-    lines = [f"{_sha256(index.parent / name)}  {name}\n" for name in (index.name, *shards)]
-    return tensors, hashlib.sha256("".join(lines).encode()).hexdigest()
+    return tensors, digest_of_index(index)
+
+
+def digest_of_index(index: Path) -> str:
+    """The SHA-256 that `read_checkpoint` gives. Raises OSError, and SpectraError where it is no index."""
+    lines = [f"{_sha256(index.parent / name)}  {name}\n" for name in (index.name, *_shards(index))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _shards(index: Path) -> dict[str, list[str]]:

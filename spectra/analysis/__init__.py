@@ -1,0 +1,1 @@
+"""Questions about several matrices or checkpoints, answered from saved results."""

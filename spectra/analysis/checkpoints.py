@@ -1,0 +1,97 @@
+"""What checkpoints tell beside their spectra: at which training step each is, and how weights moved between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.analysis.rows import Found, Number, Row
+from spectra.analysis.subspaces import cosine
+from spectra.curvature.problem import choose_parameters
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint import load_checkpoint
+from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.inputs.model import build_model
+
+ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
+
+
+def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[str, Number]]:
+    """The step of each named checkpoint, and what these numbers count: `training step`, `epoch` or `checkpoint`.
+
+    The first of these that all of them have, and that differs from one to the other: an entry `step`, `global_step`,
+    `iteration` or `epoch` in the file; the last number in the name; the place in the order, from 0.
+    """
+    held = {name: _entries(path) if path else {} for name, path in checkpoints.items()}
+    for entry, meaning in ENTRIES.items():
+        steps = {name: entries[entry] for name, entries in held.items() if entry in entries}
+        if len(set(steps.values())) == len(checkpoints):
+            return meaning, steps
+    numbers = {name: found[-1] for name in checkpoints if (found := re.findall(r"(\D*)(\d+)", name))}
+    if len({int(digits) for _, digits in numbers.values()}) == len(checkpoints):
+        epochs = all("epoch" in word.lower() for word, _ in numbers.values())
+        meaning = "epoch" if epochs else "training step"
+        return meaning, {name: int(digits) for name, (_, digits) in numbers.items()}
+    return "checkpoint", {name: place for place, name in enumerate(checkpoints)}
+
+
+def _entries(path: Path) -> dict[str, Number]:
+    """The entries of a checkpoint that count steps; none where it cannot be read, or holds tensors alone."""
+    if path.suffix in (".safetensors", ".json"):
+        return {}
+    try:
+        content, _ = read_checkpoint(path)
+    except SpectraError:
+        return {}
+    found = {name: content[name] for name in ENTRIES if name in content} if isinstance(content, Mapping) else {}
+    numbers = {name: v.item() if isinstance(v, torch.Tensor) and v.numel() == 1 else v for name, v in found.items()}
+    return {name: v for name, v in numbers.items() if isinstance(v, Number) and not isinstance(v, bool)}
+
+
+class Trajectory:
+    """The parameters (n,), float64, of one checkpoint after another, in the order of eigenvectors; None if unreadable.
+
+    Args:
+        options: of a result (`problem.options`): model, params, checkpoint_key and seed name the parameters.
+        folder: in which the model's file is looked for, where its path is relative.
+        note: is told, once for each reason, why a checkpoint cannot be read.
+    """
+
+    def __init__(self, options: Mapping[str, Any], folder: Path, note: Callable[[str], Any]):
+        self.options, self.note, self.network = options, note, None
+        try:
+            with chdir(folder):
+                self.network = build_model(options["model"], options["seed"])
+            self.parameters = choose_parameters(self.network, options["params"])
+        except SpectraError as error:
+            note(f"no steps between checkpoints: {error}")
+
+    def __call__(self, found: Found) -> np.ndarray | None:
+        if self.network is None or found.checkpoint is None:
+            return None
+        try:
+            load_checkpoint(self.network, found.checkpoint, self.options["checkpoint_key"])
+        except SpectraError as error:
+            self.note(str(error))
+            return None
+        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
+        return flat.to(torch.float64).numpy()
+
+
+def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
+    """Whether training keeps to one direction: at each checkpoint, the step that led there and the one that follows."""
+    before = step = None
+    for previous, found in pairwise([None, *series]):
+        here = weights(found)
+        following = here - before if here is not None and before is not None else None
+        if step is not None and following is not None:
+            at = previous
+            yield Row(at.label, at.step, None, None, "update_cosine", None, cosine(step, following))
+        before, step = here, following

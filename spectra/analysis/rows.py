@@ -1,0 +1,96 @@
+"""One row a number: what the table of an evolution is made of, and the numbers that a result holds as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Number = int | float
+QUANTITIES = {  # in the table's order, with what `index` and `error` are
+    "loss": "mean loss",
+    "accuracy": "share of right classes",
+    "eigenvalue": "index: 1 the largest, 2 the second; -1 the smallest, -2 the second; error: residual",
+    "trace": "error: standard error",
+    "negative_share": "share of eigenvalues below zero, between its 95 % limits",
+    "gap": "(lambda_k - lambda_k+1) / lambda_k; index: k of the leading eigenspace; error: from residuals",
+    "overlap_next": "of leading k-spaces here and at the next checkpoint; index: k; error: bound from residuals",
+    "overlap_last": "of leading k-spaces here and at the last checkpoint; index: k; error: bound from residuals",
+    "angle_next": "principal angle of the same spaces, radians; index: 1 the smallest",
+    "angle_last": "principal angle of the same spaces, radians; index: 1 the smallest",
+    "alignment_next": "|cosine| of the leading eigenvectors here and at the next; index: 1; error: bound",
+    "update_share": "share of the step to the next checkpoint inside the leading k-space here; index: k; error: bound",
+    "update_cosine": "cosine of the step that led here and the step that follows, in parameters",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number; its fields are the columns. Empty (None) is what does not apply.
+
+    `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
+    is no gap that residuals could tell: the number then says nothing.
+    """
+
+    checkpoint: str
+    step: Number
+    curvature: str | None
+    seed: int | None
+    quantity: str
+    index: int | None
+    value: float | None
+    error: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    products: int | None = None
+    converged: bool | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one command found for one matrix at one checkpoint."""
+
+    label: str  # of the checkpoint
+    step: Number
+    checkpoint: Path | None
+    file: Path  # the JSON
+    command: str
+    problem: dict[str, Any]
+    entry: dict[str, Any]
+
+    @property
+    def curvature(self) -> str:
+        return self.entry["curvature"]
+
+    @property
+    def seed(self) -> int:
+        return self.problem["seed"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.problem.get("options", {})
+
+    def row(self, quantity: str, index: int | None, value: float | None, **fields: Any) -> Row:
+        """A number that this result holds, at the price that the command paid."""
+        entry = self.entry
+        cost = {"products": entry["products"], "converged": entry["converged"], "command": self.command}
+        return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
+
+
+def trace_rows(found: Found) -> Iterator[Row]:
+    yield found.row("trace", None, found.entry["trace"], error=found.entry["standard_error"])
+
+
+def density_rows(found: Found) -> Iterator[Row]:
+    if share := found.entry["negative"]:
+        yield found.row("negative_share", None, share["value"], lower=share["lower"], upper=share["upper"])
+
+
+def problem_rows(found: Found) -> Iterator[Row]:
+    """Of the checkpoint itself, whatever the matrix."""
+    for quantity, key in (("loss", "loss_value"), ("accuracy", "accuracy")):
+        value = found.problem.get(key)
+        if value is not None:
+            yield Row(found.label, found.step, None, found.seed, quantity, None, value, command=found.command)

@@ -1,0 +1,74 @@
+"""Eigenspaces compared, and how far residuals let them be told. Knows arrays, nothing of files.
+
+Bases are orthonormal rows (k, n), as eigenvectors are saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import subspace_angles
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """(1/k) |U V'|_F^2: 1 for one and the same space, 0 for orthogonal ones, k/n by chance.
+
+    Gur-Ari, Roberts, Dyer 2018, *Gradient descent happens in a tiny subspace*.
+    """
+    return float(np.square(first @ second.T).sum() / len(first))
+
+
+def principal_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(k,) in radians, rising; small ones by their sines (Björck, Golub 1973). The overlap is their mean cos^2."""
+    return subspace_angles(first.T, second.T)[::-1]
+
+
+def share_inside(basis: np.ndarray, vector: np.ndarray) -> float:
+    """|U d|^2 / |d|^2: how much of a vector (n,) lies in the space; k/n by chance, nan for the zero vector."""
+    length = np.square(vector).sum()
+    return float(np.square(basis @ vector).sum() / length) if length else math.nan
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Of the angle between two vectors (n,); nan where one is zero."""
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / lengths) if lengths else math.nan
+
+
+def relative_gap(values: np.ndarray, k: int) -> float:
+    """|lambda_k - lambda_(k+1)| / |lambda_k|, at most 1 (which two of opposite signs would exceed)."""
+    last, following = values[k - 1], values[k]
+    return float(min(abs(last - following) / abs(last), 1.0)) if last else 0.0
+
+
+def widest_gap(spectra: Sequence[np.ndarray]) -> int | None:
+    """The k of which the median of `relative_gap` over all spectra is largest; None with fewer than two values each.
+
+    Args:
+        spectra: leading eigenvalues of each checkpoint, from one end inwards; k is below the shortest length.
+    """
+    counts = range(1, min(map(len, spectra), default=0))
+    medians = {k: np.median([relative_gap(values, k) for values in spectra]) for k in counts}
+    return max(medians, key=medians.get, default=None)
+
+
+def turning_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:
+    """A bound of |sin angles|_F between the computed leading k-space and the true one (Davis, Kahan 1970).
+
+    |R|_F over the distance of the computed values from the true ones outside, of which the nearest is at most
+    its residual off `values[k]` (where no eigenvalue was missed). From 1 on, residuals tell of no gap; it is sqrt(k),
+    more than which cannot be, where the two values are nearer than that residual.
+    """
+    error = math.sqrt(np.square(residuals[:k]).sum())
+    distance = abs(values[k - 1] - values[k]) - residuals[k]
+    return float(min(error / distance, math.sqrt(k))) if distance > 0 else math.sqrt(k)
+
+
+def overlap_error(first: float, second: float, k: int) -> float:
+    """How far an overlap of k-spaces may be off, whose bases have these `turning_bound`s; at most 1.
+
+    The projectors move by at most sqrt(2) |sin|_F each, and |tr(dP Q)| <= |dP|_F sqrt(k).
+    """
+    return min(math.sqrt(2 / k) * (first + second), 1.0)

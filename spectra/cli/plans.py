@@ -1,0 +1,54 @@
+"""The plan of a sweep with every option in it checked, as its command would check it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spectra.cli.config import converted, option_name, options_of
+from spectra.cli.density import density
+from spectra.cli.eig import eig
+from spectra.cli.session import NOT_RECORDED, plain
+from spectra.cli.trace import trace
+from spectra.errors import SpectraError
+
+COMMANDS = {command.name: command for command in (eig, trace, density)}
+
+
+def understood(path: Path):
+    """The plan, each of its options checked as its command would. Raises SpectraError."""
+    from spectra.cluster.plan import read_plan
+
+    plan = read_plan(path)
+    for name, options in plan.options.items():
+        check(path, COMMANDS[name], options)
+    try:
+        tasks = [
+            replace(task, recorded={name: recorded(name, line) for name, line in task.commands}) for task in plan.tasks
+        ]
+    except click.UsageError as error:
+        raise SpectraError(f"PLAN {path}: {error.format_message().rstrip('.')}") from error
+    return replace(plan, tasks=tuple(tasks))
+
+
+def check(path: Path, command: click.Command, options: Mapping[str, Any]) -> None:
+    """Raise SpectraError where an option is none of the command's, its value is not, or one that it needs is missing."""
+    with click.Context(command, info_name=command.name) as context:
+        known, given = options_of(context), set()
+        for key, value in options.items():
+            name = option_name(context, f"PLAN {path}", key)
+            converted(known[name], value, context, f"PLAN {path}: {key}")
+            given.add(name)
+        if missing := sorted(name for name, option in known.items() if option.required and name not in given):
+            text = f"under [problem], as typed at --{missing[0]}; see 'spectra {command.name} --help'"
+            raise SpectraError(f"PLAN {path}: {missing[0]} is missing; write it {text}")
+
+
+def recorded(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The options that a result of this command line will list. Raises click.UsageError."""
+    context = COMMANDS[name].make_context(name, list(arguments))
+    return {key: plain(value) for key, value in context.params.items() if key not in NOT_RECORDED}

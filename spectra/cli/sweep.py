@@ -1,0 +1,183 @@
+"""spectra sweep run|status|collect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from spectra.cli.inspect import inspect
+from spectra.cli.options import JSON, Named
+from spectra.cli.plans import understood
+from spectra.cli.terminal import answer, note
+from spectra.errors import SpectraError
+
+TO_RUN, TO_RETRY = ("waiting", "interrupted"), ("failed", "interrupted")
+
+PLAN = click.argument("path", metavar="PLAN", type=Named(path_type=Path))
+
+
+@click.group(no_args_is_help=False)
+def sweep() -> None:
+    """Many checkpoints, here or on Slurm.
+
+    \b
+    PLAN is a TOML file, whose paths are relative to its own directory:
+    [problem]                           # options of the commands
+    model = "train.py:network"
+    data = "train.py:data"
+    checkpoint = "checkpoints/*.pt"     # lists of checkpoint, curvature and
+    curvature = ["hessian", "ggn"]      # seed multiply: each makes a task
+    [eig]                               # commands, with options of their own
+    k = 5
+    [trace]
+    [run]
+    on = "local"                        # or "slurm": partition, time, ...
+    jobs = 2
+    [collect]
+    learning_rate = 0.05                # draws 2/learning_rate
+    """
+
+
+@sweep.command()
+@PLAN
+@click.option("--retry", is_flag=True, help="Run just the tasks that failed or were interrupted.")
+@click.option("--dry-run", is_flag=True, help="Print the tasks and what they will cost.")
+def run(path, retry, dry_run) -> int:
+    """Run what is not finished; on Slurm, submit it.
+
+    Finished tasks are not run again, failed ones only by --retry; what was
+    interrupted goes on where it was. Ctrl-C has all tasks save their state.
+    """
+    from spectra.results import prepare_directory
+
+    plan = understood(path)
+    wanted = TO_RETRY if retry else TO_RUN
+    if dry_run:
+        answer(outlook(plan, wanted))
+        return 0
+    prepare_directory(plan.records)
+    return (on_slurm if plan.run.on == "slurm" else here)(plan, wanted)
+
+
+@sweep.command()
+@PLAN
+@JSON
+def status(path, as_json) -> int:
+    """Where the tasks stand; those that failed with their last lines."""
+    from spectra.report_sweep import status_record, status_text
+    from spectra.results import to_json
+
+    plan = understood(path)
+    standings = all_standings(plan, patient=True)
+    answer(to_json(status_record(plan, standings)) if as_json else status_text(standings))
+    return 0
+
+
+@sweep.command()
+@PLAN
+@JSON
+def collect(path, as_json) -> int:
+    """One table and figures of what is finished.
+
+    Writes table.csv, table.json, evolution.png and evolution.pdf beside the
+    results.
+    """
+    from spectra.analysis.evolution import collect as collected
+    from spectra.report_evolution import evolution_files, evolution_record, evolution_text
+    from spectra.results import to_json
+
+    plan = understood(path)
+    evolution = collected(plan)
+    files = evolution_files(evolution, plan.out)
+    for text in evolution.notes:
+        note(text)
+    if evolution.unfinished:
+        note(f"{len(evolution.unfinished)} of {len(plan.tasks)} tasks are not finished yet")
+    paths = "\n".join(os.path.relpath(file) for file in files)
+    answer(to_json(evolution_record(evolution)) if as_json else f"{evolution_text(evolution)}\n\n{paths}")
+    return 0
+
+
+def all_standings(plan, patient: bool = False) -> list:
+    """Of every task. With patience, also where Slurm does not answer."""
+    from spectra.cluster.slurm import batch_jobs
+    from spectra.cluster.tasks import standing
+
+    jobs = {}
+    try:
+        jobs = batch_jobs(plan)
+    except SpectraError as error:
+        if not patient:
+            raise
+        note(f"{error}; what follows is from files alone")
+    return [standing(plan, task, jobs.get(task.name)) for task in plan.tasks]
+
+
+def outlook(plan, wanted: Sequence[str]) -> str:
+    """The tasks, and what those that would run will cost. Raises SpectraError where their commands would."""
+    from spectra.cluster.cost import estimate
+    from spectra.cluster.plan import typed
+    from spectra.report_sweep import counts, dry_run_text
+
+    standings = all_standings(plan, patient=True)
+    left = [s.task for s in standings if s.state in wanted]
+    if not left:
+        return counts(standings)
+    known = {spelled for option in inspect.params for spelled in (option.name, *(o.lstrip("-") for o in option.opts))}
+    options = {key: value for own in plan.options.values() for key, value in own.items() if key in known}
+    first = {"checkpoint": str(left[0].checkpoint)} if left[0].checkpoint else {}
+    arguments = tuple(typed(options | first | {"seed": left[0].seed}))
+    return dry_run_text(plan, standings, estimate(plan, left, arguments))
+
+
+def here(plan, wanted: Sequence[str]) -> int:
+    """Run tasks on this machine; 0 where all of the plan is finished and every tolerance met, else 1."""
+    from spectra.cluster.local import run_here
+    from spectra.cluster.tasks import standing
+    from spectra.report_sweep import counts, status_text
+
+    before = all_standings(plan, patient=True)
+    tasks = [s.task for s in before if s.state in wanted]
+    note(f"{counts(before)}; {len(tasks)} to run")
+    done = 0
+
+    def tell(task) -> None:
+        nonlocal done
+        done += 1
+        now = standing(plan, task)
+        unmet = f", tolerance not met: {', '.join(now.unmet)}" if now.unmet else ""
+        note(f"{done}/{len(tasks)} {task.name} {now.state}{f': {now.reason}' if now.reason else ''}{unmet}")
+
+    run_here(plan, tasks, tell)
+    after = all_standings(plan, patient=True)
+    answer(status_text(after))
+    hint(after)
+    return 0 if all(s.state == "finished" and not s.unmet for s in after) else 1
+
+
+def on_slurm(plan, wanted: Sequence[str]) -> int:
+    from spectra.cluster.slurm import submit_once
+    from spectra.report_sweep import counts, status_text
+
+    before = []
+
+    def choose() -> list:
+        before.extend(all_standings(plan))
+        return [s.task for s in before if s.state in wanted]
+
+    jobs = submit_once(plan, choose)
+    if jobs:
+        arrays = sorted({job.partition("_")[0] for job in jobs.values()})
+        answer(f"{counts(before)}; {len(jobs)} submitted as job {', '.join(arrays)}")
+    else:
+        answer(f"{status_text(before)}\n\nnothing submitted")
+    hint(before)
+    return 0
+
+
+def hint(standings: Sequence) -> None:
+    if failed := sum(s.state == "failed" for s in standings):
+        note(f"{failed} failed; once what they tell is put right, run them again by --retry")

@@ -1,0 +1,1 @@
+"""Many processes and many jobs: plans of many tasks, run here or by Slurm."""

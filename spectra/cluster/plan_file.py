@@ -1,0 +1,51 @@
+"""The TOML file of a plan: its tables, and errors that name it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spectra.errors import SpectraError
+
+
+class PlanFile:
+    """Raises SpectraError where there is no such file, or no TOML in it."""
+
+    def __init__(self, path: Path):
+        self.named = path  # as the user typed it
+        self.path = Path(os.path.abspath(path))
+        try:
+            self.content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SpectraError(f"PLAN {path}: cannot be read ({error.strerror}); check the path") from error
+        except ValueError as error:  # of TOML, or of UTF-8
+            raise SpectraError(f"PLAN {path}: is no TOML ({error}); put it right there") from error
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Empty where it is not there."""
+        table = self.content.get(name, {})
+        if not isinstance(table, dict):
+            raise self.error(f"{shown(name, table)} is no table; write [{name}] above its keys")
+        return table
+
+    def refuse_unknown(self, table: str, known: Iterable[str]) -> None:
+        """Raise SpectraError where a table (the whole file: "") has another key."""
+        found = self.table(table) if table else self.content
+        if unknown := found.keys() - set(known):
+            from spectra.inputs.spec import suggest  # which loads torch
+
+            name = min(unknown)
+            what = f"[{name}] is no table of a plan" if isinstance(found[name], dict) else f"{name} is no key here"
+            raise self.error(f"{what}; {suggest(name, known)}", table)
+
+    def error(self, text: str, table: str = "") -> SpectraError:
+        return SpectraError(f"PLAN {self.named}: {f'[{table}] ' if table else ''}{text}")
+
+
+def shown(key: str, value: Any) -> str:
+    """`key = value`, about as it stands in the file."""
+    return f"{key} = {json.dumps(value, default=str)}"

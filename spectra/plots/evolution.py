@@ -1,0 +1,174 @@
+"""The figure of an evolution: eigenvalues over training in a large panel, every other quantity in a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullFormatter
+
+from spectra.analysis.evolution import Evolution
+from spectra.analysis.rows import Row
+from spectra.plots.axes import plain
+from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
+
+TITLES = {  # the small panels, in their order
+    "loss": "loss",
+    "trace": "trace ± standard error",
+    "negative_share": "share of eigenvalues < 0",
+    "overlap_next": "top-k space, overlap with next",
+    "overlap_last": "top-k space, overlap with last",
+    "alignment_next": "top eigenvector, |cos| with next",
+    "update_share": "share of update in top-k space",
+    "update_cosine": "update, cos with previous one",
+}
+OF_ALL = {"color": "0.25", "linestyle": "solid", "linewidth": 1.4, "marker": "o", "zorder": 3}  # the same for matrices
+LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 20}
+HEAD = {"loc": "left", "fontsize": 8, "pad": 4}  # of a title
+MARKS = 14  # on a curve
+FARTHEST = 3  # times the largest eigenvalue: beyond, 2 / learning rate is told in the legend alone
+MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
+LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
+
+
+def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
+    """A panel for each quantity that the table holds, over training steps; `width` in inches.
+
+    A colour, dash pattern and marker a matrix, which its seeds share. Hollow marks: not converged, or eigenspaces
+    without a gap. 2 / learning rate is drawn among the eigenvalues, where it is known.
+    """
+    matrices = list(dict.fromkeys(name for name, _ in evolution.series()))
+    looks = {name: marker_style(i) | line_style(i, len(matrices)) for i, name in enumerate(matrices)}
+    small = [quantity for quantity in TITLES if evolution.select(quantity)]
+    eigenvalues = evolution.select("eigenvalue")
+    with matplotlib.style.context(STYLE):
+        handles, labels = legend_entries(evolution, looks)
+        legend = lay_out_legend(labels, None, width, handle=2.8)
+        large, panels, figure = lay_out(bool(eigenvalues), small, width, legend.height() + 0.35)
+        if large:
+            draw_eigenvalues(large, evolution, looks)
+        for quantity, axes in panels.items():
+            draw(axes, quantity, evolution, looks)
+        for axes in figure.axes:
+            axes.xaxis.set_major_locator(step_ticks(evolution, 6 if axes is large else 4))
+            axes.tick_params(labelsize=7.5)
+        legend.draw(figure, handles)
+        figure.supxlabel(evolution.axis, fontsize=9)
+    return figure
+
+
+def step_ticks(evolution: Evolution, most: int) -> Locator:
+    steps = sorted({row.step for row in evolution.rows})
+    if len(steps) == 1:
+        return FixedLocator(steps)
+    whole = all(step == int(step) for step in steps)
+    return MaxNLocator(most, integer=whole, steps=[1, 2, 5, 10])
+
+
+def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
+    spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
+    handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
+    labels = [f"{name}, k = {spaces[name]}" if name in spaces else name for name in looks]
+    if evolution.learning_rate and evolution.select("eigenvalue"):
+        limit = 2 / evolution.learning_rate
+        beyond = "" if limit <= farthest(evolution) else " (beyond)"
+        handles.append(Line2D([], [], **LIMIT))
+        labels.append(f"2 / learning rate = {plain(limit, 5)}{beyond}")
+    if any(row.converged is False for row in evolution.rows):
+        handles.append(Line2D([], [], color="0.4", marker="o", markersize=3.5, mfc="white", linestyle="none"))
+        labels.append("hollow: not converged, or no gap")
+    return handles, labels
+
+
+def farthest(evolution: Evolution) -> float:
+    values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
+    return FARTHEST * max(values, default=0.0)
+
+
+def lay_out(
+    large: bool, small: Sequence[str], width: float, above: float
+) -> tuple[Axes | None, dict[str, Axes], Figure]:
+    """Rows of three small panels below the large one; one that is over stands beside it, two share a row."""
+    over = len(small) % COLUMNS
+    rows = [list(small[:over])] if over else []
+    rows += [list(small[i : i + COLUMNS]) for i in range(over, len(small), COLUMNS)]
+    if large and over != 1:
+        rows.insert(0, [])
+    heights = [LARGE if large and i == 0 else SMALL for i in range(len(rows))]
+    figure = Figure(figsize=(width, sum(heights) + above), layout="constrained")
+    grid = figure.add_gridspec(len(rows), 6, height_ratios=heights)
+    big = figure.add_subplot(grid[0, : 4 if over == 1 else 6]) if large else None
+    panels = {}
+    for place, row in enumerate(rows):
+        beside = big is not None and place == 0
+        span = 2 if beside else 6 // len(row)
+        for i, quantity in enumerate(row):
+            first = 4 if beside else i * span
+            panels[quantity] = figure.add_subplot(grid[place, first : first + span])
+    return big, panels, figure
+
+
+def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]) -> None:
+    """The largest of each matrix stands out."""
+    for curvature, seed in evolution.series():
+        rows = evolution.select("eigenvalue", curvature=curvature, seed=seed)
+        for rank in dict.fromkeys(row.index for row in rows):
+            look = dict(looks[curvature])
+            if rank != 1:
+                look |= {"linewidth": 0.6 * look["linewidth"], "alpha": 0.6, "marker": ""}
+            curve(axes, [row for row in rows if row.index == rank], look)
+    values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
+    if min(values, default=0.0) < 0:
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
+    if evolution.learning_rate and 2 / evolution.learning_rate <= farthest(evolution):
+        axes.axhline(2 / evolution.learning_rate, **LIMIT)
+    most = len({row.index for row in evolution.select("eigenvalue")})
+    axes.set_title(f"eigenvalues ± residual, {most} of each matrix" if most > 1 else "eigenvalue ± residual", **HEAD)
+
+
+def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict]) -> None:
+    rows = evolution.select(quantity)
+    for curvature, seed in dict.fromkeys((row.curvature, row.seed) for row in rows):
+        some = [row for row in rows if (row.curvature, row.seed) == (curvature, seed)]
+        curve(axes, some, looks.get(curvature, OF_ALL), band=quantity == "negative_share")
+    axes.set_title(TITLES[quantity], **HEAD)
+    values = np.array([row.value for row in rows if row.value is not None])
+    wide = values.size and values.min() > 0 and values.max() > MANY_TIMES * values.min()
+    if quantity in ("loss", "update_share") and wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif quantity == "update_cosine":
+        axes.set(ylim=(-1.06, 1.06), yticks=(-1, 0, 1))
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
+    elif quantity.startswith(("overlap", "alignment", "update_share")):
+        axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
+    elif quantity in ("loss", "negative_share"):
+        axes.set_ylim(bottom=0)
+
+
+def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool = False) -> None:
+    """Values over steps with their errors, as bars or, where rows have limits, as a band."""
+    steps, values, errors = columns(rows, "step", "value", "error")
+    lower, upper = columns(rows, "lower", "upper")
+    told = np.array([row.converged is not False for row in rows])
+    every = max(1, len(rows) // MARKS)
+    marked = (int(look["zorder"]) % every, every)  # where curves coincide, their marks alternate
+    if band:
+        axes.fill_between(steps, lower, upper, color=look["color"], alpha=0.2, linewidth=0, zorder=2)
+    elif rows[0].quantity in ("eigenvalue", "trace"):
+        bars = {"color": look["color"], "elinewidth": 0.8, "zorder": look["zorder"], "linestyle": "none"}
+        axes.errorbar(steps, values, np.nan_to_num(errors), **bars)
+    axes.plot(steps, values, **look, markersize=2.8, markevery=marked)
+    hollow = {"color": look["color"], "marker": look["marker"] or "o", "zorder": look["zorder"] + 0.5}
+    axes.plot(steps[~told], values[~told], **hollow, mfc="white", mew=0.8, markersize=2.8, linestyle="none")
+
+
+def columns(rows: Sequence[Row], *names: str) -> list[np.ndarray]:
+    """Floats, nan for None."""
+    return [np.array([getattr(row, name) for row in rows], dtype=float) for name in names]

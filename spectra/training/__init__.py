@@ -1,0 +1,1 @@
+"""What runs inside of someone's training loop."""

@@ -1,0 +1,258 @@
+"""`spectra.watch`: curvature recorded from inside a training loop, which goes on as if nothing had been looked at."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.losses import Loss
+from spectra.curvature.operator import Curvature
+from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError, describe
+from spectra.inputs.model import uncompiled
+from spectra.inputs.problem import DTYPES, to_kind, versions
+from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.results import make_record, prepare_directory, save
+from spectra.training.shares import Found, least, measure
+from spectra.training.undisturbed import undisturbed
+
+log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
+
+BATCH = 256  # examples of a forward pass; products merge and cut batches by themselves
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was found at one step, by matrix, and where it was written."""
+
+    step: int
+    directory: Path
+    loss: float  # the mean over the examples watched, in eval mode
+    eigenpairs: dict[str, Eigenpairs]
+    traces: dict[str, TraceEstimate]
+    seconds: float  # in all
+
+
+class Watch:
+    """Top eigenvalues and trace every so many steps of a training loop, in the files of `spectra eig` and `trace`.
+
+        watch = spectra.watch(model, spectra.CrossEntropy(), (x, y), "runs/a", every=100)
+        for step, batch in enumerate(loader):
+            ...
+            optimizer.step()
+            watch(step)
+
+    A call at a step that `every` divides leaves OUT/step-000100/eig.json, eig.npz and trace.json and returns a
+    Recording, others return None. Training is unchanged, bit for bit (see `undisturbed`). Starting vectors and probes
+    are the same at every step: a curve over training shows the matrix and not the draws.
+
+    A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is told in one line, by
+    Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
+    without second derivatives among them, raise SpectraError here, for some forward passes and a gradient a matrix.
+
+    torch.compile, DataParallel and DistributedDataParallel are looked through; of a job's processes the first alone
+    records. Models whose parameters are sharded (FSDP) are refused.
+
+    Args:
+        model: in any mode, its parameters in float32 or float64; recordings leave autocast out.
+        loss: spectra.CrossEntropy(), MeanSquaredError(), BinaryCrossEntropy() or CustomLoss(function).
+        batches: the examples, fixed for all of training: a pair (x, y) or a list of spectra.Batch. They are moved to
+            the model at each recording.
+        out: the directory in which each recording makes its own.
+        every: steps.
+        products: of a recording at most, all matrices and checks included, shared equally by the matrices. Of a
+            matrix's share up to half goes to eigenvalues, and what they leave to the trace.
+        k: eigenvalues of largest magnitude.
+        curvature: names of matrices, see spectra.MATRICES.
+        tolerance, rtol: of a residual over |eigenvalue|; of the trace's standard error over |trace|. Products are
+            spared where these are met sooner; `converged` says whether they were.
+        memory: bytes that products may take besides model and data, by default a quarter of the device's.
+        save_vectors: leave eigenvectors in eig.npz, k n numbers a recording: overlaps between steps need them.
+        options: further fields of spectra.Problem, as weight_decay or output_key.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: tuple[Any, Tensor] | Sequence[Batch],
+        out: str | Path,
+        *,
+        every: int,
+        products: int = 100,
+        k: int = 3,
+        curvature: str | Sequence[str] = "hessian",
+        tolerance: float = 1e-3,
+        rtol: float = 0.05,
+        seed: int = 0,
+        memory: int | None = None,
+        save_vectors: bool = False,
+        **options: Any,
+    ):
+        self.model, self.loss, self.batches = unwrapped(model), loss, as_batches(batches)
+        self.out, self.every, self.products, self.k = Path(out), every, products, k
+        self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
+        self.tolerance, self.rtol, self.seed, self.memory = tolerance, rtol, seed, memory
+        self.save_vectors, self.options = save_vectors, options
+        self._refuse_numbers()
+        with undisturbed(self.model):
+            self._first_look()
+
+    def __call__(self, step: int) -> Recording | None:
+        """Record, where `step` is one of those asked for."""
+        if step % self.every or not first_process():
+            return None
+        try:
+            with undisturbed(self.model):
+                return self._record(step)
+        except Exception as error:
+            told = error if isinstance(error, SpectraError) else describe(error)
+            log.warning("spectra.watch: step %d is not recorded: %s", step, told)
+            return None
+
+    def _refuse_numbers(self) -> None:
+        for name, number in {"every": self.every, "k": self.k}.items():
+            if number < 1:
+                raise SpectraError(f"{name} {number}: nothing would be recorded; give 1 or more")
+        if not self.curvature:
+            raise SpectraError("curvature: names no matrix; name hessian or others of spectra.MATRICES")
+        count, fewest = len(self.curvature), len(self.curvature) * least(self.k)
+        if self.products < fewest:
+            what = "a matrix" if count == 1 else f"{count} matrices"
+            raise SpectraError(f"products {self.products}: {what} with k = {self.k} takes {fewest}; give as many")
+
+    def _first_look(self) -> None:
+        """Whatever can work at no step fails now."""
+        problem = self._problem()
+        if self.k > problem.size:
+            raise SpectraError(f"k {self.k}: the matrix has {problem.size} rows; ask for at most as many eigenvalues")
+        evaluate(problem)
+        for name in self.curvature:
+            Curvature(problem, name, self.memory, products=0).prepare()
+        prepare_directory(self.out)
+
+    def _problem(self) -> Problem:
+        """The problem at the present parameters, its examples beside them."""
+        problem = Problem(uncompiled(self.model), self.loss, self.batches, seed=self.seed, **self.options)
+        device, dtype = problem.device, problem.dtype
+        if dtype not in DTYPES.values():
+            raise SpectraError(
+                f"model: its parameters are {dtype}, too short for eigenvalues; keep them in float32 and train under "
+                "torch.autocast"
+            )
+        moved = [
+            Batch(to_kind(b.inputs, device, dtype), to_kind(b.targets, device, dtype), b.indices.to(device))
+            for b in self.batches
+        ]
+        return replace(problem, batches=moved)
+
+    def _record(self, step: int) -> Recording:
+        start, directory = time.perf_counter(), self.out / f"step-{step:06d}"
+        problem = self._problem()
+        about = self._about(step, problem)
+        share = self.products // len(self.curvature)
+        found = [
+            measure(
+                Curvature(problem, name, self.memory, share),
+                share,
+                self.k,
+                self.tolerance,
+                self.rtol,
+                self.seed,
+                directory / "eig.npz",
+            )
+            for name in self.curvature
+        ]
+        self._write(directory, about, found)
+        return Recording(
+            step,
+            directory,
+            about["loss_value"],
+            {m.curvature: m.answer for m, _, _ in found},
+            {m.curvature: m.answer for _, m, _ in found},
+            time.perf_counter() - start,
+        )
+
+    def _write(self, directory: Path, about: dict[str, Any], found: list[Found]) -> None:
+        from spectra.report import eig_arrays, eig_results, trace_results  # rich draws a random number when imported
+
+        pairs = [f.eigenpairs for f in found]
+        arrays = eig_arrays(pairs, self.save_vectors)
+        if not self.save_vectors:
+            arrays = {name: array for name, array in arrays.items() if not name.startswith("eigenvectors")}
+        traces = [entry for f in found for entry in trace_results([f.trace], f.trace_method)]
+        prepare_directory(directory)
+        save(directory, make_record("eig", about, eig_results(pairs, "lanczos")), arrays)
+        save(directory, make_record("trace", about, traces), {})
+
+    def _about(self, step: int, problem: Problem) -> dict[str, Any]:
+        """The problem as results of the command line tell it, as far as it has such names."""
+        value, name, device = evaluate(problem), type(self.model).__name__, problem.device
+        return {
+            "parameters": problem.size,
+            "parameters_in_all": sum(p.numel() for p in self.model.parameters()),
+            "examples": problem.examples,
+            "step": step,
+            "model": name,
+            "checkpoint": f"{name} at step {step}",
+            "data": "the examples watched",
+            "transform": None,
+            "loss": getattr(problem.loss, "name", "cross_entropy"),
+            "samples": sum(map(len, problem.batches)),
+            "batch_size": max(map(len, problem.batches)),
+            "weight_decay": problem.weight_decay,
+            "mc_samples": problem.mc_samples,
+            "output": problem.output_key,
+            "memory": self.memory,
+            "seed": self.seed,
+            "max_products": self.products,
+            "k": self.k,
+            "which": "LM",
+            "tol": self.tolerance,
+            "rtol": self.rtol,
+            "device": device.type,
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "dtype": str(problem.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "loss_value": value.loss,
+            "accuracy": value.accuracy,
+            "versions": versions(),
+        }
+
+
+watch = Watch  # as a loop calls it
+
+
+def as_batches(batches: Any) -> Any:
+    """A pair (x, y) cut into batches; anything else as it is, for Problem to judge."""
+    if not (isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)):
+        return batches
+    inputs, targets = batches
+    return cut_batches(inputs, targets, torch.arange(len(targets)), BATCH)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
+    if hasattr(model, "_orig_mod"):
+        return unwrapped(model._orig_mod)
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return unwrapped(model.module)
+    fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise SpectraError("model: its parameters are sharded over processes; save checkpoints, and watch those")
+    return model
+
+
+def first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
