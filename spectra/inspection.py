@@ -25,6 +25,7 @@ from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
+from spectra.vectors import sizes
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def look_ahead(
     if not pilot.finite:
         return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
+    n = pilot.storage.shape[1]
+    held = max(sizes(seen.mesh, n)) / n  # by a process, of each vector
 
     def estimate(command: str, method: str, cost: Forecast) -> Estimate:
         products = CHECKS + cost.products
         seconds = products * pace + cost.seconds
-        return Estimate(command, method, products, seconds, taken + cost.bytes, cost.at_least)
+        return Estimate(command, method, products, seconds, taken + int(held * cost.bytes), cost.at_least)
 
     k = min(k, pilot.dimension)
     exact = {e.command: e for e in exact_estimates(operator, k, pace)}

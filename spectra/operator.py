@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class SymmetricOperator(Protocol):
@@ -86,6 +88,10 @@ class Wrapper:
     def device(self) -> torch.device:
         return self.operator.device
 
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        return mesh_of(self.operator)
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.operator @ vectors
 
@@ -133,8 +139,11 @@ class Deflated(Wrapper):
     def project(self, vectors: Tensor) -> Tensor:
         """P vectors, applied twice: once leaves a part of the size of the rounding of what it removes."""
         for _ in range(2):
-            vectors = vectors - self.basis.T @ (self.basis @ vectors)
+            vectors = self._complement(vectors, summed(torch.matmul, self.basis, vectors))
         return vectors
+
+    def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
+        return mapped(lambda part, basis: part - basis.T @ along, vectors, self.basis)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.project(self.operator @ self.project(vectors))
@@ -149,9 +158,9 @@ def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: tor
     return remembering(compute, generator) if remembering else compute()
 
 
-def local(vectors: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, unless it is sharded over several."""
-    return vectors.to_local() if hasattr(vectors, "to_local") else vectors
+def mesh_of(operator: SymmetricOperator) -> DeviceMesh | None:
+    """The processes over which the operator's vectors are sharded; None where they are plain tensors."""
+    return getattr(operator, "mesh", None)
 
 
 def to_scipy(operator: SymmetricOperator) -> LinearOperator:
@@ -179,7 +188,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> f
     """
     u, v = random_vectors(operator, 2, generator)
     first, again, other = operator @ v, operator @ v, operator @ u
-    if not (torch.isfinite(first).all() and torch.isfinite(other).all()):
+    if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
     if size == 0:
@@ -208,15 +217,22 @@ def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Gen
     Neither the operator's device nor the number asked for at once changes what is drawn.
     """
     n = operator.shape[0]
-    drawn = [torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count)]
-    return torch.stack(drawn).to(operator.device, operator.dtype)
+    drawn = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count))
+    return torch.stack([placed(vector, operator) for vector in drawn])
 
 
-def norm(vector: Tensor) -> float:
-    """The Euclidean norm, accumulated in float64."""
-    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
+    """Vectors (n,) or rows (k, n) as the operator's are: on its device, in its dtype, sharded where those are."""
+    if (mesh := mesh_of(operator)) is None:
+        return vectors.to(operator.device, operator.dtype)
+    n = operator.shape[0]
+    part = vectors[..., part_of(mesh, n)].to(operator.device, operator.dtype)
+    return from_part(part, mesh, n, vectors.ndim - 1)
 
 
-def dot(u: Tensor, v: Tensor) -> float:
-    """u'v, accumulated in float64."""
-    return torch.dot(u.double(), v.double()).item()
+def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
+    """Room for vectors of the operator, (count, n)."""
+    n, mesh = operator.shape[0], mesh_of(operator)
+    held = part_of(mesh, n)
+    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
+    return part if mesh is None else from_part(part, mesh, n, 1)

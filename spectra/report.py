@@ -133,7 +133,8 @@ def trace_text(record: dict[str, Any]) -> str:
     return rendered(heading(record), "trace ± standard error", table, *remarks(record))
 
 
-def density_text(record: dict[str, Any]) -> str:
+def density_text(record: dict[str, Any], *more: str | Table) -> str:
+    """The distribution of each matrix; below it `more`, of the same measures."""
     table = new_table("", "min", "max", "mean", "% < 0", "products")
     for r in record["results"]:
         nodes, weights = np.array(r["nodes"]), np.array(r["weights"])
@@ -150,7 +151,7 @@ def density_text(record: dict[str, Any]) -> str:
     probes = len(record["results"][0]["nodes"])
     figure = record["results"][0]["figure"] or "no figure"
     note = f"{figure}: {probes} probes; mean ± standard error; share below 0 (95 %)"
-    return rendered(heading(record), note, table, *remarks(record))
+    return rendered(heading(record), note, table, *more, *remarks(record))
 
 
 def heading(record: dict[str, Any]) -> str:

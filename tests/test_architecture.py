@@ -13,14 +13,14 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one layer may use each other, except krylov and curvature.
 LAYERS = [
-    {"errors", "memory"},
+    {"errors", "memory", "vectors"},
     {"operator"},
     {"krylov", "curvature"},
     {"inputs"},
     {"density", "results", "demo", "inspection", "measurement"},
     {"resume"},
     {"cluster", "analysis"},
-    {"plots", "report", "report_evolution", "report_inspect", "report_sweep"},
+    {"plots", "report", "report_compare", "report_evolution", "report_inspect", "report_outliers", "report_sweep"},
     {"cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1071,3 +1071,14 @@ def test_labels_that_are_something_else_are_not_noted(language, data):
 def test_all_parameters_are_counted_beside_the_chosen_ones(language):
     record = language("of_shifted")
     assert (record["parameters"], record["parameters_in_all"]) == (15 + 5, 15 + 5 + 3)
+
+
+def test_weights_of_a_checkpoint_are_not_rounded_on_their_way(tmp_path, monkeypatch):
+    """Of float64, into a model that was built in float32."""
+    monkeypatch.chdir(tmp_path)
+    weights = {"weight": torch.rand(3, 4, dtype=torch.float64), "bias": torch.rand(3, dtype=torch.float64)}
+    torch.save(weights, "weights.pt")
+    pathlib.Path("net.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(4, 3)\n")
+    np.savez("points.npz", x=np.zeros((2, 4)), y=np.array([0, 2]))
+    loaded = load_problem(model="net.py:build", checkpoint="weights.pt", data="points.npz", dtype="float64")
+    assert all(parameter.equal(weights[name]) for name, parameter in loaded.problem.parameters.items())

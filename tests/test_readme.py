@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectra.cli.plans import understood
 from spectra.demo import train
 from spectra.inputs.data import load_data
 
@@ -69,11 +70,21 @@ def test_python_runs(text, clone):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_batch_script_runs_as_one_task(clone):
-    (clone / "sweep.sh").write_text(BATCH[0])
-    done = run(["bash", "sweep.sh"], clone, SLURM_ARRAY_TASK_ID="2")
+def test_the_batch_script_runs(clone):
+    (clone / "job.sh").write_text(BATCH[0])
+    done = run(["bash", "job.sh"], clone)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (clone / "results/sweep/initial").iterdir()) == ["eig.json", "eig.npz"]
+    assert sorted(p.name for p in (clone / "results/last").iterdir()) == ["eig.json", "eig.npz"]
+
+
+def test_the_plan_is_understood(tmp_path):
+    (plan,) = (text for kind, text in BLOCKS if kind == "toml" and "[problem]" in text)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoints/step-{step}.pt").touch()
+    (tmp_path / "sweep.toml").write_text(plan)
+    names = [task.name for task in understood(tmp_path / "sweep.toml").tasks]
+    assert names == [f"step-{step}/{matrix}" for step in (9, 10) for matrix in ("hessian", "ggn")]
 
 
 def test_files_named_exist():

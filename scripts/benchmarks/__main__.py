@@ -22,6 +22,7 @@ PARTS = {  # of which problems
     "density": ["digits"],
     "gram": ["mlp", "digits"],
     "memory": ["resnet20"],
+    "scaling": ["mlp", "resnet20"],
 }
 
 

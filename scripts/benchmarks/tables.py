@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
+from scripts.benchmarks import scaling
 from scripts.benchmarks.problems import SHORT, TITLES
 from scripts.benchmarks.record import product
 from scripts.benchmarks.targets import head
@@ -21,6 +22,9 @@ TASKS = """Set-up included. Errors: the worst of the ten eigenvalues; of densiti
 spectrum over the largest |eigenvalue|; of traces the root mean square over seeds; of Gram spectra the norm, of Lanczos
 the largest eigenvalue. hessian-eigenthings is given the fewest steps that reach 1e-3, or 50; PyHessian is
 stopped after 10 times our time."""
+RANKS = """Ranks share the examples: each multiplies its part, holds its part of every vector, and sends
+2 n (ranks - 1) / ranks numbers a product (all-gather and reduce-scatter of n); measured on the loopback device, TCP
+included."""
 BY_HAND = """¹ Fails as it comes; timed under `sdpa_kernel(SDPBackend.MATH)` and without the fast path of attention,
 both set by hand around it."""
 
@@ -34,6 +38,7 @@ def page(results: Results) -> str:
         "![Cost of a product by problem and tool](benchmarks.png)",
         *(section for matrix in MATRICES for section in detail(results, matrix)),
         *tasks(results),
+        *ranks(results),
         *failures(results),
         "## How this was made",
         *provenance(results),
@@ -108,6 +113,18 @@ def task_line(what: str, name: str, tool: dict[str, Any], error: float | None) -
     if "error_message" in tool:
         return f"| {what} | {name} | {seconds} | {products} | {cell(tool['error_message'])} |"
     return f"| {what} | {name} | {seconds} | {products} | {'' if error is None else f'{error:.0e}'} |"
+
+
+def ranks(results: Results) -> Iterator[str]:
+    """One and several ranks."""
+    if parts := results.get("scaling"):
+        yield "## Many processes"
+        yield RANKS
+    else:
+        return
+    for problem, kept in parts.items():
+        yield f"**{TITLES[problem]}**, Hessian"
+        yield "\n".join([*scaling.HEAD, *scaling.rows(kept["result"])])
 
 
 def failures(results: Results) -> Iterator[str]:

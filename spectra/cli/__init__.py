@@ -10,6 +10,7 @@ import traceback
 import click
 
 from spectra import __version__
+from spectra.cli.compare import compare
 from spectra.cli.demo import demo
 from spectra.cli.density import density
 from spectra.cli.eig import eig
@@ -18,7 +19,10 @@ from spectra.cli.plot import plot
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.sweep import sweep
 from spectra.cli.trace import trace
+from spectra.cluster import ranks
 from spectra.errors import SpectraError
+
+ALONE = ("plot", "sweep")  # commands that spend no products: of several ranks the first does all
 
 
 class Interrupted(Exception):
@@ -45,7 +49,7 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, inspect, plot, demo, sweep):
+for command in (eig, trace, density, inspect, plot, demo, sweep, compare):
     spectra.add_command(command)
 
 
@@ -58,22 +62,36 @@ def main(arguments: list[str] | None = None) -> None:
         # one of 300, sleeping one of 4. Read by OpenMP as torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_by_signals()
-    status = run(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if ranks.rank():
+        if arguments[:1] and arguments[0] in ALONE:
+            sys.exit(0)
+        be_quiet()
+    status = run(arguments)
     ignore_signals()
     # The answer stands: what user code still prints at exit must not follow it.
     sys.stdout = sys.stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if status in (INTERRUPTED, TERMINATED):
+    if status in (INTERRUPTED, TERMINATED) or ranks.world() > 1:
         # CPython ends by the signal itself, not by our status, where Ctrl-C came in code that `exec` ran (dataclasses do).
+        # And threads that talk to other ranks may not be heard out: one of those may have ended.
         atexit._run_exitfuncs()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
+def be_quiet() -> None:
+    """Of several ranks the first prints; others do where they fail (`complain`)."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    os.dup2(sys.stdout.fileno(), 1)
+
+
 def run(arguments: list[str]) -> int:
     try:
-        return spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
+        status = spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
+        ranks.finish()
+        return status
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__ or error
         terminated = isinstance(cause, Terminated)
@@ -89,17 +107,22 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
         show_traceback()
         first = str(error).strip().partition("\n")[0]
-        complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)")
+        complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)", ranks.missing_another(error))
     return 2
 
 
-def complain(message: str) -> None:
-    """One printable line: names and messages of others may hold anything, and be of any length."""
+def complain(message: str, lost: bool = False) -> None:
+    """One printable line: names and messages of others may hold anything, and be of any length.
+
+    Of several ranks one speaks; `lost` tells that this one only misses another.
+    """
+    if (message := ranks.wording(message, lost)) is None:
+        return
     line = "".join(character for character in " ".join(message.split()) if character.isprintable())
     middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
-    print("spectra:", middle, file=sys.stderr)
+    print("spectra:", middle, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
 
 
 def show_traceback() -> None:
     if os.environ.get("SPECTRA_TRACEBACK"):
-        traceback.print_exc()
+        traceback.print_exc(file=sys.__stderr__ if ranks.rank() else sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from spectra.cli.options import DEFLATE, problem_and_output
+from spectra.cli.options import DEFLATE, Positive, problem_and_output
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
 
@@ -20,32 +20,40 @@ from spectra.cli.terminal import finish, prints_to_stderr
     "--probes", metavar="P", type=click.IntRange(min=1), default=10, show_default=True, help="Random vectors."
 )
 @click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
+@click.option("--damping", metavar="X", type=Positive(), help="Tell of A + X I: effective dimension, condition number.")
 @DEFLATE
 @problem_and_output
-def density(steps, probes, log, **options) -> int:
+def density(steps, probes, log, damping, **options) -> int:
     """The spectral density and its figure.
+
+    And how many eigenvalues stand apart from the bulk.
 
     \b
     spectra density --model nets.py:build --checkpoint last.pt --data digits
     spectra density ... --curvature hessian --curvature ggn --log --out run1
     """
     with prints_to_stderr():
+        from spectra.analysis.classes import class_count
         from spectra.krylov.quadrature import spectral_measure
         from spectra.plots import density_figure, save_figure
         from spectra.report import density_arrays, density_results, density_text
-        from spectra.results import prepare_directory, write_atomically
+        from spectra.report_outliers import damped_entry, damped_table, outlier_entry, outlier_table
+        from spectra.results import write_atomically
 
         session = Session()
         home = options["out"] or Path()
-        prepare_directory(home)
-        session.load()
+        classes = class_count(session.load(home).problem)
         method = partial(spectral_measure, steps=steps, probes=probes)
         found = session.measure(method, reuse=True, products=(probes + 1) * steps)
         finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
         path = home / "density.png" if finite else None
-        record = session.record(found, density_results(found, path))
-        if path:
+        results = density_results(found, path)
+        for entry, m in zip(results, found, strict=True):
+            entry |= outlier_entry(m.answer, classes) | damped_entry(m.answer, damping, m.semidefinite)
+        record = session.record(found, results)
+        if path and session.first:
             figure = density_figure(finite, log=log)
             write_atomically(path, lambda file: save_figure(figure, file, "png"))
         session.write(record, density_arrays(found))
-    return finish(record, options["as_json"], density_text(record))
+    tables = [*outlier_table(results), *damped_table(results)]
+    return finish(record, options["as_json"], density_text(record, *tables))

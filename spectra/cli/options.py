@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -92,7 +92,9 @@ AFTER_DATA = [
     click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
-    click.option("--curvature", metavar="NAME", multiple=True, default=["hessian"], show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable."),
+]  # fmt: skip
+
+NUMBERS = [
     click.option("--mc-samples", metavar="S", type=click.IntRange(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
@@ -121,9 +123,10 @@ def stacked(*options: Callable) -> Callable:
     return decorate
 
 
-def with_data(*more: Callable, **settings) -> Callable:
+def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
     data = click.option("--data", **DATA, **settings)
-    return stacked(*BEFORE_DATA, data, *AFTER_DATA, MAX_PRODUCTS, OUT, *more, JSON, CONFIG)
+    named = click.option("--curvature", metavar="NAME", multiple=True, default=curvature, show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable.")  # fmt: skip
+    return stacked(*BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, OUT, *more, JSON, CONFIG)
 
 
 problem_and_output = with_data(SAVE_EVERY, required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ def source(options: dict[str, Any]) -> Path | None:
     return None
 
 
-def eigenpairs(path: Path, operator, name: str):
-    """What the file knows of this matrix, checked by a product; None, with a line that says why, where it serves not."""
+def eigenpairs(path: Path, operator, name: str, agree: Callable[[int], int] = int):
+    """What the file knows of this matrix, checked by a product; None, with a line that says why, where it serves not.
+
+    `agree` tells each of several processes the least of their numbers: all must be able to read it.
+    """
     import torch
 
     from spectra.krylov.deflation import known_pairs
     from spectra.results import read_arrays
 
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
-    if arrays is None:
+    if not agree(arrays is not None):
         note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are projected out")
         return None
     known = known_pairs(operator, *(torch.from_numpy(array) for array in arrays.values()))

@@ -13,6 +13,7 @@ import click
 from spectra.cli.config import refuse_changed
 from spectra.cli.reuse import eigenpairs, source
 from spectra.cli.terminal import note, progress_line
+from spectra.cluster import ranks
 from spectra.measurement import Measurement, measured
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
@@ -27,28 +28,39 @@ class Session:
         self.command: str = self.context.command.name
         self.options: dict[str, Any] = self.context.params
         self.state = None  # of a command that can be resumed
+        self.processes = None  # torchrun's ranks; this one alone
 
-    def load(self):
-        """The problem, ready for products, and its record."""
+    def load(self, home: Path | None = None):
+        """The problem, ready for products, and its record; `home` is where files go, --out unless given."""
         from inspect import signature
 
         from spectra.inputs.problem import choose_device, load_problem
         from spectra.memory import memory_share, settled_share
         from spectra.results import prepare_directory
 
-        if self.options["out"]:
-            prepare_directory(self.options["out"])
-            if "save_every" in self.options:
-                self.state = open_state(self.options["out"] / f"{self.command}.state", self.options["save_every"])
+        self.processes = processes(choose_device(self.options["device"]))
+        if self.first and (home := home or self.options["out"]):
+            prepare_directory(home)
+        if self.options["out"] and "save_every" in self.options:
+            directory = self.options["out"] / f"{self.command}.state"
+            self.state = open_state(directory, self.options["save_every"], self.processes)
         settled = self.state and self.state.settled
         share = settled["memory_share"] if settled else memory_share(choose_device(self.options["device"]))
+        share = self.processes.least(share)
         self.context.with_resource(settled_share(share))
-        self.loaded = load_problem(**{name: self.options[name] for name in signature(load_problem).parameters})
+        named = {name: self.options[name] for name in signature(load_problem).parameters if name in self.options}
+        self.loaded = load_problem(**named, processes=self.processes)
         refuse_changed(self.context, self.loaded.record)
         if self.state:
             self.context.call_on_close(self.state.close)
             self.state.begin(self.fingerprint(), {"memory_share": share})
+            self.processes.least(0)  # all wait until rank 0 has made its directory
         return self.loaded
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and tells: of torchrun's ranks one does."""
+        return ranks.rank() == 0
 
     def fingerprint(self) -> dict[str, Any]:
         """What the numbers of this command depend on."""
@@ -59,6 +71,7 @@ class Session:
             "checkpoint_sha256": record["checkpoint_sha256"],
             "data_checksum": checksum(self.loaded.problem.batches),
             "device": record["device"],
+            "ranks": record["ranks"],
         }
 
     def asked(self) -> dict[str, Any]:
@@ -82,6 +95,8 @@ class Session:
         """
         matrices, found = self.matrices(**which), []
         earlier = source(self.options) if reuse else None
+        if not self.processes.least(earlier is not None):
+            earlier = None
         while matrices:
             matrix = matrices.pop(0)  # gives its memory back in the end
             kept = self.state and self.state.kept(matrix.name)
@@ -90,16 +105,19 @@ class Session:
 
     def _measure_resumable(self, matrix, *how) -> Measurement:
         """`_measure_one`, its products written down on the way and its answer in the end."""
+        from spectra.cluster.distributed import distributed
         from spectra.errors import SpectraError
         from spectra.resume.journal import Remembering
 
+        operator = distributed(matrix)
         if not self.state:
-            return self._measure_one(matrix, matrix, *how)
+            return self._measure_one(matrix, operator, *how)
         journal = self.state.journal(matrix.name)
-        if held := journal.held(matrix.shape[0] * matrix.dtype.itemsize):
+        part = -(-matrix.shape[0] // self.processes.count)  # of a vector, at the first
+        if held := journal.held(part * matrix.dtype.itemsize):
             note(f"{matrix.name}: goes on after {held} products of an earlier run ({self.state.directory})")
         try:
-            found = self._measure_one(matrix, Remembering(matrix, journal), *how)
+            found = self._measure_one(matrix, Remembering(operator, journal), *how)
         except SpectraError:
             if not held:
                 self.state.remove()  # the same command would end the same way
@@ -124,7 +142,7 @@ class Session:
             limit = self.options["max_products"]
             checked = limit is None or limit >= SMALLEST_CHECKED
             noise = check_operator(counted, generator) if checked else None
-            known = eigenpairs(earlier, counted, matrix.name) if earlier and checked else None
+            known = eigenpairs(earlier, counted, matrix.name, self.processes.least) if earlier and checked else None
             spent = counted.products
             answer = method(
                 counted,
@@ -136,7 +154,7 @@ class Session:
             seconds = time.perf_counter() - start
         return measured(
             matrix,
-            answer,
+            gathered(answer),
             products=spent + answer.products,
             seconds=seconds,
             setup_seconds=matrix.setup_seconds,
@@ -157,17 +175,35 @@ class Session:
     def write(self, record: dict[str, Any], arrays: dict[str, Any]) -> None:
         from spectra.results import save
 
-        if self.options["out"]:
+        if self.options["out"] and self.first:
             save(self.options["out"], record, arrays)
         if self.state:
             self.state.remove()
 
 
-def open_state(directory: Path, save_every: float):
+def processes(device):
+    """The ranks that torchrun has started, met; or this process alone."""
+    if ranks.world() > 1:
+        from spectra.cluster.distributed import join
+
+        return join(device)
+    from spectra.curvature.problem import Processes
+
+    return Processes()
+
+
+def gathered(answer):
+    """The same with eigenvectors that are sharded all at rank 0, where they are written."""
+    from spectra.vectors import at_first
+
+    return replace(answer, vectors=at_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+
+
+def open_state(directory: Path, save_every: float, shared):
     """What an unfinished run of the same command has left, or an empty place for it."""
     from spectra.resume.state import State
 
-    return State(directory, 60 * save_every, note)
+    return State(directory, 60 * save_every, note, shared.rank, shared.least)
 
 
 def checksum(batches: Sequence) -> int:

@@ -105,6 +105,7 @@ WAYS_OUT = {
     "eig": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
     "trace": f"{MORE}, or loosen --rtol",
     "density": MORE,
+    "compare": f"{MORE}, or ask for fewer -k",
 }
 
 

@@ -13,11 +13,24 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.footprint import Footprint, elements
-from spectra.curvature.problem import Batch
+from spectra.curvature.problem import Batch, Problem
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
 SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
 LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hessian by a half, for page faults
+
+
+def share(problem: Problem, whole: bool = True) -> Sequence[Batch]:
+    """The batches of this process: one in so many, or none.
+
+    Where there are fewer batches than processes and they need not stay `whole`, a part of each.
+    """
+    batches, rank, count = problem.batches, problem.processes.rank, problem.processes.count
+    if whole or len(batches) >= count:
+        return batches[rank::count] if count > 1 else batches
+    cuts = ((batch, -(-len(batch) // count)) for batch in batches)
+    parts = [batch.part(slice(rank * size, (rank + 1) * size)) for batch, size in cuts]
+    return [part for part in parts if len(part)]
 
 
 def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.curvature.batches import QUARTER
+from spectra.curvature.batches import QUARTER, share
 from spectra.curvature.differentiation import explained, twice_differentiable
 from spectra.curvature.footprint import elements, footprint
 from spectra.curvature.matrices import MATRICES
@@ -32,21 +32,23 @@ def evaluate(problem: Problem) -> Evaluation:
 
     Raises SpectraError where the model fails on the data, and where the loss is not finite.
     """
-    total, hits = 0.0, []
+    total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
-        for batch in problem.batches:
+        for batch in share(problem):
             rows = problem.loss.rows(problem.output(batch), batch.targets)
             problem.loss.check(rows, batch.targets)
             total += problem.loss.total(rows, batch.targets).item()
             if hasattr(problem.loss, "hits"):
-                hits.append(problem.loss.hits(rows, batch.targets))
+                hits = problem.loss.hits(rows, batch.targets)
+                right, counted = right + int(hits.sum()), counted + hits.numel()
+    total, right, counted = problem.processes.totals(total, right, counted)
     loss = total / problem.weight
     if not math.isfinite(loss):
         raise SpectraError(
             f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
             "or try --dtype float64"
         )
-    return Evaluation(loss, torch.cat(hits).double().mean().item() if hits else None)
+    return Evaluation(loss, right / counted if counted else None)
 
 
 def mean_loss(problem: Problem) -> float:

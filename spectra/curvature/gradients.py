@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectra.curvature.batches import share
 from spectra.curvature.differentiation import Apply, explained, gradient, twice_differentiable
 from spectra.curvature.problem import Batch, Problem
 
@@ -23,9 +24,9 @@ def mean_gradient(problem: Problem) -> Tensor:
     """
     total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     with twice_differentiable(problem.model), explained():
-        for batch in problem.batches:
+        for batch in share(problem):
             total += batch_gradient(problem, batch)
-    return total / problem.weight
+    return problem.processes.total(total) / problem.weight
 
 
 def fisher_batch(problem: Problem, batch: Batch) -> Apply:

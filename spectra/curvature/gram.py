@@ -8,7 +8,7 @@ block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate, chain
@@ -16,6 +16,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
+from spectra.curvature.batches import share
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.gradients import mean_gradient
@@ -61,7 +62,7 @@ class Factor:
 
     @property
     def products(self) -> int:
-        return math.ceil(self._passes / 2)
+        return math.ceil(round(self._passes / 2, 6))  # of shares that need not add up to the last digit
 
     @property
     def rows(self) -> int:
@@ -72,7 +73,7 @@ class Factor:
         """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
         self._refuse_wide()
         with self._settings():
-            parts = list(self._parts())
+            parts = list(self._parts(self.problem.batches))
         for part in parts:
             self._refuse_many(len({i for i, _ in part.kinds}))
         return parts
@@ -132,15 +133,17 @@ class Factor:
 
     def trace(self) -> float:
         """tr F F' = tr F'F, the sum of all squares in F: for any number of rows, as none is stored."""
-        total = 0.0
+        total = passes = 0.0
         with self._settings():
-            for part in self._parts():
+            for part in self._parts(share(self.problem)):
                 found = linear_squares(self.problem, part)
                 total += sum(found.values())
                 known = {i for key in found for i in key}
                 if rest := self._besides(known):
                     total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
-                self._passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
+                passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
+        total, passes = self.problem.processes.totals(total, passes)
+        self._passes += passes
         if MATRICES[self.name].centred:
             total -= row_squares(mean_gradient(self.problem)[None]).item()
             self._passes += 1
@@ -177,9 +180,10 @@ class Factor:
     def _rows(self, batch: Batch) -> Tensor:
         return self.problem.loss.rows(self.problem.output(batch), batch.targets)
 
-    def _parts(self) -> Iterator[Part]:
-        yield from self._first_parts
-        yield from map(self._part, self.problem.batches[len(self._first_parts) :])
+    def _parts(self, batches: Sequence[Batch]) -> Iterator[Part]:
+        made = {id(part.batch): part for part in self._first_parts}
+        for batch in batches:
+            yield made[id(batch)] if id(batch) in made else self._part(batch)
 
     @cached_property
     def _first_parts(self) -> list[Part]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from itertools import chain
 from pkgutil import resolve_name
 
 import torch
@@ -29,6 +29,7 @@ class Curvature:
     product fit `memory` bytes, by default a quarter of the device's; batches beyond are differentiated anew in each
     product. Where `products`, the number that is expected, pays for it, the product is traced once and cut there
     (see `path`). The first product does all this; `setup_seconds` is the time that took.
+    Where batches are dealt among `processes`, it is this one's part of the matrix: the sum over all is the matrix.
     Raises SpectraError where the loss or weight decay does not suit.
     """
 
@@ -94,9 +95,11 @@ class Curvature:
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
-        products = columns * self.problem.weight_decay
+        self._refuse_changed()
+        self.prepare()
+        products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
-            for apply in self._batches():
+            for apply in chain(self._terms, self._products):
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
                 del apply  # what it holds goes before the next batch's is made
@@ -112,9 +115,11 @@ class Curvature:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
-                if self._matrix.centred:
-                    refuse_one_example(self.problem)
-                    self._terms = [less_outer_product(mean_gradient(self.problem))]
+            if self._matrix.centred:
+                refuse_one_example(self.problem)
+                mean = mean_gradient(self.problem)
+                self._terms = [less_outer_product(mean)] if self._first else []
+            with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products()
             self.setup_seconds += time.perf_counter() - start
 
@@ -131,12 +136,14 @@ class Curvature:
     def _parameter_versions(self) -> list[int]:
         return [p._version for p in self.problem.leaves]
 
-    def _batches(self) -> Iterator[Apply]:
+    @property
+    def _first(self) -> bool:
+        """Whether what belongs to no batch is this process's."""
+        return self.problem.processes.rank == 0
+
+    def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
             raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
-        self.prepare()
-        yield from self._terms
-        yield from self._products
 
 
 def less_outer_product(g: Tensor) -> Apply:

@@ -38,6 +38,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """The processes among which batches are dealt: this one alone, unless a subclass says otherwise."""
+
+    rank: int = 0
+    count: int = 1
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over all processes, the same bits on each."""
+        return part
+
+    def least(self, number: int) -> int:
+        """The smallest of the processes' numbers."""
+        return number
+
+    def totals(self, *numbers: float) -> list[float]:
+        """The same of each number."""
+        return self.total(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+@dataclass(frozen=True)
 class Problem:
     """The mean loss over all batches as a function of the chosen parameters, and what its matrices need.
 
@@ -53,6 +73,7 @@ class Problem:
     seed: int = 0  # of the labels drawn by fisher-mc
     mc_samples: int = 1
     output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
+    processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
 
     def __post_init__(self):
         refuse_foreign(self.loss, self.batches)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from spectra.curvature.batches import fitted
+from spectra.curvature.batches import fitted, share
 from spectra.curvature.differentiation import Apply
 from spectra.curvature.footprint import Footprint, elements, footprint, measured
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
@@ -36,7 +36,7 @@ class Route:
 
 
 class Products:
-    """The products of a problem's batches, in order: iterate for functions of a vector.
+    """The products of this process's share of a problem's batches, in order: iterate for functions of a vector.
 
     `memory` bounds what is kept and what the product of one batch takes besides; 0 keeps nothing and leaves batches
     as they are; by default it is a share of the device's, or what is needed. `expected` is the number of products that
@@ -45,8 +45,10 @@ class Products:
 
     def __init__(self, linearise: Linearise, problem: Problem, memory: int | None, expected: int, resizable: bool):
         costs = footprint(linearise, problem)
-        batches, resizable = list(problem.batches), resizable and costs.scales
-        least = costs.peak(max(elements(batch) / (len(batch) if resizable else 1) for batch in batches))
+        resizable = resizable and costs.scales
+        batches = list(share(problem, whole=not resizable))
+        largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
+        least = costs.peak(largest)
         if memory is None:
             memory = max(memory_share(problem.device), least)
         elif 0 < memory < least:
@@ -54,7 +56,7 @@ class Products:
                 f"--memory: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
                 f"{least:,}; give more, or choose fewer --params"
             )
-        if resizable and memory:
+        if batches and resizable and memory:
             batches = fitted(batches, costs, memory)
         self.untraceable: str | None = None  # why, where it was tried
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
-from spectra.curvature.problem import Problem, choose_parameters
+from spectra.curvature.problem import Problem, Processes, choose_parameters
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
@@ -53,15 +53,18 @@ def load_problem(
     device: str = "auto",
     dtype: str = "float32",
     seed: int = 0,
+    processes: Processes | None = None,
 ) -> Loaded:
     """Build the model, load its weights and data, and check that they fit each other; specs as on the command line.
 
-    The model sits in eval mode, its floating tensors and those of the data cast to `dtype`. Raises SpectraError.
+    The model sits in eval mode, its floating tensors and those of the data cast to `dtype`. Each of several `processes`
+    loads all of it. Raises SpectraError.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
+    processes = typed.pop("processes") or Processes()
     place, kind = choose_device(device), DTYPES[dtype]
     objective = build_loss(loss, place, kind)
-    network, loaded = load_model(model, checkpoint, checkpoint_key, seed)
+    network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
     network = cast(network, place, kind)
     parameters = choose_parameters(network, params)
     examples = load_data(data, samples, seed, choose_transform(transform, model))
@@ -77,6 +80,7 @@ def load_problem(
         seed=seed,
         mc_samples=mc_samples,
         output_key=output,
+        processes=processes,
     )
     value = evaluate(problem)
     if batch_size is None:
@@ -98,6 +102,7 @@ def load_problem(
         "device": place.type,
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "ranks": processes.count,
         "loss_value": value.loss,
         "accuracy": value.accuracy,
         "notes": notes(examples),
@@ -107,12 +112,19 @@ def load_problem(
 
 
 def load_model(
-    model: str, checkpoint: str | Path | None = None, checkpoint_key: str | None = None, seed: int = 0
+    model: str,
+    checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model that is named, with its weights, and what `load_checkpoint` tells of them. Raises SpectraError."""
+    """The model that is named, with its weights, and what `load_checkpoint` tells of them. Raises SpectraError.
+
+    It is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way.
+    """
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
-    network = build_model(model, seed)
+    network = cast(build_model(model, seed), None, dtype)
     return network, load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
 
 

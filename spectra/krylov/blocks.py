@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 
 from spectra.memory import memory_share
-from spectra.operator import SymmetricOperator
+from spectra.operator import SymmetricOperator, mesh_of
+from spectra.vectors import sizes
 
 WIDEST = 16  # columns; what they share is then a sixteenth each, and more of them would save next to nothing
 
 
 def fitting_vectors(operator: SymmetricOperator) -> int:
-    """Vectors (n,) that a method may hold: a share of the device's memory."""
-    bytes_each = operator.shape[0] * torch.finfo(operator.dtype).bits // 8
+    """Vectors (n,) that a method may hold: a share of the device's memory, or of several devices'."""
+    most = max(sizes(mesh_of(operator), operator.shape[0]))
+    bytes_each = most * torch.finfo(operator.dtype).bits // 8
     return memory_share(operator.device) // max(bytes_each, 1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
+from spectra.vectors import mapped, norms
 
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
@@ -19,8 +20,9 @@ def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torc
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
     """|A u - lambda u| for unit vectors (k, n), by k products."""
-    difference = (operator @ vectors.T).T - values.to(vectors)[:, None] * vectors
-    return torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64).cpu()
+    images = (operator @ vectors.T).T
+    scales = values.to(vectors.device, vectors.dtype)[:, None]
+    return norms(mapped(lambda image, part: image - scales * part, images, vectors)).cpu()
 
 
 def complement_bounds(values: Tensor, steps: int, dimension: int, ended: bool) -> tuple[float, float]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
-from spectra.operator import Deflated, SymmetricOperator, norm
+from spectra.operator import Deflated, SymmetricOperator, placed
+from spectra.vectors import mapped, norm, orthonormal
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
 
@@ -22,15 +23,16 @@ def known_pairs(operator: SymmetricOperator, values: Tensor, vectors: Tensor, re
     good = residuals <= CONVERGED * values.abs()
     values, residuals = values[good], residuals[good]
     precision = max(torch.finfo(kind).eps for kind in (vectors.dtype, operator.dtype))
-    vectors = vectors.to(operator.device, operator.dtype)[good.to(operator.device)]
     if not len(values) or vectors.shape[1] != operator.shape[0]:
         return None
-    basis, triangle = torch.linalg.qr(vectors.T)  # orthonormal in this dtype, whatever they were stored in
+    basis, triangle = orthonormal(placed(vectors[good], operator))  # in this dtype, whatever they were stored in
     if not (triangle.diagonal().abs() - 1).abs().max() <= precision**0.5:
         return None
-    basis = (basis * triangle.diagonal().sign()).T.contiguous()
+    signs = triangle.diagonal().sign()
+    basis = mapped(lambda rows: (rows.T * signs).T.contiguous(), basis)
     ones = torch.ones(len(values), dtype=operator.dtype, device=operator.device)
-    departure = norm(operator @ (ones @ basis) - values.to(ones) @ basis)
+    image = operator @ mapped(ones.matmul, basis)
+    departure = norm(image - mapped(values.to(ones).matmul, basis))
     rounding = precision ** (2 / 3) * values.abs().sum().item()
     if not departure <= residuals.sum().item() + rounding:
         return None

@@ -8,7 +8,8 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
-from spectra.operator import Counting, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator, placed
+from spectra.vectors import whole
 
 LARGEST = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
 BLOCK = 64
@@ -24,9 +25,9 @@ def columns(operator: SymmetricOperator, progress: Progress | None = None):
         )
     for first in range(0, n, BLOCK):
         width = min(BLOCK, n - first)
-        identity = torch.zeros(n, width, dtype=operator.dtype, device=operator.device)
-        identity[first + torch.arange(width), torch.arange(width)] = 1
-        yield first, (operator @ identity).double().cpu()
+        identity = torch.zeros(width, n)
+        identity[torch.arange(width), first + torch.arange(width)] = 1
+        yield first, whole(operator @ placed(identity, operator).T.contiguous()).double().cpu()
         if progress:
             progress(products=first + width, wanted=n)
 
@@ -65,7 +66,7 @@ def dense_eigenpairs(
     residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * values, dim=0)
     return Eigenpairs(
         values=values,
-        vectors=vectors.T.to(operator.device, operator.dtype),
+        vectors=placed(vectors.T, operator),
         residuals=residuals,
         error_estimates=residuals,
         products=n,

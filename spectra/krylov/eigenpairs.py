@@ -18,7 +18,8 @@ from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, true_residuals
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
-from spectra.operator import Counting, SymmetricOperator, norm
+from spectra.operator import Counting, SymmetricOperator
+from spectra.vectors import mapped, norm, norms, taken
 
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
@@ -168,12 +169,13 @@ class Search:
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            residuals[self.k + chosen] = true_residuals(self.operator, values[chosen], vectors[chosen])
+            new = true_residuals(self.operator, values[chosen], taken(vectors, chosen))
+            residuals[self.k + chosen] = new
             residuals = residuals[best]
             pairs = replace(
                 pairs,
                 values=everything[best],
-                vectors=torch.cat([pairs.vectors, vectors])[best],
+                vectors=taken(torch.cat([pairs.vectors, vectors]), best),
                 residuals=residuals,
                 error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
                 converged=bool((residuals <= self.allowed(everything[best])).all()),
@@ -260,7 +262,8 @@ class Search:
         wanted = self.wanted()
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
-        vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        lengths = norms(vectors, dtype=vectors.dtype)[:, None]
+        vectors = mapped(lambda rows: rows / lengths, vectors)
         residuals = torch.hypot(self.residuals[wanted], self.departure(values, coordinates, vectors))
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.operator.products + len(wanted) <= self.max_products:
@@ -282,10 +285,14 @@ class Search:
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
         """
         signs = 2.0 * torch.randint(2, (len(values),), generator=self.generator) - 1
-        mixed = (signs.to(vectors) @ vectors).contiguous()
-        outside = (self.state.coupling @ coordinates @ signs.double()).to(vectors)
-        expected = (signs * values).to(vectors) @ vectors + outside @ self.state.pending
-        return torch.tensor(norm(self.operator @ mixed - expected), dtype=torch.float64)
+        outside = self.state.coupling @ coordinates @ signs.double()
+
+        def combined(weights: Tensor, rows: Tensor) -> Tensor:
+            return mapped(weights.to(vectors.device, vectors.dtype).matmul, rows)
+
+        expected = combined(signs * values, vectors) + combined(outside, self.state.pending)
+        image = self.operator @ combined(signs, vectors).contiguous()
+        return torch.tensor(norm(image - expected), dtype=torch.float64)
 
 
 def fitting_basis(operator: SymmetricOperator) -> int:

@@ -55,6 +55,7 @@ class Outline:
     alone: Tensor  # (m,), bool: one eigenvalue, known well
     dtype: torch.dtype  # of the vectors
     device: torch.device
+    mesh: Any = None  # of processes, where vectors are sharded
 
     @property
     def shape(self) -> torch.Size:
@@ -93,7 +94,9 @@ def outline(pilot: Lanczos) -> Outline:
     fill(counts, pilot.dimension)
     gaps = torch.nn.functional.pad(values.diff(), (1, 1), value=math.inf)
     spreads = torch.minimum(math.sqrt(3) * residuals, torch.minimum(gaps[:-1], gaps[1:]) / 2)
-    return Outline(values, spreads, counts, alone, pilot.basis.dtype, pilot.basis.device)
+    vectors = pilot.storage
+    mesh = getattr(vectors, "device_mesh", None)
+    return Outline(values, spreads, counts, alone, vectors.dtype, vectors.device, mesh)
 
 
 def without_copies(pilot: Lanczos) -> tuple[Tensor, Tensor, Tensor]:

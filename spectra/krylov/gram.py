@@ -17,6 +17,7 @@ from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
+from spectra.vectors import orthonormal, taken
 
 SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
 
@@ -53,7 +54,7 @@ def gram_eigenpairs(
     falling, back = chosen.sort()
     wanted = weights[:, falling[falling < len(values)]]
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
-    vectors, values = vectors[back.argsort()], spectrum[chosen] + factor.shift
+    vectors, values = taken(vectors, back.argsort()), spectrum[chosen] + factor.shift
     residuals = true_residuals(operator, values, vectors)
     allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(
@@ -108,7 +109,7 @@ def eigenvectors(
             along = factor.times(others).cpu().double() @ weights / values
             others = others - factor.transposed_times(along @ weights.T)
         vectors = torch.cat([vectors, others])
-    return torch.linalg.qr(vectors.T).Q.T.contiguous()
+    return orthonormal(vectors)[0].contiguous()
 
 
 def gram_trace(

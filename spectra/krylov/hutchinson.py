@@ -15,7 +15,8 @@ from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, once
+from spectra.operator import Counting, Deflated, SymmetricOperator, once, placed
+from spectra.vectors import orthonormal, row_dots, summed
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -56,7 +57,7 @@ def hutch_plus_plus(
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
-    basis = torch.linalg.qr(image).Q.T.contiguous()
+    basis = orthonormal(image.T)[0].contiguous()
     images = (counted @ basis.T).T
     left = probes and probes - sketch
     return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)
@@ -81,7 +82,7 @@ def deflated_hutchinson(
     progress: Progress | None,
 ) -> TraceEstimate:
     """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
-    inside = known + (basis * images).sum(dtype=torch.float64).item()
+    inside = known + summed(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)
@@ -107,7 +108,7 @@ def sample(
 
     def draw(count: int) -> list[float]:
         signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
-        return (signs * (operator @ signs.T).T).sum(dim=1, dtype=torch.float64).tolist()
+        return row_dots(signs, (operator @ signs.T).T).tolist()
 
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
@@ -126,7 +127,7 @@ def sample(
 def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """A vector (n,) of independent signs, drawn by a CPU generator."""
     bits = torch.randint(2, (operator.shape[0],), generator=generator)
-    return (2 * bits - 1).to(operator.device, operator.dtype)
+    return placed(2 * bits - 1, operator)
 
 
 def mean(samples: list[float]) -> float:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
-from spectra.operator import SymmetricOperator, random_vectors
+from spectra.operator import SymmetricOperator, empty_rows, random_vectors
+from spectra.vectors import mapped, norms, summed, taken
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Lanczos:
         mirror = weights / torch.linalg.vector_norm(weights)
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
-        self.pending.copy_(rotation.to(self.pending) @ self.pending)
+        turn = rotation.to(self.storage.device, self.storage.dtype)
+        self.pending.copy_(mapped(turn.matmul, self.pending))
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
@@ -87,7 +89,7 @@ class Lanczos:
         index %= p
         if index:
             others = [i for i in range(p) if i != index]
-            self.pending.copy_(self.pending[[index, *others]])
+            self.pending.copy_(taken(self.pending, [index, *others]))
             self.coupling = self.coupling[[index, *others]]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
@@ -131,7 +133,7 @@ class Lanczos:
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Vectors (k, n) of coordinates (m, k)."""
-        return coordinates.T.to(self.basis.device, self.basis.dtype) @ self.basis
+        return mapped(coordinates.T.to(self.storage.device, self.storage.dtype).matmul, self.basis)
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of some Ritz vectors, given by coordinates (m, k); T becomes diagonal."""
@@ -147,11 +149,10 @@ class Lanczos:
         held = self.storage[: self.size + len(self.coupling)]
         along = torch.zeros(len(held), dtype=torch.float64, device=vector.device)
         for _ in range(2):
-            vector = torch.addmv(vector, self.known.T, self.known @ vector, alpha=-1)
-            h = held @ vector
-            vector = torch.addmv(vector, held.T, h, alpha=-1)
+            vector, _ = without(vector, self.known)
+            vector, h = without(vector, held)
             along += h
-        length = torch.linalg.vector_norm(vector, dtype=torch.float64)
+        length = norms(vector, dim=None)
         numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the one wait for the device
         return vector, numbers[:-1], numbers[-1].item()
 
@@ -161,11 +162,17 @@ class Lanczos:
             wanted = min(max(2 * rows, 32), self.dimension)
             if self.capacity:
                 wanted = min(wanted, self.capacity + len(self.coupling) + 1)
-            grown = self.storage.new_empty(max(wanted, place + 1), self.storage.shape[1])
+            grown = mapped(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
             grown[:place] = self.storage
             self.storage = grown
         self.storage[place] = direction
         self.coupling = torch.cat([self.coupling, row])
+
+
+def without(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector less its parts along orthonormal rows, and their coefficients."""
+    along = summed(torch.matmul, rows, vector)
+    return mapped(lambda part, rows: torch.addmv(part, rows.T, along, alpha=-1), vector, rows), along
 
 
 def begin(
@@ -181,9 +188,8 @@ def begin(
     Storage has so many `rows` at first, and doubles as it fills, up to `capacity`.
     """
     values, vectors = known or no_pairs(operator)
-    n = operator.shape[0]
     state = Lanczos(
-        storage=torch.empty(min(rows, n - len(values)), n, dtype=operator.dtype, device=operator.device),
+        storage=empty_rows(operator, min(rows, operator.shape[0] - len(values))),
         projected=torch.zeros(0, 0, dtype=torch.float64),
         coupling=torch.zeros(0, 0, dtype=torch.float64),
         known_values=values,
@@ -196,8 +202,7 @@ def begin(
 
 def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
     """Values (0,) and vectors (0, n)."""
-    vectors = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
-    return torch.zeros(0, dtype=torch.float64), vectors
+    return torch.zeros(0, dtype=torch.float64), empty_rows(operator, 0)
 
 
 def extend_all(states: list[Lanczos], operator: SymmetricOperator) -> None:

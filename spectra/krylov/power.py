@@ -11,7 +11,8 @@ from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
-from spectra.operator import Counting, Deflated, SymmetricOperator, dot, norm
+from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
+from spectra.vectors import dot, mapped, norm, norms, summed
 
 
 def power_iteration(
@@ -38,7 +39,7 @@ def power_iteration(
         raise SpectraError(f"--which {which}: power iteration finds the largest magnitudes alone; use --method lanczos")
     budget = 1000 * k if max_products is None else max_products
     counted = Counting(operator)
-    basis = images = torch.zeros(0, n, dtype=operator.dtype, device=operator.device)
+    basis = images = empty_rows(operator, 0)
     largest, floor = 0.0, torch.finfo(operator.dtype).eps ** (2 / 3)
     while len(basis) < k and counted.products < budget:
         deflated = Deflated(counted, basis)
@@ -74,10 +75,11 @@ def power_iteration(
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values, vectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images under A."""
-    projected = as_cpu_float64(basis @ images.T)
+    projected = as_cpu_float64(summed(lambda u, v: u @ v.T, basis, images))
     values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)
     order = select(values, len(values), "LM")
-    values, rows = values[order], coordinates.T[order].to(basis)
-    vectors, images = rows @ basis, rows @ images
-    residuals = torch.linalg.vector_norm(images - values.to(basis)[:, None] * vectors, dim=1, dtype=torch.float64)
+    values, rows = values[order], coordinates.T[order].to(basis.device, basis.dtype)
+    vectors, images = mapped(rows.matmul, basis), mapped(rows.matmul, images)
+    scales = values.to(rows)[:, None]
+    residuals = norms(mapped(lambda image, part: image - scales * part, images, vectors))
     return values, vectors, residuals.cpu()

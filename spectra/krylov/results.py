@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spectra.operator import SymmetricOperator
+from spectra.operator import SymmetricOperator, empty_rows
 
 
 class Progress(Protocol):
@@ -39,8 +39,8 @@ class Eigenpairs:
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
     """What a method returns for a matrix whose products are not finite: `count` pairs of nan."""
     missing = torch.full((count,), float("nan"), dtype=torch.float64)
-    vectors = torch.full((count, operator.shape[0]), float("nan"), dtype=operator.dtype, device=operator.device)
-    return Eigenpairs(missing, vectors, missing, missing, products, converged=False)
+    vectors = empty_rows(operator, count)
+    return Eigenpairs(missing, vectors.fill_(math.nan), missing, missing, products, converged=False)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, random_signs
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
-from spectra.operator import Counting, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator, empty_rows
+from spectra.vectors import mapped, orthonormal, row_dots, summed
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
@@ -86,8 +87,7 @@ class Sketch:
 
     def __init__(self, operator: SymmetricOperator):
         self.operator = operator
-        none = torch.zeros(0, operator.shape[0], dtype=operator.dtype, device=operator.device)
-        self.tests = self.images = self.basis = self.basis_images = none
+        self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0)
         self.triangle = torch.zeros(0, 0, dtype=torch.float64)
 
     def grow(self, size: int, generator: torch.Generator) -> None:
@@ -99,17 +99,17 @@ class Sketch:
         images = (self.operator @ tests.T).T
         rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
         for _ in range(2):
-            h = self.basis @ rest.T
-            rest = rest - h.T @ self.basis
+            h = inner(self.basis, rest)
+            rest = without(rest, self.basis, h)
             across += as_cpu_float64(h)
-        new = torch.linalg.qr(rest.T).Q
+        new = orthonormal(rest)[0]
         for _ in range(2):  # where A W is short of rank, the new columns need not be orthogonal to the old
-            new = torch.linalg.qr(new - self.basis.T @ (self.basis @ new)).Q
-        corner = torch.nn.functional.pad(as_cpu_float64(new.T @ rest.T), (q, 0))
+            new = orthonormal(without(new, self.basis, inner(self.basis, new)))[0]
+        corner = torch.nn.functional.pad(as_cpu_float64(inner(new, rest)), (q, 0))
         self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
         self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
-        self.basis = torch.cat([self.basis, new.T])
-        self.basis_images = torch.cat([self.basis_images, (self.operator @ new).T])
+        self.basis = torch.cat([self.basis, new])
+        self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
 
     def estimate(self) -> tuple[float, float]:
         """The mean of t_i, and its standard error by the jackknife (whole estimates without a group of vectors).
@@ -120,10 +120,10 @@ class Sketch:
         q, n = self.tests.shape
         coordinates = Coordinates(
             triangle=self.triangle,
-            projected=as_cpu_float64(self.basis @ self.basis_images.T),
-            along=as_cpu_float64(self.basis @ self.tests.T),
-            images_along=as_cpu_float64(self.basis_images @ self.tests.T),
-            quadratic=as_cpu_float64((self.tests * self.images).sum(dim=1, dtype=torch.float64)),
+            projected=as_cpu_float64(inner(self.basis, self.basis_images)),
+            along=as_cpu_float64(inner(self.basis, self.tests)),
+            images_along=as_cpu_float64(inner(self.basis_images, self.tests)),
+            quadratic=as_cpu_float64(row_dots(self.tests, self.images)),
         )
         if not torch.isfinite(coordinates.projected).all():
             return math.nan, math.nan
@@ -134,6 +134,16 @@ class Sketch:
         variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
         rounding = torch.finfo(self.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
         return coordinates.mean(n), torch.hypot(variance.sqrt(), rounding).item()
+
+
+def inner(these: Tensor, others: Tensor) -> Tensor:
+    """u_i'v_j of rows."""
+    return summed(lambda u, v: u @ v.T, these, others)
+
+
+def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
+    """Rows less what they have `along` a basis, coefficients (q, k) by columns."""
+    return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
 
 
 @dataclass(frozen=True)

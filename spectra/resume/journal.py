@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper, local, norm
+from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper
 from spectra.resume.log import Entry, Log
+from spectra.vectors import local, norm
 
 
 class Journal:

@@ -1,0 +1,154 @@
+"""One matrix over many processes: batches dealt to ranks, products summed, vectors sharded over them.
+
+    A v = sum over ranks of A_r v:   all-gather v,  multiply by A_r,  reduce-scatter the products
+
+Each rank holds n / ranks numbers of every vector, as a DTensor, and moves 2 n (ranks - 1) / ranks of them a product.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor  # noqa: F401  (seconds, which else the first product would take)
+
+from spectra.cluster import ranks
+from spectra.curvature.gram import Factor
+from spectra.curvature.operator import Curvature
+from spectra.curvature.problem import Processes
+from spectra.errors import SpectraError
+from spectra.krylov.blocks import WIDEST
+from spectra.operator import SymmetricOperator, placed
+from spectra.vectors import from_part, local, sizes, whole
+
+TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that ends is missed at once
+
+_joined = None  # the Ranks, once there
+
+
+@dataclass(frozen=True)
+class Ranks(Processes):
+    """The processes of one job."""
+
+    mesh: DeviceMesh | None = None
+
+    def total(self, part: Tensor) -> Tensor:
+        moved = part.to(self.mesh.device_type, copy=True)
+        dist.all_reduce(moved)
+        return moved.to(part.device)
+
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        held = torch.tensor(number, device=self.mesh.device_type)
+        dist.all_reduce(held, dist.ReduceOp.MIN)
+        return int(held)
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other ranks that torchrun has started, by NCCL between GPUs, else gloo. Raises SpectraError."""
+    global _joined
+    if _joined is not None:
+        return _joined
+    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    ranks.meet(dist.PrefixStore("spectra", store))
+    if device.type == "cuda":
+        place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= count:
+            raise SpectraError(
+                f"torchrun --nproc-per-node: more ranks than the {count} CUDA devices here; start {count} on each "
+                "node, or give --device cpu"
+            )
+        torch.cuda.set_device(place)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    _joined = Ranks(rank, world, init_device_mesh(device.type, (world,)))
+    return _joined
+
+
+def distributed(matrix: Curvature) -> SymmetricOperator:
+    """The matrix on vectors sharded over the ranks that its batches are dealt to; itself where there is one alone."""
+    return Distributed(matrix) if matrix.problem.processes.count > 1 else matrix
+
+
+class Distributed:
+    """A matrix of which each rank makes a part, on vectors (n,) or (n, k) of which each holds its part of n."""
+
+    def __init__(self, part: Curvature):
+        self.part = part
+        self.mesh = part.problem.processes.mesh
+        self._sizes = sizes(self.mesh, part.shape[0])
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.part.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.part.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.part.device
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.part.peak_bytes
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        held = local(vectors)
+        parts = held.split(WIDEST, dim=1) if held.ndim == 2 else [held]  # each rank takes whole vectors of a part
+        products = [self._scattered(self.part @ self._gathered(part)) for part in parts]
+        product = torch.cat(products, dim=1) if held.ndim == 2 else products[0]
+        return from_part(product, self.mesh, self.shape[0], 0)
+
+    def _gathered(self, part: Tensor) -> Tensor:
+        """All of the vectors of which this is the rank's part."""
+        most, shape = max(self._sizes), part.shape[1:]
+        padded = part.new_zeros(most, *shape)
+        padded[: len(part)] = part
+        gathered = part.new_empty(most * self.mesh.size(), *shape)
+        dist.all_gather_into_tensor(gathered, padded)
+        return gathered[: self.shape[0]]
+
+    def _scattered(self, products: Tensor) -> Tensor:
+        """The rank's part of the sum over ranks."""
+        most, shape, count = max(self._sizes), products.shape[1:], self.mesh.size()
+        padded = products.new_zeros(most * count, *shape)
+        padded[: len(products)] = products
+        if dist.get_backend() == "nccl":
+            mine = products.new_empty(most, *shape)
+            dist.reduce_scatter_tensor(mine, padded)
+        else:  # gloo's reduce-scatter is an all-reduce in torch 2.15, which moves twice as much
+            pieces = torch.empty_like(padded)
+            dist.all_to_all_single(pieces, padded)
+            mine = pieces.view(count, most, *shape).sum(dim=0)
+        return mine[: self._sizes[self.mesh.get_local_rank()]]
+
+    def factor(self) -> Factor:
+        """The matrix's, made whole by each rank. Raises SpectraError where there is none."""
+        return ShardedFactor(self)
+
+
+class ShardedFactor(Factor):
+    """F for sharded vectors. Each rank makes all of it, but for the trace; rank 0's F F' is everyone's."""
+
+    def __init__(self, operator: Distributed):
+        part = operator.part
+        super().__init__(part.problem, part.name, part.memory)
+        self.operator = operator
+
+    def gram(self) -> Tensor:
+        gram = super().gram().contiguous()
+        dist.broadcast(gram, 0)  # equal eigenvalues have other eigenvectors for every rounding
+        return gram
+
+    def times(self, vectors: Tensor) -> Tensor:
+        return super().times(whole(vectors))
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        return placed(super().transposed_times(weights), self.operator)

@@ -1,0 +1,139 @@
+"""Vectors (n,) and rows of them (k, n): tensors, or DTensors of which each process holds its part of n.
+
+Arithmetic of vectors alike, slices of rows, stacking and transposing are the same for both. The rest goes through here:
+`mapped` does something to each part, `summed` adds up over the parts what each comes to. What is summed is a plain
+tensor, and the same bits on every process, so that all decide alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def sharded(vectors: Tensor) -> bool:
+    return hasattr(vectors, "device_mesh")
+
+
+def local(vectors: Tensor) -> Tensor:
+    """What this process holds: all of it, unless it is sharded over several."""
+    return vectors.to_local() if sharded(vectors) else vectors
+
+
+def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """The function of each part of the vectors, as vectors again: laid out as the first are, or in rows."""
+    made = function(*map(local, vectors))
+    if not sharded(first := vectors[0]):
+        return made
+    dimension = first.placements[0].dim
+    n, own = first.shape[dimension], dimension if made.ndim == first.ndim else made.ndim - 1
+    return from_part(made, first.device_mesh, n, own)
+
+
+def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """The sum over all parts of the function of each, a plain tensor."""
+    part = function(*map(local, vectors))
+    if not sharded(vectors[0]) or not part.numel():
+        return part
+    part = part.contiguous()
+    torch.distributed.all_reduce(part, group=vectors[0].device_mesh.get_group())
+    return part
+
+
+def from_part(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
+    """The DTensor of which `part` is what this process holds, of n along this dimension."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size((*part.shape[:dimension], n, *part.shape[dimension + 1 :]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part.contiguous(), mesh, [Shard(dimension)], run_check=False, shape=shape, stride=stride)
+
+
+def sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
+    """How many of n each process holds, as Shard deals them: all alike but the last ones, which may hold none."""
+    if mesh is None:
+        return [n]
+    most = -(-n // mesh.size())
+    return [max(0, min(most, n - most * rank)) for rank in range(mesh.size())]
+
+
+def part_of(mesh: DeviceMesh | None, n: int) -> slice:
+    """Where of n this process's part lies."""
+    rank = 0 if mesh is None else mesh.get_local_rank()
+    held = sizes(mesh, n)
+    return slice(sum(held[:rank]), sum(held[: rank + 1]))
+
+
+def whole(vectors: Tensor) -> Tensor:
+    """All of the vectors, on every process."""
+    return vectors.full_tensor() if sharded(vectors) else vectors
+
+
+def at_first(rows: Tensor) -> Tensor:
+    """All of the rows (k, n) on the CPU of the first process; others are left with none."""
+    if not sharded(rows):
+        return rows
+    first = rows.device_mesh.get_local_rank() == 0
+    gathered = ((row.full_tensor(), first) for row in rows)  # one at a time: all may be more than a device holds
+    kept = [row.cpu() for row, wanted in gathered if wanted]
+    return torch.stack(kept) if kept else torch.empty(0, rows.shape[1], dtype=rows.dtype)
+
+
+def taken(rows: Tensor, index: list[int] | Tensor) -> Tensor:
+    """Those rows."""
+    return mapped(lambda part: part[index], rows)
+
+
+def all_finite(vectors: Tensor) -> bool:
+    return not summed(lambda part: (~torch.isfinite(part)).sum(), vectors)
+
+
+def norm(vector: Tensor) -> float:
+    """The Euclidean norm, accumulated in float64."""
+    return norms(vector, dim=None).item()
+
+
+def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The Euclidean norms (k,) of rows, or that of all of it for None, accumulated in this dtype."""
+    if not sharded(rows):
+        return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
+    return summed(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+
+
+def dot(u: Tensor, v: Tensor) -> float:
+    """u'v, accumulated in float64."""
+    return summed(lambda u, v: torch.dot(u.double(), v.double()), u, v).item()
+
+
+def row_dots(these: Tensor, others: Tensor) -> Tensor:
+    """u_i'v_i (k,) of rows, accumulated in float64."""
+    return summed(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
+
+
+def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (min(k, n), n) with orthonormal rows and R with rows = R'Q; Q is orthonormal whatever the rank.
+
+    Of parts: each takes its own QR, and all that of their triangles one above the other (TSQR: Demmel, Grigori,
+    Hoemmen, Langou 2012).
+    """
+    if not sharded(rows):
+        basis, triangle = torch.linalg.qr(rows.T)
+        return basis.T, triangle
+    own, triangle = torch.linalg.qr(local(rows).T)
+    mesh, (k, n) = rows.device_mesh, rows.shape
+    heights = [min(k, size) for size in sizes(mesh, n)]
+    padded = torch.zeros(k, k, dtype=rows.dtype, device=triangle.device)
+    padded[: len(triangle)] = triangle
+    stack = torch.empty(mesh.size() * k, k, dtype=rows.dtype, device=triangle.device)
+    torch.distributed.all_gather_into_tensor(stack, padded, group=mesh.get_group())
+    # Without the padding: where ranks are short, columns of Q would else reach into it.
+    pieces = [piece[:height] for piece, height in zip(stack.split(k), heights, strict=True)]
+    together, triangle = torch.linalg.qr(torch.cat(pieces))
+    mine = together.split(heights)[mesh.get_local_rank()]
+    return from_part((own @ mine).T, mesh, n, 1), triangle

@@ -1,0 +1,198 @@
+"""What tests/test_ranks.py asks of one process, and as a program of each of several: `RANK=0 ... rank_cases.py OUT`."""
+
+import math
+import sys
+from functools import partial
+from pkgutil import resolve_name
+
+import torch
+from torch import nn
+
+from spectra.cluster.distributed import distributed, join
+from spectra.cluster.ranks import finish, rank
+from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.gradients import mean_gradient
+from spectra.curvature.losses import CustomLoss, MeanSquaredError
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.operator import Curvature
+from spectra.curvature.problem import Problem, Processes
+from spectra.inspection import look_ahead
+from spectra.krylov.deflation import known_pairs
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.lanczos import lanczos, random_start
+from spectra.krylov.methods import EIG, TRACE
+from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.xtrace import xtrace
+from spectra.operator import Counting, check_operator, placed, random_vectors
+from spectra.vectors import orthonormal, whole
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def problem(processes: Processes, size: int = 10, loss=None, width: int = 4, **options) -> Problem:
+    """23 examples of 5 numbers, in 3 classes; 47 parameters at a width of 5, and 2 at one of 0."""
+    generator = seeded(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if width:
+            model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3)).double()
+        else:
+            model = nn.Linear(1, 1).double()
+    x = torch.randn(23, 5 if width else 1, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (23,), generator=generator)
+    if not width:
+        y, loss = x.square(), MeanSquaredError()
+    batches = cut_batches(x, y, torch.arange(23), size)
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    return Problem(model, loss or CrossEntropy(weights, label_smoothing=0.1), batches, processes=processes, **options)
+
+
+def rows_of_cross_entropy(output, targets):
+    return nn.functional.cross_entropy(output, targets, reduction="none")
+
+
+PROBLEMS = {
+    "three batches": problem,
+    "one batch": partial(problem, size=23),
+    "one batch, never cut": partial(problem, size=23, loss=CustomLoss(rows_of_cross_entropy)),
+    "two parameters": partial(problem, width=0),
+    "weight decay": partial(problem, weight_decay=0.3),
+}
+
+
+def products(operator) -> dict:
+    return {"one": operator @ random_vectors(operator, 1, seeded())[0], "some": operator @ vectors_of(operator, 20)}
+
+
+def vectors_of(operator, count: int):
+    return random_vectors(operator, count, seeded(3)).T
+
+
+def eig(method: str, operator, **options) -> dict:
+    found = resolve_name(EIG[method])(operator, 3, generator=seeded(), tolerance=1e-6, **options)
+    vectors = whole(found.vectors)
+    return {
+        "values": found.values,
+        "residuals are small": bool(found.residuals.max() < 1e-5),
+        "gram": vectors @ vectors.T,
+        "span": vectors.T @ vectors,
+        "products": found.products,
+        "converged": found.converged,
+    }
+
+
+def trace(method: str, operator, **options) -> dict:
+    found = resolve_name(TRACE[method])(operator, generator=seeded(), **options)
+    return {"value": found.value, "error": found.standard_error, "products": found.products}
+
+
+def density(operator) -> dict:
+    found = spectral_measure(operator, probes=3, steps=6, generator=seeded())
+    return {"nodes": found.nodes, "weights": found.weights, "deflated": found.deflated, "products": found.products}
+
+
+def forecast(operator) -> dict:
+    found = look_ahead(Counting(operator), k=3, generator=seeded())
+    return {"products": found.products, **{f"{e.command} {e.method}": e.products for e in found.estimates}}
+
+
+def reuse(operator) -> dict:
+    """Known eigenpairs, as files hold them, of this matrix and of another; and what is made of them."""
+    matrix = whole(operator @ placed(torch.eye(operator.shape[0]), operator).T)
+    values, vectors = torch.linalg.eigh(matrix)
+    known = known_pairs(operator, values[-2:], vectors.T[-2:], torch.full((2,), 1e-12))
+    other = known_pairs(operator, values[-2:] + 1, vectors.T[-2:], torch.full((2,), 1e-12))
+    measure = spectral_measure(operator, known=known, probes=2, steps=5, generator=seeded())
+    return {"found": known.values, "other": other is None, "nodes": measure.nodes, "weights": measure.weights}
+
+
+def noise(operator) -> dict:
+    return {"noise": check_operator(operator, seeded()) < 1e-12}
+
+
+def krylov_basis(operator) -> dict:
+    state = lanczos(operator, random_start(operator, seeded()), 12)
+    basis = whole(state.basis)
+    return {"diagonal": state.projected.diagonal(), "gram": basis @ basis.T}
+
+
+def short_of_rank(operator) -> dict:
+    """Q of up to 8 rows that span up to 3 dimensions, and never all."""
+    n = operator.shape[0]
+    count, span = min(8, n), min(3, n - 1)
+    drawn = torch.randn(span, n, generator=seeded(), dtype=torch.float64)
+    mixture = torch.randn(count, span, generator=seeded(), dtype=torch.float64)
+    mixture[-1] = 0
+    rows = placed(mixture @ drawn, operator)
+    basis, triangle = orthonormal(rows)
+    again = triangle.T @ whole(basis)
+    return {"gram": whole(basis) @ whole(basis).T, "rows": again, "change": torch.dist(again, whole(rows)) < 1e-12}
+
+
+MANY = tuple(MATRICES)
+# what is asked -> of which problems, and of which matrices
+TABLE = {
+    "products": (products, tuple(PROBLEMS), MANY),
+    "noise": (noise, ("three batches",), ("hessian",)),
+    **{f"eig {name}": (partial(eig, name), ("three batches",), ("ggn",)) for name in EIG},
+    "eig of two": (
+        lambda operator: {"values": eigenpairs(operator, 2, generator=seeded()).values},
+        ("two parameters",),
+        ("hessian", "ggn"),
+    ),
+    "eig restarted": (partial(eig, "lanczos", largest_basis=5), ("three batches",), ("fisher",)),
+    **{f"trace {name}": (partial(trace, name, rtol=0.1), ("three batches",), ("ggn",)) for name in TRACE},
+    "trace probes": (lambda a: {"v": xtrace(a, probes=7, generator=seeded()).value}, ("weight decay",), ("hessian",)),
+    "trace hutch++ of rank 2": (partial(trace, "hutch++", probes=12), ("three batches",), ("fisher-batch",)),
+    "trace gram": (
+        partial(trace, "gram"),
+        tuple(PROBLEMS),
+        ("fisher-empirical", "gradient-covariance", "fisher-batch"),
+    ),
+    "density": (density, ("three batches", "one batch, never cut"), ("hessian",)),
+    "reuse": (reuse, ("three batches",), ("hessian",)),
+    "forecast": (forecast, ("three batches",), ("hessian", "gradient-covariance")),
+    "basis": (krylov_basis, ("one batch",), ("hessian",)),
+    "short of rank": (short_of_rank, ("one batch", "two parameters"), ("hessian",)),
+}
+CASES = [
+    (asked, of, name)
+    for asked, (_, problems, names) in TABLE.items()
+    for of in problems
+    for name in names
+    if not ("never cut" in of and MATRICES[name].distribution) and not ("decay" in of and MATRICES[name].squared)
+]
+
+
+def answers(processes: Processes) -> dict:
+    """All cases, and what is told of each problem; DTensors whole."""
+    found = {(asked, of, name): one(asked, of, name, processes) for asked, of, name in CASES}
+    for of, make in PROBLEMS.items():
+        made = make(processes)
+        told = evaluate(made)
+        found[of] = {"loss": told.loss, "accuracy": told.accuracy or math.nan, "gradient": mean_gradient(made)}
+    return {
+        case: {what: whole(x) if torch.is_tensor(x) else x for what, x in told.items()} for case, told in found.items()
+    }
+
+
+def one(asked: str, of: str, name: str, processes: Processes) -> dict:
+    return TABLE[asked][0](distributed(Curvature(PROBLEMS[of](processes), name)))
+
+
+def main() -> None:
+    processes = join(torch.device("cpu"))
+    found = answers(processes)
+    held = random_vectors(distributed(Curvature(problem(processes), "ggn")), 2, seeded())
+    found["parts"] = {"held": processes.total(torch.eye(processes.count)[rank()] * held.to_local().numel())}
+    found["alike"] = {"least": processes.least(1 + rank()), "mesh": str(held.placements)}
+    if rank() == 0:
+        torch.save(found, sys.argv[1])
+    finish()
+
+
+if __name__ == "__main__":
+    main()
