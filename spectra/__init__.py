@@ -28,6 +28,8 @@ _HOMES = {
     "SymmetricOperator": "spectra.operator",
     "TraceEstimate": "spectra.krylov.results",
     "check_operator": "spectra.operator",
+    "compare": "spectra.analysis.comparison",
+    "comparison_figure": "spectra.plots.comparison",
     "cut_batches": "spectra.curvature.evaluation",
     "density_figure": "spectra.plots",
     "eigenvalue_figure": "spectra.plots",

@@ -39,13 +39,19 @@ def finite(value: Any) -> Any:
     return value
 
 
-def prepare_directory(path: Path) -> None:
-    """Make the directory and see that it can be written, before hours are spent. Raises SpectraError."""
+def prepare_directory(path: Path, command: str = "") -> None:
+    """Make the directory and see that it can be written, before hours are spent. Raises SpectraError.
+
+    Nor may directories stand where a `command` will write its files.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise SpectraError(f"--out {path}: cannot be written ({error.strerror}); name another directory") from error
+    for name in (f"{command}.json", f"{command}.npz", f"{command}.png"):
+        if command and (path / name).is_dir():
+            raise SpectraError(f"--out {path}: {name} there is a directory; move it away, or name another --out")
 
 
 def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

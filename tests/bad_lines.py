@@ -28,7 +28,7 @@ def options(command: str) -> dict[str, click.Option]:
 
 
 PROBLEM = [command for command in spectra.commands if "--data" in options(command)]
-ALL = list(spectra.commands)
+ALL = [command for command in spectra.commands if command != "sweep"]  # which takes a plan: tests/test_sweep.py
 VALID = {
     **{command: {"--model": "user.py:linear", "--data": "points.npz"} for command in PROBLEM},
     "plot": {"RESULT": "out/eig.json", "--out": "figure.png"},
@@ -56,6 +56,8 @@ HARMLESS = {
     "--probes": st.integers(2, 4),
     "--steps": st.integers(2, 5),
     "--log": st.none(),
+    "--damping": st.floats(1e-3, 1e300),
+    "--save-every": st.floats(1e-3, 1e300),
     "--save-vectors": st.none(),
     "--title": st.text("abc "),
     "--width": st.floats(4, 12),

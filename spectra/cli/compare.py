@@ -7,7 +7,7 @@ import click
 from spectra.cli.options import SAVE_EVERY, with_data
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, note, prints_to_stderr, progress_line
-from spectra.cli.together import Prepared, Together, resumable
+from spectra.cli.together import Prepared, Together
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -51,7 +51,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
 
         session = Session()
         session.load()
-        with resumable(session):
+        with session.resumable():
             record, figures = answered(session, k, probes, steps)
         record["figures"] = draw(session, figures) if options["out"] else []
         session.write(record, compare_arrays(record))
@@ -144,7 +144,7 @@ def levels(problem, comparison) -> dict:
     from spectra.report_outliers import class_entry
 
     portrait = comparison.portraits.get("ggn", comparison.portraits.get("fisher"))
-    if portrait is None:
+    if portrait is None or not portrait.eigenpairs.values.isfinite().all():
         return {}
     estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
     exact = Factor(problem, "ggn").trace_work() <= portrait.products

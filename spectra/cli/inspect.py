@@ -31,7 +31,7 @@ def inspect(k, tol, rtol, **options) -> int:
         from spectra.report_inspect import inspect_results, inspect_text
 
         session = Session()
-        if options["data"]:
+        if options["data"] is not None:
             session.load()
             add_evaluation(session.loaded)
             found = session.measure(partial(look_ahead, k=k, tolerance=tol, rtol=rtol))

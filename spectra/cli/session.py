@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Session:
 
         self.processes = processes(choose_device(self.options["device"]))
         if self.first and (home := home or self.options["out"]):
-            prepare_directory(home)
+            prepare_directory(home, self.command)
         if self.options["out"] and "save_every" in self.options:
             directory = self.options["out"] / f"{self.command}.state"
             self.state = open_state(directory, self.options["save_every"], self.processes)
@@ -105,29 +106,43 @@ class Session:
 
     def _measure_resumable(self, matrix, *how) -> Measurement:
         """`_measure_one`, its products written down on the way and its answer in the end."""
+        operator = self.operator(matrix, matrix.name)
+        with self.resumable():
+            found = self._measure_one(matrix, operator, *how)
+        if self.state:
+            found = replace(found, seconds=found.seconds + operator.journal.seconds)
+            self.state.keep(matrix.name, found.packed())
+        return found
+
+    def operator(self, matrix, name: str):
+        """A matrix to be multiplied by: of all ranks, its products written down under this name where results are."""
         from spectra.cluster.distributed import distributed
-        from spectra.errors import SpectraError
         from spectra.resume.journal import Remembering
 
         operator = distributed(matrix)
         if not self.state:
-            return self._measure_one(matrix, operator, *how)
-        journal = self.state.journal(matrix.name)
+            return operator
+        journal = self.state.journal(name)
         part = -(-matrix.shape[0] // self.processes.count)  # of a vector, at the first
         if held := journal.held(part * matrix.dtype.itemsize):
-            note(f"{matrix.name}: goes on after {held} products of an earlier run ({self.state.directory})")
+            note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
+        return Remembering(operator, journal)
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Tell where what is done is held, if interrupted; leave nothing after an error that would come again."""
+        from spectra.errors import SpectraError
+
         try:
-            found = self._measure_one(matrix, Remembering(operator, journal), *how)
+            yield
         except SpectraError:
-            if not held:
-                self.state.remove()  # the same command would end the same way
+            if self.state and not self.state.settled:  # else what an earlier run has done would be lost
+                self.state.remove()
             raise
         except KeyboardInterrupt as error:
-            error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
+            if self.state:
+                error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
             raise
-        found = replace(found, seconds=found.seconds + journal.seconds)
-        self.state.keep(matrix.name, found.packed())
-        return found
 
     def _measure_one(self, matrix, operator, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
         import torch

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from spectra.cli.session import SMALLEST_CHECKED, Session
-from spectra.cli.terminal import note
 
 
 @dataclass
@@ -35,7 +32,8 @@ class Prepared:
         """A measurement of an answer that took so many products and seconds besides the checks."""
         from spectra.measurement import measured
 
-        cost = {"products": self.checks + spent, "seconds": self.seconds + seconds}
+        again = self.operator.journal.seconds if hasattr(self.operator, "journal") else 0.0
+        cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}
         return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, noise=self.noise, **cost)
 
 
@@ -48,35 +46,11 @@ class Together:
 
     def matrix(self, problem, name: str, products: int, journal: str | None = None) -> Prepared:
         """The matrix `name` of a problem, for so many products; `journal` names what is written down, else its name."""
-        from spectra.cluster.distributed import distributed
         from spectra.curvature.operator import Curvature
         from spectra.memory import memory_share
-        from spectra.resume.journal import Remembering
 
-        memory = self.session.options["memory"] or memory_share(problem.device)
+        memory = self.session.options["memory"]
+        memory = memory_share(problem.device) if memory is None else memory
         expected = min(products, self.session.options["max_products"] or products)
         matrix = Curvature(problem, name, memory // self.count, expected)
-        operator = distributed(matrix)
-        if state := self.session.state:
-            kept = state.journal(journal or name)
-            if held := kept.held(matrix.shape[0] * matrix.dtype.itemsize):
-                note(f"{journal or name}: goes on after {held} products of an earlier run ({state.directory})")
-            operator = Remembering(operator, kept)
-        return Prepared(matrix, operator)
-
-
-@contextmanager
-def resumable(session: Session) -> Iterator[None]:
-    """Tells where what is done is held, if the command is interrupted; an error of the user's input leaves nothing."""
-    from spectra.errors import SpectraError
-
-    try:
-        yield
-    except SpectraError:
-        if session.state:
-            session.state.remove()  # the same command would end the same way
-        raise
-    except KeyboardInterrupt as error:
-        if session.state:
-            error.args = (f"{session.state.directory} holds what is done, and the same command goes on from there",)
-        raise
+        return Prepared(matrix, self.session.operator(matrix, journal or name))

@@ -16,9 +16,7 @@ from typing import Any
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 10.0  # seconds that a rank waits for the others to fail alike, or to leave
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
-SILENT = (
-    "a rank has ended without a word, as one that the system kills for its memory does; see which in the lines below"
-)
+SILENT = "a rank has ended without a word, as one that the system kills for its memory does; give the job more of it"
 
 _store: Any = None  # torch.distributed.Store, once joined
 

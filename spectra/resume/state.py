@@ -1,6 +1,6 @@
 """What an unfinished command has done so far, in a directory beside its results.
 
-    DIR/manifest.json                     of which problem; written first
+    DIR/manifest.json, DIR/lock           of which problem, written first; held by the run at work
     DIR/NAME.products, DIR/NAME.steps     the journal of the matrix at work (`spectra.resume.journal`)
     DIR/NAME.done                         the answer for a finished one, in place of its journal
 
@@ -41,6 +41,7 @@ class State:
         self._journals: dict[str, Journal] = {}
         self._lock: IO | None = None
         self._told = False  # that it cannot be written
+        self._ours = False  # the directory, to be removed where nothing has come into it
 
     @property
     def settled(self) -> dict[str, Any] | None:
@@ -49,27 +50,41 @@ class State:
 
     def begin(self, problem: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
         """Go on with this problem, or begin it. Raises SpectraError where the state is of another, or in use."""
-        home, now = self.directory.parent, json.loads(json.dumps(finite(problem)))
-        if self._manifest and (changes := list(differences(self._manifest["problem"], now))):
-            raise SpectraError(
-                f"--out {home}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
-                f"the same options to finish it, name another directory, or remove {self.directory}"
-            )
+        now = json.loads(json.dumps(finite(problem)))
+        self._refuse_another(now)
         if self._rank:
             return
-        if not self._manifest:
+        self._ours = True
+        self.directory.mkdir(exist_ok=True)
+        self._take_lock()
+        manifest = read_manifest(self.directory)  # anew: another run may have come meanwhile, and gone
+        if manifest:
+            self._manifest = manifest
+            self._refuse_another(now)
+        else:
             content = json.dumps({"problem": now, "settled": settled}).encode()
-            self.directory.mkdir(exist_ok=True)
             write_atomically(self.directory / "manifest.json", lambda file: file.write(content))
-        self._lock = (self.directory / "manifest.json").open()
+
+    def _refuse_another(self, now: dict[str, Any]) -> None:
+        if self._manifest and (changes := list(differences(self._manifest["problem"], now))):
+            self._ours = False
+            raise SpectraError(
+                f"--out {self.directory.parent}: an unfinished run of another problem is there "
+                f"({'; '.join(changes[:3])}); give the same options to finish it, name another directory, or remove "
+                f"{self.directory}"
+            )
+
+    def _take_lock(self) -> None:
         try:
+            self._lock = (self.directory / "lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
+            self._ours = False
             text = "another run is at work there; wait for its end, or name another directory"
-            raise SpectraError(f"--out {home}: {text}") from error
+            raise SpectraError(f"--out {self.directory.parent}: {text}") from error
         except OSError:
-            pass  # a file system without locks
+            pass  # a file system without locks, or no room for a file: the manifest will tell
 
     def journal(self, name: str) -> Journal:
         """Of the products of matrix `name`."""
@@ -91,19 +106,25 @@ class State:
         return torch.load(path, weights_only=True) if self._agree(path.exists()) else None
 
     def close(self) -> None:
-        """Bring all of it to the disk itself."""
+        """Bring all of it to the disk itself; where there is nothing, leave nothing."""
         for journal in self._journals.values():
             with suppress(OSError):
                 journal.sync()
             journal.close()
         self._journals.clear()
+        if self._ours and not any(path.stat().st_size for path in self._contents()):
+            shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock:
             self._lock.close()
 
     def remove(self) -> None:
         self.close()
-        if not self._rank:
+        if self._ours:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _contents(self) -> Iterator[Path]:
+        for kind in ("products", "steps", "done"):
+            yield from self.directory.glob(f"*.{kind}")
 
     def _path(self, name: str) -> Path:
         return self.directory / (f"{name}.rank{self._rank}" if self._rank else name)
