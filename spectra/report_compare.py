@@ -110,7 +110,7 @@ def compare_text(record: Entry) -> str:
     if any(pair["overlaps"] for pair in pairs):
         parts += ["overlap of the leading j-spaces of A and B; (in brackets: no gap behind j)", overlap_table(pairs)]
         parts += [f"u'Bu for the eigenvectors u of {results[0]['curvature']}", rayleigh_table(record)]
-    parts += outlier_table(results) + (class_table(record) if "class_structure" in record else [])
+    parts += outlier_table(results) + (class_table(record) if "class_structure" in record else [""])
     parts += [line for cause in record["causes"] for line in (cause["sentence"], "")]
     if other := record.get("held_out"):
         accuracy = "" if other["accuracy"] is None else f", accuracy {100 * other['accuracy']:.2f} %"

@@ -153,6 +153,30 @@ def test_torchrun_writes_once_what_one_process_writes(tmp_path, capfd):
             np.testing.assert_allclose(np.abs(np.sum(here[name] * there[name], axis=1)), 1, rtol=1e-6)
 
 
+def test_a_comparison(tmp_path, capfd):
+    """Class means included, which take whole eigenvectors; and twice the same matrix, but for rounding."""
+    few = ["-k", "2", "--probes", "3", "--steps", "6", "--json"]
+    first, second = run_ranks(2, "-m", "spectra", "compare", *NETWORK, *few)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    found, expected = json.loads(first.stdout), run_alone(capfd, "compare", *NETWORK, *few)
+    for what in ("class_structure", "pairs", "causes"):
+        assert found[what].__class__ is expected[what].__class__
+        assert_close(found[what], expected[what])
+
+
+def assert_close(found, expected) -> None:
+    """All numbers in what JSON has made of them, texts and clocks aside."""
+    if isinstance(expected, dict):
+        for name in expected.keys() - {"seconds", "setup_seconds", "sentence", "rounding"}:
+            assert_close(found[name], expected[name])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for here, there in zip(found, expected, strict=True):
+            assert_close(here, there)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 def test_density_beside_known_eigenvectors(tmp_path, capfd):
     """Deflated by what one process has left; one figure, one answer."""
     run_alone(capfd, "eig", *NETWORK, "-k", "2", "--json", "--out", str(tmp_path))

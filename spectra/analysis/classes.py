@@ -31,6 +31,7 @@ from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import memory_share
+from spectra.vectors import whole
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = N
     own = slice(0, None, classes + 1)  # the rows c' = c
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     add_gram(gram, rows)
-    gram, along = gram.cpu(), (pairs.vectors.to(rows) @ rows.T).double().cpu()
+    gram, along = gram.cpu(), (whole(pairs.vectors).to(rows) @ rows.T).double().cpu()
     class_gram = scales[:, None] * gram[own, own] * scales
     values = pairs.values - problem.weight_decay
     class_parts = (scales * along[:, own]).square().sum(dim=1) / values

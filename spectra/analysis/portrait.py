@@ -20,7 +20,7 @@ from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator, empty_rows
-from spectra.vectors import all_finite, orthonormal, taken
+from spectra.vectors import all_finite, mapped, orthonormal, taken
 
 
 @dataclass
@@ -87,11 +87,17 @@ def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, L
     Of a matrix whose products were not finite there are none.
     """
     found = {name: p.eigenpairs for name, p in portraits.items() if all_finite(p.eigenpairs.vectors)}
-    operator = next(iter(portraits.values())).operator
-    rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else empty_rows(operator, 0)
-    basis, triangle = orthonormal(rows) if len(rows) else (rows, torch.zeros(0, 0))
-    parts = as_array(triangle.T), np.cumsum([len(pairs.values) for pairs in found.values()])[:-1]
-    coordinates = dict(zip(found, np.split(*parts), strict=True)) if found else {}
+    rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else ()
+    if not len(rows):
+        none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+        return empty_rows(next(iter(portraits.values())).operator, 0), dict.fromkeys(portraits, none)
+    basis, triangle = orthonormal(rows)
+    # What equal matrices have in common stands there twice but for rounding, which is no direction of theirs.
+    left, sizes, right = torch.linalg.svd(triangle.T, full_matrices=False)
+    kept = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.max()
+    basis = mapped(right[kept].matmul, basis)
+    parts = as_array((left * sizes)[:, kept]), np.cumsum([len(pairs.values) for pairs in found.values()])[:-1]
+    coordinates = dict(zip(found, np.split(*parts), strict=True))
     none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, len(basis))))
     leading = dict.fromkeys(portraits, none)
     for name, pairs in found.items():
