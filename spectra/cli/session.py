@@ -39,14 +39,15 @@ class Session:
         from spectra.memory import memory_share, settled_share
         from spectra.results import prepare_directory
 
-        self.processes = processes(choose_device(self.options["device"]))
+        device = choose_device(self.options["device"])
+        self.processes = processes(device)
         if self.first and (home := home or self.options["out"]):
             prepare_directory(home, self.command)
         if self.options["out"] and "save_every" in self.options:
             directory = self.options["out"] / f"{self.command}.state"
             self.state = open_state(directory, self.options["save_every"], self.processes)
         settled = self.state and self.state.settled
-        share = settled["memory_share"] if settled else memory_share(choose_device(self.options["device"]))
+        share = settled["memory_share"] if settled else memory_share(device)
         share = self.processes.least(share)
         self.context.with_resource(settled_share(share))
         named = {name: self.options[name] for name in signature(load_problem).parameters if name in self.options}
