@@ -20,7 +20,11 @@ def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torc
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
     """|A u - lambda u| for unit vectors (k, n), by k products."""
-    images = (operator @ vectors.T).T
+    return departures((operator @ vectors.T).T, values, vectors)
+
+
+def departures(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """The same for products A u (k, n) that are there."""
     scales = values.to(vectors.device, vectors.dtype)[:, None]
     return norms(mapped(lambda image, part: image - scales * part, images, vectors)).cpu()
 
