@@ -96,6 +96,10 @@ def density_arrays(found: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 def eig_text(record: dict[str, Any]) -> str:
+    return rendered(*eig_parts(record))
+
+
+def eig_parts(record: dict[str, Any]) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results = record["results"]
     tables = []
@@ -110,7 +114,7 @@ def eig_text(record: dict[str, Any]) -> str:
         notes.add_row(r["curvature"], *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r["complete"]])
     meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     unproven = any(r["complete"] is False for r in results)
-    return rendered(heading(record), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record))
+    return [heading(record), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
 
 def percentage(share: dict[str, float] | None) -> str:
@@ -127,13 +131,21 @@ def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
 
 
 def trace_text(record: dict[str, Any]) -> str:
+    return rendered(*trace_parts(record))
+
+
+def trace_parts(record: dict[str, Any]) -> list[str | Table]:
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record["results"]:
         table.add_row(r["curvature"], with_error(r["trace"], r["standard_error"]), *cost_cells(r))
-    return rendered(heading(record), "trace ± standard error", table, *remarks(record))
+    return [heading(record), "trace ± standard error", table, *remarks(record)]
 
 
 def density_text(record: dict[str, Any], *more: str | Table) -> str:
+    return rendered(*density_parts(record, *more))
+
+
+def density_parts(record: dict[str, Any], *more: str | Table) -> list[str | Table]:
     """The distribution of each matrix; below it `more`, of the same measures."""
     table = new_table("", "min", "max", "mean", "% < 0", "products")
     for r in record["results"]:
@@ -151,7 +163,7 @@ def density_text(record: dict[str, Any], *more: str | Table) -> str:
     probes = len(record["results"][0]["nodes"])
     figure = record["results"][0]["figure"] or "no figure"
     note = f"{figure}: {probes} probes; mean ± standard error; share below 0 (95 %)"
-    return rendered(heading(record), note, table, *more, *remarks(record))
+    return [heading(record), note, table, *more, *remarks(record)]
 
 
 def heading(record: dict[str, Any]) -> str:

@@ -98,6 +98,10 @@ def plain(value: Any) -> Any:
 
 
 def compare_text(record: Entry) -> str:
+    return rendered(*compare_parts(record), *(["", *record["figures"]] if record["figures"] else []))
+
+
+def compare_parts(record: Entry) -> list[Any]:
     """Matrices, pairs by what is asked of them, causes; then what other data and fewer examples give; the cost."""
     results, pairs = record["results"], record["pairs"]
     parts = [heading(record), matrix_table(results)]
@@ -121,8 +125,7 @@ def compare_text(record: Entry) -> str:
             f"{entry['curvature']}: largest λ by number N of examples, and the line a + b / N",
             subsample_table(entry),
         ]
-    figures = ["", *record["figures"]] if record["figures"] else []
-    return rendered(*parts, cost_table(results), *remarks(record), *figures)
+    return [*parts, cost_table(results), *remarks(record)]
 
 
 def held_out_table(record: Entry):

@@ -58,12 +58,16 @@ def evolution_files(evolution: Evolution, directory: Path) -> list[Path]:
 
 
 def evolution_text(evolution: Evolution) -> str:
+    return rendered(*evolution_parts(evolution))
+
+
+def evolution_parts(evolution: Evolution) -> list[Any]:
     """One short table a matrix and seed, a line a checkpoint; of many the first and the last."""
     parts: list[Any] = []
     seeds = len({seed for _, seed in evolution.series()}) > 1
     for curvature, seed in evolution.series():
         parts += [f"{curvature}, seed {seed}" if seeds else curvature, short_table(evolution, curvature, seed)]
-    return rendered(*parts)
+    return parts
 
 
 def short_table(evolution: Evolution, curvature: str, seed: int):

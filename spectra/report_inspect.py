@@ -29,8 +29,13 @@ def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def inspect_text(record: dict[str, Any]) -> str:
+    return rendered(*inspect_parts(record))
+
+
+def inspect_parts(record: dict[str, Any]) -> list[str | Table]:
+    """The model, its checkpoint and layers; with data what the loss is there, and what commands will cost."""
     problem, results = record["problem"], record["results"]
-    parts = [model_line(problem), checkpoint_line(problem), ""]
+    parts: list[str | Table] = [model_line(problem), checkpoint_line(problem), ""]
     parts.append(layer_table(problem["layers"]))
     if problem["data"]:
         parts += ["", data_line(problem), *problem["notes"], "", cost_table(results)]
@@ -38,7 +43,7 @@ def inspect_text(record: dict[str, Any]) -> str:
             parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
         if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
             parts.append("> at least: how much more, the pilot run cannot tell")
-    return rendered(*parts)
+    return parts
 
 
 def model_line(problem: dict[str, Any]) -> str:

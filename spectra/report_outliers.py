@@ -10,6 +10,7 @@ from spectra.analysis.classes import ClassStructure
 from spectra.analysis.outliers import CLEAR, DEPTH, beside_classes, outliers
 from spectra.analysis.summaries import condition_number, effective_dimension
 from spectra.krylov.results import SpectralMeasure
+from spectra.report import density_parts as distribution_parts
 from spectra.report import new_table, with_error
 from spectra.results import finite
 
@@ -52,6 +53,12 @@ def outlier_table(results: Sequence[Entry]) -> list[Any]:
         if (classes := found["classes"]) and (count := found["above"]["count"])
     ]
     return [RULE, table, *lines] if told else []
+
+
+def density_parts(record: Entry) -> list[Any]:
+    """All that is shown of densities: distributions, outliers, and what a damping makes of them."""
+    results = record["results"]
+    return distribution_parts(record, *outlier_table(results), *damped_table(results))
 
 
 def end_cells(end: Entry) -> list[str]:

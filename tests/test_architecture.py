@@ -20,7 +20,16 @@ LAYERS = [
     {"density", "results", "demo", "inspection", "measurement"},
     {"resume"},
     {"cluster", "analysis"},
-    {"plots", "report", "report_compare", "report_evolution", "report_inspect", "report_outliers", "report_sweep"},
+    {
+        "plots",
+        "report",
+        "report_compare",
+        "report_evolution",
+        "report_inspect",
+        "report_landscape",
+        "report_outliers",
+        "report_sweep",
+    },
     {"cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -159,7 +159,7 @@ FILES = {
     "list.json": ("[1, 2]", "is JSON, but no result of spectra"),
     "other.json": ('{"schema": "draft", "results": []}', "is JSON, but no result of spectra"),
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
-    "layers.json": ('{"schema": 1, "command": "layers", "problem": {}, "results": []}', "density, eig, trace"),
+    "inspect.json": ('{"schema": 1, "command": "inspect", "problem": {}, "results": []}', "density, eig, trace"),
     "none.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "names no curvature"),
     "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "names no curvature"),
     "absent.json": (None, "No such file"),

@@ -15,14 +15,17 @@ from spectra.cli.demo import demo
 from spectra.cli.density import density
 from spectra.cli.eig import eig
 from spectra.cli.inspect import inspect
+from spectra.cli.landscape import landscape
+from spectra.cli.layers import layers
 from spectra.cli.plot import plot
+from spectra.cli.report import report
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.sweep import sweep
 from spectra.cli.trace import trace
 from spectra.cluster import ranks
 from spectra.errors import SpectraError
 
-ALONE = ("plot", "sweep")  # commands that spend no products: of several ranks the first does all
+ALONE = ("plot", "report", "sweep")  # commands that spend no products: of several ranks the first does all
 
 
 class Interrupted(Exception):
@@ -49,7 +52,7 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, inspect, plot, demo, sweep, compare):
+for command in (eig, trace, density, inspect, plot, demo, sweep, compare, layers, landscape, report):
     spectra.add_command(command)
 
 

@@ -53,7 +53,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
         session.load()
         with session.resumable():
             record, figures = answered(session, k, probes, steps)
-        record["figures"] = draw(session, figures) if options["out"] else []
+        record["figures"] = session.draw(figures) if options["out"] else []
         session.write(record, compare_arrays(record))
     return finish(record, options["as_json"], compare_text(record))
 
@@ -200,14 +200,3 @@ def seeded(session: Session):
 
     return torch.Generator().manual_seed(session.options["seed"])
 
-
-def draw(session: Session, figures: dict) -> list[str]:
-    """Write the figures that there are; their paths."""
-    from spectra.plots.style import save_figure
-    from spectra.results import write_atomically
-
-    paths = {name: session.options["out"] / f"{name}.png" for name, figure in figures.items() if figure}
-    for name, path in paths.items():
-        if session.first:
-            write_atomically(path, lambda file, name=name: save_figure(figures[name], file, "png"))
-    return [str(path) for path in paths.values()]

@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier `eig` has left where --deflate says, or else in --out: they spare products."""
+"""Eigenpairs that an earlier `eig` has left where an option says, or else in --out: they spare products."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from spectra.cli.terminal import note
 
 
-def source(options: dict[str, Any]) -> Path | None:
-    """The arrays of the earlier result, if there is one. Raises SpectraError where --deflate names none."""
+def source(options: dict[str, Any], option: str = "deflate") -> Path | None:
+    """The arrays of the earlier result, if there is one. Raises SpectraError where the option names none."""
     from spectra.results import read
 
-    if options["deflate"]:
-        path, _ = read(options["deflate"], ("eig",), "--deflate")
+    if options[option]:
+        path, _ = read(options[option], ("eig",), f"--{option}")
         return path.with_suffix(".npz")
     if options["out"] and (options["out"] / "eig.npz").exists():
         return options["out"] / "eig.npz"
     return None
 
 
-def eigenpairs(path: Path, operator, name: str, agree: Callable[[int], int] = int):
+def eigenpairs(path: Path, operator, name: str, agree: Callable[[int], int] = int, use: str = "projected out"):
     """What the file knows of this matrix, checked by a product; None, with a line that says why, where it serves not.
 
     `agree` tells each of several processes the least of their numbers: all must be able to read it.
@@ -33,10 +33,10 @@ def eigenpairs(path: Path, operator, name: str, agree: Callable[[int], int] = in
 
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None):
-        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are projected out")
+        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are {use}")
         return None
     known = known_pairs(operator, *(torch.from_numpy(array) for array in arrays.values()))
     if known is None:
-        note(f"{name}: {path} holds no converged eigenpairs of this matrix, so none are projected out")
+        note(f"{name}: {path} holds no converged eigenpairs of this matrix, so none are {use}")
         return None
     return known

@@ -118,14 +118,20 @@ class Session:
     def operator(self, matrix, name: str):
         """A matrix to be multiplied by: of all ranks, its products written down under this name where results are."""
         from spectra.cluster.distributed import distributed
-        from spectra.resume.journal import Remembering
 
-        operator = distributed(matrix)
+        return self.remembered(distributed(matrix), name)
+
+    def remembered(self, operator, name: str):
+        """The same operator, its products written down where results are."""
+        from spectra.operator import mesh_of
+        from spectra.resume.journal import Remembering
+        from spectra.vectors import sizes
+
         if not self.state:
             return operator
         journal = self.state.journal(name)
-        part = -(-matrix.shape[0] // self.processes.count)  # of a vector, at the first
-        if held := journal.held(part * matrix.dtype.itemsize):
+        part = sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
+        if held := journal.held(part * operator.dtype.itemsize):
             note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
         return Remembering(operator, journal)
 
@@ -187,6 +193,17 @@ class Session:
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
         return make_record(self.command, {**self.loaded.record, "options": asked}, results)
+
+    def draw(self, figures: dict[str, Any]) -> list[str]:
+        """Write `<name>.png` for each figure that there is; their paths."""
+        from spectra.plots.style import save_figure
+        from spectra.results import write_atomically
+
+        paths = {name: self.options["out"] / f"{name}.png" for name, figure in figures.items() if figure}
+        for name, path in paths.items():
+            if self.first:
+                write_atomically(path, lambda file, name=name: save_figure(figures[name], file, "png"))
+        return [str(path) for path in paths.values()]
 
     def write(self, record: dict[str, Any], arrays: dict[str, Any]) -> None:
         from spectra.results import save

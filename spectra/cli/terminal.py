@@ -106,6 +106,8 @@ WAYS_OUT = {
     "trace": f"{MORE}, or loosen --rtol",
     "density": MORE,
     "compare": f"{MORE}, or ask for fewer -k",
+    "layers": f"{MORE}, or loosen --rtol or --tol",
+    "landscape": f"{MORE}, or loosen --tol",
 }
 
 

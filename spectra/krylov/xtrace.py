@@ -118,13 +118,7 @@ class Sketch:
         share, and errs upwards (Efron, Stein 1981); all of it happens in coordinates along Q, without products.
         """
         q, n = self.tests.shape
-        coordinates = Coordinates(
-            triangle=self.triangle,
-            projected=as_cpu_float64(inner(self.basis, self.basis_images)),
-            along=as_cpu_float64(inner(self.basis, self.tests)),
-            images_along=as_cpu_float64(inner(self.basis_images, self.tests)),
-            quadratic=as_cpu_float64(row_dots(self.tests, self.images)),
-        )
+        coordinates = self.coordinates()
         if not torch.isfinite(coordinates.projected).all():
             return math.nan, math.nan
         if q == 1:
@@ -134,6 +128,17 @@ class Sketch:
         variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
         rounding = torch.finfo(self.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
         return coordinates.mean(n), torch.hypot(variance.sqrt(), rounding).item()
+
+    def coordinates(self) -> Coordinates:
+        """All of it along Q."""
+        return Coordinates(
+            triangle=self.triangle,
+            projected=as_cpu_float64(inner(self.basis, self.basis_images)),
+            along=as_cpu_float64(inner(self.basis, self.tests)),
+            images_along=as_cpu_float64(inner(self.basis_images, self.tests)),
+            quadratic=as_cpu_float64(row_dots(self.tests, self.images)),
+            lift=torch.eye(len(self.tests), dtype=torch.float64),
+        )
 
 
 def inner(these: Tensor, others: Tensor) -> Tensor:
@@ -146,6 +151,10 @@ def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
     return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
 
 
+def others(count: int, left_out: range) -> list[int]:
+    return sorted(set(range(count)) - set(left_out))
+
+
 @dataclass(frozen=True)
 class Coordinates:
     """The estimator in coordinates along Q, where A W = Q R; small float64 matrices, one column a test vector."""
@@ -155,10 +164,11 @@ class Coordinates:
     along: Tensor  # Q'W
     images_along: Tensor  # Q'A W
     quadratic: Tensor  # w_i'A w_i
+    lift: Tensor  # the columns of this Q along that of the whole sketch
 
     def without(self, left_out: range) -> Coordinates:
         """The same for fewer test vectors: a smaller Q inside the old one."""
-        kept = sorted(set(range(len(self.quadratic))) - set(left_out))
+        kept = others(len(self.quadratic), left_out)
         basis, triangle = torch.linalg.qr(self.triangle[:, kept])
         return Coordinates(
             triangle=triangle,
@@ -166,6 +176,7 @@ class Coordinates:
             along=basis.T @ self.along[:, kept],
             images_along=basis.T @ self.images_along[:, kept],
             quadratic=self.quadratic[kept],
+            lift=self.lift @ basis,
         )
 
     def mean(self, n: int) -> float:

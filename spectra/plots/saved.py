@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
 from spectra.inputs.spec import input_error, suggest
 from spectra.krylov.results import SpectralMeasure, TraceEstimate
 from spectra.plots.density import density_figure
 from spectra.plots.eigenvalues import eigenvalue_figure
-from spectra.plots.names import check_text, default_labels, names
+from spectra.plots.names import check_text, default_labels, names, settable
 from spectra.plots.style import MOST_CURVES
 from spectra.plots.trace import trace_figure
 from spectra.results import read
@@ -97,13 +100,21 @@ class Kind(NamedTuple):
     answer: Callable[[Result], Any]
     figure: Callable[..., Figure]
     most: float  # answers that a reader can tell apart
+    drawn: tuple[str, ...]  # numbers of an entry
 
 
 KINDS = {  # by command, in the order in which a directory is searched
-    "density": Kind(measure, density_figure, MOST_CURVES),
-    "eig": Kind(spectrum, eig_figure, MOST_CURVES),
-    "trace": Kind(trace, trace_figure, 100),
+    "density": Kind(measure, density_figure, MOST_CURVES, ("nodes", "weights")),
+    "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("eigenvalues", "residuals")),
+    "trace": Kind(trace, trace_figure, 100, ("trace", "standard_error")),
 }
+# Commands whose figures, by file name, are of one record as it stands.
+WHOLE = {
+    "compare": "spectra.plots.compared:compare_figures",
+    "layers": "spectra.plots.layers:layers_figures",
+    "landscape": "spectra.plots.landscape:landscape_figures",
+}
+WIDTH = 6.5  # inches
 
 
 def saved_figure(
@@ -112,7 +123,7 @@ def saved_figure(
     curvatures: Sequence[str] = (),
     title: str | None = None,
     log: bool = False,
-    width: float = 6.5,
+    width: float = WIDTH,
 ) -> tuple[Figure, list[Path]]:
     """One figure of the results at `paths` (files or directories), and the files that were read.
 
@@ -125,7 +136,10 @@ def saved_figure(
         SpectraError: a result that cannot be read or drawn, results of several commands, a name that is wrong.
     """
     check_text(title or "", "--title")
-    files, records = zip(*(read(path, list(KINDS)) for path in paths), strict=True)
+    files, records = zip(*(read(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
+    if records[0]["command"] in WHOLE:
+        own = {"--label": labels, "--curvature": curvatures, "--title": title, "--log": log, "--width": width != WIDTH}
+        return whole_figure(files, records[0], [option for option, given in own.items() if given]), list(files)
     results = [results_of(*pair) for pair in zip(files, records, strict=True)]
     check_choice(files, records, results, curvatures)
     if curvatures:
@@ -137,6 +151,62 @@ def saved_figure(
     known = names(labels, default_labels(files), [[result.curvature for result in some] for some in results])
     answers = [kind.answer(result) for some in results for result in some]
     return kind.figure(dict(zip(known, answers, strict=True)), log=log, title=title, width=width), list(files)
+
+
+def whole_figure(files: Sequence[Path], record: dict[str, Any], changed: Sequence[str]) -> Figure:
+    """The first figure of a record that is drawn as it stands."""
+    command = record["command"]
+    if len(files) > 1:
+        raise input_error("RESULT", files[1], f"a result of {command} has a figure of its own; draw it alone")
+    if changed:
+        raise SpectraError(f"{changed[0]}: the figure of {command} is drawn as it stands; leave {changed[0]} out")
+    if not (figures := record_figures(files[0], record)):
+        raise input_error("RESULT", files[0], f"holds no finite numbers to draw; run spectra {command} again")
+    return next(iter(figures.values()))
+
+
+def record_figures(path: Path, record: dict[str, Any]) -> dict[str, Figure]:
+    """Every figure of one result, by name; of several matrices those whose numbers are finite.
+
+    A density that was asked for with --log is drawn on that axis too.
+
+    Raises:
+        SpectraError: a record that is not whole.
+    """
+    command = record["command"]
+    with intact(path, command):
+        if command in WHOLE:
+            return resolve_name(WHOLE[command])(record)
+        kind = KINDS[command]
+        held = [r for r in results_of(path, record) if all(finite(r.entry.get(key)) for key in kind.drawn)]
+        answers = {settable(result.curvature): kind.answer(result) for result in held}
+        figures = {command: kind.figure(answers)} if answers else {}
+        if answers and command == "density" and (record["problem"].get("options") or {}).get("log"):
+            figures["density-log"] = kind.figure(answers, log=True)
+        return figures
+
+
+def finite(value: Any) -> bool:
+    """Of a number, or of lists of them: none is null or nan, which it then was, or infinite."""
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+@contextmanager
+def intact(path: Path, command: str) -> Iterator[None]:
+    """Whatever fails inside for what a stranger's record holds, or lacks, is a SpectraError that names it."""
+    try:
+        yield
+    except SpectraError as error:
+        if str(error).startswith("RESULT "):
+            raise
+        raise input_error("RESULT", path, str(error)) from error
+    except KeyError as error:
+        raise input_error("RESULT", path, f"lacks {error}; run spectra {command} again") from error
+    except Exception as error:
+        text = f"is no result that spectra {command} writes ({describe(error)}); run it again"
+        raise input_error("RESULT", path, text) from error
 
 
 def results_of(file: Path, record: dict[str, Any]) -> list[Result]:

@@ -1,0 +1,199 @@
+"""One matrix block by block: traces, eigenpairs and spectra of its diagonal blocks, and their part in the whole.
+
+Knows operators and blocks of indices, nothing of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectra.analysis.comparison import Watch, quiet
+from spectra.analysis.estimates import Estimate, jackknife
+from spectra.analysis.parameter_blocks import ParameterBlock
+from spectra.krylov.diagonal import DiagonalEstimate, Sums, hutchinson_diagonal, xdiag
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.lockstep import block_eigenpairs, block_measures
+from spectra.krylov.results import Eigenpairs, SpectralMeasure
+from spectra.operator import SymmetricOperator
+from spectra.vectors import whole
+
+DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
+
+
+class LowRank(NamedTuple):
+    """A weight, and the stable rank |M|_F^2 / |M|_2^2 of the part of a vector that belongs to it, in its shape."""
+
+    weight: str
+    stable_rank: float
+
+
+@dataclass
+class Layers:
+    """What was found of each block, and of the matrix whose blocks they are."""
+
+    blocks: list[ParameterBlock]
+    diagonal: DiagonalEstimate  # its sums are those of `block_sums`
+    leading: Eigenpairs | None = None  # the first eigenpair of the whole matrix; None where it was not asked for
+    eigenpairs: Sequence[Eigenpairs] = ()  # of each block, likewise
+    measures: Sequence[SpectralMeasure] = ()  # likewise
+    vector: Tensor | None = field(default=None, repr=False)  # the leading one (n,), on the CPU
+    complete: bool = True  # nothing was left out for want of products
+
+    @property
+    def parts(self) -> list:
+        return [self.diagonal, *([self.leading] if self.leading else []), *self.eigenpairs, *self.measures]
+
+    @property
+    def products(self) -> int:
+        return sum(part.products for part in self.parts)
+
+    @property
+    def converged(self) -> bool:
+        return self.complete and all(part.converged for part in self.parts)
+
+    @cached_property
+    def traces(self) -> list[Estimate]:
+        return self._estimates(slice(len(self.blocks)))
+
+    @cached_property
+    def sensitivities(self) -> list[Estimate]:
+        """Sums of d theta^2 / 2 over each block."""
+        return self._estimates(slice(len(self.blocks), None))
+
+    @cached_property
+    def trace(self) -> Estimate:
+        """Of the whole matrix: what its blocks have together."""
+        return self._function(lambda traces: traces.sum(dim=-1, keepdim=True))[0]
+
+    @cached_property
+    def shares(self) -> list[Estimate]:
+        """Of the whole trace."""
+        return self._function(lambda traces: traces / traces.sum(dim=-1, keepdim=True))
+
+    def _estimates(self, some: slice) -> list[Estimate]:
+        numbers = zip(self.diagonal.sums[some].tolist(), self.diagonal.sum_errors[some].tolist(), strict=True)
+        return [Estimate(*pair) for pair in numbers]
+
+    def _function(self, function) -> list[Estimate]:
+        """Of the traces (..., L), with its error by the jackknife."""
+        count = len(self.blocks)
+        values = function(self.diagonal.sums[:count]).tolist()
+        if not len(self.diagonal.replicates):
+            return [Estimate(value, 0.0) for value in values]
+        left_out = function(self.diagonal.replicates[:, :count]).T.numpy()
+        return [jackknife(value, column) for value, column in zip(values, left_out, strict=True)]
+
+    def has_room(self, budget: Budget, parts: int) -> bool:
+        """Whether the budget has a product for each part; what it has none for is missing."""
+        enough = budget.products is None or budget.products >= parts
+        self.complete &= enough
+        return enough
+
+    def mass(self, i: int) -> float:
+        """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
+        return float(self.vector[self.blocks[i].index].double().square().sum())
+
+    def overlap(self, i: int) -> float:
+        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both."""
+        part = self.vector[self.blocks[i].index].double()
+        length = torch.linalg.vector_norm(part)
+        return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / length) if length else 0.0
+
+    def low_ranks(self, i: int, vector: Tensor) -> list[LowRank]:
+        """Of a vector (n_l,) and each weight in the block that has any of it, that with most first."""
+        weights = self.blocks[i].weights.items()
+        held = [(name, vector[place].view(s[0], -1)) for name, (place, s) in weights if min(s[0], s[1:].numel()) > 1]
+        held = sorted(held, key=lambda pair: -float(torch.linalg.vector_norm(pair[1])))
+        return [LowRank(name, stable_rank(part)) for name, part in held if part.any()]
+
+
+def stable_rank(matrix: Tensor) -> float:
+    """|M|_F^2 / |M|_2^2, from 1 to the rank (Rudelson, Vershynin 2007)."""
+    matrix = matrix.double()
+    short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    gram = short @ short.T
+    return float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
+
+
+def layers(
+    operator: SymmetricOperator,
+    diagonal_blocks: SymmetricOperator,
+    blocks: list[ParameterBlock],
+    sums: Sums,
+    *,
+    k: int = 1,
+    method: str = "xdiag",
+    rtol: float = 0.01,
+    tolerance: float = 1e-3,
+    steps: int = 0,
+    probes: int = 4,
+    known: Eigenpairs | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    watch: Watch = quiet,
+) -> Layers:
+    """Traces, eigenpairs and spectra of the blocks of one matrix.
+
+    Args:
+        diagonal_blocks: the BlockDiagonal of the operator and these blocks.
+        sums: their `block_sums`.
+        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, of the diagonal.
+        rtol: standard error of every block's trace over |the whole trace|.
+        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        known: leading eigenpairs of the whole matrix from an earlier run.
+        max_products: of the whole matrix; one of each block counts as many as there are blocks.
+        watch: given the name of what is done next, a context in which methods tell their progress.
+    """
+    index = [block.index.to(operator.device) for block in blocks]
+    budget = Budget(max_products)
+    with watch("diagonal") as progress:
+
+        def enough(values: Tensor, errors: Tensor) -> bool:
+            traces = values[: len(blocks)]
+            return bool((errors[: len(blocks)] <= rtol * traces.sum().abs()).all())
+
+        share = budget.left(2 if k or steps else 1)
+        diagonal = DIAGONALS[method](operator, sums, enough, generator=generator, max_products=share, progress=progress)
+    found = Layers(blocks, diagonal)
+    budget.spend(diagonal.products)
+    if k and found.has_room(budget, 1):
+        with watch("leading eigenpair") as progress:
+            cost = {"max_products": budget.left(), "progress": progress}
+            found.leading = known or eigenpairs(operator, 1, tolerance=tolerance, generator=generator, **cost)
+        found.vector = whole(found.leading.vectors[0]).cpu()
+        budget.spend(found.leading.products)
+    if k and found.has_room(budget, len(blocks)):
+        with watch("blocks") as progress:
+            cost = {"max_products": budget.left(len(blocks)), "progress": progress}
+            found.eigenpairs = block_eigenpairs(
+                diagonal_blocks, index, k, tolerance=tolerance, generator=generator, **cost
+            )
+        budget.spend(sum(pairs.products for pairs in found.eigenpairs))
+    if steps and found.has_room(budget, len(blocks)):
+        with watch("spectra of blocks") as progress:
+            cost = {"max_products": budget.left(len(blocks)), "progress": progress}
+            found.measures = block_measures(
+                diagonal_blocks, index, found.eigenpairs, probes=probes, steps=steps, generator=generator, **cost
+            )
+    return found
+
+
+@dataclass
+class Budget:
+    """Products that are left, of so many; None is without end."""
+
+    products: int | None
+
+    def left(self, parts: int = 1) -> int | None:
+        return None if self.products is None else self.products // parts
+
+    def spend(self, products: int) -> None:
+        if self.products is not None:
+            self.products -= products

@@ -1,0 +1,77 @@
+"""What slope and curvature at a point predict of the loss around it, and how far that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from spectra.operator import SymmetricOperator, placed
+from spectra.vectors import dot
+
+SHARE = 0.1  # of the quadratic term, which the departure may come to where a prediction holds
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """m(z) = loss + slopes'z + z'C z / 2 in coordinates z along k directions."""
+
+    loss: float
+    slopes: np.ndarray  # (k,)
+    curvatures: np.ndarray  # C (k, k)
+
+    def __call__(self, coordinates: np.ndarray) -> np.ndarray:
+        """m at each of (points, k)."""
+        return self.loss + coordinates @ self.slopes + self.bend(coordinates)
+
+    def bend(self, coordinates: np.ndarray) -> np.ndarray:
+        """z'C z / 2 at each of (points, k)."""
+        return np.einsum("pi,ij,pj->p", coordinates, self.curvatures, coordinates) / 2
+
+    def along(self, *places: int) -> Quadratic:
+        """In the coordinates of some of the directions."""
+        return Quadratic(self.loss, self.slopes[list(places)], self.curvatures[np.ix_(places, places)])
+
+
+def quadratic(operator: SymmetricOperator, loss: float, gradient: Tensor, directions: Sequence[Tensor]) -> Quadratic:
+    """Of the matrix in place of the Hessian, by one product for each direction (n,); all are whole vectors."""
+    rows = [placed(d, operator) for d in directions]
+    images = [operator @ row for row in rows]
+    slopes = [dot(gradient, d) for d in directions]
+    curvatures = np.array([[dot(row, image) for image in images] for row in rows]).reshape(len(rows), len(rows))
+    return Quadratic(loss, np.array(slopes), (curvatures + curvatures.T) / 2)
+
+
+class Range(NamedTuple):
+    """Where along a line a prediction holds, and whether that is all that was looked at, on either side."""
+
+    start: float
+    stop: float
+    to_the_start: bool
+    to_the_end: bool
+
+
+def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) -> Range:
+    """Around t = 0, as far as |departure| <= SHARE |quadratic term|: at every point and, linearly, in between.
+
+    0.0 where the first point is beyond it already: the points cannot tell then. So is what is not finite.
+    """
+    ratio = np.divide(np.abs(departure), SHARE * np.abs(bend), out=np.full(len(t), np.inf), where=bend != 0)
+    ratio[np.isnan(ratio)] = np.inf
+    zero = len(t) // 2
+    stop, to_the_end = reach(t[zero:], ratio[zero:])
+    start, to_the_start = reach(-t[zero::-1], ratio[zero::-1])
+    return Range(0.0 - start, stop, to_the_start, to_the_end)
+
+
+def reach(t: np.ndarray, ratio: np.ndarray) -> tuple[float, bool]:
+    """Up to which t, from 0, the ratio is at most 1; whether that is the last."""
+    beyond = np.flatnonzero(ratio[1:] > 1)
+    if not len(beyond):
+        return float(t[-1]), True
+    i = beyond[0]  # the last point that is within
+    share = (1 - ratio[i]) / (ratio[i + 1] - ratio[i]) if i else 0.0
+    return float(t[i] + share * (t[i + 1] - t[i])), False

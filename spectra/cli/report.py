@@ -1,0 +1,56 @@
+"""spectra report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spectra.cli.options import Named
+from spectra.cli.terminal import answer
+
+
+class PagePath(Named):
+    """A file that a browser takes for a page."""
+
+    def convert(self, value, param, ctx):
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() != ".html":
+            self.fail(f"{value!r} is no .html; write {path.with_suffix('.html')}.", param, ctx)
+        return path
+
+
+@click.command()
+@click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=Named(path_type=Path))
+@click.option(
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=PagePath(path_type=Path, dir_okay=False),
+    help="Write the page there: .html.",
+)
+@click.option("--title", metavar="TEXT", help="Above the page.  [default: what it is of]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
+def report(results, out, title, as_json) -> int:
+    """One HTML file from results.
+
+    Tables, figures, the problem and how to repeat it, in one file that needs no
+    network. A RESULT is a file that eig, trace, density, inspect, compare, layers
+    or landscape wrote, or a directory, of which all are taken.
+
+    \b
+    spectra report run1 --out run1.html
+    spectra report start/eig.json end/eig.json --out training.html
+    """
+    from spectra.cli.repeat import command_line
+    from spectra.page.document import document
+    from spectra.page.results import read_all
+    from spectra.results import SCHEMA, prepare_directory, to_json, write_atomically
+
+    found = read_all(results)
+    page = document(found, title, command_line).encode()
+    prepare_directory(out.parent)
+    write_atomically(out, lambda file: file.write(page))
+    record = {"schema": SCHEMA, "command": "report", "page": str(out), "results": [str(path) for path, _ in found]}
+    answer(to_json(record) if as_json else str(out))
+    return 0

@@ -1,0 +1,257 @@
+"""The diagonal of a matrix, and sums over parts of it, by random signs.
+
+For w of random signs E w o (A w) = diag A, o taking entries one by one (Bekas, Kokiopoulou, Saad 2007). XDiag (Epperly,
+Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. Of a symmetric
+matrix, with P = I - QQ', all of it is
+
+    diag A = 2 diag QQ'A - diag QQ'AQQ' + diag PAP,
+
+whose last term is small on both sides; each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.hutchinson import FEWEST, budgeted, random_signs
+from spectra.krylov.results import Progress
+from spectra.krylov.xtrace import LARGEST, SMALL, Coordinates, Sketch, others
+from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
+from spectra.vectors import local, mapped
+
+EACH = 5  # vectors that a sample holds at its peak
+GROUPS = 16  # of the jackknife: each is a pass over four arrays (vectors, n)
+SLICE = 2**20  # entries that are combined at a time, so that no further array is as long as these
+
+
+Sums = Callable[[Tensor], Tensor]  # of a diagonal (n,): linear, with weights >= 0; (m,), float64 on the CPU
+Enough = Callable[[Tensor, Tensor], bool]  # whether sums (m,) with these standard errors (m,) will do
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """diag A with standard errors, and sums over parts of it.
+
+    `replicates` are what the sums come to as each probe, or group of probes, is left out: from them the error of any
+    function of the sums follows (the jackknife). There are none where all is exact.
+    """
+
+    values: Tensor  # (n,)
+    standard_errors: Tensor  # (n,)
+    sums: Tensor  # (m,), float64
+    replicates: Tensor  # (g, m), float64
+    rounding: Tensor  # (m,), of the sums
+    products: int
+    converged: bool
+
+    @property
+    def sum_errors(self) -> Tensor:
+        """Standard errors (m,) of the sums: zero where they are exact."""
+        if not len(self.replicates):
+            return torch.zeros_like(self.sums)
+        return torch.hypot(jackknife(self.replicates), self.rounding)
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.sums.isfinite().all())
+
+
+def jackknife(replicates: Tensor) -> Tensor:
+    """Standard errors (m,) from estimates (g, m) that each leave one of g out (Miller 1974)."""
+    g = len(replicates)
+    return ((g - 1) / g * (replicates - replicates.mean(dim=0)).square().sum(dim=0)).sqrt()
+
+
+def estimate(operator: SymmetricOperator, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
+    """What all ways of estimation have in common; `operator` counts."""
+    rounding = torch.finfo(operator.dtype).eps * sums(values.abs())
+    parts = {"values": values, "standard_errors": errors, "sums": sums(values), "replicates": replicates}
+    return parts | {"rounding": rounding, "products": operator.products}
+
+
+def xdiag(
+    operator: SymmetricOperator,
+    sums: Sums,
+    enough: Enough,
+    *,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> DiagonalEstimate:
+    """By 16 test vectors (two products each), half as many again until the sums are known well `enough`.
+
+    Exact, by n products, where the next stage would take as many. Where the arrays no longer fit, signs go on beside
+    the basis found so far.
+    """
+    n = operator.shape[0]
+    counted = Counting(operator)
+    budget = budgeted(max_products, None)
+    largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
+    sketch, found, wanted = Sketch(counted), None, FEWEST
+    while True:
+        left = budget - counted.products
+        if n <= min(left, max(2 * wanted, SMALL)):
+            return exact_diagonal(counted, sums)
+        affordable = int(min(wanted, len(sketch.tests) + left // 2, n - 1))
+        if affordable < 2:
+            return hutchinson_diagonal(counted, sums, enough, generator=generator, max_products=int(left))
+        if affordable == len(sketch.tests):
+            return found
+        if wanted > largest:
+            known = sketched(sketch.coordinates(), sketch, range(0))
+            rest = Deflated(counted, sketch.basis)
+            return sample(counted, rest, known, sums, enough, generator, budget, progress)
+        sketch.grow(affordable, generator)
+        found = from_sketch(counted, sketch, sums)
+        if progress:
+            progress(products=counted.products)
+        if not found.finite or (affordable >= FEWEST and enough(found.sums, found.sum_errors)):
+            return replace(found, converged=found.finite)
+        wanted = affordable + math.ceil(affordable / 2)
+
+
+def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstimate:
+    """The mean over all test vectors, each left out of Q in turn; errors by leaving out groups of them altogether."""
+    q = len(sketch.tests)
+    whole, groups = sketch.coordinates(), min(q, GROUPS)
+    values = sketched(whole, sketch, range(q))
+    if not whole.projected.isfinite().all():
+        return DiagonalEstimate(**estimate(counted, values, values, sums, sums(values)[None]), converged=False)
+    replicates, moments = [], None
+    for group in range(groups):
+        left_out = range(group, q, groups)
+        without = sketched(whole.without(left_out), sketch, others(q, left_out))
+        replicates.append(sums(without))
+        moments = merged(moments, (1, without, torch.zeros_like(without)))
+    errors = mapped(lambda squares: ((groups - 1) / groups * squares).sqrt(), moments[2])
+    return DiagonalEstimate(**estimate(counted, values, errors, sums, torch.stack(replicates)), converged=False)
+
+
+def sketched(c: Coordinates, sketch: Sketch, tests: Sequence[int]) -> Tensor:
+    """diag A (n,) from coordinates along a Q, the rest by the mean over these test vectors, each left out of Q.
+
+    Without tests it is what Q alone gives: 2 diag QQ'A - diag QQ'AQQ'.
+    """
+    m, q = max(len(tests), 1), c.lift.shape[1]
+    alone = c.alone() if len(tests) else c.lift.new_zeros(q, 0)  # s_i: Q_i Q_i' = Q (I - s_i s_i') Q'
+    less = alone @ alone.T / m
+    spread = (alone * (alone * (c.projected @ alone)).sum(dim=0)) @ alone.T / m
+    inside = torch.eye(q).to(less) - less  # means of I - s_i s_i', and of Q'AQ between two of these
+    around = c.projected - less @ c.projected - c.projected @ less + spread
+    along = c.along[:, : len(tests)] - alone * (alone * c.along[:, : len(tests)]).sum(dim=0)  # Q_i'w_i
+    rest = c.images_along[:, : len(tests)] - c.projected @ along
+    rest = rest - alone * (alone * rest).sum(dim=0)  # Q_i'A P_i w_i
+    lift = c.lift
+    small = (2 * lift @ inside @ lift.T, lift @ along / m, lift @ around @ lift.T, lift @ rest / m)
+    combined = partial(combine, small, list(tests))
+    return mapped(combined, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
+
+
+def combine(small: tuple[Tensor, ...], tests: list[int], basis: Tensor, images: Tensor, w: Tensor, aw: Tensor):
+    """sum over rows of (M Q - B W) o AQ - (K Q + E W) o Q + W o AW / m, slice by slice."""
+    m_q, b_w, k_q, e_w = (matrix.to(basis.device, basis.dtype) for matrix in small)
+    values = basis.new_empty(basis.shape[1])
+    for first in range(0, len(values), SLICE):
+        cut = slice(first, first + SLICE)
+        q, z, signs, products = basis[:, cut], images[:, cut], w[tests, cut], aw[tests, cut]
+        values[cut] = ((m_q @ q - b_w @ signs) * z).sum(dim=0) - ((k_q @ q + e_w @ signs) * q).sum(dim=0)
+        values[cut] += (signs * products).sum(dim=0) / max(len(tests), 1)
+    return values
+
+
+def hutchinson_diagonal(
+    operator: SymmetricOperator,
+    sums: Sums,
+    enough: Enough,
+    *,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> DiagonalEstimate:
+    """By the mean of w o (A w), until the sums are known well `enough`."""
+    counted = operator if isinstance(operator, Counting) else Counting(operator)
+    budget = counted.products + budgeted(max_products, None)
+    return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
+
+
+def zero(operator: SymmetricOperator) -> Tensor:
+    return torch.zeros_like(empty_rows(operator, 1)[0])
+
+
+def sample(
+    counted: Counting,
+    operator: SymmetricOperator,
+    known: Tensor,
+    sums: Sums,
+    enough: Enough,
+    generator: torch.Generator,
+    budget: float,
+    progress: Progress | None,
+) -> DiagonalEstimate:
+    """`known` (n,) plus the mean of w o (B w) for the `operator` B, whose products `counted` counts."""
+    widest = columns(fitting_vectors(operator), EACH)
+    moments, reads, met = None, [], False
+
+    def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Their number, the mean, the sum of squares about it, and what each alone comes to."""
+        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        each = mapped(lambda w, image: w * image, signs, (operator @ signs.T).T)
+        mean = mapped(lambda rows: rows.mean(dim=0), each)
+        squares = mapped(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)
+        return count, local(mean).cpu(), local(squares).cpu(), torch.stack([sums(row) for row in each])
+
+    def here(part: Tensor) -> Tensor:
+        """Of this process's part on the CPU, the vector."""
+        return mapped(lambda own: part.to(own.device), known)
+
+    while not met and counted.products < budget:
+        count = int(min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, budget - counted.products))
+        _, mean, squares, several = once(operator, partial(draw, count), generator)
+        moments = merged(moments, (count, here(mean), here(squares)))
+        reads += several
+        found = sampled(counted, moments, known, sums, torch.stack(reads))
+        met = len(reads) >= FEWEST and enough(found.sums, found.sum_errors)
+        if progress:
+            progress(products=counted.products)
+        if not found.finite:
+            break
+    return replace(found, converged=met and found.finite)
+
+
+def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads: Tensor) -> DiagonalEstimate:
+    m = len(reads)
+    less_one = sums(known) + (reads.sum(dim=0) - reads) / max(m - 1, 1)
+    errors = mapped(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
+    if m == 1:
+        errors, less_one = errors * math.nan, less_one * math.nan
+    return DiagonalEstimate(**estimate(counted, known + moments[1], errors, sums, less_one), converged=False)
+
+
+def merged(one: tuple[int, Tensor, Tensor] | None, other: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Number, mean and sum of squares about it, of both samples together (Chan, Golub, LeVeque 1983)."""
+    if one is None:
+        return other
+    count, gap = one[0] + other[0], other[1] - one[1]
+    mean = one[1] + gap * (other[0] / count)
+    return count, mean, one[2] + other[2] + gap * gap * (one[0] * other[0] / count)
+
+
+def exact_diagonal(counted: Counting, sums: Sums) -> DiagonalEstimate:
+    """By all n products."""
+    n = counted.shape[0]
+    widest, values = columns(fitting_vectors(counted), EACH), zero(counted)
+    for first in range(0, n, widest):
+        units = torch.zeros(min(widest, n - first), n)
+        units[range(len(units)), range(first, first + len(units))] = 1
+        units = placed(units, counted)
+        values = values + mapped(lambda u, v: (u * v).sum(dim=0), units, (counted @ units.T).T)
+    nothing = sums(values).new_zeros(0, len(sums(values)))
+    found = DiagonalEstimate(**estimate(counted, values, torch.zeros_like(values), sums, nothing), converged=True)
+    return replace(found, converged=found.finite)

@@ -1,0 +1,110 @@
+"""The whole page: the problem, then each result with its figures and tables and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from spectra.page.figures import figures
+from spectra.page.markup import Markup, element, joined, opening
+from spectra.page.problem import Facts, facts, listed, shared
+from spectra.page.results import KINDS
+from spectra.page.style import STYLE
+from spectra.page.tables import paragraphs_and_tables
+from spectra.plots.saved import intact
+
+Record = dict[str, Any]
+NOTHING_ELSE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may load or run
+UNITS = (
+    "A product is one multiplication of a matrix with a vector: the unit of cost. Times are in seconds, those of "
+    "set-up apart. What stands behind ± is said above each table."
+)
+
+
+def document(
+    results: Sequence[tuple[Path, Record]], title: str | None, repeat: Callable[[Record], Sequence[str]]
+) -> Markup:
+    """HTML of results, in this order; the same bytes for the same results.
+
+    Args:
+        results: files and records.
+        title: by default what the page is of.
+        repeat: the words of the command line that makes a record again; none where that is not known.
+
+    Raises SpectraError: a record that is not whole.
+    """
+    told = []
+    for path, record in results:
+        with intact(path, record["command"]):
+            told.append(facts(record))
+    common = shared(told)
+    sections = [
+        section(i + 1, path, record, {name: text for name, text in own.items() if name not in common}, repeat)
+        for i, ((path, record), own) in enumerate(zip(results, told, strict=True))
+    ]
+    title = title or usual_title(common)
+    body = [
+        element("header", element("h1", title), element("p", UNITS)),
+        contents(results) if len(results) > 1 else "",
+        element("section", element("h2", "The problem"), listed(common), id="problem") if common else "",
+        *sections,
+    ]
+    head = [
+        opening("meta", charset="utf-8"),
+        opening("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        opening("meta", http_equiv="Content-Security-Policy", content=NOTHING_ELSE),
+        element("title", title),
+        element("style", Markup(STYLE)),
+    ]
+    main = element("main", *lines(body))
+    return joined(Markup("<!DOCTYPE html>\n"), element("html", element("head", *lines(head)), main, lang="en"), "\n")
+
+
+def usual_title(common: Facts) -> str:
+    model, data = common.get("Model"), common.get("Data", "").rpartition(", ")[0]
+    return f"Loss landscape of {model}{f' on {data}' if data else ''}" if model else "Loss landscapes"
+
+
+def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
+    links = [
+        element("li", element("a", KINDS[record["command"]].title, href=f"#result-{i + 1}"), f" {path}")
+        for i, (path, record) in enumerate(results)
+    ]
+    return element("nav", element("ol", *lines(links)), aria_label="Contents")
+
+
+def section(number: int, path: Path, record: Record, own: Facts, repeat: Callable[[Record], Sequence[str]]) -> Markup:
+    kind = KINDS[record["command"]]
+    with intact(path, record["command"]):
+        files = record.get("figures") or []  # which the page shows itself
+        parts = [part for part in resolve_name(kind.parts)(record) if not (isinstance(part, str) and part in files)]
+        first, rest = paragraphs_and_tables(parts)
+        drawn = list(figures(path, record))
+        again = how_to_repeat(path, record["command"], repeat(record))
+    shown = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]
+    return element("section", *lines(shown), id=f"result-{number}")
+
+
+def how_to_repeat(path: Path, command: str, words: Sequence[str]) -> Markup:
+    parts = [element("h3", "How to repeat it")]
+    if words:
+        parts += [command_line(words), element("p", "or, with the options in its own file:")]
+    return joined(*lines([*parts, command_line(["spectra", command, "--config", str(path)])]))
+
+
+def command_line(words: Sequence[str]) -> Markup:
+    """Lines break between options."""
+    options: list[list[str]] = []
+    for word in words:
+        if not options or word.startswith("-"):
+            options.append([])
+        options[-1].append(word)
+    return element("pre", element("code", Markup(" ".join(element("span", shlex.join(some)) for some in options))))
+
+
+def lines(parts: Sequence[str]) -> list[Markup]:
+    """Each on a line of its own."""
+    return [Markup(f"\n{part}") for part in parts if part]

@@ -1,0 +1,101 @@
+"""Which problem a result is of: model, checkpoint, data, loss, and all that its numbers depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spectra.page.markup import Markup, element
+
+DIGITS = 12  # of a SHA-256
+Facts = dict[str, str]
+
+
+def facts(record: dict[str, Any]) -> Facts:
+    """In words, by name; what the record does not tell, or what does not apply, is left out."""
+    problem = record["problem"]
+    found = {
+        "Model": problem.get("model"),
+        "Checkpoint": checkpoint(problem),
+        "Data": data(problem),
+        "Transform": problem.get("transform"),
+        "Output": problem.get("output"),
+        "Loss": evaluated(problem),
+        "Weight decay": problem.get("weight_decay") or None,
+        "Parameters": parameters(problem),
+        "Labels drawn": labels(record),
+        "Batch size": counted(problem.get("batch_size")),
+        "Precision": problem.get("dtype"),
+        "Device": device(problem),
+        "Seed": problem.get("seed"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in (problem.get("versions") or {}).items()),
+    }
+    return {name: str(text) for name, text in found.items() if text not in (None, "")}
+
+
+def checkpoint(problem: dict[str, Any]) -> str:
+    path, sha = problem.get("checkpoint"), problem.get("checkpoint_sha256")
+    if path is None:
+        return f"none: as built with seed {problem.get('seed')}"
+    parts = [
+        f"entry {problem['checkpoint_key']}" if problem.get("checkpoint_key") else "",
+        f"without the prefix {problem['checkpoint_prefix']}" if problem.get("checkpoint_prefix") else "",
+        f"{problem['checkpoint_ignored']} other names ignored" if problem.get("checkpoint_ignored") else "",
+        f"SHA-256 {str(sha)[:DIGITS]}…" if sha else "",
+    ]
+    return ", ".join([str(path), *filter(None, parts)])
+
+
+def data(problem: dict[str, Any]) -> str | None:
+    examples = counted(problem.get("examples"))
+    return f"{problem.get('data')}, {examples} examples" if examples else problem.get("data")
+
+
+def counted(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def evaluated(problem: dict[str, Any]) -> str | None:
+    """The loss and what it is; the accuracy where there is one."""
+    value, accuracy = problem.get("loss_value"), problem.get("accuracy")
+    if value is None:
+        return problem.get("loss")
+    right = "" if accuracy is None else f", accuracy {100 * accuracy:.4g} %"
+    return f"{problem.get('loss')} {value:.4g}{right}"
+
+
+def parameters(problem: dict[str, Any]) -> str | None:
+    chosen, every, params = (problem.get(key) for key in ("parameters", "parameters_in_all", "params"))
+    if chosen is None:
+        return None
+    of = f" of {every:,}" if every and every > chosen else ""
+    which = f" ({', '.join(map(str, params))})" if params else ""
+    return f"{chosen:,}{of}{which}"
+
+
+def labels(record: dict[str, Any]) -> str | None:
+    """By the one matrix that draws any."""
+    drawn = any(str(entry.get("curvature")).startswith("fisher-mc") for entry in record["results"])
+    return f"{record['problem'].get('mc_samples')} for each example of fisher-mc" if drawn else None
+
+
+def device(problem: dict[str, Any]) -> str | None:
+    name, threads, ranks = (problem.get(key) for key in ("device_name", "threads", "ranks"))
+    if problem.get("device") is None:
+        return None
+    counts = [
+        f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+        f"{ranks} ranks" if ranks and ranks > 1 else "",
+    ]
+    return ", ".join(filter(None, [f"{problem['device']} ({name})" if name else str(problem["device"]), *counts]))
+
+
+def shared(found: Sequence[Facts]) -> Facts:
+    """Those that all results have alike."""
+    return {name: text for name, text in found[0].items() if all(other.get(name) == text for other in found)}
+
+
+def listed(found: Facts) -> Markup:
+    return element(
+        "dl", *[part for name, text in found.items() for part in (element("dt", name), element("dd", text), "\n")]
+    )
