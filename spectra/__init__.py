@@ -39,6 +39,8 @@ _HOMES = {
     "evolution_of": "spectra.analysis.evolution",
     "hutch_plus_plus": "spectra.krylov.hutchinson",
     "hutchinson": "spectra.krylov.hutchinson",
+    "layers": "spectra.analysis.by_layer",
+    "layers_figures": "spectra.plots.layers",
     "load_problem": "spectra.inputs.problem",
     "mean_loss": "spectra.curvature.evaluation",
     "save_figure": "spectra.plots",

@@ -24,6 +24,7 @@ from spectra.operator import SymmetricOperator
 from spectra.vectors import whole
 
 DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
+PAIR = 2  # products that a search takes at least: one for a vector, one for its residual
 
 
 class LowRank(NamedTuple):
@@ -89,9 +90,9 @@ class Layers:
         left_out = function(self.diagonal.replicates[:, :count]).T.numpy()
         return [jackknife(value, column) for value, column in zip(values, left_out, strict=True)]
 
-    def has_room(self, budget: Budget, parts: int) -> bool:
-        """Whether the budget has a product for each part; what it has none for is missing."""
-        enough = budget.products is None or budget.products >= parts
+    def has_room(self, budget: Budget, products: int) -> bool:
+        """Whether the budget has so many; what it has none for is missing."""
+        enough = budget.products is None or budget.products >= products
         self.complete &= enough
         return enough
 
@@ -141,7 +142,7 @@ def layers(
     """Traces, eigenpairs and spectra of the blocks of one matrix.
 
     Args:
-        diagonal_blocks: the BlockDiagonal of the operator and these blocks.
+        diagonal_blocks: the operator's, as `parameter_blocks.diagonal_blocks` makes them.
         sums: their `block_sums`.
         k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
         method: xdiag or hutchinson, of the diagonal.
@@ -163,13 +164,13 @@ def layers(
         diagonal = DIAGONALS[method](operator, sums, enough, generator=generator, max_products=share, progress=progress)
     found = Layers(blocks, diagonal)
     budget.spend(diagonal.products)
-    if k and found.has_room(budget, 1):
+    if k and found.has_room(budget, PAIR):
         with watch("leading eigenpair") as progress:
             cost = {"max_products": budget.left(), "progress": progress}
             found.leading = known or eigenpairs(operator, 1, tolerance=tolerance, generator=generator, **cost)
         found.vector = whole(found.leading.vectors[0]).cpu()
         budget.spend(found.leading.products)
-    if k and found.has_room(budget, len(blocks)):
+    if k and found.has_room(budget, PAIR * len(blocks)):
         with watch("blocks") as progress:
             cost = {"max_products": budget.left(len(blocks)), "progress": progress}
             found.eigenpairs = block_eigenpairs(
@@ -192,7 +193,7 @@ class Budget:
     products: int | None
 
     def left(self, parts: int = 1) -> int | None:
-        return None if self.products is None else self.products // parts
+        return None if self.products is None else max(1, self.products // parts)
 
     def spend(self, products: int) -> None:
         if self.products is not None:

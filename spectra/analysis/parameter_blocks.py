@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile, zip_longest
 
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.leaf_blocks import LeafBlocks, leaf_slices
 from spectra.curvature.problem import Problem
 from spectra.krylov.diagonal import Sums
+from spectra.krylov.lockstep import BlockDiagonal
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.vectors import part_of, summed
 
@@ -116,3 +118,20 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
         return torch.segment_reduce(entries, "sum", lengths=lengths, initial=0)  # unlike index_add, the same each time
 
     return lambda diagonal: summed(own, diagonal).T.flatten().cpu()
+
+
+def diagonal_blocks(
+    operator: SymmetricOperator,
+    blocks: Sequence[ParameterBlock],
+    problem: Problem,
+    name: str,
+    memory: int | None = None,
+) -> SymmetricOperator:
+    """diag(A_11, ..., A_LL) of the matrix `name` of a problem, which `operator` is.
+
+    Where the blocks are whole parameters, by products of their own within `memory`; else by the operator's.
+    """
+    index = [block.index for block in blocks]
+    if (leaves := leaf_slices(problem, index)) is not None:
+        return LeafBlocks(problem, name, leaves, memory)
+    return BlockDiagonal(operator, [some.to(operator.device) for some in index])

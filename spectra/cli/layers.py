@@ -63,21 +63,20 @@ def measured(session: Session, name: str, blocks: list, settings: dict):
     import torch
 
     from spectra.analysis.layers import layers
-    from spectra.analysis.parameter_blocks import block_sums
+    from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks
     from spectra.cluster.distributed import distributed
-    from spectra.krylov.lockstep import BlockDiagonal
 
     limit = session.options["max_products"]
     generator = torch.Generator().manual_seed(session.options["seed"])
-    matrix = Together(session, 1).matrix(session.loaded.problem, name, 200)
+    together = Together(session, 2)
+    matrix = together.matrix(session.loaded.problem, name, 200)
     with progress_line(name):
         matrix.check(generator, limit)
-    index = [block.index.to(matrix.curvature.device) for block in blocks]
-    diagonal_blocks = session.remembered(BlockDiagonal(distributed(matrix.curvature), index), f"{name}-blocks")
+    own = diagonal_blocks(distributed(matrix.curvature), blocks, session.loaded.problem, name, together.memory)
     start = time.perf_counter()
     found = layers(
         matrix.operator,
-        diagonal_blocks,
+        session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(session.loaded.problem, blocks, matrix.operator),
         known=leading(session, matrix.operator, name) if settings["k"] else None,

@@ -44,13 +44,18 @@ class Together:
     session: Session
     count: int
 
-    def matrix(self, problem, name: str, products: int, journal: str | None = None) -> Prepared:
-        """The matrix `name` of a problem, for so many products; `journal` names what is written down, else its name."""
-        from spectra.curvature.operator import Curvature
+    @property
+    def memory(self) -> int:
+        """Bytes of each."""
         from spectra.memory import memory_share
 
         memory = self.session.options["memory"]
-        memory = memory_share(problem.device) if memory is None else memory
+        return (memory_share(self.session.loaded.problem.device) if memory is None else memory) // self.count
+
+    def matrix(self, problem, name: str, products: int, journal: str | None = None) -> Prepared:
+        """The matrix `name` of a problem, for so many products; `journal` names what is written down, else its name."""
+        from spectra.curvature.operator import Curvature
+
         expected = min(products, self.session.options["max_products"] or products)
-        matrix = Curvature(problem, name, memory // self.count, expected)
+        matrix = Curvature(problem, name, self.memory, expected)
         return Prepared(matrix, self.session.operator(matrix, journal or name))

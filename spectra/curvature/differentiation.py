@@ -15,7 +15,8 @@ from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
 
-Apply = Callable[[Tensor], Tensor]
+# v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
+Apply = Callable[..., Tensor]
 WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
 
 
@@ -108,6 +109,16 @@ def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = 
     return gradients
 
 
+def combined_gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]):
+    """The derivative of the sum of weights'output by each input; the graph is kept."""
+    held = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not held:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    outputs, weights = zip(*held, strict=True)
+    settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    return torch.autograd.grad(outputs, inputs, weights, **settings)
+
+
 def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
     """Raise RuntimeError where a layer's derivative is cut off from its graph.
 
@@ -143,13 +154,16 @@ class Jacobian:
         self.problem = problem
         self.rows = problem.loss.rows(problem.output(batch), batch.targets)
         self.dummy = torch.zeros_like(self.rows, requires_grad=True)
-        transposed = gradient(self.rows, problem.leaves, self.dummy, create_graph=True)
-        self.transposed = problem.vector(transposed)
+        self.parts = gradient(self.rows, problem.leaves, self.dummy, create_graph=True)
+        self.transposed = problem.vector(self.parts)
 
-    def times(self, vector: Tensor) -> Tensor:
-        """J v, of the shape of rows."""
-        return gradient(self.transposed, (self.dummy,), vector)[0]
+    def times(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
+        """J v, of the shape of rows; of these leaves alone, v is (n_l,)."""
+        if leaves is None:
+            return gradient(self.transposed, (self.dummy,), vector)[0]
+        return combined_gradient(self.parts[leaves], (self.dummy,), self.problem.tensors(vector, leaves))[0]
 
-    def transposed_times(self, rows: Tensor) -> Tensor:
-        """J'u, (n,)."""
-        return self.problem.vector(gradient(self.rows, self.problem.leaves, rows))
+    def transposed_times(self, rows: Tensor, leaves: slice | None = None) -> Tensor:
+        """J'u, (n,); of these leaves alone, (n_l,)."""
+        inputs = self.problem.leaves[leaves or slice(None)]
+        return self.problem.vector(gradient(self.rows, inputs, rows))

@@ -33,7 +33,15 @@ def fisher_batch(problem: Problem, batch: Batch) -> Apply:
     """(|b| / N) G G', G the mean over the batch's |b| examples of the gradients of l_i = (N / W) ce_i."""
     count = problem.loss.examples(batch.targets)
     if not count:
-        return torch.zeros_like
-    slope = batch_gradient(problem, batch)
-    scale = problem.examples / (count * problem.weight**2)
-    return lambda vector: scale * slope * (slope @ vector)
+        return lambda vector, leaves=None: torch.zeros_like(vector)
+    return outer_product(problem, batch_gradient(problem, batch), problem.examples / (count * problem.weight**2))
+
+
+def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:
+    """scale g g'."""
+
+    def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
+        own = g if leaves is None else problem.vector(problem.tensors(g)[leaves])
+        return scale * own * (own @ vector)
+
+    return apply

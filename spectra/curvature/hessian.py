@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.curvature.differentiation import Apply, gradient
+from spectra.curvature.differentiation import Apply, combined_gradient, gradient
 from spectra.curvature.problem import Batch, Problem
 
 
@@ -12,9 +12,13 @@ def linearise(problem: Problem, batch: Batch) -> Apply:
     """The batch's part of the Hessian, as a function of a vector (n,)."""
     rows = problem.loss.rows(problem.output(batch), batch.targets)
     loss = problem.loss.total(rows, batch.targets) / problem.weight
-    slope = problem.vector(gradient(loss, problem.leaves, create_graph=True))
+    slopes = gradient(loss, problem.leaves, create_graph=True)
+    slope = problem.vector(slopes)
 
-    def apply(vector: Tensor) -> Tensor:
-        return problem.vector(gradient(slope, problem.leaves, vector))
+    def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
+        if leaves is None:
+            return problem.vector(gradient(slope, problem.leaves, vector))
+        own = problem.leaves[leaves]
+        return problem.vector(combined_gradient(slopes[leaves], own, problem.tensors(vector, leaves)))
 
     return apply

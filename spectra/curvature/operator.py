@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pkgutil import resolve_name
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from spectra.curvature.checks import refuse_one_example, refuse_unfit
 from spectra.curvature.differentiation import Apply, explained, twice_differentiable
-from spectra.curvature.gradients import mean_gradient
+from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
@@ -105,6 +106,22 @@ class Curvature:
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
 
+    def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
+        """Products of diagonal blocks, each of some leaves, with vectors (n_l,); for matrices that are not hoisted.
+
+        What belongs to other parameters alone is left out, so that one of a late layer costs little.
+        """
+        self._refuse_changed()
+        self.prepare()
+        decay = self.problem.weight_decay if self._first else 0.0
+        products = [vector * decay for _, vector in vectors]
+        with twice_differentiable(self.problem.model), explained():
+            for apply in chain(self._terms, self._products):
+                for product, (leaves, vector) in zip(products, vectors, strict=True):
+                    product += apply(vector, leaves)
+                del apply
+        return products
+
     def factor(self) -> Factor:
         """F of A = F'F + shift I. Raises SpectraError where there is none."""
         return Factor(self.problem, self.name, self.memory)
@@ -118,7 +135,7 @@ class Curvature:
             if self._matrix.centred:
                 refuse_one_example(self.problem)
                 mean = mean_gradient(self.problem)
-                self._terms = [less_outer_product(mean)] if self._first else []
+                self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products()
             self.setup_seconds += time.perf_counter() - start
@@ -144,8 +161,3 @@ class Curvature:
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
             raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
-
-
-def less_outer_product(g: Tensor) -> Apply:
-    """-g g'."""
-    return lambda vector: -g * (g @ vector)

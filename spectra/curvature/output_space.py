@@ -15,7 +15,7 @@ from spectra.curvature.random_labels import uniforms
 
 def sandwich(jacobian: Jacobian, middle: Apply) -> Apply:
     """v -> J'M(J v)."""
-    return lambda vector: jacobian.transposed_times(middle(jacobian.times(vector)))
+    return lambda vector, leaves=None: jacobian.transposed_times(middle(jacobian.times(vector, leaves)), leaves)
 
 
 def ggn(problem: Problem, batch: Batch) -> Apply:

@@ -140,10 +140,11 @@ class Problem:
         """Tensors shaped as the parameters, as one vector (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
-    def tensors(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """A vector (n,) as views shaped as the parameters."""
-        parts = vector.split([p.numel() for p in self.leaves])
-        return tuple(part.view(p.shape) for part, p in zip(parts, self.leaves, strict=True))
+    def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
+        """A vector (n,), or one of these leaves alone, as views shaped as the parameters."""
+        shapes = self.leaves[leaves]
+        parts = vector.split([p.numel() for p in shapes])
+        return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
 
 
 def slice_tree(tree: Any, cut: slice) -> Any:
