@@ -94,9 +94,7 @@ def landscape_arrays(record: Entry) -> dict[str, np.ndarray]:
 def landscape_parts(record: Entry) -> list[Any]:
     """Texts and tables: for each matrix its directions, then how curvature spreads over examples; then the cost."""
     results = record["results"]
-    first = results[0]
-    sizes = f"|theta| {first['parameter_norm']:.4g}, gradient norm {first['gradient_norm']:.3g}"
-    parts = [heading(record), sizes]
+    parts = [heading(record), sizes(results[0])]
     if any(entry["lines"] for entry in results):
         parts += [MEANING]
     parts += [direction_table(entry) for entry in results]
@@ -108,6 +106,10 @@ def landscape_parts(record: Entry) -> list[Any]:
     parts += [plane_line(entry, plane) for entry in results for plane in entry["planes"]]
     figures = ["", *record["figures"]] if record.get("figures") else []
     return [*parts, cost_table(results), *remarks(record), *figures]
+
+
+def sizes(entry: Entry) -> str:
+    return f"|theta| {cell(entry['parameter_norm'])}, gradient norm {cell(entry['gradient_norm'])}"
 
 
 def direction_table(entry: Entry) -> Any:

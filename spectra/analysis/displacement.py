@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from spectra.curvature.batches import share
 from spectra.curvature.differentiation import explained, twice_differentiable
 from spectra.curvature.problem import Problem
-from spectra.krylov.results import Progress
 
 
 @contextmanager
@@ -32,20 +31,21 @@ def displaced(parameters: Sequence[torch.nn.Parameter], steps: Sequence[Tensor])
             p.data = here
 
 
-def losses(problem: Problem, directions: Tensor, coordinates: np.ndarray, progress: Progress | None = None) -> list:
+def losses(
+    problem: Problem, directions: Tensor, coordinates: np.ndarray, watch: Callable[[], None] = lambda: None
+) -> list[float]:
     """The mean loss, weight decay included, at theta + z'D for each z of `coordinates` (points, k); D is (k, n).
 
-    A forward pass over the data each. What is not finite is nan: far away a loss may well overflow.
-    Raises SpectraError where the model fails.
+    A forward pass over the data each, after a call of `watch`. What is not finite is nan: far away a loss may well
+    overflow. Raises SpectraError where the model fails.
     """
     totals, shrinkage = [], []
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         for z in torch.as_tensor(coordinates).to(directions):
+            watch()
             with displaced(problem.leaves, problem.tensors(z @ directions)):
                 totals.append(total_loss(problem))
                 shrinkage.append(problem.weight_decay * square(problem) / 2 if problem.weight_decay else 0.0)
-            if progress:
-                progress(products=0)
     means = [total / problem.weight for total in problem.processes.totals(*totals)]
     values = [mean + more for mean, more in zip(means, shrinkage, strict=True)]
     return [value if math.isfinite(value) else math.nan for value in values]

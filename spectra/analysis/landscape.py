@@ -25,7 +25,6 @@ from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
-from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator
 
 FLOOR = 1e-3  # nats: of a loss smaller than that, the default radius is that of this one
@@ -113,9 +112,13 @@ def landscape(
     along: Sequence[tuple[str, ...]],
     grid: Grid,
     step: Step = lambda compute: compute(),
-    progress: Progress | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> Landscape:
-    """Lines and planes `along` the directions named, beside what the matrix `name`, the operator, predicts there."""
+    """Lines and planes `along` the directions named, beside what the matrix `name`, the operator, predicts there.
+
+    One product for each direction; `watch` is called before each pass over the data. Lines and planes of directions
+    that are not there, or not finite, are left out. Raises SpectraError where the model fails.
+    """
     used = [key for key, d in directions.items() if d.vector.isfinite().all()]
     vectors = [directions[key].vector for key in used]
     model = quadratic(operator, point.loss, point.gradient, vectors)
@@ -131,31 +134,43 @@ def landscape(
             for key, curvature in zip(names, np.diag(sides.curvatures), strict=True)
         ]
         if len(names) == 1:
-            lines[names[0]] = line(problem, *those, *axes, sides, step, progress)
+            lines[names[0]] = line(problem, *those, *axes, sides, step, watch)
         else:
-            planes[names] = plane(problem, those, *axes, sides, step, progress)
+            planes[names] = plane(problem, those, *axes, sides, step, watch)
     spreads, without = spread_along(problem, name, used, vectors, step)
     evaluations = sum(found.loss.size for found in (*lines.values(), *planes.values()))
     found = {"lines": lines, "planes": planes, "spread": spreads, "without": without, "evaluations": evaluations}
     return Landscape(point, directions, model, used, converged=len(lines) + len(planes) == len(along), **found)
 
 
-def spread_along(problem: Problem, name: str, used: Sequence[str], vectors: Sequence[Tensor], step: Step):
-    """Curvature and slope over the examples by direction; and, where there are none, why."""
+def spread_along(
+    problem: Problem, name: str, used: Sequence[str], vectors: Sequence[Tensor], step: Step
+) -> tuple[dict[str, tuple[Spread, Spread]], str]:
+    """Curvature and slope over the examples by direction; where there are none, why."""
+    if not used:
+        return {}, ""
     if MATRICES[name].split:
         return {}, f"{name} is made of batches, so single examples have no curvature"
+    curvatures, slopes, without = step(lambda: values_along(problem, name, vectors))
+    both = zip(used, curvatures, slopes, strict=True) if not without else ()
+    return {key: (spread(np.array(bend)), spread(np.array(slope))) for key, bend, slope in both}, without
+
+
+def values_along(problem: Problem, name: str, vectors: Sequence[Tensor]) -> tuple[list, list, str]:
+    """Curvatures and slopes of the examples, rows by direction; or why there are none."""
     try:
-        curvatures, slopes = step(lambda: [values.tolist() for values in per_example(problem, name, vectors)])
+        curvatures, slopes = per_example(problem, name, vectors)
     except SpectraError as error:
-        return {}, f"no curvature of single examples: {error}"
-    both = zip(used, curvatures, slopes, strict=True)
-    return {key: (spread(np.array(bend)), spread(np.array(slope))) for key, bend, slope in both}, ""
+        return [], [], f"no curvature of single examples, which takes third derivatives: {error}"
+    if not np.isfinite([curvatures, slopes]).all():
+        return [], [], "the curvature of some single example is not finite"
+    return curvatures.tolist(), slopes.tolist(), ""
 
 
-def line(problem: Problem, d: Tensor, t: np.ndarray, model: Quadratic, step: Step, progress: Progress | None) -> Line:
+def line(problem: Problem, d: Tensor, t: np.ndarray, model: Quadratic, step: Step, watch: Callable[[], None]) -> Line:
     """A forward pass over the data for each t; `model` in the one coordinate."""
     coordinates = t[:, None]
-    loss = np.array(step(lambda: losses(problem, d[None], coordinates, progress)))
+    loss = np.array(step(lambda: losses(problem, d[None], coordinates, watch)))
     prediction = model(coordinates)
     return Line(t, loss, prediction, range_of_validity(t, loss - prediction, model.bend(coordinates)))
 
@@ -167,12 +182,12 @@ def plane(
     y: np.ndarray,
     model: Quadratic,
     step: Step,
-    progress: Progress | None,
+    watch: Callable[[], None],
 ) -> Plane:
     """A forward pass over the data for each (x, y), a step for each row; `model` in both coordinates."""
     both = torch.stack(list(directions))
     rows = [np.stack([x, np.full_like(x, value)], axis=1) for value in y]
-    loss = np.array([step(lambda row=row: losses(problem, both, row, progress)) for row in rows])
+    loss = np.array([step(lambda row=row: losses(problem, both, row, watch)) for row in rows])
     d, e = both.double()
     cosine = (d @ e / (d.norm() * e.norm())).item()
     return Plane(x, y, loss, np.stack([model(row) for row in rows]), cosine)

@@ -5,6 +5,7 @@ Knows operators and blocks of indices, nothing of networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,6 +120,8 @@ def stable_rank(matrix: Tensor) -> float:
     matrix = matrix.double()
     short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     gram = short @ short.T
+    if not gram.isfinite().all():  # of which LAPACK has no eigenvalues
+        return math.nan
     return float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
 
 

@@ -88,14 +88,14 @@ def channels(problem: Problem) -> tuple[list[str], Tensor]:
 
 
 def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
-    """The output channel of each entry: the first dimension, of transposed convolutions the second."""
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and p.ndim > 1 and module.groups == 1
-    dimension = 1 if transposed else 0
+    """The output channel of each entry: the first dimension, of transposed convolutions the second in its group."""
     if not p.ndim:
         return torch.zeros(1, dtype=torch.int64)
-    view = [1] * p.ndim
-    view[dimension] = -1
-    return torch.arange(p.shape[dimension]).view(view).expand(p.shape).reshape(-1)
+    own = torch.arange(p.shape[0])
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and p.ndim > 1:
+        group = own // (len(own) // module.groups)
+        own = p.shape[1] * group[:, None] + torch.arange(p.shape[1])
+    return own.view(*own.shape, *[1] * (p.ndim - own.ndim)).expand(p.shape).reshape(-1)
 
 
 def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator) -> Sums:

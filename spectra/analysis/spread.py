@@ -95,8 +95,8 @@ def of_batch(problem: Problem, name: str, batch: Batch, directions: Sequence[Ten
 
 def acceleration(jacobian: Jacobian, d: Tensor) -> Tensor:
     """d2/dt2 of the rows at theta + t d, of their shape: what multiplies u in d/dtheta (u'J d) d."""
-    leaves = jacobian.problem.leaves
-    moved = jacobian.problem.vector(gradient(jacobian.transposed, leaves, d, create_graph=True))
+    leaves, along = jacobian.problem.leaves, d.clone().requires_grad_()  # else once_differentiable goes unnoticed
+    moved = jacobian.problem.vector(gradient(jacobian.transposed, leaves, along, create_graph=True))
     return gradient(moved, (jacobian.dummy,), d)[0]
 
 

@@ -15,7 +15,6 @@ from spectra.cli.terminal import finish, note, prints_to_stderr, progress_line
 from spectra.cli.together import Prepared, Together
 
 NAMES = "name 1, 2, ... (eigenvectors by |eigenvalue|), lowest or random; one, or two with a comma"
-
 FURTHEST = 1e6  # far beyond |theta| of any network
 
 
@@ -77,9 +76,9 @@ class Radius(Positive):
 def landscape(along, radius, points, tol, **options) -> int:
     """The loss along eigenvectors, and how far its quadratic form holds.
 
-    The mean loss on lines and planes through the checkpoint, in eval mode, with
-    what slope and curvature predict there, and how the curvature spreads over
-    the examples.
+    The mean loss on lines and planes through the checkpoint, in eval mode (so
+    BatchNorm keeps its running statistics), with what slope and curvature
+    predict there, and how the curvature spreads over the examples.
 
     \b
     spectra landscape --model nets.py:build --checkpoint last.pt --data digits
@@ -146,7 +145,7 @@ def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float
         def step(compute):
             return once(counted, compute, generator)
 
-        def watch(**_):
+        def watch():
             progress(products=counted.products)
 
         found = landscape(problem, counted, name, point, directions, along, grid, step, watch)

@@ -27,8 +27,8 @@ from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, 
 from spectra.vectors import local, mapped
 
 EACH = 5  # vectors that a sample holds at its peak
-GROUPS = 16  # of the jackknife: each is a pass over four arrays (vectors, n)
-SLICE = 2**20  # entries that are combined at a time, so that no further array is as long as these
+GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
+SLICE = 2**13  # entries that are combined at a time, in a processor's cache
 
 
 Sums = Callable[[Tensor], Tensor]  # of a diagonal (n,): linear, with weights >= 0; (m,), float64 on the CPU
@@ -93,7 +93,8 @@ def xdiag(
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, None)
-    largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
+    vectors = LARGEST // (n * torch.finfo(operator.dtype).bits // 8)
+    largest = max(FEWEST, (vectors - GROUPS) // 4)  # four arrays of them, and the groups'
     sketch, found, wanted = Sketch(counted), None, FEWEST
     while True:
         left = budget - counted.products
@@ -105,7 +106,7 @@ def xdiag(
         if affordable == len(sketch.tests):
             return found
         if wanted > largest:
-            known = sketched(sketch.coordinates(), sketch, range(0))
+            known = sketched(sketch, [small(sketch.coordinates(), ())])[0]
             rest = Deflated(counted, sketch.basis)
             return sample(counted, rest, known, sums, enough, generator, budget, progress)
         sketch.grow(affordable, generator)
@@ -120,50 +121,66 @@ def xdiag(
 def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstimate:
     """The mean over all test vectors, each left out of Q in turn; errors by leaving out groups of them altogether."""
     q = len(sketch.tests)
-    whole, groups = sketch.coordinates(), min(q, GROUPS)
-    values = sketched(whole, sketch, range(q))
-    if not whole.projected.isfinite().all():
-        return DiagonalEstimate(**estimate(counted, values, values, sums, sums(values)[None]), converged=False)
-    replicates, moments = [], None
-    for group in range(groups):
-        left_out = range(group, q, groups)
-        without = sketched(whole.without(left_out), sketch, others(q, left_out))
-        replicates.append(sums(without))
-        moments = merged(moments, (1, without, torch.zeros_like(without)))
+    every, groups = sketch.coordinates(), min(q, GROUPS)
+    if not every.projected.isfinite().all():
+        missing = zero(counted) * math.nan
+        return DiagonalEstimate(**estimate(counted, missing, missing, sums, sums(missing)[None]), converged=False)
+    left_out = [range(group, q, groups) for group in range(groups)]
+    weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
+    values, *without = sketched(sketch, weights)
+    moments = None
+    for one in without:
+        moments = merged(moments, (1, one, torch.zeros_like(one)))
     errors = mapped(lambda squares: ((groups - 1) / groups * squares).sqrt(), moments[2])
-    return DiagonalEstimate(**estimate(counted, values, errors, sums, torch.stack(replicates)), converged=False)
+    replicates = torch.stack([sums(one) for one in without])
+    return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
 
-def sketched(c: Coordinates, sketch: Sketch, tests: Sequence[int]) -> Tensor:
-    """diag A (n,) from coordinates along a Q, the rest by the mean over these test vectors, each left out of Q.
+def small(c: Coordinates, tests: Sequence[int]) -> tuple[Tensor, ...]:
+    """M, B, K, E (q, q) and weights (q,) with diag A about sum (M Q - B W) o AQ - (K Q + E W) o Q + weights W o AW.
 
-    Without tests it is what Q alone gives: 2 diag QQ'A - diag QQ'AQQ'.
+    From coordinates along a Q, the rest by the mean over these test vectors, each left out of Q. Without tests it is
+    what Q alone gives: 2 diag QQ'A - diag QQ'AQQ'.
     """
-    m, q = max(len(tests), 1), c.lift.shape[1]
-    alone = c.alone() if len(tests) else c.lift.new_zeros(q, 0)  # s_i: Q_i Q_i' = Q (I - s_i s_i') Q'
+    m, own = max(len(tests), 1), c.lift.shape[1]
+    alone = c.alone() if len(tests) else c.lift.new_zeros(own, 0)  # s_i: Q_i Q_i' = Q (I - s_i s_i') Q'
     less = alone @ alone.T / m
     spread = (alone * (alone * (c.projected @ alone)).sum(dim=0)) @ alone.T / m
-    inside = torch.eye(q).to(less) - less  # means of I - s_i s_i', and of Q'AQ between two of these
+    inside = torch.eye(own).to(less) - less  # means of I - s_i s_i', and of Q'AQ between two of these
     around = c.projected - less @ c.projected - c.projected @ less + spread
     along = c.along[:, : len(tests)] - alone * (alone * c.along[:, : len(tests)]).sum(dim=0)  # Q_i'w_i
     rest = c.images_along[:, : len(tests)] - c.projected @ along
     rest = rest - alone * (alone * rest).sum(dim=0)  # Q_i'A P_i w_i
+    q = len(c.lift)
+    chosen = torch.zeros(len(tests), q).to(less)
+    chosen[range(len(tests)), list(tests)] = 1 / m
     lift = c.lift
-    small = (2 * lift @ inside @ lift.T, lift @ along / m, lift @ around @ lift.T, lift @ rest / m)
-    combined = partial(combine, small, list(tests))
-    return mapped(combined, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
+    return (
+        2 * lift @ inside @ lift.T,
+        lift @ along @ chosen,
+        lift @ around @ lift.T,
+        lift @ rest @ chosen,
+        chosen.sum(0),
+    )
 
 
-def combine(small: tuple[Tensor, ...], tests: list[int], basis: Tensor, images: Tensor, w: Tensor, aw: Tensor):
-    """sum over rows of (M Q - B W) o AQ - (K Q + E W) o Q + W o AW / m, slice by slice."""
-    m_q, b_w, k_q, e_w = (matrix.to(basis.device, basis.dtype) for matrix in small)
-    values = basis.new_empty(basis.shape[1])
-    for first in range(0, len(values), SLICE):
-        cut = slice(first, first + SLICE)
-        q, z, signs, products = basis[:, cut], images[:, cut], w[tests, cut], aw[tests, cut]
-        values[cut] = ((m_q @ q - b_w @ signs) * z).sum(dim=0) - ((k_q @ q + e_w @ signs) * q).sum(dim=0)
-        values[cut] += (signs * products).sum(dim=0) / max(len(tests), 1)
-    return values
+def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Diagonals (g, n) from as many sets of `small` matrices, slice by slice: all are read once for all of them."""
+    m, b, k, e, chosen = (torch.stack(some) for some in zip(*weights, strict=True))
+
+    def combine(basis: Tensor, images: Tensor, tests: Tensor, products: Tensor) -> Tensor:
+        across, within, own = (
+            x.to(basis.device, basis.dtype) for x in (torch.cat([m, -b], dim=2), torch.cat([k, e], dim=2), chosen)
+        )
+        rows = basis.new_empty(len(own), basis.shape[1])
+        for first in range(0, rows.shape[1], SLICE):
+            cut = slice(first, first + SLICE)
+            q, z, w, aw = basis[:, cut], images[:, cut], tests[:, cut], products[:, cut]
+            both = torch.cat([q, w])
+            rows[:, cut] = ((across @ both) * z).sum(dim=1) - ((within @ both) * q).sum(dim=1) + own @ (w * aw)
+        return rows
+
+    return mapped(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
 
 
 def hutchinson_diagonal(

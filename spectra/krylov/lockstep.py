@@ -187,7 +187,8 @@ def block_measures(
     for i, (atoms, _) in enumerate(pairs):
         own = found.get(i, [(atoms[:0], atoms[:0])] * probes)
         spent = sum(len(nodes) for nodes, _ in own)
-        complete = i not in unknown or limit >= probes * steps
+        finite = all(nodes.isfinite().all() for nodes, _ in own)
+        complete = i not in unknown or (limit >= probes * steps and finite)
         measures.append(pack(own, atoms, len(blocks[i]), spent, converged=complete))
     return measures
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from spectra.page.markup import Markup, element, opening
-from spectra.page.svg import svg
 from spectra.plots.saved import KINDS, WHOLE, record_figures
+from spectra.plots.svg import svg
 
 CAPTIONS = {
     "eig": "Eigenvalues by rank, with residuals",
@@ -39,7 +37,7 @@ def figures(path: Path, record: dict[str, Any]) -> Iterator[Markup]:
         yield element("figure", image(drawn, f"{caption}: {matrices}"), element("figcaption", f"{caption}."))
 
 
-def image(drawn: Figure, alternative: str) -> Markup:
+def image(drawn: Any, alternative: str) -> Markup:
     address = base64.b64encode(svg(drawn)).decode()
     width, height = (round(96 * inches) for inches in drawn.get_size_inches())
     return opening("img", src=f"data:image/svg+xml;base64,{address}", alt=alternative, width=width, height=height)

@@ -11,7 +11,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .75rem; }
 h2 { font-size: 1.3rem; line-height: 1.25; margin: 0 0 .75rem; }
 h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
 section { margin-top: 3rem; padding-top: 1.25rem; border-top: 1px solid var(--rule); }
-p { margin: .5rem 0; max-width: 42rem; }
+p { margin: .5rem 0; max-width: 42rem; text-wrap: pretty; }
 section p { font-size: .9375rem; }
 .lead { margin-bottom: 1rem; color: var(--faint); }
 a { color: #004b87; }
