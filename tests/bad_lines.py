@@ -32,6 +32,7 @@ ALL = [command for command in spectra.commands if command != "sweep"]  # which t
 VALID = {
     **{command: {"--model": "user.py:linear", "--data": "points.npz"} for command in PROBLEM},
     "plot": {"RESULT": "out/eig.json", "--out": "figure.png"},
+    "report": {"RESULT": "out/eig.json", "--out": "report.html"},
     "demo": {},
 }
 HARMLESS = {
@@ -55,6 +56,9 @@ HARMLESS = {
     "--rtol": st.floats(0.1, 1e300),
     "--probes": st.integers(2, 4),
     "--steps": st.integers(2, 5),
+    "--by": st.sampled_from(["layer", "module", "channel"]),
+    "--sort": st.sampled_from(["order", "trace", "mean", "eigenvalue", "mass", "sensitivity"]),
+    "--density": st.none(),
     "--log": st.none(),
     "--damping": st.floats(1e-3, 1e300),
     "--along": st.lists(st.sampled_from(["1", "2", "lowest"]), min_size=1, max_size=2),

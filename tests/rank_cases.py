@@ -8,6 +8,8 @@ from pkgutil import resolve_name
 import torch
 from torch import nn
 
+from spectra.analysis.layers import layers
+from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.cluster.distributed import distributed, join
 from spectra.cluster.ranks import finish, rank
 from spectra.curvature.cross_entropy import CrossEntropy
@@ -19,6 +21,7 @@ from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem, Processes
 from spectra.inspection import look_ahead
 from spectra.krylov.deflation import known_pairs
+from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
@@ -94,6 +97,31 @@ def density(operator) -> dict:
     return {"nodes": found.nodes, "weights": found.weights, "deflated": found.deflated, "products": found.products}
 
 
+def blocks(by: str, operator) -> dict:
+    """All of a matrix block by block: by products of whole parameters, or of the whole matrix cut to each."""
+    curvature = getattr(operator, "part", operator)
+    parts = parameter_blocks(curvature.problem, by)
+    own = diagonal_blocks(operator, parts, curvature.problem, curvature.name)
+    sums = block_sums(curvature.problem, parts, operator)
+    found = layers(operator, own, parts, sums, rtol=0.3, tolerance=1e-6, steps=3, probes=2, generator=seeded())
+    count, never = range(len(parts)), lambda values, errors: False
+    sketch = xdiag(operator, sums, never, generator=seeded(), max_products=20)  # fewer than take all exactly
+    signs = hutchinson_diagonal(operator, sums, never, generator=seeded(), max_products=7)
+    return {
+        "sketch": sketch.replicates,
+        "sketch's errors": whole(sketch.standard_errors),
+        "signs": whole(signs.values),
+        "signs' errors": whole(signs.standard_errors),
+        "diagonal": whole(found.diagonal.values),
+        "sums": found.diagonal.sums,
+        "values": torch.cat([pairs.values for pairs in found.eigenpairs]),
+        "masses": torch.tensor([found.mass(i) for i in count]),
+        "overlaps": torch.tensor([found.overlap(i) for i in count]),
+        "nodes": torch.cat([measure.nodes.flatten() for measure in found.measures]),
+        "products": found.products,
+    }
+
+
 def forecast(operator) -> dict:
     found = look_ahead(Counting(operator), k=3, generator=seeded())
     return {"products": found.products, **{f"{e.command} {e.method}": e.products for e in found.estimates}}
@@ -155,6 +183,7 @@ TABLE = {
     "density": (density, ("three batches", "one batch, never cut"), ("hessian",)),
     "reuse": (reuse, ("three batches",), ("hessian",)),
     "forecast": (forecast, ("three batches",), ("hessian", "gradient-covariance")),
+    **{f"by {by}": (partial(blocks, by), ("three batches",), ("ggn",)) for by in ("layer", "channel")},
     "basis": (krylov_basis, ("one batch",), ("hessian",)),
     "short of rank": (short_of_rank, ("one batch", "two parameters"), ("hessian",)),
 }

@@ -27,13 +27,20 @@ LAYERS = [
         "report_evolution",
         "report_inspect",
         "report_landscape",
+        "report_layers",
         "report_outliers",
         "report_sweep",
     },
+    {"page"},
     {"cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ALONE = {"click": {"cli"}, "matplotlib": {"plots"}, "torchvision": {"inputs"}, "rich": {"report", "report_inspect"}}
+ALONE = {
+    "click": {"cli"},
+    "matplotlib": {"plots"},
+    "torchvision": {"inputs"},
+    "rich": {"report", "report_inspect", "report_layers"},
+}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__"))
 
 

@@ -250,3 +250,62 @@ def test_mathematics_in_a_title_is_set(place):
     title = r"$\lambda_1$ of ResNet"
     figure, _ = saved_figure([keep(place, "eig")], title=title)
     assert figure.legends[0].get_title().get_text() == title
+
+
+PAIR = {
+    "first": "hessian",
+    "second": "ggn",
+    "distance": {"value": 0.2, "standard_error": 0.01},
+    "scaled_distance": {"value": 0.1, "standard_error": None},
+    "first_by_second": [4.0, 1.0],
+    "overlaps": [{"j": 1, "overlap": 0.9, "error": 0.01, "told": True}],
+}
+
+
+def compared(directory, **changes):
+    """A saved result of `compare`, with these changes of its first matrix."""
+    directory.mkdir()
+    numbers = ENTRIES["density"] | {"eigenvalues": [4.0, 1.0], "residuals": [0.1, 0.1]}
+    results = [{"curvature": "hessian", **numbers, **changes}, {"curvature": "ggn", **numbers}]
+    record = make_record("compare", {"parameters": 100, "options": {"k": 2}}, results) | {"pairs": [PAIR]}
+    save(directory, record, {})
+    return directory / "compare.json"
+
+
+def test_a_comparison_is_drawn_as_it_stands(place, capsys):
+    file = compared(place / "run")
+    assert run(capsys, "run", "--out", "a.png") == (0, "a.png\n", "")
+    figure, files = saved_figure([file])
+    assert files == [file]
+    assert legend(figure) == ["hessian", "ggn"]
+    eigenvalues, overlaps, _, distances = figure.axes
+    np.testing.assert_allclose(eigenvalues.containers[0].lines[0].get_ydata(), [4.0, 1.0])
+    np.testing.assert_allclose(overlaps.lines[0].get_ydata(), [0.9])
+    assert [text.get_text() for text in distances.get_yticklabels()] == ["hessian − ggn"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "line"),
+    [
+        ({}, "run run2", "RESULT run2/compare.json: a result of compare has a figure of its own; draw it alone"),
+        ({}, "run --log", "--log: the figure of compare is drawn as it stands; leave --log out"),
+        ({}, "run --title a", "--title: the figure of compare is drawn as it stands"),
+        ({}, "run --width 4", "--width: the figure of compare is drawn as it stands"),
+        ({}, "run --label a", "--label: the figure of compare is drawn as it stands"),
+        ({}, "run --curvature ggn", "--curvature: the figure of compare is drawn as it stands"),
+        ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
+        ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
+        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
+        ({"weights": [[1.0]]}, "run", "nodes and weights differ in number"),
+        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: is no result that spectra compare writes (TypeError"),
+    ],
+)
+def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line, place, capsys):
+    compared(place / "run", **changes), compared(place / "run2")
+    assert line in refused(capsys, place, *arguments.split(), "--out", "a.png")
+
+
+def test_a_comparison_among_others_is_refused(place, capsys):
+    keep(place / "one", "eig"), compared(place / "run")
+    line = refused(capsys, place, "one", "run", "--out", "a.png")
+    assert line == "RESULT run/compare.json: a result of compare, but one/eig.json one of eig; draw each kind by itself"

@@ -173,6 +173,9 @@ LINES = {
     "eig": "-k 4 --which BE --tol 1e-5 --curvature fisher-mc --curvature hessian --seed 3 --mc-samples 2",
     "trace": "--method hutchinson --probes 20 --curvature fisher-empirical --seed 5",
     "density": "--steps 7 --probes 3 --curvature gradient-covariance --samples 19 --seed 2 --params '2.*'",
+    "compare": "-k 3 --probes 4 --steps 6 --subsample 8,16 --curvature hessian --curvature ggn --seed 4",
+    "layers": "--by channel -k 1 --sort trace --method hutchinson --rtol 0.5 --density --steps 3 --curvature ggn",
+    "landscape": "--along 1 --along random,2 --points 5 --radius 0.3 --curvature ggn --seed 1",
 }
 
 
@@ -312,6 +315,8 @@ def test_a_result_of_eig_brings_its_eigenvectors(digits, good):
     good(f"eig {DIGITS} -k 6 --out earlier")
     for config in ("earlier/eig.json", "earlier"):
         assert good(f"trace --config {config} --rtol 0.05")["results"][0]["projected_out"] == 6
+    (direction,) = good("landscape --config earlier/eig.json --points 3")["results"][0]["directions"]
+    assert direction["from"] == "earlier/eig.json"
 
 
 def test_of_a_directory_a_command_takes_its_own_result(digits, good):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,6 +256,18 @@ def test_a_random_direction_has_the_norms_of_the_filters():
     other = random_direction("random 1", problem, seeded())
     assert torch.equal(d.vector, other.vector)
     assert abs(d.vector @ random_direction("random 2", problem, seeded(1)).vector) < 0.8 * d.vector.norm() ** 2
+
+
+def test_random_directions_are_drawn_by_the_seed():
+    """One after the other, whatever else is asked for: the same for every matrix, and others for another seed."""
+    problem = network()
+    alone = directions_of(problem, "random 1", "random 2")[0]
+    beside = directions_of(problem, "1", "random 1", "lowest", "random 2", name="ggn", tolerance=1e-3)[0]
+    other = directions_of(replace(problem, seed=1), "random 1")[0]
+    for name in alone:
+        assert torch.equal(alone[name].vector, beside[name].vector)
+    assert not torch.allclose(alone["random 1"].vector, alone["random 2"].vector)
+    assert not torch.allclose(alone["random 1"].vector, other["random 1"].vector)
 
 
 def test_a_filter_that_is_scaled_scales_its_part():

@@ -130,8 +130,8 @@ def test_files(record, call):
     assert json.loads(Path("here/landscape.json").read_text()) == found
     with np.load("here/landscape.npz") as arrays:
         assert arrays["loss_hessian_random-1"].tolist() == found["results"][0]["lines"][0]["loss"]
-        assert arrays["loss_fisher-batch_1_random-2"].shape == (7, 7)
-    record(f"{LINE} --out lines")
+        assert arrays["loss_hessian_1_random-2"].shape == (7, 7)
+    record(f"{LINE} --out lines --curvature fisher-batch")
     assert sorted(path.name for path in Path("lines").iterdir()) == names[2:]
 
 
@@ -256,7 +256,7 @@ def test_a_loss_that_overflows_far_away_is_an_answer(record, call):
 
 @pytest.mark.parametrize("radius", ["1e6", "1e-200"])
 def test_any_radius(radius, record):
-    found = record(f"{LINE} --radius {radius} --along 1 --along lowest --along 1,random --points 3 --out here")
+    found = record(f"{LINE} --radius {radius} --along 1 --along 1,random --points 3 --out here")
     assert found["results"][0]["lines"][0]["t"][2] == float(radius)
 
 
@@ -267,8 +267,60 @@ def test_numbers_that_are_not_finite(call):
     assert status == 1
     assert "a number is not finite" in err
     assert "NaN" not in out
-    assert json.loads(out)["results"][0]["directions"][0]["eigenvalue"] is None
+    saved = json.loads(Path("here/landscape.json").read_text())
+    assert saved["results"][0]["directions"][0]["eigenvalue"] is None
+    assert saved["results"][0]["lines"] == []
+    assert landscape_figures(saved) == {}
+    assert "None" not in rendered(*landscape_parts(saved))
     assert call(f"{LINE.replace('nets.py:mlp', 'bad.py:bad')}")[0] == 1
+
+
+TWICE = """
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+class Slope(Function):
+    @staticmethod
+    def forward(ctx, x, g):
+        ctx.save_for_backward(x, g)
+        return 2 * x * g
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, h):
+        x, g = ctx.saved_tensors
+        return 2 * g * h, 2 * x * h
+
+class Square(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return Slope.apply(*ctx.saved_tensors, g)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(Square.apply(self.layer(x)))
+"""
+
+
+def test_a_layer_without_a_third_derivative_has_no_spread(record, call):
+    Path("twice.py").write_text(TWICE)
+    line = f"{LINE.replace('nets.py:mlp', 'twice.py:Net')}"
+    entry = record(line)["results"][0]
+    assert entry["spread"] is None
+    assert entry["without_spread"].startswith("no curvature of single examples, which takes third derivatives: ")
+    assert entry["lines"][0]["loss"][3] == pytest.approx(entry["loss"], rel=1e-12)
+    assert "which takes third derivatives" in call(line)[1]
 
 
 def test_one_example_has_no_spread(record, call):
@@ -290,7 +342,7 @@ def test_figures_and_text_come_from_the_file_alone(call):
 
 def test_the_figure_shows_the_numbers(record):
     """Loss and prediction over t, the departure below, where it holds shaded; a box and a diamond a direction."""
-    found = record(f"{LINE} --along 1 --along random --out here")
+    found = record(f"{LINE} --along 1 --along random")
     figure, entry = landscape_figures(found)["landscape"], found["results"][0]
     panels = figure.axes
     assert len(panels) == 5

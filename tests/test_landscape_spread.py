@@ -1,5 +1,9 @@
 """Curvature and slope of single examples: closed forms, a dense matrix for each example, and their means."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +12,14 @@ from networks import BY_NAME, CASES, floats, labels, mlp, name_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from spectra.analysis.spread import per_example, spread
+from spectra.analysis.spread import gathered, per_example, spread
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.gradients import mean_gradient
 from spectra.curvature.losses import MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
+from spectra.curvature.problem import Problem, Processes
 
 NAMES = [name for name, matrix in MATRICES.items() if not matrix.split]
 
@@ -107,6 +111,31 @@ def test_the_empirical_fisher_squares_slopes():
 def test_batches_have_no_examples():
     with pytest.raises(ValueError, match="fisher-batch is no mean over examples"):
         per_example(BY_NAME["mlp"].problem(), "fisher-batch", [floats(31)])
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Threads in place of processes."""
+
+    count: int = 3
+    parts: list = field(default_factory=lambda: [None] * 3)
+    barrier: Barrier = field(default_factory=lambda: Barrier(3))
+
+    def total(self, part):
+        self.parts[self.rank] = part
+        self.barrier.wait()
+        found = sum(self.parts)
+        self.barrier.wait()
+        return found
+
+
+def test_parts_of_processes_are_joined_in_order():
+    whole, first = floats(2, 2, 7), Threads()
+    ranks = [Threads(rank, 3, first.parts, first.barrier) for rank in range(3)]
+    parts = whole.split([4, 0, 3], dim=2)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(gathered, parts, ranks):
+            assert torch.equal(found, whole)
 
 
 def test_the_numbers_of_a_spread():

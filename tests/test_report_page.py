@@ -20,10 +20,10 @@ from spectra.cli import run
 from spectra.page.document import document
 from spectra.page.markup import element, text
 from spectra.page.results import KINDS, read_all
-from spectra.page.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.page.tables import blocks, paragraphs_and_tables
 from spectra.plots.saved import record_figures
 from spectra.plots.style import save_figure
+from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.report import new_table
 from spectra.results import make_record, save
 

@@ -94,7 +94,7 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     if record["command"] != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
     if record["command"] == "eig":
-        options["deflate"] = str(path)  # of those commands that take it
+        options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
 
@@ -129,10 +129,12 @@ def converted(option: click.Option, value: Any, context: click.Context, where: s
         if not isinstance(value, bool):
             raise SpectraError(f"{came} is neither true nor false; {wayout}")
         return value
-    values = value if isinstance(value, list) and option.multiple else [value]
+    values = value if isinstance(value, list) and (option.multiple or option.type.name == "sizes") else [value]
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
         raise SpectraError(f"{came} is no text or number{', or list of them' if option.multiple else ''}; {wayout}")
     texts = [str(v) for v in values]
+    if isinstance(value, list) and not option.multiple:
+        texts = [",".join(texts)]
     if any("\0" in text for text in texts):
         raise SpectraError(f"{came} holds a null character, which no option takes; {wayout}")
     try:

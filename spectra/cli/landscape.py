@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
-from spectra.cli.reuse import eigenpairs, source
+from spectra.cli.reuse import eigenpairs, end_of, source
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, note, prints_to_stderr, progress_line
 from spectra.cli.together import Prepared, Together
@@ -86,14 +86,16 @@ def landscape(along, radius, points, tol, **options) -> int:
     """
     with prints_to_stderr():
         from spectra.analysis.landscape import Grid
+        from spectra.plots.landscape import landscape_figures
         from spectra.report import rendered
         from spectra.report_landscape import landscape_arrays, landscape_parts
+        from spectra.results import finite
 
         session = Session()
         session.load()
         with session.resumable():
             record = answered(session, along, Grid(radius, points), tol)
-        record["figures"] = draw(session, record) if options["out"] else []
+        record["figures"] = session.draw(landscape_figures(finite(record))) if options["out"] else []
         session.write(record, landscape_arrays(record))
     return finish(record, options["as_json"], rendered(*landscape_parts(record)))
 
@@ -176,30 +178,3 @@ def taken(session: Session, earlier: Path | None, operator, name: str, wanted: l
         return {}
     return {which: (pairs, str(earlier.with_suffix(".json")))}
 
-
-def end_of(arrays: Path) -> str | None:
-    """The --which of an earlier `eig`, where its record tells."""
-    from spectra.errors import SpectraError
-    from spectra.results import read
-
-    try:
-        _, record = read(arrays.with_suffix(".json"), ("eig",))
-    except SpectraError:
-        return None
-    options = record["problem"].get("options")
-    which = options.get("which") if isinstance(options, dict) else None
-    return which if isinstance(which, str) else None
-
-
-def draw(session: Session, record: dict) -> list[str]:
-    """Write the figures that there are; their paths."""
-    from spectra.plots.landscape import landscape_figures
-    from spectra.plots.style import save_figure
-    from spectra.results import finite, write_atomically
-
-    paths = []
-    for name, figure in landscape_figures(finite(record)).items():
-        paths.append(session.options["out"] / f"{name}.png")
-        if session.first:
-            write_atomically(paths[-1], lambda file, figure=figure: save_figure(figure, file, "png"))
-    return [str(path) for path in paths]

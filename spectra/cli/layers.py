@@ -7,7 +7,7 @@ import time
 import click
 
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
-from spectra.cli.reuse import eigenpairs, source
+from spectra.cli.reuse import eigenpairs, end_of, source
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr, progress_line
 from spectra.cli.together import Together
@@ -90,20 +90,16 @@ def measured(session: Session, name: str, blocks: list, settings: dict):
 
 def leading(session: Session, operator, name: str):
     """The leading eigenpair that an earlier eig has left, if there is one."""
-    from spectra.results import read
+    from dataclasses import replace
+
     from spectra.vectors import taken
 
     path = source(session.options, "eigenvectors")
-    if not session.processes.least(path is not None):
-        return None
-    _, record = read(path.with_suffix(".json"), ("eig",), "--eigenvectors")
-    if record["problem"].get("options", {}).get("which") not in LEADING:
+    if not session.processes.least(path is not None and end_of(path) in LEADING):
         return None
     known = eigenpairs(path, operator, name, session.processes.least, "taken")
     if known is None:
         return None
-    from dataclasses import replace
-
     first = [int(known.values.abs().argmax())]
     return replace(
         known,

@@ -40,3 +40,17 @@ def eigenpairs(path: Path, operator, name: str, agree: Callable[[int], int] = in
         note(f"{name}: {path} holds no converged eigenpairs of this matrix, so none are {use}")
         return None
     return known
+
+
+def end_of(arrays: Path) -> str | None:
+    """The --which of an earlier `eig`, where its record tells."""
+    from spectra.errors import SpectraError
+    from spectra.results import read
+
+    try:
+        _, record = read(arrays.with_suffix(".json"), ("eig",))
+    except SpectraError:
+        return None
+    options = record["problem"].get("options")
+    which = options.get("which") if isinstance(options, dict) else None
+    return which if isinstance(which, str) else None

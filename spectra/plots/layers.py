@@ -37,7 +37,7 @@ def layers_figures(record: Entry) -> dict[str, Figure]:
             figures = {"layers": channel_figure(results)}
         else:
             figures = {"layers": block_figure(results, leading)}
-        if all("nodes" in block for blocks in results.values() for block in blocks):
+        if all(has_density(block) for blocks in results.values() for block in blocks):
             figures["layers-density"] = small_multiples(results)
     return figures
 
@@ -177,6 +177,11 @@ def small_multiples(results: dict[str, list[Entry]]) -> Figure:
     figure.supxlabel(f"eigenvalue λ (asinh axis, linear within {scientific(scale)} of zero)", fontsize=9)
     legend.draw(figure, panels[0].lines)
     return figure
+
+
+def has_density(block: Entry) -> bool:
+    """Whether one was asked for, and all of it is finite."""
+    return bool(np.isfinite(np.array(block.get("nodes", math.nan), dtype=float)).all())
 
 
 def measure_of(block: Entry) -> SpectralMeasure:

@@ -96,8 +96,10 @@ class Journal:
         first = self._next if self._repeating else len(self._products.entries)
         start, again, spent = time.perf_counter(), self.seconds, self._spent
         self._inside, self._place = True, 0
-        outcome = compute()
-        self._inside, self._place = False, 0
+        try:
+            outcome = compute()
+        finally:
+            self._inside, self._place = False, 0
         seconds = time.perf_counter() - start + self.seconds - again
         content = io.BytesIO()
         torch.save((outcome, generator.get_state(), seconds), content)
