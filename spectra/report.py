@@ -193,6 +193,11 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return ["", *lines] if lines else []
 
 
+def figure_lines(record: dict[str, Any]) -> list[str]:
+    """Where the figures are, below all else."""
+    return ["", *record["figures"]] if record["figures"] else []
+
+
 def cost_cells(result: dict[str, Any]) -> list[str]:
     return [
         str(result["products"]),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectra.analysis.estimates import Estimate, brief
-from spectra.report import cost_cells, heading, new_table, remarks, rendered
+from spectra.report import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.report_outliers import class_table, outlier_table
 
 MOST_OVERLAPS = 6  # columns of the short table
@@ -98,7 +98,7 @@ def plain(value: Any) -> Any:
 
 
 def compare_text(record: Entry) -> str:
-    return rendered(*compare_parts(record), *(["", *record["figures"]] if record["figures"] else []))
+    return rendered(*compare_parts(record), *figure_lines(record))
 
 
 def compare_parts(record: Entry) -> list[Any]:

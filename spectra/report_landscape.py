@@ -10,7 +10,7 @@ import numpy as np
 from spectra.analysis.estimates import brief
 from spectra.analysis.quadratic import SHARE
 from spectra.analysis.spread import QUANTILES
-from spectra.report import cost_cells, heading, new_table, remarks
+from spectra.report import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.results import finite
 from spectra.vectors import norm
 
@@ -91,6 +91,10 @@ def landscape_arrays(record: Entry) -> dict[str, np.ndarray]:
     return arrays
 
 
+def landscape_text(record: Entry) -> str:
+    return rendered(*landscape_parts(record), *figure_lines(record))
+
+
 def landscape_parts(record: Entry) -> list[Any]:
     """Texts and tables: for each matrix its directions, then how curvature spreads over examples; then the cost."""
     results = record["results"]
@@ -104,8 +108,7 @@ def landscape_parts(record: Entry) -> list[Any]:
         parts += [spread_table(entry) for entry in told]
     parts += [entry["without_spread"] for entry in results if entry["without_spread"]]
     parts += [plane_line(entry, plane) for entry in results for plane in entry["planes"]]
-    figures = ["", *record["figures"]] if record.get("figures") else []
-    return [*parts, cost_table(results), *remarks(record), *figures]
+    return [*parts, cost_table(results), *remarks(record)]
 
 
 def sizes(entry: Entry) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from spectra.analysis.estimates import brief
-from spectra.report import LARGEST_VECTORS, cost_cells, heading, new_table, remarks, rendered
+from spectra.report import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST = 40  # rows of a table
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
@@ -108,7 +108,7 @@ def side_by_side(found: Any) -> np.ndarray:
 
 
 def layers_text(record: Entry) -> str:
-    return rendered(*layers_parts(record))
+    return rendered(*layers_parts(record), *figure_lines(record))
 
 
 def layers_parts(record: Entry) -> list[str | Table]:
@@ -126,7 +126,7 @@ def layers_parts(record: Entry) -> list[str | Table]:
     notes = new_table("", "products", "s", "set-up s", "converged")
     for entry in record["results"]:
         notes.add_row(entry["curvature"], *cost_cells(entry))
-    return [*parts, "", notes, *remarks(record), *(["", *record["figures"]] if record["figures"] else [])]
+    return [*parts, "", notes, *remarks(record)]
 
 
 def told(entry: Entry) -> str:

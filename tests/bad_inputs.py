@@ -262,12 +262,13 @@ DEFLATE = {
     },
 }
 
+READERS = ["plot", "report"]  # of saved results
 FIGURES = {
-    "RESULT missing": kind({"RESULT": nonsense}, ["plot"]),
-    "RESULT of no result": kind({"RESULT": st.sampled_from(["user.py", "folder", "linear.index.json", "."])}, ["plot"]),
+    "RESULT missing": kind({"RESULT": nonsense}, READERS),
+    "RESULT of no result": kind({"RESULT": st.sampled_from(["user.py", "folder", "linear.index.json", "."])}, READERS),
     **{
         f"RESULT {name}": kind(
-            {"RESULT": "result.json"}, ["plot"], files={"result.json": content}, statuses=statuses, share=share
+            {"RESULT": "result.json"}, READERS, files={"result.json": content}, statuses=statuses, share=share
         )
         for name, content, statuses, share in [
             ("of JSON", values.map(to_json), (2,), 2),
@@ -278,7 +279,10 @@ FIGURES = {
         ]
     },
     "RESULT of two kinds": kind({"RESULT": st.permutations(RESULTS).map(lambda some: some[:2])}, ["plot"]),
-    "RESULT twice": kind({"RESULT": st.sampled_from(RESULTS).map(lambda one: [one, one])}, ["plot"]),
+    "RESULT twice": kind({"RESULT": st.sampled_from(RESULTS).map(lambda one: [one, one])}, READERS),
+    "--out of no page": kind(
+        {"--out": nonsense | st.sampled_from(["a.txt", "a.htm", ".html", "a.html.png"])}, ["report"]
+    ),
     "--out of no figure": kind(
         {"--out": nonsense | st.sampled_from(["a.txt", "a.jpg", "a.json", "png", ".png", "a.png.bak"])}, ["plot"]
     ),

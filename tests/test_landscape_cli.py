@@ -19,8 +19,7 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
-from spectra.report import rendered
-from spectra.report_landscape import landscape_parts
+from spectra.report_landscape import landscape_text
 
 landscape_command = sys.modules["spectra.cli.landscape"]  # as an attribute of its package it is the command
 NETS = """
@@ -271,7 +270,7 @@ def test_numbers_that_are_not_finite(call):
     assert saved["results"][0]["directions"][0]["eigenvalue"] is None
     assert saved["results"][0]["lines"] == []
     assert landscape_figures(saved) == {}
-    assert "None" not in rendered(*landscape_parts(saved))
+    assert "None" not in landscape_text(saved)
     assert call(f"{LINE.replace('nets.py:mlp', 'bad.py:bad')}")[0] == 1
 
 
@@ -332,7 +331,7 @@ def test_one_example_has_no_spread(record, call):
 def test_figures_and_text_come_from_the_file_alone(call):
     _, text, _ = call(f"{LINE} --along 1 --along 1,random --out here")
     saved = json.loads(Path("here/landscape.json").read_text())
-    assert rendered(*landscape_parts(saved)) == text.rstrip()
+    assert landscape_text(saved) == text.rstrip()
     figures = landscape_figures(saved)
     assert list(figures) == ["landscape", "landscape-plane", "landscape-surface"]
     for name, figure in figures.items():

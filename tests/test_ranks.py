@@ -164,6 +164,26 @@ def test_a_comparison(tmp_path, capfd):
         assert_close(found[what], expected[what])
 
 
+def test_a_matrix_block_by_block(tmp_path, capfd):
+    """Its numbers and arrays; every process draws, one writes."""
+    command = ["layers", *NETWORK, "-k", "2", "--rtol", "0.1", "--tol", "1e-5", "--density", "--steps", "4", "--json"]
+    first, second = run_ranks(2, "-m", "spectra", *command, "--out", str(tmp_path / "two"))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+    expected = run_alone(capfd, *command, "--out", str(tmp_path / "one"))
+    found = json.loads(first.stdout)
+    for path in ("noise", "kept_bytes", "peak_bytes"):
+        found["results"][0].pop(path), expected["results"][0].pop(path)
+    assert_close(found["results"], expected["results"])
+    with np.load(tmp_path / "one/layers.npz") as here, np.load(tmp_path / "two/layers.npz") as there:
+        assert set(here) == set(there) == {"diagonal_hessian", "errors_hessian", "block_eigenvectors_hessian"}
+        np.testing.assert_allclose(there["diagonal_hessian"], here["diagonal_hessian"], rtol=1e-8, atol=1e-11)
+        np.testing.assert_allclose(there["errors_hessian"], here["errors_hessian"], rtol=1e-7, atol=1e-10)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        *("layers-density.png", "layers.json", "layers.npz", "layers.png")
+    ]
+
+
 def assert_close(found, expected) -> None:
     """All numbers in what JSON has made of them, texts and clocks aside."""
     if isinstance(expected, dict):

@@ -199,4 +199,3 @@ def seeded(session: Session):
     import torch
 
     return torch.Generator().manual_seed(session.options["seed"])
-

@@ -36,8 +36,8 @@ def density(steps, probes, log, damping, **options) -> int:
         from spectra.analysis.classes import class_count
         from spectra.krylov.quadrature import spectral_measure
         from spectra.plots import density_figure, save_figure
-        from spectra.report import density_arrays, density_results, density_text
-        from spectra.report_outliers import damped_entry, damped_table, outlier_entry, outlier_table
+        from spectra.report import density_arrays, density_results, rendered
+        from spectra.report_outliers import damped_entry, density_parts, outlier_entry
         from spectra.results import write_atomically
 
         session = Session()
@@ -55,5 +55,4 @@ def density(steps, probes, log, damping, **options) -> int:
             figure = density_figure(finite, log=log)
             write_atomically(path, lambda file: save_figure(figure, file, "png"))
         session.write(record, density_arrays(found))
-    tables = [*outlier_table(results), *damped_table(results)]
-    return finish(record, options["as_json"], density_text(record, *tables))
+    return finish(record, options["as_json"], rendered(*density_parts(record)))

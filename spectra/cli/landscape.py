@@ -87,8 +87,7 @@ def landscape(along, radius, points, tol, **options) -> int:
     with prints_to_stderr():
         from spectra.analysis.landscape import Grid
         from spectra.plots.landscape import landscape_figures
-        from spectra.report import rendered
-        from spectra.report_landscape import landscape_arrays, landscape_parts
+        from spectra.report_landscape import landscape_arrays, landscape_text
         from spectra.results import finite
 
         session = Session()
@@ -97,7 +96,7 @@ def landscape(along, radius, points, tol, **options) -> int:
             record = answered(session, along, Grid(radius, points), tol)
         record["figures"] = session.draw(landscape_figures(finite(record))) if options["out"] else []
         session.write(record, landscape_arrays(record))
-    return finish(record, options["as_json"], rendered(*landscape_parts(record)))
+    return finish(record, options["as_json"], landscape_text(record))
 
 
 def answered(session: Session, along, grid, tol: float) -> dict:
@@ -177,4 +176,3 @@ def taken(session: Session, earlier: Path | None, operator, name: str, wanted: l
         note(f"{name}: {earlier} holds {count} eigenvectors within --tol, not {needed[which]}, so they are computed")
         return {}
     return {which: (pairs, str(earlier.with_suffix(".json")))}
-

@@ -79,9 +79,7 @@ def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
 def section(number: int, path: Path, record: Record, own: Facts, repeat: Callable[[Record], Sequence[str]]) -> Markup:
     kind = KINDS[record["command"]]
     with intact(path, record["command"]):
-        files = record.get("figures") or []  # which the page shows itself
-        parts = [part for part in resolve_name(kind.parts)(record) if not (isinstance(part, str) and part in files)]
-        first, rest = paragraphs_and_tables(parts)
+        first, rest = paragraphs_and_tables(resolve_name(kind.parts)(record))
         drawn = list(figures(path, record))
         again = how_to_repeat(path, record["command"], repeat(record))
     shown = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]

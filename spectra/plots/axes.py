@@ -29,7 +29,7 @@ def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[d
     """Ticks of an asinh axis with room for so many `labels`: {position: label} and minor positions.
 
     Zero and powers of ten of either sign, every s-th power with the smallest s that leaves room; where that
-    makes fewer than three, other powers, or the values 1, 2 and 5 (or 1 and 3) times powers of ten.
+    makes fewer than three, other powers, or the values 1, 2 and 5 (or 1 and 3) times powers of ten; of these the most.
     """
     least = (np.arcsinh(high / scale) - np.arcsinh(low / scale)) / labels
     largest = max(abs(low), abs(high))
@@ -41,13 +41,16 @@ def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[d
     stride = max(1, int(np.ceil(least / np.log(10))))
     clear = scale * np.sinh(least)
     minor = inside([float(f"1e{power}") for power in powers])
-    for first in range(stride):
-        major = inside([float(f"1e{power}") for power in powers if power % stride == first and 10.0**power >= clear])
+    every = [
+        inside([float(f"1e{power}") for power in powers if power % stride == first and 10.0**power >= clear])
+        for first in range(stride)
+    ]
+    for major in every:
         if len(major) >= 3:
             return {x: power_of_ten(x) for x in major}, minor
     mantissas = (1, 2, 5) if least <= np.log(2) else (1, 3) if least <= np.log(3) else (1,)
     steps = [float(f"{m}e{power}") for power in powers[::stride] for m in mantissas]
-    return {x: plain(x) for x in inside([x for x in steps if x >= clear])}, minor
+    return {x: plain(x) for x in max(inside([x for x in steps if x >= clear]), *every, key=len)}, minor
 
 
 def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray) -> None:
