@@ -268,14 +268,17 @@ FIGURES = {
     "RESULT of no result": kind({"RESULT": st.sampled_from(["user.py", "folder", "linear.index.json", "."])}, READERS),
     **{
         f"RESULT {name}": kind(
-            {"RESULT": "result.json"}, READERS, files={"result.json": content}, statuses=statuses, share=share
+            {"RESULT": "result.json"}, readers, files={"result.json": content}, statuses=statuses, share=share
         )
-        for name, content, statuses, share in [
-            ("of JSON", values.map(to_json), (2,), 2),
-            ("of noise", noise, (2,), 1),
-            *((f"cut, of {command}", truncated_record(command), (2,), 1) for command in FIELDS),
-            *((f"changed, of {command}", changed_record(command), ANY, 3) for command in FIELDS),
-            *((f"with null, of {command}", with_null(command, field), (2,), 1) for command, field in FIELDS.items()),
+        for name, content, statuses, share, readers in [
+            ("of JSON", values.map(to_json), (2,), 2, READERS),
+            ("of noise", noise, (2,), 1, READERS),
+            *((f"cut, of {command}", truncated_record(command), (2,), 1, READERS) for command in FIELDS),
+            *((f"changed, of {command}", changed_record(command), ANY, 3, READERS) for command in FIELDS),
+            *(
+                (f"with null, of {command}", with_null(command, field), (2,), 1, ["plot"])
+                for command, field in FIELDS.items()
+            ),
         ]
     },
     "RESULT of two kinds": kind({"RESULT": st.permutations(RESULTS).map(lambda some: some[:2])}, ["plot"]),
