@@ -15,6 +15,7 @@ from PIL import Image
 
 from spectra.cli import run
 from spectra.curvature.operator import Curvature
+from spectra.plots.axes import asinh_ticks
 from spectra.plots.layers import MOST_PANELS, MOST_ROWS, layers_figures
 from spectra.report_layers import MOST, SORTED, layers_text
 
@@ -451,3 +452,9 @@ def test_numbers_that_json_has_lost_are_left_out_of_figures(record):
     for block in found["results"][0]["blocks"]:
         block |= {"share_error": None, "mean_error": None, "sensitivity_error": None, "standard_error": None}
     texts(layers_figures(found)["layers"])
+
+
+@pytest.mark.parametrize(("low", "high", "scale"), [(-0.6, 6, 0.006), (-0.3, 5, 7.7e-4), (-1e-3, 50, 1e-4)])
+@pytest.mark.parametrize("labels", [2.5, 3.3, 4.7])
+def test_a_narrow_panel_is_labelled_beside_zero(low, high, scale, labels):
+    assert len(asinh_ticks(low, high, scale, labels)[0]) >= 2

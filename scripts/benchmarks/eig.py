@@ -52,13 +52,17 @@ def measure(case: Case, full: bool) -> dict[str, Any]:
         tools[LOADER] = partial(by_pyhessian, case, loader=True)
     rounds = 3 if case.size < SMALL else 1
     results: dict[str, Any] = {name: {"seconds": []} for name in tools}
+
+    def judge(values: Tensor) -> dict[str, Any]:
+        return {"relative_error": worst(values, exact)}
+
     for _ in range(rounds):
         for name, task in tools.items():
             if "error_message" in results[name]:
                 continue
             ours = results[SPECTRA]["seconds"]
             limit = max(PATIENCE * ours[0], PATIENCE) if ours else 1e6
-            results[name] |= timed(task, limit, exact, results[name]["seconds"])
+            results[name] |= timed(task, limit, judge, results[name]["seconds"])
     return {
         "examples": case.examples,
         "tools": results,
@@ -68,7 +72,8 @@ def measure(case: Case, full: bool) -> dict[str, Any]:
     }
 
 
-def timed(task: Callable, limit: float, exact: Tensor, before: list[float]) -> dict[str, Any]:
+def timed(task: Callable, limit: float, judge: Callable[[Tensor], dict], before: list[float]) -> dict[str, Any]:
+    """Seconds after those `before`, products, and what the values are judged to be; or the error that ended it."""
     start = time.perf_counter()
     try:
         with limited(limit):
@@ -77,7 +82,7 @@ def timed(task: Callable, limit: float, exact: Tensor, before: list[float]) -> d
     except Exception as error:
         return {"seconds": [*before, time.perf_counter() - start], "error_message": first_line(error)}
     taken = time.perf_counter() - start
-    return {"seconds": [*before, taken], "products": products, "relative_error": worst(values, exact)}
+    return {"seconds": [*before, taken], "products": products} | judge(values)
 
 
 def worst(values: Tensor, exact: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import click
 from spectra.cli.options import Named
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
+LOOKED_ALONG = ("--along", "1", "--along", "lowest", "--along", "random", "--along", "1,2")
 
 
 @click.command()
@@ -18,13 +20,17 @@ MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 def demo(out) -> int:
     """Train a small net on real digits and do all of it.
 
-    Keeps checkpoints of the start, the middle and the end, and runs eig, trace
-    and density of four matrices on the last. Takes about a minute.
+    Keeps checkpoints of the start, the middle and the end, runs eig, trace and
+    density of four matrices on the last, layers of two and landscape of one, and
+    makes a page of all that, report.html. Takes about a minute.
     """
     import torch
 
     from spectra.cli.density import density
     from spectra.cli.eig import eig
+    from spectra.cli.landscape import landscape
+    from spectra.cli.layers import layers
+    from spectra.cli.report import report
     from spectra.cli.trace import trace
     from spectra.demo import train
     from spectra.inputs.data import load_data
@@ -39,11 +45,16 @@ def demo(out) -> int:
         print(f"{path}: cross entropy {loss:.4f}", file=sys.stderr)
 
     problem = ["--model", "spectra.demo:mlp", "--checkpoint", str(path), "--data", "digits", "--out", str(out)]
-    for name in MATRICES:
-        problem += ["--curvature", name]
+    lines = [(command, [*problem, *named(MATRICES)]) for command in (eig, trace, density)]
+    lines.append((layers, [*problem, *named(MATRICES[:2]), "--density"]))
+    lines.append((landscape, [*problem, *LOOKED_ALONG]))
+    lines.append((report, [str(out), "--out", str(out / "report.html")]))
     status = 0
-    for command, options in ((eig, []), (trace, []), (density, [])):
-        arguments = problem + options
+    for command, arguments in lines:
         print(f"\n$ spectra {command.name} {shlex.join(arguments)}\n", flush=True)
         status = max(status, command.main(arguments, prog_name=f"spectra {command.name}", standalone_mode=False))
     return status
+
+
+def named(matrices: Sequence[str]) -> list[str]:
+    return [word for name in matrices for word in ("--curvature", name)]
