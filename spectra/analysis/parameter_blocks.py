@@ -113,16 +113,16 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
     ids = torch.empty(problem.size, dtype=torch.int64)
     for i, block in enumerate(blocks):
         ids[block.index] = i
-    order, lengths = ids[part].argsort(stable=True), torch.bincount(ids[part], minlength=i + 1)
-    order, lengths = order.to(problem.device), lengths.to(problem.device)
+    ids, count = ids[part], i + 1
     theta = problem.vector([p.detach() for p in problem.leaves])[part]
-    halves = theta.double().square() / 2
+    halves = theta.cpu().double().square() / 2
 
     def own(diagonal: Tensor) -> Tensor:
-        entries = torch.stack([diagonal.double(), diagonal * halves], dim=1)[order]
-        return torch.segment_reduce(entries, "sum", lengths=lengths, initial=0)  # unlike index_add, the same each time
+        entries = diagonal.cpu().double()  # where sums are the same each time
+        sums = [torch.bincount(ids, weights, minlength=count) for weights in (entries, entries * halves)]
+        return torch.cat(sums).to(diagonal.device)
 
-    return lambda diagonal: summed(own, diagonal).T.flatten().cpu()
+    return lambda diagonal: summed(own, diagonal).cpu()
 
 
 def diagonal_blocks(
