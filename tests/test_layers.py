@@ -324,10 +324,14 @@ def test_errors_cover(method, seeds):
     assert all(one.trace.value == pytest.approx(sum(values(one.traces))) for one in told)
 
 
+@pytest.mark.parametrize("worst", [0, 2, 3])
 @pytest.mark.parametrize("rtol", [0.2, 0.02])
 @pytest.mark.parametrize("method", ["xdiag", "hutchinson"])
-def test_traces_are_known_as_well_as_asked(method, rtol):
-    found, products = found_of(method=method, rtol=rtol, k=0)
+def test_traces_are_known_as_well_as_asked(method, rtol, worst):
+    """Whichever block is hardest."""
+    a, index = A.clone(), PARTS[worst]
+    a[index[:, None], index] += with_spectrum(uniform(len(index), -3, 3), seed=3)
+    found, products = found_of(a, method=method, rtol=rtol, k=0)
     assert found.converged
     assert products == found.products == found.diagonal.products
     assert all(trace.standard_error <= rtol * abs(found.trace.value) for trace in found.traces)
@@ -362,6 +366,14 @@ def test_a_budget_is_never_exceeded(budget, settings):
         json.loads(to_json(entry))
         assert (entry["eigenvalues"] is None) == (not found.eigenpairs)
         assert (entry["mass"] is None) == (found.leading is None)
+
+
+@pytest.mark.parametrize("settings", [{"k": 1}, {"k": 1, "steps": 30}])
+def test_what_is_left_is_shared_by_the_blocks(settings):
+    known = eigenpairs(A, 1, tolerance=1e-8, generator=seeded(3))
+    found, products = found_of(max_products=100, rtol=5.0, tolerance=1e-13, known=known, **settings)
+    assert products + known.products == found.products <= 100
+    assert {pairs.products for pairs in found.eigenpairs} <= set(range(1, (100 - 32) // 4 + 1))
 
 
 def test_what_is_known_is_not_sought_again():

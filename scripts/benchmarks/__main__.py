@@ -21,6 +21,7 @@ PARTS = {  # of which problems
     "trace": ["digits"],
     "density": ["digits"],
     "gram": ["mlp", "digits"],
+    "layers": ["digits", "resnet20", "vit"],
     "memory": ["resnet20"],
     "scaling": ["mlp", "resnet20"],
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -25,6 +25,14 @@ stopped after 10 times our time."""
 RANKS = """Ranks share the examples: each multiplies its part, holds its part of every vector, and sends
 2 n (ranks - 1) / ranks numbers a product (all-gather and reduce-scatter of n); measured on the loopback device, TCP
 included."""
+LAYERS = """Diagonal blocks of the Hessian, one a layer: the parameters that one module owns. Leading eigenvalues, all
+to 1e-3 unless it says otherwise, set-up included; errors against float64 to 1e-8 hold what float32 loses. spectra
+serves all layers from one graph; layer by layer it makes a matrix of each layer's parameters, and PyHessian (one batch,
+at most 100 iterations) requires gradients of these alone. The tolerance of spectra bounds a residual, that of PyHessian
+the change from one iteration to the next."""
+TRACES = """Traces of all layers, from the same products of the whole matrix: root mean square error over seeds of the
+worst layer, over the whole trace."""
+BLOCKS = "A product of a block, the mean over layers; that of the whole matrix is hoisted."
 BY_HAND = """¹ Fails as it comes; timed under `sdpa_kernel(SDPBackend.MATH)` and without the fast path of attention,
 both set by hand around it."""
 
@@ -38,6 +46,7 @@ def page(results: Results) -> str:
         "![Cost of a product by problem and tool](benchmarks.png)",
         *(section for matrix in MATRICES for section in detail(results, matrix)),
         *tasks(results),
+        *layers(results),
         *ranks(results),
         *failures(results),
         "## How this was made",
@@ -115,6 +124,42 @@ def task_line(what: str, name: str, tool: dict[str, Any], error: float | None) -
     return f"| {what} | {name} | {seconds} | {products} | {'' if error is None else f'{error:.0e}'} |"
 
 
+def layers(results: Results) -> Iterator[str]:
+    """Leading eigenvalues of diagonal blocks, their traces, and what their products cost."""
+    found = {problem: kept["result"] for problem, kept in results.get("layers", {}).items()}
+    if not found:
+        return
+    titles = {name: f"{SHORT[name]}, {len(one['layers'])} layers, {one['examples']:,}" for name, one in found.items()}
+    head = ["problem, layers, examples", "tool", "seconds", "times of ours", "products", "worst error", "beyond 1e-3"]
+    yield "## Layers"
+    yield LAYERS
+    yield table(head, (row for name, one in found.items() for row in layer_rows(titles[name], one)))
+    for name, one in found.items():
+        if "traces" in one:
+            yield TRACES
+            lines = one["traces"]["root_mean_square_errors"].items()
+            head = [f"products, {SHORT[name]}", "xdiag", "hutchinson"]
+            yield table(head, ([count, *(f"{error[way]:.0e}" for way in head[1:])] for count, error in lines))
+    yield BLOCKS
+    costs = ((titles[name], one["products"]) for name, one in found.items())
+    lines = ([title, spread(cost["of_whole"]), spread(cost["gradients"])] for title, cost in costs)
+    yield table(["problem, layers, examples", "products of the whole matrix", "gradients"], lines)
+
+
+def layer_rows(what: str, found: dict[str, Any]) -> Iterator[list[str]]:
+    for name, tool in found["tools"].items():
+        by_hand = " ¹" if "as_it_comes" in tool else ""
+        cells = [what, name + by_hand, f"{median(tool['seconds']):.2f}", spread(tool["times_of_ours"])]
+        if "error_message" in tool:
+            yield [*cells, "", cell(tool["error_message"]), ""]
+        else:
+            yield [*cells, str(tool["products"] or ""), f"{tool['relative_error']:.0e}", str(tool["beyond_tolerance"])]
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
 def ranks(results: Results) -> Iterator[str]:
     """One and several ranks."""
     if parts := results.get("scaling"):
@@ -135,6 +180,10 @@ def failures(results: Results) -> Iterator[str]:
                 if tool["error_message"]:
                     mended = "runs under math attention" if tool["math_attention_by_hand"] else "fails"
                     lines.append(f"| {SHORT[problem]} | {matrix} | {name} | {cell(tool['error_message'])} | {mended} |")
+    for problem, kept in results.get("layers", {}).items():
+        for name, tool in kept["result"]["tools"].items():
+            if error := tool.get("as_it_comes"):
+                lines.append(f"| {SHORT[problem]} | hessian | {name} | {cell(error)} | runs under math attention |")
     if lines:
         yield "## Where tools fail as they come"
         yield "\n".join(["| problem | matrix | tool | error | |", "| --- | --- | --- | --- | --- |", *lines])
