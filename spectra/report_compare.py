@@ -208,8 +208,9 @@ def rayleigh_table(record: Entry):
     first = record["results"][0]
     others = [pair for pair in record["pairs"] if pair["first"] == first["curvature"] and not held_out(pair)]
     table = new_table("", first["curvature"], *[pair["second"] for pair in others])
-    for i, value in enumerate(first["eigenvalues"][:MOST_RANKS]):
-        table.add_row(str(i + 1), f"{value:.4g}", *[f"{pair['first_by_second'][i]:.4g}" for pair in others])
+    columns = [first["eigenvalues"], *(pair["first_by_second"] for pair in others)]  # the latter short where not finite
+    for i, numbers in enumerate(list(zip_longest(*columns))[:MOST_RANKS]):
+        table.add_row(str(i + 1), *["" if number is None else f"{number:.4g}" for number in numbers])
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from spectra.analysis.estimates import brief
+from spectra.analysis.estimates import Estimate, brief
 from spectra.report import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST = 40  # rows of a table
@@ -30,7 +30,7 @@ def layers_results(found: Sequence[Any], by: str, sort: str, method: str) -> lis
             "by": by,
             "sort": sort,
             "trace": m.answer.trace.value,
-            "standard_error": m.answer.trace.standard_error,
+            "standard_error": error_of(m.answer.trace, unknown=math.inf),
             **pairs_entry(m.answer.leading),
             "blocks": [block_entry(m.answer, i) for i in range(len(m.answer.blocks))],
             **m.cost(),
@@ -53,13 +53,13 @@ def block_entry(found: Any, i: int) -> Entry:
         "name": block.name,
         "parameters": size,
         "trace": trace.value,
-        "standard_error": trace.standard_error,
-        "share": share.value,
-        "share_error": share.standard_error,
+        "standard_error": error_of(trace),
+        "share": share.value if found.trace.value else None,
+        "share_error": error_of(share) if found.trace.value else None,
         "mean": trace.value / size,
-        "mean_error": trace.standard_error / size,
+        "mean_error": error_of(Estimate(trace.value / size, trace.standard_error / size)),
         "sensitivity": sensitivity.value,
-        "sensitivity_error": sensitivity.standard_error,
+        "sensitivity_error": error_of(sensitivity),
         **pairs_entry(found.eigenpairs[i] if found.eigenpairs else None),
         "complete": found.eigenpairs[i].complete if found.eigenpairs else None,
         "mass": found.mass(i) if found.leading else None,
@@ -73,10 +73,15 @@ def block_entry(found: Any, i: int) -> Entry:
     return entry
 
 
+def error_of(estimate: Estimate, unknown: float | None = None) -> float | None:
+    """Its standard error; `unknown` where one probe cannot tell it."""
+    return unknown if math.isfinite(estimate.value) and math.isnan(estimate.standard_error) else estimate.standard_error
+
+
 def low_rank_entry(found: Any, i: int) -> list[Entry]:
     """Stable ranks of the block's own leading eigenvector and of the whole matrix's, by weight."""
-    own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu())
-    everything = dict(found.low_ranks(i, found.vector[found.blocks[i].index]))
+    own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu()) if found.told(i) else []
+    everything = dict(found.low_ranks(i, found.vector[found.blocks[i].index])) if found.told_of_whole(i) else {}
     return [{"weight": w, "stable_rank": rank, "of_whole": everything.get(w)} for w, rank in own]
 
 
@@ -126,14 +131,14 @@ def layers_parts(record: Entry) -> list[str | Table]:
     notes = new_table("", "products", "s", "set-up s", "converged")
     for entry in record["results"]:
         notes.add_row(entry["curvature"], *cost_cells(entry))
-    return [*parts, "", notes, *remarks(record)]
+    return [*parts, notes, *remarks(record)]
 
 
 def told(entry: Entry) -> str:
     """What the tables below are of."""
-    text = f"\n{entry['curvature']}, by {entry['by']}: trace {brief(entry['trace'], entry['standard_error'])}"
+    text = f"\n{entry['curvature']}, by {entry['by']}: trace {cell(entry['trace'], entry['standard_error'])}"
     if entry["eigenvalues"]:
-        text += f", leading eigenvalue {brief(entry['eigenvalues'][0], entry['residuals'][0])}"
+        text += f", leading eigenvalue {cell(entry['eigenvalues'][0], entry['residuals'][0])}"
     return text + order(entry)
 
 
@@ -159,9 +164,9 @@ def trace_table(blocks: Sequence[Entry], entry: Entry) -> Table:
     salient = entry["by"] == "channel" or entry["sort"] == "sensitivity"
     table = new_table(entry["by"], "parameters", "trace", "% of all", "saliency" if salient else "mean λ")
     for block in blocks:
-        trace = brief(block["trace"], block["standard_error"])
-        share = brief(100 * block["share"], 100 * block["share_error"])
-        last = brief(block["sensitivity"], block["sensitivity_error"]) if salient else f"{block['mean']:.2g}"
+        trace = cell(block["trace"], block["standard_error"])
+        share = cell(block["share"], block["share_error"], scale=100)
+        last = cell(block["sensitivity"], block["sensitivity_error"]) if salient else one(block["mean"], ".2g")
         table.add_row(shown(block["name"]), f"{block['parameters']:,}", trace, share, last)
     return table
 
@@ -174,9 +179,16 @@ def eigenvector_table(blocks: Sequence[Entry]) -> Table:
             continue
         low = next(iter(block["low_rank"]), None)
         ranks = ["", ""] if low is None else [f"{low['stable_rank']:.2f}", one(low["of_whole"], ".2f")]
-        value = brief(block["eigenvalues"][0], block["residuals"][0])
+        value = cell(block["eigenvalues"][0], block["residuals"][0])
         table.add_row(shown(block["name"]), value, one(block["mass"], ".3f"), one(block["overlap"], ".3f"), *ranks)
     return table
+
+
+def cell(value: float | None, error: float | None, scale: float = 1.0) -> str:
+    """The value with its error, where there are any."""
+    if value is None:
+        return ""
+    return brief(scale * value + 0.0, math.nan if error is None else scale * error)  # no -0
 
 
 def one(value: float | None, form: str) -> str:

@@ -101,11 +101,24 @@ class Layers:
         """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
         return float(self.vector[self.blocks[i].index].double().square().sum())
 
-    def overlap(self, i: int) -> float:
-        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both."""
+    def overlap(self, i: int) -> float | None:
+        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both.
+
+        None where either is noise.
+        """
+        if not (self.told_of_whole(i) and self.told(i)):
+            return None
         part = self.vector[self.blocks[i].index].double()
-        length = torch.linalg.vector_norm(part)
-        return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / length) if length else 0.0
+        return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
+
+    def told(self, i: int) -> bool:
+        """Whether the block's leading eigenvector is known: of a zero block any would be one."""
+        return bool(self.eigenpairs[i].values[0].abs() > self.eigenpairs[i].residuals[0])
+
+    def told_of_whole(self, i: int) -> bool:
+        """Whether more of u lies in the block than u is wrong by: about its residual over its eigenvalue, or rounding."""
+        wrong = self.leading.residuals[0] / self.leading.values[0].abs()
+        return self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
 
     def low_ranks(self, i: int, vector: Tensor) -> list[LowRank]:
         """Of a vector (n_l,) and each weight in the block that has any of it, that with most first."""
