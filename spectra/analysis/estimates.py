@@ -24,7 +24,7 @@ def brief(value: float, error: float) -> str:
     if not (math.isfinite(value) and math.isfinite(error) and value):
         return f"{value:.3g}"
     shown = f"{error:.1g}" if error >= 1e-3 or not error else f"{error:.0e}".replace("e-0", "e-")
-    if 10 <= error < 1e5:
+    if 10 <= float(shown) < 1e5:
         shown = f"{float(shown):.0f}"
     leading, last = (math.floor(math.log10(abs(x))) if x else -99 for x in (value, float(f"{error:.0e}")))
     digits = max(1, min(4, leading - last + 1))

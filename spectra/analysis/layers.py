@@ -116,7 +116,7 @@ class Layers:
         return bool(self.eigenpairs[i].values[0].abs() > self.eigenpairs[i].residuals[0])
 
     def told_of_whole(self, i: int) -> bool:
-        """Whether more of u lies in the block than u is wrong by: about its residual over its eigenvalue, or rounding."""
+        """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
         wrong = self.leading.residuals[0] / self.leading.values[0].abs()
         return self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
 
