@@ -13,7 +13,9 @@ from spectra.analysis.estimates import Estimate, brief
 from spectra.report import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST = 40  # rows of a table
+LONGEST = 24  # characters of a name
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
+TRACES = "± of traces, shares and saliencies: standard error; of λ: residual |Au - λu|"
 MEANING = (
     "u: leading eigenvector of all; |u|²: what of it lies in the block; cosine: of that with the block's own; stable "
     "rank: of the block's own in the shape of its weight, and of u"
@@ -118,7 +120,7 @@ def layers_text(record: Entry) -> str:
 
 def layers_parts(record: Entry) -> list[str | Table]:
     """Of every matrix what its blocks sum up to, and their eigenvectors where there are any; below, the cost."""
-    parts: list[str | Table] = [heading(record)]
+    parts: list[str | Table] = [heading(record), TRACES]
     for entry in record["results"]:
         blocks, left_out = sorted_blocks(entry)
         parts += [told(entry), trace_table(blocks, entry)]
@@ -196,5 +198,11 @@ def one(value: float | None, form: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name that leaves room for numbers."""
-    return name if len(name) <= 24 else f"…{name[-23:]}"
+    """A name that leaves room for numbers: `e.l.e11.s.out_proj`, of its first parts initials and numbers alone."""
+    parts = name.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) > LONGEST:
+            word = part.rstrip("0123456789")
+            parts[i] = word[:1] + part[len(word) :]
+    short = ".".join(parts)
+    return short if len(short) <= LONGEST else f"{short[: LONGEST // 2]}…{short[1 - LONGEST // 2 :]}"

@@ -13,6 +13,8 @@ from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs, SpectralMeasure, TraceEstimate
 from spectra.plots import density_figure, eigenvalue_figure, save_figure, trace_figure
 from spectra.plots.axes import asinh_ticks
+from spectra.plots.landscape import landscape_figures
+from spectra.plots.layers import layers_figures
 from spectra.plots.style import COLOURS, MOST_CURVES, line_style, marker_style, shortened, text_width, wrapped
 
 GGN = slq(np.abs(network()), deflated=10)
@@ -47,8 +49,9 @@ def texts(figure):
             slack = 1e-9 * (high - low)
             ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
             found += [tick.label1 for tick in ticks if tick.label1.get_visible()] + [axis.offsetText]
-    found += [figure._suptitle] if figure._suptitle else []
-    found += [text for legend in figure.legends for text in [legend.get_title(), *legend.get_texts()]]
+    for part in [figure, *figure.subfigs]:
+        found += [part._suptitle] if part._suptitle else []
+        found += [text for legend in part.legends for text in [legend.get_title(), *legend.get_texts()]]
     boxes = [(text.get_text(), text.get_window_extent()) for text in found if text.get_text().strip()]
     return [(text, box) for text, box in boxes if box.width > 1]  # offsets of shared axes are never drawn
 
@@ -104,6 +107,39 @@ def test_no_text_of_densities_overlaps_another_or_leaves_the_page(name, log, wid
 @pytest.mark.parametrize(("draw", "answers", "log"), OTHERS)
 def test_nor_does_that_of_eigenvalues_and_traces(draw, answers, log, width):
     assert_readable(draw(answers, log, title=TITLE, width=width))
+
+
+def along_random(matrix):
+    """What `landscape` records of a line and its spread."""
+    t = np.linspace(-1, 1, 5)
+    line = {"along": "random 1", "t": t, "loss": 2.3 + t**2, "prediction": 2.3 + 2 * t**2, "departure": -(t**2)}
+    line["holds"] = {"share": 0.1, "start": -0.5, "stop": 0.5}
+    bend = {"mean": 4.0, "standard_error": 0.5, "quantiles": [0.01, 0.1, 1.0, 10.0, 30.0]}
+    direction = {"name": "random 1", "eigenvalue": None, "norm": 2.46, "curvature": 0.02}
+    spread = [{"along": "random 1", "curvature": bend}]
+    return {"curvature": matrix, "directions": [direction], "lines": [line], "planes": [], "spread": spread}
+
+
+def test_nor_does_that_of_a_landscape_of_matrices_with_long_names():
+    entries = [along_random(matrix) for matrix in ("gradient-covariance", "fisher-empirical", "fisher-mc", "ggn")]
+    assert_readable(landscape_figures({"results": entries})["landscape"])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+@pytest.mark.parametrize("ratio", [31, 50, 99, 1e4])
+def test_nor_does_that_of_the_narrow_columns_of_layers(ratio, size):
+    values = size * np.geomspace(0.0015, 0.0015 * ratio, 14)
+    blocks = [
+        {"name": f"encoder.layers.{i}.self_attention", "share": 0.07, "share_error": 0.001, "trace": value}
+        | {"mean": value, "mean_error": 0, "eigenvalues": [value], "residuals": [0], "mass": 0.07}
+        for i, value in enumerate(values)
+    ]
+    entry = {"curvature": "ggn", "by": "layer", "eigenvalues": [2 * values[-1]], "blocks": blocks}
+    figure = layers_figures({"results": [entry]})["layers"]
+    assert_readable(figure)
+    mean = figure.axes[1]
+    low, high = mean.get_xlim()
+    assert sum(low <= tick <= high for tick in mean.get_xticks()) >= (2 if size == 1 else 1)
 
 
 @pytest.mark.parametrize("log", [False, True], ids=["linear", "asinh"])

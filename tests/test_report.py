@@ -6,6 +6,7 @@ from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
 from spectra.report import negative_share, percentage, with_error
+from spectra.report_layers import LONGEST, shown
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,15 @@ def test_nothing_is_negative_by_definition_or_unknown():
     assert percentage(negative_share(measure, semidefinite=True)) == "0"
     assert percentage({"value": 0.259, "lower": 0.13, "upper": 0.694}) == "26 (13-69)"
     assert percentage(None) == ""
+
+
+def test_long_names_of_layers_stay_different():
+    """Of torchvision's and transformers' transformers, which differ in the middle."""
+    parts = ("self_attention.out_proj", "self_attention.in_proj", "mlp.0", "ln_1")
+    names = [f"encoder.layers.encoder_layer_{i}.{part}" for i in range(12) for part in parts]
+    ends = ("attention.self.query", "attention.output.dense", "attention.output.LayerNorm", "output.dense")
+    names += [f"bert.encoder.layer.{i}.{end}" for i in range(12) for end in ends]
+    assert len({shown(name) for name in names}) == len(names)
+    assert all(len(shown(name)) <= LONGEST for name in [*names, "a." + 30 * "b"])
+    assert shown("encoder.layers.encoder_layer_11.self_attention.out_proj") == "e.l.e11.s.out_proj"
+    assert shown("fc") == "fc"

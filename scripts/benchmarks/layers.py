@@ -23,11 +23,11 @@ from spectra.krylov.lockstep import block_eigenpairs
 from spectra.operator import SymmetricOperator
 
 ONE_BY_ONE, PYHESSIAN, TIGHT = "spectra, layer by layer", "PyHessian, layer by layer", "PyHessian, tol 1e-5"
-EXAMPLES = {"resnet20": 8, "vit": 8}  # a reference for all would take an hour; with `full` 128
-ROUNDS, ENOUGH = 9, 60  # no further round once so many seconds have gone by
+EXAMPLES = {"resnet20": 8, "vit": 4}  # a reference for all would take an hour; with `full` 128
+ROUNDS, ENOUGH = 9, 30  # no further round once so many seconds have gone by
 PRODUCTS = (32, 72, 162)  # of the whole matrix, for the traces
 SEEDS = range(5)
-BUDGET = 10  # seconds, for the cost of a product
+BUDGET = 5  # seconds, for the cost of a product
 
 Layers = dict[str, list[str]]  # the names of each layer's parameters
 

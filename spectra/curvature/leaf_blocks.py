@@ -15,8 +15,8 @@ class LeafBlocks:
     """diag(A_11, ..., A_LL) of the matrix `name`, each block of the leaves in a slice; rows of others are zero.
 
     Products are made by double backward, which goes through those layers alone that lie between a block and the loss:
-    on ResNet-18 by layers a quarter (Hessian) to a half (GGN) of what a product of the whole matrix takes. Vectors are
-    whole on every process.
+    on ResNet-20 and a ViT by layers a third of what a product of the whole Hessian takes (`results/benchmarks`).
+    Vectors are whole on every process.
     """
 
     def __init__(self, problem: Problem, name: str, leaves: Sequence[slice], memory: int | None = None):

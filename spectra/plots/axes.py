@@ -53,8 +53,10 @@ def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[d
     return {x: plain(x) for x in max(inside([x for x in steps if x >= clear]), *every, key=len)}, minor
 
 
-def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray) -> None:
+def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray, labels: float = np.inf) -> None:
     """Make the axis `name` ("x" or "y") logarithmic around `magnitudes`, whatever error bars reach.
+
+    It has room for so many `labels`, or for half as many with a power of ten each.
 
     Raises SpectraError: all are zero.
     """
@@ -65,14 +67,24 @@ def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray) -> None:
     room = max((high / low) ** 0.06, 1.2)
     axes.set(**{f"{name}scale": "log", f"{name}lim": (low / room, high * room)})
     axis = getattr(axes, f"{name}axis")
+    brief = low >= 1e-3 and high < 1e4  # no powers of ten among the labels
+    labels = labels if brief else labels / 2
+    subs = closest(np.log10(high / low) / labels, (1, 2, 5) if brief else (1, 3))
     if high / low < VERY_FEW:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(int(min(5, max(labels, 1))), steps=[1, 2, 5, 10]))
     elif high / low < FEW:
-        brief = low >= 1e-3 and high < 1e4  # no powers of ten among the labels
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if brief else (1, 3)))
-    if high / low < FEW:
+        axis.set_major_locator(LogLocator(subs=subs))
+    if high / low < VERY_FEW or (high / low < FEW and len(subs) > 1):
         axis.set_major_formatter(lambda value, _: scientific(value, 3))
     axis.set_minor_formatter(NullFormatter())
+
+
+def closest(decades: float, subs: tuple[int, ...]) -> tuple[int, ...]:
+    """Of these multiples of powers of ten, or else fewer, the most that stand so many decades apart."""
+    for some in (subs, (1, 3)):
+        if min(np.diff(np.log10([*some, 10]))) >= decades:
+            return some
+    return (1,)
 
 
 def plain(value: float, digits: int = 6) -> str:

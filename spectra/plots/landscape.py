@@ -106,19 +106,19 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, Entry]]) ->
         Patch(color=HOLDS),
     ]
     legend = lay_out_legend(labels, None, PAGE)
-    top = 3.6 * bands + legend.height() if lines else 0.0
-    figure = Figure(figsize=(PAGE, top + foot + 0.5), layout="constrained")
-    heights = [2.2, 1.1] * bands + ([foot] if spread else [])
-    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
-    for i, panel in enumerate(lines):
-        band, column = divmod(i, columns)
-        above = figure.add_subplot(grid[2 * band, column])
-        below = figure.add_subplot(grid[2 * band + 1, column], sharex=above)
-        draw_line(above, below, panel, PAGE / columns - 0.7, first=not column)
-    if spread:
-        draw_spread(figure.add_subplot(grid[-1, :]), spread)
+    heights = [3.6 * bands + legend.height()] * bool(lines) + [foot + 0.5] * bool(spread)
+    figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
     if lines:
-        legend.draw(figure, handles)
+        grid = parts[0].add_gridspec(2 * bands, columns, height_ratios=[2.2, 1.1] * bands)
+        for i, panel in enumerate(lines):
+            band, column = divmod(i, columns)
+            above = parts[0].add_subplot(grid[2 * band, column])
+            below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
+            draw_line(above, below, panel, PAGE / columns - 0.7, first=not column)
+        legend.draw(parts[0], handles)
+    if spread:
+        draw_spread(parts[-1].add_subplot(), spread)
     return figure
 
 
@@ -186,11 +186,12 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, Entry]]) -> None:
         style = {"color": PREDICTION, "marker": "D", "markersize": 4, "elinewidth": 1.2, "zorder": 5}
         axes.errorbar(found["mean"], i, xerr=2 * found["standard_error"], **style)
     low = min(every.min(), *[-end for (_, found), end in zip(rows, ends, strict=True) if found["mean"] < 0], 0.0)
-    asinh_axis((axes,), np.array([1.3 * low, 1.3 * largest]), 1e-3 * largest)
+    asinh_axis((axes,), np.array([1.3 * low, 1.3 * largest]), 1e-3 * largest, inches=PAGE - 2)
     axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
     axes.set_yticklabels(shortened([name for name, _ in rows], 72 * PAGE * 0.25, 7.5), fontsize=7.5)
     axes.set_xlabel("d'A$_i$d (asinh axis, linear where shaded)")
-    head(axes, "curvature of single examples: 5, 25, 50, 75, 95 %; diamond: mean ± 2 standard errors", PAGE - 0.5)
+    text = "curvature of single examples: 5, 25, 50, 75, 95 %; diamond: mean ± 2 standard errors"
+    axes.figure.suptitle(text, x=0.01, ha="left", fontsize=8.5)
 
 
 # Planes

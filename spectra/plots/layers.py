@@ -23,6 +23,7 @@ PAGE = 6.5  # width in inches
 ROW = 0.17  # height in inches of a block's bar
 MOST_ROWS = 80  # of the blocks with the largest traces
 MOST_PANELS = 24  # of the largest blocks or layers
+LABELS = 4  # that the axis of a column has room for
 WIDE = 30  # largest over smallest value, from which an axis is logarithmic
 Entry = dict[str, Any]
 Looks = dict[str, dict[str, Any]]
@@ -124,7 +125,7 @@ def magnitudes(
             style = {"markersize": 4, "mew": 0.9, "elinewidth": 0.9, "zorder": 3} | look_of_points(looks[name])
             axes.errorbar(x, at[held], xerr=2 * errors[held], mfc=face, **style)
     if log:
-        magnitude_axis(axes, "x", every)
+        magnitude_axis(axes, "x", every, labels=LABELS)
     elif every.size:
         axes.axvline(0, color="0.6", linewidth=0.6, zorder=1)
 
