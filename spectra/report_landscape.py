@@ -16,6 +16,7 @@ from spectra.vectors import norm
 
 Entry = dict[str, Any]
 MEANING = f"holds for t in theta + t d: departure within {100 * SHARE:.0f} % of the quadratic term"
+SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
 
 def landscape_results(found: Sequence[Any]) -> list[Entry]:
@@ -101,11 +102,10 @@ def landscape_parts(record: Entry) -> list[Any]:
     parts = [heading(record), sizes(results[0])]
     if any(entry["lines"] for entry in results):
         parts += [MEANING]
-    parts += [direction_table(entry) for entry in results]
-    told = [entry for entry in results if entry["spread"]]
-    if told:
-        parts += ["d'A_i d of single examples i; s/n: |mean| over standard deviation"]
-        parts += [spread_table(entry) for entry in told]
+    for entry in results:
+        parts += [f"\n{entry['curvature']}, directions d", direction_table(entry)]
+        if entry["spread"]:
+            parts += [f"{entry['curvature']}: {SPREAD}", spread_table(entry)]
     parts += [entry["without_spread"] for entry in results if entry["without_spread"]]
     parts += [plane_line(entry, plane) for entry in results for plane in entry["planes"]]
     return [*parts, cost_table(results), *remarks(record)]
@@ -116,7 +116,8 @@ def sizes(entry: Entry) -> str:
 
 
 def direction_table(entry: Entry) -> Any:
-    table = new_table(entry["curvature"], "λ ± residual", "|d|", "slope g'd", "d'Ad", "holds from", "to")
+    reach = ["holds from", "to"] if entry["lines"] else []
+    table = new_table("", "λ ± residual", "|d|", "slope g'd", "d'Ad", *reach)
     lines = {line["along"]: line for line in entry["lines"]}
     for d in entry["directions"]:
         value = "" if d["eigenvalue"] is None else brief(d["eigenvalue"], d["residual"])
@@ -124,7 +125,7 @@ def direction_table(entry: Entry) -> Any:
             d["name"],
             value,
             *[cell(d[key]) for key in ("norm", "slope", "curvature")],
-            *range_cells(lines.get(d["name"])),
+            *(range_cells(lines.get(d["name"])) if reach else []),
         )
     return table
 
@@ -140,7 +141,7 @@ def range_cells(line: Entry | None) -> list[str]:
 
 
 def spread_table(entry: Entry) -> Any:
-    table = new_table(entry["curvature"], "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
+    table = new_table("", "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
     for one in entry["spread"]:
         bend, slope = one["curvature"], one["slope"]
         at = dict(zip(one["quantiles_at"], bend["quantiles"], strict=True))

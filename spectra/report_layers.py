@@ -10,12 +10,16 @@ import numpy as np
 from rich.table import Table
 
 from spectra.analysis.estimates import Estimate, brief
+from spectra.analysis.layers import distinct
 from spectra.report import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST = 40  # rows of a table
 LONGEST = 24  # characters of a name
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
-TRACES = "± of traces, shares and saliencies: standard error; of λ: residual |Au - λu|"
+TRACES = (
+    "± of traces, shares and saliencies: standard error (mean λ has that of its trace, in proportion); of λ: residual "
+    "|Au - λu|"
+)
 MEANING = (
     "u: leading eigenvector of all; |u|²: what of it lies in the block; cosine: of that with the block's own; stable "
     "rank: of the block's own in the shape of its weight, and of u"
@@ -64,7 +68,7 @@ def block_entry(found: Any, i: int) -> Entry:
         "sensitivity_error": error_of(sensitivity),
         **pairs_entry(found.eigenpairs[i] if found.eigenpairs else None),
         "complete": found.eigenpairs[i].complete if found.eigenpairs else None,
-        "mass": found.mass(i) if found.leading else None,
+        "mass": found.mass(i) if found.leading and distinct(found.leading) else None,
         "overlap": found.overlap(i) if found.eigenpairs else None,
         "low_rank": low_rank_entry(found, i) if found.eigenpairs else None,
     }
@@ -205,4 +209,5 @@ def shown(name: str) -> str:
             word = part.rstrip("0123456789")
             parts[i] = word[:1] + part[len(word) :]
     short = ".".join(parts)
-    return short if len(short) <= LONGEST else f"{short[: LONGEST // 2]}…{short[1 - LONGEST // 2 :]}"
+    first = LONGEST // 6  # the end of a name tells most
+    return short if len(short) <= LONGEST else f"{short[:first]}…{short[first + 1 - LONGEST :]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ from matplotlib.colors import to_hex
 import spectra
 from spectra.analysis import displacement
 from spectra.cli import run
+from spectra.cli.session import Session
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
 from spectra.report_landscape import landscape_text
 
-landscape_command = sys.modules["spectra.cli.landscape"]  # as an attribute of its package it is the command
 NETS = """
 import torch
 from torch import nn
@@ -392,7 +391,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
         return counted
 
     monkeypatch.setattr(Curvature, "__matmul__", counting(Curvature.__matmul__))
-    monkeypatch.setattr(landscape_command, "draw", lambda *_: [])
+    monkeypatch.setattr(Session, "draw", lambda *_: [])
     monkeypatch.setattr(displacement, "total_loss", counting(displacement.total_loss))
     assert run([*line, "--out", "whole"]) == 0
     whole_calls, last = calls, int(part * calls)

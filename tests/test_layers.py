@@ -14,13 +14,14 @@ from networks import BY_NAME, NETWORKS, Case, X, Y, floats, name_of
 from test_dense_reference import Reference
 from torch import Tensor, nn
 
-from spectra.analysis.layers import layers, stable_rank
+from spectra.analysis.layers import distinct, layers, stable_rank
 from spectra.analysis.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.lockstep import BlockDiagonal
+from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting
 from spectra.report_layers import block_entry, low_rank_entry
 from spectra.results import to_json
@@ -68,13 +69,51 @@ def test_each_output_of_a_linear_regression_has_the_covariance_of_its_inputs(bia
     assert values(found.sensitivities) == pytest.approx(rises, rel=1e-12)
 
 
-def test_eigenvectors_of_a_linear_regression_have_rank_one():
-    """I x X'X: every leading eigenvector is an outer product, whichever one of K copies a method finds."""
-    found = of(regression().problem(sizes=(20,)), k=1, **TIGHT)
+def test_eigenvectors_of_a_softmax_regression_on_one_example_have_rank_one():
+    """(diag p - pp') x xx': every leading eigenvector is an outer product."""
+    case = Case("one example", lambda: nn.Linear(4, 5, bias=False), floats(1, 4), torch.tensor([2]))
+    found = of(case.problem(sizes=(1,)), k=1, **TIGHT)
     (low,) = low_rank_entry(found, 0)
     assert low["weight"] == "weight"
     assert low["stable_rank"] == pytest.approx(1, abs=1e-7)
     assert low["of_whole"] == pytest.approx(1, abs=1e-7)
+
+
+def test_of_a_multiple_leading_eigenvalue_no_eigenvector_is_told():
+    """I x X'X: each of K copies has as much right to be the one."""
+    found = of(regression().problem(sizes=(20,)), k=1, **TIGHT)
+    entry = block_entry(found, 0)
+    assert found.converged
+    assert (entry["mass"], entry["overlap"], entry["low_rank"]) == (None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "residuals", "estimates", "told"),
+    [
+        ([3.0], [1e-3], [1e-6], True),
+        ([-3.0], [1e-3], [9e-5], True),
+        ([3.0], [1e-3], [2e-4], False),  # a gap of five residuals
+        ([3.0], [1e-3], [1e-3], False),  # a copy
+        ([0.0], [1e-9], [0.0], False),
+        ([3.0], [0.0], [0.0], True),
+    ],
+)
+def test_an_eigenvector_is_told_by_the_gap_behind_it(values, residuals, estimates, told):
+    numbers = (torch.tensor(some, dtype=torch.float64) for some in (values, residuals, estimates))
+    value, residual, estimate = numbers
+    assert distinct(Eigenpairs(value, torch.eye(1), residual, estimate, products=1, converged=True)) == told
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_saliencies_that_rank_have_errors_of_their_own(seed):
+    """Against their norm, where `ranked`; those of traces alone are met by fewer products."""
+    network = nn.Sequential(nn.Linear(8, 20), nn.Tanh(), nn.Linear(20, 4))
+    problem = Case("wide", lambda: network, floats(30, 8), floats(30, 4), "mse").problem(sizes=(30,))
+    found = {ranked: of(problem, by="channel", k=0, rtol=0.05, ranked=ranked, seed=seed) for ranked in (False, True)}
+    errors = {ranked: torch.tensor([s.standard_error for s in one.sensitivities]) for ranked, one in found.items()}
+    norm = torch.tensor(values(found[True].sensitivities)).norm()
+    assert errors[True].norm() <= 0.05 * norm < errors[False].norm()
+    assert found[True].products > found[False].products
 
 
 class Apart(nn.Module):
@@ -365,7 +404,7 @@ def test_a_budget_is_never_exceeded(budget, settings):
         entry = block_entry(found, i)
         json.loads(to_json(entry))
         assert (entry["eigenvalues"] is None) == (not found.eigenpairs)
-        assert (entry["mass"] is None) == (found.leading is None)
+        assert (entry["mass"] is None) == (found.leading is None or not distinct(found.leading))
 
 
 @pytest.mark.parametrize("settings", [{"k": 1}, {"k": 1, "steps": 30}])

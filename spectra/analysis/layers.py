@@ -24,6 +24,7 @@ from spectra.krylov.results import Eigenpairs, SpectralMeasure
 from spectra.operator import SymmetricOperator
 from spectra.vectors import whole
 
+APART = 0.1  # radians
 DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
 PAIR = 2  # products that a search takes at least: one for a vector, one for its residual
 
@@ -112,13 +113,13 @@ class Layers:
         return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
 
     def told(self, i: int) -> bool:
-        """Whether the block's leading eigenvector is known: of a zero block any would be one."""
-        return bool(self.eigenpairs[i].values[0].abs() > self.eigenpairs[i].residuals[0])
+        """Whether the block's leading eigenvector is known: of a multiple eigenvalue, zero too, any would be one."""
+        return distinct(self.eigenpairs[i])
 
     def told_of_whole(self, i: int) -> bool:
         """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
         wrong = self.leading.residuals[0] / self.leading.values[0].abs()
-        return self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
+        return distinct(self.leading) and self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
 
     def low_ranks(self, i: int, vector: Tensor) -> list[LowRank]:
         """Of a vector (n_l,) and each weight in the block that has any of it, that with most first."""
@@ -126,6 +127,15 @@ class Layers:
         held = [(name, vector[place].view(s[0], -1)) for name, (place, s) in weights if min(s[0], s[1:].numel()) > 1]
         held = sorted(held, key=lambda pair: -float(torch.linalg.vector_norm(pair[1])))
         return [LowRank(name, stable_rank(part)) for name, part in held if part.any()]
+
+
+def distinct(pairs: Eigenpairs) -> bool:
+    """Whether the first eigenvector is known to an angle of `APART`, which is its residual over the gap (Davis, Kahan).
+
+    The Kato-Temple estimate, residual^2 / gap, tells the gap; of copies it is the residual itself.
+    """
+    value, residual, estimate = (some[0].item() for some in (pairs.values, pairs.residuals, pairs.error_estimates))
+    return residual < abs(value) and estimate <= APART * residual
 
 
 def stable_rank(matrix: Tensor) -> float:
@@ -147,6 +157,7 @@ def layers(
     k: int = 1,
     method: str = "xdiag",
     rtol: float = 0.01,
+    ranked: bool = False,
     tolerance: float = 1e-3,
     steps: int = 0,
     probes: int = 4,
@@ -163,6 +174,7 @@ def layers(
         k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
         method: xdiag or hutchinson, of the diagonal.
         rtol: standard error of every block's trace over |the whole trace|.
+        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
         steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
         known: leading eigenpairs of the whole matrix from an earlier run.
         max_products: of the whole matrix; one of each block counts as many as there are blocks.
@@ -173,8 +185,10 @@ def layers(
     with watch("diagonal") as progress:
 
         def enough(values: Tensor, errors: Tensor) -> bool:
-            traces = values[: len(blocks)]
-            return bool((errors[: len(blocks)] <= rtol * traces.sum().abs()).all())
+            traces, saliencies = values.split(len(blocks))
+            trace_errors, saliency_errors = errors.split(len(blocks))
+            told_apart = saliency_errors.norm() <= rtol * saliencies.norm()
+            return bool((trace_errors <= rtol * traces.sum().abs()).all() and (told_apart or not ranked))
 
         share = budget.left(2 if k or steps else 1)
         diagonal = DIAGONALS[method](operator, sums, enough, generator=generator, max_products=share, progress=progress)

@@ -21,7 +21,7 @@ LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest mag
 @click.option("-k", metavar="K", type=click.IntRange(min=0), help="Leading eigenvalues of each block; 0: none.  [default: 1; of channels 0]")  # fmt: skip
 @click.option("--sort", type=click.Choice(SORTS), help="Order of the table, falling.  [default: order; of channels sensitivity]")  # fmt: skip
 @click.option("--method", type=click.Choice(["xdiag", "hutchinson"]), default="xdiag", show_default=True, help="How diagonal and traces are estimated.")  # fmt: skip
-@click.option("--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Standard error of each trace over that of all.")  # fmt: skip
+@click.option("--rtol", metavar="X", type=Positive(), help="Standard error of each trace over that of all, and of channels' saliencies.  [default: 0.01; of channels 0.05]")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @click.option("--density", is_flag=True, help="The spectral density of each block too.")
 @click.option("--steps", metavar="M", type=click.IntRange(min=2), default=40, show_default=True, help="Products a probe of a density.")  # fmt: skip
@@ -48,7 +48,9 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
         blocks = parameter_blocks(problem, by)
         k = (0 if by == "channel" else 1) if k is None else k
         sort = sort or ("sensitivity" if by == "channel" else "order")
-        settings = {"k": k, "method": method, "rtol": rtol, "tolerance": tol}
+        rtol = (0.05 if by == "channel" else 0.01) if rtol is None else rtol
+        ranked = by == "channel" or sort == "sensitivity"
+        settings = {"k": k, "method": method, "rtol": rtol, "ranked": ranked, "tolerance": tol}
         settings |= {"steps": steps if density else 0, "probes": probes}
         with session.resumable():
             found = [measured(session, name, blocks, settings) for name in dict.fromkeys(options["curvature"])]
@@ -92,6 +94,7 @@ def leading(session: Session, operator, name: str):
     """The leading eigenpair that an earlier eig has left, if there is one."""
     from dataclasses import replace
 
+    from spectra.krylov.bounds import kato_temple
     from spectra.vectors import taken
 
     path = source(session.options, "eigenvectors")
@@ -101,10 +104,11 @@ def leading(session: Session, operator, name: str):
     if known is None:
         return None
     first = [int(known.values.abs().argmax())]
+    values, residuals = known.values[first], known.residuals[first]
     return replace(
         known,
-        values=known.values[first],
+        values=values,
         vectors=taken(known.vectors, first),
-        residuals=known.residuals[first],
-        error_estimates=known.error_estimates[first],
+        residuals=residuals,
+        error_estimates=kato_temple(values, residuals, known.values),
     )

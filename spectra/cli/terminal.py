@@ -106,8 +106,8 @@ WAYS_OUT = {
     "trace": f"{MORE}, or loosen --rtol",
     "density": MORE,
     "compare": f"{MORE}, or ask for fewer -k",
-    "layers": f"{MORE}, or loosen --rtol or --tol",
-    "landscape": f"{MORE}, or loosen --tol",
+    "layers": f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
+    "landscape": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
 }
 
 

@@ -204,7 +204,7 @@ def intact(path: Path, command: str) -> Iterator[None]:
         raise input_error("RESULT", path, str(error)) from error
     except KeyError as error:
         raise input_error("RESULT", path, f"lacks {error}; run spectra {command} again") from error
-    except Exception as error:
+    except Exception as error:  # a record of a stranger may break anything; SPECTRA_TRACEBACK=1 shows where
         text = f"is no result that spectra {command} writes ({describe(error)}); run it again"
         raise input_error("RESULT", path, text) from error
 
