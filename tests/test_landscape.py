@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from spectra.analysis.directions import filter_normalised, find_directions, numbered, random_direction
 from spectra.analysis.displacement import displaced, losses
 from spectra.analysis.landscape import FLOOR, RISE, Grid, Point, default_radius, landscape
+from spectra.analysis.parameter_blocks import channel_of
 from spectra.analysis.quadratic import SHARE, quadratic, range_of_validity
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
@@ -273,9 +274,21 @@ def test_random_directions_are_drawn_by_the_seed():
 def test_a_filter_that_is_scaled_scales_its_part():
     drawn, p = floats(3, 2, 2), floats(2, 3, 2).transpose(0, 1).contiguous()
     scales = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)[:, None, None]
-    expected = scales * filter_normalised(drawn, p)
-    assert torch.allclose(filter_normalised(drawn, scales * p), expected, rtol=1e-14, atol=0)
-    assert torch.allclose(filter_normalised(7 * drawn, p), filter_normalised(drawn, p), rtol=1e-14, atol=0)
+    filters = channel_of(None, p)
+    expected = scales * filter_normalised(drawn, p, filters)
+    assert torch.allclose(filter_normalised(drawn, scales * p, filters), expected, rtol=1e-14, atol=0)
+    seven, one = (filter_normalised(times * drawn, p, filters) for times in (7, 1))
+    assert torch.allclose(seven, one, rtol=1e-14, atol=0)
+
+
+def test_filters_of_transposed_convolutions_are_their_outputs():
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Flatten(), nn.Linear(27, 3)).double()
+    problem = problem_of(model, floats(5, 2, 2, 2), labels(5, below=3), CrossEntropy())
+    part = problem.tensors(random_direction("random 1", problem, seeded()).vector)[0]
+    own = model[0].weight.detach()
+    norms = [[x.movedim(i, 0).flatten(1).norm(dim=1).tolist() for x in (part, own)] for i in (0, 1)]
+    assert norms[1][0] == pytest.approx(norms[1][1])
+    assert norms[0][0] != pytest.approx(norms[0][1])
 
 
 def test_no_filter_is_an_error():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectra.analysis.parameter_blocks import channel_of
 from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
@@ -99,12 +100,16 @@ def oriented(vector: Tensor) -> Tensor:
 def random_direction(name: str, problem: Problem, generator: torch.Generator) -> Direction:
     """Standard normal, then each filter brought to the norm that the parameter's own has.
 
-    Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*. A filter is what has one
-    index in the first dimension of a parameter of two dimensions or more; parameters of fewer (biases, scales of
-    normalisation layers) stay where they are. Raises SpectraError where nothing is left to vary.
+    Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*. A filter is what makes one
+    output channel in a parameter of two dimensions or more; parameters of fewer (biases, scales of normalisation
+    layers) stay where they are. Raises SpectraError where nothing is left to vary.
     """
     drawn = torch.randn(problem.size, generator=generator, dtype=torch.float64)
-    parts = [filter_normalised(d, p.detach()) for d, p in zip(problem.tensors(drawn), problem.leaves, strict=True)]
+    modules = dict(problem.model.named_modules())
+    parts = []
+    for d, (name, p) in zip(problem.tensors(drawn), problem.parameters.items(), strict=True):
+        filters = channel_of(modules.get(name.rpartition(".")[0]), p)
+        parts.append(filter_normalised(d, p.detach(), filters))
     vector = problem.vector(parts)
     if not vector.any():
         raise SpectraError(
@@ -114,11 +119,13 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     return Direction(name, RANDOM, "drawn", vector)
 
 
-def filter_normalised(drawn: Tensor, parameter: Tensor) -> Tensor:
-    """`drawn` with the norms of the parameter's filters, as the parameter is; zero for fewer than two dimensions."""
+def filter_normalised(drawn: Tensor, parameter: Tensor, filters: Tensor) -> Tensor:
+    """`drawn` with the norms of the parameter's filters, as the parameter is; zero for fewer than two dimensions.
+
+    `filters` tells for each entry (numel,) which it belongs to.
+    """
     if parameter.ndim < 2:
         return torch.zeros_like(parameter)
-    own = parameter.double().flatten(1).norm(dim=1)
-    rows = drawn.to(own.device).flatten(1)
-    scales = own / rows.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    return (rows * scales[:, None]).view(parameter.shape).to(parameter.dtype)
+    own, given = (torch.bincount(filters, x.double().cpu().flatten().square()).sqrt() for x in (parameter, drawn))
+    scales = own / given.clamp(min=torch.finfo(torch.float64).tiny)
+    return (drawn.flatten() * scales[filters]).view(parameter.shape).to(parameter)
