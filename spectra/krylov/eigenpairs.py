@@ -1,4 +1,4 @@
-"""Extremal eigenpairs by Lanczos, of one matrix, or of all diagonal blocks of one at once."""
+"""Extremal eigenpairs of a matrix by Lanczos: `spectra.krylov.search`, served with products."""
 
 from __future__ import annotations
 
