@@ -12,6 +12,7 @@ from spectra.krylov import blocks, diagonal
 from spectra.krylov.diagonal import hutchinson_diagonal, jackknife, xdiag
 from spectra.krylov.xtrace import GROUPS as GROUPS_OF_XTRACE
 from spectra.krylov.xtrace import xtrace
+from spectra.memory import settled_share
 from spectra.operator import Counting
 
 METHODS = [xdiag, hutchinson_diagonal]
@@ -291,6 +292,15 @@ def test_signs_go_on_where_the_sketch_would_be_too_large(spectrum, monkeypatch):
     alone = estimated(hutchinson_diagonal, a, never, max_products=90)
     assert spectrum == "indefinite" or claimed.mean() < alone.sum_errors.mean()  # which a basis of 16 serves little
     assert estimated(xdiag, a, partial(within, 0.05), max_products=500).converged
+
+
+def test_signs_alone_where_no_sketch_fits_memory():
+    a = with_spectrum(uniform(200))
+    with settled_share(70 * 200 * 8):
+        found = estimated(xdiag, a, never, max_products=40)
+    expected = estimated(hutchinson_diagonal, a, never, max_products=40)
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-12)
+    assert not torch.allclose(found.values, estimated(xdiag, a, never, max_products=40).values)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -88,7 +88,7 @@ def xdiag(
     """By 16 test vectors (two products each), half as many again until the sums are known well `enough`.
 
     Exact, by n products, where the next stage would take as many. Where the arrays no longer fit, signs go on beside
-    the basis found so far.
+    the basis found so far; where not even the first would, there are signs alone.
     """
     n = operator.shape[0]
     counted = Counting(operator)
@@ -101,7 +101,7 @@ def xdiag(
         if n <= min(left, max(2 * wanted, SMALL)):
             return exact_diagonal(counted, sums)
         affordable = int(min(wanted, len(sketch.tests) + left // 2, n - 1))
-        if affordable < 2:
+        if affordable < 2 or fitting_vectors(operator) < 4 * FEWEST + GROUPS:
             return hutchinson_diagonal(counted, sums, enough, generator=generator, max_products=int(left))
         if affordable == len(sketch.tests):
             return found
