@@ -7,7 +7,7 @@ import torch
 from networks import BY_NAME, NETWORKS, SOFT, Case, X, Y, chosen, floats, mlp, name_of
 from torch import Tensor, nn
 
-from spectra.analysis.parameter_blocks import BY, block_sums, parameter_blocks
+from spectra.analysis.parameter_blocks import BY, block_sums, parameter_blocks, tied
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 
@@ -215,3 +215,9 @@ def test_sums_of_single_precision_are_taken_in_double():
     d = torch.full((problem.size,), 0.1)
     found = block_sums(problem, blocks, Curvature(problem, "ggn"))(d)
     assert found[:2].tolist() == pytest.approx([d[0].item() * len(block.index) for block in blocks], rel=1e-14)
+
+
+def test_tied_parameters_are_told_of():
+    (told,) = tied(BY_NAME["tied weights"].problem())
+    assert told == "embedding.weight is head.weight too, and counts as the first alone"
+    assert tied(BY_NAME["mlp"].problem()) == []

@@ -52,6 +52,15 @@ def held(problem: Problem) -> dict[str, nn.Parameter]:
     return {name: p for name, p in problem.parameters.items() if p.numel()}
 
 
+def tied(problem: Problem) -> list[str]:
+    """A sentence for each chosen parameter that has further names, of which other blocks might be expected to tell."""
+    names: dict[int, list[str]] = {}
+    for name, p in problem.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    own = ((name, [other for other in names.get(id(p), []) if other != name]) for name, p in problem.parameters.items())
+    return [f"{name} is {' and '.join(others)} too, and counts as the first alone" for name, others in own if others]
+
+
 def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:
     """Names of the blocks, and for each parameter (n,) which it belongs to."""
     if by == "channel":

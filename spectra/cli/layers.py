@@ -39,7 +39,7 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.analysis.parameter_blocks import parameter_blocks
+        from spectra.analysis.parameter_blocks import parameter_blocks, tied
         from spectra.plots.layers import layers_figures
         from spectra.report_layers import layers_arrays, layers_results, layers_text
 
@@ -55,6 +55,7 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
         with session.resumable():
             found = [measured(session, name, blocks, settings) for name in dict.fromkeys(options["curvature"])]
         record = session.record([], layers_results(found, by, sort, method))
+        record["problem"]["notes"] = [*record["problem"]["notes"], *tied(problem)]
         record["figures"] = session.draw(layers_figures(record)) if options["out"] else []
         session.write(record, layers_arrays(found))
     return finish(record, options["as_json"], layers_text(record))
