@@ -28,7 +28,7 @@ from spectra.vectors import local, mapped
 
 EACH = 5  # vectors that a sample holds at its peak
 GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
-SLICE = 2**13  # entries that are combined at a time, in a processor's cache
+SLICE, WIDE_SLICE = 2**11, 2**18  # entries that are combined at a time: in a processor's cache, or to fill a GPU
 
 
 Sums = Callable[[Tensor], Tensor]  # of a diagonal (n,): linear, with weights >= 0; (m,), float64 on the CPU
@@ -127,11 +127,9 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
         return DiagonalEstimate(**estimate(counted, missing, missing, sums, sums(missing)[None]), converged=False)
     left_out = [range(group, q, groups) for group in range(groups)]
     weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
-    values, *without = sketched(sketch, weights)
-    moments = None
-    for one in without:
-        moments = merged(moments, (1, one, torch.zeros_like(one)))
-    errors = mapped(lambda squares: ((groups - 1) / groups * squares).sqrt(), moments[2])
+    rows = sketched(sketch, weights)
+    values, without = rows[0], rows[1:]
+    errors = mapped(lambda rows: (groups - 1) / groups**0.5 * rows.std(dim=0), without)  # the jackknife
     replicates = torch.stack([sums(one) for one in without])
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
@@ -173,8 +171,9 @@ def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
             x.to(basis.device, basis.dtype) for x in (torch.cat([m, -b], dim=2), torch.cat([k, e], dim=2), chosen)
         )
         rows = basis.new_empty(len(own), basis.shape[1])
-        for first in range(0, rows.shape[1], SLICE):
-            cut = slice(first, first + SLICE)
+        size = SLICE if basis.device.type == "cpu" else WIDE_SLICE
+        for first in range(0, rows.shape[1], size):
+            cut = slice(first, first + size)
             q, z, w, aw = basis[:, cut], images[:, cut], tests[:, cut], products[:, cut]
             both = torch.cat([q, w])
             rows[:, cut] = ((across @ both) * z).sum(dim=1) - ((within @ both) * q).sum(dim=1) + own @ (w * aw)

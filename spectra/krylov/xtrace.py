@@ -98,12 +98,13 @@ class Sketch:
         tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
         images = (self.operator @ tests.T).T
         rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
-        for _ in range(2):
+        twice = range(2 if q else 0)
+        for _ in twice:
             h = inner(self.basis, rest)
             rest = without(rest, self.basis, h)
             across += as_cpu_float64(h)
         new = orthonormal(rest)[0]
-        for _ in range(2):  # where A W is short of rank, the new columns need not be orthogonal to the old
+        for _ in twice:  # where A W is short of rank, the new columns need not be orthogonal to the old
             new = orthonormal(without(new, self.basis, inner(self.basis, new)))[0]
         corner = torch.nn.functional.pad(as_cpu_float64(inner(new, rest)), (q, 0))
         self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
