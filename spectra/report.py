@@ -141,10 +141,6 @@ def trace_parts(record: dict[str, Any]) -> list[str | Table]:
     return [heading(record), "trace ± standard error", table, *remarks(record)]
 
 
-def density_text(record: dict[str, Any], *more: str | Table) -> str:
-    return rendered(*density_parts(record, *more))
-
-
 def density_parts(record: dict[str, Any], *more: str | Table) -> list[str | Table]:
     """The distribution of each matrix; below it `more`, of the same measures."""
     table = new_table("", "min", "max", "mean", "% < 0", "products")

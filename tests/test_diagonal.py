@@ -303,6 +303,17 @@ def test_signs_alone_where_no_sketch_fits_memory():
     assert not torch.allclose(found.values, estimated(xdiag, a, never, max_products=40).values)
 
 
+def test_memory_that_the_sketch_itself_takes_does_not_end_it(monkeypatch):
+    """Room is asked for once: less of it later throws no products away, nor leaves them uncounted."""
+    a = with_spectrum(uniform(200))
+    expected = estimated(xdiag, a, never, max_products=60)
+    rooms = iter([1000])
+    monkeypatch.setattr(diagonal, "fitting_vectors", lambda _: next(rooms, 0))
+    found = estimated(xdiag, a, never, max_products=60)
+    assert found.products == expected.products
+    assert torch.equal(found.values, expected.values)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("n", "good"), [(100, 0), (100, 1), (100, 2), (40, 0), (1, 0)])
 @pytest.mark.parametrize("method", METHODS)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
+from spectra.operator import Wrapper
 
 
-class LeafBlocks:
+class LeafBlocks(Wrapper):
     """diag(A_11, ..., A_LL) of the matrix `name`, each block of the leaves in a slice; rows of others are zero.
 
     Products are made by double backward, which goes through those layers alone that lie between a block and the loss:
@@ -20,23 +22,10 @@ class LeafBlocks:
     """
 
     def __init__(self, problem: Problem, name: str, leaves: Sequence[slice], memory: int | None = None):
-        self.matrix = Curvature(problem, name, memory, products=0)
+        super().__init__(Curvature(problem, name, memory, products=0))
         self.leaves = leaves
-        sizes = [p.numel() for p in problem.leaves]
-        starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        starts = [*accumulate((p.numel() for p in problem.leaves), initial=0)]
         self.places = [slice(starts[some.start], starts[some.stop]) for some in leaves]
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.matrix.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.matrix.device
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (n,), or with the columns of (n, k); blocks in which a column is zero cost nothing."""
@@ -45,9 +34,9 @@ class LeafBlocks:
         parts = [(block, j) for block, j in held.nonzero().tolist()]
         wanted = [(self.leaves[block], given[self.places[block], j]) for block, j in parts]
         products = torch.zeros_like(given)
-        for product, (block, j) in zip(self.matrix.times_blocks(wanted), parts, strict=True):
+        for product, (block, j) in zip(self.operator.times_blocks(wanted), parts, strict=True):
             products[self.places[block], j] = product
-        return self.matrix.problem.processes.total(products).view_as(vectors)
+        return self.operator.problem.processes.total(products).view_as(vectors)
 
 
 def leaf_slices(problem: Problem, blocks: Sequence[Tensor]) -> list[slice] | None:

@@ -95,14 +95,15 @@ def xdiag(
     budget = budgeted(max_products, None)
     vectors = LARGEST // (n * torch.finfo(operator.dtype).bits // 8)
     largest = max(FEWEST, (vectors - GROUPS) // 4)  # four arrays of them, and the groups'
+    fits = fitting_vectors(operator) >= 4 * FEWEST + GROUPS  # asked once, before a sketch takes any
     sketch, found, wanted = Sketch(counted), None, FEWEST
     while True:
         left = budget - counted.products
         if n <= min(left, max(2 * wanted, SMALL)):
             return exact_diagonal(counted, sums)
         affordable = int(min(wanted, len(sketch.tests) + left // 2, n - 1))
-        if affordable < 2 or fitting_vectors(operator) < 4 * FEWEST + GROUPS:
-            return hutchinson_diagonal(counted, sums, enough, generator=generator, max_products=int(left))
+        if affordable < 2 or not fits:
+            return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
         if affordable == len(sketch.tests):
             return found
         if wanted > largest:
@@ -192,9 +193,8 @@ def hutchinson_diagonal(
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
     """By the mean of w o (A w), until the sums are known well `enough`."""
-    counted = operator if isinstance(operator, Counting) else Counting(operator)
-    budget = counted.products + budgeted(max_products, None)
-    return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
+    counted = Counting(operator)
+    return sample(counted, counted, zero(counted), sums, enough, generator, budgeted(max_products, None), progress)
 
 
 def zero(operator: SymmetricOperator) -> Tensor:

@@ -63,23 +63,14 @@ class BlockDiagonal(Wrapper):
 
 
 @dataclass
-class Block:
+class Block(Wrapper):
     """Where vectors of a diagonal block lie, for what asks no products of it."""
 
-    operator: SymmetricOperator
     size: int
 
     @property
     def shape(self) -> torch.Size:
         return torch.Size((self.size, self.size))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.operator.device
 
 
 def block_eigenpairs(
