@@ -214,11 +214,19 @@ def test_density_beside_known_eigenvectors(tmp_path, capfd):
 
 
 FAILURES = """
-import os, signal, torch
+import os, signal, time, torch
 rank = int(os.environ["RANK"])
 
-def alike():
+def alike(slow=None):
+    if rank == slow:
+        time.sleep(3)
     raise ValueError("no such data anywhere")
+
+def slow_0():
+    alike(0)
+
+def slow_1():
+    alike(1)
 
 def one():
     if rank == 1:
@@ -247,6 +255,8 @@ class Late(torch.nn.Module):
     ("data", "model", "line"),
     [
         ("alike", "spectra.demo:mlp", "spectra: --data fails.py:alike: "),
+        ("slow_0", "spectra.demo:mlp", "spectra: --data fails.py:slow_0: "),
+        ("slow_1", "spectra.demo:mlp", "spectra: --data fails.py:slow_1: "),
         ("one", "spectra.demo:mlp", "spectra: rank 1: --data fails.py:one: "),
         ("killed", "spectra.demo:mlp", "spectra: a rank has ended without a word"),
         ("digits", "fails.py:Late", "spectra: rank 1: --model: fails on the data (ValueError: lost its way)"),

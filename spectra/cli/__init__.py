@@ -119,11 +119,14 @@ def complain(message: str, lost: bool = False) -> None:
 
     Of several ranks one speaks; `lost` tells that this one only misses another.
     """
-    if (message := ranks.wording(message, lost)) is None:
-        return
-    line = "".join(character for character in " ".join(message.split()) if character.isprintable())
-    middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
-    print("spectra:", middle, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
+    if ranks.world() > 1:
+        ignore_signals()  # what started the ranks ends all where one has left
+    if (message := ranks.wording(message, lost)) is not None:
+        line = "".join(character for character in " ".join(message.split()) if character.isprintable())
+        middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
+        print("spectra:", middle, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
+    if not lost:
+        ranks.leave()
 
 
 def show_traceback() -> None:

@@ -42,13 +42,23 @@ def finish() -> None:
         return
     if rank() == 0:
         _store.set(DONE, "")
+    else:
+        while not _store.check([DONE]):
+            time.sleep(0.02)
+    leave()
+
+
+def leave() -> None:
+    """Nothing more to say; rank 0, with which the store goes, waits for the others."""
+    if _store is None:
+        return
+    with suppress(Exception):  # the store has gone already
+        if rank():
+            _store.add(LEFT, 1)
+            return
         end = time.monotonic() + PATIENCE
         while _store.add(LEFT, 0) < world() - 1 and time.monotonic() < end:
             time.sleep(0.02)
-        return
-    while not _store.check([DONE]):
-        time.sleep(0.02)
-    _store.add(LEFT, 1)
 
 
 def wording(message: str, lost: bool) -> str | None:
