@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
@@ -29,21 +30,43 @@ def departures(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     return norms(mapped(lambda image, part: image - scales * part, images, vectors)).cpu()
 
 
-def complement_bounds(values: Tensor, steps: int, dimension: int, ended: bool) -> tuple[float, float]:
-    """Where the spectrum lies, seen by `steps` of Lanczos from a random start, with probability 0.99.
+def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:
+    """Where the spectrum lies, seen by Lanczos from one random start, with probability 0.99 for all steps together.
 
-    Kuczynski and Wozniakowski (1992), theorem 4.2: for a positive semi-definite matrix the largest Ritz value is
-    short by more than a fraction epsilon with probability at most 1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1)).
-    Applied to both ends, relative to the spread; an ended Krylov space has seen all there is.
+    Of a random unit vector the part along the eigenvector of the largest eigenvalue has a square of at least `seen`,
+    with probability 0.995. Chebyshev, Markov and Stieltjes (Szego 1939, section 3.41): of a start with the Jacobi
+    matrix `projected` (m, m) and the next `coupling`, beyond some x outside the Ritz values lies at most
+    1 / sum of p_j(x)^2, over the orthonormal polynomials of degrees 0 to m. Where that is less than `seen` there is no
+    eigenvalue. An ended Krylov space, of coupling 0, has seen all there is.
     """
-    low, high = values.min().item(), values.max().item()
-    if ended or steps >= dimension:
+    values = torch.linalg.eigvalsh(projected)
+    low, high = values[0].item(), values[-1].item()
+    if coupling == 0 or len(projected) >= dimension:
         return low, high
-    epsilon = (math.log(1.648 * math.sqrt(dimension) * 2 / FAILURE) / (2 * steps - 1)) ** 2
-    if epsilon >= 0.5:
-        return -math.inf, math.inf
-    margin = epsilon * (high - low) / (1 - 2 * epsilon)
-    return low - margin, high + margin
+    seen = float(betaincinv(0.5, (dimension - 1) / 2, FAILURE / 2))
+    diagonal, couplings = projected.diagonal().tolist(), [*projected.diagonal(1).tolist(), coupling]
+    return -beyond(-low, [-x for x in diagonal], couplings, seen), beyond(high, diagonal, couplings, seen)
+
+
+def beyond(largest: float, diagonal: list[float], couplings: list[float], seen: float) -> float:
+    """The smallest x from the `largest` Ritz value on that nothing is beyond, to a thousandth of its distance."""
+    lower, step = largest, max(couplings)
+    while not nothing_beyond(upper := largest + step, diagonal, couplings, seen):
+        lower, step = upper, 2 * step
+    while upper - lower > 1e-3 * (upper - largest) and lower < (x := (lower + upper) / 2) < upper:
+        lower, upper = (lower, x) if nothing_beyond(x, diagonal, couplings, seen) else (x, upper)
+    return upper
+
+
+def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen: float) -> bool:
+    """Whether 1 / sum of p_j(x)^2 is less than `seen`, the p_j by their three-term recurrence."""
+    before, p, total, last = 0.0, 1.0, 1.0, 0.0
+    for center, coupling in zip(diagonal, couplings, strict=True):
+        before, p = p, ((x - center) * p - last * before) / coupling
+        total, last = total + p * p, coupling
+        if total * seen > 1:
+            return True
+    return False
 
 
 def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor) -> Tensor:

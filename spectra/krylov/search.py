@@ -2,7 +2,7 @@
 
 One random start sees one copy of a multiple eigenvalue. So once the wanted pairs have converged, a fresh random
 direction is sent into the orthogonal complement of everything searched so far. A missed copy lies there whole; and
-the theorem of Kuczynski and Wozniakowski (1992) bounds what a few steps from a random start can still overlook.
+what a few steps from a random start can still overlook is bounded (`spectra.krylov.bounds.complement_bounds`).
 
 A search is a generator: it yields what it wants multiplied, (n,) or (n, j), and is sent the product, so that several
 may share one (`spectra.krylov.lockstep`).
@@ -129,7 +129,7 @@ class Search:
             return None
         along = self.state.start(random_start(self.operator, self.generator))
         bounds = None
-        for step in range(1, steps + 1):
+        for _ in range(steps):
             if self.spent():
                 return bounds
             self.state.align(along)
@@ -138,10 +138,10 @@ class Search:
             if not self.wanted_converged():
                 return None
             along = self.state.coupling[:, -1].clone()
-            ended = torch.linalg.vector_norm(along) <= self.rounding()
-            values = self.state.ritz(first)[0]
-            bounds = complement_bounds(values, step, dimension, bool(ended))
-            if ended or self.inside(bounds):
+            length = torch.linalg.vector_norm(along).item()
+            coupling = length if length > self.rounding() else 0.0
+            bounds = complement_bounds(self.state.projected[first:, first:], coupling, dimension)
+            if not coupling or self.inside(bounds):
                 return bounds
         return bounds
 
