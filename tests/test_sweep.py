@@ -321,7 +321,12 @@ def test_a_stopped_sweep_has_its_tasks_save_their_state(home, number, status):
     (home / "wait").touch()
     command = [sys.executable, "-m", "spectra", "sweep", "run", str(home / "plan.toml")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     wait(lambda: waiting(home) == 2)
     assert sorted(states(home)) == ["running"] * 2 + ["waiting"] * 2

@@ -228,7 +228,9 @@ def _check(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Tra
             made = f", as --transform {transform.name} has to" if transform else ""
             text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"
             raise input_error(OPTION, name, text)
-        finite = leaf.isfinite().flatten(1).all(1) if leaf.dim() > 1 else leaf.isfinite()
+        eight_bits = leaf.is_floating_point() and leaf.itemsize == 1  # of which torch 2.11 has no isfinite
+        finite = (leaf.float() if eight_bits else leaf).isfinite()
+        finite = finite.flatten(1).all(1) if leaf.dim() > 1 else finite
         if not finite.all():
             index = int(indices[~finite][0])
             raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or mend it")
