@@ -15,7 +15,8 @@ from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.forecast import Scales
 from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
-from spectra.krylov.xtrace import Sketch, xtrace
+from spectra.krylov.sketch import Sketch
+from spectra.krylov.xtrace import GROUPS, estimate, mean, xtrace
 from spectra.operator import Counting, Deflated
 
 STOCHASTIC = [hutchinson, hutch_plus_plus, xtrace]
@@ -191,11 +192,45 @@ def test_growing_keeps_old_products():
     at_once = Sketch(operator)
     at_once.grow(37, seeded())
     assert torch.equal(at_once.tests, sketch.tests)
-    assert sketch.estimate()[0] == pytest.approx(at_once.estimate()[0], rel=1e-10)
+    assert mean(sketch.coordinates(), 200) == pytest.approx(mean(at_once.coordinates(), 200), rel=1e-10)
     basis = sketch.basis
     assert (basis @ basis.T - torch.eye(37)).abs().max() < 1e-13
     assert (sketch.triangle.T @ basis - sketch.images).abs().max() < 1e-11
     assert (operator @ basis.T - sketch.basis_images.T).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "spectrum", [torch.ones(50), 0.3 ** torch.arange(200), torch.zeros(0)], ids=["ones", "decay", "zero"]
+)
+@pytest.mark.parametrize("sizes", [(16, 24, 36, 54, 81, 122), (60, 90), (150,), (150, 190)])
+def test_growing_past_the_rank(spectrum, sizes):
+    operator = torch.diag(torch.nn.functional.pad(spectrum.double(), (0, 200 - len(spectrum))))
+    sketch, generator = Sketch(operator), seeded()
+    for size in sizes:
+        sketch.grow(size, generator)
+        if sketch.basis.shape[0] > 50:
+            assert estimate(sketch)[0] == pytest.approx(spectrum.double().sum().item(), rel=1e-13)
+        assert (sketch.basis @ sketch.basis.T - torch.eye(size)).abs().max() < 1e-13
+        assert (sketch.triangle.T @ sketch.basis - sketch.images).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["outliers", "indefinite"])
+def test_leaving_vectors_out_is_never_having_had_them(name):
+    """The mean and its standard error, from the products alone."""
+    operator = with_spectrum(SPECTRA[name])
+    n, q = len(operator), 70
+    sketch = Sketch(operator)
+    sketch.grow(q, seeded())
+    left_out, found = [range(g, q, GROUPS) for g in range(GROUPS)], []
+    for group in left_out:
+        fewer, kept = Sketch(operator), [i for i in range(q) if i not in group]
+        fewer.tests, fewer.images = sketch.tests[kept], sketch.images[kept]
+        basis, fewer.triangle = torch.linalg.qr(fewer.images.T)
+        fewer.basis, fewer.basis_images = basis.T, (operator @ basis).T
+        found.append(mean(fewer.coordinates(), n))
+        assert mean(sketch.coordinates().without(group), n) == pytest.approx(found[-1], rel=1e-10)
+    error = math.sqrt((GROUPS - 1) / GROUPS * sum((one - np.mean(found)) ** 2 for one in found))
+    assert estimate(sketch)[1] == pytest.approx(error, rel=1e-8)
 
 
 def test_the_estimator_is_what_its_formula_says():
@@ -212,7 +247,7 @@ def test_the_estimator_is_what_its_formula_says():
         rest = tests[:, i] - basis @ (basis.T @ tests[:, i])
         inside = torch.trace(basis.T @ operator @ basis)
         values.append((inside + (n - q + 1) / rest.dot(rest) * rest.dot(operator @ rest)).item())
-    assert sketch.estimate()[0] == pytest.approx(np.mean(values), rel=1e-11)
+    assert mean(sketch.coordinates(), len(operator)) == pytest.approx(np.mean(values), rel=1e-11)
 
 
 @pytest.mark.parametrize("budget", [32, 33, 49, 50, 60, 500])

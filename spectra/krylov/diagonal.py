@@ -22,7 +22,8 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.hutchinson import FEWEST, budgeted, random_signs
 from spectra.krylov.results import Progress
-from spectra.krylov.xtrace import LARGEST, SMALL, Coordinates, Sketch, others
+from spectra.krylov.sketch import Coordinates, Sketch, others
+from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
 from spectra.vectors import local, mapped
 
@@ -138,29 +139,23 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
 def small(c: Coordinates, tests: Sequence[int]) -> tuple[Tensor, ...]:
     """M, B, K, E (q, q) and weights (q,) with diag A about sum (M Q - B W) o AQ - (K Q + E W) o Q + weights W o AW.
 
-    From coordinates along a Q, the rest by the mean over these test vectors, each left out of Q. Without tests it is
-    what Q alone gives: 2 diag QQ'A - diag QQ'AQQ'.
+    By the mean over these test vectors, each left out of Q in turn. Without any it is what Q alone gives:
+    2 diag QQ'A - diag QQ'AQQ'.
     """
-    m, own = max(len(tests), 1), c.lift.shape[1]
-    alone = c.alone() if len(tests) else c.lift.new_zeros(own, 0)  # s_i: Q_i Q_i' = Q (I - s_i s_i') Q'
+    inside = torch.eye(len(c.projected)).to(c.projected) - c.removed @ c.removed.T
+    beside, across, weights = torch.zeros_like(inside), torch.zeros_like(inside), inside.new_zeros(len(inside))
+    if not len(tests):
+        return 2 * inside, beside, c.projected, across, weights
+    m = len(tests)
+    alone, images = c.alone()  # s_i: Q_i Q_i' = Q (I - s_i s_i') Q'
     less = alone @ alone.T / m
-    spread = (alone * (alone * (c.projected @ alone)).sum(dim=0)) @ alone.T / m
-    inside = torch.eye(own).to(less) - less  # means of I - s_i s_i', and of Q'AQ between two of these
-    around = c.projected - less @ c.projected - c.projected @ less + spread
-    along = c.along[:, : len(tests)] - alone * (alone * c.along[:, : len(tests)]).sum(dim=0)  # Q_i'w_i
-    rest = c.images_along[:, : len(tests)] - c.projected @ along
+    crossed = less @ c.projected
+    spread = (alone * (alone * images).sum(dim=0)) @ alone.T / m
+    along, along_images = c.left(alone, images)  # Q_i'w_i
+    rest = c.images_along - along_images
     rest = rest - alone * (alone * rest).sum(dim=0)  # Q_i'A P_i w_i
-    q = len(c.lift)
-    chosen = torch.zeros(len(tests), q).to(less)
-    chosen[range(len(tests)), list(tests)] = 1 / m
-    lift = c.lift
-    return (
-        2 * lift @ inside @ lift.T,
-        lift @ along @ chosen,
-        lift @ around @ lift.T,
-        lift @ rest @ chosen,
-        chosen.sum(0),
-    )
+    beside[:, tests], across[:, tests], weights[tests] = along / m, rest / m, 1 / m
+    return 2 * (inside - less), beside, c.projected - crossed - crossed.T + spread, across, weights
 
 
 def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:

@@ -11,16 +11,15 @@ A W = Q R: Q_i Q_i' = Q (I - s_i s_i') Q' with s_i the normalised column i of R^
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from spectra.krylov.dense import dense_trace
-from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, random_signs
+from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
-from spectra.operator import Counting, SymmetricOperator, empty_rows
-from spectra.vectors import mapped, orthonormal, row_dots, summed
+from spectra.krylov.sketch import Coordinates, Sketch
+from spectra.operator import Counting, SymmetricOperator
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
@@ -62,7 +61,7 @@ def xtrace(
                 counted, sketch.basis, sketch.basis_images, known, rtol, None, generator, budget, progress
             )
         sketch.grow(affordable, generator)
-        value, error = sketch.estimate()
+        value, error = estimate(sketch)
         value += known
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
@@ -82,121 +81,31 @@ def foreseen(products: int, error: float, wanted: float, n: int) -> float:
     return products * (error / wanted) ** 2 if wanted > 0 else math.inf
 
 
-class Sketch:
-    """Test vectors W, A W, the basis Q of A W, and A Q; all (q, n) by rows. Products once made are kept."""
+def estimate(sketch: Sketch) -> tuple[float, float]:
+    """The mean of t_i, and its standard error by the jackknife (whole estimates without a group of vectors).
 
-    def __init__(self, operator: SymmetricOperator):
-        self.operator = operator
-        self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0)
-        self.triangle = torch.zeros(0, 0, dtype=torch.float64)
-
-    def grow(self, size: int, generator: torch.Generator) -> None:
-        """Take further test vectors until there are `size` of them."""
-        q = len(self.tests)
-        if size <= q:
-            return
-        tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
-        images = (self.operator @ tests.T).T
-        rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
-        twice = range(2 if q else 0)
-        for _ in twice:
-            h = inner(self.basis, rest)
-            rest = without(rest, self.basis, h)
-            across += as_cpu_float64(h)
-        new = orthonormal(rest)[0]
-        for _ in twice:  # where A W is short of rank, the new columns need not be orthogonal to the old
-            new = orthonormal(without(new, self.basis, inner(self.basis, new)))[0]
-        corner = torch.nn.functional.pad(as_cpu_float64(inner(new, rest)), (q, 0))
-        self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
-        self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
-        self.basis = torch.cat([self.basis, new])
-        self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
-
-    def estimate(self) -> tuple[float, float]:
-        """The mean of t_i, and its standard error by the jackknife (whole estimates without a group of vectors).
-
-        The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they
-        share, and errs upwards (Efron, Stein 1981); all of it happens in coordinates along Q, without products.
-        """
-        q, n = self.tests.shape
-        coordinates = self.coordinates()
-        if not torch.isfinite(coordinates.projected).all():
-            return math.nan, math.nan
-        if q == 1:
-            return coordinates.mean(n), math.inf
-        groups = min(q, GROUPS)
-        partial = torch.tensor([coordinates.without(range(g, q, groups)).mean(n) for g in range(groups)])
-        variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
-        rounding = torch.finfo(self.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
-        return coordinates.mean(n), torch.hypot(variance.sqrt(), rounding).item()
-
-    def coordinates(self) -> Coordinates:
-        """All of it along Q."""
-        return Coordinates(
-            triangle=self.triangle,
-            projected=as_cpu_float64(inner(self.basis, self.basis_images)),
-            along=as_cpu_float64(inner(self.basis, self.tests)),
-            images_along=as_cpu_float64(inner(self.basis_images, self.tests)),
-            quadratic=as_cpu_float64(row_dots(self.tests, self.images)),
-            lift=torch.eye(len(self.tests), dtype=torch.float64),
-        )
+    The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they
+    share, and errs upwards (Efron, Stein 1981); all of it happens in coordinates along Q, without products.
+    """
+    q, n = sketch.tests.shape
+    coordinates = sketch.coordinates()
+    if not torch.isfinite(coordinates.projected).all():
+        return math.nan, math.nan
+    if q == 1:
+        return mean(coordinates, n), math.inf
+    groups = min(q, GROUPS)
+    partial = as_cpu_float64([mean(coordinates.without(range(g, q, groups)), n) for g in range(groups)])
+    variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
+    rounding = torch.finfo(sketch.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
+    return mean(coordinates, n), torch.hypot(variance.sqrt(), rounding).item()
 
 
-def inner(these: Tensor, others: Tensor) -> Tensor:
-    """u_i'v_j of rows."""
-    return summed(lambda u, v: u @ v.T, these, others)
-
-
-def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
-    """Rows less what they have `along` a basis, coefficients (q, k) by columns."""
-    return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
-
-
-def others(count: int, left_out: range) -> list[int]:
-    return sorted(set(range(count)) - set(left_out))
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """The estimator in coordinates along Q, where A W = Q R; small float64 matrices, one column a test vector."""
-
-    triangle: Tensor  # R
-    projected: Tensor  # Q'A Q
-    along: Tensor  # Q'W
-    images_along: Tensor  # Q'A W
-    quadratic: Tensor  # w_i'A w_i
-    lift: Tensor  # the columns of this Q along that of the whole sketch
-
-    def without(self, left_out: range) -> Coordinates:
-        """The same for fewer test vectors: a smaller Q inside the old one."""
-        kept = others(len(self.quadratic), left_out)
-        basis, triangle = torch.linalg.qr(self.triangle[:, kept])
-        return Coordinates(
-            triangle=triangle,
-            projected=basis.T @ self.projected @ basis,
-            along=basis.T @ self.along[:, kept],
-            images_along=basis.T @ self.images_along[:, kept],
-            quadratic=self.quadratic[kept],
-            lift=self.lift @ basis,
-        )
-
-    def mean(self, n: int) -> float:
-        """The mean of t_i."""
-        alone = self.alone()
-        kept = self.along - alone * (alone * self.along).sum(dim=0)  # Q_i'w_i
-        rest = self.quadratic - 2 * (kept * self.images_along).sum(dim=0) + (kept * (self.projected @ kept)).sum(dim=0)
-        length = n - kept.square().sum(dim=0)  # |P_i w_i|^2, since |w_i|^2 = n
-        inside = torch.trace(self.projected) - (alone * (self.projected @ alone)).sum(dim=0)
-        rank = len(alone) - (alone.square().sum(dim=0) > 0).double()
-        return (inside + (n - rank) * rest / length).mean().item()
-
-    def alone(self) -> Tensor:
-        """Columns s_i, what only w_i has brought into Q.
-
-        Zero where A W is short of rank: then A W without column i spans the same.
-        """
-        diagonal = self.triangle.diagonal().abs()
-        if diagonal.min() <= torch.finfo(torch.float64).eps * len(diagonal) * diagonal.max():
-            return torch.zeros_like(self.triangle)
-        columns = torch.linalg.inv(self.triangle).T
-        return columns / torch.linalg.vector_norm(columns, dim=0)
+def mean(c: Coordinates, n: int) -> float:
+    """The mean of t_i."""
+    alone, images = c.alone()
+    kept, kept_images = c.left(alone, images)
+    rest = c.quadratic - 2 * (kept * c.images_along).sum(dim=0) + (kept * kept_images).sum(dim=0)
+    length = n - kept.square().sum(dim=0)  # |P_i w_i|^2, since |w_i|^2 = n
+    inside = torch.trace(c.projected) - (alone * images).sum(dim=0)
+    rank = len(alone) - c.removed.shape[1] - alone.any(dim=0).double()
+    return (inside + (n - rank) * rest / length).mean().item()

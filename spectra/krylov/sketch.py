@@ -1,0 +1,153 @@
+"""A sketch A W of a matrix by random signs W, and what its test vectors say as some of them are left out.
+
+Q is an orthonormal basis of A W = Q R. The columns of Q R^-T are orthogonal to all columns of A W but one each: what
+Q spans without some test vectors is the complement of theirs. So all that leaves vectors out happens along Q, without
+products and without another factorisation (after Epperly, Tropp, Webber 2024, who leave out one at a time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.hutchinson import random_signs
+from spectra.krylov.results import as_cpu_float64
+from spectra.operator import SymmetricOperator, empty_rows
+from spectra.vectors import mapped, orthonormal, row_dots, summed
+
+
+class Sketch:
+    """Test vectors W, A W, the basis Q of A W, and A Q; all (q, n) by rows. Products once made are kept."""
+
+    def __init__(self, operator: SymmetricOperator):
+        self.operator = operator
+        self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0)
+        self.triangle = torch.zeros(0, 0, dtype=torch.float64)
+
+    def grow(self, size: int, generator: torch.Generator) -> None:
+        """Take further test vectors until there are `size` of them."""
+        q = len(self.tests)
+        if size <= q:
+            return
+        tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
+        images = (self.operator @ tests.T).T
+        rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
+        twice = range(2 if q else 0)
+        for _ in twice:
+            h = inner(self.basis, rest)
+            rest = without(rest, self.basis, h)
+            across += as_cpu_float64(h)
+        new = orthonormal(rest)[0]
+        for _ in twice:
+            new = orthonormal(self.filled(without(new, self.basis, inner(self.basis, new)), generator))[0]
+        corner = torch.nn.functional.pad(as_cpu_float64(inner(new, rest)), (q, 0))
+        self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
+        self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
+        self.basis = torch.cat([self.basis, new])
+        self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
+
+    def filled(self, new: Tensor, generator: torch.Generator) -> Tensor:
+        """Directions that were of length 1, random ones for those that the basis has taken much of.
+
+        What A W brings is orthogonal to it by now; not what stands for it where that is short of rank.
+        """
+        spare = orthonormal(new)[1].diagonal().abs() < 0.5
+        if not spare.any():
+            return new
+        drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
+        drawn = without(drawn, self.basis, inner(self.basis, drawn))
+        return mapped(lambda row, other: torch.where(spare.to(row.device)[:, None], other, row), new, drawn)
+
+    def coordinates(self) -> Coordinates:
+        """All of it along Q."""
+        projected = as_cpu_float64(inner(self.basis, self.basis_images))
+        along, lone = as_cpu_float64(inner(self.basis, self.tests)), inverse(self.triangle).T
+        return Coordinates(
+            removed=lone[:, :0],
+            projected=projected,
+            lone=lone,
+            projected_lone=projected @ lone,
+            along=along,
+            projected_along=projected @ along,
+            images_along=as_cpu_float64(inner(self.basis_images, self.tests)),
+            quadratic=as_cpu_float64(row_dots(self.tests, self.images)),
+        )
+
+
+def inner(these: Tensor, others: Tensor) -> Tensor:
+    """u_i'v_j of rows."""
+    return summed(lambda u, v: u @ v.T, these, others)
+
+
+def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
+    """Rows less what they have `along` a basis, coefficients (q, k) by columns."""
+    return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
+
+
+def others(count: int, left_out: range) -> list[int]:
+    return sorted(set(range(count)) - set(left_out))
+
+
+def inverse(triangle: Tensor) -> Tensor:
+    """Of R; zero where A W is short of rank: then A W without any one column spans the same."""
+    diagonal = triangle.diagonal().abs()
+    if diagonal.min() <= torch.finfo(torch.float64).eps * len(diagonal) * diagonal.max():
+        return torch.zeros_like(triangle)
+    return torch.linalg.inv(triangle)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What is known of some of the test vectors, along the Q of all: float64, one column a vector.
+
+    With P = I - NN', N what Q has lost with the others, it is of P Q'.
+    """
+
+    removed: Tensor  # N (q, g), orthonormal
+    projected: Tensor  # H = P Q'A Q P (q, q)
+    lone: Tensor  # along what a vector alone has brought into Q, of any length
+    projected_lone: Tensor  # H of it
+    along: Tensor  # P Q'w_i
+    projected_along: Tensor  # H of it
+    images_along: Tensor  # P Q'A w_i
+    quadratic: Tensor  # w_i'A w_i
+
+    def without(self, left_out: Sequence[int]) -> Coordinates:
+        """The same of fewer test vectors, of the Q that these span."""
+        kept = others(len(self.quadratic), left_out)
+        removed = self.lone[:, left_out]
+        removed = torch.linalg.qr(removed)[0] if removed.any() else removed[:, :0]
+        across = self.projected @ removed  # H N
+        twice = removed @ (across.T @ removed) - across
+
+        def inside(columns: Tensor) -> Tensor:
+            return columns - removed @ (removed.T @ columns)
+
+        def again(columns: Tensor, images: Tensor) -> Tensor:
+            """P H P of columns of which the images under H are there."""
+            return inside(images[:, kept] - across @ (removed.T @ columns[:, kept]))
+
+        return Coordinates(
+            removed=torch.cat([self.removed, removed], dim=1),
+            projected=self.projected + twice @ removed.T - removed @ across.T,
+            lone=inside(self.lone[:, kept]),
+            projected_lone=again(self.lone, self.projected_lone),
+            along=inside(self.along[:, kept]),
+            projected_along=again(self.along, self.projected_along),
+            images_along=inside(self.images_along[:, kept]),
+            quadratic=self.quadratic[kept],
+        )
+
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """Unit columns s_i along what only w_i has brought into Q, zero where that is nothing; and H s_i."""
+        lengths = torch.linalg.vector_norm(self.lone, dim=0)
+        lengths[lengths == 0] = 1
+        return self.lone / lengths, self.projected_lone / lengths
+
+    def left(self, alone: Tensor, projected_alone: Tensor) -> tuple[Tensor, Tensor]:
+        """Q_i'w_i, and H of it: of each vector along the Q that is left without it."""
+        own = (alone * self.along).sum(dim=0)
+        return self.along - alone * own, self.projected_along - projected_alone * own
