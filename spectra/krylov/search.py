@@ -73,12 +73,14 @@ class Search:
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
         self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
-        bounds, found = None, True
-        while found and (yield from self.converge()):
-            before = self.values[self.wanted()]
+        bounds = searched = None
+        while (yield from self.converge()):
+            values = self.values[self.wanted()]
+            if searched is not None and not self.differ(values, searched):
+                break
+            self.multiple |= searched is not None
+            searched = values
             bounds = yield from self.search_complement()
-            found = not self.wanted_converged() or self.differ(self.values[self.wanted()], before)
-            self.multiple |= found
         if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
         return (yield from self.found(bounds))
@@ -120,7 +122,7 @@ class Search:
         pending, everything is taken into the basis. Else a Lanczos run of its own goes through the complement,
         pending directions included: what rounding makes pending leans towards a missed copy.
         """
-        steps = max(12, self.state.size // 4)
+        steps = max(16, self.state.size // 4)
         if self.capacity < min(self.state.size + steps, self.state.dimension):
             self.restart(self.kept)
         first, dimension = self.state.size, self.state.dimension - self.state.size
@@ -128,14 +130,14 @@ class Search:
             yield from self.finish()
             return None
         along = self.state.start(random_start(self.operator, self.generator))
-        bounds = None
+        bounds, before = None, self.values[self.wanted()]
         for _ in range(steps):
             if self.spent():
                 return bounds
             self.state.align(along)
             yield from self.extend(self.state)
             self.observe()
-            if not self.wanted_converged():
+            if not self.wanted_converged() and self.differ(self.values[self.wanted()], before):
                 return None
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
