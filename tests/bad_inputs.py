@@ -64,6 +64,7 @@ from hypothesis import strategies as st
 from spectra.curvature.matrices import MATRICES
 
 ANY = (0, 1, 2)  # what bytes and values changed at random make may be valid
+MAYBE = {"statuses": ANY, "without": ["--params", *OF_THE_RUN]}  # of which some may then be wrong
 SQUARED = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.squared])
 DISTRIBUTION = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.distribution])
 NEEDS_TWICE = st.sampled_from(["hessian", "ggn", "fisher", "fisher-mc"])
@@ -179,8 +180,8 @@ OF_CHECKPOINTS = {
     "--checkpoint of a folder": kind({"--checkpoint": st.sampled_from([".", "folder"])}),
     **holding("--checkpoint", CHECKPOINTS),
     **holding("--checkpoint", {f"cut {path}": truncated(GOOD[path]) for path in WEIGHTS}, share=2),
-    **holding("--checkpoint", {f"flipped {path}": flipped(GOOD[path]) for path in WEIGHTS}, statuses=ANY, share=2),
-    **holding("--checkpoint", {"anything.pt": trees(leaves | tensors).map(torch_file)}, statuses=ANY, share=3),
+    **holding("--checkpoint", {f"flipped {path}": flipped(GOOD[path]) for path in WEIGHTS}, **MAYBE, share=2),
+    **holding("--checkpoint", {"anything.pt": trees(leaves | tensors).map(torch_file)}, **MAYBE, share=3),
 }
 
 DATA = {
@@ -192,7 +193,7 @@ DATA = {
     },
     **holding("--data", {"noise.npz": noise, "noise.safetensors": noise, "pickle.npz": evil.map(torch_file)}),
     **holding("--data", {f"cut {path}": truncated(GOOD[path]) for path in POINTS}, share=2),
-    **holding("--data", {f"flipped {path}": flipped(GOOD[path]) for path in POINTS}, statuses=ANY, share=2),
+    **holding("--data", {f"flipped {path}": flipped(GOOD[path]) for path in POINTS}, **MAYBE, share=2),
     "--data giving no data": kind({"--data": st.sampled_from(NO_DATA).map("user.py:thing?name={}".format)}),
     "--data missing": kind({"--data": nonsense.map("{}.npz".format)}),
     "--data with options": kind({"--data": st.sampled_from(["digits?x=1", "points.npz?allow_pickle=true"])}),

@@ -34,10 +34,10 @@ def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tup
     """Where the spectrum lies, seen by Lanczos from one random start, with probability 0.99 for all steps together.
 
     Of a random unit vector the part along the eigenvector of the largest eigenvalue has a square of at least `seen`,
-    with probability 0.995. Chebyshev, Markov and Stieltjes (Szego 1939, section 3.41): of a start with the Jacobi
-    matrix `projected` (m, m) and the next `coupling`, beyond some x outside the Ritz values lies at most
-    1 / sum of p_j(x)^2, over the orthonormal polynomials of degrees 0 to m. Where that is less than `seen` there is no
-    eigenvalue. An ended Krylov space, of coupling 0, has seen all there is.
+    with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). Of a start with the Jacobi matrix
+    `projected` (m, m) and the next `coupling` at most 1 / sum of p_j(x)^2 lies beyond some x outside the Ritz values,
+    p_j its orthonormal polynomials of degrees 0 to m (Chebyshev, Markov, Stieltjes: Szego 1939, section 3.41). Where
+    that is less than `seen` there is no eigenvalue. An ended Krylov space, of coupling 0, has seen all there is.
     """
     values = torch.linalg.eigvalsh(projected)
     low, high = values[0].item(), values[-1].item()

@@ -75,15 +75,18 @@ class Search:
         self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds = searched = None
         while (yield from self.converge()):
-            values = self.values[self.wanted()]
-            if searched is not None and not self.differ(values, searched):
+            if searched is not None and self.alike(searched):
                 break
             self.multiple |= searched is not None
-            searched = values
+            searched = self.values[self.wanted()]
             bounds = yield from self.search_complement()
         if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
         return (yield from self.found(bounds))
+
+    def alike(self, before: Tensor) -> bool:
+        """Whether the wanted values are still what they were before; not where a product was not finite."""
+        return self.state.finite and not self.differ(self.values[self.wanted()], before)
 
     def differ(self, values: Tensor, before: Tensor) -> bool:
         """Whether the wanted values have changed by more than their tolerance and rounding."""
@@ -137,7 +140,7 @@ class Search:
             self.state.align(along)
             yield from self.extend(self.state)
             self.observe()
-            if not self.wanted_converged() and self.differ(self.values[self.wanted()], before):
+            if not self.wanted_converged() and not self.alike(before):
                 return None
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
