@@ -96,8 +96,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | Non
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
+    except (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None  # RuntimeError: a bit that is wrong may say that it is encrypted
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

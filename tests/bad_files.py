@@ -261,8 +261,15 @@ def vectors(n: int, scale: float = 1.0) -> bytes:
     )
 
 
+def encrypted(content: bytes) -> bytes:
+    """An archive whose first file says that it is."""
+    place = content.index(b"PK\1\2") + 8
+    return content[:place] + bytes([content[place] | 1]) + content[place + 1 :]
+
+
 VECTORS = {
     "no": noise,
+    "encrypted": encrypted(vectors(15)),
     "cut": truncated(vectors(15)),
     "flipped": flipped(vectors(15)),
     "shorter": vectors(14),
