@@ -26,7 +26,8 @@ from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
-from spectra.krylov.xtrace import xtrace
+from spectra.krylov.sketch import Sketch
+from spectra.krylov.xtrace import mean, xtrace
 from spectra.operator import Counting, check_operator, placed, random_vectors
 from spectra.vectors import orthonormal, whole
 
@@ -160,6 +161,14 @@ def short_of_rank(operator) -> dict:
     return {"gram": whole(basis) @ whole(basis).T, "rows": again, "change": torch.dist(again, whole(rows)) < 1e-12}
 
 
+def past_the_rank(operator) -> dict:
+    """A sketch that grows although there is no more of the matrix."""
+    sketch, generator = Sketch(operator), seeded()
+    for size in (2, 9, 20):
+        sketch.grow(size, generator)
+    return {"gram": whole(sketch.basis) @ whole(sketch.basis).T, "mean": mean(sketch.coordinates(), operator.shape[0])}
+
+
 MANY = tuple(MATRICES)
 # what is asked -> of which problems, and of which matrices
 TABLE = {
@@ -175,6 +184,7 @@ TABLE = {
     **{f"trace {name}": (partial(trace, name, rtol=0.1), ("three batches",), ("ggn",)) for name in TRACE},
     "trace probes": (lambda a: {"v": xtrace(a, probes=7, generator=seeded()).value}, ("weight decay",), ("hessian",)),
     "trace hutch++ of rank 2": (partial(trace, "hutch++", probes=12), ("three batches",), ("fisher-batch",)),
+    "a sketch past the rank": (past_the_rank, ("three batches",), ("fisher-batch",)),
     "trace gram": (
         partial(trace, "gram"),
         tuple(PROBLEMS),

@@ -42,24 +42,25 @@ class Sketch:
             across += as_cpu_float64(h)
         new = orthonormal(rest)[0]
         for _ in twice:
-            new = orthonormal(self.filled(without(new, self.basis, inner(self.basis, new)), generator))[0]
+            new = self.outside(without(new, self.basis, inner(self.basis, new)), generator)
         corner = torch.nn.functional.pad(as_cpu_float64(inner(new, rest)), (q, 0))
         self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
         self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
         self.basis = torch.cat([self.basis, new])
         self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
 
-    def filled(self, new: Tensor, generator: torch.Generator) -> Tensor:
-        """Directions that were of length 1, random ones for those that the basis has taken much of.
+    def outside(self, new: Tensor, generator: torch.Generator) -> Tensor:
+        """Directions (k, n), made orthonormal; random ones stand for those that the basis has taken much of.
 
-        What A W brings is orthogonal to it by now; not what stands for it where that is short of rank.
+        What A W brings was orthogonal to it before; not what stands for that where A W is short of rank.
         """
-        spare = orthonormal(new)[1].diagonal().abs() < 0.5
+        directions, triangle = orthonormal(new)
+        spare = triangle.diagonal().abs()[:, None] < 0.5
         if not spare.any():
-            return new
+            return directions
         drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
         drawn = without(drawn, self.basis, inner(self.basis, drawn))
-        return mapped(lambda row, other: torch.where(spare.to(row.device)[:, None], other, row), new, drawn)
+        return orthonormal(mapped(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
 
     def coordinates(self) -> Coordinates:
         """All of it along Q."""
@@ -87,7 +88,7 @@ def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
     return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
 
 
-def others(count: int, left_out: range) -> list[int]:
+def others(count: int, left_out: Sequence[int]) -> list[int]:
     return sorted(set(range(count)) - set(left_out))
 
 
