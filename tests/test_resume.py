@@ -280,16 +280,17 @@ def test_killed_at_random_moments(command, folder):
             deadline = time.monotonic() + 120
             while written() == before and running.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.4))
+            time.sleep(draw.uniform(0, 0.2))
             running.send_signal(sent)
             shown, told = running.communicate(timeout=60)
         finally:
             running.kill()
         assert running.returncode in (codes[sent], 0), told
         if running.returncode:
-            assert shown == ""
             assert "Traceback" not in told, told
-            for path in Path("cut").glob("*.json"):  # written, and then the signal came
+            records = list(Path("cut").glob("*.json"))  # written, and then the signal came
+            assert shown == "" or records
+            for path in records:
                 assert numbers(path) == numbers(f"whole/{command}.json")
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -26,8 +26,6 @@ from spectra.operator import SymmetricOperator
 from spectra.vectors import mapped, norm, norms, taken
 
 Asking = Generator[Tensor, Tensor, Any]  # yields vectors, is sent their products, returns an answer
-
-
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 
 
@@ -75,7 +73,7 @@ class Search:
         self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds = searched = None
         while (yield from self.converge()):
-            if searched is not None and self.alike(searched):
+            if searched is not None and self.alike(self.values[self.wanted()], searched):
                 break
             self.multiple |= searched is not None
             searched = self.values[self.wanted()]
@@ -84,13 +82,9 @@ class Search:
             yield from self.finish()
         return (yield from self.found(bounds))
 
-    def alike(self, before: Tensor) -> bool:
-        """Whether the wanted values are still what they were before; not where a product was not finite."""
-        return self.state.finite and not self.differ(self.values[self.wanted()], before)
-
-    def differ(self, values: Tensor, before: Tensor) -> bool:
-        """Whether the wanted values have changed by more than their tolerance and rounding."""
-        return bool(((values - before).abs() > self.allowed(values) + self.rounding()).any())
+    def alike(self, values: Tensor, before: Tensor) -> bool:
+        """Whether wanted values have changed by no more than their tolerance and rounding; nan never are alike."""
+        return bool(((values - before).abs() <= self.allowed(values) + self.rounding()).all())
 
     def rounding(self) -> float:
         """What rounding may leave of a zero."""
@@ -140,7 +134,7 @@ class Search:
             self.state.align(along)
             yield from self.extend(self.state)
             self.observe()
-            if not self.wanted_converged() and not self.alike(before):
+            if not self.wanted_converged() and not self.alike(self.values[self.wanted()], before):
                 return None
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
@@ -169,7 +163,7 @@ class Search:
                 return replace(pairs, complete=False)
             everything = torch.cat([pairs.values, values])
             best = select(everything, self.k, self.which)
-            if not self.differ(everything[best], pairs.values):
+            if self.alike(everything[best], pairs.values):
                 break
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
