@@ -9,7 +9,8 @@ from helpers import TABLE, known, matrix, not_finite, seeded, uniform, with_spec
 from torch import Tensor
 
 from spectra.krylov import blocks, diagonal
-from spectra.krylov.diagonal import hutchinson_diagonal, jackknife, xdiag
+from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
+from spectra.krylov.sketch import jackknife
 from spectra.krylov.xtrace import GROUPS as GROUPS_OF_XTRACE
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import settled_share

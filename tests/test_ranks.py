@@ -276,6 +276,30 @@ def test_a_rank_that_fails_ends_the_job_with_one_line(tmp_path, data, model, lin
     assert not any((tmp_path / "out").glob("*.json"))
 
 
+FULL = """
+import os, torch
+replace = os.replace
+
+def full(file, target):
+    if str(target).endswith("eig.json"):  # which rank 0 writes as the others wait for that
+        raise OSError(28, "No space left on device")
+    replace(file, target)
+
+def net():
+    os.replace = full
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def test_a_result_that_cannot_be_written_ends_the_job(tmp_path):
+    (tmp_path / "full.py").write_text(FULL)
+    command = ["-m", "spectra", "eig", "--model", "full.py:net", *NETWORK[2:], "-k", "1", "--out", "out"]
+    first, second = run_ranks(2, *command, cwd=tmp_path)
+    assert (first.returncode, second.returncode, first.stdout, second.stdout) == (2, 0, "", "")
+    (line,) = [text for text in (first.stderr + second.stderr).splitlines() if text.startswith("spectra:")]
+    assert line.startswith("spectra: --out out")
+
+
 KILLED = """
 import os, signal, torch
 

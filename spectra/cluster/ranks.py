@@ -40,11 +40,8 @@ def finish() -> None:
     """Wait until rank 0 is done, since one that ends with a status of 1 has the others ended; it leaves as the last."""
     if _store is None:
         return
-    if rank() == 0:
-        _store.set(DONE, "")
-    else:
-        while not _store.check([DONE]):
-            time.sleep(0.02)
+    while rank() and not _store.check([DONE]):
+        time.sleep(0.02)
     leave()
 
 
@@ -56,6 +53,7 @@ def leave() -> None:
         if rank():
             _store.add(LEFT, 1)
             return
+        _store.set(DONE, "")
         end = time.monotonic() + PATIENCE
         while _store.add(LEFT, 0) < world() - 1 and time.monotonic() < end:
             time.sleep(0.02)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
@@ -43,7 +42,8 @@ def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tup
     low, high = values[0].item(), values[-1].item()
     if coupling == 0 or len(projected) >= dimension:
         return low, high
-    seen = float(betaincinv(0.5, (dimension - 1) / 2, FAILURE / 2))
+    # Nowhere is the density of one part of a random unit vector above sqrt((dimension - 1) / 2 pi).
+    seen = math.pi * FAILURE**2 / (8 * (dimension - 1))
     diagonal, couplings = projected.diagonal().tolist(), [*projected.diagonal(1).tolist(), coupling]
     return -beyond(-low, [-x for x in diagonal], couplings, seen), beyond(high, diagonal, couplings, seen)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.hutchinson import FEWEST, budgeted, random_signs
 from spectra.krylov.results import Progress
-from spectra.krylov.sketch import Coordinates, Sketch, others
+from spectra.krylov.sketch import Coordinates, Sketch, jackknife, others
 from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
 from spectra.vectors import local, mapped
@@ -62,12 +62,6 @@ class DiagonalEstimate:
     @property
     def finite(self) -> bool:
         return bool(self.sums.isfinite().all())
-
-
-def jackknife(replicates: Tensor) -> Tensor:
-    """Standard errors (m,) from estimates (g, m) that each leave one of g out (Miller 1974)."""
-    g = len(replicates)
-    return ((g - 1) / g * (replicates - replicates.mean(dim=0)).square().sum(dim=0)).sqrt()
 
 
 def estimate(operator: SymmetricOperator, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:

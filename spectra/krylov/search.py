@@ -73,10 +73,11 @@ class Search:
         self.values, self.coordinates, self.residuals = self.state.ritz()
         bounds = searched = None
         while (yield from self.converge()):
-            if searched is not None and self.alike(self.values[self.wanted()], searched):
+            values = self.values[self.wanted()]
+            if searched is not None and self.alike(values, searched):
                 break
             self.multiple |= searched is not None
-            searched = self.values[self.wanted()]
+            searched = values
             bounds = yield from self.search_complement()
         if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()

@@ -18,7 +18,7 @@ import torch
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
-from spectra.krylov.sketch import Coordinates, Sketch
+from spectra.krylov.sketch import Coordinates, Sketch, jackknife
 from spectra.operator import Counting, SymmetricOperator
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
@@ -95,9 +95,8 @@ def estimate(sketch: Sketch) -> tuple[float, float]:
         return mean(coordinates, n), math.inf
     groups = min(q, GROUPS)
     partial = as_cpu_float64([mean(coordinates.without(range(g, q, groups)), n) for g in range(groups)])
-    variance = (groups - 1) / groups * (partial - partial.mean()).square().sum()
     rounding = torch.finfo(sketch.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
-    return mean(coordinates, n), torch.hypot(variance.sqrt(), rounding).item()
+    return mean(coordinates, n), torch.hypot(jackknife(partial), rounding).item()
 
 
 def mean(c: Coordinates, n: int) -> float:
