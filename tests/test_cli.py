@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens):
         x = self.embedding(tokens)
-        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=x.dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], x.device, x.dtype)
         return self.head(self.norm(x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]))
 
 

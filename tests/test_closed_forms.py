@@ -1,8 +1,11 @@
 """Matrices with a known answer, so that autograd is not checked against autograd."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +57,22 @@ def test_linear_regression_is_the_second_moment_of_the_inputs(name, outputs, dev
     """H = G = F = (2 / (N K)) I_K (x) X'X."""
     found = matrix(name, linear(outputs), MeanSquaredError(), floats(N, outputs), device=device)
     assert_close(found, torch.kron(torch.eye(outputs).double(), 2 / (N * outputs) * X.T @ X))
+
+
+FIRST_USE = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_closed_forms import MeanSquaredError, N, floats, linear, matrix
+matrix("ggn", linear(1), MeanSquaredError(), floats(N, 1), device={device!r})
+"""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_matrix_product_is_the_first_thing_that_autograd_does_in_a_process(device):
+    """On CUDA, PyTorch warns where autograd's thread has no context yet; no warning may reach a user."""
+    script = FIRST_USE.format(tests=str(Path(__file__).parent), device=device)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn", "fisher"])

@@ -87,8 +87,8 @@ def test_against_dense_matrices(record):
     import spectra
 
     problem = spectra.load_problem(model="nets.py:mlp", data="points.npz", dtype="float64").problem
-    identity = torch.eye(problem.size, dtype=torch.float64)
-    dense = {name: Curvature(problem, name) @ identity for name in FOUR}
+    identity = torch.eye(problem.size, dtype=torch.float64, device=problem.device)
+    dense = {name: (Curvature(problem, name) @ identity).cpu() for name in FOUR}
     for pair in record(LINE)["pairs"]:
         a, b = dense[pair["first"]], dense[pair["second"]]
         value, error = pair["distance"].values()

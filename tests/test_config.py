@@ -186,7 +186,7 @@ def test_a_result_repeats_itself(command, good):
     for result in (*first["results"], *again["results"]):
         result.pop("figure", None)
     assert numbers(again) == numbers(first)
-    settled = {"device": "cpu", "batch_size": 5}
+    settled = {"device": first["problem"]["device"], "batch_size": 5}
     assert again["problem"] == first["problem"] | {"options": first["problem"]["options"] | settled}
 
 

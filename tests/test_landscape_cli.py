@@ -103,7 +103,7 @@ def test_random_directions_are_those_of_the_seed_whatever_the_matrix(record):
 
 def test_against_a_dense_matrix(record):
     problem = spectra.load_problem(model="nets.py:mlp", data="points.npz", dtype="float64").problem
-    dense = Curvature(problem, "hessian") @ torch.eye(problem.size, dtype=torch.float64)
+    dense = Curvature(problem, "hessian") @ torch.eye(problem.size, dtype=torch.float64, device=problem.device)
     values = torch.linalg.eigvalsh(dense)
     ranked = sorted(values.tolist(), key=abs, reverse=True)
     entry = record(f"{LINE} --along 3 --along 1,2 --along lowest")["results"][0]

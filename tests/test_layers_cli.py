@@ -125,9 +125,10 @@ def test_against_dense_matrices(record):
     import spectra
 
     problem = spectra.load_problem(model="nets.py:mlp", data="points.npz", dtype="float64").problem
-    theta = torch.cat([p.detach().flatten() for p in problem.leaves])
+    theta = torch.cat([p.detach().flatten() for p in problem.leaves]).cpu()
+    identity = torch.eye(67, dtype=torch.float64, device=problem.device)
     for entry in record(f"{LINE} --curvature hessian --curvature fisher-empirical --rtol 0.05")["results"]:
-        dense = Curvature(problem, entry["curvature"]) @ torch.eye(67, dtype=torch.float64)
+        dense = (Curvature(problem, entry["curvature"]) @ identity).cpu()
         for block, part in zip(entry["blocks"], (slice(40), slice(40, 67)), strict=True):
             own, spectrum = dense[part, part], torch.linalg.eigvalsh(dense[part, part])
             assert abs(block["trace"] - own.trace().item()) <= 4 * block["standard_error"] + 1e-12

@@ -138,10 +138,14 @@ def test_one_probe_resolves_what_was_deflated():
 
 
 def test_more_than_half_are_no_outliers():
-    """Which side is the bulk: 60 of 100 at one, 40 at zero."""
-    found = outliers(measured(with_spectrum(np.repeat([0.0, 1.0], [40, 60])), 20))
-    assert found.above.count == 0
-    assert abs(found.below.count - 40) <= 3 * found.below.count_error < 15
+    """Which side is the bulk: 60 of 100 at one, 40 at zero. (Of ten probes, one count in 70 is 3 errors off.)"""
+    a = with_spectrum(np.repeat([0.0, 1.0], [40, 60]))
+    found = [outliers(measured(a, 20, seed=seed)) for seed in range(20)]
+    assert all(one.above.count == 0 for one in found)
+    counts, errors = np.array([(one.below.count, one.below.count_error) for one in found]).T
+    assert (3 * errors < 15).all()
+    assert np.mean(np.abs(counts - 40) <= 3 * errors) >= 0.85
+    assert abs(np.mean(counts) - 40) <= 3 * np.mean(errors**2 / len(found)) ** 0.5
 
 
 def test_a_majority_is_no_outlier_of_a_bulk_that_is_not_resolved():
@@ -285,7 +289,7 @@ def test_density_tells_of_outliers_and_damping(density):
     assert status == 0
     ggn, hessian = json.loads(out)["results"]
     problem = load_problem(model="spectra.demo:mlp", data="digits", samples=120, dtype="float64").problem
-    eigenvalues = torch.linalg.eigvalsh(Curvature(problem, "ggn").factor().gram()).flip(0).numpy()
+    eigenvalues = torch.linalg.eigvalsh(Curvature(problem, "ggn").factor().gram()).flip(0).cpu().numpy()
     found = ggn["outliers"]["above"]
     assert (ggn["outliers"]["classes"], found["count"], found["count_error"]) == (10, 9, 0)  # an untrained net: C - 1
     assert (found["smallest"], found["edge"]) == (

@@ -29,6 +29,10 @@ def clone(tmp_path_factory):
     digits = load_data("digits", None, 0)
     for name, network, _ in train(digits.inputs, digits.targets):
         torch.save(network.state_dict(), place / f"results/demo/{name}.pt")
+    command = place / "bin/spectra"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m spectra "$@"\n')
+    command.chmod(0o755)
     nets = next(text for text in PYTHON if text.startswith("# nets.py"))
     (place / "nets.py").write_text(nets)
     problem = "--model spectra.demo:mlp --checkpoint results/demo/final.pt --data digits --out results/demo"
@@ -39,8 +43,8 @@ def clone(tmp_path_factory):
 
 
 def run(command: list[str], place: Path, **variables: str):
-    # A terminal's width must not come in from outside; the command may not be on the path.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # A terminal's width must not come in from outside; the command may not be on the path, nor installed at all.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(place / "bin")])
     environment = {**os.environ, "COLUMNS": "80", "PATH": path, **variables}
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
 

@@ -15,6 +15,8 @@ from sweeps import TASKS, calls, change, make_home, states, wait, waiting
 
 from spectra.cli import run
 
+pytest.importorskip("submitit", reason="sweeps on Slurm need it: pip install 'loss-spectra[slurm]'")
+
 PROGRAMS = {
     "sbatch": 'cp "$1" script; echo "Submitted batch job 7"',
     "srun": "true",

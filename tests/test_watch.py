@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import seeded
+from networks import DEVICES
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -24,6 +25,7 @@ from spectra.training.undisturbed import undisturbed
 X = torch.randn(40, 6, generator=seeded(1), dtype=torch.float64)
 Y = torch.randint(3, (40,), generator=seeded(2))
 LOSS = spectra.CrossEntropy()
+DEVICE = DEVICES[-1]  # where DataParallel puts a model
 
 
 class Untidy(nn.Module):
@@ -71,7 +73,7 @@ def tidy() -> nn.Module:
     """What torch.compile can take in one piece."""
     model = Own(*network())
     model[3] = nn.Identity()
-    return model
+    return model.to(DEVICE)
 
 
 def train(place=None, around=nullcontext, steps=7, every=2, make=network, prepare=lambda model: model):
@@ -80,6 +82,7 @@ def train(place=None, around=nullcontext, steps=7, every=2, make=network, prepar
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     model = make()
+    device = model[0].weight.device
     called = prepare(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
@@ -92,7 +95,7 @@ def train(place=None, around=nullcontext, steps=7, every=2, make=network, prepar
         rows = torch.randint(len(X), (16,))
         noisy = X[rows] + random.random() * np.random.rand()  # noqa: NPY002
         optimizer.zero_grad(set_to_none=False)
-        loss = nn.functional.cross_entropy(called(noisy), Y[rows])
+        loss = nn.functional.cross_entropy(called(noisy.to(device)), Y[rows].to(device))
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -198,8 +201,8 @@ WRAPPERS = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "compiled within": lambda model: [model.__setitem__(0, torch.compile(model[0], backend="eager")), model][1],
     "compiled in place": lambda model: [model.compile(backend="eager"), model][1],
-    "data parallel": nn.DataParallel,
-    "compiled data parallel": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    "data parallel": lambda model: nn.DataParallel(model, [0]),  # each of several devices would draw its own dropout
+    "compiled data parallel": lambda model: torch.compile(nn.DataParallel(model, [0]), backend="eager"),
 }
 
 

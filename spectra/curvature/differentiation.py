@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 
 import torch
@@ -47,9 +48,22 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), switched(settings):
         try:
             backends.mha.set_fastpath_enabled(False)
+            parameter = next(model.parameters(), None)
+            if parameter is not None and parameter.is_cuda:
+                start_autograd(parameter.device)
             yield
         finally:
             backends.mha.set_fastpath_enabled(fast_path)
+
+
+@cache
+def start_autograd(device: torch.device) -> None:
+    """Launch a first kernel in autograd's thread of a CUDA device.
+
+    It gives the thread its CUDA context: where a thread begins with a matrix product, PyTorch warns that there is none.
+    """
+    one = torch.ones((), device=device, requires_grad=True)
+    torch.autograd.grad(one * one, one)
 
 
 @contextmanager
