@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
 _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
@@ -49,21 +50,43 @@ def available(total: int) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total)
 
 
-class Ledger:
-    """Bytes of the tensors entered that are alive, now and at most; views of one storage count once."""
+def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
+    """The memory that holds a tensor's numbers: of a sparse or nested one that of its parts, of a zero tensor none."""
+    if is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    elif tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    else:
+        with suppress(RuntimeError):  # zeros that PyTorch does not write down, and what is laid out in a library's way
+            if tensor.untyped_storage().data_ptr():
+                yield tensor.untyped_storage()
+        return
+    for part in parts:
+        yield from storages(part)
 
-    def __init__(self):
+
+class Ledger:
+    """Bytes of the tensors entered that are alive, now and at most.
+
+    Views of one storage count once, those of the tensors `besides` never.
+    """
+
+    def __init__(self, besides: Iterable[Tensor] = ()):
         self.bytes = self.peak = 0
-        self._known: set[int] = set()  # storages, by address
+        self._known = {storage.data_ptr() for tensor in besides for storage in storages(tensor)}
 
     def enter(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if size and address not in self._known:
-            self._known.add(address)
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._leave, address, size)
+        for storage in storages(tensor):
+            address, size = storage.data_ptr(), storage.nbytes()
+            if size and address not in self._known:
+                self._known.add(address)
+                self.bytes += size
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._leave, address, size)
 
     def _leave(self, address: int, size: int) -> None:
         self._known.discard(address)

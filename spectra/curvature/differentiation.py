@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.replacements import REPLACED
 from spectra.errors import SpectraError, describe
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
 Apply = Callable[..., Tensor]
-WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
 
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels that have a second derivative and one answer; all settings are put back on leaving.
 
-    Fused attention, cuDNN's recurrent layers (oneDNN's have) and hardsigmoid have no second derivative, that of
-    PyTorch's fused weight normalisation is wrong (in torch 2.15), TF32 keeps 10 bits.
+    Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative, nor have the functions of
+    `REPLACED`; TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -38,9 +37,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.cuda.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-        (torch, "_weight_norm", weight_norm),
-        (WEIGHT_NORM, "_weight_norm", weight_norm),
-        (nn.functional, "hardsigmoid", hardsigmoid),
+        *REPLACED,
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
         settings.append((backends.cudnn, "enabled", False))
@@ -91,16 +88,6 @@ def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(settings, before, strict=True):
             setattr(owner, name, value)
-
-
-def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v / |v|, the norm over all dimensions but `dim` (Salimans and Kingma 2016), as `torch._weight_norm`."""
-    return g * v / torch.norm_except_dim(v, 2, dim)
-
-
-def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    """As `torch.nn.functional.hardsigmoid`, of what can be differentiated twice."""
-    return nn.functional.relu6(x + 3) / 6
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):

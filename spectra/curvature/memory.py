@@ -22,8 +22,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, besides: Iterable[Tensor] = ()):
         super().__init__()
         self.history: list[int] = []
-        self._ledger = Ledger()
-        self._besides = {tensor.untyped_storage().data_ptr() for tensor in besides}
+        self._ledger = Ledger(besides)
 
     @property
     def bytes(self) -> int:
@@ -36,7 +35,7 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         for made in pytree.tree_leaves(result):
-            if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in self._besides:
+            if isinstance(made, Tensor):
                 self._ledger.enter(made)
         self.history.append(self.bytes)
         return result

@@ -1,0 +1,93 @@
+"""PyTorch's functions that have no second derivative, or a wrong one, in forms that have the right one.
+
+`REPLACED` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
+EMBEDDING, EMBEDDING_BAG, SPARSE_COO_TENSOR = torch.embedding, torch.embedding_bag, torch.sparse_coo_tensor
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but `dim` (Salimans and Kingma 2016), as `torch._weight_norm`."""
+    return g * v / torch.norm_except_dim(v, 2, dim)
+
+
+def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    """As `torch.nn.functional.hardsigmoid`, of what can be differentiated twice."""
+    return nn.functional.relu6(x + 3) / 6
+
+
+def embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Tensor:
+    """As `torch.embedding`, with the loss's own derivative: dense, and not divided by how often a row is read."""
+    return EMBEDDING(weight, indices, padding_idx)
+
+
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `torch.embedding_bag`: the sum (mode 0), the mean (1) or the maximum (2) over each bag, from `embedding`s."""
+    settings = (include_last_offset, padding_idx)
+    with torch.no_grad():
+        _, of_bag, sizes, most = EMBEDDING_BAG(
+            weight, indices, offsets, False, mode, False, per_sample_weights, *settings
+        )
+    if mode == 2:
+        read = weight.gather(0, most.long())
+        return torch.where(sizes[:, None] > 0, read, torch.zeros_like(read)), of_bag, sizes, most
+    bags = len(offsets) - include_last_offset
+    bag = torch.searchsorted(offsets[:bags].contiguous(), torch.arange(len(indices)).to(offsets), right=True) - 1
+    shares = torch.ones_like(indices, dtype=weight.dtype) if per_sample_weights is None else per_sample_weights
+    if padding_idx is not None:
+        shares = shares * (indices != padding_idx % len(weight))
+    summed = weight.new_zeros(bags, weight.shape[1]).index_add(0, bag, shares[:, None] * EMBEDDING(weight, indices))
+    return (summed / sizes[:, None].clamp(min=1) if mode else summed), of_bag, sizes, most
+
+
+class SparseTensor(torch.autograd.Function):
+    """Of `values` at `indices`, as `make(values)`; PyTorch's own derivative by the values has no graph behind it."""
+
+    @staticmethod
+    def forward(context, values: Tensor, indices: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        context.indices, context.dtype = tuple(indices), values.dtype
+        return make(values)
+
+    @staticmethod
+    def backward(context, slope: Tensor):
+        dense = slope.to_dense() if slope.is_sparse else slope
+        return dense[context.indices].to(context.dtype), None, None
+
+
+def sparse_coo_tensor(indices, values=None, *arguments, requires_grad: bool = False, **keywords) -> Tensor:
+    """As `torch.sparse_coo_tensor`, of what can be differentiated twice by its values."""
+    if not (isinstance(values, Tensor) and values.requires_grad):
+        return SPARSE_COO_TENSOR(indices, values, *arguments, requires_grad=requires_grad, **keywords)
+    indices = torch.as_tensor(indices)
+    return SparseTensor.apply(values, indices, lambda v: SPARSE_COO_TENSOR(indices, v, *arguments, **keywords))
+
+
+REPLACED = [
+    (torch, "_weight_norm", weight_norm),
+    (WEIGHT_NORM, "_weight_norm", weight_norm),
+    (nn.functional, "hardsigmoid", hardsigmoid),
+    (torch, "embedding", embedding),
+    (torch, "embedding_bag", embedding_bag),
+    (torch, "sparse_coo_tensor", sparse_coo_tensor),
+]

@@ -1,0 +1,255 @@
+"""Models of many kinds have the Hessian that finite differences of their gradients give, however products are made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from finite_differences import hessian
+from helpers import sampled
+from networks import DEVICES
+from torch import Tensor, nn
+
+from spectra.curvature.evaluation import cut_batches, mean_loss
+from spectra.curvature.losses import CustomLoss, Loss, MeanSquaredError
+from spectra.curvature.operator import Curvature
+from spectra.curvature.problem import Problem
+
+WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
+
+
+def drawn(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X, Y = drawn(6, 3), drawn(6, 2, seed=2)
+IDS = torch.tensor([[0, 1, 1], [4, 2, 0], [3, 3, 3], [1, 4, 0], [2, 2, 1], [0, 0, 4]])
+
+
+def mean_square(output: Tensor, targets: Tensor) -> Tensor:
+    return (output - targets).square().mean()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model, and the same function written without what is in question, its parameters in the same order."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    plain: Callable[[], nn.Module] | None = None  # the model itself, where its gradients are beyond doubt
+    inputs: Tensor = field(default=X, repr=False)
+    function: Callable[[Tensor, Tensor], Tensor] = mean_square
+    loss: Loss = field(default_factory=MeanSquaredError)
+
+    def model(self, device: str) -> nn.Module:
+        torch.manual_seed(0)
+        return self.build().double().to(device).eval()
+
+    def problem(self, device: str) -> Problem:
+        inputs, targets = self.inputs.to(device), Y.to(device)
+        return Problem(self.model(device), self.loss, cut_batches(inputs, targets, torch.arange(6, device=device), 6))
+
+    def reference(self, device: str) -> Tensor:
+        model, (inputs, targets) = self.model(device), (self.inputs.to(device), Y.to(device))
+        if self.plain:
+            same = self.plain().double().to(device).eval()
+            for p, value in zip(same.parameters(), model.parameters(), strict=True):
+                p.data.copy_(value)
+            model = same
+        return hessian(model, lambda: self.function(model(inputs), targets))
+
+
+def between(layer: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 2))
+
+
+class Graph(nn.Module):
+    """Two graph convolutions; the adjacency matrix lies in `layout`."""
+
+    def __init__(self, layout: torch.layout, multiply=torch.matmul):
+        super().__init__()
+        self.first, self.second, self.multiply = nn.Linear(1, 4), nn.Linear(4, 2), multiply
+        adjacency = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1, 2]])
+        self.adjacency = nn.Buffer(adjacency.to_sparse(layout=layout) if layout is not torch.strided else adjacency)
+
+    def forward(self, x):
+        """x (N, 3) is one number for each of the three nodes."""
+        return self.spread(self.second(self.spread(self.first(x[..., None])).tanh())).sum(1)
+
+    def spread(self, x):
+        nodes_first = x.movedim(1, 0)
+        return self.multiply(self.adjacency, nodes_first.flatten(1)).view_as(nodes_first).movedim(0, 1)
+
+
+class SparseWeights(nn.Module):
+    """A matrix of which few entries are trained, one of them twice and one 0."""
+
+    def __init__(self, sparse: bool, multiply=torch.sparse.mm):
+        super().__init__()
+        self.values, self.head = nn.Parameter(torch.tensor([0.3, 0.0, -0.7, 1.1, 0.2])), nn.Linear(3, 2)
+        self.places, self.sparse, self.multiply = torch.tensor([[0, 1, 2, 0, 2], [0, 2, 1, 1, 1]]), sparse, multiply
+
+    def forward(self, x):
+        places = self.places.to(x.device)
+        if self.sparse:
+            weights = torch.sparse_coo_tensor(places, self.values, (3, 3))
+            return self.head(self.multiply(weights, x.T).T.tanh())
+        weights = x.new_zeros(3, 3).index_put(tuple(places), self.values, accumulate=True)
+        return self.head((weights @ x.T).T.tanh())
+
+
+class Embedded(nn.Module):
+    """Words by their vectors, or by rows of the identity times the vectors: `by_hand`."""
+
+    def __init__(self, by_hand: bool = False, **options):
+        super().__init__()
+        self.table, self.head, self.by_hand = nn.Embedding(5, 3, **options), nn.Linear(9, 2), by_hand
+
+    def forward(self, ids):
+        words = F.one_hot(ids, 5).double() @ self.table.weight if self.by_hand else self.table(ids)
+        return self.head(words.flatten(1).tanh())
+
+
+class Bag(nn.Module):
+    def __init__(self, mode: str, by_hand: bool = False, weighted: bool = False, offsets: bool = False, **options):
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(5, 3, mode=mode, **options), nn.Linear(3, 2)
+        self.by_hand, self.weighted, self.offsets = by_hand, weighted, offsets
+
+    def forward(self, ids):
+        weights = (1 + ids).double() if self.weighted else None
+        if self.by_hand:
+            return self.head(self.bags(ids, weights).tanh())
+        if self.offsets:
+            offsets = torch.arange(0, ids.numel(), 3, device=ids.device)
+            return self.head(self.table(ids.flatten(), offsets, None if weights is None else weights.flatten()).tanh())
+        return self.head(self.table(ids, per_sample_weights=weights).tanh())
+
+    def bags(self, ids, weights):
+        words = F.one_hot(ids, 5).double() @ self.table.weight
+        if self.weighted:
+            words = words * weights[..., None]
+        if self.table.mode == "max":
+            return words.amax(1)
+        counted = (ids != (-1 if self.table.padding_idx is None else self.table.padding_idx)).double()
+        total = (words * counted[..., None]).sum(1)
+        return total / counted.sum(1, keepdim=True).clamp(min=1) if self.table.mode == "mean" else total
+
+
+class Ragged(nn.Module):
+    """The examples as sequences of three lengths, in one nested tensor; or padded, by hand."""
+
+    def __init__(self, nested: bool):
+        super().__init__()
+        self.first, self.second, self.nested = nn.Linear(1, 4), nn.Linear(4, 2), nested
+
+    def forward(self, x):
+        lengths = 1 + torch.arange(len(x), device=x.device) % 3
+        counted = torch.arange(3, device=x.device) < lengths[:, None]
+        if not self.nested:
+            return (self.second(self.first(x[..., None]).tanh()) * counted[..., None]).sum(1)
+        ends = F.pad(lengths.cumsum(0), (1, 0))
+        sequences = torch.nested.nested_tensor_from_jagged(x[counted][:, None], ends)
+        words = self.second(self.first(sequences).tanh()).values()
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(lengths)
+        return x.new_zeros(len(x), 2).index_add(0, rows, words)
+
+
+class Tangent(nn.Module):
+    """The derivative of a network along a direction, by `derivative(network, x, direction)`."""
+
+    def __init__(self, derivative):
+        super().__init__()
+        self.network, self.derivative = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), derivative
+
+    def forward(self, x):
+        return self.derivative(self.network, x, torch.ones_like(x))
+
+
+class TangentByHand(Tangent):
+    def forward(self, x):
+        first, _, last = self.network
+        return ((1 - first(x).tanh().square()) * first.weight.sum(1)) @ last.weight.T + 0 * last.bias
+
+
+def by_dual_numbers(network, x, direction):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        return torch.autograd.forward_ad.unpack_dual(network(dual)).tangent
+
+
+def elastic(output: Tensor, targets: Tensor) -> Tensor:
+    return (output - targets).square() + 0.1 * (output - targets).abs()
+
+
+def absolute(output: Tensor, targets: Tensor) -> Tensor:
+    return (output - targets).abs()
+
+
+TANH = between(nn.Tanh())
+ABSOLUTE = [
+    Kind("Softsign", between(nn.Softsign())),
+    Kind("L1 loss", TANH, function=lambda o, t: absolute(o, t).mean(), loss=CustomLoss(absolute)),
+    Kind("elastic net", TANH, function=lambda o, t: elastic(o, t).mean(), loss=CustomLoss(elastic)),
+]
+TANGENTS = [
+    Kind("torch.func.jvp", lambda: Tangent(lambda f, x, u: torch.func.jvp(f, (x,), (u,))[1])),
+    Kind("dual numbers", lambda: Tangent(by_dual_numbers)),
+    Kind("jacfwd", lambda: Tangent(lambda f, x, u: torch.func.vmap(torch.func.jacfwd(f))(x).sum(-1))),
+]
+TANGENTS = [Kind(kind.name, kind.build, lambda: TangentByHand(None)) for kind in TANGENTS]
+DENSE = lambda: Graph(torch.strided)  # noqa: E731
+SPARSE = [
+    *(
+        Kind(f"adjacency {layout}", lambda layout=layout: Graph(layout))
+        for layout in (torch.sparse_coo, torch.sparse_csr)
+    ),
+    Kind("adjacency sparse.mm", lambda: Graph(torch.sparse_coo, torch.sparse.mm)),
+    Kind("adjacency csc", lambda: Graph(torch.sparse_csc)),
+]
+SPARSE = [Kind(kind.name, kind.build, DENSE) for kind in SPARSE]
+EMBEDDED = [
+    Kind("Embedding", Embedded, lambda: Embedded(True)),
+    Kind("Embedding sparse", lambda: Embedded(sparse=True), lambda: Embedded(True)),
+    Kind("Embedding by frequency", lambda: Embedded(scale_grad_by_freq=True), lambda: Embedded(True)),
+    *(
+        Kind(f"EmbeddingBag {mode}", lambda mode=mode: Bag(mode), lambda mode=mode: Bag(mode, True))
+        for mode in ("sum", "mean", "max")
+    ),
+    Kind("EmbeddingBag sparse", lambda: Bag("mean", sparse=True), lambda: Bag("mean", True)),
+    Kind(
+        "EmbeddingBag weighted",
+        lambda: Bag("sum", weighted=True, offsets=True),
+        lambda: Bag("sum", True, weighted=True),
+    ),
+    Kind(
+        "EmbeddingBag padded",
+        lambda: Bag("mean", padding_idx=-5, sparse=True),
+        lambda: Bag("mean", True, padding_idx=0),
+    ),
+    Kind("EmbeddingBag last offset", lambda: Bag("sum", scale_grad_by_freq=True), lambda: Bag("sum", True)),
+]
+EMBEDDED = [Kind(kind.name, kind.build, kind.plain, IDS) for kind in EMBEDDED]
+OTHERS = [
+    Kind("sparse weights", lambda: SparseWeights(True), lambda: SparseWeights(False)),
+    Kind("sparse weights @", lambda: SparseWeights(True, torch.matmul), lambda: SparseWeights(False)),
+    Kind("nested tensor", lambda: Ragged(True), lambda: Ragged(False)),
+]
+
+
+EVERY = [(kind, way) for way in WAYS for kind in [*ABSOLUTE, *TANGENTS, *SPARSE, *EMBEDDED, *OTHERS]]
+
+
+# PyTorch's own: forward-mode derivatives, sparse layouts and nested tensors.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning", "ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("kind", "way"), sampled(EVERY, 30), ids=lambda part: getattr(part, "name", part))
+def test_the_hessian_is_that_of_finite_differences(kind, way, device):
+    problem = kind.problem(device)
+    found = Curvature(problem, "hessian", **WAYS[way]) @ torch.eye(problem.size, dtype=torch.float64, device=device)
+    expected = kind.reference(device)
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+    with torch.no_grad():
+        value = kind.function(problem.model(kind.inputs.to(device)), Y.to(device)).item()
+    assert mean_loss(problem) == pytest.approx(value, rel=1e-12)
