@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks import record, tools
+from scripts.benchmarks import quick, record, tools
 from scripts.benchmarks.problems import PROBLEMS, build
 
 PARTS = {  # of which problems
-    "products": list(PROBLEMS),
+    "products": [name for name in PROBLEMS if name != "resnet50"],  # a GPU's problem
     "eig": ["digits", "resnet20"],
     "trace": ["digits"],
     "density": ["digits"],
@@ -24,23 +24,28 @@ PARTS = {  # of which problems
     "layers": ["digits", "resnet20", "vit"],
     "memory": ["resnet20"],
     "scaling": ["mlp", "resnet20"],
+    "quick": list(quick.PROBLEMS),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bash scripts/bench", description="spectra and its peers, side by side")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    usual = [part for part in PARTS if part != "quick"]
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=usual, metavar="PART", help=", ".join(PARTS))
     parser.add_argument(
         "--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME", help=", ".join(PROBLEMS)
     )
     parser.add_argument(
         "--full", action="store_true", help="more rounds and matrices; eig of ResNet-20 on all examples"
     )
+    parser.add_argument("--quick", action="store_true", help="the part quick alone: few rounds, 2 minutes on a GPU")
     parser.add_argument("--tables", action="store_true", help="measure nothing: tables and figure of what is there")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), metavar="DIR")
     options = parser.parse_args()
+    if options.quick:
+        options.only = ["quick"]
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,9 @@ def main() -> None:
     from scripts.benchmarks import figure, tables, targets
 
     everything = record.read(kept)
+    if options.quick:
+        (options.out / "quick.md").write_text(tables.quick_page(everything))
+        return
     (options.out / "benchmarks.md").write_text(tables.page(everything))
     figure.save(everything, options.out / "benchmarks.png")
     print(targets.head(everything))
@@ -69,6 +77,8 @@ def measure(options: argparse.Namespace, kept: Path) -> None:
             taken = time.perf_counter() - start
             record.add(kept, part, problem, result, record.made(device, taken))
             print(f"{part} {problem}: {taken:.0f} s", flush=True)
+            if part == "quick":
+                print("\n".join(quick.lines(problem, result)), flush=True)
             tools.release()
             gc.collect()
 

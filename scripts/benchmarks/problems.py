@@ -1,4 +1,4 @@
-"""The six problems: a network, its loss as PyTorch writes it, and its examples in batches; all from seeds."""
+"""The problems: a network, its loss as PyTorch writes it, and its examples in batches; all from seeds."""
 
 from __future__ import annotations
 
@@ -100,6 +100,13 @@ def resnet20() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
     return model, (x, y), 128
 
 
+def resnet50() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
+    """torchvision's, untrained, on 64 images of 224x224 in two batches."""
+    from torchvision.models import resnet50
+
+    return resnet50(), models.classified(64, 3, 224, 224), 32
+
+
 PROBLEMS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], int]]] = {
     "mlp": lambda: (models.mlp(), models.classified(2048, 784), 2048),
     "resnet20": resnet20,
@@ -107,8 +114,17 @@ PROBLEMS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], int]]] 
     "digits": digits,
     "gpt": lambda: (models.Decoder(), models.texts(), 64),
     "gru": lambda: (models.Recurrent(), models.classified(256, 32, 16), 256),
+    "resnet50": resnet50,
 }
-SHORT = {"mlp": "MLP", "resnet20": "ResNet-20", "vit": "ViT", "digits": "digits", "gpt": "GPT", "gru": "GRU"}
+SHORT = {
+    "mlp": "MLP",
+    "resnet20": "ResNet-20",
+    "vit": "ViT",
+    "digits": "digits",
+    "gpt": "GPT",
+    "gru": "GRU",
+    "resnet50": "ResNet-50",
+}
 TITLES = {
     "mlp": "MLP 784-256-256-10, 2,048 examples",
     "resnet20": "ResNet-20, 512 images of 32x32 in batches of 128",
@@ -116,4 +132,5 @@ TITLES = {
     "digits": "digits network, 1,797 examples",
     "gpt": "GPT-style decoder (4 layers, width 128), 64 sequences of 64 tokens, vocabulary 1,000",
     "gru": "GRU (2 layers, width 128), 256 sequences of 32",
+    "resnet50": "ResNet-50, 64 images of 224x224 in batches of 32",
 }

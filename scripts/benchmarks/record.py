@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -51,12 +52,22 @@ def made(device: torch.device, seconds: float) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": cuda() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
-        "commit": git("rev-parse", "HEAD"),
+        "commit": os.environ.get("SPECTRA_COMMIT") or git("rev-parse", "HEAD"),  # a copy may come without .git
         "dirty": bool(git("status", "--porcelain", "--", "spectra", "scripts")),
+    }
+
+
+def cuda() -> dict[str, Any]:
+    return {
+        "devices": torch.cuda.device_count(),
+        "memory": torch.cuda.get_device_properties(0).total_memory,
+        "version": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 
@@ -75,4 +86,7 @@ def installed(name: str) -> str | None:
 
 
 def git(*arguments: str) -> str:
+    """What git prints; nothing where there is no git, or no repository."""
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
