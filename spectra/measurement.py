@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Measurement:
     kept_bytes: int  # between products
     peak_bytes: int  # with one product
     semidefinite: bool  # no eigenvalue is negative, by definition
+    derivative_check: dict[str, Any] | None = None  # how a product compares with differences; None: not asked for
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
 
@@ -48,6 +49,7 @@ class Measurement:
             "seconds": self.seconds,
             "setup_seconds": self.setup_seconds,
             "noise": self.noise,
+            "derivative_check": self.derivative_check,
             "path": self.path,
             "kept_bytes": self.kept_bytes,
             "peak_bytes": self.peak_bytes,
@@ -64,5 +66,6 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
         semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
+        derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         **cost,
     )

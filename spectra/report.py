@@ -185,6 +185,11 @@ def remarks(record: dict[str, Any]) -> list[str]:
     ]
     if any(r["curvature"] == "fisher-batch" for r in record["results"]):
         lines.append(f"fisher-batch depends on the split: here batches of {size} of {examples} examples (--batch-size)")
+    lines += [
+        f"{r['curvature']}: derivatives are not compared with differences: {check['not_checked']}"
+        for r in record["results"]
+        if (check := r.get("derivative_check")) and check["not_checked"]
+    ]
     lines += problem.get("notes", [])
     return ["", *lines] if lines else []
 

@@ -105,6 +105,7 @@ NUMBERS = [
 DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
 EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig.  [default: those in --out]")  # fmt: skip
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
+NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
@@ -127,7 +128,7 @@ def stacked(*options: Callable) -> Callable:
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
     data = click.option("--data", **DATA, **settings)
     named = click.option("--curvature", metavar="NAME", multiple=True, default=curvature, show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable.")  # fmt: skip
-    return stacked(*BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, OUT, *more, JSON, CONFIG)
+    return stacked(*BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, NO_CHECK, OUT, *more, JSON, CONFIG)
 
 
 problem_and_output = with_data(SAVE_EVERY, required=True)

@@ -84,10 +84,11 @@ class Session:
         """Those asked for, or named, for so many products each: all can be made before any is computed."""
         from spectra.curvature.operator import Curvature
 
-        problem, memory = self.loaded.problem, self.options["memory"]
+        problem, memory, check = self.loaded.problem, self.options["memory"], not self.options["no_check"]
         expected = min(products, self.options["max_products"] or products)
         return [
-            Curvature(problem, name, memory, expected) for name in dict.fromkeys(names or self.options["curvature"])
+            Curvature(problem, name, memory, expected, check)
+            for name in dict.fromkeys(names or self.options["curvature"])
         ]
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:

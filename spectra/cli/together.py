@@ -57,5 +57,5 @@ class Together:
         from spectra.curvature.operator import Curvature
 
         expected = min(products, self.session.options["max_products"] or products)
-        matrix = Curvature(problem, name, self.memory, expected)
+        matrix = Curvature(problem, name, self.memory, expected, check=not self.session.options["no_check"])
         return Prepared(matrix, self.session.operator(matrix, journal or name))

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.checks import refuse_one_example, refuse_unfit
+from spectra.curvature.derivative_check import Checked, check_derivatives
 from spectra.curvature.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.footprint import Footprint, footprint
 from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
 from spectra.curvature.losses import CustomLoss
@@ -19,6 +21,7 @@ from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Problem
 from spectra.curvature.products import Products
 from spectra.errors import SpectraError
+from spectra.memory import memory_share
 
 PRODUCTS = 100  # that are expected, unless the caller knows better
 
@@ -29,12 +32,15 @@ class Curvature:
     Whatever does not depend on the vector is done once a batch and kept between products, while that and one
     product fit `memory` bytes, by default a quarter of the device's; batches beyond are differentiated anew in each
     product. Where `products`, the number that is expected, pays for it, the product is traced once and cut there
-    (see `path`). The first product does all this; `setup_seconds` is the time that took.
+    (see `path`). The first product does all this; `setup_seconds` is the time that took. Before, unless `check` is
+    false, a product is compared with differences on a few examples, which `derivative_check` tells of.
     Where batches are dealt among `processes`, it is this one's part of the matrix: the sum over all is the matrix.
     Raises SpectraError where the loss or weight decay does not suit.
     """
 
-    def __init__(self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS):
+    def __init__(
+        self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
+    ):
         if name not in MATRICES:
             raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
         matrix = MATRICES[name]
@@ -53,8 +59,10 @@ class Curvature:
         self.linearise = resolve_name(matrix.path)
         self.memory = memory
         self.setup_seconds = 0.0
+        self.derivative_check: Checked | None = None  # where one was asked for, once it is made
         self._matrix = matrix
         self._expected = products
+        self._check = check
         self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
@@ -132,19 +140,26 @@ class Curvature:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
+                costs = footprint(self.linearise, self.problem)
+                if self._check and self.derivative_check is None:
+                    self.derivative_check = check_derivatives(
+                        self.problem, self.name, self.memory or memory_share(self.device), costs
+                    )
+                    start += self.derivative_check.seconds
             if self._matrix.centred:
                 refuse_one_example(self.problem)
                 mean = mean_gradient(self.problem)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with twice_differentiable(self.problem.model), explained():
-                self._products = self._make_products()
+                self._products = self._make_products(costs)
             self.setup_seconds += time.perf_counter() - start
 
-    def _make_products(self) -> Products:
+    def _make_products(self, costs: Footprint) -> Products:
         split = self._matrix.split
         return Products(
             self.linearise,
             self.problem,
+            costs,
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not isinstance(self.problem.loss, CustomLoss),  # which may know its batches only

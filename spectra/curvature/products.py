@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from spectra.curvature.batches import fitted, share
 from spectra.curvature.differentiation import Apply
-from spectra.curvature.footprint import Footprint, elements, footprint, measured
+from spectra.curvature.footprint import Footprint, elements, measured
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
@@ -43,8 +43,15 @@ class Products:
     are to pay for a trace. Raises SpectraError where memory holds no product.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, memory: int | None, expected: int, resizable: bool):
-        costs = footprint(linearise, problem)
+    def __init__(
+        self,
+        linearise: Linearise,
+        problem: Problem,
+        costs: Footprint,
+        memory: int | None,
+        expected: int,
+        resizable: bool,
+    ):
         resizable = resizable and costs.scales
         batches = list(share(problem, whole=not resizable))
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)

@@ -1,0 +1,89 @@
+"""A derivative against central differences: do they agree, differ, or can't it be told?
+
+    (f(x + h v) - f(x - h v)) / 2h  ->  f'(x) v        as h -> 0, where f is smooth
+
+At a step that is too long the difference is off by curvature and by the kinks that it crosses, at one too short by
+rounding. So several steps are tried. A derivative that agrees with any of them is right: by chance, vectors do not agree.
+It is wrong only where two neighbouring steps agree with each other and not with it. Else nothing can be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# Relative to the size of what is moved. The first is right for smooth functions; the next two cross fewer kinks: a
+# rectifier is passed once in about 1 / step of them; the last are for functions that round to single precision inside.
+STEPS = {
+    torch.float64: (1e-6, 1e-8, 1e-10, 1e-4, 1e-3),
+    torch.float32: (3e-3, 3e-4, 3e-2),
+}
+TOLERANCE = {torch.float64: 1e-2, torch.float32: 5e-2}  # of a part; wrong derivatives are off by much more
+NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of the whole: a smaller part is not looked at
+ROUNDING = 100  # units of rounding by which f may be off
+
+Parts = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What differences say of a derivative, given in parts of which each is judged."""
+
+    wrong: bool
+    unclear: int  # parts of which nothing can be said
+    error: float  # of the derivative, relative to the larger of the two, all parts together
+    derivative: float  # its norm
+    difference: float  # that of the difference nearest to it
+
+    @property
+    def agrees(self) -> bool:
+        return not (self.wrong or self.unclear)
+
+
+def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
+    """Compare f'(x) v, in parts, with central differences of `function(h)` = f(x + h v), in the same parts."""
+    dtype = derivative[0].dtype
+    own = norms(derivative)
+    found: list[tuple[Parts, Tensor, Tensor]] = []  # at each step: the difference, its norms, those of what it is off
+    agreed = torch.zeros(len(derivative), dtype=torch.bool)
+    for step in STEPS[dtype]:
+        ahead, behind = function(step), function(-step)
+        difference = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+        off = norms([d - p for d, p in zip(difference, derivative, strict=True)]).nan_to_num(torch.inf)
+        sizes = norms(difference)
+        floor = ROUNDING * torch.finfo(dtype).eps / STEPS[dtype][0] * norms(ahead).norm()
+        larger = torch.maximum(own.where(own.isfinite(), 0), sizes)
+        agreed |= off <= TOLERANCE[dtype] * larger + NEGLIGIBLE[dtype] * larger.norm() + floor
+        found.append((difference, sizes, off))
+        if agreed.all():
+            break
+    wrong = ~agreed & apart(found, len(derivative))
+    _, sizes, off = min(found, key=lambda each: each[2].norm())
+    size = max(own.norm().nan_to_num(0, posinf=0), sizes.norm()).item()
+    return Verdict(
+        wrong=bool(wrong.any()),
+        unclear=int((~agreed & ~wrong).sum()),
+        error=off.norm().item() / size if size else 0.0,
+        derivative=own.norm().item(),
+        difference=sizes.norm().item(),
+    )
+
+
+def apart(found: Sequence[tuple[Parts, Tensor, Tensor]], parts: int) -> Tensor:
+    """Which parts have two neighbouring steps that agree ten times better with each other than with the derivative."""
+    dtype = found[0][0][0].dtype
+    steps = sorted(zip(STEPS[dtype], found, strict=False), key=lambda pair: pair[0])
+    result = torch.zeros(parts, dtype=torch.bool)
+    for (_, (one, sizes, off)), (_, (other, _, also_off)) in pairwise(steps):
+        spread = norms([a - b for a, b in zip(one, other, strict=True)])
+        result |= (10 * spread <= torch.minimum(off, also_off)) & (spread <= TOLERANCE[dtype] * sizes)
+    return result
+
+
+def norms(parts: Parts) -> Tensor:
+    """Their norms, in float64 on the CPU."""
+    return torch.stack([part.double().norm() for part in parts]).cpu()
