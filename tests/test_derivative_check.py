@@ -1,9 +1,6 @@
-"""Second derivatives that PyTorch does not have, or has wrong, are refused by name; all others pass, and nothing is moved."""
+"""Second derivatives that PyTorch lacks, or has wrong, are refused by name; all others pass, and nothing is moved."""
 
-import copy
-import re
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ import torch.nn.functional as F
 from helpers import WHOLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, DEVICES, Case, Lambda, X, Y, name_of
+from networks import CASES, DEVICES, Lambda, name_of
 from test_problem import of, refused
 from test_random_networks import KINDS, cases
 from torch import nn
@@ -24,7 +21,6 @@ from spectra.curvature.hessian import linearise
 from spectra.curvature.losses import CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.errors import SpectraError
 
 X5 = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y2 = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -154,7 +150,7 @@ WRONG_LAYERS = {
 def test_a_wrong_second_derivative_is_refused_and_its_module_named(name, device):
     model = between(WRONG_LAYERS[name]()).to(device)
     problem = of(model, X5.to(device), Y2.to(device), MeanSquaredError())
-    with refused("--model", "autograd", f"'2'", "--no-check"):
+    with refused("--model", "autograd", "'2'", "--no-check"):
         Curvature(problem, "hessian").prepare()
 
 

@@ -1,4 +1,4 @@
-"""A derivative against differences: right ones agree, wrong ones are contradicted, and where nothing can be said, nothing is."""
+"""Derivatives against differences: right ones agree, wrong ones are contradicted, kinks leave the question open."""
 
 import pytest
 import torch

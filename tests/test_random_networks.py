@@ -287,4 +287,4 @@ def test_every_matrix_of_a_random_network_equals_dense_autograd(kind, data):
     for name, products in expected.items():
         # The covariance is what is left of another matrix, and may be small beside it.
         size = expected["fisher-empirical" if MATRICES[name].centred else name].abs().max()
-        assert (Curvature(problem, name) @ vectors - products).abs().max() <= 1e-10 * size, name
+        assert (Curvature(problem, name, check=False) @ vectors - products).abs().max() <= 1e-10 * size, name

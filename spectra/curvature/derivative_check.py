@@ -193,7 +193,7 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
 
 
 def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
-    """By how much a product in the problem's own dtype differs from the copy's. Raises SpectraError where by too much."""
+    """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
     matrix = resolve_name(MATRICES[name].path)
     exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
     direction = problem.vector(local.direction).to(problem.dtype)
@@ -202,8 +202,9 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     dtype = str(problem.dtype).removeprefix("torch.")
     if math.isfinite(size) and not off <= ROUNDED * size:
         raise Contradicted(
-            f"--dtype {dtype}: a product of {name} in {dtype} is off by {100 * off / (size or 1):.2g} % from one in "
-            f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as where outputs saturate; use --dtype float64"
+            f"--dtype {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
+            f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as it does where outputs saturate; "
+            "use --dtype float64"
         )
     return off / size if size else 0.0
 

@@ -3,8 +3,8 @@
     (f(x + h v) - f(x - h v)) / 2h  ->  f'(x) v        as h -> 0, where f is smooth
 
 At a step that is too long the difference is off by curvature and by the kinks that it crosses, at one too short by
-rounding. So several steps are tried. A derivative that agrees with any of them is right: by chance, vectors do not agree.
-It is wrong only where two neighbouring steps agree with each other and not with it. Else nothing can be said.
+rounding. So several steps are tried. A derivative that agrees with any of them is right, since vectors do not agree by
+chance. It is wrong only where two neighbouring steps agree with each other and not with it. Else nothing can be said.
 """
 
 from __future__ import annotations
