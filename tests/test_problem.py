@@ -276,7 +276,7 @@ def test_a_derivative_that_is_wrong_is_noticed_by_the_check_of_operators():
 
     model = nn.Sequential(mlp(), Lambda(lambda x: Product.apply(x, x.roll(1, -1))), nn.Linear(3, 3))
     with pytest.raises(SpectraError, match="the matrix is not symmetric"):
-        check_operator(Curvature(of(model), "hessian"), torch.Generator().manual_seed(0))
+        check_operator(Curvature(of(model), "hessian", check=False), torch.Generator().manual_seed(0))
 
 
 # Examples that do not stand alone.
