@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scripts.benchmarks.tools import first_line
 from spectra.cli import run
 from spectra.density import wasserstein
 
@@ -73,7 +75,8 @@ def compared(command: str, problem: str, line: str, device: str, table) -> bool:
         expected, reference_seconds = answer(f"{line} --device cpu")
         worst, what = max(deviations(command, found, expected))
     except Exception as error:  # the other rows are still worth their time
-        print(f"{command:<10} {problem:<12} {type(error).__name__}: {str(error).strip()[:140]}", file=table)
+        traceback.print_exc()
+        print(f"{command:<10} {problem:<12} {first_line(error)[:56]}", file=table)
         return False
     verdict = "" if worst <= TOLERANCE else "  DIFFERS"
     print(
@@ -126,7 +129,7 @@ def pairs_of_numbers(command: str, found: dict, expected: dict) -> Iterator[tupl
             yield "eigenvalues", *([block["eigenvalues"][0] for block in x["blocks"]] for x in (a, b))
         else:
             for one, other in zip(a["lines"], b["lines"], strict=True):
-                yield f"loss along {one['along']}", one["loss"], other["loss"]
+                yield f"loss, {one['along']}", one["loss"], other["loss"]
 
 
 if __name__ == "__main__":

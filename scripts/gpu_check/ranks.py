@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from scripts.benchmarks.tools import first_line
 from scripts.gpu_check.commands import PROBLEMS, TOLERANCE, deviations
 
 COMMANDS = {
@@ -35,7 +36,7 @@ def main() -> int:
             found, ranks_seconds = answer([*launch, *line.split()])
             worst, what = max(deviations(command, found, expected))
         except Exception as error:  # the other command is still worth its time
-            print(f"{command:<8} {type(error).__name__}: {str(error).strip()[-400:]}", flush=True)
+            print(f"{command:<8} {first_line(error)[:70]}", flush=True)
             good = False
             continue
         verdict = "" if worst <= TOLERANCE else "  DIFFERS"
@@ -52,7 +53,7 @@ def answer(command: list[str]) -> tuple[dict[str, Any], float]:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     print(done.stderr, file=sys.stderr, flush=True)
     if done.returncode:
-        raise RuntimeError(f"status {done.returncode}: {done.stderr}")
+        raise RuntimeError(f"status {done.returncode}: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout), time.perf_counter() - start
 
 
