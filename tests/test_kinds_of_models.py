@@ -15,6 +15,7 @@ from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
+from spectra.errors import SpectraError
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
 
@@ -47,11 +48,11 @@ class Kind:
         return self.build().double().to(device).eval()
 
     def problem(self, device: str) -> Problem:
-        inputs, targets = self.inputs.to(device), Y.to(device)
+        inputs, targets = self.inputs.to(device, copy=True), Y.to(device)
         return Problem(self.model(device), self.loss, cut_batches(inputs, targets, torch.arange(6, device=device), 6))
 
     def reference(self, device: str) -> Tensor:
-        model, (inputs, targets) = self.model(device), (self.inputs.to(device), Y.to(device))
+        model, (inputs, targets) = self.model(device), (self.inputs.to(device, copy=True), Y.to(device))
         if self.plain:
             same = self.plain().double().to(device).eval()
             for p, value in zip(same.parameters(), model.parameters(), strict=True):
@@ -173,6 +174,42 @@ class TangentByHand(Tangent):
         return ((1 - first(x).tanh().square()) * first.weight.sum(1)) @ last.weight.T + 0 * last.bias
 
 
+class Physics(nn.Module):
+    """A network's value and its Laplacian by the inputs: of autograd, or of the closed form for one hidden layer."""
+
+    def __init__(self, by_hand: bool):
+        super().__init__()
+        self.network, self.by_hand = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), by_hand
+
+    def forward(self, x):
+        if self.by_hand:
+            first, _, last = self.network
+            slopes, curvatures = first.weight, first.weight.square().sum(1)
+            t = (x @ slopes.T + first.bias).tanh()
+            return torch.cat([last(t), (-2 * t * (1 - t.square()) * curvatures) @ last.weight.T], 1)
+        x.requires_grad_()
+        value = self.network(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        second = (torch.autograd.grad(slope[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(3))
+        return torch.cat([value, sum(second)[:, None]], 1)
+
+
+class Shifted(nn.Module):
+    """Preprocessing that writes to the data, by `prepare`."""
+
+    def __init__(self, prepare):
+        super().__init__()
+        self.network, self.prepare = TANH(), prepare
+
+    def forward(self, x):
+        return self.network(self.prepare(x))
+
+
+def scale_a_column(x):
+    x[:, 0] *= 3
+    return x
+
+
 def by_dual_numbers(network, x, direction):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, direction)
@@ -231,7 +268,18 @@ EMBEDDED = [
     Kind("EmbeddingBag last offset", lambda: Bag("sum", scale_grad_by_freq=True), lambda: Bag("sum", True)),
 ]
 EMBEDDED = [Kind(kind.name, kind.build, kind.plain, IDS) for kind in EMBEDDED]
+DIFFERENTIATING = [Kind("physics-informed", lambda: Physics(False), lambda: Physics(True))]
+IN_PLACE = [
+    Kind(
+        "scaled in place",
+        lambda: Shifted(lambda x: x.sub_(0.3).mul_(2)),
+        lambda: Shifted(lambda x: (x - 0.3) * 2),
+    ),
+    Kind("a column in place", lambda: Shifted(scale_a_column), lambda: Shifted(lambda x: scale_a_column(x.clone()))),
+]
 OTHERS = [
+    *DIFFERENTIATING,
+    *IN_PLACE,
     Kind("sparse weights", lambda: SparseWeights(True), lambda: SparseWeights(False)),
     Kind("sparse weights @", lambda: SparseWeights(True, torch.matmul), lambda: SparseWeights(False)),
     Kind("nested tensor", lambda: Ragged(True), lambda: Ragged(False)),
@@ -247,9 +295,21 @@ EVERY = [(kind, way) for way in WAYS for kind in [*ABSOLUTE, *TANGENTS, *SPARSE,
 @pytest.mark.parametrize(("kind", "way"), sampled(EVERY, 30), ids=lambda part: getattr(part, "name", part))
 def test_the_hessian_is_that_of_finite_differences(kind, way, device):
     problem = kind.problem(device)
+    before = problem.batches[0].inputs.clone()
     found = Curvature(problem, "hessian", **WAYS[way]) @ torch.eye(problem.size, dtype=torch.float64, device=device)
     expected = kind.reference(device)
     assert (found - expected).norm() < 1e-8 * expected.norm()
-    with torch.no_grad():
-        value = kind.function(problem.model(kind.inputs.to(device)), Y.to(device)).item()
+    value = kind.function(problem.model(kind.inputs.to(device, copy=True)), Y.to(device)).item()
     assert mean_loss(problem) == pytest.approx(value, rel=1e-12)
+    inputs = problem.batches[0].inputs
+    assert torch.equal(inputs, before)
+    assert not inputs.requires_grad
+
+
+def test_a_model_that_writes_to_some_batches_alone_is_named():
+    def prepare(x):
+        return x.mul_(2) if len(x) == 6 else x
+
+    kind = Kind("sometimes", lambda: Shifted(prepare))
+    with pytest.raises(SpectraError, match=r"^--model: writes to its inputs in place, for some batches only"):
+        mean_loss(kind.problem("cpu"))

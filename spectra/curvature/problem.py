@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.lent import lent, versions
 from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
 from spectra.curvature.outputs import choose_output
@@ -116,14 +118,39 @@ class Problem:
 
     def output(self, batch: Batch) -> Tensor:
         """The model's output on a batch; raises SpectraError where it fails, or where no one tensor is named."""
-        inputs = batch.inputs
+        grad = torch.is_grad_enabled()
+        given = lent(batch.inputs, self.writes_inputs)
+        before = versions(given)
+        output = self._forward(given)
+        if not self.writes_inputs and versions(given) != before:
+            raise SpectraError(
+                "--model: writes to its inputs in place, for some batches only, so that the data have changed; let its "
+                "forward work on a copy (x = x.clone())"
+            )
+        return output if grad else output.detach()
+
+    @cached_property
+    def writes_inputs(self) -> bool:
+        """Whether the model writes to its inputs in place: tried on copies of two examples, or of a batch."""
+        batch = self.batches[0]
+        for part in (batch.part(slice(2)), batch):
+            given = lent(part.inputs, True)
+            before = versions(given)
+            with suppress(SpectraError):
+                self._forward(given)
+                return versions(given) != before
+        return False  # the same error comes again where it is told
+
+    def _forward(self, inputs: Any) -> Tensor:
+        """The model's output, with gradients on: some models differentiate in their forward."""
         try:
-            if isinstance(inputs, Mapping):
-                output = self.model(**inputs)
-            elif isinstance(inputs, tuple):
-                output = self.model(*inputs)
-            else:
-                output = self.model(inputs)
+            with torch.enable_grad():
+                if isinstance(inputs, Mapping):
+                    output = self.model(**inputs)
+                elif isinstance(inputs, tuple):
+                    output = self.model(*inputs)
+                else:
+                    output = self.model(inputs)
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
