@@ -187,6 +187,7 @@ def weight_gradients(graph: Graph) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         images, kernels, bias, stride, padding, dilation, turned, _, groups = node.args
+        images, kernels = (x.args[0] if is_call(x, aten.clone.default) else x for x in (images, kernels))  # on CUDA
         across = all(x.target is aten.transpose.int and x.args[1:] == (0, 1) for x in (images, kernels))
         if not across or bias is not None or turned or groups != 1:
             continue
