@@ -27,6 +27,7 @@ from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.differentiation import explained, gradient, twice_differentiable
 from spectra.curvature.gram import Factor
 from spectra.curvature.inner_products import add_gram
+from spectra.curvature.logits import softmax
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
@@ -45,8 +46,9 @@ class ClassMeans:
     @property
     def class_scales(self) -> Tensor:
         """(C,) sqrt(1 + w_cc / w_c), by which the rows c' = c give the first level; zero where a class is absent."""
-        whole, own = self.weights.sum(dim=1), self.weights.diagonal()
-        return torch.where(whole > own, whole / (whole - own), 0).sqrt()
+        own = self.weights.diagonal()
+        others = (self.weights - own.diag()).sum(dim=1)  # not the whole less its own: p_cc may be all but 1
+        return torch.where(others > 0, (others + own) / others, 0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
         return
     rows = loss.rows(problem.output(batch), targets)
     loss.check(rows, targets)
-    p = rows.detach().softmax(dim=1)
+    found = softmax(rows.detach())
+    p = found.probabilities
     w = loss.scales(rows.detach(), targets) / problem.weight * p
     own = targets.flatten()
     for c in counted:
@@ -171,11 +174,9 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
         for label in range(p.shape[1]):
             if label == c:
                 continue
-            unit = torch.zeros_like(p[:1])
-            unit[0, label] = 1
-            sums[c, label] += problem.vector(
-                gradient(rows, problem.leaves, (w[:, label, None] * (unit - p)).where(of_class, 0))
-            )
+            away = -found.less_label(torch.full_like(own[:, None], label))
+            slope = (w[:, label, None] * away).where(of_class, 0)
+            sums[c, label] += problem.vector(gradient(rows, problem.leaves, slope))
 
 
 def with_own_label(sums: Tensor, weights: Tensor) -> Tensor:

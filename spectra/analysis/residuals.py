@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.differentiation import explained, twice_differentiable
+from spectra.curvature.logits import both_sigmoids, softmax
 from spectra.curvature.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.curvature.output_space import output_gradient
 from spectra.curvature.problem import Batch, Problem
@@ -69,13 +70,14 @@ def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
         return sums | {"expected": expected / rows.shape[1]}
     if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
         return sums
-    p, y = probabilities(loss, rows, batch.targets)
+    p, rest, y = probabilities(loss, rows, batch.targets)
     scales = loss.scales(rows, batch.targets) * (count / weight)
-    sums |= {"expected": (scales * p * (1 - p)).sum(), "residual": (p - y)[kept].norm(dim=1).sum()}
+    off = p * (1 - y) - rest * y  # p - y, for y of 0 and 1 without a difference of near equals
+    sums |= {"expected": (scales * p * rest).sum(), "residual": off[kept].norm(dim=1).sum()}
     if isinstance(loss, BinaryCrossEntropy):  # each output is a choice between two
-        p, y = (torch.stack([x, 1 - x], dim=-1).flatten(0, 1) for x in (p, y))
+        p, rest, y = (torch.stack(x, dim=-1).flatten(0, 1) for x in ((p, rest), (rest, p), (y, 1 - y)))
         kept = kept.repeat_interleave(rows.shape[1])
-    return sums | bins(p[kept], y[kept])
+    return sums | bins(p[kept], rest[kept], y[kept])
 
 
 def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
@@ -85,24 +87,28 @@ def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
     return targets.reshape(-1) != loss.ignore_index if labels else everything
 
 
-def probabilities(loss: CrossEntropy | BinaryCrossEntropy, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """p and y (E, K): what the model says and what the labels say; y of ignored targets is anything."""
+def probabilities(
+    loss: CrossEntropy | BinaryCrossEntropy, rows: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """p, 1 - p and y (E, K): what the model says and what the labels say; y of ignored targets is anything."""
     if isinstance(loss, BinaryCrossEntropy):
-        return rows.sigmoid(), targets.reshape(rows.shape).to(rows.dtype)
+        return *both_sigmoids(rows), targets.reshape(rows.shape).to(rows.dtype)
+    found = softmax(rows)
     if targets.is_floating_point():
-        return rows.softmax(dim=1), loss.rows(targets, targets).to(rows.dtype)
+        return found.probabilities, found.complements, loss.rows(targets, targets).to(rows.dtype)
     labels = targets.reshape(-1).long()
     labels = labels.where(labels != loss.ignore_index, 0)
-    return rows.softmax(dim=1), torch.nn.functional.one_hot(labels, rows.shape[1]).to(rows.dtype)
+    y = torch.nn.functional.one_hot(labels, rows.shape[1]).to(rows.dtype)
+    return found.probabilities, found.complements, y
 
 
-def bins(p: Tensor, y: Tensor) -> dict[str, Tensor]:
+def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Of choices (E, K): how many, 1 - p_y, and by bins of confidence how many, confidence and right ones."""
     confidence, chosen = p.max(dim=1)
     right = chosen == y.argmax(dim=1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
     held = [torch.bincount(place, x.double(), BINS) for x in (torch.ones_like(confidence), confidence, right)]
-    return {"choices": torch.tensor(len(p)), "missing": (1 - (p * y).sum(dim=1)).sum(), "bins": torch.stack(held)}
+    return {"choices": torch.tensor(len(p)), "missing": (rest * y).sum(), "bins": torch.stack(held)}
 
 
 def averaged(totals: dict[str, Tensor]) -> dict[str, float | None]:

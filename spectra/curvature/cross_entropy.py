@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from spectra.curvature.logits import gaps_to, others, softmax, top_class
 from spectra.curvature.losses import mismatch
 from spectra.errors import SpectraError
 
@@ -77,14 +77,17 @@ class CrossEntropy:
             )
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(
-            rows,
-            self._flat(targets, rows.shape[1]),
-            weight=self._weights(rows),
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        # sum_c a_c (log sum exp z - z_c), a_c the weight of label c, in terms of gaps to the largest logit: both sums
+        # are over the other classes alone, so that no derivative by the largest is a difference of near equals.
+        top, scales = top_class(rows), self.scales(rows, targets)[:, 0]
+        gaps = gaps_to(rows, top)
+        values = scales * others(gaps, top).sum(dim=1).log1p()
+        if self._one_label(targets):
+            labels = self._labels(targets)
+            values = values - scales.where(labels != top[:, 0], 0) * gaps.gather(1, labels[:, None])[:, 0]
+        else:
+            values = values - (self._label_weights(rows, targets).scatter(1, top, 0) * gaps).sum(dim=1)
+        return values.where(scales != 0, 0).sum()
 
     def weight(self, targets: Tensor) -> float:
         # PyTorch's mean over soft targets does not divide by class weights.
@@ -111,30 +114,23 @@ class CrossEntropy:
         return rows.argmax(dim=1)[kept] == targets[kept]
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        targets = self._flat(targets, rows.shape[1])
-        weights = self._weights(rows)
-        if weights is None:
-            weights = rows.new_ones(rows.shape[1])
-        smooth = self.label_smoothing
-        if targets.is_floating_point():
-            labels = (1 - smooth) * targets + smooth / rows.shape[1]
-            return labels.to(rows.dtype) @ weights[:, None]
-        kept = targets != self.ignore_index
-        own = weights[targets.where(kept, 0)]
-        return ((1 - smooth) * own + smooth * weights.mean()).where(kept, 0)[:, None]
+        if not self._one_label(targets):
+            return self._label_weights(rows, targets).sum(dim=1, keepdim=True)
+        own = self._class_weights(rows)[self._labels(targets)]
+        return own.where(targets.reshape(-1) != self.ignore_index, 0)[:, None]
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # r = p - e_c with probability p_c: the sum over c of p_c r (r'u), written out with a_c = (p - e_c)'u.
-        p = rows.softmax(dim=1)
-        a = (p * vectors).sum(dim=1, keepdim=True) - vectors
+        found = softmax(rows)
+        p, a = found.probabilities, found.centred(vectors)
         return p * (p * a).sum(dim=1, keepdim=True) - p * a
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
-        p = rows.softmax(dim=1)
-        cumulative = p.double().cumsum(dim=1)
+        found = softmax(rows)
+        cumulative = found.probabilities.double().cumsum(dim=1)
         target = uniform(0)[:, None] * cumulative[:, -1:]
         label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
-        return p - torch.zeros_like(p).scatter(1, label, 1.0)
+        return found.less_label(label)
 
     @property
     def _soft_dim(self) -> int:
@@ -153,5 +149,25 @@ class CrossEntropy:
             return targets.movedim(self._soft_dim, -1).reshape(-1, classes)
         return targets.reshape(-1).long()  # smaller integers are refused by PyTorch, and bytes index as a mask
 
-    def _weights(self, rows: Tensor) -> Tensor | None:
-        return None if self.class_weights is None else self.class_weights.to(rows)
+    def _one_label(self, targets: Tensor) -> bool:
+        """Whether each example has one label, and no other class any part of it."""
+        return not targets.is_floating_point() and not self.label_smoothing
+
+    def _labels(self, targets: Tensor) -> Tensor:
+        """(E,) integers, 0 where a target is ignored."""
+        labels = targets.reshape(-1).long()
+        return labels.where(labels != self.ignore_index, 0)
+
+    def _label_weights(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The weight of each class as a label of each example, smoothing mixed in; zeros where a target is ignored."""
+        weights, smooth = self._class_weights(rows), self.label_smoothing
+        labels = self._flat(targets, rows.shape[1])
+        if not targets.is_floating_point():
+            labels = torch.zeros_like(rows).scatter(1, self._labels(targets)[:, None], 1.0)
+        mixed = weights * ((1 - smooth) * labels.to(rows.dtype) + smooth / rows.shape[1])
+        if targets.is_floating_point():
+            return mixed
+        return mixed.where((targets.reshape(-1) != self.ignore_index)[:, None], 0)
+
+    def _class_weights(self, rows: Tensor) -> Tensor:
+        return rows.new_ones(rows.shape[1]) if self.class_weights is None else self.class_weights.to(rows)

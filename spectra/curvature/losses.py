@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectra.curvature.logits import both_sigmoids, distance_from_zero
 from spectra.curvature.memory import out_of_memory
 from spectra.errors import SpectraError, describe
 
@@ -110,20 +111,24 @@ class BinaryCrossEntropy(Elementwise):
             raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+        # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
+        distance, labels = distance_from_zero(rows), targets.reshape(rows.shape).to(rows.dtype)
+        missed = labels.where(rows < 0, 1 - labels)
+        return (missed * distance + distance.neg().exp().log1p()).sum()
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
         return ((rows > 0) == (targets.reshape(rows.shape) > 0.5)).flatten()
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
-        sigma = rows.sigmoid()
-        return ((1 - sigma) * sigma**2 + sigma * (1 - sigma) ** 2) * vectors
+        sigma, rest = both_sigmoids(rows)
+        return (rest * sigma**2 + sigma * rest**2) * vectors
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
-        sigma = rows.sigmoid()
+        sigma, rest = both_sigmoids(rows)
         numbers = torch.stack([uniform(k) for k in range(rows.shape[1])], dim=1)
-        return sigma - (numbers < sigma).to(rows)
+        ones = (numbers < sigma).where(sigma < rest, 1 - numbers > rest)
+        return torch.where(ones, -rest, sigma)
 
 
 @dataclass(frozen=True)

@@ -100,14 +100,19 @@ class Lanczos:
         """Take in the product (n,) of the direction that was taken last."""
         m, before = self.size, self.scale
         rest, along, length = self._orthogonal_part(image)
+        lift, size = 1.0, math.hypot(length, torch.linalg.vector_norm(along).item())
+        kind = torch.finfo(image.dtype)
+        if 0 < size < kind.tiny / kind.eps:  # arithmetic among denormal numbers would lose what digits they have
+            lift = 2.0 ** min(100, -math.frexp(size)[1])
+            rest, along, length = self._orthogonal_part(image * lift)
+            along, length = along / lift, length / lift
         self.projected[-1, -1] = along[m - 1]
         self.coupling[:, -1] = along[m:]
         # An invariant subspace leaves rounding only, of the size of epsilon times what was subtracted.
-        size = max(math.hypot(length, torch.linalg.vector_norm(along).item()), before)
-        if length > 10 * torch.finfo(image.dtype).eps * size and not self.exhausted:
+        if length > 10 * kind.eps * max(size, before) and not self.exhausted:
             column = torch.zeros(1, m, dtype=torch.float64)
             column[0, -1] = length
-            self._push(rest / length, column)
+            self._push(rest / (lift * length), column)
 
     @property
     def scale(self) -> float:
