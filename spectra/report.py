@@ -85,8 +85,9 @@ def negative_share(measure: Any, semidefinite: bool) -> dict[str, float] | None:
         return None
     if semidefinite:
         return {"value": 0.0, "lower": 0.0, "upper": 0.0}
-    below = np.array([-NOISE * measure.nodes.abs().max().item()])
-    band = cumulative(measure, below)
+    # Beyond rounding, and the rounding that the limits of a measure known exactly leave to either side.
+    rounding = 2 * NOISE * measure.nodes.abs().max().item()
+    band = cumulative(measure, np.nextafter([-rounding], -np.inf))
     return {"value": band.value.item(), "lower": band.lower.item(), "upper": band.upper.item()}
 
 

@@ -418,8 +418,9 @@ def test_eig_equals_the_dense_reference(case, folder):
     for result in done.results:
         true = spectrum(case, folder, result["curvature"])
         assert_ordered(result["eigenvalues"], true, "LM", to=1e-6)
-        floor = np.finfo(float).eps ** (2 / 3) * np.abs(true).max()
-        assert np.all(result["residuals"] <= 1e-8 * np.maximum(np.abs(result["eigenvalues"]), floor))
+        eps, size = np.finfo(float).eps, np.abs(true).max()
+        allowed = 1e-8 * np.maximum(np.abs(result["eigenvalues"]), eps ** (2 / 3) * size)
+        assert np.all(result["residuals"] <= np.maximum(allowed, 10 * eps * size))
         assert result["converged"] is True
 
 

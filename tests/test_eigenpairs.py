@@ -39,7 +39,8 @@ def true_residuals(operator, pairs):
 
 def allowed(values, size, tolerance, dtype):
     """The contract's right side of `converged`."""
-    return tolerance * values.abs().clamp(min=torch.finfo(dtype).eps ** (2 / 3) * size)
+    eps = torch.finfo(dtype).eps
+    return (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
 
 
 def attainable(values, size, tolerance, dtype):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers import expected, seeded
-from networks import BY_NAME, SOME, name_of
+from networks import BY_NAME, SOME, floats, name_of
 from test_gram import refused
 from torch import nn
 
@@ -16,8 +16,10 @@ from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 from spectra.curvature.roots import ROOTS
-from spectra.krylov.dense import dense_matrix
+from spectra.krylov.dense import dense_eigenpairs, dense_matrix
+from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays, gram_eigenpairs, gram_trace
+from spectra.krylov.power import power_iteration
 from spectra.operator import Counting
 
 MLP = BY_NAME["mlp"]
@@ -58,9 +60,22 @@ def test_single_precision(name, which):
     assert pairs.vectors.dtype == torch.float32
     size = torch.linalg.eigvalsh(dense_matrix(matrix)).abs().max().item()
     assert (pairs.residuals <= 1e-6 * size).all()
-    # The contract's floor for zeros, 1e-3 eps^(2/3) |A|, lies below float32's rounding: then it has not converged.
-    allowed = 1e-3 * pairs.values.abs().clamp(min=torch.finfo(torch.float32).eps ** (2 / 3) * size)
-    assert pairs.converged == bool((pairs.residuals <= allowed).all())
+    assert pairs.converged
+
+
+@pytest.mark.parametrize("k", [5, 12])
+@pytest.mark.parametrize("method", [eigenpairs, power_iteration, dense_eigenpairs, gram_eigenpairs])
+def test_more_than_the_rank_in_single_precision(method, k):
+    """Zeros whose residuals are rounding have converged, with nothing spent on them in vain."""
+    x, targets = floats(4, 6).float(), torch.tensor([0, 1, 2, 1])
+    batches = cut_batches(x, targets, torch.arange(4), 4)
+    torch.manual_seed(0)
+    operator = Curvature(Problem(nn.Linear(6, 3), CrossEntropy(), batches), "fisher-empirical")
+    pairs = method(operator, k, generator=seeded(), max_products=200)
+    size = pairs.values[0].item()
+    assert pairs.converged
+    assert (pairs.values[4:].abs() <= 1e-6 * size).all()
+    assert (pairs.residuals[4:] <= 10 * torch.finfo(torch.float32).eps * size).all()
 
 
 def test_no_curvature_at_all():

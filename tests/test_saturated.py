@@ -214,7 +214,7 @@ def test_loss_and_gradient(name):
     assert math.isclose(mean_loss(problem), terms.nan_to_num().sum().item() / weight(name), rel_tol=1e-6)
     found = mean_gradient(problem).double().view(len(LOGITS), 4)
     expected = gradients(name) / weight(name)
-    errors, sizes = ((x).abs().amax(dim=1) for x in (found - expected, expected))
+    errors, sizes = (x.abs().amax(dim=1) for x in (found - expected, expected))
     assert (errors <= 2e-5 * sizes + DENORMAL).all()
 
 

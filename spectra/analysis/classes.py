@@ -174,7 +174,7 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
         for label in range(p.shape[1]):
             if label == c:
                 continue
-            away = -found.less_label(torch.full_like(own[:, None], label))
+            away = -found.less_label(torch.full_like(own[:, None], label, dtype=torch.int64))
             slope = (w[:, label, None] * away).where(of_class, 0)
             sums[c, label] += problem.vector(gradient(rows, problem.leaves, slope))
 

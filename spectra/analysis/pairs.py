@@ -79,8 +79,9 @@ def compare_pair(
 ) -> Pair:
     first, second = names
     distance = products.distance(first, second)
-    rounding = distance.value <= ROUNDING * torch.finfo(portraits[0].operator.dtype).eps
-    largest, smallest = extremes(*portraits, products.norm(first, second).value if rounding else None, ends)
+    norm = products.norm(first, second).value
+    rounding = norm == 0 or distance.value <= ROUNDING * torch.finfo(portraits[0].operator.dtype).eps
+    largest, smallest = extremes(*portraits, norm if rounding else None, ends)
     transport, share = distances_of_spectra(*(portrait.measure for portrait in portraits))
     return Pair(
         first,

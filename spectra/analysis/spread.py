@@ -24,6 +24,7 @@ from spectra.curvature.matrices import MATRICES
 from spectra.curvature.output_space import output_gradient
 from spectra.curvature.problem import Batch, Problem, Processes
 from spectra.curvature.roots import ROOTS
+from spectra.density import NOISE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -35,7 +36,7 @@ class Spread:
     mean: float
     standard_deviation: float  # 0 for one example
     standard_error: float  # of the mean, as if the examples were drawn at random
-    negative: float  # share of examples below zero
+    negative: float  # share of examples below zero by more than rounding
     quantiles: list[float]  # at QUANTILES
 
     @property
@@ -47,7 +48,7 @@ class Spread:
 def spread(values: np.ndarray) -> Spread:
     """Of (N,) values."""
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
-    error, negative = deviation / len(values) ** 0.5, (values < 0).mean()
+    error, negative = deviation / len(values) ** 0.5, (values < -NOISE * np.abs(values).max()).mean()
     return Spread(*map(float, (values.mean(), deviation, error, negative)), np.quantile(values, QUANTILES).tolist())
 
 

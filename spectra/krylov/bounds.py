@@ -14,8 +14,13 @@ FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
 
 def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torch.dtype) -> Tensor:
-    """The largest residuals (k,) of converged pairs, of a matrix of norm `size`; the floor is ARPACK's."""
-    return tolerance * values.abs().clamp(min=torch.finfo(dtype).eps ** (2 / 3) * size)
+    """The largest residuals (k,) of converged pairs, of a matrix of norm `size` whose products are of type `dtype`.
+
+    max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|): the first floor is ARPACK's; below the second, residuals
+    are the rounding of products, and no search brings them further down.
+    """
+    eps = torch.finfo(dtype).eps
+    return (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
 
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:

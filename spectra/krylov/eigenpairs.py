@@ -25,7 +25,8 @@ def eigenpairs(
 ) -> Eigenpairs:
     """`k` eigenpairs at the end(s) of the spectrum that `which` names (LM, LA, SA, BE).
 
-    A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|).
+    A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|), or at
+    most 10 eps |A|, which is rounding.
     Residuals follow from the law of the Lanczos basis; one more product measures how far rounding has taken the
     basis from that law, and is added to them. `max_products` is 1000 + 20 k unless given: eigenvalues that crowd
     together may need more, and `converged` says so. The basis is restarted at `largest_basis` vectors, by default

@@ -34,8 +34,8 @@ def gram_eigenpairs(
 ) -> Eigenpairs:
     """`k` eigenpairs of a matrix that has a factor; residuals are true ones, by k products.
 
-    A pair has converged when its residual is at most tolerance * max(|lambda|, eps^(2/3) |A|). Raises SpectraError when
-    k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
+    A pair has converged when its residual is at most max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|). Raises
+    SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
     """
     n = operator.shape[0]
     if k > n:

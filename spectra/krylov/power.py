@@ -40,7 +40,7 @@ def power_iteration(
     budget = 1000 * k if max_products is None else max_products
     counted = Counting(operator)
     basis = images = empty_rows(operator, 0)
-    largest, floor = 0.0, torch.finfo(operator.dtype).eps ** (2 / 3)
+    largest = 0.0
     while len(basis) < k and counted.products < budget:
         deflated = Deflated(counted, basis)
         following = deflated.project(random_start(operator, generator))
@@ -57,7 +57,8 @@ def power_iteration(
             if progress:
                 progress(products=counted.products, converged=len(basis), wanted=k, residual=residual)
             # The rotation at the end may gather the residuals of up to k equal eigenvalues in one.
-            settled = residual <= tolerance / k**0.5 * max(abs(value), floor * largest) or norm(following) == 0
+            allowed = allowed_residuals(as_cpu_float64([value]), largest, tolerance, operator.dtype).item()
+            settled = residual <= allowed / k**0.5 or norm(following) == 0
             if settled or counted.products >= budget:
                 break
         basis, images = torch.cat([basis, vector[None]]), torch.cat([images, image[None]])
