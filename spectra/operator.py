@@ -179,13 +179,17 @@ CHECKS = 3  # products that `check_operator` takes
 
 
 def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> float:
-    """Multiply twice by one vector and once by another; three products.
+    """Multiply twice by one vector and once by another; three products, a finished step of a run (`once`).
 
     Returns the relative noise of a product, max(|Av - Av again|, |u'Av - v'Au|) over |Av|. For random u the second
     is of the size of |(A - A')v|, whatever the dimension.
     Raises SpectraError where the matrix is not repeatable or not symmetric: no method can then give
     a number that means anything.
     """
+    return once(operator, lambda: _noise(operator, generator), generator)
+
+
+def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     u, v = random_vectors(operator, 2, generator)
     first, again, other = operator @ v, operator @ v, operator @ u
     if not (all_finite(first) and all_finite(other)):

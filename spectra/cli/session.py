@@ -56,7 +56,6 @@ class Session:
         if self.state:
             self.context.call_on_close(self.state.close)
             self.state.begin(self.fingerprint(), {"memory_share": share})
-            self.processes.least(0)  # all wait until rank 0 has made its directory
         return self.loaded
 
     @property
@@ -70,6 +69,8 @@ class Session:
         return {
             "command": self.command,
             **self.asked(),
+            "version": record["versions"]["spectra"],
+            "mean loss": record["loss_value"],  # which tells of code that has changed
             "checkpoint_sha256": record["checkpoint_sha256"],
             "data_checksum": checksum(self.loaded.problem.batches),
             "device": record["device"],
@@ -102,18 +103,20 @@ class Session:
             earlier = None
         while matrices:
             matrix = matrices.pop(0)  # gives its memory back in the end
-            kept = self.state and self.state.kept(matrix.name)
-            found.append(Measurement.of(kept) if kept else self._measure_resumable(matrix, method, reuse, earlier))
+            with self.resumable():
+                found.append(self._measure_resumable(matrix, method, reuse, earlier))
         return found
 
     def _measure_resumable(self, matrix, *how) -> Measurement:
-        """`_measure_one`, its products written down on the way and its answer in the end."""
+        """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
         operator = self.operator(matrix, matrix.name)
-        with self.resumable():
-            found = self._measure_one(matrix, operator, *how)
-        if self.state:
-            found = replace(found, seconds=found.seconds + operator.journal.seconds)
-            self.state.keep(matrix.name, found.packed())
+        if not self.state:
+            return self._measure_one(matrix, operator, *how)
+        if kept := operator.answer():
+            return Measurement.of(kept)
+        found = self._measure_one(matrix, operator, *how)
+        found = replace(found, seconds=found.seconds + operator.journal.seconds)
+        operator.journal.finish(found.packed())
         return found
 
     def operator(self, matrix, name: str):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows, random_vectors
-from spectra.vectors import mapped, norms, summed, taken
+from spectra.vectors import local, mapped, norms, summed, taken
 
 
 @dataclass
@@ -66,8 +66,9 @@ class Lanczos:
         rest, along, length = self._orthogonal_part(vector)
         if length == 0:
             raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
-        direction, _, again = self._orthogonal_part(rest / length)
-        self._push(direction / again, torch.zeros(1, self.size, dtype=torch.float64))
+        rest, _, again = self._orthogonal_part(rest.div_(length))
+        rest.div_(again)
+        self.coupling = torch.cat([self.coupling, torch.zeros(1, self.size, dtype=torch.float64)])
         return torch.cat([along[self.size :], along.new_tensor([length])])
 
     def align(self, weights: Tensor) -> None:
@@ -112,7 +113,8 @@ class Lanczos:
         if length > 10 * kind.eps * max(size, before) and not self.exhausted:
             column = torch.zeros(1, m, dtype=torch.float64)
             column[0, -1] = length
-            self._push(rest / (lift * length), column)
+            rest.div_(lift * length)
+            self.coupling = torch.cat([self.coupling, column])
 
     @property
     def scale(self) -> float:
@@ -150,18 +152,23 @@ class Lanczos:
         self.pending.copy_(pending)
 
     def _orthogonal_part(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
-        """What is left of a vector outside U, V and Q; its coefficients along V, then Q, and the norm of the rest."""
+        """What is left of a vector outside U, V and Q; its coefficients along V, then Q, and the norm of the rest.
+
+        The rest is made in the row behind Q: new memory for each subtraction takes longer than the subtraction.
+        """
+        rest = self._room()
+        rest.copy_(vector)
         held = self.storage[: self.size + len(self.coupling)]
         along = torch.zeros(len(held), dtype=torch.float64, device=vector.device)
         for _ in range(2):
-            vector, _ = without(vector, self.known)
-            vector, h = without(vector, held)
-            along += h
-        length = norms(vector, dim=None)
+            subtract(rest, self.known)
+            along += subtract(rest, held)
+        length = norms(rest, dim=None)
         numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the one wait for the device
-        return vector, numbers[:-1], numbers[-1].item()
+        return rest, numbers[:-1], numbers[-1].item()
 
-    def _push(self, direction: Tensor, row: Tensor) -> None:
+    def _room(self) -> Tensor:
+        """The row behind Q."""
         place, rows = self.size + len(self.coupling), len(self.storage)
         if place == rows:
             wanted = min(max(2 * rows, 32), self.dimension)
@@ -170,14 +177,14 @@ class Lanczos:
             grown = mapped(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
             grown[:place] = self.storage
             self.storage = grown
-        self.storage[place] = direction
-        self.coupling = torch.cat([self.coupling, row])
+        return self.storage[place]
 
 
-def without(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """A vector less its parts along orthonormal rows, and their coefficients."""
+def subtract(vector: Tensor, rows: Tensor) -> Tensor:
+    """Take from a vector, in place, its parts along orthonormal rows; returns their coefficients."""
     along = summed(torch.matmul, rows, vector)
-    return mapped(lambda part, rows: torch.addmv(part, rows.T, along, alpha=-1), vector, rows), along
+    local(vector).addmv_(local(rows).T, along, alpha=-1)
+    return along
 
 
 def begin(

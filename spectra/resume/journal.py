@@ -3,7 +3,9 @@
 A method is a function of the products it is given and of a seed: with the same products it takes the same way, bit for
 bit. A product is given again only for the very vector it was made of; from the first that differs, as on another kind
 of processor it may, all are made anew. Of a step that has ended, with nothing left but its outcome
-(`spectra.operator.once`), the outcome replaces the products.
+(`spectra.operator.once`), the outcome replaces the products; of a matrix that is finished, its answer replaces all.
+
+Whatever is given again rests on a sample, the first vector and its product, which is made once more and compared.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import io
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +24,59 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper
-from spectra.resume.log import Entry, Log
-from spectra.vectors import local, norm
+from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper, empty_rows
+from spectra.resume.log import Entry, Log, write_whole
+from spectra.vectors import local, mapped, norm
+
+KINDS = ("sample", "products", "steps", "done")
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """What the journals of one state share; each default is that of a journal alone.
+
+    `owner` is what their files belong to. They are brought to the disk itself every `save_every` seconds; an error of
+    the disk is told to `failed`, and nothing more is written. `agree` tells each of several processes the least of
+    their numbers, so that all give again or all multiply. `note` tells the user what passes.
+    """
+
+    owner: str = ""
+    save_every: float = 60.0
+    failed: Callable[[Exception], None] = lambda error: None
+    agree: Callable[[int], int] = int
+    note: Callable[[str], None] = lambda text: None
 
 
 class Journal:
     """Products and finished steps, in order; a position counts the steps and the products outside of them.
 
-    PATH.products holds a record for each product since the last step, PATH.steps one for each step. They are brought to
-    the disk itself every `save_every` seconds; an error of the disk is told to `failed`, and nothing more is written.
-    `agree` tells each of several processes the least of their numbers, so that all give again or all multiply.
+    PATH.products holds a record for each product since the last step, PATH.steps one for each step, PATH.done the
+    answer of a finished matrix, and PATH.sample what they rest on.
     """
 
-    def __init__(
-        self, path: Path, save_every: float, failed: Callable[[OSError], None], agree: Callable[[int], int] = int
-    ):
+    def __init__(self, path: Path, keeper: Keeper | None = None):
         self.seconds = 0.0  # that what is given again took when it was made
-        self._save_every, self._failed, self._agree = save_every, failed, agree
-        self._products, self._steps = (Log(path.with_name(f"{path.name}.{kind}")) for kind in ("products", "steps"))
+        self._path, self._keeper = path, keeper or Keeper()
+        with ExitStack() as stack:  # closes those before one that is refused
+            paths = (path.with_name(f"{path.name}.{kind}") for kind in KINDS)
+            logs = [stack.enter_context(closing(Log(each, self._keeper.owner))) for each in paths]
+            stack.pop_all()
+        self._sample, self._products, self._steps, self._done = logs
         finished = {entry.position for entry in self._steps.entries}
         made = self._products.entries
         self._products.cut(next((i for i, entry in enumerate(made) if entry.position in finished), len(made)))
         self._position = self._place = self._next = self._spent = 0
         self._inside, self._repeating, self._writing = False, True, True
+        self._trusted = not any(log.entries for log in (self._products, self._steps, self._done))
         self._synced = time.monotonic()
+        for log in self._logs:
+            self._tell_damage(log)
+        if self._trusted:
+            self._sample.cut(0)  # a run that ended before it held anything may have been of other code
+
+    @property
+    def _logs(self) -> tuple[Log, ...]:
+        return self._sample, self._products, self._steps, self._done
 
     def held(self, vector_bytes: int) -> int:
         """How many products are written down."""
@@ -53,13 +85,12 @@ class Journal:
 
     def product(self, operator: SymmetricOperator, vectors: Tensor) -> Tensor:
         """`operator @ vectors`: of an earlier run that has made it at this point, or made now."""
+        self._trust(operator)
         self._spent += 1 if vectors.ndim == 1 else vectors.shape[1]
         mark = zlib.crc32(as_bytes(vectors))
         if self._repeating:
             found = self._made(mark, vectors)
-            if self._agree(found is not None):
-                if not self._next:
-                    self._refuse_another(operator @ vectors, found)
+            if self._keeper.agree(found is not None):
                 self.seconds += self._products.entries[self._next].seconds
                 self._next += 1
                 self._advance()
@@ -67,8 +98,9 @@ class Journal:
             self._stop_repeating()
         start = time.perf_counter()
         product = operator @ vectors
-        content = as_bytes(product)
-        self._write(self._products, self._place, mark, time.perf_counter() - start, content)
+        seconds = time.perf_counter() - start
+        self._write_sample(vectors, product)
+        self._write(self._products, self._place, mark, seconds, as_bytes(product))
         self._advance()
         return product
 
@@ -78,12 +110,13 @@ class Journal:
         else:
             self._position += 1
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    def once(self, operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """What `compute` came to in an earlier run, the generator being left as it left it; or computed now."""
         if self._inside:
             return compute()
+        self._trust(operator)
         step = self._finished()
-        if self._agree(step is not None):
+        if self._keeper.agree(step is not None):
             outcome, state, seconds = step
             generator.set_state(state)
             self.seconds += seconds
@@ -110,24 +143,62 @@ class Journal:
             self._next = min(self._next, first)
         return outcome
 
+    def finish(self, answer: Any) -> None:
+        """Keep the answer, of CPU tensors, numbers, texts and containers of them, in place of products and steps."""
+        if not self._writing:
+            return
+        try:
+            write_whole(self._done.path, self._keeper.owner, lambda file: torch.save(answer, file))
+        except (OSError, RuntimeError) as error:  # torch's writer hides what came of the disk
+            self._fail(error)
+        else:
+            self._products.cut(0)
+            self._steps.cut(0)
+
+    def answer(self, operator: SymmetricOperator) -> Any | None:
+        """What `finish` was given in an earlier run, or None."""
+        found = None
+        if self._done.entries:
+            found = self._done.load(self._done.entries[0], lambda file: torch.load(file, weights_only=True))
+            self._tell_damage(self._done)
+        if not self._keeper.agree(found is not None):
+            return None
+        self._trust(operator)
+        return found if self._done.entries else None
+
     def _made(self, mark: int, vectors: Tensor) -> Tensor | None:
         """The next product, where it is this one: laid out in memory as `vectors` are, as a new one would be."""
         entry = next(iter(self._products.entries[self._next : self._next + 1]), None)
         if entry is None or (entry.position, entry.place, entry.mark) != (self._position, self._place, mark):
             return None
-        content = self._products.content(entry)
         product = torch.empty_like(vectors)
-        part = local(product)
-        if content is None or entry.size != part.nbytes:
-            return None
-        part.copy_(torch.from_numpy(content).view(part.dtype).view(part.shape))
-        return product
+        whole = filled(local(product), self._products, entry)
+        self._tell_damage(self._products)
+        return product if whole else None
+
+    def _trust(self, operator: SymmetricOperator) -> None:
+        """See that what is held is of this matrix: raises SpectraError where the sample's product is not what it was.
+
+        Where the sample is missing, nothing else is held any more.
+        """
+        if self._trusted:
+            return
+        self._trusted = True
+        vector, then = (empty_rows(operator, 1)[0] for _ in range(2))
+        entries = self._sample.entries
+        whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
+        if self._keeper.agree(whole):
+            self._refuse_another(operator @ vector, then)
+            return
+        self._keeper.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
+        for log in self._logs:
+            log.cut(0)
 
     def _refuse_another(self, now: Tensor, then: Tensor) -> None:
         """Raise SpectraError where a product made again is not what it was: code or data are no longer the same."""
-        change = norm(local(now - then)) / max(norm(local(then)), torch.finfo(then.dtype).tiny)
-        if not self._agree(change <= torch.finfo(then.dtype).eps ** 0.5):
-            home = self._products.path.parent
+        change = norm(now - then) / max(norm(then), torch.finfo(then.dtype).tiny)
+        if not self._keeper.agree(change <= torch.finfo(then.dtype).eps ** 0.5):
+            home = self._path.parent
             raise SpectraError(
                 f"--out {home.parent}: the matrix is not that of the unfinished run there, as a product shows, so the "
                 f"model's code or the data have changed; restore them, or remove {home}"
@@ -137,6 +208,7 @@ class Journal:
         """The step at this position: its outcome, the generator's state and the seconds it took."""
         entry: Entry | None = next((e for e in self._steps.entries if e.position == self._position), None)
         content = self._steps.content(entry) if entry and self._repeating else None
+        self._tell_damage(self._steps)
         return None if content is None else torch.load(io.BytesIO(content.tobytes()), weights_only=True)
 
     def _stop_repeating(self) -> None:
@@ -149,31 +221,43 @@ class Journal:
         kept = [entry for entry in self._steps.entries if entry.position < self._position]
         self._steps.cut(len(kept))
 
+    def _write_sample(self, vectors: Tensor, product: Tensor) -> None:
+        """The first vector that is multiplied, and its product."""
+        if self._writing and not self._sample.entries:
+            for part in (vectors, product):
+                first = part if part.ndim == 1 else mapped(lambda columns: columns[:, 0], part)
+                self._write(self._sample, 0, 0, 0.0, as_bytes(first))
+
     def _write(self, log: Log, place: int, mark: int, seconds: float, content: np.ndarray) -> None:
         if not self._writing:
             return
         try:
             log.append(self._position, place, mark, seconds, content)
-            if time.monotonic() > self._synced + self._save_every:
+            if time.monotonic() > self._synced + self._keeper.save_every:
                 self.sync()
         except OSError as error:
-            self._writing = False
-            self._failed(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._writing = False
+        self._keeper.failed(error)
+
+    def _tell_damage(self, log: Log) -> None:
+        if log.damaged:
+            self._keeper.note(f"{log.path} is damaged, so what it held from there on is made anew")
+            log.damaged = False
 
     def sync(self) -> None:
         """Bring all of it to the disk itself. Raises OSError."""
-        for log in (self._products, self._steps):
+        for log in self._logs:
             log.sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        for log in (self._products, self._steps):
+        with suppress(OSError):
+            self.sync()
+        for log in self._logs:
             log.close()
-
-    def remove(self) -> None:
-        self.close()
-        for log in (self._products, self._steps):
-            log.path.unlink(missing_ok=True)
 
 
 class Remembering(Wrapper):
@@ -187,11 +271,25 @@ class Remembering(Wrapper):
         return self.journal.product(self.operator, vectors)
 
     def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        return self.journal.once(compute, generator)
+        return self.journal.once(self.operator, compute, generator)
+
+    def answer(self) -> Any | None:
+        """What the journal was given at the end of an earlier run (`Journal.finish`), or None."""
+        return self.journal.answer(self.operator)
 
     def factor(self) -> SymmetricFactor:
         """The operator's own, whose passes over the data are not written down."""
         return self.operator.factor()
+
+
+def filled(part: Tensor, log: Log, entry: Entry) -> bool:
+    """Fill a tensor with a record, if it is as it was written and of its size."""
+    room = part if part.is_cpu and part.is_contiguous() else torch.empty(part.shape, dtype=part.dtype)
+    if entry.size != part.nbytes or not log.read(entry, as_bytes(room)):
+        return False
+    if room is not part:
+        part.copy_(room)
+    return True
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:

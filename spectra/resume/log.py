@@ -1,18 +1,31 @@
-"""An append-only file of records, readable after a kill or a full disk: what follows the last whole one is cut off."""
+"""An append-only file of records, readable after a kill or a full disk: what follows the last whole one is cut off.
+
+head      MARK and the label, a digest of what the file belongs to
+record    an Entry: position, place, mark, seconds, size, checksum of the content; checksum of these; the content
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-HEADER = struct.Struct("<QQQdQI")  # of an Entry: position, place, mark, seconds, size; checksum of the content
+from spectra.results import replace_file
+from spectra.resume.files import opened, own_copy
+
+MARK = b"spectra 2 state\n"
+HEADER = struct.Struct("<QQQdQI")  # of an Entry
+CHECKSUM = struct.Struct("<I")  # of the HEADER
+RECORD = HEADER.size + CHECKSUM.size  # bytes before a content
+CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -31,48 +44,85 @@ class Entry:
     def end(self) -> int:
         return self.start + self.size
 
+    def packed(self) -> bytes:
+        fields = (self.position, self.place, self.mark, self.seconds, self.size, self.checksum)
+        header = HEADER.pack(*fields)
+        return header + CHECKSUM.pack(zlib.crc32(header))
+
 
 class Log:
-    """The file at `path`, made where there is none; its `entries` in order. Contents are checked as they are read."""
+    """The file at `path`, made with its first record; its `entries` in order. Contents are checked as they are read.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self.entries = list(self._read())
-        self.cut(len(self.entries))
+    `owner` tells what the file belongs to. One that belongs to something else, or whose records are not those that were
+    written, is `damaged`, and cut before the first that is wrong. Raises SpectraError where `path` is no regular file.
+    """
+
+    def __init__(self, path: Path, owner: str = ""):
+        self.path, self.head = path, head(path, owner)
+        self.damaged = False
+        self.entries: list[Entry] = []
+        self._file: IO[bytes] | None = None
+        with suppress(FileNotFoundError):
+            own_copy(path)
+            self._file = opened(path, "r+b")
+            self.entries = list(self._read())
+            self.cut(len(self.entries))
 
     def _read(self) -> Iterator[Entry]:
-        length, start = os.fstat(self._file.fileno()).st_size, 0
-        while start + HEADER.size <= length:
+        found = self._file.read(len(self.head))
+        if found != self.head:
+            self.damaged = not self.head.startswith(found)
+            return
+        length, start = os.fstat(self._file.fileno()).st_size, len(self.head)
+        while start + RECORD <= length:
             self._file.seek(start)
-            *fields, checksum = HEADER.unpack(self._file.read(HEADER.size))
-            entry = Entry(*fields, checksum, start + HEADER.size)
+            header, checksum = self._file.read(HEADER.size), self._file.read(CHECKSUM.size)
+            if CHECKSUM.unpack(checksum)[0] != zlib.crc32(header):
+                self.damaged = True
+                return
+            entry = Entry(*HEADER.unpack(header), start + RECORD)
             if entry.end > length:
                 return
             yield entry
             start = entry.end
 
+    def read(self, entry: Entry, content: np.ndarray) -> bool:
+        """Fill `content` with the record's bytes; False, and the file is damaged, where those are not as written."""
+        self._file.seek(entry.start)
+        whole = self._file.readinto(memoryview(content)) == entry.size
+        if not (whole and zlib.crc32(content) == entry.checksum):
+            self.damaged = True
+            return False
+        return True
+
     def content(self, entry: Entry) -> np.ndarray | None:
         """The record's bytes; None where they are not those that were written."""
         content = np.empty(entry.size, dtype=np.uint8)
+        return content if self.read(entry, content) else None
+
+    def load(self, entry: Entry, read: Callable[[IO[bytes]], Any]) -> Any | None:
+        """What `read` reads of the last record; None, and the file is damaged, where it is not as it was written."""
+        self.damaged |= checksum(self._file, entry.start) != entry.checksum
         self._file.seek(entry.start)
-        whole = self._file.readinto(memoryview(content)) == entry.size
-        return content if whole and zlib.crc32(content) == entry.checksum else None
+        return None if self.damaged else read(self._file)
 
     def append(self, position: int, place: int, mark: int, seconds: float, content: np.ndarray) -> None:
         """Write one record, as far as the system's memory; raises OSError, with nothing of it left behind."""
-        start = self.end
-        entry = Entry(position, place, mark, seconds, content.nbytes, zlib.crc32(content), start + HEADER.size)
+        before = self.end
+        start = (before or len(self.head)) + RECORD
+        entry = Entry(position, place, mark, seconds, content.nbytes, zlib.crc32(content), start)
+        if self._file is None:
+            self._file = opened(self.path, "x+b")
         try:
-            self._file.seek(start)
-            self._file.write(HEADER.pack(position, place, mark, seconds, entry.size, entry.checksum))
+            self._file.seek(before)
+            self._file.write((b"" if before else self.head) + entry.packed())
             self._file.write(memoryview(content))
             self._file.flush()
         except OSError:
             with suppress(OSError):
                 self._file.close()  # tries again to write what it holds
-            os.truncate(self.path, start)
-            self._file = self.path.open("r+b")
+            os.truncate(self.path, before)
+            self._file = opened(self.path, "r+b")
             raise
         self.entries.append(entry)
 
@@ -83,13 +133,48 @@ class Log:
     def cut(self, count: int) -> None:
         """Keep only the first so many records."""
         del self.entries[count:]
-        if os.fstat(self._file.fileno()).st_size > self.end:
+        if self._open and os.fstat(self._file.fileno()).st_size > self.end:
             self._file.truncate(self.end)
 
     def sync(self) -> None:
         """Bring all of it to the disk itself."""
-        os.fsync(self._file.fileno())
+        if self._open:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if not self._file.closed:
+        if self._open:
             self._file.close()
+
+    @property
+    def _open(self) -> bool:
+        return self._file is not None and not self._file.closed
+
+
+def head(path: Path, owner: str) -> bytes:
+    """What a file of this name begins with: its name tells matrix, rank and kind."""
+    return MARK + hashlib.sha256(f"{owner}\n{path.name}".encode()).digest()
+
+
+def write_whole(path: Path, owner: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """A file of one record, whose content `write` writes; replaced whole. Raises OSError and what `write` raises."""
+    begin = head(path, owner)
+    start = len(begin) + RECORD
+
+    def record(file: IO[bytes]) -> None:
+        file.seek(start)
+        write(file)
+        size = file.tell() - start
+        entry = Entry(0, 0, 0, 0.0, size, checksum(file, start), start)
+        file.seek(0)
+        file.write(begin + entry.packed())
+
+    replace_file(path, record)
+
+
+def checksum(file: IO[bytes], start: int) -> int:
+    """Of all from `start` on."""
+    file.seek(start)
+    found = 0
+    while chunk := file.read(CHUNK):
+        found = zlib.crc32(chunk, found)
+    return found

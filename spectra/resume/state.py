@@ -1,29 +1,36 @@
 """What an unfinished command has done so far, in a directory beside its results.
 
-    DIR/manifest.json, DIR/lock           of which problem, written first; held by the run at work
-    DIR/NAME.products, DIR/NAME.steps     the journal of the matrix at work (`spectra.resume.journal`)
-    DIR/NAME.done                         the answer for a finished one, in place of its journal
+    DIR/manifest.json, DIR/lock     of which problem, written first; held by the run at work, and removed last
+    DIR/NAME.KIND                   what is known of a matrix: its journal (`spectra.resume.journal`)
 
-Killed at any moment, the same command goes on from there, and ends with the numbers that it would have had.
+Killed at any moment, the same command goes on from there, and ends with the numbers that it would have had. Every file
+has its checksum, and those of matrices tell the manifest that they belong to.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import math
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from spectra.errors import SpectraError
-from spectra.results import finite, reason, replace_file, write_atomically
-from spectra.resume.journal import Journal
+from spectra.results import finite, reason, write_atomically
+from spectra.resume.files import opened, refuse_another_kind
+from spectra.resume.journal import KINDS, Journal, Keeper
 
 Note = Callable[[str], None]
+LOSS = "mean loss"  # in a problem: a number, that rounding may change
+LIKE = 2.0**-11.5  # relative, as of products in float32
+LARGEST = 2**62
 
 
 class State:
@@ -37,97 +44,92 @@ class State:
     ):
         self.directory, self._note = directory, note
         self._save_every, self._rank, self._agree = save_every, rank, agree
+        refuse_another_kind(directory, stat.S_IFDIR)
         self._manifest = read_manifest(directory)
+        self.settled = self._manifest and self._manifest["settled"]  # by an unfinished run, for this one to take up
         self._journals: dict[str, Journal] = {}
         self._lock: IO | None = None
         self._told = False  # that it cannot be written
         self._ours = False  # the directory, to be removed where nothing has come into it
 
-    @property
-    def settled(self) -> dict[str, Any] | None:
-        """What the unfinished run settled by itself, for this one to take up; None where there is no such run."""
-        return self._manifest and self._manifest["settled"]
-
     def begin(self, problem: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
-        """Go on with this problem, or begin it. Raises SpectraError where the state is of another, or in use."""
-        now = json.loads(json.dumps(finite(problem)))
-        self._refuse_another(now)
-        if self._rank:
-            return
-        self._ours = True
-        self.directory.mkdir(exist_ok=True)
-        self._take_lock()
+        """Go on with this problem, or begin it. Raises SpectraError where the state is of another, or in use.
+
+        Of several processes all come here, and none leaves before the first has its manifest.
+        """
+        now = json.loads(json.dumps({"problem": finite(problem), "settled": settled}))
+        refuse_changed(self.directory, self._manifest, now["problem"])
+        if not self._rank:
+            self._begin(now)
+        self._keeper  # noqa: B018, which all agree on
+
+    def _begin(self, now: dict[str, Any]) -> None:
+        self._lock = locked(self.directory)
         manifest = read_manifest(self.directory)  # anew: another run may have come meanwhile, and gone
-        if manifest:
-            self._manifest = manifest
-            self._refuse_another(now)
-        else:
-            content = json.dumps({"problem": now, "settled": settled}).encode()
-            write_atomically(self.directory / "manifest.json", lambda file: file.write(content))
+        if manifest is None:
+            self._clear()
+            write_manifest(self.directory, now)
+            manifest = now
+        refuse_changed(self.directory, manifest, now["problem"])
+        if manifest["settled"] != now["settled"]:
+            text = "another run has been at work there since this one began; give the same command again"
+            raise SpectraError(f"--out {self.directory.parent}: {text}")
+        self._manifest, self._ours = manifest, True
 
-    def _refuse_another(self, now: dict[str, Any]) -> None:
-        if self._manifest and (changes := list(differences(self._manifest["problem"], now))):
-            self._ours = False
-            raise SpectraError(
-                f"--out {self.directory.parent}: an unfinished run of another problem is there "
-                f"({'; '.join(changes[:3])}); give the same options to finish it, name another directory, or remove "
-                f"{self.directory}"
-            )
-
-    def _take_lock(self) -> None:
-        try:
-            self._lock = (self.directory / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            self._ours = False
-            text = "another run is at work there; wait for its end, or name another directory"
-            raise SpectraError(f"--out {self.directory.parent}: {text}") from error
-        except OSError:
-            pass  # a file system without locks, or no room for a file: the manifest will tell
+    @cached_property
+    def _keeper(self) -> Keeper:
+        """What its journals share; files of all ranks belong to the manifest of the first."""
+        owner = LARGEST if self._rank else int(checksum(self._manifest)[:15], 16)
+        return Keeper(str(self._agree(owner)), self._save_every, self._failed, self._agree, self._note)
 
     def journal(self, name: str) -> Journal:
         """Of the products of matrix `name`."""
-        self._journals[name] = Journal(self._path(name), self._save_every, self._failed, self._agree)
+        path = self.directory / (f"{name}.rank{self._rank}" if self._rank else name)
+        self._journals[name] = Journal(path, self._keeper)
         return self._journals[name]
-
-    def keep(self, name: str, answer: Any) -> None:
-        """The answer for a matrix, of CPU tensors, numbers, texts and containers of them; its journal goes."""
-        try:
-            replace_file(self._path(f"{name}.done"), lambda file: torch.save(answer, file))
-        except (OSError, RuntimeError) as error:  # torch's writer hides what came of the disk
-            self._failed(error)
-        else:
-            self._journals.pop(name).remove()
-
-    def kept(self, name: str) -> Any | None:
-        """What `keep` was given in an earlier run, or None."""
-        path = self._path(f"{name}.done")
-        return torch.load(path, weights_only=True) if self._agree(path.exists()) else None
 
     def close(self) -> None:
         """Bring all of it to the disk itself; where there is nothing, leave nothing."""
-        for journal in self._journals.values():
-            with suppress(OSError):
-                journal.sync()
-            journal.close()
-        self._journals.clear()
-        if self._ours and not any(path.stat().st_size for path in self._contents()):
-            shutil.rmtree(self.directory, ignore_errors=True)
+        self._close_journals()
+        if self._ours and not any(path.lstat().st_size for path in self._contents("products", "steps", "done")):
+            self._remove()
         if self._lock:
             self._lock.close()
 
     def remove(self) -> None:
-        self.close()
+        self._close_journals()
         if self._ours:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            self._remove()
+        if self._lock:
+            self._lock.close()
 
-    def _contents(self) -> Iterator[Path]:
-        for kind in ("products", "steps", "done"):
+    def _close_journals(self) -> None:
+        for journal in self._journals.values():
+            journal.close()
+        self._journals.clear()
+
+    def _remove(self) -> None:
+        """The lock goes last: nobody else begins while this run still removes what may then be theirs."""
+        self._ours = False
+        with suppress(OSError):
+            (self.directory / "manifest.json").unlink()
+            for path in self.directory.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            (self.directory / "lock").unlink(missing_ok=True)
+            self.directory.rmdir()  # fails where another run has begun meanwhile
+
+    def _clear(self) -> None:
+        """Remove what is left of a state that has lost its manifest, or was about to be removed."""
+        if any(path.lstat().st_size for path in self._contents(*KINDS)):
+            self._note(f"{self.directory}: its manifest.json is missing, so what else is there is made anew")
+        for path in self._contents(*KINDS):
+            refuse_another_kind(path)
+            path.unlink()
+
+    def _contents(self, *kinds: str) -> Iterator[Path]:
+        for kind in kinds:
             yield from self.directory.glob(f"*.{kind}")
-
-    def _path(self, name: str) -> Path:
-        return self.directory / (f"{name}.rank{self._rank}" if self._rank else name)
 
     def _failed(self, error: Exception) -> None:
         if not self._told:
@@ -136,15 +138,64 @@ class State:
         self._told = True
 
 
+def locked(directory: Path) -> IO:
+    """The directory's lock, held; both are made where they are missing. Raises SpectraError where another holds it."""
+    home, path = directory.parent, directory / "lock"
+    for _ in range(100):
+        try:
+            directory.mkdir(exist_ok=True)
+            lock = opened(path, "a+b")
+        except FileNotFoundError:  # removed by the run that has just ended
+            continue
+        except OSError as error:
+            told = f"--out {path}: cannot be written ({reason(error)}); free some space or name another"
+            raise SpectraError(told) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            text = "another run is at work there; wait for its end, or name another directory"
+            raise SpectraError(f"--out {home}: {text}") from error
+        except OSError:
+            return lock  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.lstat()):
+                return lock
+        lock.close()  # of a run that has just ended, and has removed it
+    raise SpectraError(f"--out {home}: other runs come and go there; name another directory")
+
+
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Of an unfinished run, or None. Raises SpectraError where it is damaged."""
     path = directory / "manifest.json"
     try:
-        return json.loads(path.read_bytes())
+        with opened(path) as file:
+            content = json.loads(file.read())
+        if content.pop("checksum") == checksum(content):
+            return content
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise SpectraError(f"--out {directory.parent}: {path} cannot be read; remove {directory}") from error
+    raise SpectraError(f"--out {directory.parent}: {path} is damaged; remove {directory}")
+
+
+def write_manifest(directory: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content | {"checksum": checksum(content)})
+    write_atomically(directory / "manifest.json", lambda file: file.write(text.encode()))
+
+
+def checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise SpectraError where there is a manifest, of another problem."""
+    if manifest and (changes := list(differences(manifest["problem"], now))):
+        raise SpectraError(
+            f"--out {directory.parent}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
+            f"the same options to finish it, name another directory, or remove {directory}"
+        )
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -153,5 +204,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         before, after = then.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from differences(before, after)
-        elif before != after:
-            yield f"{key.replace('_', ' ')} was {json.dumps(before)}, is {json.dumps(after)}"
+        elif not (before == after or (key == LOSS and alike(before, after))):
+            cause = ", so the model's code or the data have changed" if key == LOSS else ""
+            yield f"{key.replace('_', ' ')} was {json.dumps(before)}, is {json.dumps(after)}{cause}"
+
+
+def alike(before: Any, after: Any) -> bool:
+    """Whether two numbers differ by no more than rounding."""
+    return isinstance(before, float) and isinstance(after, float) and math.isclose(before, after, rel_tol=LIKE)

@@ -1,0 +1,49 @@
+"""The files of a state, opened where they are its own: no link is followed, and nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import IO
+
+from spectra.errors import SpectraError
+from spectra.results import replace_file
+
+KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def opened(path: Path, mode: str = "rb") -> IO[bytes]:
+    """The regular file at `path`, as `open` opens it.
+
+    Raises SpectraError where something else stands there, FileNotFoundError where nothing does and `mode` makes none,
+    and OSError where the file cannot be opened.
+    """
+    refuse_another_kind(path)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
+
+
+def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:
+    """Raise SpectraError where what stands at `path`, if anything, is no regular file, or not of the kind `wanted`."""
+    try:
+        found = stat.S_IFMT(path.lstat().st_mode)
+    except OSError:  # whoever opens it will tell
+        return
+    if found != wanted:
+        what = KINDS.get(found, "no file that a run has made")
+        raise SpectraError(f"--out: {path} is {what}, which no run has put there; move it away, or name another --out")
+
+
+def own_copy(path: Path) -> None:
+    """See that a file which is to be changed in place has no other name: what else has it keeps its content."""
+    if path.lstat().st_nlink > 1:
+        with opened(path) as file:
+            replace_file(path, lambda copy: shutil.copyfileobj(file, copy, 2**20))
