@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed
+from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed, without_autocast
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -178,6 +178,7 @@ def to_scipy(operator: SymmetricOperator) -> LinearOperator:
 CHECKS = 3  # products that `check_operator` takes
 
 
+@without_autocast()
 def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> float:
     """Multiply twice by one vector and once by another; three products, a finished step of a run (`once`).
 

@@ -7,7 +7,8 @@ tensor, and the same bits on every process, so that all decide alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,19 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, arithmetic is in the precision of its operands; autocast that was active is again on leaving."""
+    with ExitStack() as stack:
+        for kind in DEVICES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def sharded(vectors: Tensor) -> bool:

@@ -146,7 +146,7 @@ class Ragged(nn.Module):
         self.first, self.second, self.nested = nn.Linear(1, 4), nn.Linear(4, 2), nested
 
     def forward(self, x):
-        lengths = 1 + torch.arange(len(x), device=x.device) % 3
+        lengths = 1 + (x[:, :2] > 0).sum(1)  # of an example, wherever it stands
         counted = torch.arange(3, device=x.device) < lengths[:, None]
         if not self.nested:
             return (self.second(self.first(x[..., None]).tanh()) * counted[..., None]).sum(1)

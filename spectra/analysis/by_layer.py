@@ -10,8 +10,10 @@ from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks, param
 from spectra.cluster.distributed import distributed
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
+from spectra.vectors import without_autocast
 
 
+@without_autocast()
 def layers(
     problem: Problem, name: str = "hessian", by: str = "layer", *, generator: torch.Generator, **settings
 ) -> Layers:

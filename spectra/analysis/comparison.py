@@ -22,6 +22,7 @@ from spectra.analysis.portrait import Portrait, common_basis, find_measure, port
 from spectra.errors import SpectraError
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
+from spectra.vectors import without_autocast
 
 Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
@@ -49,6 +50,7 @@ def quiet(what: str) -> Iterator[None]:
     yield None
 
 
+@without_autocast()
 def compare(
     operators: Mapping[str, SymmetricOperator],
     *,

@@ -38,6 +38,7 @@ class Session:
         from spectra.inputs.problem import choose_device, load_problem
         from spectra.memory import memory_share, settled_share
         from spectra.results import prepare_directory
+        from spectra.vectors import without_autocast
 
         device = choose_device(self.options["device"])
         self.processes = processes(device)
@@ -52,6 +53,7 @@ class Session:
         self.context.with_resource(settled_share(share))
         named = {name: self.options[name] for name in signature(load_problem).parameters if name in self.options}
         self.loaded = load_problem(**named, processes=self.processes)
+        self.context.with_resource(without_autocast())  # which the user's file may have switched on
         refuse_changed(self.context, self.loaded.record)
         if self.state:
             self.context.call_on_close(self.state.close)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import chain
-
 import torch
-from torch import Tensor
 
-from spectra.curvature.differentiation import reaches
 from spectra.curvature.losses import CustomLoss
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.model_checks import fewest, refuse_chance, refuse_shared_outputs
+from spectra.curvature.problem import Problem
+from spectra.curvature.reached import output_depends
 from spectra.errors import SpectraError
 
 
@@ -20,18 +16,10 @@ def refuse_unfit(problem: Problem) -> None:
 
     A graph that is kept holds one draw of whatever is random, so its products agree with each other.
     """
-    for batch in problem.batches[:1]:
-        with torch.no_grad():
-            first, again = (rows(problem, batch) for _ in range(2))
-        for each in problem.batches:
-            problem.loss.check(first, each.targets)
-        change = relative_difference(again, first)
-        if change > torch.finfo(problem.dtype).eps ** 0.5:
-            raise SpectraError(
-                f"--model: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
-                "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
-            )
-        refuse_shared_output(problem, batch, first)
+    if problem.batches:
+        refuse_misfit(problem)
+        refuse_chance(problem)
+        refuse_shared_outputs(problem)
     if len(problem.batches) > 1:
         refuse_split_loss(problem)
     if problem.weight and not output_depends(problem):
@@ -42,47 +30,12 @@ def refuse_unfit(problem: Problem) -> None:
         )
 
 
-def output_depends(problem: Problem) -> bool:
-    """Whether any output is computed from the chosen parameters; two examples show it, but for models that branch."""
-    outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
-    return any(reaches(problem.leaves, output) for output in outputs)
-
-
-def outputs_of_two(problem: Problem) -> Iterator[Tensor]:
-    """Outputs for the first examples of each batch, where they can be had alone."""
-    for batch in problem.batches:
-        with suppress(SpectraError, TypeError):
-            yield problem.output(batch.part(slice(2)))
-
-
-def refuse_shared_output(problem: Problem, batch: Batch, together: Tensor) -> None:
-    """Raise SpectraError where half the examples alone have other rows than `together`, those of the whole batch.
-
-    Nothing is said where half cannot be had: one example, a model of one size of batch, inputs that are not cut.
-    """
-    if not (half := len(batch) // 2):
-        return
-    try:
-        with torch.no_grad():
-            alone = rows(problem, batch.part(slice(half)))
-    except (SpectraError, TypeError):
-        return
-    same = together[: len(alone)]
-    change = relative_difference(alone, same) if alone.shape == same.shape else 0.0
-    if change > torch.finfo(problem.dtype).eps ** 0.5:
-        raise SpectraError(
-            f"--model: its output for an example depends on the others of its batch (by {change:.1e} of its size), so "
-            "the matrix would depend on the split; look for means over dimension 0, and let each example stand alone, "
-            "as GroupNorm does"
-        )
-
-
-def rows(problem: Problem, batch: Batch) -> Tensor:
-    return problem.loss.rows(problem.output(batch), batch.targets).double()
-
-
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def refuse_misfit(problem: Problem) -> None:
+    """Raise SpectraError where a batch's targets do not fit the output."""
+    batch = fewest(problem)
+    rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
+    for each in problem.batches:
+        problem.loss.check(rows, each.targets)
 
 
 def refuse_split_loss(problem: Problem) -> None:

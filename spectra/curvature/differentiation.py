@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spectra.curvature.calls import modules
+from spectra.curvature.hooks import without_gradient_hooks
 from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.replacements import REPLACED
 from spectra.errors import SpectraError, describe
+from spectra.vectors import without_autocast
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
 Apply = Callable[..., Tensor]
@@ -22,10 +25,10 @@ Apply = Callable[..., Tensor]
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that have a second derivative and one answer; all settings are put back on leaving.
+    """Kernels that have a second derivative and one answer, no hooks on gradients, and no autocast of the caller's.
 
-    Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative, nor have the functions of
-    `REPLACED`; TF32 keeps 10 bits.
+    All is put back on leaving. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative,
+    nor have the functions of `REPLACED`; TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -39,10 +42,15 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
         *REPLACED,
     ]
-    if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
+    if any(isinstance(layer, nn.RNNBase) for layer in modules(model)):
         settings.append((backends.cudnn, "enabled", False))
     fast_path = backends.mha.get_fastpath_enabled()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), switched(settings):
+    with ExitStack() as stack:
+        stack.enter_context(without_autocast())
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(switched(settings))
+        stack.enter_context(without_gradient_hooks(model))
         try:
             backends.mha.set_fastpath_enabled(False)
             parameter = next(model.parameters(), None)
@@ -128,12 +136,6 @@ def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
     """
     if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradients)):
         raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
-
-
-def reaches(parameters: Sequence[Tensor], output: Tensor) -> bool:
-    """Whether the output is computed from any of them."""
-    own = {id(p) for p in parameters}
-    return any(id(getattr(node, "variable", None)) in own for node in nodes_behind([output]))
 
 
 def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:

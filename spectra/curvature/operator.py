@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from pkgutil import resolve_name
 
@@ -18,6 +19,7 @@ from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
+from spectra.curvature.notes import model_notes
 from spectra.curvature.problem import Problem
 from spectra.curvature.products import Products
 from spectra.errors import SpectraError
@@ -98,6 +100,11 @@ class Curvature:
     def peak_bytes(self) -> int:
         """The same with what one product takes."""
         return self._products.peak_bytes if self._products else 0
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader should know of the model, a line each: see `model_notes`."""
+        return model_notes(self.problem)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.calls import untraced
 from spectra.curvature.lent import lent, versions
 from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
@@ -34,8 +35,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def part(self, cut: slice) -> Batch:
-        """Some of these examples, as a view."""
+    def part(self, cut: slice | Tensor) -> Batch:
+        """Some of these examples; those of a slice as a view."""
         return Batch(slice_tree(self.inputs, cut), self.targets[cut], self.indices[cut])
 
 
@@ -117,7 +118,15 @@ class Problem:
         return sum(self.loss.examples(batch.targets) for batch in self.batches)
 
     def output(self, batch: Batch) -> Tensor:
-        """The model's output on a batch; raises SpectraError where it fails, or where no one tensor is named."""
+        """The model's output on a batch, by a call that leaves no trace (see `untraced`).
+
+        Raises SpectraError where the model fails, or where no one tensor is named.
+        """
+        with untraced(self.model):
+            return self.call(batch)
+
+    def call(self, batch: Batch) -> Tensor:
+        """The same, as the model's own call leaves things."""
         grad = torch.is_grad_enabled()
         given = lent(batch.inputs, self.writes_inputs)
         before = versions(given)
@@ -133,10 +142,10 @@ class Problem:
     def writes_inputs(self) -> bool:
         """Whether the model writes to its inputs in place: tried on copies of two examples, or of a batch."""
         batch = self.batches[0]
-        for part in (batch.part(slice(2)), batch):
-            given = lent(part.inputs, True)
-            before = versions(given)
-            with suppress(SpectraError):
+        for cut in (slice(2), slice(None)):
+            with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
+                given = lent(batch.inputs if cut == slice(None) else batch.part(cut).inputs, True)
+                before = versions(given)
                 self._forward(given)
                 return versions(given) != before
         return False  # the same error comes again where it is told
@@ -174,7 +183,7 @@ class Problem:
         return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
 
 
-def slice_tree(tree: Any, cut: slice) -> Any:
+def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut) for key, value in tree.items()}
     if isinstance(tree, tuple):

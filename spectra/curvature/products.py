@@ -17,6 +17,7 @@ from spectra.curvature.cuda_graphs import Captured
 from spectra.curvature.differentiation import Apply
 from spectra.curvature.footprint import Footprint, elements, measured
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.curvature.model_checks import refuse_other_size
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
 from spectra.memory import memory_share
@@ -68,7 +69,8 @@ class Products:
                 f"{least:,}; give more, or choose fewer --params"
             )
         if batches and resizable and memory:
-            batches = fitted(batches, costs, memory)
+            given, batches = batches, fitted(batches, costs, memory)
+            refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
         for group in groups_of_a_shape(batches):

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
 EMBEDDING, EMBEDDING_BAG, SPARSE_COO_TENSOR = torch.embedding, torch.embedding_bag, torch.sparse_coo_tensor
@@ -83,6 +84,17 @@ def sparse_coo_tensor(indices, values=None, *arguments, requires_grad: bool = Fa
     return SparseTensor.apply(values, indices, lambda v: SPARSE_COO_TENSOR(indices, v, *arguments, **keywords))
 
 
+class Checkpoint:
+    """In place of `torch.utils.checkpoint.CheckpointFunction`: the checkpoint that is not reentrant.
+
+    A reentrant one takes no part in autograd.grad, nor in any graph where its inputs are the model's own.
+    """
+
+    @staticmethod
+    def apply(function: Callable, preserve: bool, *arguments):
+        return checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
+
+
 REPLACED = [
     (torch, "_weight_norm", weight_norm),
     (WEIGHT_NORM, "_weight_norm", weight_norm),
@@ -90,4 +102,5 @@ REPLACED = [
     (torch, "embedding", embedding),
     (torch, "embedding_bag", embedding_bag),
     (torch, "sparse_coo_tensor", sparse_coo_tensor),
+    (checkpoint, "CheckpointFunction", Checkpoint),
 ]

@@ -1,4 +1,4 @@
-"""`--model`: a name becomes a network in eval mode, with the weights that a seed gives it."""
+"""`--model`: a name becomes a network with the weights that a seed gives it."""
 
 import warnings
 from typing import Any
@@ -16,7 +16,9 @@ TORCHVISION = "torchvision:"
 
 
 def build_model(spec: str, seed: int) -> nn.Module:
-    """The model that `spec` names, built from `seed`, in eval mode; global generators are left as they were.
+    """The model that `spec` names, built from `seed`; global generators are left as they were.
+
+    It is in the mode in which it was made: `eval()` of its own may merge weights, which have to be loaded first.
 
     Args:
         spec: `path/to/file.py:callable`, `package.module:callable` or `torchvision:resnet18?num_classes=10`;
@@ -43,7 +45,7 @@ def build_model(spec: str, seed: int) -> nn.Module:
         raise input_error(OPTION, name, text)
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
-    return model.eval()
+    return model
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
+from spectra.curvature.notes import model_notes
 from spectra.curvature.problem import Problem, Processes, choose_parameters
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
@@ -105,7 +106,7 @@ def load_problem(
         "ranks": processes.count,
         "loss_value": value.loss,
         "accuracy": value.accuracy,
-        "notes": notes(examples),
+        "notes": [*notes(examples), *model_notes(problem)],
         "versions": versions(),
     }
     return Loaded(problem, record, loaded)
@@ -120,12 +121,14 @@ def load_model(
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The model that is named, with its weights, and what `load_checkpoint` tells of them. Raises SpectraError.
 
-    It is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way.
+    It is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to eval
+    mode after, since an `eval()` of its own may merge them.
     """
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
     network = cast(build_model(model, seed), None, dtype)
-    return network, load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+    loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+    return network.eval(), loaded
 
 
 def notes(data: Data) -> list[str]:

@@ -9,7 +9,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed
-from spectra.vectors import whole
+from spectra.vectors import whole, without_autocast
 
 LARGEST = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
 BLOCK = 64
@@ -37,6 +37,7 @@ def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) 
     return torch.cat([block for _, block in columns(operator, progress)], dim=1)
 
 
+@without_autocast()
 def dense_eigenpairs(
     operator: SymmetricOperator,
     k: int,
@@ -75,6 +76,7 @@ def dense_eigenpairs(
     )
 
 
+@without_autocast()
 def dense_trace(
     operator: SymmetricOperator,
     *,

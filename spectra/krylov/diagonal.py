@@ -25,7 +25,7 @@ from spectra.krylov.results import Progress
 from spectra.krylov.sketch import Coordinates, Sketch, jackknife, others
 from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
-from spectra.vectors import local, mapped
+from spectra.vectors import local, mapped, without_autocast
 
 EACH = 5  # vectors that a sample holds at its peak
 GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
@@ -71,6 +71,7 @@ def estimate(operator: SymmetricOperator, values: Tensor, errors: Tensor, sums: 
     return parts | {"rounding": rounding, "products": operator.products}
 
 
+@without_autocast()
 def xdiag(
     operator: SymmetricOperator,
     sums: Sums,
@@ -172,6 +173,7 @@ def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
     return mapped(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
 
 
+@without_autocast()
 def hutchinson_diagonal(
     operator: SymmetricOperator,
     sums: Sums,

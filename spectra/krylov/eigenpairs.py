@@ -8,10 +8,12 @@ from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.search import Asking, Search
 from spectra.operator import SymmetricOperator
+from spectra.vectors import without_autocast
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
+@without_autocast()
 def eigenpairs(
     operator: SymmetricOperator,
     k: int,

@@ -17,11 +17,12 @@ from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
-from spectra.vectors import orthonormal, taken
+from spectra.vectors import orthonormal, taken, without_autocast
 
 SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
 
 
+@without_autocast()
 def gram_eigenpairs(
     operator: Factored,
     k: int,
@@ -112,6 +113,7 @@ def eigenvectors(
     return orthonormal(vectors)[0].contiguous()
 
 
+@without_autocast()
 def gram_trace(
     operator: Factored,
     *,

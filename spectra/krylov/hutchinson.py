@@ -16,13 +16,14 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, once, placed
-from spectra.vectors import orthonormal, row_dots, summed
+from spectra.vectors import orthonormal, row_dots, summed, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
 PRODUCTS = 10_000  # budget unless it or the number of probes is given
 
 
+@without_autocast()
 def hutchinson(
     operator: SymmetricOperator,
     *,
@@ -39,6 +40,7 @@ def hutchinson(
     return sample(counted, counted, known, rtol, probes, generator, budget, progress)
 
 
+@without_autocast()
 def hutch_plus_plus(
     operator: SymmetricOperator,
     *,

@@ -22,7 +22,7 @@ from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.krylov.search import Asking, Search
 from spectra.operator import SymmetricOperator, Wrapper, once, placed
-from spectra.vectors import whole
+from spectra.vectors import whole, without_autocast
 
 EACH = 3  # vectors (n,) that a column of a product holds: what is multiplied, its image, and both on their way
 
@@ -73,6 +73,7 @@ class Block(Wrapper):
         return torch.Size((self.size, self.size))
 
 
+@without_autocast()
 def block_eigenpairs(
     operator: SymmetricOperator,
     blocks: Sequence[Tensor],
@@ -138,6 +139,7 @@ def together(
     return {i: images[blocks[i], : v.shape[1]] if v.ndim == 2 else images[blocks[i], 0] for i, v in vectors.items()}
 
 
+@without_autocast()
 def block_measures(
     operator: SymmetricOperator,
     blocks: Sequence[Tensor],

@@ -12,9 +12,10 @@ from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
-from spectra.vectors import dot, mapped, norm, norms, summed
+from spectra.vectors import dot, mapped, norm, norms, summed, without_autocast
 
 
+@without_autocast()
 def power_iteration(
     operator: SymmetricOperator,
     k: int,

@@ -18,10 +18,12 @@ from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator, once
+from spectra.vectors import without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
 
 
+@without_autocast()
 def spectral_measure(
     operator: SymmetricOperator,
     *,

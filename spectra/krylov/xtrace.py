@@ -20,12 +20,14 @@ from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch, jackknife
 from spectra.operator import Counting, SymmetricOperator
+from spectra.vectors import without_autocast
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
 SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the first stage does
 
 
+@without_autocast()
 def xtrace(
     operator: SymmetricOperator,
     *,

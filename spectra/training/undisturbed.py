@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
+from spectra.curvature.calls import generators_restored
+from spectra.curvature.hooks import without_gradient_hooks
+from spectra.vectors import without_autocast
+
 TABLES = ("_parameters", "_buffers", "_modules")
-GRADIENT_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
@@ -26,27 +26,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # autograd on, under no_grad too
-        for kind in {"cpu", *(p.device.type for p in model.parameters())}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(chance_as_it_was())
+        stack.enter_context(without_autocast())
+        stack.enter_context(generators_restored())
         for module in list(model.modules()):
             stack.enter_context(module_as_it_was(module))
-        for parameter in model.parameters():
-            stack.enter_context(without_hooks(parameter))
+        stack.enter_context(without_gradient_hooks(model))
         yield
-
-
-@contextmanager
-def chance_as_it_was() -> Iterator[None]:
-    """The global generators of torch, NumPy and `random`, put back. CUDA's are not started for that."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=devices, device_type="cuda"):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager
@@ -57,8 +42,6 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
     try:
         module.training = False
-        for name in GRADIENT_HOOKS:
-            setattr(module, name, OrderedDict())
         yield
     finally:
         module.training = training  # of a ScriptModule it is no attribute
@@ -69,14 +52,3 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
-
-
-@contextmanager
-def without_hooks(parameter: nn.Parameter) -> Iterator[None]:
-    """A hook may change a gradient, and then the matrix; or count, log, or reduce over processes."""
-    hooks = parameter._backward_hooks
-    try:
-        parameter._backward_hooks = None
-        yield
-    finally:
-        parameter._backward_hooks = hooks

@@ -1,0 +1,98 @@
+"""Calls of a model that leave no tensors behind: attributes of modules and the global generators are put back.
+
+A matrix made of the weights that a model keeps between its calls would else be detached from them, where a call under
+no_grad has made it, or be one of other weights. Each call starts the generators elsewhere, so that chance shows.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+LARGEST = 1000  # entries: a cache, and no vocabulary
+CALLS = count(1)
+
+
+@contextmanager
+def untraced(model: nn.Module) -> Iterator[None]:
+    """Inside, the global generators are elsewhere; on leaving, they are as on entering, and no tensor is kept.
+
+    Where modules have new tensors, all their attributes are put back, with the entries of lists, sets and dictionaries
+    of up to a thousand. Else they are left: a model may count its calls.
+    """
+    before = [(vars(module), vars(module).copy()) for module in modules(model)]
+    before += [(value, value.copy()) for _, had in before for value in had.values() if is_cache(value)]
+    with generators_restored():
+        reseed(next(CALLS))
+        try:
+            yield
+        finally:
+            if any(isinstance(x, Tensor) for pair in before for x in pytree.tree_leaves(new(*pair))):
+                for container, had in before:
+                    container.clear()
+                    (container.extend if isinstance(container, list | deque) else container.update)(had)
+
+
+def modules(model: nn.Module) -> list[nn.Module]:
+    """Those of `model.modules()`, in no set order, and far quicker."""
+    found, stack = {id(model): model}, [model]
+    while stack:
+        for child in stack.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                stack.append(child)
+    return list(found.values())
+
+
+def is_cache(value: Any) -> bool:
+    return type(value) in CONTAINERS and len(value) <= LARGEST
+
+
+def new(container: Any, before: Any) -> list[Any]:
+    """The entries that it has now, and had not before."""
+    now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
+    known = {id(value) for value in then}
+    return [value for value in now if id(value) not in known]
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """The global generators of torch, NumPy and `random`, put back. CUDA's are not started for that."""
+    cuda = torch.cuda.is_initialized()
+    torch_state, cuda_states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def reseed(number: int) -> None:
+    """Start the same generators from this seed."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+
+
+def draws() -> list[bytes]:
+    """The states of the same generators: what changes when one is drawn from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return [*states, pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002
