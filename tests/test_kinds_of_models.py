@@ -16,6 +16,7 @@ from spectra.curvature.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
+from spectra.inputs.problem import load_problem
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
 
@@ -174,6 +175,48 @@ class TangentByHand(Tangent):
         return ((1 - first(x).tanh().square()) * first.weight.sum(1)) @ last.weight.T + 0 * last.bias
 
 
+class Compiled(nn.Module):
+    """A method that is compiled, or not."""
+
+    def __init__(self, compiled: bool):
+        super().__init__()
+        self.network = TANH()
+        if compiled:
+            self.squashed = torch.compile(self.squashed, backend="aot_eager")
+
+    def squashed(self, x):
+        return self.network(x).tanh()
+
+    def forward(self, x):
+        return self.squashed(x)
+
+
+class ComplexWeights(nn.Module):
+    """Complex weights kept as pairs of reals, which begin at an odd place among the parameters."""
+
+    def __init__(self, by_hand: bool):
+        super().__init__()
+        self.scales, self.pairs, self.by_hand = nn.Parameter(drawn(3)), nn.Parameter(drawn(2, 3, 2)), by_hand
+
+    def forward(self, x):
+        x = x * self.scales
+        if self.by_hand:
+            return (x @ self.pairs[..., 0].T).square() + (x @ self.pairs[..., 1].T).square()
+        product = x.to(torch.complex128) @ torch.view_as_complex(self.pairs).T
+        return product.real.square() + product.imag.square()
+
+
+class WithNothing(nn.Module):
+    """A layer of no inputs, whose bias alone counts."""
+
+    def __init__(self, by_hand: bool):
+        super().__init__()
+        self.weight, self.bias, self.by_hand = nn.Parameter(torch.empty(2, 0)), nn.Parameter(drawn(2)), by_hand
+
+    def forward(self, x):
+        return self.bias.tanh().expand(len(x), 2) if self.by_hand else F.linear(x, self.weight, self.bias).tanh()
+
+
 class Physics(nn.Module):
     """A network's value and its Laplacian by the inputs: of autograd, or of the closed form for one hidden layer."""
 
@@ -278,6 +321,10 @@ IN_PLACE = [
     Kind("a column in place", lambda: Shifted(scale_a_column), lambda: Shifted(lambda x: scale_a_column(x.clone()))),
 ]
 OTHERS = [
+    Kind("compiled method", lambda: Compiled(True), lambda: Compiled(False)),
+    Kind("view_as_complex", lambda: ComplexWeights(False), lambda: ComplexWeights(True)),
+    Kind("no inputs", lambda: WithNothing(False), lambda: WithNothing(True), inputs=X[:, :0]),
+    Kind("Embedding within max_norm", lambda: Embedded(max_norm=9.0), lambda: Embedded(True), inputs=IDS),
     *DIFFERENTIATING,
     *IN_PLACE,
     Kind("sparse weights", lambda: SparseWeights(True), lambda: SparseWeights(False)),
@@ -313,3 +360,86 @@ def test_a_model_that_writes_to_some_batches_alone_is_named():
     kind = Kind("sometimes", lambda: Shifted(prepare))
     with pytest.raises(SpectraError, match=r"^--model: writes to its inputs in place, for some batches only"):
         mean_loss(kind.problem("cpu"))
+
+
+def test_embeddings_that_would_be_renormalised_are_refused_and_left_alone():
+    kind = Kind("max_norm", lambda: Embedded(max_norm=1.0), inputs=IDS)
+    problem = kind.problem("cpu")
+    before = problem.model.table.weight.detach().clone()
+    with pytest.raises(SpectraError, match=r"max_norm is 1; set its weights to torch\.renorm\(weight, 2, 0, 1\)"):
+        mean_loss(problem)
+    assert torch.equal(problem.model.table.weight, before)
+
+
+def parameter(made: Callable[[], Tensor]) -> nn.Module:
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(made())
+    return model
+
+
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(3, 2)
+
+
+UNSUITABLE = {
+    "complex": (lambda: parameter(lambda: torch.ones(2, 3) + 0j), r"weight is complex .*torch\.view_as_real"),
+    "sparse": (lambda: parameter(lambda: torch.eye(3).to_sparse()), r"weight is sparse .*torch\.sparse_coo_tensor"),
+    "inference mode": (in_inference_mode, r"weight was made under torch\.inference_mode\(\).*outside"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUITABLE)
+def test_parameters_without_derivatives_are_named(name):
+    build, expected = UNSUITABLE[name]
+    with pytest.raises(SpectraError, match=f"^--model: its parameter {expected}"):
+        Problem(build(), MeanSquaredError(), cut_batches(X.float(), Y.float(), torch.arange(6), 6))
+
+
+BUILDERS = """
+import torch
+from torch import nn
+
+def plain(**options):
+    return nn.Sequential(nn.Embedding(5, 3, **options), nn.Flatten(), nn.Linear(9, 2))
+
+def inference():
+    with torch.inference_mode():
+        return plain()
+
+def exported():
+    any_size = ({0: torch.export.Dim("b")},)
+    return torch.export.export(plain(), (torch.zeros(4, 3).long(),), dynamic_shapes=any_size).module()
+
+def renormalised():
+    model = plain(max_norm=1.0)
+    model(torch.arange(5)[None, [0, 1, 2, 3, 4, 0, 1, 2, 3]].reshape(3, 3))  # as its forward does it
+    model(torch.full((1, 3), 4))
+    model[0].max_norm = None
+    return model
+
+def data():
+    torch.manual_seed(3)
+    return torch.randint(0, 5, (9, 3)), torch.randn(9, 2)
+"""
+SAME = {"inference": "plain", "exported": "plain", "plain?max_norm=1.0": "renormalised"}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", SAME)
+def test_what_builders_make_is_the_plain_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "built.py").write_text(BUILDERS)
+    found, expected = (
+        load_problem(model=f"built.py:{each}", data="built.py:data", loss="mse", device="cpu", dtype="float64")
+        for each in (name, SAME[name])
+    )
+    assert found.record["loss_value"] == pytest.approx(expected.record["loss_value"], rel=1e-7)
+    eye = torch.eye(found.problem.size, dtype=torch.float64)
+    one, other = (Curvature(loaded.problem, "hessian") @ eye for loaded in (found, expected))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # PyTorch renormalises in float32, to 1e-7 less
+    renormalised = "max_norm" in name
+    assert (
+        found.record["notes"]
+        == ["Embedding '0': 5 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
+    )

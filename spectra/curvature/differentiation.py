@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -28,7 +29,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Kernels that have a second derivative and one answer, no hooks on gradients, and no autocast of the caller's.
 
     All is put back on leaving. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative,
-    nor have the functions of `REPLACED`; TF32 keeps 10 bits.
+    nor have the functions of `REPLACED` and what torch.compile makes; TF32 keeps 10 bits.
     """
     backends = torch.backends
     settings = [
@@ -51,6 +52,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(switched(settings))
         stack.enter_context(without_gradient_hooks(model))
+        stack.enter_context(uncompiled())
         try:
             backends.mha.set_fastpath_enabled(False)
             parameter = next(model.parameters(), None)
@@ -59,6 +61,12 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             backends.mha.set_fastpath_enabled(fast_path)
+
+
+def uncompiled() -> AbstractContextManager:
+    """Functions that torch.compile has compiled run as they are written: what it makes has no second derivative."""
+    compiles = "torch._dynamo" in sys.modules  # whoever compiles has it; for others its import takes seconds
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 @cache

@@ -121,5 +121,5 @@ def tensors(batch: Batch) -> list[Tensor]:
 
 
 def elements(batch: Batch) -> int:
-    """Numbers in the batch's inputs: the size of a batch, whatever the lengths of its sequences."""
-    return max(1, sum(x.numel() for x in pytree.tree_leaves(batch.inputs) if isinstance(x, Tensor)))
+    """Numbers in the batch's inputs, one an example at least: its size, whatever the lengths of its sequences."""
+    return max(len(batch), sum(x.numel() for x in pytree.tree_leaves(batch.inputs) if isinstance(x, Tensor)))

@@ -17,6 +17,7 @@ from spectra.curvature.lent import lent, versions
 from spectra.curvature.losses import Loss
 from spectra.curvature.memory import out_of_memory
 from spectra.curvature.outputs import choose_output
+from spectra.curvature.unsuitable import refuse_unsuitable
 from spectra.errors import SpectraError, describe
 
 
@@ -235,6 +236,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     if not chosen:
         where = f"--params {' '.join(patterns)}" if patterns else "--model"
         raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
+    refuse_unsuitable(chosen)
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
         told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from spectra.errors import SpectraError
+
 WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
 EMBEDDING, EMBEDDING_BAG, SPARSE_COO_TENSOR = torch.embedding, torch.embedding_bag, torch.sparse_coo_tensor
+VIEW_AS_COMPLEX, REGISTER = torch.view_as_complex, Tensor.register_hook
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -62,6 +65,30 @@ def embedding_bag(
     return (summed / sizes[:, None].clamp(min=1) if mode else summed), of_bag, sizes, most
 
 
+def embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float = 2.0) -> Tensor:
+    """In place of `torch.embedding_renorm_`, which writes to the weights: a look that there is nothing to write.
+
+    Raises SpectraError where a row is longer than `max_norm`.
+    """
+    lengths = weight.detach().norm(norm_type, dim=1)
+    if (longest := lengths.max().item()) > max_norm * (1 + 10 * torch.finfo(weight.dtype).eps):
+        raise SpectraError(
+            f"--model: an embedding writes to its weights in every forward pass: rows of {tuple(weight.shape)} are up "
+            f"to {longest:.4g} long, max_norm is {max_norm:g}; set its weights to torch.renorm(weight, {norm_type:g}, "
+            f"0, {max_norm:g}) before"
+        )
+    return weight
+
+
+def view_as_complex(x: Tensor) -> Tensor:
+    """As `torch.view_as_complex`; its derivative's derivative is given a tensor that begins at an even place."""
+    if not x.requires_grad:
+        return VIEW_AS_COMPLEX(x)
+    x = x.view_as(x)  # a hook on it is gone with it
+    REGISTER(x, lambda slope: slope * 1)
+    return VIEW_AS_COMPLEX(x)
+
+
 class SparseTensor(torch.autograd.Function):
     """Of `values` at `indices`, as `make(values)`; PyTorch's own derivative by the values has no graph behind it."""
 
@@ -101,6 +128,8 @@ REPLACED = [
     (nn.functional, "hardsigmoid", hardsigmoid),
     (torch, "embedding", embedding),
     (torch, "embedding_bag", embedding_bag),
+    (torch, "embedding_renorm_", embedding_renorm_),
     (torch, "sparse_coo_tensor", sparse_coo_tensor),
     (checkpoint, "CheckpointFunction", Checkpoint),
+    (torch, "view_as_complex", view_as_complex),
 ]

@@ -45,7 +45,40 @@ def build_model(spec: str, seed: int) -> nn.Module:
         raise input_error(OPTION, name, text)
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
+    outside_inference_mode(model)
     return model
+
+
+def outside_inference_mode(model: nn.Module) -> None:
+    """Put ordinary tensors in place of those made under torch.inference_mode(), which have no derivatives."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and tensor.is_inference():
+                    if id(tensor) not in made:
+                        copy = tensor.clone()
+                        parameter = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
+                    table[name] = made[id(tensor)]
+
+
+def renormalise_embeddings(model: nn.Module) -> list[str]:
+    """Shorten rows of embeddings to their `max_norm`, as their forward passes do in place; a note for each embedding.
+
+    From then on they are plain embeddings: at that point the loss has derivatives, and forward passes write to nothing.
+    """
+    notes = []
+    for name, module in model.named_modules():
+        limit = getattr(module, "max_norm", None)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and limit is not None:
+            weight, module.max_norm = module.weight.data, None
+            shorter = torch.renorm(weight, module.norm_type, 0, limit)
+            changed = int((shorter != weight).any(1).sum())
+            weight.copy_(shorter)
+            kind = f"{type(module).__name__} '{name}'"
+            notes.append(f"{kind}: {changed} of {len(weight)} rows are shortened to max_norm={limit:g}, all then fixed")
+    return notes
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

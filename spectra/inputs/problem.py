@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
 from spectra.inputs.loss import build_loss
-from spectra.inputs.model import build_model, cast
+from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -67,6 +68,7 @@ def load_problem(
     objective = build_loss(loss, place, kind)
     network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
     network = cast(network, place, kind)
+    renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     examples = load_data(data, samples, seed, choose_transform(transform, model))
     inputs = to_kind(examples.inputs, place, kind)
@@ -106,7 +108,7 @@ def load_problem(
         "ranks": processes.count,
         "loss_value": value.loss,
         "accuracy": value.accuracy,
-        "notes": [*notes(examples), *model_notes(problem)],
+        "notes": [*notes(examples), *renormalised, *model_notes(problem)],
         "versions": versions(),
     }
     return Loaded(problem, record, loaded)
@@ -128,7 +130,9 @@ def load_model(
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
     network = cast(build_model(model, seed), None, dtype)
     loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
-    return network.eval(), loaded
+    with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
+        network.eval()
+    return network, loaded
 
 
 def notes(data: Data) -> list[str]:
