@@ -441,5 +441,5 @@ def test_what_builders_make_is_the_plain_model(name, tmp_path, monkeypatch):
     renormalised = "max_norm" in name
     assert (
         found.record["notes"]
-        == ["Embedding '0': 5 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
+        == ["Embedding '0': 4 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
     )
