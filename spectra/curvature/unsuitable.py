@@ -15,8 +15,8 @@ def refuse_unsuitable(parameters: Mapping[str, nn.Parameter]) -> None:
     for name, p in parameters.items():
         if p.is_complex():
             raise SpectraError(
-                f"--model: its parameter {name} is complex ({p.dtype}), and matrices are of real parameters; store it "
-                "as torch.view_as_real(parameter), and let forward take torch.view_as_complex of that"
+                f"--model: its parameter {name} is complex ({p.dtype}), not real; store it as "
+                "torch.view_as_real(parameter), and let forward take torch.view_as_complex of that"
             )
         if p.layout is not torch.strided:
             raise SpectraError(
