@@ -254,6 +254,29 @@ def test_kinks_at_the_point_are_told_of():
     matrix = Curvature(of(model, torch.zeros_like(X5), Y2, MeanSquaredError()), "hessian")
     matrix.prepare()
     assert "kinks" in matrix.derivative_check.not_checked
+    assert "beside the point they agree" in matrix.derivative_check.not_checked
+    assert matrix.derivative_check.error < 1e-3
+
+
+@pytest.mark.parametrize("name", ["ggn", "fisher-empirical"])
+def test_outputs_with_a_kink_at_the_point_are_not_contradicted(name):
+    """The central difference is the mean of two slopes, at every step; autograd has one of them, and is not wrong."""
+    model = deep(nn.ReLU)
+    for p in model.parameters():
+        if p.ndim == 1:
+            nn.init.zeros_(p)
+    matrix = Curvature(of(model, torch.zeros_like(X5), Y2, MeanSquaredError()), name)
+    matrix.prepare()
+    assert "kinks" in matrix.derivative_check.not_checked
+
+
+def test_a_wrong_layer_is_found_beside_kinks_at_the_point():
+    model = nn.Sequential(deep(nn.ReLU), Lambda(KeepsNumbers.apply))
+    for p in model.parameters():
+        if p.ndim == 1:
+            nn.init.zeros_(p)
+    with refused("--model", "'1'"):
+        Curvature(of(model, torch.zeros_like(X5), Y2, MeanSquaredError()), "hessian").prepare()
 
 
 class SinglePrecision(nn.Module):

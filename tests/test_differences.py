@@ -54,8 +54,14 @@ def test_one_wrong_part_of_many_is_contradicted():
 
 @pytest.mark.parametrize(
     "f",
-    [lambda x: x.sgn() * x.abs().sqrt(), lambda x: (x > 0).double(), lambda x: x + 1e-3 * (1e9 * x).sin()],
-    ids=["square root at zero", "step at zero", "finer than any step"],
+    [
+        lambda x: x.sgn() * x.abs().sqrt(),
+        lambda x: (x > 0).double(),
+        lambda x: x + 1e-3 * (1e9 * x).sin(),
+        torch.relu,
+        lambda x: x + x.abs(),
+    ],
+    ids=["square root at zero", "step at zero", "finer than any step", "kink at zero", "two slopes at zero"],
 )
 def test_where_steps_disagree_nothing_is_said(f):
     found = judge([torch.zeros(1, dtype=torch.float64)], lambda h: f(torch.tensor([h], dtype=torch.float64)))

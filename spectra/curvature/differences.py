@@ -44,43 +44,59 @@ class Verdict:
         return not (self.wrong or self.unclear)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A central difference at one step."""
+
+    step: float
+    parts: Parts
+    sizes: Tensor  # norms of its parts
+    off: Tensor  # norms of what lies between it and the derivative
+    bend: Tensor  # norms of what lies between the differences to either side
+
+
 def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
     """Compare f'(x) v, in parts, with central differences of `function(h)` = f(x + h v), in the same parts."""
-    dtype = derivative[0].dtype
-    own = norms(derivative)
-    found: list[tuple[Parts, Tensor, Tensor]] = []  # at each step: the difference, its norms, those of what it is off
+    dtype, own, here = derivative[0].dtype, norms(derivative), None
     agreed = torch.zeros(len(derivative), dtype=torch.bool)
+    found: list[Difference] = []
     for step in STEPS[dtype]:
         ahead, behind = function(step), function(-step)
-        difference = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
-        off = norms([d - p for d, p in zip(difference, derivative, strict=True)]).nan_to_num(torch.inf)
-        sizes = norms(difference)
+        parts = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+        off = norms([d - p for d, p in zip(parts, derivative, strict=True)]).nan_to_num(torch.inf)
+        sizes = norms(parts)
         floor = ROUNDING * torch.finfo(dtype).eps / STEPS[dtype][0] * norms(ahead).norm()
         larger = torch.maximum(own.where(own.isfinite(), 0), sizes)
         agreed |= off <= TOLERANCE[dtype] * larger + NEGLIGIBLE[dtype] * larger.norm() + floor
-        found.append((difference, sizes, off))
+        if not agreed.all():
+            here = function(0.0) if here is None else here
+        bend = norms([(a + b - 2 * c) / step for a, b, c in zip(ahead, behind, here or ahead, strict=True)])
+        found.append(Difference(step, parts, sizes, off, bend))
         if agreed.all():
             break
-    wrong = ~agreed & apart(found, len(derivative))
-    _, sizes, off = min(found, key=lambda each: each[2].norm())
-    size = max(own.norm().nan_to_num(0, posinf=0), sizes.norm()).item()
+    wrong = ~agreed & contradicted(found, TOLERANCE[dtype])
+    nearest = min(found, key=lambda difference: difference.off.norm())
+    size = max(own.norm().nan_to_num(0, posinf=0), nearest.sizes.norm()).item()
     return Verdict(
         wrong=bool(wrong.any()),
         unclear=int((~agreed & ~wrong).sum()),
-        error=off.norm().item() / size if size else 0.0,
+        error=nearest.off.norm().item() / size if size else 0.0,
         derivative=own.norm().item(),
-        difference=sizes.norm().item(),
+        difference=nearest.sizes.norm().item(),
     )
 
 
-def apart(found: Sequence[tuple[Parts, Tensor, Tensor]], parts: int) -> Tensor:
-    """Which parts have two neighbouring steps that agree ten times better with each other than with the derivative."""
-    dtype = found[0][0][0].dtype
-    steps = sorted(zip(STEPS[dtype], found, strict=False), key=lambda pair: pair[0])
-    result = torch.zeros(parts, dtype=torch.bool)
-    for (_, (one, sizes, off)), (_, (other, _, also_off)) in pairwise(steps):
-        spread = norms([a - b for a, b in zip(one, other, strict=True)])
-        result |= (10 * spread <= torch.minimum(off, also_off)) & (spread <= TOLERANCE[dtype] * sizes)
+def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:
+    """Of which parts two neighbouring steps agree, ten times better than with the derivative, and both sides do, too.
+
+    At a kink in the point itself, the differences to either side are two derivatives, and the central one their mean.
+    """
+    result = torch.zeros(len(found[0].parts), dtype=torch.bool)
+    for one, other in pairwise(sorted(found, key=lambda difference: difference.step)):
+        spread = norms([a - b for a, b in zip(one.parts, other.parts, strict=True)])
+        apart = torch.minimum(one.off, other.off)
+        smooth = torch.minimum(one.bend, other.bend) <= 0.1 * apart
+        result |= (10 * spread <= apart) & (spread <= tolerance * one.sizes) & smooth
     return result
 
 

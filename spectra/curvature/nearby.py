@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.losses import CustomLoss, Loss
 from spectra.curvature.problem import Batch, Problem
 
+ASIDE = 1e-3  # of a parameter's size
+
 
 class Local:
     """A problem of one batch, and a random direction v in which its parameters can be moved and put back."""
@@ -29,6 +31,11 @@ class Local:
         self.batch = problem.batches[0]
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.direction = random_direction(problem.leaves, self.generator)
+
+    def step_aside(self) -> None:
+        """Stay a thousandth beside the point; for copies."""
+        for leaf, along in zip(self.problem.leaves, random_direction(self.problem.leaves, self.generator), strict=True):
+            leaf.data = leaf.data.add(along, alpha=ASIDE)
 
     @contextmanager
     def moved(self, step: float) -> Iterator[None]:
