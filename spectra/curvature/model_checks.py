@@ -1,8 +1,8 @@
 """Whether a model gives each example an output of its own, the same at every call.
 
 Compared are: two examples at 8 calls, or at 64 where the model draws random numbers; the first batch at two calls, in
-halves, cut at a third, and in another order; halves of up to three other batches; and the first batch that products
-are made of with those that were given.
+halves, in a third and the rest, and in another order; halves of up to three other batches; and the first batch that
+products are made of with those that were given.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def refuse_shared_outputs(problem: Problem) -> None:
         refuse_change(problem, called(problem, first), whole)
         if not refuse_parts(problem, first, whole, len(first) // 2):
             return
-        refuse_parts(problem, first, whole, len(first) // 3)
+        refuse_parts(problem, first, whole, len(first) // 3 | 1)  # of an odd size, too
         order = torch.randperm(len(first), generator=torch.Generator().manual_seed(problem.seed)).to(whole.device)
         refuse_dependence(problem, attempted(problem, first, order), whole[order])
         for batch in others:
