@@ -203,6 +203,9 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     # Rounding grows with the number of terms summed; the square root of epsilon is far above it
     # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
     allowed = torch.finfo(operator.dtype).eps ** 0.5
+    if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
+        what = "changes from product to product" if repeat > allowed else "is not symmetric"
+        raise SpectraError(f"the matrix {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
     if repeat > allowed:
         raise SpectraError(
             f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "
@@ -214,6 +217,13 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
             "derivative is wrong, or a hook that changes gradients, does this; try --dtype float64, or check that layer"
         )
     return max(repeat, asymmetry)
+
+
+def suspect_of(operator: SymmetricOperator) -> str | None:
+    """What is wrong with products, and the way out, where the operator, or one that it wraps, knows (`suspect`)."""
+    while operator is not None and not hasattr(operator, "suspect"):
+        operator = getattr(operator, "operator", None)
+    return operator.suspect() if operator is not None else None
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ import spectra
 from spectra.cli.eig import eig
 from spectra.curvature.notes import model_notes
 from spectra.curvature.problem import Batch, Problem
+from spectra.errors import SpectraError
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "hoisted": {"products": 10**9}}
 
@@ -524,6 +525,11 @@ def test_autocast_in_the_forward_is_named():
     model.__class__ = Cast
     (note,) = model_notes(problem(model, dtype=torch.float32))
     assert note.startswith("the model's forward runs under autocast to bfloat16")
+    matrix = spectra.Counting(spectra.Curvature(problem(model, dtype=torch.float32), "hessian", check=False))
+    with pytest.raises(
+        SpectraError, match=r"^the matrix is not symmetric .* forward runs under autocast to bfloat16; "
+    ):
+        spectra.check_operator(matrix, seeded())
 
 
 def test_global_generators_and_modes_are_left_as_they_were():

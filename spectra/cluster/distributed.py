@@ -99,6 +99,9 @@ class Distributed:
     def peak_bytes(self) -> int:
         return self.part.peak_bytes
 
+    def suspect(self) -> str | None:
+        return self.part.suspect()
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         held = local(vectors)
         parts = held.split(WIDEST, dim=1) if held.ndim == 2 else [held]  # each rank takes whole vectors of a part

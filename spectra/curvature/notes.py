@@ -76,6 +76,13 @@ def observed(problem: Problem, places: Sequence[Held]) -> tuple[list[str], list[
     return [name for name in dict.fromkeys(owners) if name in hooks], list(types)
 
 
+def autocast_inside(problem: Problem) -> str | None:
+    """The types to which the model's forward casts by itself, if any."""
+    with twice_differentiable(problem.model), explained():
+        _, types = observed(problem, ())
+    return listed(types) if types else None
+
+
 @contextmanager
 def autocasts(report: Callable[[str], object]) -> Iterator[None]:
     """Inside, `report(type)` of each autocast that is entered."""

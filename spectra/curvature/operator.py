@@ -19,7 +19,7 @@ from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.notes import model_notes
+from spectra.curvature.notes import autocast_inside, model_notes
 from spectra.curvature.problem import Problem
 from spectra.curvature.products import Products
 from spectra.errors import SpectraError
@@ -105,6 +105,12 @@ class Curvature:
     def notes(self) -> list[str]:
         """What a reader should know of the model, a line each: see `model_notes`."""
         return model_notes(self.problem)
+
+    def suspect(self) -> str | None:
+        """What makes products unrepeatable or asymmetric, where the model shows it: autocast in its forward."""
+        if types := autocast_inside(self.problem):
+            return f"the model's forward runs under autocast to {types}; leave that out, or set enabled=False there"
+        return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""
