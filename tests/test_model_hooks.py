@@ -415,6 +415,13 @@ def test_weights_that_eval_merges_are_those_of_the_checkpoint(tmp_path):
     assert loaded.record["notes"] == ["unused or detached: small (6 parameters; their rows of the matrix are zero)"]
 
 
+def test_parameters_that_are_detached_and_yet_change_the_output_are_named_by_the_refusal():
+    with pytest.raises(SpectraError, match=r"^--model: the derivative .* wrong: .*unused or detached: scale\."):
+        spectra.Curvature(problem(Data()), "hessian").prepare()
+    assert not dense(problem(Data()), check=False)[0].any()  # the row of `scale`
+    assert dense(problem(Unused())).any()
+
+
 def test_parameters_that_few_examples_reach_are_no_unused_ones():
     given = problem(Branching())
     assert (given.batches[0].inputs[:2, 0] < 1).all()

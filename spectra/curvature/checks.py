@@ -26,7 +26,7 @@ def refuse_unfit(problem: Problem) -> None:
         some = ", ".join(list(problem.parameters)[:4]) + (", ..." if len(problem.parameters) > 4 else "")
         raise SpectraError(
             f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
-            "computed from, or look for detach() and no_grad() in the model"
+            "computed from, or look for detach() and no_grad() in the model, and for weights that its eval() merges"
         )
 
 

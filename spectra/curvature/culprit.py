@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.differences import judge
 from spectra.curvature.differentiation import gradient
 from spectra.curvature.nearby import Local, moved, random_direction
+from spectra.curvature.notes import listed
+from spectra.curvature.reached import unreached
 
 
 @dataclass
@@ -38,7 +40,11 @@ def blamed(local: Local) -> tuple[str, str]:
     for call in calls:
         if call.name and fails(call, local.generator):
             return "--model", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
-    return "--model", f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}"
+    missing = f"; unused or detached: {listed(names)}" if (names := unreached(problem)) else ""
+    return (
+        "--model",
+        f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}{missing}",
+    )
 
 
 def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
