@@ -14,7 +14,7 @@ from test_random_networks import KINDS, cases
 from torch import nn
 from torch.autograd import Function
 
-from spectra.curvature.derivative_check import check_derivatives
+from spectra.curvature.derivative_check import EXAMPLES, check_derivatives
 from spectra.curvature.footprint import footprint
 from spectra.curvature.hessian import linearise
 from spectra.curvature.losses import CustomLoss, MeanSquaredError
@@ -345,9 +345,9 @@ def test_it_costs_four_gradients_of_64_examples_at_most():
         Counted.seen = 0
         Curvature(of(Counted(deep(nn.ReLU)), x, y, MeanSquaredError()), "hessian", products=0, check=check).prepare()
         seen[check] = Counted.seen
-    # A product takes a forward pass and the time of three gradients; three products and two gradients are made.
-    assert seen[True] - seen[False] <= 5 * 20
-    assert (3 * 3 + 2) * 20 <= 4 * 64
+    # A product takes one forward pass and the time of three gradients: one of them and two gradients are made.
+    assert seen[True] - seen[False] <= 3 * EXAMPLES + 2  # two examples tell which parameters are detached
+    assert (3 + 2) * EXAMPLES <= 4 * 64
 
 
 def test_memory_bounds_it_and_it_says_so():

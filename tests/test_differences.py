@@ -69,6 +69,12 @@ def test_where_steps_disagree_nothing_is_said(f):
     assert found.unclear == 1
 
 
+def test_a_jump_at_the_point_ends_the_search_early():
+    steps = []
+    judge([V], lambda h: (steps.append(h), [(h * V).sign() + h * V + 1])[1])
+    assert [abs(step) for step in steps if step] == [1e-6, 1e-6, 1e-8, 1e-8]
+
+
 def test_the_first_step_is_enough_where_it_agrees():
     steps = []
     judge([V * X.cos()], lambda h: (steps.append(h), [(X + h * V).sin()])[1])

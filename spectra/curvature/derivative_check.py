@@ -37,7 +37,7 @@ from spectra.curvature.output_space import output_gradient
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
 
-EXAMPLES = 20  # eleven gradients' worth at the first step, as rounding is looked at too: less than four of 64 examples
+EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples
 ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
 VECTORS = 8  # as long as the parameters that are held at once
 KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
@@ -125,7 +125,7 @@ def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
 def second_derivative(local: Local) -> Verdict:
     """H v, a part for each parameter tensor."""
     problem, batch = local.problem, local.batch
-    product = linearise(problem, batch)(problem.vector(local.direction))
+    local.product = product = linearise(problem, batch)(problem.vector(local.direction))
 
     def gradients(step: float) -> Sequence[Tensor]:
         with local.moved(step):
@@ -162,7 +162,7 @@ def loss_curvature(local: Local) -> Verdict:
     """M u with M = d2 l / df2."""
     problem, batch = local.problem, local.batch
     leaf, first = output_gradient(problem, batch, rows_of(local), create_graph=True)
-    (u,) = random_direction([leaf], local.generator)
+    u = output_direction(leaf, local)
     product = gradient(first, (leaf,), u)[0]
     return judged([product], lambda step: [output_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
 
@@ -171,10 +171,16 @@ def loss_slope(local: Local) -> Verdict:
     """The slope of the summed loss along u in output space."""
     problem, batch = local.problem, local.batch
     leaf, first = output_gradient(problem, batch, rows_of(local))
-    (u,) = random_direction([leaf], local.generator)
+    u = output_direction(leaf, local)
     return judged(
         [(first * u).sum()], lambda step: [problem.loss.total(leaf.detach() + step * u, batch.targets)], local
     )
+
+
+def output_direction(rows: Tensor, local: Local) -> Tensor:
+    """A random u of the size of the outputs, or of 1 where they are smaller."""
+    (u,) = random_direction([rows], local.generator)
+    return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
 
 
 def rows_of(local: Local) -> Tensor:
@@ -212,7 +218,9 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
 def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
     matrix = resolve_name(MATRICES[name].path)
-    exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
+    exact = local.product
+    if exact is None:
+        exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
     direction = problem.vector(local.direction).to(problem.dtype)
     own = replace(problem, batches=[batch])
     found = matrix(own, batch)(direction).double()

@@ -22,9 +22,11 @@ STEPS = {
     torch.float64: (1e-6, 1e-8, 1e-10, 1e-4, 1e-3),
     torch.float32: (3e-3, 3e-4, 3e-2),
 }
+FINE = 1e-8  # and below: a smooth function is all but the same there
 TOLERANCE = {torch.float64: 1e-2, torch.float32: 5e-2}  # of a part; wrong derivatives are off by much more
 NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of the whole: a smaller part is not looked at
 ROUNDING = 100  # units of rounding by which f may be off
+JUMP = 1e-5  # of f, between the point and a fine step beside it: a jump at the point, and no step will do
 
 Parts = Sequence[Tensor]
 
@@ -53,6 +55,7 @@ class Difference:
     sizes: Tensor  # norms of its parts
     off: Tensor  # norms of what lies between it and the derivative
     bend: Tensor  # norms of what lies between the differences to either side
+    floor: float  # norm of what rounding makes of it
 
 
 def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
@@ -65,18 +68,18 @@ def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
         parts = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
         off = norms([d - p for d, p in zip(parts, derivative, strict=True)]).nan_to_num(torch.inf)
         sizes = norms(parts)
-        floor = ROUNDING * torch.finfo(dtype).eps / STEPS[dtype][0] * norms(ahead).norm()
+        floor = ROUNDING * torch.finfo(dtype).eps / STEPS[dtype][0] * norms(ahead).norm().item()
         larger = torch.maximum(own.where(own.isfinite(), 0), sizes)
         agreed |= off <= TOLERANCE[dtype] * larger + NEGLIGIBLE[dtype] * larger.norm() + floor
         if not agreed.all():
             here = function(0.0) if here is None else here
         bend = norms([(a + b - 2 * c) / step for a, b, c in zip(ahead, behind, here or ahead, strict=True)])
-        found.append(Difference(step, parts, sizes, off, bend))
-        if agreed.all():
+        found.append(Difference(step, parts, sizes, off, bend, floor))
+        if agreed.all() or (step <= FINE and jumps(ahead, here, ~agreed)):
             break
     wrong = ~agreed & contradicted(found, TOLERANCE[dtype])
     nearest = min(found, key=lambda difference: difference.off.norm())
-    size = max(own.norm().nan_to_num(0, posinf=0), nearest.sizes.norm()).item()
+    size = max(own.norm().nan_to_num(0, posinf=0).item(), nearest.sizes.norm().item(), nearest.floor)
     return Verdict(
         wrong=bool(wrong.any()),
         unclear=int((~agreed & ~wrong).sum()),
@@ -84,6 +87,12 @@ def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
         derivative=own.norm().item(),
         difference=nearest.sizes.norm().item(),
     )
+
+
+def jumps(ahead: Parts, here: Parts, among: Tensor) -> bool:
+    """Whether each of these parts is another at the point than a fine step beside it."""
+    change = norms([a - c for a, c in zip(ahead, here, strict=True)])
+    return bool((change > JUMP * norms(here))[among].all())
 
 
 def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:

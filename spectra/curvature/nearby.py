@@ -31,6 +31,7 @@ class Local:
         self.batch = problem.batches[0]
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.direction = random_direction(problem.leaves, self.generator)
+        self.product: Tensor | None = None  # of the Hessian with v, once it is made
 
     def step_aside(self) -> None:
         """Stay a thousandth beside the point; for copies."""
