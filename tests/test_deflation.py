@@ -27,12 +27,12 @@ def taken(matrix, pairs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pairs_of_the_matrix_are_taken_for_one_product(name):
+def test_pairs_of_the_matrix_are_taken_for_a_product_each(name):
     case = TABLE[name]()
     counted = Counting(case.matrix)
     pairs = taken(counted, earlier(case))
-    assert counted.products == 1
     k = len(pairs.values)
+    assert counted.products == pairs.products == k
     assert k == 6
     torch.testing.assert_close(pairs.vectors @ pairs.vectors.T, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-14)
 
@@ -44,6 +44,44 @@ def test_pairs_stored_in_float32_serve_float64(name):
     pairs = known_pairs(case.matrix, stored.values, stored.vectors.float(), stored.residuals)
     assert pairs.vectors.dtype == torch.float64
     torch.testing.assert_close(pairs.vectors, stored.vectors, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("forge", ["shifted values", "alike sums"])
+def test_what_a_forged_file_says_of_pairs_does_not_count(name, forge):
+    """Values within the residuals they claim, and vectors of which only the sum is an eigenvector's."""
+    case = TABLE[name]()
+    pairs = earlier(case, tolerance=1e-8)
+    loose = 0.999e-3 * pairs.values.abs()
+    if forge == "shifted values":
+        forged = replace(pairs, values=pairs.values - 0.9 * loose, residuals=loose)
+    else:
+        turn = torch.linalg.qr(torch.cat([torch.ones(6, 1), torch.eye(6)[:, 1:]], dim=1).double()).Q
+        top = pairs.vectors[0]
+        others = torch.linalg.qr(torch.cat([top[None], torch.randn(5, case.n, generator=seeded())]).double().T).Q.T
+        vectors = turn * turn[0, 0].sign() @ (others * others[0].dot(top).sign())
+        forged = replace(pairs, values=torch.full((6,), pairs.values[0].item()), vectors=vectors, residuals=loose)
+    found = taken(case.matrix, forged)
+    if forge == "alike sums":
+        torch.testing.assert_close(vectors.sum(dim=0), 6**0.5 * top, rtol=0, atol=1e-12)  # all that one product saw
+        assert found is None
+    else:
+        exact = torch.einsum("ki,ij,kj->k", found.vectors, case.matrix, found.vectors)
+        torch.testing.assert_close(found.values, exact, rtol=1e-12, atol=1e-12)
+        true = case.spectrum.sum().item()
+        assert dense_beside(case, found) == pytest.approx(true, rel=1e-9, abs=1e-9 * case.size)
+
+
+def dense_beside(case, pairs):
+    return trace_beside(dense_trace)(case.matrix, known=pairs, generator=seeded()).value
+
+
+def test_a_budget_takes_the_largest_pairs():
+    case = TABLE["network"]()
+    counted, pairs = Counting(case.matrix), earlier(case)
+    some = known_pairs(counted, pairs.values, pairs.vectors, pairs.residuals, most=3)
+    assert counted.products == 3
+    torch.testing.assert_close(some.values, pairs.values[:3], rtol=1e-6, atol=0)
 
 
 OTHERS = {

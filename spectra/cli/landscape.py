@@ -138,7 +138,8 @@ def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float
     start, counted = time.perf_counter(), Counting(matrix.operator)
     left = None if limit is None else max(0, limit - matrix.checks - len(wanted))
     with progress_line(name) as progress:
-        known = taken(session, earlier, counted, name, wanted, tol) if left is None or left > 1 else {}
+        room = None if left is None else left // 2  # for the checks of known eigenpairs
+        known = {} if room == 0 else taken(session, earlier, counted, name, wanted, tol, room)
         directions, good = find_directions(problem, counted, wanted, known, generator, tol, left, progress)
         if limit is not None and matrix.checks + counted.products + len(directions) > limit:
             directions = {}
@@ -154,7 +155,7 @@ def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float
     return matrix.measured(found, counted.products, time.perf_counter() - start)
 
 
-def taken(session: Session, earlier: Path | None, operator, name: str, wanted: list[str], tol: float) -> dict:
+def taken(session: Session, earlier: Path | None, operator, name: str, wanted: list[str], tol: float, room) -> dict:
     """Eigenpairs of an earlier `eig` that serve all names of a kind, and their file, by the end that they are of."""
     from spectra.results import read_arrays
 
@@ -166,12 +167,12 @@ def taken(session: Session, earlier: Path | None, operator, name: str, wanted: l
     if not agree(which in needed):
         note(f"{name}: {earlier} holds eigenvectors of --which {which or 'unknown'}, so those named are computed")
         return {}
-    pairs = eigenpairs(earlier, operator, name, agree, use="taken")
+    pairs = eigenpairs(earlier, operator, name, agree, use="taken", most=room)
     if pairs is None:
         return {}
     stored = read_arrays(earlier, [f"eigenvalues_{name}"])[f"eigenvalues_{name}"].tolist()
     rows = zip(stored, pairs.values.tolist(), pairs.residuals.tolist(), strict=False)
-    count = sum(1 for _ in takewhile(lambda row: row[0] == row[1] and row[2] <= tol * abs(row[1]), rows))
+    count = sum(1 for _ in takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tol * abs(row[1]), rows))
     if count < needed[which]:
         note(f"{name}: {earlier} holds {count} eigenvectors within --tol, not {needed[which]}, so they are computed")
         return {}

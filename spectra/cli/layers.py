@@ -10,7 +10,7 @@ from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
 from spectra.cli.reuse import eigenpairs, end_of, source
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr, progress_line
-from spectra.cli.together import Together
+from spectra.cli.together import Prepared, Together
 
 SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude
@@ -82,7 +82,7 @@ def measured(session: Session, name: str, blocks: list, settings: dict):
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(session.loaded.problem, blocks, matrix.operator),
-        known=leading(session, matrix.operator, name) if settings["k"] else None,
+        known=leading(session, matrix, name, limit) if settings["k"] else None,
         generator=generator,
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: progress_line(f"{name}, {what}"),
@@ -91,7 +91,7 @@ def measured(session: Session, name: str, blocks: list, settings: dict):
     return matrix.measured(found, found.products, time.perf_counter() - start)
 
 
-def leading(session: Session, operator, name: str):
+def leading(session: Session, matrix: Prepared, name: str, limit: int | None):
     """The leading eigenpair that an earlier eig has left, if there is one."""
     from dataclasses import replace
 
@@ -101,7 +101,8 @@ def leading(session: Session, operator, name: str):
     path = source(session.options, "eigenvectors")
     if not session.processes.least(path is not None and end_of(path) in LEADING):
         return None
-    known = eigenpairs(path, operator, name, session.processes.least, "taken")
+    room = None if limit is None else max(0, limit - matrix.checks) // 4
+    known = eigenpairs(path, matrix.operator, name, session.processes.least, "taken", room)
     if known is None:
         return None
     first = [int(known.values.abs().argmax())]

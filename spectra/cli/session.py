@@ -170,7 +170,9 @@ class Session:
             limit = self.options["max_products"]
             checked = limit is None or limit >= SMALLEST_CHECKED
             noise = check_operator(counted, generator) if checked else None
-            known = eigenpairs(earlier, counted, matrix.name, self.processes.least) if earlier and checked else None
+            room = None if limit is None else (limit - counted.products) // 4  # for the checks of known eigenpairs
+            agree = self.processes.least
+            known = eigenpairs(earlier, counted, matrix.name, agree, most=room) if earlier and checked else None
             spent = counted.products
             answer = method(
                 counted,

@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier run has left: taken on the evidence of one product, then projected out."""
+"""Eigenpairs that an earlier run has left: taken on the evidence of a product each, then projected out."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.bounds import departures
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import Deflated, SymmetricOperator, placed
-from spectra.vectors import mapped, norm, orthonormal
+from spectra.vectors import mapped, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
+EACH = 3  # vectors that a column of a product takes: itself, its image, its part of the images
 
 
-def known_pairs(operator: SymmetricOperator, values: Tensor, vectors: Tensor, residuals: Tensor) -> Eigenpairs | None:
+def known_pairs(
+    operator: SymmetricOperator, values: Tensor, vectors: Tensor, residuals: Tensor, most: int | None = None
+) -> Eigenpairs | None:
     """The converged ones of stored pairs, values (k,) and vectors (k, n), or None if they are not this matrix's.
 
-    One product tells: A times the sum of the vectors lies within the sum of the residuals of what the pairs predict.
+    Whatever was stored is judged by products, one a pair and `most` at most: the values returned are u'Au of vectors
+    that are made orthonormal here, the residuals |Au - (u'Au) u|. Pairs whose stored residuals are no longer true
+    belong to another matrix.
     """
     values, residuals = as_cpu_float64(values), as_cpu_float64(residuals)
-    good = residuals <= CONVERGED * values.abs()
+    good = (residuals <= CONVERGED * values.abs()).nonzero().flatten()
+    good = good[values[good].abs().argsort(descending=True, stable=True)[:most].sort().values]
     values, residuals = values[good], residuals[good]
     precision = max(torch.finfo(kind).eps for kind in (vectors.dtype, operator.dtype))
     if not len(values) or vectors.shape[1] != operator.shape[0]:
@@ -30,13 +38,19 @@ def known_pairs(operator: SymmetricOperator, values: Tensor, vectors: Tensor, re
         return None
     signs = triangle.diagonal().sign()
     basis = mapped(lambda rows: (rows.T * signs).T.contiguous(), basis)
-    ones = torch.ones(len(values), dtype=operator.dtype, device=operator.device)
-    image = operator @ mapped(ones.matmul, basis)
-    departure = norm(image - mapped(values.to(ones).matmul, basis))
-    rounding = precision ** (2 / 3) * values.abs().sum().item()
-    if not departure <= residuals.sum().item() + rounding:
+    images = products(operator, basis)
+    found = row_dots(images, basis).cpu()
+    left = departures(images, found, basis)
+    allowed = residuals + precision ** (2 / 3) * values.abs().max()
+    if not ((left <= allowed) & ((found - values).abs() <= allowed)).all():
         return None
-    return Eigenpairs(values, basis, residuals, residuals, products=1, converged=True)
+    return Eigenpairs(found, basis, left, left, products=len(values), converged=True)
+
+
+def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
+    """A of each of the rows (k, n), in blocks that fit memory."""
+    width = columns(fitting_vectors(operator), EACH)
+    return torch.cat([(operator @ rows[first : first + width].T).T for first in range(0, len(rows), width)])
 
 
 def trace_beside(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
