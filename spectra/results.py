@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +21,7 @@ import numpy as np
 from spectra.errors import SpectraError
 
 SCHEMA = 1
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
 
 
 def make_record(command: str, problem: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -39,19 +43,31 @@ def finite(value: Any) -> Any:
     return value
 
 
-def prepare_directory(path: Path, command: str = "") -> None:
+def prepare_directory(path: Path, command: str = "") -> list[Path]:
     """Make the directory and see that it can be written, before hours are spent. Raises SpectraError.
 
-    Nor may directories stand where a `command` will write its files.
+    Nor may directories stand where a `command` will write its files; what a run of it that was killed has left
+    half-written is removed. Returns the directories that were made, for `remove_empty`.
     """
+    made = [each for each in (path, *path.parents) if not each.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
+        remove_empty(made)
         raise SpectraError(f"--out {path}: cannot be written ({error.strerror}); name another directory") from error
     for name in (f"{command}.json", f"{command}.npz", f"{command}.png"):
         if command and (path / name).is_dir():
             raise SpectraError(f"--out {path}: {name} there is a directory; move it away, or name another --out")
+    remove_abandoned(path, lambda name: re.split("[.-]", name)[0] == command)
+    return made
+
+
+def remove_empty(directories: Sequence[Path]) -> None:
+    """Remove directories, the innermost first, into which nothing has come."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -110,19 +126,48 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside the target, force it to disk, rename: readers see the old file or the new. Raises OSError."""
-    temporary = None
+    """Write beside the target, force it to disk, rename: readers see the old file or the new. Raises OSError.
+
+    What is written is locked; what a run that was killed has left there is not, and is removed.
+    """
+    remove_abandoned(path.parent, path.name.__eq__)
+    file = locked_temporary(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())
-        os.replace(temporary, path)
+            os.chmod(file.name, 0o666 & ~current_umask())
+            os.replace(file.name, path)
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(file.name)
+
+
+def locked_temporary(path: Path) -> IO[bytes]:
+    """A new file beside `path`, locked. Raises OSError."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(file.name):
+            return file
+        file.close()  # another run has taken it for abandoned before it was locked
+
+
+def remove_abandoned(directory: Path, chosen: Callable[[str], bool]) -> None:
+    """Remove what `replace_file` has left, where it was killed, of the files whose names are chosen."""
+    for name in os.listdir(directory):
+        found = TEMPORARY.fullmatch(name)
+        if found and chosen(found[1]):
+            with suppress(OSError), open(directory / name, "rb", opener=without_waiting) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises OSError where it is still being written
+                os.unlink(directory / name)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file as `open` does, but neither through a link nor waiting at a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def reason(error: Exception) -> str:

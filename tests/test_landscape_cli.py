@@ -146,12 +146,14 @@ def test_an_earlier_eig_spares_its_products(record, call):
     for options in ("--out here", "--eigenvectors here", "--eigenvectors here/eig.json"):
         found = record(f"{LINE} --along 2 --along 1,3 {options}")
         entry = found["results"][0]
-        assert entry["products"] == 3 + 1 + 3  # checks, one that tells that they are its, d'Ad of three directions
+        assert (
+            entry["products"] == 3 + 3 + 3
+        )  # checks, A d of each that tell that they are its, d'Ad of three directions
         assert {d["from"] for d in entry["directions"]} == {"here/eig.json"}
         assert found["problem"]["options"]["eigenvectors"] in ("here", "here/eig.json")
         assert entry["lines"][0]["loss"] == pytest.approx(alone["results"][0]["lines"][0]["loss"], rel=1e-2)
     assert {d["from"] for d in alone["results"][0]["directions"]} == {"computed"}
-    assert record("landscape --config here/landscape.json")["results"][0]["products"] == 7
+    assert record("landscape --config here/landscape.json")["results"][0]["products"] == 9
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run that is cut off anywhere, and begun again, ends with the numbers of one that was not: bit for bit."""
 
+import fcntl
 import json
 import os
 import random
@@ -368,7 +369,113 @@ def test_a_finished_result_is_replaced(folder):
 
 
 def test_an_error_leaves_no_state(folder, capfd):
-    assert run(arguments("eig", "out", more="--method power --which LA")) == 2
+    assert run(arguments("eig", "out/in", more="--method power --which LA")) == 2
+    assert not Path("out").exists()
+    Path("out").mkdir()
+    for more in ("--method power --which LA", "--samples 10000", "--checkpoint missing.pt"):
+        assert run(arguments("eig", "out/in", more=more)) == 2
+        assert list(Path("out").iterdir()) == []
+    assert run(["inspect", "--model", "nets.py:nothing", "--out", "new/in"]) == 2
+    assert not Path("new").exists()
+
+
+def test_code_that_changes_the_curvature_alone_is_refused(folder, monkeypatch, capfd):
+    """The mean loss is the same: a product of the finished matrix is made again, and of the one at work."""
+    parts = "model.pause = pause", "model.pause = pause\n    model[2].forward = lambda x: f(x)"
+    other = "def f(x):\n    y = x.tanh() + x\n    return x.tanh() + y - y.detach()\n"
+    for cut, names in ((5, 1), (10**9, 2)):
+        rewrite(NETS)
+        with monkeypatch.context() as patch:
+            left = cut_at(patch, 10**9)
+            assert run(arguments("eig", "whole", more="--no-check")) == 0
+            calls = 10**9 - left[0]
+        out = f"cut-{cut}"
+        with monkeypatch.context() as patch:
+            cut_at(patch, min(cut, calls - 1))
+            assert run(arguments("eig", out, more="--no-check")) == 130
+        assert len(list(Path(out, "eig.state").glob("*.sample"))) == names
+        rewrite(NETS.replace(*parts) + other)
+        capfd.readouterr()
+        assert run(arguments("eig", out, more="--no-check")) == 2
+        assert "the model's code or the data have changed; restore them" in capfd.readouterr().err
+        rewrite(NETS)
+        assert run(arguments("eig", out, more="--no-check")) == 0
+
+
+def test_what_killed_runs_have_left_half_written_is_removed(folder):
+    Path("out").mkdir()
+    left = [Path("out", f".density{name}.ab12_xyz") for name in (".json", ".npz", ".png", "-other.png")]
+    for path in left:
+        path.write_bytes(b"half")
+    other = [Path("out", name) for name in (".eig.json.ab12_xyz", ".density.png", ".density.png.saved-by-me")]
+    for path in other:
+        path.write_bytes(b"kept")
+    at_work = Path("out", ".density.png.ab12_abc")
+    with at_work.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another run writes it
+        assert run(arguments("density", "out")) == 0
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in [*other, at_work])
+    assert run(arguments("density", "out")) == 0
+    assert not at_work.exists()
+
+
+def test_a_state_is_removed_before_its_lock_is_let_go(folder, monkeypatch):
+    """A run that comes at any moment of the removal is told of the other, or begins anew; and finds its own files."""
+    problem, settled, home = {"k": 1}, {"memory_share": 1}, Path("out/eig.state")
+    home.parent.mkdir()
+    met = []
+
+    def come(unlink):
+        def also(path, *args, **kwargs):
+            unlink(path, *args, **kwargs)
+            if path.parent == home and not come.busy:
+                come.busy = True
+                other = State(home, 60, print)
+                try:
+                    other.begin(problem, settled)
+                except SpectraError as error:
+                    met.append("told" if "another run is at work there" in str(error) else str(error))
+                else:
+                    met.append("begun")
+                    come.others.append(other)
+                come.busy = False
+
+        return also
+
+    come.busy, come.others = False, []
+    first = State(home, 60, print)
+    first.begin(problem, settled)
+    first.journal("hessian").finish({"answer": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", come(Path.unlink))
+        first.remove()
+    assert met == ["told", "told", "begun"]  # as manifest, answer and lock went
+    again = State(home, 60, print)
+    with pytest.raises(SpectraError, match="another run is at work there"):
+        again.begin(problem, settled)
+    assert (home / "manifest.json").exists()
+    come.others[0].remove()
+    assert not home.exists()
+
+
+def test_concurrent_runs_end_whole_or_are_told(folder):
+    """Many processes that begin and end at one place."""
+    script = (
+        "import sys; from pathlib import Path\nfrom spectra.errors import SpectraError\n"
+        "from spectra.resume.state import State\ntold = 0\n"
+        "for _ in range(150):\n"
+        "    state = State(Path('out/eig.state'), 60, print)\n"
+        "    try:\n        state.begin({}, {'memory_share': 1})\n"
+        "    except SpectraError as error:\n"
+        "        assert 'another run is at work there' in str(error), error\n        told += 1\n        continue\n"
+        "    state.journal('hessian').finish({'answer': 1})\n    state.remove()\n"
+    )
+    Path("out").mkdir()
+    running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for each in running:
+        told = each.communicate(timeout=120)[1]
+        assert each.returncode == 0, told
     assert list(Path("out").iterdir()) == []
 
 

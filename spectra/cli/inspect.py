@@ -65,10 +65,11 @@ def without_data(options):
     from spectra.curvature.problem import choose_parameters
     from spectra.inputs.problem import Loaded, load_model, versions
     from spectra.inspection import layers
-    from spectra.results import prepare_directory
+    from spectra.results import prepare_directory, remove_empty
 
     if options["out"]:
-        prepare_directory(options["out"])
+        made = prepare_directory(options["out"], "inspect")
+        click.get_current_context().call_on_close(partial(remove_empty, made))
     model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, options["params"])
     record = {

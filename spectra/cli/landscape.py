@@ -167,7 +167,8 @@ def taken(session: Session, earlier: Path | None, operator, name: str, wanted: l
     if not agree(which in needed):
         note(f"{name}: {earlier} holds eigenvectors of --which {which or 'unknown'}, so those named are computed")
         return {}
-    pairs = eigenpairs(earlier, operator, name, agree, use="taken", most=room)
+    most = min(needed["LM"], needed[which] if room is None else room) if which == "LM" else room
+    pairs = eigenpairs(earlier, operator, name, agree, use="taken", most=most)
     if pairs is None:
         return {}
     stored = read_arrays(earlier, [f"eigenvalues_{name}"])[f"eigenvalues_{name}"].tolist()

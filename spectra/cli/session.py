@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,13 @@ class Session:
 
         from spectra.inputs.problem import choose_device, load_problem
         from spectra.memory import memory_share, settled_share
-        from spectra.results import prepare_directory
+        from spectra.results import prepare_directory, remove_empty
         from spectra.vectors import without_autocast
 
         device = choose_device(self.options["device"])
         self.processes = processes(device)
         if self.first and (home := home or self.options["out"]):
-            prepare_directory(home, self.command)
+            self.context.call_on_close(partial(remove_empty, prepare_directory(home, self.command)))
         if self.options["out"] and "save_every" in self.options:
             directory = self.options["out"] / f"{self.command}.state"
             self.state = open_state(directory, self.options["save_every"], self.processes)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 from pathlib import Path
 from typing import IO
 
 from spectra.errors import SpectraError
-from spectra.results import replace_file
+from spectra.results import replace_file, without_waiting
 
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -28,7 +27,7 @@ def opened(path: Path, mode: str = "rb") -> IO[bytes]:
     and OSError where the file cannot be opened.
     """
     refuse_another_kind(path)
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
+    return open(path, mode, opener=without_waiting)
 
 
 def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:
