@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,16 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         **cost,
     )
+
+
+def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
+    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type."""
+    import torch
+
+    limit = torch.finfo(dtype).eps ** 0.5
+    return [
+        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as a part of the model computes in a lower "
+        f"precision than {str(dtype).removeprefix('torch.')}"
+        for m in found
+        if m.noise is not None and m.noise > limit
+    ]

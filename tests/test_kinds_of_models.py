@@ -1,5 +1,6 @@
 """Models of many kinds have the Hessian that finite differences of their gradients give, however products are made."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from spectra.curvature.operator import Curvature
 from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
+from spectra.measurement import Measurement, imprecise
+from spectra.operator import check_operator
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
 
@@ -443,3 +446,27 @@ def test_what_builders_make_is_the_plain_model(name, tmp_path, monkeypatch):
         found.record["notes"]
         == ["Embedding '0': 4 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
     )
+
+
+class SingleInside(nn.Module):
+    """RMSNorm as language models have it: in float32, whatever the model is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        wide = x.float()
+        return self.weight * (wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
+
+
+def test_a_model_that_computes_in_float32_inside_is_told_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), SingleInside(), nn.Tanh(), nn.Linear(8, 8), SingleInside(), nn.Linear(8, 2))
+    problem = Problem(model.double(), MeanSquaredError(), cut_batches(X, Y, torch.arange(6), 6))
+    noise = check_operator(Curvature(problem, "hessian"), torch.Generator().manual_seed(0))
+    assert 1e-9 < noise < 1e-6
+    found = Measurement("hessian", None, 3, 0.0, 0.0, noise, "", 0, 0, False)
+    (line,) = imprecise([found], torch.float64)
+    assert re.fullmatch(r"hessian: products are off by \de-0\d of their size, as a part of the model .* float64", line)
+    assert imprecise([found], torch.float32) == []

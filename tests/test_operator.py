@@ -129,6 +129,24 @@ def test_check_refuses_what_changes_from_product_to_product(dtype):
         check_operator(operator, seeded())
 
 
+@pytest.mark.parametrize("asymmetry", [1e-6, 1e-4])
+@pytest.mark.parametrize("inside", [torch.float32, torch.float64])
+def test_check_follows_the_precision_in_which_products_are_made(inside, asymmetry):
+    """Rounding to single precision inside is no asymmetry; what is more than that is refused all the same."""
+    a, generator = dense().to(inside), seeded(1)
+    wrong = torch.randn(N, N, generator=generator, dtype=torch.float64)
+    rounded = Counting(Products(lambda v: (a @ v.to(inside)).double(), N))
+    noise = check_operator(rounded, seeded())
+    assert (1e-9 < noise < 1e-6) if inside == torch.float32 else noise < 1e-13
+    size = asymmetry * a.norm() / wrong.norm()
+    off = Products(lambda v: (a @ v.to(inside)).double() + size * (wrong @ v), N)
+    if inside == torch.float64 or asymmetry > 1e-5:
+        with pytest.raises(SpectraError, match="not symmetric"):
+            check_operator(off, seeded())
+    else:
+        assert check_operator(off, seeded()) == pytest.approx(asymmetry, rel=10)
+
+
 def test_check_leaves_what_is_not_finite_to_the_methods():
     operator = Products(lambda v: v * float("nan"), N)
     noise = check_operator(operator, seeded())

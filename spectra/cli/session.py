@@ -196,12 +196,14 @@ class Session:
 
     def record(self, found: list[Measurement], results: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole record: what was asked, of which problem, and what came out."""
+        from spectra.measurement import imprecise
         from spectra.results import make_record
 
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        return make_record(self.command, {**self.loaded.record, "options": asked}, results)
+        notes = [*self.loaded.record["notes"], *imprecise(found, self.loaded.problem.dtype)]
+        return make_record(self.command, {**self.loaded.record, "notes": notes, "options": asked}, results)
 
     def draw(self, figures: dict[str, Any]) -> list[str]:
         """Write `<name>.png` for each figure that there is; their paths."""

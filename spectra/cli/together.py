@@ -20,12 +20,13 @@ class Prepared:
 
     def check(self, generator, limit: int | None) -> None:
         """See that it is repeatable and symmetric, where the budget has room for that. Raises SpectraError."""
-        from spectra.operator import CHECKS, check_operator
+        from spectra.operator import Counting, check_operator
 
         self.curvature.prepare()
         if limit is None or limit >= SMALLEST_CHECKED:
             start = time.perf_counter()
-            self.noise, self.checks = check_operator(self.operator, generator), CHECKS
+            counted = Counting(self.operator)
+            self.noise, self.checks = check_operator(counted, generator), counted.products
             self.seconds = time.perf_counter() - start
 
     def measured(self, answer, spent: int, seconds: float):
