@@ -739,5 +739,5 @@ def test_a_loss_that_depends_on_the_split_is_refused(loss):
         return Curvature(Problem(nn.Linear(4, 3), CustomLoss(loss, "mine"), batches), "ggn")
 
     matrix(9).prepare()  # one batch of all is what the user wrote
-    with pytest.raises(SpectraError, match=r"--loss mine: .*halves.*--batch-size"):
+    with pytest.raises(SpectraError, match=r"--loss mine: .*parts.*--batch-size"):
         matrix(4).prepare()

@@ -13,6 +13,8 @@ from torch import Tensor
 from spectra.curvature.batches import QUARTER, share
 from spectra.curvature.differentiation import explained, twice_differentiable
 from spectra.curvature.footprint import elements, footprint
+from spectra.curvature.loss_checks import no_second_derivative, rows_of
+from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
@@ -68,10 +70,16 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
 
 
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
-    """As many examples as `memory` allows the Hessian's products: all in one batch, or a quarter of what fits."""
+    """As many examples as `memory` allows the Hessian's products: all in one batch, or a quarter of what fits.
+
+    Those of fisher-empirical, where the loss has no second derivative.
+    """
     memory = memory_share(problem.device) if memory is None else memory
-    linearise = resolve_name(MATRICES["hessian"].path)
     with twice_differentiable(problem.model), explained():
+        once = isinstance(problem.loss, CustomLoss) and no_second_derivative(
+            problem.loss, *rows_of(problem, problem.batches[0])
+        )
+        linearise = resolve_name(MATRICES["fisher-empirical" if once else "hessian"].path)
         costs = footprint(linearise, problem)
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     if not memory or costs.peak(each * examples) <= memory:

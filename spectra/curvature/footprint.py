@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from spectra.curvature.growth import Growth, loss_growth
 from spectra.curvature.hoisting import Linearise
 from spectra.curvature.memory import Meter, out_of_memory
 from spectra.curvature.problem import Batch, Problem
@@ -35,22 +36,34 @@ class Line:
 
 @dataclass(frozen=True)
 class Highest:
-    """The highest of some lines: few data take most where vectors of parameters are held, many elsewhere."""
+    """The highest of some lines: few data take most where vectors of parameters are held, many elsewhere.
+
+    To it comes what the loss takes beyond a line, by examples, `each` of so many elements.
+    """
 
     lines: tuple[Line, ...]
+    growth: Growth
+    each: float
 
     def __call__(self, elements: float) -> int:
-        return max(line(elements) for line in self.lines)
+        return max(line(elements) for line in self.lines) + int(self.growth(elements / self.each))
 
     def within(self, limit: float) -> float:
-        return min(line.within(limit) for line in self.lines)
+        high = min(line.within(limit) for line in self.lines)
+        if not self.growth.sizes or high <= 0:
+            return high
+        low, high = 0.0, min(high, self.each * 2**40)
+        while high - low > self.each:  # down to one example
+            middle = (low + high) / 2
+            low, high = (middle, high) if self(middle) <= limit else (low, middle)
+        return low
 
 
 @dataclass(frozen=True)
 class Footprint:
     """Bytes of a batch's product by double backward besides model and data, against the elements of its inputs."""
 
-    kept: Line  # what does not depend on the vector
+    kept: Highest  # what does not depend on the vector
     peak: Highest
     operations: int  # that one product calls, from scratch
     scales: bool  # whether the model takes batches of any size
@@ -72,18 +85,22 @@ def footprint(linearise: Linearise, problem: Problem) -> Footprint:
     if len(batch) > 1:
         counts = FEW if len(batch) > FEW[-1] else (1, len(batch))
         try:
+            growth = loss_growth(problem, batch), elements(batch) / len(batch)
             few, more = (measured(linearise, problem, batch.part(slice(count))) for count in counts)
         except (RuntimeError, TypeError, SpectraError) as error:
             if out_of_memory(error):
                 raise
         else:
-            return through(few, more, scales=True)
+            return through(few, more, *growth, scales=True)
     whole = measured(linearise, problem, batch)
-    return through(Measured(0, 0, (0,) * len(whole.history)), whole, scales=False)
+    return through(Measured(0, 0, (0,) * len(whole.history)), whole, Growth(), 1.0, scales=False)
 
 
-def through(few: Measured, more: Measured, scales: bool) -> Footprint:
-    """Lines through both, one for what is alive after each operation; nothing shrinks with the data."""
+def through(few: Measured, more: Measured, growth: Growth, each: float, scales: bool) -> Footprint:
+    """Lines through both, one for what is alive after each operation, and the loss's `growth` by examples beyond them.
+
+    Nothing shrinks with the data.
+    """
 
     def line(less: int, greater: int) -> Line:
         each = max(0.0, (greater - less) / (more.elements - few.elements))
@@ -93,7 +110,8 @@ def through(few: Measured, more: Measured, scales: bool) -> Footprint:
     if len(few.history) != len(more.history):  # the model calls other operations for another size
         histories = ([max(history)] for history in histories)
     lines = {line(*pair) for pair in zip(*histories, strict=True)}
-    return Footprint(line(few.kept, more.kept), Highest(tuple(outermost(lines))), len(more.history), scales)
+    kept, peak = (line(few.kept, more.kept),), tuple(outermost(lines))
+    return Footprint(Highest(kept, growth, each), Highest(peak, growth, each), len(more.history), scales)
 
 
 def outermost(lines: Iterable[Line]) -> Iterator[Line]:

@@ -17,6 +17,7 @@ from spectra.curvature.differentiation import Apply, explained, twice_differenti
 from spectra.curvature.footprint import Footprint, footprint
 from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
+from spectra.curvature.loss_checks import refuse_unfit_loss
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.notes import autocast_inside, model_notes
@@ -65,6 +66,7 @@ class Curvature:
         self._matrix = matrix
         self._expected = products
         self._check = check
+        self._loss_fits = False  # whether that has been looked at
         self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
@@ -145,7 +147,10 @@ class Curvature:
 
     def factor(self) -> Factor:
         """F of A = F'F + shift I. Raises SpectraError where there is none."""
-        return Factor(self.problem, self.name, self.memory)
+        factor = Factor(self.problem, self.name, self.memory)
+        with twice_differentiable(self.problem.model), explained():
+            self._refuse_unfit_loss()
+        return factor
 
     def prepare(self) -> None:
         """Trace, and compute what is kept, as the first product would."""
@@ -153,6 +158,7 @@ class Curvature:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
+                self._refuse_unfit_loss()
                 costs = footprint(self.linearise, self.problem)
                 if self._check and self.derivative_check is None:
                     self.derivative_check = check_derivatives(
@@ -166,6 +172,11 @@ class Curvature:
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)
             self.setup_seconds += time.perf_counter() - start
+
+    def _refuse_unfit_loss(self) -> None:
+        if not self._loss_fits:
+            refuse_unfit_loss(self.problem, self._matrix)
+            self._loss_fits = True
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self._matrix.split

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
+from spectra.curvature.losses import CustomLoss
 from spectra.curvature.notes import model_notes
 from spectra.curvature.problem import Problem, Processes, choose_parameters
 from spectra.errors import SpectraError
@@ -89,6 +90,8 @@ def load_problem(
     if batch_size is None:
         batch_size = fitting_batch_size(problem, len(examples), memory)
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
+        if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
+            value = evaluate(problem)
     record = {
         "parameters": problem.size,
         "parameters_in_all": sum(p.numel() for p in network.parameters()),
