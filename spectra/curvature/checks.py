@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from spectra.curvature.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.curvature.problem import Problem
 from spectra.curvature.reached import output_depends
