@@ -4,6 +4,8 @@ import copy
 import random
 import subprocess
 import sys
+import warnings
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -302,6 +304,58 @@ def model_in_eval(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module.training = False
     return model
+
+
+def test_hooks_that_look_on_are_left_out_of_recordings(tmp_path):
+    """They are called once, to know that they do: at the start, or where they come later."""
+    model, calls = network(), Counter()
+
+    def counting(name):
+        return lambda *_: calls.update([name])
+
+    handle = model[0].register_forward_pre_hook(counting("before"))
+    model[2].register_forward_hook(lambda module, x, y: calls.update(["after"]))
+    model[5].register_forward_hook(lambda module, x, keywords, y: calls.update(["keywords"]), with_kwargs=True)
+    everywhere = nn.modules.module.register_module_forward_hook(counting("everywhere"))
+    try:
+        watch = spectra.watch(model, LOSS, (X, Y), tmp_path, every=1, products=40, k=2)
+        once = calls.copy()
+        assert set(once.values()) == {1, len(model) + 1}  # the last of every module
+        assert watch(0)
+        assert calls == once
+        handle.remove()
+        model[6].register_forward_hook(counting("late"))
+        for step in (1, 2):
+            assert watch(step)
+            assert calls == once + Counter(["late"])
+        model(X)
+        assert calls["late"] == 2
+        assert calls["before"] == 1
+        assert calls["after"] == 2
+    finally:
+        everywhere.remove()
+
+
+def halve(module, x, y) -> None:
+    y.mul_(0.5)
+
+
+def test_hooks_that_change_what_the_model_computes_stay(tmp_path):
+    """In place, by what they return, or by a weight that they make, as weight_norm does."""
+    model = network()
+    model[0].register_forward_hook(lambda module, x, y: 1.5 * y)
+    model[5].register_forward_hook(halve)
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        nn.utils.weight_norm(model[6])
+    watch = spectra.watch(model, LOSS, (X, Y), tmp_path, every=1, products=60, k=2)
+    with torch.no_grad():
+        model[6].weight_v += 0.3  # of which the weight is made by a hook
+    found = watch(0)
+    batches = spectra.cut_batches(X, Y, torch.arange(len(X)), 40)
+    for module in model.modules():
+        module.training = False
+    spectrum = torch.linalg.eigvalsh(dense_matrix(spectra.Curvature(spectra.Problem(model, LOSS, batches), "hessian")))
+    assert found.eigenpairs["hessian"].values[0].abs() == pytest.approx(spectrum.abs().max().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("products", [22, 26, 47, 150, 400])

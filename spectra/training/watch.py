@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from spectra.inputs.model import uncompiled
 from spectra.inputs.problem import DTYPES, to_kind, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.results import make_record, prepare_directory, save
+from spectra.training.observers import forward_hooks, observers, without_observers
 from spectra.training.shares import Found, least, measure
 from spectra.training.undisturbed import undisturbed
 
@@ -54,7 +56,8 @@ class Watch:
 
     A call at a step that `every` divides leaves OUT/step-000100/eig.json, eig.npz and trace.json and returns a
     Recording, others return None. Training is unchanged, bit for bit (see `undisturbed`). Starting vectors and probes
-    are the same at every step: a curve over training shows the matrix and not the draws.
+    are the same at every step: a curve over training shows the matrix and not the draws. Forward hooks that only look
+    on, as those that log activations, are left out of recordings, but for one call each, which shows that they do.
 
     A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is told in one line, by
     Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
@@ -105,7 +108,8 @@ class Watch:
         self.tolerance, self.rtol, self.seed, self.memory = tolerance, rtol, seed, memory
         self.save_vectors, self.options = save_vectors, options
         self._refuse_numbers()
-        with undisturbed(self.model):
+        self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
+        with undisturbed(self.model), self._unobserved():
             self._first_look()
 
     def __call__(self, step: int) -> Recording | None:
@@ -113,7 +117,7 @@ class Watch:
         if step % self.every or not first_process():
             return None
         try:
-            with undisturbed(self.model):
+            with undisturbed(self.model), self._unobserved():
                 return self._record(step)
         except Exception as error:
             told = error if isinstance(error, SpectraError) else describe(error)
@@ -140,6 +144,18 @@ class Watch:
         for name in self.curvature:
             Curvature(problem, name, self.memory, products=0).prepare()
         prepare_directory(self.out)
+
+    @contextmanager
+    def _unobserved(self) -> Iterator[None]:
+        """Inside, no forward hook is called that only looks on; to know which do, each is called once."""
+        model = uncompiled(self.model)
+        if new := forward_hooks(model) - self._hooks:
+            problem = self._problem()
+            with torch.no_grad(), without_observers(model, self._observers):
+                found = observers(model, new, lambda: problem.output(problem.batches[0]))
+            self._hooks, self._observers = self._hooks | new, self._observers | found
+        with without_observers(model, self._observers):
+            yield
 
     def _problem(self) -> Problem:
         """The problem at the present parameters, its examples beside them."""
