@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rank_cases import CASES, PROBLEMS, answers, problem
 
 from spectra.cli import run
 from spectra.cluster import ranks
+from spectra.cluster.siblings import Siblings
 from spectra.curvature.batches import share
 from spectra.curvature.problem import Processes
 
@@ -42,14 +44,17 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def run_ranks(count: int, *command: str, cwd: Path | None = None) -> list[subprocess.CompletedProcess]:
-    """The command on so many ranks, as torchrun would start it; all are ended where they take too long."""
+def run_ranks(count: int, *command: str, cwd: Path | None = None, **more: str) -> list[subprocess.CompletedProcess]:
+    """The command on so many ranks, as torchrun would start it; all are ended where they take too long.
+
+    `more` is set in the environment of each.
+    """
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     environment = os.environ | {name: str(value) for name, value in shared.items()} | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, *command],
-            env=environment | {"RANK": str(i), "LOCAL_RANK": str(i)},
+            env=environment | {"RANK": str(i), "LOCAL_RANK": str(i)} | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -139,7 +144,7 @@ def test_torchrun_writes_once_what_one_process_writes(tmp_path, capfd):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [*torchrun, *command, str(tmp_path / "two")]
     ended = subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT, env=environment)
-    assert ended.returncode == 0, ended.stderr
+    assert (ended.returncode, ended.stderr) == (0, "")
     two = json.loads(ended.stdout)  # one object: rank 1 prints nothing
     assert json.loads((tmp_path / "two/eig.json").read_text()) == two
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["eig.json", "eig.npz"]
@@ -274,6 +279,94 @@ def test_a_rank_that_fails_ends_the_job_with_one_line(tmp_path, data, model, lin
     assert len([text for text in lines if text.startswith("spectra:")]) == 1, lines
     assert any(text.startswith(line) for text in lines), lines
     assert not any((tmp_path / "out").glob("*.json"))
+
+
+ENDED = """
+import os, signal, threading, time
+
+def end():
+    os.kill(os.getpid(), int(os.environ["BY"]))
+
+mine, where = os.environ.get("RANK") == os.environ["WHOSE"], os.environ["WHERE"]
+if mine and where == "start":
+    end()
+"""
+ENDING = """
+import time, torch
+from sitecustomize import end, mine, where
+
+def data():
+    if where == "data":
+        end() if mine else time.sleep(1)
+    return torch.rand(40, 1, 8, 8), torch.zeros(40, dtype=torch.int64)
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = torch.nn.Linear(64, 10), 0
+
+    def forward(self, x):
+        self.calls += 1
+        if mine and where == "products" and self.calls == 25:
+            end()
+        return self.layer(x.flatten(1))
+"""
+LOST = "spectra: a rank has ended without a word"
+NEVER = "spectra: torchrun: rank {} of 2 has no process on this machine"
+
+
+@pytest.mark.parametrize(
+    ("whose", "where", "by", "line"),
+    [
+        (0, "start", signal.SIGKILL, NEVER.format(0)),
+        (1, "start", signal.SIGKILL, NEVER.format(1)),
+        (0, "data", signal.SIGKILL, LOST),
+        (0, "products", signal.SIGKILL, LOST),
+        (0, "products", signal.SIGTERM, "spectra: terminated"),
+        (1, "products", signal.SIGTERM, "spectra: rank 1: terminated"),
+    ],
+)
+def test_a_rank_that_is_ended_from_outside_ends_the_job_with_one_line(tmp_path, whose, where, by, line):
+    """Whoever it is and wherever it was, met by the others or not; and no word of C++."""
+    (tmp_path / "sitecustomize.py").write_text(ENDED)
+    (tmp_path / "ending.py").write_text(ENDING)
+    command = ["eig", "--model", "ending.py:Net", "--data", "ending.py:data", "-k", "3", "--memory", "0", "--json"]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    settings = {"WHOSE": str(whose), "WHERE": where, "BY": str(int(by)), "PYTHONPATH": path}
+    begun = time.monotonic()
+    ended = run_ranks(2, "-m", "spectra", *command, "--device", "cpu", cwd=tmp_path, **settings)
+    assert where != "start" or time.monotonic() - begun < 20
+    assert ended[whose].returncode == (143 if by is signal.SIGTERM else -by)
+    assert ended[1 - whose].returncode == 2
+    assert ended[0].stdout == ended[1].stdout == ""
+    (told,) = (ended[0].stderr + ended[1].stderr).splitlines()
+    assert told.startswith(line)
+
+
+def test_ranks_of_other_jobs_are_not_missed(monkeypatch):
+    """Nor those that are not on this machine; one that ends is, although nobody has asked how it ended."""
+    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    sleeping = [sys.executable, "-c", "input()"]
+    started = [
+        subprocess.Popen(sleeping, env=os.environ | other, stdin=subprocess.PIPE)
+        for other in ({"RANK": "1"}, {"RANK": "2", "MASTER_PORT": "2"})
+    ]
+    try:
+        siblings = Siblings()
+        siblings.look()
+        assert (siblings.living(), siblings.gone(), siblings.never_seen()) == ({1}, set(), set())
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        assert siblings.never_seen() == {2}
+        started[0].kill()
+        while siblings.living():
+            time.sleep(0.01)
+        assert siblings.gone() == {1}
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 FULL = """

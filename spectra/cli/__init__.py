@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
+import threading
 import traceback
+import warnings
 
 import click
 
@@ -19,6 +22,7 @@ from spectra.cli.landscape import landscape
 from spectra.cli.layers import layers
 from spectra.cli.plot import plot
 from spectra.cli.report import report
+from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.sweep import sweep
 from spectra.cli.trace import trace
@@ -58,7 +62,7 @@ for command in (eig, trace, density, inspect, plot, demo, sweep, compare, layers
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted, 143 terminated."""
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, some are closed
+    open_streams()
     sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
     if "GOMP_SPINCOUNT" not in os.environ:
         # Threads that wait for each other then sleep: where another job shares a core, spinning makes a product of 2 ms
@@ -70,6 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments[:1] and arguments[0] in ALONE:
             sys.exit(0)
         be_quiet()
+    if ranks.world() > 1 and arguments[:1] and arguments[0] not in ALONE:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a store that has gone is told with C++ frames
+        Sentinel(end).start()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of PyTorch by PyTorch or by us
     status = run(arguments)
     ignore_signals()
     # The answer stands: what user code still prints at exit must not follow it.
@@ -78,10 +86,40 @@ def main(arguments: list[str] | None = None) -> None:
     if status in (INTERRUPTED, TERMINATED) or ranks.world() > 1:
         # CPython ends by the signal itself, not by our status, where Ctrl-C came in code that `exec` ran (dataclasses do).
         # And threads that talk to other ranks may not be heard out: one of those may have ended.
-        atexit._run_exitfuncs()
+        if status in (0, 1) or ranks.world() == 1:  # they may wait for a process that waits for a rank
+            atexit._run_exitfuncs()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def end(message: str, lost: bool, status: int) -> None:
+    """Speak and end the process, from a thread beside a main thread that cannot."""
+    complain(message, lost)
+    os._exit(status)
+
+
+def open_streams() -> None:
+    """Streams that are closed lead nowhere; what a full or broken standard error does not take is lost, and no error."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor, which is this one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    raw = Forgiving(2, "w", closefd=False)
+    settings = {"encoding": getattr(sys.stderr, "encoding", "utf-8"), "errors": "backslashreplace"}
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True, **settings)
+
+
+class Forgiving(io.FileIO):
+    """Takes whatever is written."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def be_quiet() -> None:
@@ -98,7 +136,10 @@ def run(arguments: list[str]) -> int:
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__ or error
         terminated = isinstance(cause, Terminated)
-        complain("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
+        if lost := ranks.lost_one():  # and what started the ranks ends the others for that
+            complain(ranks.SILENT, lost)
+        else:
+            complain("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
         return TERMINATED if terminated else INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -109,9 +150,29 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
     except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
         show_traceback()
-        first = str(error).strip().partition("\n")[0]
-        complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)", ranks.missing_another(error))
+        if lost := ranks.world() > 1 and ranks.missing_another(error):
+            complain(ranks.SILENT, lost)
+        elif short := out_of_memory(error):
+            complain(short)
+        else:
+            first = str(error).strip().partition("\n")[0]
+            complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)")
     return 2
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to say where memory has run out in a place that names no argument; else nothing."""
+    if isinstance(error, MemoryError) or "torch" in sys.modules:
+        from spectra.errors import describe
+        from spectra.memory import shortage
+
+        if cause := shortage(error):
+            way_out = "take a smaller one, less --memory or fewer --samples; of results, name fewer or smaller ones"
+            return f"--batch-size: out of memory ({describe(cause)}); {way_out}"
+    return ""
+
+
+_speaking = threading.Lock()  # taken once by a rank of several, by the thread that ends it
 
 
 def complain(message: str, lost: bool = False) -> None:
@@ -120,13 +181,15 @@ def complain(message: str, lost: bool = False) -> None:
     Of several ranks one speaks; `lost` tells that this one only misses another.
     """
     if ranks.world() > 1:
-        ignore_signals()  # what started the ranks ends all where one has left
+        _speaking.acquire()
+        if threading.current_thread() is threading.main_thread():
+            ignore_signals()  # what started the ranks ends all where one has left
     if (message := ranks.wording(message, lost)) is not None:
         line = "".join(character for character in " ".join(message.split()) if character.isprintable())
         middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
         print("spectra:", middle, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
-    if not lost:
-        ranks.leave()
+    if not lost or message is not None:
+        ranks.leave(lost)
 
 
 def show_traceback() -> None:

@@ -28,6 +28,11 @@ def _end(number: int, _frame: object) -> None:
     raise _received[0]
 
 
+def received() -> bool:
+    """Whether the main thread has had such a signal."""
+    return bool(_received)
+
+
 def raise_received() -> None:
     """Once more, where a signal found the program in a callback, out of which Python lets no exception pass."""
     if _received:

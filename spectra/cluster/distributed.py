@@ -27,6 +27,9 @@ from spectra.operator import SymmetricOperator, placed
 from spectra.vectors import from_part, local, sizes, whole
 
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that ends is missed at once
+# Torch 2.14 has new names for these two, and warns of the old ones.
+ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _joined = None  # the Ranks, once there
 
@@ -55,7 +58,7 @@ def join(device: torch.device) -> Ranks:
     if _joined is not None:
         return _joined
     store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    ranks.meet(dist.PrefixStore("spectra", store))
+    ranks.meet(dist.PrefixStore("spectra", store.clone()))
     if device.type == "cuda":
         place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= count:
@@ -115,7 +118,7 @@ class Distributed:
         padded = part.new_zeros(most, *shape)
         padded[: len(part)] = part
         gathered = part.new_empty(most * self.mesh.size(), *shape)
-        dist.all_gather_into_tensor(gathered, padded)
+        ALL_GATHER(gathered, padded)
         return gathered[: self.shape[0]]
 
     def _scattered(self, products: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class Distributed:
         padded[: len(products)] = products
         if dist.get_backend() == "nccl":
             mine = products.new_empty(most, *shape)
-            dist.reduce_scatter_tensor(mine, padded)
+            REDUCE_SCATTER(mine, padded)
         else:  # gloo's reduce-scatter is an all-reduce in torch 2.15, which moves twice as much
             pieces = torch.empty_like(padded)
             dist.all_to_all_single(pieces, padded)

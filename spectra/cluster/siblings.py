@@ -1,0 +1,71 @@
+"""The other ranks of this job on this machine: whether each of them is still there.
+
+A rank that is killed tells nobody, and nobody misses it before the ranks have met. Linux shows with which environment
+each process of a user was started, and torchrun names the rank there. On other systems nothing is known. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+PROCESSES = Path("/proc")
+JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+
+
+class Process(NamedTuple):
+    """A process, also where its number is given to another one later."""
+
+    pid: int
+    started: int  # in clock ticks since the machine started
+
+
+class Siblings:
+    """The processes of other ranks that `look` has found so far, by rank."""
+
+    def __init__(self):
+        self.found: dict[int, set[Process]] = {}
+        self._own = os.getpid()
+
+    def look(self) -> None:
+        """Find the processes that were started as ranks of this job."""
+        wanted = {name: os.environ.get(name) for name in JOB}
+        for entry in PROCESSES.glob("[0-9]*"):
+            pid = int(entry.name)
+            with suppress(OSError, ValueError, UnicodeDecodeError):
+                environment = dict(
+                    pair.split("=", 1) for pair in (entry / "environ").read_bytes().decode().split("\0") if "=" in pair
+                )
+                if pid != self._own and all(environment.get(name) == value for name, value in wanted.items()):
+                    number = int(environment.get("RANK", ""))
+                    if number != int(os.environ["RANK"]) and (started := start_of(pid)) is not None:
+                        self.found.setdefault(number, set()).add(Process(pid, started))
+
+    def living(self) -> set[int]:
+        """The ranks found of which a process is still there."""
+        return {number for number, processes in self.found.items() if any(map(lives, processes))}
+
+    def gone(self) -> set[int]:
+        """The ranks found of which no process is there any more."""
+        return self.found.keys() - self.living()
+
+    def never_seen(self) -> set[int]:
+        """The ranks that belong on this machine, where the launcher tells that, and have not been found."""
+        own, count = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE") or 0)
+        first = own - int(os.environ["LOCAL_RANK"])
+        return set(range(first, first + count)) - {own} - self.found.keys() if PROCESSES.exists() else set()
+
+
+def lives(process: Process) -> bool:
+    return start_of(process.pid) == process.started
+
+
+def start_of(pid: int) -> int | None:
+    """When the process was started; None where it has ended, even if nobody has asked for its exit status yet."""
+    try:
+        fields = (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # man 5 proc: state is the third field, starttime the 22nd
