@@ -11,6 +11,10 @@ class SpectraError(Exception):
     """
 
 
+class OutOfMemory(SpectraError):
+    """Memory has run out; the message names the argument by which less is taken."""
+
+
 def describe(error: BaseException) -> str:
     """Type and first line of an exception, cut where it is long: `ValueError: width must be positive`."""
     lines = str(error).strip().splitlines()

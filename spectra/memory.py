@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from spectra.errors import OutOfMemory, describe
 
 SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
 _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
@@ -41,6 +44,33 @@ def memory_share(device: torch.device) -> int:
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             total = min(total, int(text))
     return int(min(SHARE * total, free / 2))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it tells that memory has run out: PyTorch on any device, NumPy, Python, or the system."""
+    signs = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+
+
+@contextmanager
+def taking_memory(argument: str, way_out: str) -> Iterator[None]:
+    """Raise OutOfMemory in these words where memory runs out inside, whatever has been made of that on its way."""
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        if (cause := shortage(error)) is None:
+            raise
+        raise OutOfMemory(f"{argument}: out of memory ({describe(cause)}); {way_out}") from error
+
+
+def shortage(error: BaseException | None) -> BaseException | None:
+    """The error of those behind this one, itself included, that tells that memory has run out."""
+    while error is not None and not out_of_memory(error):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def available(total: int) -> int:

@@ -35,15 +35,24 @@ def inspect_text(record: dict[str, Any]) -> str:
 def inspect_parts(record: dict[str, Any]) -> list[str | Table]:
     """The model, its checkpoint and layers; with data what the loss is there, and what commands will cost."""
     problem, results = record["problem"], record["results"]
-    parts: list[str | Table] = [model_line(problem), checkpoint_line(problem), ""]
-    parts.append(layer_table(problem["layers"]))
+    parts = model_parts(problem)
     if problem["data"]:
-        parts += ["", data_line(problem), *problem["notes"], "", cost_table(results)]
+        parts += [*data_parts(problem), "", cost_table(results)]
         if any(e["method"] == "gram" for r in results for e in worth_telling(r["estimates"])):
             parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
         if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
             parts.append("> at least: how much more, the pilot run cannot tell")
     return parts
+
+
+def model_parts(problem: dict[str, Any]) -> list[str | Table]:
+    """What is known once the model is there."""
+    return [model_line(problem), checkpoint_line(problem), "", layer_table(problem["layers"])]
+
+
+def data_parts(problem: dict[str, Any]) -> list[str | Table]:
+    """What the data show of it."""
+    return ["", data_line(problem), *problem["notes"]]
 
 
 def model_line(problem: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """`pytest --networks N`: how many random networks test_random_networks.py makes."""
 
+import math
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -23,3 +25,10 @@ def pytest_configure(config):
 def batches_as_given(monkeypatch):
     """Batches stay as they are, however small: sums over them are what is tested."""
     monkeypatch.setattr("spectra.curvature.batches.SMALL", 0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_of_slow_work(monkeypatch):
+    """On a crowded machine every command may be one that takes long: what it tells then is tested by itself."""
+    monkeypatch.setattr("spectra.cli.progress.LATE", math.inf)
+    monkeypatch.setattr("spectra.cli.progress.IN_ANY_CASE", math.inf)

@@ -7,7 +7,7 @@ cancels, and the errors are those of the differences. Knows operators, nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -20,6 +20,7 @@ from spectra.analysis.frobenius import FrobeniusProducts, frobenius_products
 from spectra.analysis.pairs import Ends, Pair, compare_pair
 from spectra.analysis.portrait import Portrait, common_basis, find_measure, portray, timed
 from spectra.errors import SpectraError
+from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
 from spectra.vectors import without_autocast
@@ -77,8 +78,7 @@ def compare(
     Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
     """
     n = common_size(operators)
-    if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+    refuse_k(k, n)
     limit = math.inf if max_products is None else max_products
     seed = int(torch.randint(2**62, (), generator=generator))
 
@@ -113,12 +113,16 @@ def compare(
 
 def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
     sizes = {name: operator.shape[0] for name, operator in operators.items()}
-    if len(sizes) < 2:
-        named = " ".join(sizes) or "(none)"
-        raise SpectraError(f"--curvature {named}: there is nothing to compare it with; name two matrices or more")
+    refuse_alone(sizes)
     if len(set(sizes.values())) > 1:
         raise SpectraError(f"matrices: of different sizes, {sizes}; compare those of one problem")
     return next(iter(sizes.values()))
+
+
+def refuse_alone(names: Collection[str]) -> None:
+    if len(names) < 2:
+        named = " ".join(names) or "(none)"
+        raise SpectraError(f"--curvature {named}: there is nothing to compare it with; name two matrices or more")
 
 
 def multiply(

@@ -10,6 +10,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.problem import to_kind
 from spectra.inputs.transform import choose_transform
+from spectra.memory import taking_memory
 
 OPTION = "--held-out"
 
@@ -23,8 +24,9 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     Raises SpectraError, as loading the first data did.
     """
     try:
-        examples = load_data(data, None, problem.seed, choose_transform(transform, model))
-        inputs, targets = (to_kind(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets))
+        with taking_memory(f"{OPTION} {data}", "name fewer examples"):
+            examples = load_data(data, None, problem.seed, choose_transform(transform, model))
+            inputs, targets = (to_kind(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets))
         width = max(map(len, problem.batches))
         batches = cut_batches(inputs, targets, examples.indices.to(problem.device), width)
         other = replace(problem, batches=batches)

@@ -91,13 +91,18 @@ def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[
     """
     every, generator = joined(problem.batches), torch.Generator().manual_seed(seed)
     sizes, width = sorted(set(sizes)), max(map(len, problem.batches))
-    if sizes[-1] > len(every):
-        raise SpectraError(f"--subsample {sizes[-1]}: there are {len(every):,} examples; name smaller numbers")
-    if len(sizes) < 2:
-        raise SpectraError(f"--subsample {sizes[0]}: one size shows no trend; name two or more, as 256,512,1024")
+    refuse_sizes(sizes, len(every))
     for chain in range(CHAINS):
         order = torch.randperm(len(every), generator=generator).to(every.indices.device)
         for size in sizes:
             chosen = every.part(order[:size].sort().values)
             batches = cut_batches(chosen.inputs, chosen.targets, chosen.indices, width)
             yield chain, size, replace(problem, batches=batches)
+
+
+def refuse_sizes(sizes: Sequence[int], examples: float = math.inf) -> None:
+    """Raise SpectraError where subsets of these sizes, out of so many examples, show no trend."""
+    if max(sizes) > examples:
+        raise SpectraError(f"--subsample {max(sizes)}: there are {examples:,} examples; name smaller numbers")
+    if len(set(sizes)) < 2:
+        raise SpectraError(f"--subsample {sizes[0]}: one size shows no trend; name two or more, as 256,512,1024")

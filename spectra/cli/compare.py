@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from spectra.cli.options import SAVE_EVERY, with_data
+from spectra.cli.progress import progress_line
 from spectra.cli.session import Session
-from spectra.cli.terminal import finish, note, prints_to_stderr, progress_line
+from spectra.cli.terminal import finish, note, prints_to_stderr
 from spectra.cli.together import Prepared, Together
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
@@ -50,15 +53,45 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
         from spectra.report_compare import compare_arrays, compare_text
 
         session = Session()
+        refuse_at_once(options["curvature"], subsample)
         session.load()
+        other = other_data(session)
         with session.resumable():
-            record, figures = answered(session, k, probes, steps)
+            record, figures = answered(session, other, k, probes, steps)
         record["figures"] = session.draw(figures) if options["out"] else []
         session.write(record, compare_arrays(record))
     return finish(record, options["as_json"], compare_text(record))
 
 
-def answered(session: Session, k: int, probes: int, steps: int) -> tuple[dict, dict]:
+def refuse_at_once(names: Sequence[str], sizes: Sequence[int] | None) -> None:
+    """Raise SpectraError where there are no two matrices, or no two sizes of subsets."""
+    from spectra.analysis.comparison import refuse_alone
+    from spectra.analysis.subsample import refuse_sizes
+
+    refuse_alone(dict.fromkeys(names))
+    if sizes:
+        refuse_sizes(sizes)
+
+
+def other_data(session: Session):
+    """The problem on the data held out, and what is to be said of them; None where none are.
+
+    Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
+    """
+    from spectra.analysis.held_out import on_other_data
+    from spectra.analysis.subsample import refuse_sizes
+
+    options, problem = session.options, session.loaded.problem
+    if options["subsample"]:
+        refuse_sizes(options["subsample"], session.loaded.record["samples"])
+    if not options["held_out"]:
+        return None
+    with progress_line("held-out data") as line:
+        line.stage("loading")
+        return on_other_data(problem, options["held_out"], options["transform"], options["model"])
+
+
+def answered(session: Session, other, k: int, probes: int, steps: int) -> tuple[dict, dict]:
     """The record, and the figures that go with it by their names."""
     from spectra.analysis.classes import class_count
     from spectra.plots.comparison import comparison_figure
@@ -77,11 +110,12 @@ def answered(session: Session, k: int, probes: int, steps: int) -> tuple[dict, d
     for entry, m in zip(results, found, strict=True):
         entry |= outlier_entry(m.answer.measure, classes)
     figures, more = {"compare": comparison_figure(comparison)}, {}
-    if session.options["held_out"]:
-        told, others, again = on_held_out(session, together, matrices, comparison, k, probes, steps)
+    if other:
+        there, more["held_out"] = other
+        others, again = on_held_out(session, there, together, matrices, comparison, k, probes, steps)
         results += compare_results(others, k)
         pairs += [entry for one in again.values() for entry in pair_entries(one)]
-        figures["compare-held-out"], more["held_out"] = held_out_figure(again), told
+        figures["compare-held-out"] = held_out_figure(again)
     if session.options["subsample"]:
         of_sizes = on_subsets(session, together, names, k)
         more["subsample"] = subsample_entries(of_sizes, comparison, session.loaded.record["samples"])
@@ -155,12 +189,8 @@ def levels(problem, comparison) -> dict:
         return {}
 
 
-def on_held_out(session: Session, together: Together, matrices: dict[str, Prepared], comparison, k, probes, steps):
-    """What is to be said of the other data; measurements there; every matrix compared with itself there."""
-    from spectra.analysis.held_out import on_other_data
-
-    options = session.options
-    other, told = on_other_data(session.loaded.problem, options["held_out"], options["transform"], options["model"])
+def on_held_out(session: Session, other, together: Together, matrices: dict, comparison, k, probes, steps):
+    """Measurements on the other data; every matrix compared with itself there."""
     found, comparisons = [], {}
     for name, matrix in matrices.items():
         there = f"{name}, held out"
@@ -169,7 +199,7 @@ def on_held_out(session: Session, together: Together, matrices: dict[str, Prepar
         comparisons[name] = one = compared(session, two, k, probes, steps, known)
         portrait = one.portraits[there]
         found.append((there, two[there].measured(portrait, portrait.products, portrait.seconds)))
-    return told, [renamed(name, m) for name, m in found], comparisons
+    return [renamed(name, m) for name, m in found], comparisons
 
 
 def renamed(name: str, measurement):

@@ -7,6 +7,7 @@ from functools import partial
 import click
 
 from spectra.cli.options import Positive, model_and_output
+from spectra.cli.progress import progress_line, tell_heading
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
 
@@ -32,30 +33,41 @@ def inspect(k, tol, rtol, **options) -> int:
 
         session = Session()
         if options["data"] is not None:
-            session.load()
-            add_evaluation(session.loaded)
+            session.load(heading=with_layers)
+            tell_heading(with_gradient(session.loaded))
             found = session.measure(partial(look_ahead, k=k, tolerance=tol, rtol=rtol))
         else:
+            session.prepare(options["out"])
             session.loaded, found = without_data(options), []
         record = session.record(found, inspect_results(found))
         session.write(record, {})
     return finish(record, options["as_json"], inspect_text(record))
 
 
-def add_evaluation(loaded) -> None:
-    """What the layers, the checkpoint and the data are, into the record."""
+def with_layers(loaded) -> str:
+    """What the layers and the checkpoint are, into the record; and how that reads."""
     from dataclasses import asdict
 
-    from spectra.curvature.gradients import mean_gradient
     from spectra.inspection import layers
-    from spectra.operator import norm
+    from spectra.report import rendered
+    from spectra.report_inspect import model_parts
 
     problem = loaded.problem
-    loaded.record.update(
-        layers=[asdict(layer) for layer in layers(problem.model, problem.parameters)],
-        checkpoint_match=loaded.checkpoint,
-        gradient_norm=norm(mean_gradient(problem)),
-    )
+    found = [asdict(layer) for layer in layers(problem.model, problem.parameters)]
+    loaded.record.update(layers=found, checkpoint_match=loaded.checkpoint)
+    return rendered(*model_parts(loaded.record))
+
+
+def with_gradient(loaded) -> str:
+    """The same with the gradient's norm, for all the data."""
+    from spectra.curvature.gradients import mean_gradient
+    from spectra.operator import norm
+    from spectra.report import rendered
+    from spectra.report_inspect import data_parts, model_parts
+
+    with progress_line("gradient"):
+        loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
+    return rendered(*model_parts(loaded.record), *data_parts(loaded.record))
 
 
 def without_data(options):
@@ -65,11 +77,7 @@ def without_data(options):
     from spectra.curvature.problem import choose_parameters
     from spectra.inputs.problem import Loaded, load_model, versions
     from spectra.inspection import layers
-    from spectra.results import prepare_directory, remove_empty
 
-    if options["out"]:
-        made = prepare_directory(options["out"], "inspect")
-        click.get_current_context().call_on_close(partial(remove_empty, made))
     model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, options["params"])
     record = {

@@ -13,8 +13,10 @@ from typing import Any
 import click
 
 from spectra.cli.config import refuse_changed
+from spectra.cli.early import load_suited, refuse_at_once
+from spectra.cli.progress import begin_work, progress_line, tell_heading
 from spectra.cli.reuse import eigenpairs, source
-from spectra.cli.terminal import note, progress_line
+from spectra.cli.terminal import LESS_MEMORY, note, usual_heading
 from spectra.cluster import ranks
 from spectra.measurement import Measurement, measured
 
@@ -32,34 +34,54 @@ class Session:
         self.state = None  # of a command that can be resumed
         self.processes = None  # torchrun's ranks; this one alone
 
-    def load(self, home: Path | None = None):
-        """The problem, ready for products, and its record; `home` is where files go, --out unless given."""
-        from inspect import signature
+    def load(self, home: Path | None = None, heading: Callable[[Any], str] = usual_heading):
+        """The problem, ready for products, and its record; `home` is where files go, --out unless given.
 
-        from spectra.inputs.problem import choose_device, load_problem
-        from spectra.memory import memory_share, settled_share
-        from spectra.results import prepare_directory, remove_empty
-        from spectra.vectors import without_autocast
+        What can be refused before the model is built, or before data are read, is refused then. In the end the
+        `heading` of the answer is told.
+        """
+        refuse_at_once(self.options)
+        with progress_line("loading") as line:
+            line.stage("PyTorch")
+            from spectra.inputs.problem import choose_device
+            from spectra.memory import memory_share, settled_share
+            from spectra.vectors import without_autocast
 
-        device = choose_device(self.options["device"])
-        self.processes = processes(device)
-        if self.first and (home := home or self.options["out"]):
-            self.context.call_on_close(partial(remove_empty, prepare_directory(home, self.command)))
-        if self.options["out"] and "save_every" in self.options:
-            directory = self.options["out"] / f"{self.command}.state"
-            self.state = open_state(directory, self.options["save_every"], self.processes)
-        settled = self.state and self.state.settled
-        share = settled["memory_share"] if settled else memory_share(device)
-        share = self.processes.least(share)
-        self.context.with_resource(settled_share(share))
-        named = {name: self.options[name] for name in signature(load_problem).parameters if name in self.options}
-        self.loaded = load_problem(**named, processes=self.processes)
-        self.context.with_resource(without_autocast())  # which the user's file may have switched on
-        refuse_changed(self.context, self.loaded.record)
-        if self.state:
-            self.context.call_on_close(self.state.close)
-            self.state.begin(self.fingerprint(), {"memory_share": share})
+            device = choose_device(self.options["device"])
+            line.stage("waiting for the other ranks")
+            self.processes = processes(device)
+            begin_work()
+            self.prepare(home or self.options["out"])
+            if self.options["out"] and "save_every" in self.options:
+                directory = self.options["out"] / f"{self.command}.state"
+                self.state = open_state(directory, self.options["save_every"], self.processes)
+            settled = self.state and self.state.settled
+            share = settled["memory_share"] if settled else memory_share(device)
+            share = self.processes.least(share)
+            self.context.with_resource(settled_share(share))
+            self.loaded = load_suited(self.context, self.checks, self.processes, line.stage)
+            self.context.with_resource(without_autocast())  # which the user's file may have switched on
+            refuse_changed(self.context, self.loaded.record)
+            if self.state:
+                self.context.call_on_close(self.state.close)
+                self.state.begin(self.fingerprint(), {"memory_share": share})
+        tell_heading(heading(self.loaded))
         return self.loaded
+
+    def prepare(self, home: Path | None) -> None:
+        """See that files can be written there; a directory that is made for that goes if nothing comes into it."""
+        from spectra.results import prepare_directory, remove_empty
+
+        if home and self.first:
+            self.context.call_on_close(partial(remove_empty, prepare_directory(home, self.command)))
+
+    @property
+    def checks(self) -> int:
+        """Products that go to seeing that a matrix is one; none where too few would be left."""
+        from spectra.operator import CHECKS
+
+        limit = self.options["max_products"]
+        return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
 
     @property
     def first(self) -> bool:
@@ -146,9 +168,11 @@ class Session:
     def resumable(self) -> Iterator[None]:
         """Tell where what is done is held, if interrupted; leave nothing after an error that would come again."""
         from spectra.errors import SpectraError
+        from spectra.memory import taking_memory
 
         try:
-            yield
+            with taking_memory(*LESS_MEMORY[self.command]):
+                yield
         except SpectraError:
             if self.state and not self.state.settled:  # else what an earlier run has done would be lost
                 self.state.remove()
@@ -169,11 +193,10 @@ class Session:
             counted = Counting(operator)
             generator = torch.Generator().manual_seed(self.options["seed"])
             limit = self.options["max_products"]
-            checked = limit is None or limit >= SMALLEST_CHECKED
-            noise = check_operator(counted, generator) if checked else None
+            noise = check_operator(counted, generator) if self.checks else None
             room = None if limit is None else (limit - counted.products) // 4  # for the checks of known eigenpairs
             agree = self.processes.least
-            known = eigenpairs(earlier, counted, matrix.name, agree, most=room) if earlier and checked else None
+            known = eigenpairs(earlier, counted, matrix.name, agree, most=room) if earlier and self.checks else None
             spent = counted.products
             answer = method(
                 counted,

@@ -1,4 +1,4 @@
-"""What passes over the terminal: progress and the user's own prints on standard error, the answer on standard output."""
+"""What passes over the terminal: notes and the user's own prints on standard error, the answer on standard output."""
 
 from __future__ import annotations
 
@@ -6,31 +6,49 @@ import ctypes
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from spectra.cli.signals import raise_received
+import click
+
+from spectra.cli.progress import Telling, clear_line
 from spectra.errors import SpectraError
 
-LONG = 3000  # rows of a Gram matrix whose eigenvalues take seconds, of which nothing can be told on the way
+_printed = ""  # of the present command's answer, before the rest of it was known
 
 
 def note(text: str) -> None:
     """One line on standard error."""
+    clear_line()
     print(f"spectra: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Whatever a user's code prints inside, even from C, goes to standard error."""
+    """Whatever a user's code prints inside, even from C, goes to standard error, as does progress.
+
+    The heading of the answer goes where the answer will; with --json that is standard error too.
+    """
+    global _printed
+    context = click.get_current_context(silent=True)
+    as_json = bool(context and context.params.get("as_json"))
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, stdout = os.dup(1), sys.stdout
+
+    def print_at_once(text: str) -> None:
+        if as_json:
+            print(text, end="", file=sys.stderr, flush=True)
+        else:
+            with suppress(OSError):  # the rest of the answer will meet the same
+                os.write(kept, text.encode(stdout.encoding or "utf-8", "replace"))
+
     os.dup2(2, 1)
-    stdout, sys.stdout = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr
+    telling = Telling(print_at_once, (sys.stderr if as_json else stdout).isatty())
     try:
-        yield
+        with telling:
+            yield
     except SystemExit as error:
         text = f"code of yours ended the program (SystemExit: {error.code}); take that out of it"
         raise SpectraError(f"--model, --data, --transform or --loss: {text}") from error
@@ -39,44 +57,7 @@ def prints_to_stderr() -> Iterator[None]:
         sys.stdout = stdout
         os.dup2(kept, 1)
         os.close(kept)
-
-
-@contextmanager
-def progress_line(name: str) -> Iterator[Callable[..., None]]:
-    """A live line on a terminal's standard error; elsewhere a line every half minute."""
-    start = last = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def show(**numbers: float) -> None:
-        nonlocal last
-        raise_received()
-        now = time.monotonic()
-        if now - last < (0.1 if live else 30) and numbers.get("gram_rows", 0) < LONG:
-            return
-        last = now
-        text = f"{name}: {describe(numbers)}, {now - start:.0f} s"
-        print(f"\r\x1b[K{text[:78]}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
-
-    if live:
-        print(f"\r\x1b[K{name}: setting up", end="", file=sys.stderr, flush=True)
-    try:
-        yield show
-    finally:
-        if live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def describe(numbers: dict[str, float]) -> str:
-    if "gram_rows" in numbers:
-        return f"eigenvalues of a Gram matrix of {numbers['gram_rows']:,} rows"
-    parts = [f"{numbers['products']} products"]
-    if "converged" in numbers:
-        parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")
-    if "residual" in numbers and math.isfinite(numbers["residual"]):
-        parts.append(f"residual {numbers['residual']:.1e}")
-    if "trace" in numbers:
-        parts.append(f"trace {numbers['trace']:.6g} ± {numbers['standard_error']:.1e}")
-    return ", ".join(parts)
+        _printed = "" if as_json else telling.printed
 
 
 def answer(text: str) -> None:
@@ -94,7 +75,12 @@ def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
     from spectra.results import to_json
 
-    answer(to_json(record) if as_json else text)
+    if as_json:
+        answer(to_json(record))
+    elif not _printed:
+        answer(text)
+    elif rest := text.removeprefix(_printed).removeprefix("\n"):
+        answer(rest)
     if reason := why_not(record):
         note(reason)
     return 1 if reason else 0
@@ -110,15 +96,29 @@ WAYS_OUT = {
     "landscape": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
 }
 
+FEWER = "or choose fewer parameters with --params"
+LESS_MEMORY = {  # where it runs out beside the products, which name --batch-size
+    "eig": ("-k", f"ask for fewer, {FEWER}"),
+    "trace": ("--method", f"take hutchinson, {FEWER}"),
+    "density": ("--steps", f"take fewer, {FEWER}"),
+    "inspect": ("--params", "choose fewer parameters"),
+    "compare": ("-k", f"ask for fewer, for fewer --probes, {FEWER}"),
+    "layers": ("-k", f"ask for fewer, {FEWER}"),
+    "landscape": ("--along", f"name fewer at a time, {FEWER}"),
+}
+
 
 def why_not(record: dict[str, Any]) -> str:
     """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
     from spectra.results import finite
 
+    limit = (record["problem"].get("options") or {}).get("max_products")
     for result in record["results"]:
         name = result["curvature"]
         known = {key: value for key, value in result.items() if (key, value) != ("standard_error", math.inf)}
-        if finite(known) != known:
+        # Where checks have found products finite, a number that is missing is one that --max-products left none for.
+        short = limit is not None and math.isfinite(result.get("noise") or math.nan) and result["products"] >= limit - 1
+        if finite(known) != known and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
         if not result["converged"]:
             return f"{name}: not converged in {result['products']} products; {WAYS_OUT[record['command']]}"

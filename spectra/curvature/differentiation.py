@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.calls import modules
 from spectra.curvature.hooks import without_gradient_hooks
-from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.replacements import REPLACED
-from spectra.errors import SpectraError, describe
+from spectra.errors import OutOfMemory, SpectraError, describe
+from spectra.memory import out_of_memory
 from spectra.vectors import without_autocast
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
@@ -84,10 +84,10 @@ def explained() -> Iterator[None]:
     """What models do wrong when they are differentiated, in one line."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         what = describe(error)
         if out_of_memory(error):
-            raise SpectraError(f"--batch-size: out of memory; try a smaller one, or less --memory ({what})") from error
+            raise OutOfMemory(f"--batch-size: out of memory; try a smaller one, or less --memory ({what})") from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
             raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
         raise SpectraError(f"--model: differentiating it failed ({what})") from error

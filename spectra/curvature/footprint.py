@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.growth import Growth, loss_growth
 from spectra.curvature.hoisting import Linearise
-from spectra.curvature.memory import Meter, out_of_memory
+from spectra.curvature.memory import Meter
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
+from spectra.memory import out_of_memory
 
 FEW = (2, 4)  # examples that are measured
 

@@ -29,7 +29,7 @@ from spectra.curvature.linear_layers import (
     row_squares,
 )
 from spectra.curvature.losses import CustomLoss
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, refuse_gram
 from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.roots import ROOTS, Part, most_rows
 from spectra.errors import SpectraError
@@ -49,11 +49,7 @@ class Factor:
     """
 
     def __init__(self, problem: Problem, name: str, memory: int | None = None):
-        if name not in ROOTS:
-            raise SpectraError(
-                f"--method gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "
-                "--curvature ggn"
-            )
+        refuse_gram(name)
         self.problem = problem
         self.name = name
         self.memory = memory_share(problem.device) if memory is None else memory

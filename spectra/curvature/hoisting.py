@@ -17,9 +17,9 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.differentiation import Apply
-from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import describe
+from spectra.memory import out_of_memory
 
 Linearise = Callable[[Problem, Batch], Apply]
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectra.curvature.logits import both_sigmoids, distance_from_zero
-from spectra.curvature.memory import out_of_memory
 from spectra.errors import SpectraError, describe
+from spectra.memory import out_of_memory
 
 RESHAPE = "choose the loss that fits them, or reshape the data"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spectra.errors import SpectraError
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -60,3 +62,37 @@ MATRICES = {
         split=True,
     ),
 }
+
+
+def refuse_unsuited(name: str, loss: object, weight_decay: float) -> None:
+    """Raise SpectraError where there is no such matrix, or none of this loss or with weight decay."""
+    if name not in MATRICES:
+        raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
+    if not suits(name, loss):
+        raise SpectraError(
+            f"--curvature {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
+            "use ggn or fisher-empirical"
+        )
+    refuse_weight_decay(name, weight_decay)
+
+
+def suits(name: str, loss: object) -> bool:
+    """Whether the loss has what the matrix takes."""
+    return not MATRICES[name].distribution or hasattr(loss, "draw")
+
+
+def refuse_weight_decay(name: str, weight_decay: float) -> None:
+    if MATRICES[name].squared and weight_decay:
+        raise SpectraError(
+            f"--weight-decay {weight_decay:g}: {name} is made of products of gradients, which weight "
+            "decay does not shift; leave it out, or ask for hessian, ggn or fisher"
+        )
+
+
+def refuse_gram(name: str) -> None:
+    """Raise SpectraError where the matrix has no factor F of which F'F is the matrix."""
+    if MATRICES[name].indefinite:
+        raise SpectraError(
+            f"--method gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "
+            "--curvature ggn"
+        )

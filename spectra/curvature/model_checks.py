@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.calls import draws, modules, reseed, untraced
-from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
+from spectra.memory import out_of_memory
 
 CALLS = 8
 CALLS_WITH_CHANCE = 64  # what happens at one call in ten is missed once in 900 times

@@ -19,7 +19,7 @@ from spectra.curvature.gradients import mean_gradient, outer_product
 from spectra.curvature.gram import Factor
 from spectra.curvature.loss_checks import refuse_unfit_loss
 from spectra.curvature.losses import CustomLoss
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, refuse_unsuited
 from spectra.curvature.notes import autocast_inside, model_notes
 from spectra.curvature.problem import Problem
 from spectra.curvature.products import Products
@@ -44,19 +44,8 @@ class Curvature:
     def __init__(
         self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
     ):
-        if name not in MATRICES:
-            raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
+        refuse_unsuited(name, problem.loss, problem.weight_decay)
         matrix = MATRICES[name]
-        if matrix.distribution and not hasattr(problem.loss, "draw"):
-            raise SpectraError(
-                f"--curvature {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
-                "use ggn or fisher-empirical"
-            )
-        if matrix.squared and problem.weight_decay:
-            raise SpectraError(
-                f"--weight-decay {problem.weight_decay:g}: {name} is made of products of gradients, which weight "
-                "decay does not shift; leave it out, or ask for hessian, ggn or fisher"
-            )
         self.problem = problem
         self.name = name
         self.linearise = resolve_name(matrix.path)

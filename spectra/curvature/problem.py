@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from spectra.curvature.calls import untraced
 from spectra.curvature.lent import lent, versions
 from spectra.curvature.losses import Loss
-from spectra.curvature.memory import out_of_memory
 from spectra.curvature.outputs import choose_output
 from spectra.curvature.unsuitable import refuse_unsuitable
 from spectra.errors import SpectraError, describe
+from spectra.memory import out_of_memory
 
 
 @dataclass(frozen=True)

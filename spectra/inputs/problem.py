@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.losses import CustomLoss, Loss
 from spectra.curvature.notes import model_notes
 from spectra.curvature.problem import Problem, Processes, choose_parameters
 from spectra.errors import SpectraError
@@ -25,7 +25,9 @@ from spectra.inputs.examples import named
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
+from spectra.memory import taking_memory
 
+LARGE_MODEL = "take --dtype float32 and --device cpu, or a machine with more memory"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -36,6 +38,14 @@ class Loaded:
     problem: Problem
     record: dict[str, Any]
     checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
+
+
+def unheard(_stage: str) -> None:
+    """Nobody follows."""
+
+
+def anything(_loss: Loss, _size: int) -> None:
+    """All losses and models fit."""
 
 
 def load_problem(
@@ -57,23 +67,32 @@ def load_problem(
     dtype: str = "float32",
     seed: int = 0,
     processes: Processes | None = None,
+    begins: Callable[[str], None] = unheard,
+    fits: Callable[[Loss, int], None] = anything,
 ) -> Loaded:
     """Build the model, load its weights and data, and check that they fit each other; specs as on the command line.
 
     The model sits in eval mode, its floating tensors and those of the data cast to `dtype`. Each of several `processes`
-    loads all of it. Raises SpectraError.
+    loads all of it. `begins` is told of each stage; `fits` gets the loss and the number of parameters, and may raise
+    before data are loaded. Raises SpectraError.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     processes = typed.pop("processes") or Processes()
+    del typed["begins"], typed["fits"]
     place, kind = choose_device(device), DTYPES[dtype]
     objective = build_loss(loss, place, kind)
+    begins("building the model, reading its weights")
     network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
-    network = cast(network, place, kind)
+    with taking_memory(f"--model {model}", LARGE_MODEL):
+        network = cast(network, place, kind)
     renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
-    examples = load_data(data, samples, seed, choose_transform(transform, model))
-    inputs = to_kind(examples.inputs, place, kind)
-    targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
+    fits(objective, sum(p.numel() for p in parameters.values()))
+    begins("reading the data")
+    with taking_memory(f"--data {data}", "take fewer --samples"):
+        examples = load_data(data, samples, seed, choose_transform(transform, model))
+        inputs = to_kind(examples.inputs, place, kind)
+        targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
 
     problem = Problem(
         network,
@@ -86,8 +105,10 @@ def load_problem(
         output_key=output,
         processes=processes,
     )
+    begins("the loss over the data")
     value = evaluate(problem)
     if batch_size is None:
+        begins("the memory of a product")
         batch_size = fitting_batch_size(problem, len(examples), memory)
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
         if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
@@ -131,8 +152,10 @@ def load_model(
     """
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
-    network = cast(build_model(model, seed), None, dtype)
-    loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+    with taking_memory(f"--model {model}", LARGE_MODEL):
+        network = cast(build_model(model, seed), None, dtype)
+    with taking_memory(f"--checkpoint {checkpoint}", LARGE_MODEL):
+        loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
     return network, loaded

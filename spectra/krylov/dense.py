@@ -5,24 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals
+from spectra.krylov.limits import refuse_dense, refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.vectors import whole, without_autocast
 
-LARGEST = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
 BLOCK = 64
 
 
 def columns(operator: SymmetricOperator, progress: Progress | None = None):
     """Blocks of columns of the matrix: (first column, (n, block)), on the CPU in float64."""
     n = operator.shape[0]
-    if n > LARGEST:
-        raise SpectraError(
-            f"--method dense: the matrix has {n:,} rows, and dense holds {LARGEST:,} at most; "
-            "choose another method, or fewer parameters with --params"
-        )
+    refuse_dense(n)
     for first in range(0, n, BLOCK):
         width = min(BLOCK, n - first)
         identity = torch.zeros(width, n)
@@ -55,9 +50,8 @@ def dense_eigenpairs(
     Raises SpectraError when k > n, when n is too large, or when n products are more than `max_products`.
     """
     n = operator.shape[0]
-    if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
-    refuse_budget(n, max_products)
+    refuse_k(k, n)
+    refuse_dense(n, max_products)
     matrix = dense_matrix(operator, progress)
     if not torch.isfinite(matrix).all():
         return no_eigenpairs(operator, k, products=n)
@@ -88,14 +82,7 @@ def dense_trace(
     progress: Progress | None = None,
 ) -> TraceEstimate:
     """Tr A + known, the sum of the diagonal, exact, by n products."""
-    refuse_budget(operator.shape[0], max_products)
+    refuse_dense(operator.shape[0], max_products)
     counted = Counting(operator)
     value = sum(torch.trace(block[first:]).item() for first, block in columns(counted, progress))
     return exact_trace(known + value, counted.products)
-
-
-def refuse_budget(n: int, max_products: int | None) -> None:
-    if max_products is not None and n > max_products:
-        raise SpectraError(
-            f"--max-products: {max_products} are left, but --method dense takes {n:,}, one a row; choose another method"
-        )

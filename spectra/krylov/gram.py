@@ -15,6 +15,7 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.hutchinson import FEWEST
+from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
 from spectra.vectors import orthonormal, taken, without_autocast
@@ -39,8 +40,7 @@ def gram_eigenpairs(
     SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
     """
     n = operator.shape[0]
-    if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+    refuse_k(k, n)
     factor = operator.factor()
     refuse_budget(factor.cost() + k + (k + 1) // 2, max_products)
     gram = factor.gram()

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
+from spectra.krylov.limits import refuse_k, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
 from spectra.vectors import dot, mapped, norm, norms, summed, without_autocast
@@ -34,10 +34,8 @@ def power_iteration(
     Raises SpectraError when k > n or `which` is not LM.
     """
     n = operator.shape[0]
-    if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
-    if which != "LM":
-        raise SpectraError(f"--which {which}: power iteration finds the largest magnitudes alone; use --method lanczos")
+    refuse_k(k, n)
+    refuse_which(which)
     budget = 1000 * k if max_products is None else max_products
     counted = Counting(operator)
     basis = images = empty_rows(operator, 0)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals, complement_bounds, departures, kato_temple
 from spectra.krylov.lanczos import Lanczos, begin, random_start
+from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
 from spectra.vectors import mapped, norm, norms, taken
@@ -65,8 +65,7 @@ class Search:
 
     def run(self) -> Asking:
         n = self.operator.shape[0]
-        if self.k > n:
-            raise SpectraError(f"-k: {self.k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+        refuse_k(self.k, n)
         self.kept = self.k + math.ceil(self.k / 2) + 1
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
         self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from spectra.krylov.dense import dense_trace
-from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson
+from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, sample
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch, jackknife
 from spectra.operator import Counting, SymmetricOperator
@@ -56,6 +56,8 @@ def xtrace(
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
         affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
+        if affordable == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
+            return sample(counted, counted, known, rtol, None, generator, budget, progress)
         if affordable == len(sketch.tests):
             return TraceEstimate(value, error, counted.products, converged=False)
         if not probes and wanted > largest:
