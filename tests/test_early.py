@@ -185,9 +185,10 @@ def test_compare_takes_the_matrices_that_there_are(call):
 
 
 @pytest.mark.parametrize("command", ["eig -k 2", "inspect", f"compare {SMALL}", "density --probes 2 --steps 5"])
-@pytest.mark.parametrize("as_json", [False, True], ids=["tables", "json"])
-def test_the_heading_comes_before_the_first_product(command, as_json, call, capfd, monkeypatch):
+@pytest.mark.parametrize("to", ["terminal", "pipe", "json"])
+def test_the_heading_comes_before_the_first_product(command, to, call, capfd, monkeypatch):
     """And on standard error what is being done; the answer as a whole is the same as without."""
+    as_json = to == "json"
     line = f"{command} {PROBLEM}{' --json' if as_json else ''}"
     whole, prepare, seen = call(line), Curvature.prepare, []
 
@@ -196,11 +197,13 @@ def test_the_heading_comes_before_the_first_product(command, as_json, call, capf
         seen.append(capfd.readouterr())
         prepare(self)
 
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: to == "terminal")
     for name, value in {"LATE": 0.0, "EVERY": 0.0, "FRAME": 0.01}.items():
         monkeypatch.setattr(f"spectra.cli.progress.{name}", value)
     monkeypatch.setattr(Curvature, "prepare", watched)
     status, rest, _ = call(line)
     out, err = seen[0]
+    assert bool(out) == (to == "terminal")
     heading = out or err
     assert "own.py:Net" in heading
     assert "parameters" in heading
@@ -210,7 +213,6 @@ def test_the_heading_comes_before_the_first_product(command, as_json, call, capf
     assert "setting up" in seen[-1].err + err
     assert status == whole[0] == 0
     if as_json:
-        assert out == ""
         assert len(json.loads(rest)["results"]) == len(json.loads(whole[1])["results"])
     else:
         assert len((out + rest).splitlines()) == len(whole[1].splitlines())

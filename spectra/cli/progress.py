@@ -45,7 +45,7 @@ class Line:
 
 
 class Telling:
-    """The thread. `answers` prints where answers go, and `watched` says whether that is a terminal."""
+    """The thread. `answers` prints the heading, and `watched` says whether that is shown by a terminal."""
 
     def __init__(self, answers: Callable[[str], None], watched: bool):
         self.answers, self.watched, self.live = answers, watched, sys.stderr.isatty()

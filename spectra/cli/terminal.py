@@ -28,7 +28,8 @@ def note(text: str) -> None:
 def prints_to_stderr() -> Iterator[None]:
     """Whatever a user's code prints inside, even from C, goes to standard error, as does progress.
 
-    The heading of the answer goes where the answer will; with --json that is standard error too.
+    So does the heading, unless a terminal is to show the answer in tables: elsewhere standard output stays empty until
+    there is an answer, since there may come none.
     """
     global _printed
     context = click.get_current_context(silent=True)
@@ -36,16 +37,18 @@ def prints_to_stderr() -> Iterator[None]:
     sys.stdout.flush()
     kept, stdout = os.dup(1), sys.stdout
 
+    watched = not as_json and stdout.isatty()
+
     def print_at_once(text: str) -> None:
-        if as_json:
-            print(text, end="", file=sys.stderr, flush=True)
-        else:
+        if watched:
             with suppress(OSError):  # the rest of the answer will meet the same
                 os.write(kept, text.encode(stdout.encoding or "utf-8", "replace"))
+        else:
+            print(text, end="", file=sys.stderr, flush=True)
 
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    telling = Telling(print_at_once, (sys.stderr if as_json else stdout).isatty())
+    telling = Telling(print_at_once, watched or sys.stderr.isatty())
     try:
         with telling:
             yield
@@ -57,7 +60,7 @@ def prints_to_stderr() -> Iterator[None]:
         sys.stdout = stdout
         os.dup2(kept, 1)
         os.close(kept)
-        _printed = "" if as_json else telling.printed
+        _printed = telling.printed if watched else ""
 
 
 def answer(text: str) -> None:
