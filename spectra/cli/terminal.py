@@ -63,6 +63,13 @@ def prints_to_stderr() -> Iterator[None]:
         _printed = telling.printed if watched else ""
 
 
+def usual_heading(loaded) -> str:
+    """What is looked at, and its loss."""
+    from spectra.report import heading, rendered
+
+    return rendered(heading({"problem": loaded.record}))
+
+
 def answer(text: str) -> None:
     """Print on standard output. Raises SpectraError where that is full."""
     try:
