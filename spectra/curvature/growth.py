@@ -14,9 +14,10 @@ from torch import Tensor
 
 from spectra.curvature.differentiation import gradient
 from spectra.curvature.losses import CustomLoss
-from spectra.curvature.memory import Meter, out_of_memory
+from spectra.curvature.memory import Meter
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
+from spectra.memory import out_of_memory
 
 SIZES = (2, 4, 8, 16, 32)  # examples
 ROUNDING = 0.05  # of what is measured: less may be the rounding of sizes to whole numbers

@@ -12,9 +12,9 @@ from spectra.curvature.calls import draws, generators_restored, reseed
 from spectra.curvature.differentiation import gradient
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import Matrix
-from spectra.curvature.memory import out_of_memory
 from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
+from spectra.memory import out_of_memory
 
 DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike
 SPREAD = 64  # examples, from all over the data, that are split in two ways
