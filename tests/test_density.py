@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
+from spectra.analysis.spread import spread
 from spectra.density import (
     asinh_grid,
     asinh_scale,
@@ -17,6 +18,7 @@ from spectra.density import (
     wasserstein,
 )
 from spectra.krylov.results import SpectralMeasure
+from spectra.report import negative_share
 
 
 def quadrature(eigenvalues, probe, steps):
@@ -275,3 +277,19 @@ def test_wasserstein_closed_forms():
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 9, 30, 1000])
 def test_student_quantile(freedom):
     assert student_quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_no_share_below_zero_within_rounding(scale):
+    """Zeros, and what rounding leaves of them, are on neither side: of a zero matrix nothing is below."""
+
+    def measure(nodes):
+        nodes = scale * torch.tensor(nodes, dtype=torch.float64).expand(3, -1)
+        return SpectralMeasure(nodes, torch.full(nodes.shape, 1 / nodes.shape[1], dtype=torch.float64), 1000)
+
+    assert negative_share(measure([0.0]), False)["value"] == 0
+    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False)["value"] == 0
+    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False)["upper"] < 0.1
+    assert negative_share(measure([0.0, -1e-3, 1e-7, 1.0]), False)["value"] == pytest.approx(0.25)
+    assert spread(scale * np.array([0.0, -1e-9, 1.0])).negative == 0
+    assert spread(np.zeros(5)).negative == 0
