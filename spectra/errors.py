@@ -2,13 +2,18 @@
 
 from textwrap import shorten
 
+from spectra.quoting import LINE, quoted
+
 
 class SpectraError(Exception):
     """An input that the user can put right.
 
-    Its message is one line: the argument, what came, and the way out. The command line prints it
+    Its message is one printable line: the argument, what came, and the way out. The command line prints it
     and ends with status 2; library code may catch it like any exception.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(quoted(message, LINE))
 
 
 class OutOfMemory(SpectraError):

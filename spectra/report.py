@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spectra.density import NOISE, cumulative
+from spectra.quoting import NAME, escaped, quoted, readable
 
 WIDTH = 80
+FIRST = 60  # characters of a name that leave room for the numbers behind it
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -97,7 +99,7 @@ def density_arrays(found: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 def eig_text(record: dict[str, Any]) -> str:
-    return rendered(*eig_parts(record))
+    return rendered(*eig_parts(readable(record)))
 
 
 def eig_parts(record: dict[str, Any]) -> list[str | Table]:
@@ -132,7 +134,7 @@ def eigenvalue_cell(result: dict[str, Any], i: int) -> str:
 
 
 def trace_text(record: dict[str, Any]) -> str:
-    return rendered(*trace_parts(record))
+    return rendered(*trace_parts(readable(record)))
 
 
 def trace_parts(record: dict[str, Any]) -> list[str | Table]:
@@ -165,13 +167,14 @@ def density_parts(record: dict[str, Any], *more: str | Table) -> list[str | Tabl
 
 def heading(record: dict[str, Any]) -> str:
     problem = record["problem"]
-    where = problem["checkpoint"] or f"{problem['model']}, as built with seed {problem['seed']}"
+    model, checkpoint, data, loss = (quoted(problem[name]) for name in ("model", "checkpoint", "data", "loss"))
+    where = checkpoint if problem["checkpoint"] else f"{model}, as built with seed {problem['seed']}"
     chosen, total = problem["parameters"], problem.get("parameters_in_all", problem["parameters"])
-    transform = f" ({problem['transform']})" if problem["transform"] else ""
+    transform = f" ({quoted(problem['transform'])})" if problem["transform"] else ""
     return (
-        f"{where} on {problem['data']}{transform}: "
+        f"{where} on {data}{transform}: "
         f"{chosen:,} {f'of {total:,} ' if total > chosen else ''}parameters, {problem['examples']:,} examples, "
-        f"{problem['loss']} {problem['loss_value']:.4g}"
+        f"{loss} {problem['loss_value']:.4g}"
     )
 
 
@@ -197,7 +200,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
 
 def figure_lines(record: dict[str, Any]) -> list[str]:
     """Where the figures are, below all else."""
-    return ["", *record["figures"]] if record["figures"] else []
+    return ["", *[quoted(path, None) for path in record["figures"]]] if record["figures"] else []
 
 
 def cost_cells(result: dict[str, Any]) -> list[str]:
@@ -235,15 +238,24 @@ def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> s
 
 
 def new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table = Quoted(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i, overflow="fold")  # wraps, uncut
+        table.add_column(
+            quoted(column), justify="right" if i else "left", no_wrap=not i, overflow="fold"
+        )  # wraps, uncut
     return table
+
+
+class Quoted(Table):
+    """A table whose cells may hold what others call things."""
+
+    def add_row(self, *cells: str) -> None:
+        super().add_row(*[quoted(cell, NAME if i else FIRST) for i, cell in enumerate(cells)])
 
 
 def rendered(*parts: str | Table) -> str:
     """Parts one below the other, without trailing spaces."""
     console = Console(file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part)
+        console.print("\n".join(map(escaped, part.split("\n"))) if isinstance(part, str) else part)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectra.analysis.estimates import Estimate, brief
+from spectra.quoting import readable
 from spectra.report import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.report_outliers import class_table, outlier_table
 
@@ -98,7 +99,7 @@ def plain(value: Any) -> Any:
 
 
 def compare_text(record: Entry) -> str:
-    return rendered(*compare_parts(record), *figure_lines(record))
+    return rendered(*compare_parts(readable(record)), *figure_lines(record))
 
 
 def compare_parts(record: Entry) -> list[Any]:

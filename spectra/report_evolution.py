@@ -13,6 +13,7 @@ from spectra.analysis.evolution import Evolution
 from spectra.analysis.rows import Row
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.style import save_figure
+from spectra.quoting import quoted
 from spectra.report import new_table, percentage, rendered, with_error
 from spectra.results import SCHEMA, prepare_directory, to_json, write_atomically
 
@@ -66,7 +67,8 @@ def evolution_parts(evolution: Evolution) -> list[Any]:
     parts: list[Any] = []
     seeds = len({seed for _, seed in evolution.series()}) > 1
     for curvature, seed in evolution.series():
-        parts += [f"{curvature}, seed {seed}" if seeds else curvature, short_table(evolution, curvature, seed)]
+        name = quoted(curvature)
+        parts += [f"{name}, seed {seed}" if seeds else name, short_table(evolution, curvature, seed)]
     return parts
 
 

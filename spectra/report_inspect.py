@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from spectra.quoting import quoted, readable
 from spectra.report import new_table, rendered
 
 MOST_ROWS = 40
@@ -29,7 +30,7 @@ def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def inspect_text(record: dict[str, Any]) -> str:
-    return rendered(*inspect_parts(record))
+    return rendered(*inspect_parts(readable(record)))
 
 
 def inspect_parts(record: dict[str, Any]) -> list[str | Table]:
@@ -58,21 +59,22 @@ def data_parts(problem: dict[str, Any]) -> list[str | Table]:
 def model_line(problem: dict[str, Any]) -> str:
     chosen, every = problem["parameters"], sum(layer["parameters"] for layer in problem["layers"])
     rest = f" chosen of {every:,}" if chosen < every else ""
-    return f"{problem['model']}: {chosen:,} parameters{rest}"
+    return f"{quoted(problem['model'])}: {chosen:,} parameters{rest}"
 
 
 def checkpoint_line(problem: dict[str, Any]) -> str:
     loaded = problem["checkpoint_match"]
     if loaded is None:
         return f"no checkpoint: weights as built with seed {problem['seed']}"
-    text = f"{loaded['path']}: all {loaded['tensors']} tensors match"
-    text += f" under {loaded['key']}" if loaded["key"] else ""
-    text += f", without their prefix {loaded['prefix']}" if loaded["prefix"] else ""
+    text = f"{quoted(loaded['path'])}: all {loaded['tensors']} tensors match"
+    text += f" under {quoted(loaded['key'])}" if loaded["key"] else ""
+    text += f", without their prefix {quoted(loaded['prefix'])}" if loaded["prefix"] else ""
+    text += f", with the model's prefix {quoted(loaded['added'])}" if loaded.get("added") else ""
     text += f"; {', '.join(loaded['dtypes'])}" if loaded["dtypes"] else ""
     if ignored := loaded["ignored"]:
         more = ", ..." if len(ignored) > SHOWN else ""
         kind = "other" if len(ignored) == 1 else "others"
-        text += f"; {len(ignored)} {kind} ignored ({', '.join(ignored[:SHOWN])}{more})"
+        text += f"; {len(ignored)} {kind} ignored ({', '.join(quoted(name, 60) for name in ignored[:SHOWN])}{more})"
     return text
 
 
@@ -109,10 +111,11 @@ def state(group: Sequence[dict[str, Any]], count: int) -> str:
 
 
 def data_line(problem: dict[str, Any]) -> str:
-    text = f"{problem['data']}: {problem['examples']:,} examples, {problem['loss']} {problem['loss_value']:.4g}"
+    data, loss = quoted(problem["data"]), quoted(problem["loss"])
+    text = f"{data}: {problem['examples']:,} examples, {loss} {problem['loss_value']:.4g}"
     if problem["accuracy"] is not None:
         text += f", accuracy {100 * problem['accuracy']:.4g} %"
-    transform = f"; transform: {problem['transform']}" if problem["transform"] else ""
+    transform = f"; transform: {quoted(problem['transform'])}" if problem["transform"] else ""
     return f"{text}, gradient norm {problem['gradient_norm']:.3g}{transform}"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from spectra.analysis.estimates import brief
 from spectra.analysis.quadratic import SHARE
 from spectra.analysis.spread import QUANTILES
+from spectra.quoting import readable
 from spectra.report import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.results import finite
 from spectra.vectors import norm
@@ -93,7 +94,7 @@ def landscape_arrays(record: Entry) -> dict[str, np.ndarray]:
 
 
 def landscape_text(record: Entry) -> str:
-    return rendered(*landscape_parts(record), *figure_lines(record))
+    return rendered(*landscape_parts(readable(record)), *figure_lines(record))
 
 
 def landscape_parts(record: Entry) -> list[Any]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spectra.analysis.estimates import Estimate, brief
 from spectra.analysis.layers import distinct
+from spectra.quoting import readable
 from spectra.report import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST = 40  # rows of a table
@@ -119,7 +120,7 @@ def side_by_side(found: Any) -> np.ndarray:
 
 
 def layers_text(record: Entry) -> str:
-    return rendered(*layers_parts(record), *figure_lines(record))
+    return rendered(*layers_parts(readable(record)), *figure_lines(record))
 
 
 def layers_parts(record: Entry) -> list[str | Table]:

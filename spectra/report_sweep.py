@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from spectra.cluster.cost import Cost, Costs
 from spectra.cluster.plan import Plan
 from spectra.cluster.tasks import STATES, Standing
+from spectra.quoting import LINE, quoted
 
 SHOWN = 12  # tasks in a list
 
@@ -22,6 +24,7 @@ def counts(standings: Sequence[Standing]) -> str:
 
 
 def status_text(standings: Sequence[Standing]) -> str:
+    standings = [replace(s, task=replace(s.task, name=quoted(s.task.name))) for s in standings]
     lines = [counts(standings), *running(standings)]
     for standing in abridged([s for s in standings if s.reason]):
         lines += ["", *trouble(standing)] if isinstance(standing, Standing) else ["", standing]
@@ -38,8 +41,8 @@ def running(standings: Sequence[Standing]) -> list[str]:
 
 def trouble(standing: Standing) -> list[str]:
     """What became of a task, and the last lines of its log."""
-    head = f"{standing.task.name} {standing.state}: {standing.reason} ({standing.log})"
-    return [head, *(f"    {line}" for line in standing.last_lines())]
+    head = f"{standing.task.name} {standing.state}: {standing.reason}" + (f" ({standing.log})" if standing.log else "")
+    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in standing.last_lines())]
 
 
 def abridged(items: Sequence[Any]) -> list[Any]:

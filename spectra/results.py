@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from spectra.errors import SpectraError
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 
 SCHEMA = 1
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
@@ -91,7 +92,7 @@ def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple
                 names = ", ".join(f"{name}.json" for name in commands)
                 raise SpectraError(f"{argument} {path}: the directory holds none of {names}; name a result's file")
             path = found[0]
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_bounded(path, WRITTEN_BY_US))
     except OSError as error:
         raise SpectraError(f"{argument} {path}: cannot be read ({error.strerror}); name a file or directory") from error
     except (ValueError, RecursionError) as error:
@@ -108,10 +109,11 @@ def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of these names from an NPZ file, or None where it lacks one, is damaged or is not there."""
+    """The arrays of numbers of these names from an NPZ file; None where it lacks one, is damaged or is not there."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in names}
+            return found if all(array.dtype.kind in "iuf" for array in found.values()) else None
     except (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # RuntimeError: a bit that is wrong may say that it is encrypted
 

@@ -802,3 +802,79 @@ def test_a_configuration_in_place_of_an_index(tmp_path):
 def test_a_path_that_no_system_takes():
     with refused("--checkpoint", "File name too long"):
         load_checkpoint(network(), "a" * 5000)
+
+
+FOREIGN = {
+    "a.pt2": ("torch.export", "torch.export.load(file).state_dict"),
+    "exported.pt": ("torch.export", "torch.export.load(file).state_dict"),
+    "__0_0.distcp": ("torch.distributed.checkpoint", "dcp_to_torch"),
+    "a.npz": ("arrays of NumPy", "torch.from_numpy"),
+    "arrays.pt": ("arrays of NumPy", "torch.from_numpy"),
+    "a.gguf": ("GGUF", "state_dict"),
+    "folder of torch.distributed.checkpoint": ("torch.distributed.checkpoint", "dcp_to_torch"),
+    "folder of DeepSpeed": ("DeepSpeed", "deepspeed.utils.zero_to_fp32"),
+    "folder of PEFT": ("PEFT adapter", "merge_and_unload"),
+    "adapter_model.safetensors": ("PEFT adapter", "merge_and_unload"),
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Files and folders that hold weights in another way, made by the libraries themselves where those are here."""
+    import torch.distributed.checkpoint as dcp
+
+    folder = tmp_path_factory.mktemp("foreign")
+    torch.export.save(torch.export.export(nn.Linear(3, 4), (torch.ones(2, 3),)), folder / "a.pt2")
+    (folder / "exported.pt").write_bytes((folder / "a.pt2").read_bytes())
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save(dict(STATE), checkpoint_id=folder / "folder of torch.distributed.checkpoint")
+    (part,) = (folder / "folder of torch.distributed.checkpoint").glob("*.distcp")
+    (folder / "__0_0.distcp").write_bytes(part.read_bytes())
+    np.savez(folder / "a.npz", weight=np.ones(3))
+    (folder / "arrays.pt").write_bytes((folder / "a.npz").read_bytes())
+    (folder / "a.gguf").write_bytes(b"GGUF" + bytes(60))
+    (folder / "folder of DeepSpeed").mkdir()
+    (folder / "folder of DeepSpeed/zero_to_fp32.py").touch()
+    (folder / "folder of PEFT").mkdir()
+    (folder / "folder of PEFT/adapter_config.json").write_text("{}")
+    adapter = {f"base_model.model.fc.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    save_file(adapter, folder / "folder of PEFT/adapter_model.safetensors")
+    save_file(adapter, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_formats_are_named_with_a_way_out(name, foreign):
+    with refused("--checkpoint", name, *FOREIGN[name]):
+        load_checkpoint(network(), foreign / name)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.net = inner
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("prefix", ["", "model.", "module."])
+def test_a_prefix_of_the_model_is_added(depth, prefix, tmp_path):
+    """A model that wraps another takes the weights of that other, whatever wrapper those were saved from."""
+    model = network()
+    for _ in range(depth):
+        model = Wrapper(model)
+    torch.save(prefixed(prefix, STATE), tmp_path / "a.pt")
+    record = load_checkpoint(model, tmp_path / "a.pt")
+    assert record["added"] == "net." * depth
+    assert record["prefix"] == (prefix or None)
+    assert same(model, prefixed("net." * depth, STATE))
+    torch.save(prefixed("net." * depth, STATE), tmp_path / "a.pt")  # nothing to add
+    assert load_checkpoint(model, tmp_path / "a.pt")["added"] is None
+
+
+def test_a_prefix_is_added_to_versions_of_layers_too(tmp_path):
+    torch.save(network(seed=1).state_dict(), tmp_path / "a.pt")
+    state = network(seed=1).state_dict()
+    state.pop("norm.num_batches_tracked")
+    state._metadata["norm"] = {"version": 1}  # of a torch that had no counters yet
+    torch.save(state, tmp_path / "old.pt")
+    assert load_checkpoint(Wrapper(network()), tmp_path / "old.pt")["added"] == "net."

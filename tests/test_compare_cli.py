@@ -127,7 +127,7 @@ def test_files(record):
 
 def test_a_result_is_repeated(record):
     once = record(f"{LINE} --out here --curvature ggn --curvature fisher-mc --mc-samples 3")
-    again = record("compare --config here/compare.json")
+    again = record("compare --trust --config here/compare.json")
     assert plain(once) == plain(again)
 
 

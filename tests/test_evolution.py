@@ -180,6 +180,7 @@ def write_results(directory, curvature, t, checkpoint=None, values=VALUES, optio
         problem["checkpoint_sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         known = {"model": "nets.py:build", "params": [], "checkpoint_key": None, "seed": 0, "which": "LM"}
         problem["options"] = known | (options or {})
+        problem["shapes"] = {"weight": [1, 6]}
     eig = cost(curvature, 20) | {"eigenvalues": [v * (1 + t) for v in values], "residuals": RESIDUALS}
     arrays = {f"eigenvectors_{curvature}": vectors(t)}
     save(directory, make_record("eig", problem, [eig]), arrays)

@@ -135,7 +135,7 @@ def test_files(record, call):
 
 def test_a_result_is_repeated(record):
     once = record(f"{LINE} --out here --along 1,random --along lowest --radius 0.3 --curvature ggn --tol 1e-5")
-    again = record("landscape --config here/landscape.json")
+    again = record("landscape --trust --config here/landscape.json")
     assert plain(once) == plain(again)
     assert once["results"][0]["planes"][0]["x"][-1] == 0.3
 
@@ -153,7 +153,7 @@ def test_an_earlier_eig_spares_its_products(record, call):
         assert found["problem"]["options"]["eigenvectors"] in ("here", "here/eig.json")
         assert entry["lines"][0]["loss"] == pytest.approx(alone["results"][0]["lines"][0]["loss"], rel=1e-2)
     assert {d["from"] for d in alone["results"][0]["directions"]} == {"computed"}
-    assert record("landscape --config here/landscape.json")["results"][0]["products"] == 9
+    assert record("landscape --trust --config here/landscape.json")["results"][0]["products"] == 9
 
 
 @pytest.mark.parametrize(

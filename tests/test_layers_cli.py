@@ -269,7 +269,7 @@ def test_short_blocks_have_no_more_eigenvectors_than_rows(record):
 def test_a_result_is_repeated(record):
     settings = "--by module -k 2 --sort mass --rtol 0.1 --density --steps 5 --probes 2 --seed 3"
     once = record(f"{LINE} --out here {settings} --curvature ggn --curvature fisher-mc --mc-samples 3")
-    assert plain(record("layers --config here/layers.json")) == plain(once)
+    assert plain(record("layers --trust --config here/layers.json")) == plain(once)
 
 
 # Eigenvectors of an earlier run

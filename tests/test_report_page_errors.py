@@ -9,8 +9,8 @@ import pytest
 from pages import LINES, Page, make, make_files
 
 import spectra.cli
+from spectra.cli.config import NOT_RECORDED, plain
 from spectra.cli.repeat import COMMANDS, command_line
-from spectra.cli.session import NOT_RECORDED, plain
 from spectra.page.results import KINDS
 
 PLACES = {"inspect": 25, "eig": 25, "trace": 25, "density": 10, "compare": 8}  # that are broken, of each record

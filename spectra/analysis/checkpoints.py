@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ import torch
 
 from spectra.analysis.rows import Found, Number, Row
 from spectra.analysis.subspaces import cosine
-from spectra.curvature.problem import choose_parameters
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint import load_checkpoint
+from spectra.inputs.checkpoint import read_parameters
 from spectra.inputs.checkpoint_file import read_checkpoint
-from spectra.inputs.model import build_model
 
 ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
 
@@ -58,31 +55,25 @@ def _entries(path: Path) -> dict[str, Number]:
 class Trajectory:
     """The parameters (n,), float64, of one checkpoint after another, in the order of eigenvectors; None if unreadable.
 
+    Names and shapes are those that the result lists: no model is built, since a result may name any code.
+
     Args:
-        options: of a result (`problem.options`): model, params, checkpoint_key and seed name the parameters.
-        folder: in which the model's file is looked for, where its path is relative.
         note: is told, once for each reason, why a checkpoint cannot be read.
     """
 
-    def __init__(self, options: Mapping[str, Any], folder: Path, note: Callable[[str], Any]):
-        self.options, self.note, self.network = options, note, None
-        try:
-            with chdir(folder):
-                self.network = build_model(options["model"], options["seed"])
-            self.parameters = choose_parameters(self.network, options["params"])
-        except SpectraError as error:
-            note(f"no steps between checkpoints: {error}")
+    def __init__(self, note: Callable[[str], Any]):
+        self.note = note
 
     def __call__(self, found: Found) -> np.ndarray | None:
-        if self.network is None or found.checkpoint is None:
+        shapes = found.problem.get("shapes")
+        if found.checkpoint is None or not isinstance(shapes, Mapping):
             return None
         try:
-            load_checkpoint(self.network, found.checkpoint, self.options["checkpoint_key"])
-        except SpectraError as error:
-            self.note(str(error))
+            held = read_parameters(found.checkpoint, shapes, found.options.get("checkpoint_key"))
+        except (SpectraError, TypeError) as error:  # what is no list of shapes
+            self.note(f"no steps between checkpoints: {error}")
             return None
-        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
-        return flat.to(torch.float64).numpy()
+        return torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in held.values()]).numpy()
 
 
 def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:

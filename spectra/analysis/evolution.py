@@ -55,7 +55,7 @@ class Home(NamedTuple):
 def collect(plan: Plan) -> Evolution:
     """The table of a plan's results so far. Raises SpectraError where there is none."""
     homes = [Home(t.name, label_of(t), t.checkpoint, t.directory, partial(result, t)) for t in plan.tasks]
-    evolution = evolve(homes, plan.commands, plan.path.parent)
+    evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
     return replace(evolution, learning_rate=plan.learning_rate)
@@ -75,7 +75,7 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     files = [file for command in COMMANDS for file in directory.rglob(f"{command}.json")]
     names = sorted({str(file.parent.relative_to(directory)) for file in files}, key=natural)
     homes = [Home(name, name, None, directory / name, partial(record_in, directory / name)) for name in names]
-    evolution = evolve(homes, COMMANDS, directory)
+    evolution = evolve(homes, COMMANDS)
     if not evolution.rows:
         raise SpectraError(f"{directory}: no folder in it holds a result; name the one that results were written to")
     return replace(evolution, learning_rate=learning_rate, unfinished=())
@@ -86,8 +86,8 @@ def record_in(directory: Path, command: str) -> dict[str, Any] | None:
     return read(file, [command], "result")[1] if file.exists() else None
 
 
-def evolve(homes: Sequence[Home], commands: Sequence[str], folder: Path) -> Evolution:
-    """The table of what is there; `folder` is where relative paths of models are looked for."""
+def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
+    """The table of what is there."""
     axis, steps = training_steps({home.label: home.checkpoint for home in homes})
     notes: dict[str, None] = {}  # each once, in their order
     results = [read_results(home, steps[home.label], commands, notes.setdefault) for home in homes]
@@ -96,7 +96,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str], folder: Path) -> Evol
     found = sorted((f for some in results for f in some), key=lambda f: f.step)
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
-    rows += between_checkpoints(found, folder, notes.setdefault)
+    rows += between_checkpoints(found, notes.setdefault)
     return Evolution(tuple(in_order(rows)), axis, unfinished=tuple(unfinished), notes=tuple(notes))
 
 
@@ -112,20 +112,30 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
                 for entry in record["results"]
             ]
             for one in some:
-                list(ROWS[command](one))  # fails now, while it can be left out
+                check(one)  # fails now, while it can be left out
             found += some
         except SpectraError as error:
             note(str(error))
-        except (LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # a record that somebody has edited may break anything
             note(f"result {file}: is without what the table needs ({error!r}); run spectra {command} again")
     return found
 
 
-def between_checkpoints(found: Sequence[Found], folder: Path, note: Callable[[str], Any]) -> Iterator[Row]:
+def check(found: Found) -> None:
+    """Raise TypeError where what rows are sorted and compared by is not of its kind."""
+    if not (isinstance(found.curvature, str) and isinstance(found.options, dict)):
+        raise TypeError("no curvature, or no options")
+    rows = [*ROWS[found.command](found), *problem_rows(found)]
+    numbers = [getattr(row, name) for row in rows for name in ("value", "error", "lower", "upper", "seed", "products")]
+    if not all(number is None or isinstance(number, (int, float)) for number in numbers):
+        raise TypeError("text in place of a number")
+
+
+def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
     """How eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
-    named = [f for f in found if f.checkpoint and "model" in f.options]
-    weights = Trajectory(named[0].options, folder, note) if len(named) > 1 else lambda _: None
+    named = [f for f in found if f.checkpoint and "shapes" in f.problem]
+    weights = Trajectory(note) if len(named) > 1 else lambda _: None
     for series in grouped(eig, lambda f: (f.curvature, f.seed)).values():
         yield from eigenspace_rows(series, weights, note)
     yield from update_rows(first_of_each(named, lambda f: f.label), weights)

@@ -28,6 +28,7 @@ from spectra.cli.sweep import sweep
 from spectra.cli.trace import trace
 from spectra.cluster import ranks
 from spectra.errors import SpectraError
+from spectra.quoting import LINE, quoted
 
 ALONE = ("plot", "report", "sweep")  # commands that spend no products: of several ranks the first does all
 
@@ -176,7 +177,7 @@ _speaking = threading.Lock()  # taken once by a rank of several, by the thread t
 
 
 def complain(message: str, lost: bool = False) -> None:
-    """One printable line: names and messages of others may hold anything, and be of any length.
+    """One printable line: messages of others may hold anything, and be of any length.
 
     Of several ranks one speaks; `lost` tells that this one only misses another.
     """
@@ -185,9 +186,8 @@ def complain(message: str, lost: bool = False) -> None:
         if threading.current_thread() is threading.main_thread():
             ignore_signals()  # what started the ranks ends all where one has left
     if (message := ranks.wording(message, lost)) is not None:
-        line = "".join(character for character in " ".join(message.split()) if character.isprintable())
-        middle = f"{line[:250]} ... {line[-250:]}" if len(line) > 550 else line
-        print("spectra:", middle, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
+        line = quoted(" ".join(message.splitlines()), LINE)
+        print("spectra:", line, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
     if not lost or message is not None:
         ranks.leave(lost)
 

@@ -11,6 +11,7 @@ from spectra.cli.progress import progress_line
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, note, prints_to_stderr
 from spectra.cli.together import Prepared, Together
+from spectra.cli.trust import vouched
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -36,7 +37,9 @@ class Sizes(click.ParamType):
 @click.option("-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
 @click.option("--probes", metavar="P", type=click.IntRange(min=1), default=16, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
 @click.option("--steps", metavar="M", type=click.IntRange(min=2), default=40, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
-@click.option("--held-out", metavar="SPEC", help="Other data, on which every matrix is compared with itself.")
+@click.option(
+    "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
+)
 @click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Leading eigenvalues on so many examples, and where they tend to.")  # fmt: skip
 @with_data(SAVE_EVERY, required=True, curvature=MATRICES)
 def compare(k, probes, steps, held_out, subsample, **options) -> int:

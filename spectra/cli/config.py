@@ -9,18 +9,22 @@ k = 20
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from spectra.cli.trust import NAMED_BY
 from spectra.errors import SpectraError
+from spectra.files import read_toml
+from spectra.quoting import quoted
 
 REPEATED = "spectra.repeated"  # in context.meta: the file of a result, and its problem
 # What an auto option came to be: a repeated run takes that, so that its numbers are the same.
 SETTLED = ("batch_size", "device")
+NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
+LARGEST = 10**300  # what float64 holds
 SAME_LOSS = 1e-3  # relative: far above float32's rounding on any device
 
 
@@ -30,8 +34,10 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
         return
     if path.suffix == ".toml":
         named = from_toml(context, path)
+        context.meta[NAMED_BY] = path, False
     elif path.suffix == ".json" or path.is_dir():
         named = from_result(context, path)
+        context.meta[NAMED_BY] = context.meta[REPEATED][0], True
     else:
         raise SpectraError(f"--config {path}: is neither .toml nor .json; name a TOML file, or the JSON of a result")
     options = options_of(context)
@@ -44,7 +50,7 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
 def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
     """Options at the top level, and those in the table named as the command is."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except OSError as error:
         raise SpectraError(f"--config {path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # of TOML, or of UTF-8
@@ -76,7 +82,7 @@ def option_name(context: click.Context, where: str, key: str) -> str:
 
 
 def options_of(context: click.Context) -> dict[str, click.Parameter]:
-    return {p.name: p for p in context.command.params if p.name not in ("config", "help")}
+    return {p.name: p for p in context.command.params if p.name not in ("config", "trust", "help")}
 
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
@@ -90,7 +96,8 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise SpectraError(f"--config {path}: does not list its options; make the result anew")
     context.meta[REPEATED] = path, problem
-    options = options | {name: problem[name] for name in SETTLED if name in problem}
+    asked = {name: value for name, value in options.items() if name not in NOT_RECORDED}  # by hand it may say --out
+    options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record["command"] != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
     if record["command"] == "eig":
@@ -107,7 +114,10 @@ def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
     if REPEATED not in context.meta:
         return
     path, then = context.meta[REPEATED]
+    from spectra.inputs.origin import RUN
+
     typed = {name for name in then if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    overridden = typed - {name for name in RUN if plain(context.params.get(name)) == then.get(name)}
     before, after = (problem.get("checkpoint_sha256") for problem in (then, now))
     if before != after and "checkpoint" not in typed:
         raise SpectraError(
@@ -115,16 +125,39 @@ def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
             "restore it, or name it by --checkpoint to take it as it is"
         )
     before, after = then.get("loss_value"), now["loss_value"]
-    if not typed and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
+    if not overridden and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
         raise SpectraError(
             f"--config {path}: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
             "or the loss have changed since; restore them, or give the options anew without --config"
         )
 
 
+def plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def refuse_beyond(context: click.Context) -> None:
+    """Raise SpectraError where an option is a whole number that no float64 holds."""
+    for option in context.command.params:
+        value = context.params.get(option.name)
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            way_out = f"see 'spectra {context.command.name} --help'"
+            raise SpectraError(f"{max(option.opts, key=len)} {quoted(value, 40)}: is beyond all bounds; {way_out}")
+
+
+def as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, which only TOML can hold
+        return "a number of thousands of digits"
+
+
 def converted(option: click.Option, value: Any, context: click.Context, where: str) -> Any:
     """The value as the command line would have read it. Raises SpectraError."""
-    came, wayout = f"{where} = {json.dumps(value, default=str)}", f"see 'spectra {context.command.name} --help'"
+    came, wayout = f"{where} = {as_json(value)}", f"see 'spectra {context.command.name} --help'"
     if option.is_flag:
         if not isinstance(value, bool):
             raise SpectraError(f"{came} is neither true nor false; {wayout}")
@@ -132,6 +165,8 @@ def converted(option: click.Option, value: Any, context: click.Context, where: s
     values = value if isinstance(value, list) and (option.multiple or option.type.name == "sizes") else [value]
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
         raise SpectraError(f"{came} is no text or number{', or list of them' if option.multiple else ''}; {wayout}")
+    if any(isinstance(v, int) and abs(v) >= LARGEST for v in values):
+        raise SpectraError(f"{quoted(came)} is beyond all bounds; {wayout}")
     texts = [str(v) for v in values]
     if isinstance(value, list) and not option.multiple:
         texts = [",".join(texts)]

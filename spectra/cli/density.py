@@ -36,6 +36,7 @@ def density(steps, probes, log, damping, **options) -> int:
         from spectra.analysis.classes import class_count
         from spectra.krylov.quadrature import spectral_measure
         from spectra.plots import density_figure, save_figure
+        from spectra.quoting import readable
         from spectra.report import density_arrays, density_results, rendered
         from spectra.report_outliers import damped_entry, density_parts, outlier_entry
         from spectra.results import write_atomically
@@ -55,4 +56,4 @@ def density(steps, probes, log, damping, **options) -> int:
             figure = density_figure(finite, log=log)
             write_atomically(path, lambda file: save_figure(figure, file, "png"))
         session.write(record, density_arrays(found))
-    return finish(record, options["as_json"], rendered(*density_parts(record)))
+    return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

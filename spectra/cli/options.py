@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from spectra.cli.config import read_config
+from spectra.cli.trust import TRUST, vouched
 from spectra.curvature.matrices import MATRICES
+from spectra.quoting import quoted
 
 
 class Positive(click.ParamType):
@@ -62,7 +64,10 @@ class Size(click.ParamType):
         if not match:
             self.fail(f"{value!r} is no size; write it as 2GiB, 500MB or a number of bytes.", param, ctx)
         number, prefix, binary = match.groups()
-        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+        size = float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+        if not math.isfinite(size):
+            self.fail(f"{quoted(value, 40)!r} is beyond all memory; write it as 2GiB, or leave it out.", param, ctx)
+        return int(size)
 
 
 class Named(click.Path):
@@ -76,18 +81,19 @@ class Named(click.Path):
 
 DATA = {
     "metavar": "SPEC",
+    "callback": vouched,
     "help": "digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME.",
 }
 BEFORE_DATA = [
-    click.option("--model", metavar="SPEC", required=True, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
+    click.option("--model", metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name or torchvision:NAME; options as ?key=value."),
     click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
 
 AFTER_DATA = [
-    click.option("--transform", metavar="SPEC", help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
+    click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
     click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
     click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
@@ -128,7 +134,9 @@ def stacked(*options: Callable) -> Callable:
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
     data = click.option("--data", **DATA, **settings)
     named = click.option("--curvature", metavar="NAME", multiple=True, default=curvature, show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable.")  # fmt: skip
-    return stacked(*BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, NO_CHECK, OUT, *more, JSON, CONFIG)
+    return stacked(
+        *BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, NO_CHECK, OUT, *more, JSON, CONFIG, TRUST
+    )
 
 
 problem_and_output = with_data(SAVE_EVERY, required=True)

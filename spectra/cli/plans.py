@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from spectra.cli.config import converted, option_name, options_of
+from spectra.cli.config import NOT_RECORDED, converted, option_name, options_of, plain
 from spectra.cli.density import density
 from spectra.cli.eig import eig
-from spectra.cli.session import NOT_RECORDED, plain
+from spectra.cli.terminal import note
 from spectra.cli.trace import trace
 from spectra.errors import SpectraError
 
@@ -24,6 +24,8 @@ def understood(path: Path):
     from spectra.cluster.plan import read_plan
 
     plan = read_plan(path)
+    for text in plan.notes:
+        note(text)
     for name, options in plan.options.items():
         check(path, COMMANDS[name], options)
     try:

@@ -8,6 +8,7 @@ import click
 
 from spectra.cli.options import Named, Positive
 from spectra.cli.terminal import answer
+from spectra.quoting import quoted
 
 
 class Inches(Positive):
@@ -73,5 +74,5 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     prepare_directory(out.parent)
     write_atomically(out, lambda file: save_figure(figure, file, out.suffix[1:].lower()))
     record = {"schema": SCHEMA, "command": "plot", "figure": str(out), "results": list(map(str, files))}
-    answer(to_json(record) if as_json else str(out))
+    answer(to_json(record) if as_json else quoted(out, None))
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from spectra.cli.signals import raise_received
+from spectra.quoting import quoted
 
 # Seconds of work after which it is told of where nobody watches a terminal: by the clock, if half of that was spent on
 # it (a crowded machine makes short work long), or in any case; then between two lines.
@@ -26,7 +27,7 @@ class Line:
     """A piece of work: its name, and how it stands."""
 
     def __init__(self, name: str):
-        self.name, self.stands, self.start = name, "setting up", time.monotonic()
+        self.name, self.stands, self.start = quoted(name, 40), "setting up", time.monotonic()
 
     def __call__(self, **numbers: float) -> None:
         raise_received()

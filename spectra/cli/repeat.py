@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from spectra.cli.compare import compare
+from spectra.cli.config import NOT_RECORDED, plain
 from spectra.cli.density import density
 from spectra.cli.eig import eig
 from spectra.cli.inspect import inspect
 from spectra.cli.landscape import landscape
 from spectra.cli.layers import layers
-from spectra.cli.session import plain
 from spectra.cli.trace import trace
 
 COMMANDS = {command.name: command for command in (eig, trace, density, inspect, compare, layers, landscape)}
@@ -44,8 +44,6 @@ def typed(option: click.Parameter, value: Any) -> list[str]:
 
 def understood(command: click.Command, words: list[str]) -> dict[str, Any] | None:
     """What the command takes these words for, as a record lists it."""
-    from spectra.cli.session import NOT_RECORDED
-
     try:
         with command.make_context(command.name, list(words)) as context:
             return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}

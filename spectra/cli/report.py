@@ -8,6 +8,7 @@ import click
 
 from spectra.cli.options import Named
 from spectra.cli.terminal import answer
+from spectra.quoting import quoted
 
 
 class PagePath(Named):
@@ -52,5 +53,5 @@ def report(results, out, title, as_json) -> int:
     prepare_directory(out.parent)
     write_atomically(out, lambda file: file.write(page))
     record = {"schema": SCHEMA, "command": "report", "page": str(out), "results": [str(path) for path, _ in found]}
-    answer(to_json(record) if as_json else str(out))
+    answer(to_json(record) if as_json else quoted(out, None))
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from spectra.cli.config import refuse_changed
+from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
 from spectra.cli.early import load_suited, refuse_at_once
 from spectra.cli.progress import begin_work, progress_line, tell_heading
 from spectra.cli.reuse import eigenpairs, source
@@ -21,7 +21,6 @@ from spectra.cluster import ranks
 from spectra.measurement import Measurement, measured
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
-NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 
 
 class Session:
@@ -31,6 +30,7 @@ class Session:
         self.context = click.get_current_context()
         self.command: str = self.context.command.name
         self.options: dict[str, Any] = self.context.params
+        refuse_beyond(self.context)
         self.state = None  # of a command that can be resumed
         self.processes = None  # torchrun's ranks; this one alone
 
@@ -285,10 +285,3 @@ def checksum(batches: Sequence) -> int:
         for tensor in tensors(batch):
             found = zlib.crc32(as_bytes(tensor), found)
     return found
-
-
-def plain(value: Any) -> Any:
-    """An option's value as JSON has it."""
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -12,7 +12,9 @@ from spectra.cli.inspect import inspect
 from spectra.cli.options import JSON, Named
 from spectra.cli.plans import understood
 from spectra.cli.terminal import answer, note
+from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
 from spectra.errors import SpectraError
+from spectra.quoting import quoted
 
 TO_RUN, TO_RETRY = ("waiting", "interrupted"), ("failed", "interrupted")
 
@@ -45,7 +47,8 @@ def sweep() -> None:
 @PLAN
 @click.option("--retry", is_flag=True, help="Run just the tasks that failed or were interrupted.")
 @click.option("--dry-run", is_flag=True, help="Print the tasks and what they will cost.")
-def run(path, retry, dry_run) -> int:
+@TRUST_PLAN
+def run(path, retry, dry_run, trust) -> int:
     """Run what is not finished; on Slurm, submit it.
 
     Finished tasks are not run again, failed ones only by --retry; what was
@@ -54,6 +57,8 @@ def run(path, retry, dry_run) -> int:
     from spectra.results import prepare_directory
 
     plan = understood(path)
+    if not trust:
+        refuse_elsewhere(path, plan.options)
     wanted = TO_RETRY if retry else TO_RUN
     if dry_run:
         answer(outlook(plan, wanted))
@@ -96,7 +101,7 @@ def collect(path, as_json) -> int:
         note(text)
     if evolution.unfinished:
         note(f"{len(evolution.unfinished)} of {len(plan.tasks)} tasks are not finished yet")
-    paths = "\n".join(os.path.relpath(file) for file in files)
+    paths = "\n".join(quoted(os.path.relpath(file), None) for file in files)
     answer(to_json(evolution_record(evolution)) if as_json else f"{evolution_text(evolution)}\n\n{paths}")
     return 0
 

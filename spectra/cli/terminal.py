@@ -14,6 +14,7 @@ import click
 
 from spectra.cli.progress import Telling, clear_line
 from spectra.errors import SpectraError
+from spectra.quoting import LINE, escaped, quoted
 
 _printed = ""  # of the present command's answer, before the rest of it was known
 
@@ -21,7 +22,7 @@ _printed = ""  # of the present command's answer, before the rest of it was know
 def note(text: str) -> None:
     """One line on standard error."""
     clear_line()
-    print(f"spectra: {text}", file=sys.stderr, flush=True)
+    print(f"spectra: {quoted(text, LINE)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -71,9 +72,9 @@ def usual_heading(loaded) -> str:
 
 
 def answer(text: str) -> None:
-    """Print on standard output. Raises SpectraError where that is full."""
+    """Print lines on standard output, without control characters. Raises SpectraError where that is full."""
     try:
-        print(text, flush=True)
+        print("\n".join(map(escaped, text.split("\n"))), flush=True)
     except BrokenPipeError:
         raise  # whoever reads has seen enough: click ends quietly
     except OSError as error:

@@ -20,7 +20,7 @@ import glob
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,9 +28,11 @@ from typing import Any
 
 from spectra.cluster.place import Place, read_place
 from spectra.cluster.plan_file import PlanFile, shown
+from spectra.quoting import quoted
 
 COMMANDS = ("eig", "trace", "density")
 MULTIPLY = ("checkpoint", "curvature", "seed")
+LONGEST_WORD, LONGEST_LINE = 2**17 - 1, 2**20  # bytes that Linux takes: 128 KiB a word, 2 MiB with the environment
 OURS = ("out", "json", "config")  # options that a sweep gives itself
 
 
@@ -57,6 +59,7 @@ class Plan:
     learning_rate: float | None
     commands: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]]  # of each command as the file has them, but for MULTIPLY
+    notes: tuple[str, ...] = ()  # what was left out, and why
 
     @property
     def directory(self) -> Path:
@@ -80,15 +83,16 @@ def read_plan(path: Path) -> Plan:
     problem = file.table("problem")
     shared = {key: value for key, value in problem.items() if key not in MULTIPLY}
     options = {name: shared | file.table(name) for name in commands}
-    out = directory(file)
+    out, notes = directory(file), []
     return Plan(
         path=file.path,
         out=out,
-        tasks=tuple(make_tasks(file, out, options)),
+        tasks=tuple(make_tasks(file, out, options, notes.append)),
         run=read_place(file),
         learning_rate=learning_rate(file),
         commands=commands,
         options=options,
+        notes=tuple(notes),
     )
 
 
@@ -121,12 +125,14 @@ def learning_rate(file: PlanFile) -> float | None:
     return None if rate is None else float(rate)
 
 
-def make_tasks(file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any]]) -> Iterator[Task]:
-    """Every checkpoint in its natural order, with every matrix and seed."""
+def make_tasks(
+    file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any]], note: Callable[[str], Any]
+) -> Iterator[Task]:
+    """Every checkpoint in its natural order, with every matrix and seed; `note` is told of those left out."""
     problem = file.table("problem")
     matrices = several(file, "curvature", problem.get("curvature", "hessian"), str)
     seeds = several(file, "seed", problem.get("seed", 0), int)
-    checkpoints = find_checkpoints(file, problem["checkpoint"]) if "checkpoint" in problem else {"": None}
+    checkpoints = find_checkpoints(file, problem["checkpoint"], note) if "checkpoint" in problem else {"": None}
     for (label, checkpoint), curvature, seed in product(checkpoints.items(), matrices, seeds):
         parts = (label, curvature, f"seed-{seed}" if len(seeds) > 1 else "")
         name = "/".join(part for part in parts if part)
@@ -138,8 +144,19 @@ def make_tasks(file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any
             "out": relative(home, file.path.parent),
         }
         commands = tuple((command, tuple(typed(own | multiplied))) for command, own in options.items())
+        for command, line in commands:
+            check_length(file, command, line)
         absolute = Path(os.path.abspath(file.path.parent / checkpoint)) if checkpoint else None
         yield Task(name, absolute, curvature, seed, home, commands)
+
+
+def check_length(file: PlanFile, command: str, line: Sequence[str]) -> None:
+    """Raise SpectraError where the system would not start a command with so long a line."""
+    sizes = [len(os.fsencode(word)) + 1 for word in line]
+    if max(sizes, default=0) > LONGEST_WORD or sum(sizes) > LONGEST_LINE:
+        longest = line[max(1, sizes.index(max(sizes))) - 1]  # the option before its value
+        text = f"its options make a command line of {sum(sizes):,} bytes, most of them behind {quoted(longest, 40)}"
+        raise file.error(f"{text}; shorten it, or put it into a file that the model reads", command)
 
 
 def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
@@ -151,12 +168,18 @@ def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
     return list(dict.fromkeys(values))
 
 
-def find_checkpoints(file: PlanFile, patterns: Any) -> dict[str, str]:
-    """Label -> path from the plan, in natural order. A label is the path without suffix, below what all share."""
+def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
+    """Label -> path from the plan, in natural order. A label is the path without suffix, below what all share.
+
+    Files whose names are no text (UTF-8) are left out, since neither logs nor tables can name them.
+    """
     found = set()
     for pattern in several(file, "checkpoint", patterns, str):
         matches = glob.glob(pattern, root_dir=file.path.parent, recursive=True)
-        files = {os.path.normpath(match) for match in matches if (file.path.parent / match).is_file()}
+        there = {os.path.normpath(match) for match in matches if (file.path.parent / match).is_file()}
+        files = {path for path in there if is_utf8(path)}
+        for path in sorted(there - files):
+            note(f"PLAN {file.named}: {quoted(path)} is left out, since its name is not UTF-8; rename it")
         if not files:
             raise file.error(f"{shown('checkpoint', pattern)} matches no file in {file.path.parent}", "problem")
         found |= files
@@ -165,6 +188,14 @@ def find_checkpoints(file: PlanFile, patterns: Any) -> dict[str, str]:
     names = [relative(Path(os.path.abspath(file.path.parent / path)), Path(parent)) for path in paths]
     short = [os.path.splitext(name)[0] for name in names]
     return dict(zip(short if len(set(short)) == len(short) else names, paths, strict=True))
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def natural(text: str) -> list:

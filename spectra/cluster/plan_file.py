@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spectra.errors import SpectraError
+from spectra.files import read_toml
+from spectra.quoting import quoted
 
 
 class PlanFile:
@@ -19,7 +20,7 @@ class PlanFile:
         self.named = path  # as the user typed it
         self.path = Path(os.path.abspath(path))
         try:
-            self.content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            self.content: dict[str, Any] = read_toml(path)
         except OSError as error:
             raise SpectraError(f"PLAN {path}: cannot be read ({error.strerror}); check the path") from error
         except ValueError as error:  # of TOML, or of UTF-8
@@ -48,4 +49,4 @@ class PlanFile:
 
 def shown(key: str, value: Any) -> str:
     """`key = value`, about as it stands in the file."""
-    return f"{key} = {json.dumps(value, default=str)}"
+    return f"{key} = {quoted(json.dumps(value, default=str))}"

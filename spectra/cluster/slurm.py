@@ -20,7 +20,8 @@ from pathlib import Path
 from spectra.cluster.plan import Plan, Task
 from spectra.cluster.runner import Runner
 from spectra.cluster.tasks import BatchJob, held, record_path, standing
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
+from spectra.files import WRITTEN_BY_US, read_bounded
 from spectra.results import write_atomically
 
 # What Slurm sends before the time limit: commands know it, so that those it reaches at once save their state at once.
@@ -118,11 +119,17 @@ def folder(plan: Plan) -> Path:
 
 
 def submitted(plan: Plan) -> dict[str, str]:
-    """Task -> its last job."""
+    """Task -> its last job. Raises SpectraError where what is noted of them is damaged."""
+    path = plan.records / "jobs.json"
     try:
-        return json.loads((plan.records / "jobs.json").read_bytes())
+        jobs = json.loads(read_bounded(path, WRITTEN_BY_US))
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpectraError(f"PLAN {plan.path}: {path} cannot be read ({describe(error)}); remove it") from error
+    if not (isinstance(jobs, dict) and all(isinstance(job, str) for job in jobs.values())):
+        raise SpectraError(f"PLAN {plan.path}: {path} does not list jobs; remove it")
+    return jobs
 
 
 def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import IO, Any
 
 from spectra.cluster.plan import Plan, Task
 from spectra.errors import SpectraError
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.results import read, write_atomically
 
 STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")
@@ -47,9 +49,9 @@ class Attempt:
     @classmethod
     def read(cls, path: Path) -> Attempt | None:
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_bounded(path, WRITTEN_BY_US))
             return cls(content["command"], tuple(content["arguments"]), content["status"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     @property
@@ -86,7 +88,9 @@ def record_path(plan: Plan, task: Task, suffix: str) -> Path:
 
 
 def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
-    records = {command: result(task, command) for command, _ in task.commands}
+    found = {command: examined(task, command) for command, _ in task.commands}
+    records, edited = {command: record for command, (record, _) in found.items()}, [text for _, text in found.values()]
+    told = next(filter(None, edited), "")
     unmet = tuple(command for command, record in records.items() if record and not converged(record))
     if all(records.values()):
         return Standing(task, "finished", unmet=unmet)
@@ -98,7 +102,7 @@ def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
     if job and attempt is None and not record_path(plan, task, "log").exists():
         return Standing(task, "interrupted", f"job {job.id} ended before its task began", job.log)
     if attempt is None or (attempt.command, attempt.arguments) not in task.commands:  # the plan has changed since
-        return Standing(task, "waiting")
+        return Standing(task, "waiting", told)
     state = "interrupted" if attempt.interrupted else "failed"
     return Standing(task, state, how_it_ended(attempt), record_path(plan, task, "log"))
 
@@ -120,15 +124,28 @@ def remaining(task: Task) -> list[tuple[str, tuple[str, ...]]]:
 
 def result(task: Task, command: str) -> dict[str, Any] | None:
     """The record that a command has left, where it is of these options and of the checkpoint as it is now."""
+    return examined(task, command)[0]
+
+
+def examined(task: Task, command: str) -> tuple[dict[str, Any] | None, str]:
+    """`result`, and what is wrong with a file that is there but was not written by the command, or has been edited."""
     path = task.directory / f"{command}.json"
     try:
         _, record = read(path, [command])
-    except SpectraError:
-        return None
+    except SpectraError as error:
+        return None, str(error) if os.path.lexists(path) else ""
     asked, options = task.recorded.get(command, {}), record["problem"].get("options", {})
+    if not (isinstance(options, dict) and all(whole(entry) for entry in record["results"])):
+        return None, f"RESULT {path}: is not as spectra {command} wrote it; it is made anew by 'spectra sweep run'"
     if any(asked[name] != options[name] for name in (asked.keys() & options.keys()) - FREE):
-        return None
-    return record if same_checkpoint(task, path, record) else None
+        return None, ""
+    return (record if same_checkpoint(task, path, record) else None), ""
+
+
+def whole(entry: Any) -> bool:
+    """Whether an entry of a record has its times as numbers, and says whether it converged."""
+    times = [entry.get(key) or 0 for key in ("seconds", "setup_seconds")] if isinstance(entry, dict) else [None]
+    return all(isinstance(time, (int, float)) for time in times) and isinstance(entry.get("converged", True), bool)
 
 
 def same_checkpoint(task: Task, path: Path, record: Mapping[str, Any]) -> bool:
@@ -151,7 +168,7 @@ def digest(checkpoint: Path, _changed: float) -> str:
         from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
 
         return digest_of_index(checkpoint)
-    with checkpoint.open("rb") as file:
+    with open_regular(checkpoint) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -162,7 +179,7 @@ def converged(record: Mapping[str, Any]) -> bool:
 def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
     """Of a text file, empty ones left out."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - 10_000))
             text = file.read().decode(errors="replace")
     except OSError:

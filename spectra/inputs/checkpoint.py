@@ -1,7 +1,7 @@
 """`--checkpoint`: weights from a file that nobody vouches for, into a model, all of them or none."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
-from spectra.inputs.spec import input_error
+from spectra.inputs.foreign import ADAPTER, is_adapter
+from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
+    Wanted,
     differences,
     is_state_dict,
     matches,
@@ -20,6 +22,7 @@ from spectra.inputs.state_dict import (
     tensors_of,
     versions,
 )
+from spectra.quoting import quoted
 
 KEY_OPTION = "--checkpoint-key"
 
@@ -33,20 +36,23 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
 
     Returns:
         `path` as given; `key` of the state dict in the file (None for a bare one), `prefix` that was before its
-        names (None without one); `sha256` of the file (of an index: of the lines `sha256sum INDEX SHARD ...` writes
-        in its folder, shards sorted); number of `tensors` loaded; names of that state dict that were `ignored`,
-        being outside of the prefix, sorted; `dtypes` of floating tensors as stored, sorted.
+        names (None without one), and `added` to them, where all of the model's begin with it; `sha256` of the file
+        (of an index: of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted); number of
+        `tensors` loaded; names of that state dict that were `ignored`, being outside of the prefix, sorted; `dtypes`
+        of floating tensors as stored, sorted.
 
     Raises:
         SpectraError: the file cannot be read, holds code, holds no state dict or several, differs from the
             model in keys, shapes or kind of number, or holds values that are not finite.
     """
     content, digest = read_checkpoint(path)
-    states = _state_dicts(content, path)
-    match = _choose(states, model, path, key)
+    states, wanted = _state_dicts(content, path), Wanted.of(model)
+    match = _choose(states, wanted, path, key)
     stored = states[match.key]
+    if match.share <= 0.5 and is_adapter(stored):
+        raise input_error(OPTION, path, f"it is {ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
-    if (known := versions(stored, match, model)) is not None:
+    if (known := versions(stored, match, wanted)) is not None:
         state._metadata = known
     _load(model, state, path)
     tensors = [value for value in state.values() if isinstance(value, Tensor)]
@@ -54,11 +60,27 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
         "path": str(path),
         "key": match.key,
         "prefix": match.prefix or None,
+        "added": match.added or None,
         "sha256": digest,
         "tensors": len(tensors),
         "ignored": sorted(stored.keys() - match.names.keys()),
         "dtypes": sorted({_kind(value) for value in tensors if value.is_floating_point() or value.is_complex()}),
     }
+
+
+def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None = None) -> dict[str, Tensor]:
+    """The tensors in `path` of a model of which only names and shapes of parameters are known, in their order.
+
+    Raises SpectraError as `load_checkpoint` does, for these parameters.
+    """
+    content, _ = read_checkpoint(path)
+    states = _state_dicts(content, path)
+    match = _choose(states, Wanted(shapes, {name: i for i, name in enumerate(shapes)}, ()), path, key)
+    held = {own: states[match.key][written] for written, own in match.names.items()}
+    for name, shape in shapes.items():
+        if not isinstance(held.get(name), Tensor) or tuple(held[name].shape) != tuple(shape):
+            raise input_error(OPTION, path, f"{quoted(name, SHORT)} of shape {tuple(shape)} is missing; check the path")
+    return {name: held[name] for name in shapes}
 
 
 def _state_dicts(content: Any, path: str | Path) -> dict[str | None, Mapping]:
@@ -73,12 +95,12 @@ def _state_dicts(content: Any, path: str | Path) -> dict[str | None, Mapping]:
     return found
 
 
-def _choose(states: Mapping[str | None, Mapping], model: nn.Module, path: str | Path, key: str | None) -> Match:
+def _choose(states: Mapping[str | None, Mapping], wanted: Wanted, path: str | Path, key: str | None) -> Match:
     """The one way to read the file as the model's weights."""
     names = {where: _named(where, state, key) for where, state in states.items()}
-    found = [match for where, under in names.items() if under for match in matches(where, under, model)]
+    found = [match for where, under in names.items() if under for match in matches(where, under, wanted)]
     if not found:
-        there = [match.where for where, state in states.items() for match in matches(where, state, model)]
+        there = [match.where for where, state in states.items() for match in matches(where, state, wanted)]
         way_out = f"there is {some(there)}" if any(there) else f"leave {KEY_OPTION} out"
         raise input_error(KEY_OPTION, key, f"no names under that key in {path}; {way_out}")
     most = max(match.share for match in found)
@@ -126,11 +148,12 @@ def _uncopyable(state: Mapping[str, Any], built: Mapping[str, Tensor]) -> str | 
             text = "quantised or counted; save the weights as floating numbers, dequantised"
         elif value.is_complex() and not built[name].is_complex():
             text = "complex; check --model and its options"
-        elif value.layout is not torch.strided or value.is_meta:
-            text = f"{value.device.type} and {value.layout}; save dense tensors that hold values"
+        elif value.layout is not torch.strided or value.is_meta or value.is_nested:
+            kind = "nested" if value.is_nested else value.layout
+            text = f"{value.device.type} and {kind}; save dense tensors that hold values"
         else:
             continue
-        return f"{name} is {_kind(built[name])} in the model, {_kind(value)} in the checkpoint, {text}"
+        return f"{quoted(name, SHORT)} is {_kind(built[name])} in the model, {_kind(value)} in the checkpoint, {text}"
     return None
 
 
@@ -154,10 +177,12 @@ def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, T
         return f"{differences(before, state, missing, unexpected)}; check --model and its options"
     for name, value in model.state_dict().items():
         if name in before and not _as_finite(value, before[name]):
-            return f"{name} holds values that are not finite; take a checkpoint from before the run diverged"
+            shown = quoted(name, SHORT)
+            return f"{shown} holds values that are not finite; take a checkpoint from before the run diverged"
     for one, two in tied.items():
         if one in state and not torch.equal(state[one].to(before[one]), state[two].to(before[one])):
-            return f"{one} and {two} differ in it, but are one tensor in the model; check --model"
+            both = f"{quoted(one, SHORT)} and {quoted(two, SHORT)}"
+            return f"{both} differ in it, but are one tensor in the model; check --model"
     return None
 
 

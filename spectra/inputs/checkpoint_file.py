@@ -6,22 +6,29 @@ names the shards that lie beside it, and nothing elsewhere.
 """
 
 import hashlib
+import io
 import json
+import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from spectra.errors import describe
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.inputs.foreign import RESAVE, folders, formats
+from spectra.inputs.pickles import fault
+from spectra.inputs.safetensors_file import Damaged, read_safetensors
 from spectra.inputs.spec import input_error
 from spectra.inputs.state_dict import some
 
 OPTION = "--checkpoint"
-RESAVE = 'torch.save(model.state_dict(), "weights.pt")'
+HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 # In a folder of weights: one shard of several, and what Hugging Face's Trainer writes beside them.
 NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|training_args")
@@ -79,19 +86,21 @@ def read_checkpoint(path: str | Path) -> tuple[Any, str]:
     """
     file = Path(path)
     try:
+        if text := folders(file) if file.is_dir() else formats(file):
+            raise input_error(OPTION, path, text)
         if file.is_dir():
             raise input_error(OPTION, path, f"it is a folder; {_way_in(file)}")
-        if not file.is_file():
-            raise input_error(OPTION, path, "no such file; check the path")
-        if file.suffix == ".json":
-            return _read_index(file)
-        return _read_tensors(file), _sha256(file)
+        return _read_index(file) if file.suffix == ".json" else _read_tensors(file)
+    except FileNotFoundError:
+        raise input_error(OPTION, path, "no such file; check the path") from None
     except OSError as error:
-        raise input_error(OPTION, path, f"{describe(error)}; check the path and the rights") from error
+        reason = error.strerror or describe(error)
+        raise input_error(OPTION, path, f"{reason}; check the path and the rights") from error
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
+def sha256(file: Path) -> str:
+    """Of a regular file; raises OSError."""
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -105,24 +114,39 @@ def _way_in(folder: Path) -> str:
     return f"name one of the files in it: {some(fitting)}" if fitting else "name a file of weights"
 
 
-def _read_tensors(file: Path) -> Any:
-    if file.stat().st_size == 0:
-        raise input_error(OPTION, file, "the file is empty; copy or save it again")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def _read_tensors(file: Path) -> tuple[Any, str]:
+    """What is in one file, and the SHA-256 of the very bytes that it was read from: it is opened once."""
+    with open_regular(file) as opened:
+        before = os.fstat(opened.fileno())
+        if before.st_size == 0:
+            raise input_error(OPTION, file, "the file is empty; copy or save it again")
+        try:
+            if file.suffix == ".safetensors":
+                return read_safetensors(opened)
+            held = io.BytesIO(opened.read()) if before.st_size <= HELD else opened
+            content = _load(held, before.st_size)
+        except OSError:
+            raise
+        except Exception as error:
+            # From None: torch's own message advises to trust the file.
+            raise input_error(OPTION, file, _unreadable(opened, error)) from None
+        held.seek(0)
+        digest = hashlib.file_digest(held, "sha256").hexdigest()
+        after = os.fstat(opened.fileno())
+    if held is opened and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise input_error(OPTION, file, "it was written to while it was read; wait until it is whole, and try again")
+    return content, digest
 
-            return load_file(file)
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS + _of_packages(file)):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # From None: torch's own message advises to trust the file.
-        raise input_error(OPTION, file, _unreadable(file, error)) from None
+
+def _load(held: IO[bytes], size: int) -> Any:
+    if text := fault(held, size):
+        raise Damaged(text)
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS + _of_packages(held)):
+        held.seek(0)
+        return torch.load(held, map_location="cpu", weights_only=True)
 
 
-def _of_packages(file: Path) -> list[tuple[type, str]]:
+def _of_packages(file: IO[bytes]) -> list[tuple[type, str]]:
     """Stand-ins for the classes of known packages that the file names; their modules are not imported."""
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -131,10 +155,10 @@ def _of_packages(file: Path) -> list[tuple[type, str]]:
     return [(Ignored, name) for name in named if name.startswith(PACKAGES)]
 
 
-def _unreadable(file: Path, error: Exception) -> str:
-    """Why torch or safetensors refused the file, in our own words."""
-    with file.open("rb") as opened:
-        head = opened.read(512)
+def _unreadable(file: IO[bytes], error: Exception) -> str:
+    """Why the file was refused, in our own words."""
+    file.seek(0)
+    head = file.read(512)
     refused = f"which could run code, so it was not run; re-save its weights where it was made: {RESAVE}"
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {found[1]}, {refused}"
@@ -144,35 +168,45 @@ def _unreadable(file: Path, error: Exception) -> str:
         return f"it holds more than tensors that torch.save wrote, {refused}"
     if head.isascii() and "".join(head.decode().split()).isprintable():
         return f"it is a text file, no checkpoint; name a file that {RESAVE} wrote"
+    if isinstance(error, Damaged):
+        return f"it is cut off or damaged: {error}; copy it again, or save it again with {RESAVE}"
     return f"it is cut off, damaged, or no checkpoint; copy it again, or save it again with {RESAVE}"
 
 
 def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
     """All that an index names, from the shards beside it."""
-    shards = _shards(index)
-    if absent := [name for name in shards if not (index.parent / name).is_file()]:
+    written = read_bounded(index, WRITTEN_BY_US)
+    shards = _shards(index, written)
+    if absent := [name for name in shards if not (index.parent / name).exists()]:
         raise input_error(OPTION, index, f"{some(absent)} missing beside it; copy all its shards into its folder")
-    tensors = {}
+    tensors, digests = {}, {index.name: hashlib.sha256(written).hexdigest()}
     for shard, names in shards.items():
-        content = _read_tensors(index.parent / shard)
+        content, digests[shard] = _read_tensors(index.parent / shard)
         held = content if isinstance(content, dict) else {}
         if absent := [name for name in names if name not in held]:
             text = f"{some(absent)} missing from its shard {shard}; copy the index and its shards again"
             raise input_error(OPTION, index, text)
         tensors.update((name, held[name]) for name in names)
-    return tensors, digest_of_index(index)
+    return tensors, _together(digests)
 
 
 def digest_of_index(index: Path) -> str:
     """The SHA-256 that `read_checkpoint` gives. Raises OSError, and SpectraError where it is no index."""
-    lines = [f"{_sha256(index.parent / name)}  {name}\n" for name in (index.name, *_shards(index))]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    written = read_bounded(index, WRITTEN_BY_US)
+    shards = {name: sha256(index.parent / name) for name in _shards(index, written)}
+    return _together({index.name: hashlib.sha256(written).hexdigest()} | shards)
 
 
-def _shards(index: Path) -> dict[str, list[str]]:
+def _together(digests: Mapping[str, str]) -> str:
+    """The SHA-256 of the lines that `sha256sum` writes of these files."""
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
     """File names of the shards, sorted, to the names of the tensors in each."""
     try:
-        content = json.loads(index.read_bytes())
+        content = json.loads(written)
     except (ValueError, RecursionError) as error:
         raise input_error(OPTION, index, f"it is no JSON ({describe(error)}); copy it again") from error
     places = content.get("weight_map") if isinstance(content, dict) else None

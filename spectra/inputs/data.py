@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from spectra.errors import describe
+from spectra.files import open_regular
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import read
-from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
+from spectra.inputs.safetensors_file import read_safetensors
+from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest, told_missing
 from spectra.inputs.transform import TO_TENSOR, Transform
 
 OPTION = "--data"
@@ -78,11 +79,19 @@ def _source(name: str, options: dict[str, Any]) -> Any:
     if name.startswith("torchvision:"):
         return _torchvision(name, name.removeprefix("torchvision:"), options)
     if _holds_images(name):
-        return _torchvision(name, "ImageFolder", {"root": name, **options})
+        return _torchvision(name, "ImageFolder", {"root": name, "loader": _image, **options})
     if ":" in name or name.endswith(".py"):
         return call(resolve(name, OPTION), name, options, OPTION)
     near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
     raise input_error(OPTION, name, f"it names no data; {near}write {FORMS}")
+
+
+def _image(path: str) -> Any:
+    """An image of a folder, as torchvision opens it, but from no pipe or device."""
+    from PIL import Image
+
+    with open_regular(path) as file:
+        return Image.open(file).convert("RGB")
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -92,13 +101,13 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def _npz(name: str) -> dict[str, np.ndarray | None]:
-    with open(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
+    with open_regular(name) as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
         return {key: arrays[key] if key in PAIR else None for key in arrays}
 
 
-def _safetensors(name: str) -> dict[str, Tensor | None]:
-    with safe_open(name, "pt") as tensors:
-        return {key: tensors.get_tensor(key) if key in PAIR else None for key in tensors.keys()}  # noqa: SIM118
+def _safetensors(name: str) -> dict[str, Tensor]:
+    with open_regular(name) as file:
+        return read_safetensors(file)[0]
 
 
 READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
@@ -108,9 +117,9 @@ READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
 
 
 def _arrays(name: str) -> tuple[Any, Any]:
-    """x and y in a file of named arrays; what else it holds is not read."""
+    """x and y in a file of named arrays."""
     if not os.path.isfile(name):
-        raise input_error(OPTION, name, "there is no such file; check the path")
+        raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
     try:
         arrays = load(name)

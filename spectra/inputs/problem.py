@@ -115,6 +115,7 @@ def load_problem(
             value = evaluate(problem)
     record = {
         "parameters": problem.size,
+        "shapes": {name: list(parameter.shape) for name, parameter in parameters.items()},
         "parameters_in_all": sum(p.numel() for p in network.parameters()),
         "examples": problem.examples,
         **typed,

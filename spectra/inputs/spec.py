@@ -22,22 +22,28 @@ from types import ModuleType
 from typing import Any
 
 from spectra.errors import SpectraError, describe
+from spectra.files import refuse_special
 from spectra.inputs.chance import seeded
+from spectra.inputs.origin import is_path, is_standard, made_standard
+from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+PART_OF_PYTHON = (
+    "it comes with Python itself and makes nothing of this kind, so it was not called; name a function of yours"
+)
 WHERE = "SPECTRA_TRACEBACK=1 shows where"
+SHORT = 60  # characters of one name among several
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def input_error(option: str, came: object, text: str) -> SpectraError:
-    """The error `option came: text`, in one printable line (names in untrusted files may hold anything)."""
-    line = " ".join(f"{option} {came}: {text}".split())
-    return SpectraError("".join(character for character in line if character.isprintable()))
+    """The error `option came: text`; what came is quoted, and cut where it is long."""
+    return SpectraError(f"{option} {quoted(came)}: {text}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`did you mean a, b?` where a known name is near, else the first known names."""
-    names = sorted(known)
+    names = sorted(quoted(one, SHORT) for one in known)
     if near := difflib.get_close_matches(name, names, n=3):
         return f"did you mean {', '.join(near)}?"
     rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
@@ -90,16 +96,21 @@ def resolve(name: str, option: str) -> Any:
     place, colon, attribute = name.rpartition(":")
     if not (colon and place and attribute):
         place = name.strip(":")
-        form = f"{place}:name" if _is_path(place) else "path/to/file.py:name or package.module:name"
+        form = f"{place}:name" if is_path(place) else "path/to/file.py:name or package.module:name"
         raise input_error(option, name, f"what to take from it is missing; write {form}")
+    if is_standard(name):
+        raise input_error(option, name, PART_OF_PYTHON)
     with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
-        module = _load_file(place, name, option) if _is_path(place) else _import(place, name, option)
+        module = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
         try:
-            return getattr(module, attribute)
+            found = getattr(module, attribute)
         except AttributeError:
             public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
             text = f"{place} has no {attribute}; {suggest(attribute, public)}"
             raise input_error(option, name, text) from None
+    if made_standard(found):
+        raise input_error(option, name, PART_OF_PYTHON)
+    return found
 
 
 def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
@@ -144,8 +155,15 @@ def check_options(
         raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
 
 
-def _is_path(place: str) -> bool:
-    return place.endswith(".py") or "/" in place or os.sep in place
+def told_missing(path: Path | str, absent: str) -> str:
+    """Why a path is no file that can be read, in words; `absent` where nothing is there."""
+    try:
+        refuse_special(path)
+    except FileNotFoundError:
+        return absent
+    except OSError as error:
+        return str(error.strerror)
+    return absent
 
 
 @contextmanager
@@ -155,7 +173,7 @@ def _importable(place: str) -> Iterator[None]:
     Where all goes well, that folder and what the user's code adds stay at the end: a `forward` may import later on, as
     under `python file.py`, and nothing that is found today is hidden. Else the path is as before.
     """
-    folder = Path(place).absolute().parent if _is_path(place) else Path.cwd()
+    folder = Path(place).absolute().parent if is_path(place) else Path.cwd()
     after = before = list(sys.path)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -182,9 +200,9 @@ def _prefix_hint(place: str) -> str:
 
 
 def _load_file(place: str, name: str, option: str) -> ModuleType:
-    path = Path(place).resolve()
+    path = Path(os.path.realpath(place))  # where links end; of links in a circle, one of them
     if not path.is_file():
-        kind = "it is a folder, not a file" if path.is_dir() else f"there is no such file in {path.parent}"
+        kind = told_missing(path, f"there is no such file in {path.parent}")
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"did you mean {near[0]}?" if near else "write path/to/file.py:name"
         raise input_error(option, name, f"{kind}; {hint}")

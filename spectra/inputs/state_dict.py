@@ -2,26 +2,34 @@
 
 A name in a file is a prefix, then a name of the model, with the parts that wrappers put in (DataParallel,
 torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc.weight` is `fc.weight` under
-`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie.
+`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie. What all names of the model begin
+with may be missing in the file: `fc.weight` is the `net.fc.weight` of a model that wraps another.
 """
 
+from __future__ import annotations
+
 import difflib
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Any
 
 from torch import Tensor, nn
+
+from spectra.inputs.spec import SHORT
+from spectra.quoting import quoted
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 SHOWN = 5  # names of a kind in one message
 TRIED = 60  # names of a side to be paired, since all pairs are tried
 
 
-def some(names: list[str]) -> str:
-    """The first names of a list, for a message."""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+def some(names: list[str], most: int | None = SHORT) -> str:
+    """The first names of a list, for a message, each cut to so many characters."""
+    rest = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(quoted(name, most) for name in names[:SHOWN]) + rest
 
 
 def is_state_dict(value: Any) -> bool:
@@ -58,6 +66,7 @@ class Match:
     prefix: str
     names: dict[str, str]
     share: float
+    added: str = ""  # what all of the model's names begin with, as a wrapper's, and none in the file
 
     @property
     def where(self) -> str:
@@ -76,23 +85,71 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def shortener(*several: Collection[str]) -> Callable[[str], str]:
-    """`bare`, or where that would make two names of one side equal, no change."""
-    return bare if all(len({bare(name) for name in names}) == len(names) for names in several) else str
+class Wanted:
+    """The names of a model's state dict, and what is asked of them for every state dict of a file.
+
+    Args:
+        tensors: names to the identity of their tensor.
+        paths: of the model's modules.
+    """
+
+    def __init__(self, names: Iterable[str], tensors: Mapping[str, int], paths: Iterable[str]):
+        self.names, self.tensors, self.paths = list(names), tensors, list(paths)
+        self._plain = _distinct(self.names)
+        self._own: dict[Callable, dict[str, dict[str, str]]] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Wanted:
+        # Old files lack the counters of BatchNorm.
+        named = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
+        return cls(model.state_dict(), named, [path for path, _ in model.named_modules()])
+
+    def short(self, names: Collection[str]) -> Callable[[str], str]:
+        """`bare`, or where that would make two names of one side equal, no change."""
+        return bare if self._plain and _distinct(names) else str
+
+    def under(self, short: Callable[[str], str]) -> dict[str, dict[str, str]]:
+        """What all names begin with -> their rest, shortened -> the name; first nothing, then a wrapper, then two."""
+        if short not in self._own:
+            parts = [short(name).split(".") for name in self.names]
+            columns = zip(*(some[:-1] for some in parts), strict=False)
+            common = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+            self._own[short] = {
+                ".".join(common[:cut]): {".".join(p[cut:]): name for p, name in zip(parts, self.names, strict=True)}
+                for cut in range(len(common) + 1)
+            }
+        return self._own[short]
 
 
-def matches(key: str | None, names: Collection[str], model: nn.Module) -> list[Match]:
+def _distinct(names: Collection[str]) -> bool:
+    return len({bare(name) for name in names}) == len(names)
+
+
+def matches(key: str | None, names: Collection[str], wanted: Wanted) -> list[Match]:
     """The ways to read names as the model's: one, or as many as there are prefixes that do equally well.
 
-    No prefix wins over one that does no better, or under which only half of the model's tensors lie, or less.
+    No prefix wins over one that does no better, or under which only half of the model's tensors lie, or less; and so
+    does adding none to what all of the model's names begin with.
     """
-    wanted = list(model.state_dict())
-    # Old files lack the counters of BatchNorm.
-    tensors = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
-    short = shortener(wanted, names)
-    own = {short(name): name for name in wanted}
+    short = wanted.short(names)
+    ordered = sorted((short(name), place, name) for place, name in enumerate(names))
+    ways = [_ways(key, names, ordered, wanted, short, added) for added in wanted.under(short)]
+    best = max(ways, key=lambda found: found[0].share)
+    return best if best[0].share > 0.5 else ways[0]
+
+
+def _ways(
+    key: str | None,
+    names: Collection[str],
+    ordered: list[tuple[str, int, str]],
+    wanted: Wanted,
+    short: Callable[[str], str],
+    added: str,
+) -> list[Match]:
+    """`matches` with one prefix added to the names in the file."""
+    own = wanted.under(short)[added]
     under = _under_prefixes(names, own, short)
-    all_of_them = max(len(set(tensors.values())), 1)
+    tensors, all_of_them = wanted.tensors, max(len(set(wanted.tensors.values())), 1)
     share = {
         prefix: len({tensors.get(n) for n in known.values()} - {None}) / all_of_them for prefix, known in under.items()
     }
@@ -103,11 +160,18 @@ def matches(key: str | None, names: Collection[str], model: nn.Module) -> list[M
 
     def match(prefix: str) -> Match:
         written, start = _as_written(prefix, under[prefix], short), f"{prefix}." if prefix else ""
-        inside = [name for name in names if name.startswith(written) and short(name).startswith(start)]
+        inside = [name for name in _beginning(start, ordered) if name.startswith(written)]
         rest = {name: short(name).removeprefix(start) for name in inside}
-        return Match(key, written or start, {n: own.get(rest[n], rest[n]) for n in inside}, share.get(prefix, 0.0))
+        own_names = {name: own.get(rest[name], rest[name]) for name in inside}
+        return Match(key, written or start, own_names, share.get(prefix, 0.0), f"{added}." if added else "")
 
     return [match(prefix) for prefix in best]
+
+
+def _beginning(start: str, ordered: list[tuple[str, int, str]]) -> list[str]:
+    """Names whose short form begins so, in the order in which they are in the file."""
+    found = takewhile(lambda entry: entry[0].startswith(start), islice(ordered, bisect_left(ordered, (start,)), None))
+    return [name for _, _, name in sorted(found, key=lambda entry: entry[1])]
 
 
 def _under_prefixes(
@@ -136,7 +200,7 @@ def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str])
     return ""
 
 
-def versions(state: Mapping, match: Match, model: nn.Module) -> dict[str, dict[str, int]] | None:
+def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str, int]] | None:
     """Versions of layers, as torch keeps them in `_metadata`, under the model's names; None where there are none.
 
     Nothing else of it: `assign_to_params_buffers`, for one, would let a file replace the model's tensors.
@@ -149,9 +213,8 @@ def versions(state: Mapping, match: Match, model: nn.Module) -> dict[str, dict[s
     for path, entry in kept.items():
         version = entry.get("version") if isinstance(entry, Mapping) else None
         if isinstance(path, str) and f"{path}.".startswith(match.prefix) and isinstance(version, int):
-            found[short(path[len(start) :].lstrip("."))] = {"version": version}
-    paths = [path for path, _ in model.named_modules()]
-    return {path: found[short(path)] for path in paths if short(path) in found}
+            found[f"{match.added}{short(path[len(start) :].lstrip('.'))}".rstrip(".")] = {"version": version}
+    return {path: found[short(path)] for path in wanted.paths if short(path) in found}
 
 
 def differences(
@@ -161,18 +224,18 @@ def differences(
     pairs = _nearest(missing, unexpected)
     if missing and unexpected and wanted.keys().isdisjoint(state) and not _renamed(pairs, missing, unexpected):
         return f"none of its names is the model's; it has {some(unexpected)}, the model {some(missing)}"
-    lost = [f"{name} (the checkpoint has {pairs[name]})" for name in pairs]
-    lost += [name for name in missing if name not in pairs]
+    lost = [f"{quoted(name, SHORT)} (the checkpoint has {quoted(pairs[name], SHORT)})" for name in pairs]
+    lost += [quoted(name, SHORT) for name in missing if name not in pairs]
     extra = [name for name in unexpected if name not in pairs.values()]
     shapes = [
-        f"{name} is {_shape(tensor)} in the model, {_shape(state[name])} in the checkpoint"
+        f"{quoted(name, SHORT)} is {_shape(tensor)} in the model, {_shape(state[name])} in the checkpoint"
         for name, tensor in wanted.items()
         if name in state and _shape(tensor) != _shape(state[name])
     ]
     parts = [
-        f"missing {some(lost)}" if lost else "",
+        f"missing {some(lost, None)}" if lost else "",
         f"unexpected {some(extra)}" if extra else "",
-        some(shapes),
+        some(shapes, None),
     ]
     return "; ".join(part for part in parts if part)
 
@@ -210,4 +273,6 @@ def _nearest(missing: list[str], unexpected: list[str]) -> dict[str, str]:
 
 
 def _shape(value: Any) -> str:
+    if isinstance(value, Tensor) and value.is_nested:
+        return "nested"
     return str(tuple(value.shape)) if isinstance(value, Tensor) else f"of type {type(value).__name__}"

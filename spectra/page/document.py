@@ -8,6 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from spectra.inputs.origin import RUN, is_strange
 from spectra.page.figures import figures
 from spectra.page.markup import Markup, element, joined, opening
 from spectra.page.problem import Facts, facts, listed, shared
@@ -15,6 +16,7 @@ from spectra.page.results import KINDS
 from spectra.page.style import STYLE
 from spectra.page.tables import paragraphs_and_tables
 from spectra.plots.saved import intact
+from spectra.quoting import quoted, readable
 
 Record = dict[str, Any]
 NOTHING_ELSE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may load or run
@@ -60,7 +62,9 @@ def document(
         element("style", Markup(STYLE)),
     ]
     main = element("main", *lines(body))
-    return joined(Markup("<!DOCTYPE html>\n"), element("html", element("head", *lines(head)), main, lang="en"), "\n")
+    return joined(
+        Markup("<!DOCTYPE html>\n"), element("html", element("head", *lines(head)), main, lang="en"), Markup("\n")
+    )
 
 
 def usual_title(common: Facts) -> str:
@@ -70,7 +74,7 @@ def usual_title(common: Facts) -> str:
 
 def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
     links = [
-        element("li", element("a", KINDS[record["command"]].title, href=f"#result-{i + 1}"), f" {path}")
+        element("li", element("a", KINDS[record["command"]].title, href=f"#result-{i + 1}"), f" {quoted(path)}")
         for i, (path, record) in enumerate(results)
     ]
     return element("nav", element("ol", *lines(links)), aria_label="Contents")
@@ -79,18 +83,28 @@ def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
 def section(number: int, path: Path, record: Record, own: Facts, repeat: Callable[[Record], Sequence[str]]) -> Markup:
     kind = KINDS[record["command"]]
     with intact(path, record["command"]):
-        first, rest = paragraphs_and_tables(resolve_name(kind.parts)(record))
-        drawn = list(figures(path, record))
-        again = how_to_repeat(path, record["command"], repeat(record))
-    shown = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]
-    return element("section", *lines(shown), id=f"result-{number}")
+        shown = readable(record)
+        first, rest = paragraphs_and_tables(resolve_name(kind.parts)(shown))
+        drawn = list(figures(path, shown))
+        again = how_to_repeat(path, record["command"], repeat(record), code_of(record))
+    parts = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]
+    return element("section", *lines(parts), id=f"result-{number}")
 
 
-def how_to_repeat(path: Path, command: str, words: Sequence[str]) -> Markup:
+def code_of(record: Record) -> list[str]:
+    """Options of a result that name code, which `--config` does not take from it."""
+    options = record["problem"].get("options")
+    named = {name: options.get(name) for name in RUN} if isinstance(options, dict) else {}
+    strange = {name: text for name, text in named.items() if isinstance(text, str) and is_strange(text)}
+    return [word for name, text in strange.items() for word in (f"--{name.replace('_', '-')}", text)]
+
+
+def how_to_repeat(path: Path, command: str, words: Sequence[str], code: Sequence[str]) -> Markup:
+    """`words` make the result again; `code` are those of them that a file may not say for its reader."""
     parts = [element("h3", "How to repeat it")]
     if words:
         parts += [command_line(words), element("p", "or, with the options in its own file:")]
-    return joined(*lines([*parts, command_line(["spectra", command, "--config", str(path)])]))
+    return joined(*lines([*parts, command_line(["spectra", command, "--config", str(path), *code])]))
 
 
 def command_line(words: Sequence[str]) -> Markup:

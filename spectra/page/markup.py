@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from spectra.quoting import quoted
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -33,7 +35,5 @@ def joined(*children: Any) -> Markup:
 
 
 def text(value: Any) -> Markup:
-    """Escaped; what no file of UTF-8 or no page can hold is a replacement character."""
-    return Markup(
-        escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(value)))
-    )
+    """Escaped, and what is not printable written as `quoted` does."""
+    return Markup(escape(quoted(value, None)))

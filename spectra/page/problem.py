@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spectra.page.markup import Markup, element
+from spectra.quoting import LINE, quoted
 
 DIGITS = 12  # of a SHA-256
 Facts = dict[str, str]
@@ -30,7 +31,7 @@ def facts(record: dict[str, Any]) -> Facts:
         "Seed": problem.get("seed"),
         "Versions": ", ".join(f"{name} {version}" for name, version in (problem.get("versions") or {}).items()),
     }
-    return {name: str(text) for name, text in found.items() if text not in (None, "")}
+    return {name: quoted(text, LINE) for name, text in found.items() if text not in (None, "")}
 
 
 def checkpoint(problem: dict[str, Any]) -> str:
@@ -97,5 +98,6 @@ def shared(found: Sequence[Facts]) -> Facts:
 
 def listed(found: Facts) -> Markup:
     return element(
-        "dl", *[part for name, text in found.items() for part in (element("dt", name), element("dd", text), "\n")]
+        "dl",
+        *[part for name, text in found.items() for part in (element("dt", name), element("dd", text), Markup("\n"))],
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spectra.inputs.spec import input_error
-from spectra.plots.saved import intact
+from spectra.plots.saved import intact, refuse_many
 from spectra.results import read
 
 
@@ -35,14 +36,15 @@ def read_all(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
     Raises SpectraError: what cannot be read, a directory without results, a file that comes twice.
     """
-    found: dict[Path, tuple[Path, dict[str, Any]]] = {}
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in paths:
         for file in files(path):
-            if file.resolve() in found:
+            if os.path.realpath(file) in found:
                 raise input_error("RESULT", file, "comes twice; name it once")
             _, record = read(file, list(KINDS))
+            refuse_many(file, record)
             with intact(file, record["command"]):
-                found[file.resolve()] = file, restored(record)
+                found[os.path.realpath(file)] = file, restored(record)
     return list(found.values())
 
 

@@ -33,10 +33,12 @@ def table(rich: Any, caption: str) -> Markup:
     head = [cell("th", str(column.header), side, scope="col") for column, side in zip(rich.columns, sides, strict=True)]
     rows = zip(*(column.cells for column in rich.columns), strict=True)
     body = [row([str(found) for found in cells], sides) for cells in rows]
-    content = element("table", element("thead", element("tr", *head)), "\n", element("tbody", Markup("\n".join(body))))
-    above = element("figcaption", caption.strip()) if caption.strip() else ""
+    content = element(
+        "table", element("thead", element("tr", *head)), Markup("\n"), element("tbody", Markup("\n".join(body)))
+    )
+    title = element("figcaption", caption.strip()) if caption.strip() else ""
     box = element("div", content, class_="wide", tabindex="0", role="region", aria_label=caption.strip() or "table")
-    return element("figure", above, box, class_="table")
+    return element("figure", title, box, class_="table")
 
 
 def row(cells: Sequence[str], sides: Sequence[str]) -> Markup:

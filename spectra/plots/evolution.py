@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, Nu
 from spectra.analysis.evolution import Evolution
 from spectra.analysis.rows import Row
 from spectra.plots.axes import plain
+from spectra.plots.names import settable
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
 
 TITLES = {  # the small panels, in their order
@@ -73,7 +74,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
     spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
-    labels = [f"{name}, k = {spaces[name]}" if name in spaces else name for name in looks]
+    labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
     if evolution.learning_rate and evolution.select("eigenvalue"):
         limit = 2 / evolution.learning_rate
         beyond = "" if limit <= farthest(evolution) else " (beyond)"

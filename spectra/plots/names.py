@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.mathtext import MathTextParser
 
 from spectra.inputs.spec import input_error
+from spectra.quoting import quoted
 
 FONT = "DejaVu Sans"  # matplotlib's own, which comes with it
 
@@ -35,7 +39,7 @@ def names(labels: Sequence[str], defaults: Sequence[str], curvatures: Sequence[S
 
 def default_labels(files: Sequence[Path]) -> list[str]:
     """The paths less what they have in common at either end, as far as they stay different."""
-    parts = [file.resolve().with_suffix("").parts for file in files]
+    parts = [Path(os.path.realpath(file)).with_suffix("").parts for file in files]
     while len(files) > 1 and all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
         parts = [p[:-1] for p in parts]
     while len(files) > 1 and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
@@ -47,9 +51,18 @@ def default_labels(files: Sequence[Path]) -> list[str]:
 
 
 def settable(text: str) -> str:
-    """`text` from a path: dollars are no mathematics, and what the font lacks is a question mark."""
+    """`text` from a file or path, quoted: dollars are no mathematics, and what the font lacks is a question mark."""
     known = get_font(findfont(FontProperties(family=FONT))).get_charmap()
-    return "".join(c if ord(c) in known else "?" for c in text).replace("$", r"\$")
+    return re.sub(r"(?<!\\)\$", r"\\$", "".join(c if ord(c) in known else "?" for c in quoted(text)))
+
+
+def all_settable(tree: Any) -> Any:
+    """A JSON value with every text in it `settable`; keys stay."""
+    if isinstance(tree, str):
+        return settable(tree)
+    if isinstance(tree, dict):
+        return {key: all_settable(value) for key, value in tree.items()}
+    return [all_settable(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def check_text(text: str, option: str) -> None:

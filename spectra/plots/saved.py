@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from spectra.inputs.spec import input_error, suggest
 from spectra.krylov.results import SpectralMeasure, TraceEstimate
 from spectra.plots.density import density_figure
 from spectra.plots.eigenvalues import eigenvalue_figure
-from spectra.plots.names import check_text, default_labels, names, settable
+from spectra.plots.names import all_settable, check_text, default_labels, names, settable
 from spectra.plots.style import MOST_CURVES
 from spectra.plots.trace import trace_figure
 from spectra.results import read
@@ -47,7 +48,7 @@ class Result(NamedTuple):
         """The float64 array under `key`; raises SpectraError where there is none, or it is not finite."""
         try:
             numbers = np.array(self.entry[key], dtype=np.float64)  # null becomes nan
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise self.lacks(key) from None
         if numbers.ndim != dimensions or not numbers.size:
             raise self.lacks(key)
@@ -114,6 +115,7 @@ WHOLE = {
     "layers": "spectra.plots.layers:layers_figures",
     "landscape": "spectra.plots.landscape:landscape_figures",
 }
+MOST_EIGENVALUES, MOST_NUMBERS = 20_000, 10**6
 WIDTH = 6.5  # inches
 
 
@@ -137,6 +139,8 @@ def saved_figure(
     """
     check_text(title or "", "--title")
     files, records = zip(*(read(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
+    for pair in zip(files, records, strict=True):
+        refuse_many(*pair)
     if records[0]["command"] in WHOLE:
         own = {"--label": labels, "--curvature": curvatures, "--title": title, "--log": log, "--width": width != WIDTH}
         return whole_figure(files, records[0], [option for option, given in own.items() if given]), list(files)
@@ -148,7 +152,7 @@ def saved_figure(
     if (count := sum(map(len, results))) > kind.most:
         text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or --curvature"
         raise input_error("RESULT", files[-1], text)
-    known = names(labels, default_labels(files), [[result.curvature for result in some] for some in results])
+    known = names(labels, default_labels(files), [[settable(result.curvature) for result in some] for some in results])
     answers = [kind.answer(result) for some in results for result in some]
     return kind.figure(dict(zip(known, answers, strict=True)), log=log, title=title, width=width), list(files)
 
@@ -176,7 +180,7 @@ def record_figures(path: Path, record: dict[str, Any]) -> dict[str, Figure]:
     command = record["command"]
     with intact(path, command):
         if command in WHOLE:
-            return resolve_name(WHOLE[command])(record)
+            return resolve_name(WHOLE[command])(all_settable(record))
         kind = KINDS[command]
         held = [r for r in results_of(path, record) if all(finite(r.entry.get(key)) for key in kind.drawn)]
         answers = {settable(result.curvature): kind.answer(result) for result in held}
@@ -209,6 +213,30 @@ def intact(path: Path, command: str) -> Iterator[None]:
         raise input_error("RESULT", path, text) from error
 
 
+def refuse_many(path: Path, record: dict[str, Any]) -> None:
+    """Raise SpectraError where a result holds more numbers than any run leaves: a figure of them would take hours."""
+    for entry in record["results"]:
+        values = entry.get("eigenvalues") if isinstance(entry, dict) else None
+        if isinstance(values, list) and len(values) > MOST_EIGENVALUES:
+            text = f"holds {len(values):,} eigenvalues of a matrix; up to {MOST_EIGENVALUES:,} are shown, ask for fewer"
+            raise input_error("RESULT", path, text)
+    if (count := numbers_in(record)) > MOST_NUMBERS:
+        raise input_error("RESULT", path, f"holds {count:,} values; up to {MOST_NUMBERS:,} are shown, ask for fewer")
+
+
+def numbers_in(tree: Any) -> int:
+    """How many numbers and texts there are in a JSON value."""
+    count, left = 0, [tree]
+    while left:
+        part = left.pop()
+        held = part.values() if isinstance(part, dict) else part if isinstance(part, list) else None
+        if held is None:
+            count += 1
+        else:
+            left.extend(held)
+    return count
+
+
 def results_of(file: Path, record: dict[str, Any]) -> list[Result]:
     entries = record["results"]
     if not (entries and all(isinstance(entry, dict) and isinstance(entry.get("curvature"), str) for entry in entries)):
@@ -230,7 +258,7 @@ def check_choice(
         if record["command"] != first:
             text = f"a result of {record['command']}, but {files[0]} one of {first}; draw each kind by itself"
             raise input_error("RESULT", file, text)
-        if file.resolve() in [other.resolve() for other in files[:i]]:
+        if os.path.realpath(file) in [os.path.realpath(other) for other in files[:i]]:
             raise input_error("RESULT", file, "comes twice; name it once")
         if len(set(held)) < len(held):
             raise input_error("RESULT", file, "holds a curvature twice; run the command again")

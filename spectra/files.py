@@ -1,0 +1,80 @@
+"""Files that others have written, opened so that none of them can hang or exhaust us before it is refused.
+
+A name may be a pipe on which nobody writes, a device without end, a loop of links, or a file of 200 GB. Whoever opens
+catches OSError, whose `strerror` says in words what is wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import IO, Any
+
+MEBIBYTE = 2**20
+WRITTEN_BY_HAND = MEBIBYTE // 4  # bytes of a TOML file or a plan
+WRITTEN_BY_US = 64 * MEBIBYTE  # of a result's JSON, an index of shards
+DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
+KINDS = {
+    stat.S_IFIFO: "it is a named pipe",
+    stat.S_IFSOCK: "it is a socket",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
+    stat.S_IFDIR: "it is a folder",
+}
+
+
+def open_regular(path: Path | str) -> IO[bytes]:
+    """The file, open for reading; raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
+    refuse_special(path)  # a socket cannot be opened, and says so in other words
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe that has taken its place does not hang
+    try:
+        _refuse(os.fstat(file.fileno()).st_mode, path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def refuse_special(path: Path | str) -> None:
+    """Raise OSError where the path is there, but is a folder, pipe, socket or device, or not to be reached."""
+    _refuse(os.stat(path).st_mode, path)
+
+
+def read_bounded(path: Path | str, most: int) -> bytes:
+    """All of a regular file of at most so many bytes; raises OSError as `open_regular`, or where it is larger."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+        if size > most or len(content) > most:  # the files in /proc have no size
+            text = f"it has {in_units(max(size, len(content)))}, more than the {in_units(most)} that are read"
+            raise OSError(errno.EFBIG, text, str(path))
+    return content
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """A TOML file that somebody has written; raises OSError, and ValueError where it is no TOML."""
+    text = read_bounded(path, WRITTEN_BY_HAND).decode("utf-8")
+    if DEEP_KEY.search(text):  # tomllib takes time as the square of their number
+        raise ValueError("a key of a hundred parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its arrays or tables are nested too deeply") from error
+
+
+def in_units(size: float) -> str:
+    """`3.2 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.3g} TiB"
+
+
+def _refuse(mode: int, path: Path | str) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, KINDS.get(stat.S_IFMT(mode), "it is no regular file"), str(path))

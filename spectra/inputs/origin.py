@@ -1,0 +1,125 @@
+"""Whose code a name stands for: what comes with known packages, a file's neighbours, or anything at all.
+
+A result is data: of the names in it only those run that come with spectra, torchvision, transformers or timm, and make
+a network, a data set or a transform. A TOML file and a plan are programs of their author: what they name lies beside
+them or is installed. Whoever types a name on the command line vouches for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+from functools import partial
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+# What comes with Python makes no network, and os:system, subprocess:run or builtins:exec do what nobody asked for.
+STANDARD = sys.stdlib_module_names | {"__main__", "test", "pip", "setuptools", "pkg_resources"}
+RUN = ("model", "data", "transform", "loss", "held_out")  # options whose values name code
+OURS = ("spectra.demo:mlp",)
+PACKAGES = ("torchvision", "transformers", "timm")
+
+
+def is_code(spec: str) -> bool:
+    """Whether it is `file.py:name` or `package.module:name`, and neither a file of numbers nor a folder."""
+    name = spec.partition("?")[0]
+    place, colon, _ = name.rpartition(":")
+    return name.endswith(".py") or bool(colon and place)
+
+
+def is_strange(spec: str) -> bool:
+    """Whether it is code, and not by one of the names that spectra and torchvision have for it."""
+    return is_code(spec) and spec.partition("?")[0] not in OURS and not spec.startswith("torchvision:")
+
+
+def comes_with_packages(option: str, spec: str) -> bool:
+    """Whether a name in a result may run: it is data, or what the packages list as theirs.
+
+    Args:
+        option: the option that it is given to, of RUN.
+    """
+    name, _, query = spec.partition("?")
+    if not is_code(spec) or name in OURS:
+        return True
+    place, _, attribute = name.rpartition(":")
+    package = place.partition(".")[0]
+    if package not in PACKAGES or "trust_remote_code" in query:
+        return False
+    if option == "model":
+        return place == "torchvision" or _is_network(package, place, attribute, query)
+    if option in ("data", "held_out"):
+        return place == "torchvision"
+    return option == "transform" and place.startswith("torchvision.transforms")
+
+
+def _is_network(package: str, place: str, attribute: str, query: str) -> bool:
+    """Whether it is a class of networks, or a function in the package's own list of models."""
+    try:
+        found = getattr(importlib.import_module(place), attribute)
+    except Exception:
+        return False
+    if inspect.isclass(found):
+        from torch import nn
+
+        return issubclass(found, nn.Module)
+    listed = {"torchvision": "torchvision.models:list_models", "timm": "timm:list_models"}
+    if package not in listed or "{" in query or not getattr(found, "__module__", "").startswith(f"{package}.models"):
+        return False  # options of timm that are mappings name files to read
+    module, _, names = listed[package].partition(":")
+    return attribute in getattr(importlib.import_module(module), names)()
+
+
+def lies_beside(spec: str, folder: Path, start: Path) -> bool:
+    """Whether what a file in `folder` names is a file there or below, or in an installed package.
+
+    Args:
+        start: the directory in which it will run, from which relative paths are read and modules taken first.
+    """
+    if not is_code(spec):
+        return True
+    place = place_of(spec)
+    if is_path(place):
+        return _inside(start / place, folder)
+    top = place.partition(".")[0]
+    if top in sys.modules or not (found := PathFinder.find_spec(top, [str(start)])):
+        return True  # installed, or nowhere: who imports it says so
+    return all(
+        _inside(file, folder) for file in [found.origin] * bool(found.origin) or found.submodule_search_locations
+    )
+
+
+def is_standard(spec: str) -> bool:
+    """Whether the module or file that a name stands in comes with Python."""
+    place = place_of(spec)
+    if not is_path(place):
+        return place.partition(".")[0] in STANDARD
+    file, library = Path(os.path.realpath(place)), Path(os.path.realpath(sysconfig.get_path("stdlib")))
+    return file.is_relative_to(library) and "site-packages" not in file.relative_to(library).parts
+
+
+def made_standard(found: Any) -> bool:
+    """Whether a function or class comes with Python, whoever has imported it: `system` in a file that imports os."""
+    while isinstance(found, partial):
+        found = found.func
+    if not (inspect.isroutine(found) or inspect.isclass(found)):
+        return False
+    return str(getattr(found, "__module__", None)).partition(".")[0] in STANDARD
+
+
+def place_of(spec: str) -> str:
+    """`path/to/file.py` or `package.module` of `path/to/file.py:name?key=value`."""
+    name = spec.partition("?")[0]
+    return name.rpartition(":")[0] or name
+
+
+def is_path(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or os.sep in place
+
+
+def _inside(file: Path | str, folder: Path) -> bool:
+    """Where links end."""
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

@@ -1,0 +1,50 @@
+"""What others call things, as it may be shown: names in files, in messages of other libraries, and on the command line.
+
+A name may hold anything: escape sequences that clear a terminal, line breaks that fake a line of ours, characters that
+turn the direction of text, a million letters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAME, LINE = 160, 550  # characters: of one name, and of one line that may hold several
+
+
+def quoted(text: object, most: int | None = NAME) -> str:
+    r"""`text` on one line of printable characters: others as `\x1b` or `\n`, the middle of a long one left out.
+
+    Args:
+        most: characters; None for all.
+    """
+    text = _as_text(text)
+    if most is None or len(text) <= most:
+        text = escaped(text)
+        if most is None or len(text) <= most:
+            return text
+    end = (most - 5) // 2
+    head, tail = escaped(text[: most - 5 - end])[: most - 5 - end], escaped(text[-end:])[-end:]
+    return f"{head.rstrip()} ... {tail.lstrip()}"
+
+
+def escaped(text: str) -> str:
+    """Characters that are not printable as Python writes them: `\\x1b`, `\\n`, `\\u202e`, `\\udcff`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable(tree: Any) -> Any:
+    """A JSON value with every string in it, keys too, `quoted`; as long as a sentence may be."""
+    if isinstance(tree, str):
+        return quoted(tree, LINE)
+    if isinstance(tree, dict):
+        return {readable(key): readable(value) for key, value in tree.items()}
+    return [readable(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def _as_text(text: object) -> str:
+    try:
+        return str(text)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a number of type {type(text).__name__} too long to be shown"
