@@ -215,6 +215,25 @@ TRANSFORMS = {
     "--transform of a class": kind({"--transform": "user.py:Items"}),
 }
 
+STRANGE_CODE = [
+    "os:system?command=touch ran",
+    "user.py:linear",
+    "\x1b[2J.py:linear",
+    "subprocess:run?args=\nspectra: all is well",
+    "torch:load?f=linear.pt",
+    "spectra.inputs.spec:resolve?name=user.py:linear&option=x",
+]
+
+
+def naming(spec: str) -> st.SearchStrategy[bytes]:
+    """The record of eig with another model."""
+    return saved("eig").map(
+        lambda record: to_json(
+            record | {"problem": record["problem"] | {"options": record["problem"]["options"] | {"model": spec}}}
+        )
+    )
+
+
 OF_CONFIGS = {
     "--config missing": kind({"--config": nonsense.map("{}.toml".format)}),
     "--config of no suffix": kind({"--config": st.sampled_from(["user.py", "folder", "linear.pt"])}),
@@ -235,8 +254,15 @@ OF_CONFIGS = {
         statuses=ANY,
         share=3,
     ),
+    "--config of a result that names code": kind(
+        {"--config": "strange.json", "--model": ..., "--data": ...},
+        PROBLEM,
+        "--config",
+        "--trust",
+        files={"strange.json": st.sampled_from(STRANGE_CODE).flatmap(naming)},
+    ),
     "--config of a changed checkpoint": kind(
-        {"--config": "eig.json", "--model": ..., "--data": ...},
+        {"--config": "eig.json", "--model": ..., "--data": ..., "--trust": None},
         PROBLEM,
         "--config",
         without=["--checkpoint"],
