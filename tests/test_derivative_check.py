@@ -384,3 +384,10 @@ def test_graphs_that_are_kept_go_on_working():
     before = first @ v
     Curvature(problem, "ggn").prepare()
     assert (first @ v).equal(before)
+
+
+def test_the_factor_of_a_matrix_is_looked_at_too():
+    labels = (Y2[:, 0] > 0).long()
+    problem = of(between(nn.Tanh()), X5, labels, CustomLoss(FusedLoss.apply, "fused"))
+    with refused("--loss fused"):
+        Curvature(problem, "ggn").factor()

@@ -139,6 +139,7 @@ class Curvature:
         factor = Factor(self.problem, self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
+            self._compare(footprint(self.linearise, self.problem))
         return factor
 
     def prepare(self) -> None:
@@ -149,11 +150,7 @@ class Curvature:
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
                 costs = footprint(self.linearise, self.problem)
-                if self._check and self.derivative_check is None:
-                    self.derivative_check = check_derivatives(
-                        self.problem, self.name, self.memory or memory_share(self.device), costs
-                    )
-                    start += self.derivative_check.seconds
+                start += self._compare(costs)
             if self._matrix.centred:
                 refuse_one_example(self.problem)
                 mean = mean_gradient(self.problem)
@@ -166,6 +163,14 @@ class Curvature:
         if not self._loss_fits:
             refuse_unfit_loss(self.problem, self._matrix)
             self._loss_fits = True
+
+    def _compare(self, costs: Footprint) -> float:
+        """One product with differences, once; the seconds that takes. Raises SpectraError where they contradict it."""
+        if not self._check or self.derivative_check is not None:
+            return 0.0
+        memory = self.memory or memory_share(self.device)
+        self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
+        return self.derivative_check.seconds
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self._matrix.split
