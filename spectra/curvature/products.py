@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-import torch
-
 from spectra.curvature.batches import fitted, share
-from spectra.curvature.cuda_graphs import Captured
 from spectra.curvature.differentiation import Apply
 from spectra.curvature.footprint import Footprint, elements, measured
 from spectra.curvature.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.model_checks import refuse_other_size
 from spectra.curvature.problem import Batch, Problem
-from spectra.errors import SpectraError, describe
+from spectra.errors import SpectraError
 from spectra.memory import memory_share
 
 # Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
@@ -27,7 +24,6 @@ from spectra.memory import memory_share
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 LOADING = 0.4  # seconds, of PyTorch's tracer
-WORTH_A_GRAPH = 10  # products: a capture takes five
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,6 @@ class Products:
             if spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
-        self.captured = 0  # of these, as CUDA graphs
-        self.uncaptured: str | None = None  # why, where it was tried
-        if problem.device.type == "cuda" and expected >= WORTH_A_GRAPH:
-            self._capture(problem)
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -108,22 +100,7 @@ class Products:
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
-        graphs = f", {self.captured} as CUDA graphs" if self.captured else ""
-        without = f"; no CUDA graph: {self.uncaptured}" if self.uncaptured else ""
-        return f"{how}, {len(self._kept)} of {count} batches kept{graphs}{why}{without}"
-
-    def _capture(self, problem: Problem) -> None:
-        """The kept products that are hoisted, as CUDA graphs of one pool."""
-        example = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
-        pool = torch.cuda.graph_pool_handle()
-        for i, apply in enumerate(self._kept):
-            if self.routes[i].hoisted:
-                try:
-                    self._kept[i] = Captured(apply, example, pool)
-                except RuntimeError as error:  # torch.OutOfMemoryError is one
-                    self.uncaptured = describe(error)
-                    return
-                self.captured += 1
+        return f"{how}, {len(self._kept)} of {count} batches kept{why}"
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
@@ -132,11 +109,8 @@ class Products:
             self.untraceable = str(error)
             return
         found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
-        graph = 2 * problem.size * problem.dtype.itemsize if problem.device.type == "cuda" else 0  # vector and product
         for i, batch in zip(group, batches, strict=True):
-            self.routes[i] = Route(
-                partial(ready, hoisted, batch), found.kept + graph, max(found.history) + graph, hoisted=True
-            )
+            self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
