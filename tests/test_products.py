@@ -12,6 +12,7 @@ from spectra.curvature import batches as batching
 from spectra.curvature.batches import fitted, merged
 from spectra.curvature.differentiation import twice_differentiable
 from spectra.curvature.footprint import Footprint, Highest, Line, elements, footprint, measured, tensors
+from spectra.curvature.growth import Growth
 from spectra.curvature.losses import CustomLoss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.memory import Meter
@@ -242,7 +243,7 @@ def test_a_meter_weighs_storages_once_while_they_live():
 
 # Batches.
 
-FREE = Footprint(Line(0, 1), Highest((Line(0, 1),)), 1, True)  # a byte an element
+FREE = Footprint(Line(0, 1), Highest((Line(0, 1),), Growth(), 1), 1, True)  # a byte an element
 
 
 def examples(*sizes: int, width: int = 1) -> list[Batch]:

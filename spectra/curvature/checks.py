@@ -11,8 +11,12 @@ from spectra.errors import SpectraError
 def refuse_unfit(problem: Problem) -> None:
     """Raise SpectraError where the output is random, a constant, of other examples too, or does not fit the targets.
 
-    A graph that is kept holds one draw of whatever is random, so its products agree with each other.
+    A graph that is kept holds one draw of whatever is random, so its products agree with each other. Matrices of one
+    problem share the outcome, while parameters, modes and hooks stay as they are.
     """
+    state = state_of(problem)
+    if problem.found_fit == state:
+        return
     if problem.batches:
         refuse_misfit(problem)
         refuse_chance(problem)
@@ -23,6 +27,13 @@ def refuse_unfit(problem: Problem) -> None:
             f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
             "computed from, or look for detach() and no_grad() in the model, and for weights that its eval() merges"
         )
+    problem.found_fit[:] = state
+
+
+def state_of(problem: Problem) -> list:
+    """Equal as long as the model is the one that was looked at, as far as that shows."""
+    modules = problem.model.modules()
+    return [*(p._version for p in problem.leaves), *((m.training, len(m._forward_hooks)) for m in modules)]
 
 
 def refuse_misfit(problem: Problem) -> None:

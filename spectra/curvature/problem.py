@@ -78,6 +78,7 @@ class Problem:
     mc_samples: int = 1
     output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
     processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
+    found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
 
     def __post_init__(self):
         refuse_foreign(self.loss, self.batches)
