@@ -149,7 +149,6 @@ TOGETHER = {
 }
 
 NOT_MET = {
-    "--tol not met": kind({"--tol": "1e-30", "-k": "15"}, ["eig"], statuses=(1,), without=OF_THE_RUN + OF_THE_MODEL),
     "--max-products reached": kind({"--max-products": st.integers(8, 14)}, ["density"], statuses=(1,)),
     "derivatives not finite": kind({"--model": "user.py:kink"}, statuses=(1,), without=OF_THE_RUN + OF_THE_MODEL),
 }

@@ -634,7 +634,6 @@ def test_dtype(good):
         ("trace --max-products 12 --method hutchinson", "--max-products"),
         ("density --max-products 5 --steps 4", "--max-products"),
         ("density --max-products 12 --steps 4", "--max-products"),
-        ("eig --tol 1e-30 -k 15", "--tol"),
     ],
 )
 def test_a_tolerance_that_is_not_met(line, cause, call, tmp_path):

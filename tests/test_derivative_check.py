@@ -154,6 +154,14 @@ def test_a_wrong_second_derivative_is_refused_and_its_module_named(name, device)
         Curvature(problem, "hessian").prepare()
 
 
+def test_what_is_not_finite_is_told_of_elsewhere():
+    """The command line then ends with status 1, and prints no number."""
+    model = between(Lambda(lambda x: (0 * x).square().sqrt() + x))
+    matrix = Curvature(of(model, X5, Y2, MeanSquaredError()), "hessian")
+    matrix.prepare()
+    assert "not finite" in matrix.derivative_check.not_checked
+
+
 def test_it_is_found_inside_of_what_holds_it():
     model = between(nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Tanh(), Lambda(KeepsNumbers.apply)), nn.Tanh()))
     with refused("--model", "Lambda '2.1.1'"):
@@ -343,8 +351,10 @@ def test_it_costs_four_gradients_of_64_examples_at_most():
     seen = {}
     for check in (False, True):
         Counted.seen = 0
-        Curvature(of(Counted(deep(nn.ReLU)), x, y, MeanSquaredError()), "hessian", products=0, check=check).prepare()
+        matrix = Curvature(of(Counted(deep(nn.ReLU)), x, y, MeanSquaredError()), "hessian", products=0, check=check)
+        matrix.prepare()
         seen[check] = Counted.seen
+    assert matrix.derivative_check.gradients == 3 + 2
     # A product takes one forward pass and the time of three gradients: one of them and two gradients are made.
     assert seen[True] - seen[False] <= 3 * EXAMPLES + 2  # two examples tell which parameters are detached
     assert (3 + 2) * EXAMPLES <= 4 * 64

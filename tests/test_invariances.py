@@ -136,8 +136,10 @@ def test_batches_that_no_chosen_parameter_reaches_add_nothing(name, memory):
             self.experts = nn.ModuleList([expert, other])
 
         def forward(self, x):
-            first = (x == X[0]).all(dim=1).any()
-            return self.experts[int(first)](x)
+            first = (x[:, None] == X[:5]).all(dim=2).any(dim=1)  # of the examples, those of the first batch
+            if first.all() or not first.any():
+                return self.experts[int(first.all())](x)
+            return torch.where(first[:, None], self.experts[1](x), self.experts[0](x))
 
     model = Mixture().eval()
     found = products(case.problem(model=model, parameters=dict(expert.named_parameters())), name, memory)

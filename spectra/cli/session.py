@@ -225,7 +225,7 @@ class Session:
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*self.loaded.record["notes"], *imprecise(found, self.loaded.problem.dtype)]
+        notes = [*self.loaded.record["notes"], *(imprecise(found, self.loaded.problem.dtype) if found else ())]
         return make_record(self.command, {**self.loaded.record, "notes": notes, "options": asked}, results)
 
     def draw(self, figures: dict[str, Any]) -> list[str]:

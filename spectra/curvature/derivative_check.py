@@ -14,7 +14,6 @@ in float64 on a copy of the model, where model and memory allow that, and else o
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from spectra.errors import SpectraError, describe
 
 EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples
 ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
+PRODUCT = 3  # gradients that take as long
 VECTORS = 8  # as long as the parameters that are held at once
 KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
     *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "Abs", "Max", "Amax", "Min", "Amin"),
@@ -54,7 +54,7 @@ class Checked:
     dtype: str | None = None
     error: float | None = None  # of a product, relative to the larger of the two; None where nothing could be told
     rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
-    seconds: float = 0.0
+    gradients: int = 0  # its cost, as if it were gradients of these examples: a product counts for three
     not_checked: str | None = None  # why, of all or of some parameters
 
 
@@ -64,10 +64,8 @@ def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint
     `memory` bounds the copies and the products, whose `costs` are those of the matrix; where it holds too little, or
     kinks and rounding leave the differences unreliable, `not_checked` says so.
     """
-    start = time.perf_counter()
     with warnings.catch_warnings(action="ignore"):
-        found = _check(problem, name, memory, costs)
-    return replace(found, seconds=time.perf_counter() - start)
+        return _check(problem, name, memory, costs)
 
 
 def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Checked:
@@ -81,7 +79,7 @@ def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Checke
                 rounding = rounded(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
                 if found.not_checked and way is copied:
                     found = compared_beside(local, name, found)
-                return replace(found, rounding=rounding)
+                return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
         except Contradicted:
             raise
         except Exception as error:  # the model's own products will tell of what is its own
@@ -96,7 +94,7 @@ class Contradicted(SpectraError):
 def compared(local: Local, name: str) -> Checked:
     """Each of the comparisons; raises Contradicted."""
     verdicts = [compare() for compare in comparisons(local, name)]
-    wrong = next((verdict for verdict in verdicts if verdict.wrong), None)
+    wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
     if wrong:
         raise Contradicted(refusal(local, name, wrong))
     return told(local, verdicts)
@@ -125,6 +123,7 @@ def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
 def second_derivative(local: Local) -> Verdict:
     """H v, a part for each parameter tensor."""
     problem, batch = local.problem, local.batch
+    local.gradients += PRODUCT
     local.product = product = linearise(problem, batch)(problem.vector(local.direction))
 
     def gradients(step: float) -> Sequence[Tensor]:
@@ -137,6 +136,7 @@ def second_derivative(local: Local) -> Verdict:
 def jacobian(local: Local) -> Verdict:
     """J v."""
     problem, batch = local.problem, local.batch
+    local.gradients += PRODUCT
     product = Jacobian(problem, batch).times(problem.vector(local.direction))
 
     def outputs(step: float) -> Sequence[Tensor]:
@@ -149,6 +149,7 @@ def jacobian(local: Local) -> Verdict:
 def slope(local: Local) -> Verdict:
     """g'v, of the summed loss."""
     problem, batch = local.problem, local.batch
+    local.gradients += 1
     along = batch_gradient(problem, batch) @ problem.vector(local.direction)
 
     def values(step: float) -> Sequence[Tensor]:
@@ -206,12 +207,12 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
     finite = all(math.isfinite(verdict.derivative) for verdict in verdicts)
-    why = "differences at several steps disagree (kinks at the point do this)" if finite else "it is not finite"
+    why = "differences at several steps disagree (kinks at the point do this)" if finite else "a product is not finite"
     return Checked(
         examples=len(local.batch),
         dtype=str(local.problem.dtype).removeprefix("torch."),
         error=max((verdict.error for verdict in clear), default=None),
-        not_checked=f"{why} for {parts}" if unclear else None,
+        not_checked=f"{why} for {parts}" if unclear else None if finite else why,
     )
 
 
@@ -227,7 +228,7 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
     chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
-    if math.isfinite(size) and not off <= ROUNDED * size and not chance:  # which `check_operator` tells of
+    if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
         raise Contradicted(
             f"--dtype {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
             f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as it does where outputs saturate; "

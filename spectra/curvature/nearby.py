@@ -32,6 +32,7 @@ class Local:
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.direction = random_direction(problem.leaves, self.generator)
         self.product: Tensor | None = None  # of the Hessian with v, once it is made
+        self.gradients = 0  # that have been made, or as many as would have taken as long
 
     def step_aside(self) -> None:
         """Stay a thousandth beside the point; for copies."""
@@ -41,6 +42,7 @@ class Local:
     @contextmanager
     def moved(self, step: float) -> Iterator[None]:
         """Inside, the parameters are theta + step v. They keep their identity, and get their own memory back."""
+        self.gradients += 1
         with moved(self.problem.leaves, self.direction, step):
             yield
 

@@ -150,7 +150,7 @@ class Curvature:
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
                 costs = footprint(self.linearise, self.problem)
-                start += self._compare(costs)
+                self._compare(costs)
             if self._matrix.centred:
                 refuse_one_example(self.problem)
                 mean = mean_gradient(self.problem)
@@ -164,13 +164,11 @@ class Curvature:
             refuse_unfit_loss(self.problem, self._matrix)
             self._loss_fits = True
 
-    def _compare(self, costs: Footprint) -> float:
-        """One product with differences, once; the seconds that takes. Raises SpectraError where they contradict it."""
-        if not self._check or self.derivative_check is not None:
-            return 0.0
-        memory = self.memory or memory_share(self.device)
-        self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
-        return self.derivative_check.seconds
+    def _compare(self, costs: Footprint) -> None:
+        """One product with differences, once. Raises SpectraError where they contradict it."""
+        if self._check and self.derivative_check is None:
+            memory = self.memory or memory_share(self.device)
+            self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self._matrix.split
