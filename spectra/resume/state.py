@@ -67,6 +67,7 @@ class State:
         self._lock = locked(self.directory)
         manifest = read_manifest(self.directory)  # anew: another run may have come meanwhile, and gone
         if manifest is None:
+            self._ours = True  # and goes, should it come to no manifest
             self._clear()
             write_manifest(self.directory, now)
             manifest = now
@@ -112,7 +113,7 @@ class State:
         """The lock goes last: nobody else begins while this run still removes what may then be theirs."""
         self._ours = False
         with suppress(OSError):
-            (self.directory / "manifest.json").unlink()
+            (self.directory / "manifest.json").unlink(missing_ok=True)
             for path in self.directory.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -148,6 +149,8 @@ def locked(directory: Path) -> IO:
         except FileNotFoundError:  # removed by the run that has just ended
             continue
         except OSError as error:
+            with suppress(OSError):
+                directory.rmdir()
             told = f"--out {path}: cannot be written ({reason(error)}); free some space or name another"
             raise SpectraError(told) from error
         try:
