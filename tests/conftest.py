@@ -1,13 +1,15 @@
 """`pytest --networks N`: how many random networks test_random_networks.py makes."""
 
 import math
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 
 def pytest_addoption(parser):
-    parser.addoption("--networks", type=int, default=300, metavar="N", help="random networks (default: %(default)s)")
+    most = 1000 if os.environ.get("SPECTRA_TEST_ALL") == "1" else 120
+    parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
 
 
 def pytest_configure(config):
