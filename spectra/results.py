@@ -50,7 +50,7 @@ def prepare_directory(path: Path, command: str = "") -> list[Path]:
     Nor may directories stand where a `command` will write its files; what a run of it that was killed has left
     half-written is removed. Returns the directories that were made, for `remove_empty`.
     """
-    made = [each for each in (path, *path.parents) if not each.exists()]
+    made = [each for each in (path, *path.parents) if not os.path.exists(each)]  # which says no of what cannot be named
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

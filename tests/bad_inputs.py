@@ -65,6 +65,7 @@ from spectra.curvature.matrices import MATRICES
 
 ANY = (0, 1, 2)  # what bytes and values changed at random make may be valid
 MAYBE = {"statuses": ANY, "without": ["--params", *OF_THE_RUN]}  # of which some may then be wrong
+ALONE = [command for command in PROBLEM if command != "compare"]  # which wants two matrices
 SQUARED = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.squared])
 DISTRIBUTION = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.distribution])
 NEEDS_TWICE = st.sampled_from(["hessian", "ggn", "fisher", "fisher-mc"])
@@ -119,7 +120,7 @@ TOGETHER = {
         without=OF_THE_RUN + OF_THE_MODEL,
     ),
     "--weight-decay of squares": kind(
-        {"--weight-decay": st.floats(1e-300, 1e300), "--curvature": SQUARED}, PROBLEM, "--weight-decay"
+        {"--weight-decay": st.floats(1e-300, 1e300), "--curvature": SQUARED}, ALONE, "--weight-decay"
     ),
     "--weight-decay huge": kind(
         {"--weight-decay": st.floats(1e30, 1e308)}, ["eig", "trace"], statuses=ANY, without=["--curvature"]
@@ -157,7 +158,7 @@ MODELS = {
     **spec("--model", "user.py:linear"),
     **ways("--model", bad_user.MODELS, "model", "--", without=OF_THE_RUN + OF_THE_MODEL),
     "--model once differentiable": kind(
-        {"--model": "user.py:once", "--curvature": NEEDS_TWICE}, PROBLEM, "--model", without=OF_THE_RUN + OF_THE_MODEL
+        {"--model": "user.py:once", "--curvature": NEEDS_TWICE}, ALONE, "--model", without=OF_THE_RUN + OF_THE_MODEL
     ),
     "--model giving no model": kind(
         {"--model": st.sampled_from(list(bad_user.THINGS)).map("user.py:thing?name={}".format)}, share=2

@@ -86,7 +86,7 @@ FILES = {
     "list.json": ("[1, 2]", "is JSON, but no result of spectra"),
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
     "other.json": ('{"schema": 1, "command": "sweep", "problem": {}, "results": []}', "a result of sweep"),
-    "bare.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "lacks 'checkpoint'"),
+    "bare.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "lacks 'model'"),
     "three.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "is no result that spectra eig"),
 }
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from sweeps import TASKS, calls, change, make_home, states, wait, waiting
 
 from spectra.cli import run
 
-pytest.importorskip("submitit", reason="sweeps on Slurm need it: pip install 'loss-spectra[slurm]'")
+pytestmark = pytest.mark.skipif(  # not imported: as it is, it reads the signal, which our code sets before
+    find_spec("submitit") is None, reason="sweeps on Slurm need submitit: pip install 'loss-spectra[slurm]'"
+)
 
 PROGRAMS = {
     "sbatch": 'cp "$1" script; echo "Submitted batch job 7"',

@@ -172,7 +172,13 @@ class Problem:
             raise SpectraError(
                 f"--model: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
-        return choose_output(output, self.output_key)
+        chosen = choose_output(output, self.output_key)
+        if not chosen.is_floating_point():
+            raise SpectraError(
+                f"--model: its output is {chosen.dtype}, which has no derivative; let it return the real numbers that "
+                "the loss is made of, as logits are, or name them by --output"
+            )
+        return chosen
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors shaped as the parameters, as one vector (n,)."""
