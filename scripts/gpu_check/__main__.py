@@ -42,7 +42,7 @@ PARTS = {  # the tests last: they may take what the others have left
     "convolutions": Part("scripts.gpu_check.convolutions", 80),
     "products": Part("scripts.benchmarks", 170, ("--quick",)),
     "commands": Part("scripts.gpu_check.commands", 90),
-    "ranks": Part("scripts.gpu_check.ranks", 60),
+    "ranks": Part("scripts.gpu_check.ranks", 90),
     "tests": Part("scripts.gpu_check.tests", BUDGET, variables=(("OMP_NUM_THREADS", "1"),)),
 }
 
