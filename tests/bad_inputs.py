@@ -263,7 +263,7 @@ OF_CONFIGS = {
     ),
     "--config of a changed checkpoint": kind(
         {"--config": "eig.json", "--model": ..., "--data": ..., "--trust": None},
-        PROBLEM,
+        ALONE,
         "--config",
         without=["--checkpoint"],
         files={"eig.json": saved("eig").map(to_json), "linear.pt": torch_file({"weight": WEIGHT + 1, "bias": BIAS})},

@@ -217,7 +217,6 @@ ERRORS = [
     "ValueError",
     "RuntimeError",
     "KeyError",
-    "MemoryError",
     "StopIteration",
     "OSError",
     "BrokenPipeError",
