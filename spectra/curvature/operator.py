@@ -139,7 +139,7 @@ class Curvature:
         factor = Factor(self.problem, self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
-            self._compare(footprint(self.linearise, self.problem))
+            self._compare()
         return factor
 
     def prepare(self) -> None:
@@ -164,9 +164,10 @@ class Curvature:
             refuse_unfit_loss(self.problem, self._matrix)
             self._loss_fits = True
 
-    def _compare(self, costs: Footprint) -> None:
+    def _compare(self, costs: Footprint | None = None) -> None:
         """One product with differences, once. Raises SpectraError where they contradict it."""
         if self._check and self.derivative_check is None:
+            costs = costs or footprint(self.linearise, self.problem)
             memory = self.memory or memory_share(self.device)
             self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
 
