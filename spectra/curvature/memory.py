@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra.memory import Ledger, out_of_memory  # noqa: F401 (some take it from here)
+from spectra.memory import Ledger
 
 
 class Meter(TorchDispatchMode):
