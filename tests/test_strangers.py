@@ -163,7 +163,8 @@ def test_a_toml_file_names_its_neighbours(refused, capfd):
     Path("elsewhere/link.py").symlink_to("../nets.py")
     Path("elsewhere/run.toml").write_text('model = "elsewhere/link.py:build"\n')
     refused(line, "--trust")
-    Path("elsewhere/run.toml").write_text('model = "nets:build"\n')  # a module of the current directory
+    Path("nets.py").rename("nets_of_here.py")  # other tests import a module named nets
+    Path("elsewhere/run.toml").write_text('model = "nets_of_here:build"\n')  # a module of the current directory
     refused(line, "--trust")
     Path("elsewhere/run.toml").write_text("trust = true\n")
     refused(line, "no option trust")

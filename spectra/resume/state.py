@@ -144,7 +144,8 @@ def locked(directory: Path) -> IO:
     home, path = directory.parent, directory / "lock"
     for _ in range(100):
         try:
-            directory.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # `exist_ok` looks again, and fails where it has been removed meanwhile
+                directory.mkdir()
             lock = opened(path, "a+b")
         except FileNotFoundError:  # removed by the run that has just ended
             continue
