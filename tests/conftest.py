@@ -26,7 +26,7 @@ def pytest_configure(config):
 @pytest.fixture
 def batches_as_given(monkeypatch):
     """Batches stay as they are, however small: sums over them are what is tested."""
-    monkeypatch.setattr("spectra.curvature.batches.SMALL", 0)
+    monkeypatch.setattr("spectra.curvature.engine.batches.SMALL", 0)
 
 
 @pytest.fixture(autouse=True)

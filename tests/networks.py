@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spectra.curvature.cross_entropy import CrossEntropy
-from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
-from spectra.curvature.problem import Batch, Problem, choose_parameters
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.problem.problem import Batch, Problem, choose_parameters
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

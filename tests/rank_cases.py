@@ -8,18 +8,12 @@ from pkgutil import resolve_name
 import torch
 from torch import nn
 
-from spectra.analysis.layers import layers
-from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.cluster.distributed import distributed, join
 from spectra.cluster.ranks import finish, rank
-from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
-from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem, Processes
-from spectra.inspection import look_ahead
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
@@ -28,7 +22,13 @@ from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.sketch import Sketch
 from spectra.krylov.xtrace import mean, xtrace
+from spectra.layerwise.layers import layers
+from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting, check_operator, placed, random_vectors
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import CustomLoss, MeanSquaredError
+from spectra.problem.problem import Problem, Processes
+from spectra.run.inspection import look_ahead
 from spectra.vectors import orthonormal, whole
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import spectra
 from spectra.cli.plans import understood
-from spectra.cluster.tasks import standing
+from spectra.sweeps.tasks import standing
 
 PLAN = """
 [problem]

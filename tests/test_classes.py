@@ -9,9 +9,9 @@ from networks import CASES
 from torch import Tensor
 
 import spectra
-from spectra.analysis.classes import class_count, class_means, class_structure
 from spectra.krylov.dense import dense_matrix
 from spectra.memory import settled_share
+from spectra.spectrum.classes import class_count, class_means, class_structure
 
 LABELLED = {c.name: c for c in CASES if c.kind == "cross_entropy" and not c.data()[1].is_floating_point()}
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

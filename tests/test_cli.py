@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import spectra
 from spectra.cli import run
 from spectra.curvature.matrices import MATRICES
-from spectra.density import wasserstein
+from spectra.spectrum.curves import wasserstein
 
 ROOT = Path(spectra.__file__).parents[1]
 FOUR = ("hessian", "ggn", "fisher", "fisher-empirical")

@@ -12,14 +12,14 @@ import torch
 from networks import BY_NAME, DEVICES, SOME, floats, labels, name_of
 from torch import nn
 
-from spectra.curvature.cross_entropy import CrossEntropy
-from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import dense_matrix
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
+from spectra.problem.problem import Batch, Problem
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")
 

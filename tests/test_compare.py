@@ -11,18 +11,18 @@ from helpers import not_finite, seeded, uniform, with_spectrum
 from matplotlib.text import Text
 from torch import Tensor
 
-from spectra.analysis.agreement import LEAST_GAP, Leading, agreements
-from spectra.analysis.comparison import compare
-from spectra.analysis.estimates import Estimate, brief, of_means
-from spectra.analysis.frobenius import frobenius_products
-from spectra.analysis.pairs import Difference
-from spectra.analysis.transport import halved
+from spectra.comparison.agreement import LEAST_GAP, Leading, agreements
+from spectra.comparison.comparison import compare
+from spectra.comparison.frobenius import frobenius_products
+from spectra.comparison.pairs import Difference
 from spectra.errors import SpectraError
 from spectra.krylov.lanczos import lanczos
 from spectra.krylov.quadrature import gauss_quadrature
 from spectra.operator import Counting
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure
+from spectra.spectrum.estimates import Estimate, brief, of_means
+from spectra.spectrum.transport import halved
 from spectra.vectors import orthonormal
 
 N = 60

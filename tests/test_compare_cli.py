@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from spectra.analysis.pairs import ROUNDING
 from spectra.cli import run
+from spectra.comparison.pairs import ROUNDING
 from spectra.curvature.operator import Curvature
 
 NETS = """

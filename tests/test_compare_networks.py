@@ -12,12 +12,12 @@ from helpers import seeded
 from networks import BY_NAME, Case, floats, labels, mlp
 from torch import Tensor, nn
 
-from spectra.analysis.batch_products import USUAL, batch_products, in_usual_batches
-from spectra.analysis.causes import causes
-from spectra.analysis.comparison import compare
-from spectra.analysis.residuals import residuals
-from spectra.analysis.subsample import CHAINS, BySize, chains, trend
-from spectra.curvature.gradients import mean_gradient
+from spectra.comparison.batch_products import USUAL, batch_products, in_usual_batches
+from spectra.comparison.causes import causes
+from spectra.comparison.comparison import compare
+from spectra.comparison.residuals import residuals
+from spectra.comparison.subsample import CHAINS, BySize, chains, trend
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs

@@ -16,11 +16,11 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spectra.curvature.engine.replacements import weight_norm
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.curvature.random_labels import uniforms
-from spectra.curvature.replacements import weight_norm
 from spectra.krylov.dense import columns
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")

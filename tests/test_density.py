@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from spectra.analysis.spread import spread
-from spectra.density import (
+from spectra.krylov.results import SpectralMeasure
+from spectra.spectrum.curves import (
     asinh_grid,
     asinh_scale,
     cms_bounds,
@@ -17,8 +17,8 @@ from spectra.density import (
     student_quantile,
     wasserstein,
 )
-from spectra.krylov.results import SpectralMeasure
-from spectra.report import negative_share
+from spectra.surfaces.spread import spread
+from spectra.tables.results import negative_share
 
 
 def quadrature(eigenvalues, probe, steps):

@@ -14,12 +14,12 @@ from test_random_networks import KINDS, cases
 from torch import nn
 from torch.autograd import Function
 
-from spectra.curvature.derivative_check import EXAMPLES, check_derivatives
-from spectra.curvature.footprint import footprint
+from spectra.curvature.checks.derivative_check import EXAMPLES, check_derivatives
+from spectra.curvature.engine.footprint import footprint
 from spectra.curvature.hessian import linearise
-from spectra.curvature.losses import CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
+from spectra.problem.losses import CustomLoss, MeanSquaredError
 
 X5 = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y2 = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spectra.curvature.differences import STEPS, judge
+from spectra.curvature.checks.differences import STEPS, judge
 
 X = torch.linspace(-2, 2, 41, dtype=torch.float64)[:40]  # 0 is among them
 V = 1 + X**2

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from spectra.cli import run
-from spectra.curvature.gram import ROOTS
+from spectra.curvature.factor.gram import ROOTS
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 
@@ -264,12 +264,12 @@ def test_memory_that_runs_out_in_code_of_the_user(place, by, line, named, call):
 
 
 OURS = {
-    "eig": ("spectra.krylov.search.random_start", "-k"),
+    "eig": ("spectra.krylov.eigensolver.random_start", "-k"),
     "density --probes 2": ("spectra.krylov.quadrature.begin", "--steps"),
     "trace --method xtrace": ("spectra.krylov.xtrace.Sketch", "--method"),
-    f"compare {SMALL}": ("spectra.analysis.comparison.common_basis", "-k"),
-    "layers": ("spectra.analysis.layers.layers", "-k"),
-    "landscape": ("spectra.analysis.landscape.Grid.axis", "--along"),
+    f"compare {SMALL}": ("spectra.comparison.comparison.common_basis", "-k"),
+    "layers": ("spectra.layerwise.layers.layers", "-k"),
+    "landscape": ("spectra.surfaces.landscape.Grid.axis", "--along"),
 }
 
 

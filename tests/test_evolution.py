@@ -12,11 +12,11 @@ import torch
 from helpers import with_spectrum
 from test_plots import assert_readable
 
-from spectra.analysis.checkpoints import training_steps
-from spectra.analysis.eigenspaces import leading, ranks
-from spectra.analysis.evolution import collect, evolution_of
-from spectra.analysis.rows import Found
-from spectra.analysis.subspaces import (
+from spectra.errors import SpectraError
+from spectra.krylov.results import select
+from spectra.plots.evolution import evolution_figure
+from spectra.records.files import make_record, save
+from spectra.spectrum.subspaces import (
     cosine,
     overlap,
     overlap_error,
@@ -26,12 +26,12 @@ from spectra.analysis.subspaces import (
     turning_bound,
     widest_gap,
 )
-from spectra.cluster.plan import read_plan
-from spectra.errors import SpectraError
-from spectra.krylov.results import select
-from spectra.plots.evolution import evolution_figure
-from spectra.report_evolution import evolution_files, evolution_record, evolution_text
-from spectra.results import make_record, save
+from spectra.sweeps.checkpoints import training_steps
+from spectra.sweeps.eigenspaces import leading, ranks
+from spectra.sweeps.evolution import collect, evolution_of
+from spectra.sweeps.plan import read_plan
+from spectra.sweeps.rows import Found
+from spectra.tables.evolution import evolution_files, evolution_record, evolution_text
 
 
 def orthogonal(n, seed=0):

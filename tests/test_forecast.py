@@ -8,11 +8,9 @@ import pytest
 import torch
 from helpers import matrix, seeded, uniform, with_spectrum
 
-from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.demo import mlp, train
 from spectra.inputs.data import load_data
 from spectra.krylov.eigenpairs import eigenpairs
@@ -30,6 +28,8 @@ from spectra.krylov.forecast import (
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.problem import Problem
 
 
 def marchenko_pastur(n: int = 400, ratio: float = 0.5) -> np.ndarray:

@@ -9,17 +9,17 @@ import torch
 from networks import BY_NAME, CASES, DEVICES, MASKED, SOME, Case, X, Y, chosen, floats, mlp, name_of
 from torch import Tensor, nn
 
-import spectra.curvature.gram
-import spectra.curvature.inner_products
-from spectra.curvature.gram import Factor
-from spectra.curvature.linear_layers import linear_squares
-from spectra.curvature.losses import CustomLoss
+import spectra.curvature.factor.gram
+import spectra.curvature.factor.inner_products
+from spectra.curvature.factor.gram import Factor
+from spectra.curvature.factor.linear_layers import linear_squares
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.curvature.roots import ROOTS
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
 
 MLP, CONVOLUTION = BY_NAME["mlp"], BY_NAME["convolution, BatchNorm"]
 INDEFINITE = BY_NAME["custom, mean"]  # its ggn has no root
@@ -198,7 +198,7 @@ def test_work_is_no_less_than_the_cost(case, name):
 
 def passes_by_shape(factor: Factor) -> float:
     """By hand: 7 examples, 3 outputs, 4 positions; a layer alone among them is linear, the others take single rows."""
-    single = 1 if MATRICES[factor.name].split else min(spectra.curvature.gram.SINGLE, 7)
+    single = 1 if MATRICES[factor.name].split else min(spectra.curvature.factor.gram.SINGLE, 7)
     rows = len(factor._rows(factor.problem.batches[0])) // 7
     kinds = {"ggn": 3, "fisher": 3, "fisher-mc": 3}.get(factor.name, 1) * (rows if factor.name != "fisher-batch" else 1)
     linear = bool(factor._layers) * (kinds + 1)
@@ -234,7 +234,7 @@ def test_products_count_passes():
 
 def test_tiles_change_nothing(monkeypatch):
     expected = [with_factor(case, "ggn")[0].gram() for case in SOME]
-    monkeypatch.setattr(spectra.curvature.inner_products, "TILE", 3)
+    monkeypatch.setattr(spectra.curvature.factor.inner_products, "TILE", 3)
     assert all(close(with_factor(case, "ggn")[0].gram(), e) for case, e in zip(SOME, expected, strict=True))
 
 
@@ -345,7 +345,7 @@ def test_hessian_is_refused():
 
 
 def test_too_many_rows_are_refused_but_for_the_trace(monkeypatch):
-    monkeypatch.setattr(spectra.curvature.gram, "LARGEST", 13)
+    monkeypatch.setattr(spectra.curvature.factor.gram, "LARGEST", 13)
     factor, matrix = with_factor(MLP, "ggn")
     with refused("--method gram", "ggn", "14 rows", "7 examples x 2", "13", "--samples"):
         factor.gram()
@@ -356,7 +356,7 @@ def test_too_many_rows_are_refused_but_for_the_trace(monkeypatch):
 
 def test_many_outputs_are_refused_before_their_root_is_taken(monkeypatch):
     """Which takes the cube of their number."""
-    monkeypatch.setattr(spectra.curvature.gram, "LARGEST", 13)
+    monkeypatch.setattr(spectra.curvature.factor.gram, "LARGEST", 13)
     monkeypatch.setitem(ROOTS, "fisher", lambda *_: pytest.fail("taken"))
     with refused("--method gram", "fisher", "14 rows", "7 examples x 2"):
         with_factor(MLP, "fisher")[0].cost()

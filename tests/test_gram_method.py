@@ -11,16 +11,16 @@ from test_gram import refused
 from torch import nn
 
 from spectra.cli import run
-from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.curvature.roots import ROOTS
 from spectra.krylov.dense import dense_eigenpairs, dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays, gram_eigenpairs, gram_trace
 from spectra.krylov.power import power_iteration
 from spectra.operator import Counting
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.problem import Problem
 
 MLP = BY_NAME["mlp"]
 

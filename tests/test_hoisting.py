@@ -9,12 +9,12 @@ from networks import BY_NAME, LOSSES, NETWORKS, SOME, Case, Lambda, X, Y, floats
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from spectra.curvature.differentiation import twice_differentiable
-from spectra.curvature.graphs import Mutation, simplify, split, storage
-from spectra.curvature.hoisting import Hoisted, Untraceable, shape_of
+from spectra.curvature.engine.differentiation import twice_differentiable
+from spectra.curvature.engine.graphs import Mutation, simplify, split, storage
+from spectra.curvature.engine.hoisting import Hoisted, Untraceable, shape_of
+from spectra.curvature.engine.meter import Meter
+from spectra.curvature.engine.rewrites import SLOPES, improve
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import Meter
-from spectra.curvature.rewrites import SLOPES, improve
 
 aten = torch.ops.aten
 ALIKE = (2, 2, 2, 1)  # traced on the first, checked on the second, tried on the third

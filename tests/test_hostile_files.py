@@ -22,7 +22,7 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.pickles import fault
 from spectra.inputs.state_dict import Wanted, matches
-from spectra.results import make_record
+from spectra.records.files import make_record
 
 MODEL = "--model spectra.demo:mlp"
 SLOTS = {

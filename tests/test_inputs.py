@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import datasets, models
 
-from spectra.curvature.losses import BinaryCrossEntropy, MeanSquaredError
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
@@ -26,6 +25,7 @@ from spectra.inputs.model import build_model
 from spectra.inputs.problem import load_model, load_problem
 from spectra.inputs.spec import parse_spec, resolve
 from spectra.inputs.transform import choose_transform
+from spectra.problem.losses import BinaryCrossEntropy, MeanSquaredError
 
 NETS = """
 import sys

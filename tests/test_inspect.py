@@ -9,18 +9,18 @@ from torch import nn
 
 from spectra.cli import run
 from spectra.cli.inspect import inspect
-from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.gram import Factor
-from spectra.curvature.gram_forecast import gram_seconds
+from spectra.curvature.factor.forecast import gram_seconds
+from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem, choose_parameters
 from spectra.demo import mlp
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
-from spectra.inspection import layers, look_ahead
 from spectra.operator import Counting
-from spectra.report_inspect import grouped, in_bytes, in_time, worth_telling
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.problem import Problem, choose_parameters
+from spectra.run.inspection import layers, look_ahead
+from spectra.tables.inspection import grouped, in_bytes, in_time, worth_telling
 
 PROBLEM = "--model spectra.demo:mlp --data digits --samples 120"
 
@@ -123,7 +123,7 @@ def test_a_hessian_has_no_exact_ways(record):
 
 
 def test_too_many_rows_for_a_gram_matrix_leave_the_trace(record, monkeypatch):
-    monkeypatch.setattr("spectra.curvature.gram.LARGEST", 119)
+    monkeypatch.setattr("spectra.curvature.factor.gram.LARGEST", 119)
     estimates = record(f"{PROBLEM} --curvature fisher-empirical")["results"][0]["estimates"]
     assert [(e["command"], e["method"]) for e in estimates if e["method"] == "gram"] == [("trace", "gram")]
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from networks import BY_NAME, DEVICES, SOME, X, chosen, floats, labels, log_cosh, mlp, name_of
 from torch import nn
 
-from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.krylov.dense import dense_matrix
 from spectra.operator import check_operator
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")
 

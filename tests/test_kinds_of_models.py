@@ -13,13 +13,13 @@ from networks import DEVICES
 from torch import Tensor, nn
 
 from spectra.curvature.evaluation import cut_batches, mean_loss
-from spectra.curvature.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
-from spectra.measurement import Measurement, imprecise
 from spectra.operator import check_operator
+from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
+from spectra.problem.problem import Problem
+from spectra.run.measurement import Measurement, imprecise
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
 

@@ -12,19 +12,19 @@ from networks import BY_NAME, SOME, chosen, floats, labels, mlp, name_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from spectra.analysis.directions import filter_normalised, find_directions, numbered, random_direction
-from spectra.analysis.displacement import displaced, losses
-from spectra.analysis.landscape import FLOOR, RISE, Grid, Point, default_radius, landscape
-from spectra.analysis.parameter_blocks import channel_of
-from spectra.analysis.quadratic import SHARE, quadratic, range_of_validity
-from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.losses import CustomLoss, MeanSquaredError
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
+from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import CustomLoss, MeanSquaredError
+from spectra.problem.problem import Problem
+from spectra.surfaces.directions import filter_normalised, find_directions, numbered, random_direction
+from spectra.surfaces.displacement import displaced, losses
+from spectra.surfaces.landscape import FLOOR, RISE, Grid, Point, default_radius, landscape
+from spectra.surfaces.quadratic import SHARE, quadratic, range_of_validity
 
 X, Y = floats(20, 4), floats(20, 3)
 

@@ -13,13 +13,13 @@ import torch
 from matplotlib.colors import to_hex
 
 import spectra
-from spectra.analysis import displacement
 from spectra.cli import run
 from spectra.cli.session import Session
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
-from spectra.report_landscape import landscape_text
+from spectra.surfaces import displacement
+from spectra.tables.landscape import landscape_text
 
 NETS = """
 import torch

@@ -12,14 +12,14 @@ from networks import BY_NAME, CASES, floats, labels, mlp, name_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from spectra.analysis.spread import gathered, per_example, spread
-from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem, Processes
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import MeanSquaredError
+from spectra.problem.problem import Problem, Processes
+from spectra.surfaces.spread import gathered, per_example, spread
 
 NAMES = [name for name, matrix in MATRICES.items() if not matrix.split]
 

@@ -14,17 +14,17 @@ from networks import BY_NAME, NETWORKS, Case, X, Y, floats, name_of
 from test_dense_reference import Reference
 from torch import Tensor, nn
 
-from spectra.analysis.layers import distinct, layers, stable_rank
-from spectra.analysis.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
-from spectra.curvature.losses import CustomLoss
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
+from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.lockstep import BlockDiagonal
 from spectra.krylov.results import Eigenpairs
+from spectra.layerwise.layers import distinct, layers, stable_rank
+from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting
-from spectra.report_layers import block_entry, low_rank_entry
-from spectra.results import to_json
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
+from spectra.records.files import to_json
+from spectra.tables.layers import block_entry, low_rank_entry
 
 TIGHT = {"tolerance": 1e-9, "rtol": 1e-9}
 

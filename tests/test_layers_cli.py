@@ -17,7 +17,7 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.axes import asinh_ticks
 from spectra.plots.layers import MOST_PANELS, MOST_ROWS, layers_figures
-from spectra.report_layers import MOST, SORTED, layers_text
+from spectra.tables.layers import MOST, SORTED, layers_text
 
 NETS = """
 from collections import OrderedDict

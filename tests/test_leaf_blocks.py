@@ -10,12 +10,12 @@ from helpers import seeded
 from networks import BY_NAME, NETWORKS, SOME, Case, name_of
 from test_dense_reference import applies
 
-from spectra.analysis.parameter_blocks import diagonal_blocks, parameter_blocks
 from spectra.curvature.leaf_blocks import LeafBlocks, leaf_slices
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.krylov.lockstep import BlockDiagonal
+from spectra.krylov.block_diagonal import BlockDiagonal
+from spectra.layerwise.parameter_blocks import diagonal_blocks, parameter_blocks
 
 EACH = [(case, name) for case in [*NETWORKS, *SOME[2:3], *SOME[4:]] for name in MATRICES if applies(case, name)]
 MLP = BY_NAME["mlp"]

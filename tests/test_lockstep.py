@@ -7,8 +7,8 @@ from helpers import Widths, expected, not_finite, seeded, uniform, with_spectrum
 from torch import Tensor
 
 from spectra.krylov import blocks as widths
+from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures, together
 from spectra.krylov.bounds import allowed_residuals
-from spectra.krylov.lockstep import BlockDiagonal, block_eigenpairs, block_measures, together
 from spectra.krylov.quadrature import spectral_measure
 from spectra.operator import Counting
 

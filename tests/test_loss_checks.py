@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from networks import floats
 from torch import nn
 
-from spectra.curvature.differentiation import twice_differentiable
+from spectra.curvature.checks.loss_checks import DRAWS
+from spectra.curvature.engine.differentiation import twice_differentiable
+from spectra.curvature.engine.footprint import footprint
+from spectra.curvature.engine.growth import beyond_line
+from spectra.curvature.engine.meter import Meter
 from spectra.curvature.evaluation import cut_batches, fitting_batch_size
-from spectra.curvature.footprint import footprint
-from spectra.curvature.growth import beyond_line
 from spectra.curvature.hessian import linearise
-from spectra.curvature.loss_checks import DRAWS
-from spectra.curvature.losses import CustomLoss
-from spectra.curvature.memory import Meter
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
 
 X, Y = floats(64, 3), floats(64, 2)
 LABELS = torch.arange(64) % 2

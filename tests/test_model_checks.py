@@ -11,8 +11,8 @@ from test_model_hooks import assert_equal, dense, plain, problem, reference
 from torch import nn
 
 import spectra
-from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
+from spectra.problem.problem import Batch, Problem
 
 
 class Layer(nn.Module):

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import spectra
 from spectra.cli.eig import eig
-from spectra.curvature.notes import model_notes
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.checks.notes import model_notes
 from spectra.errors import SpectraError
+from spectra.problem.problem import Batch, Problem
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "hoisted": {"products": 10**9}}
 

@@ -12,10 +12,10 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from spectra import Curvature, SpectralMeasure, load_problem, spectral_measure
-from spectra.analysis.outliers import DEPTH, beside_classes, outliers
-from spectra.analysis.summaries import condition_number, effective_dimension, jacobi, radau
 from spectra.cli import run
-from spectra.density import student_quantile
+from spectra.spectrum.curves import student_quantile
+from spectra.spectrum.outliers import DEPTH, beside_classes, outliers
+from spectra.spectrum.summaries import condition_number, effective_dimension, jacobi, radau
 
 N = 200
 

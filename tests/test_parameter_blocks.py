@@ -7,9 +7,9 @@ import torch
 from networks import BY_NAME, NETWORKS, SOFT, Case, X, Y, chosen, floats, mlp, name_of
 from torch import Tensor, nn
 
-from spectra.analysis.parameter_blocks import BY, block_sums, parameter_blocks, tied
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
+from spectra.layerwise.parameter_blocks import BY, block_sums, parameter_blocks, tied
+from spectra.problem.problem import Problem
 
 
 class Owner(nn.Module):

@@ -13,14 +13,14 @@ from test_dense_reference import Reference
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from spectra.curvature.cross_entropy import CrossEntropy
 from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
-from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.operator import check_operator
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError
+from spectra.problem.problem import Batch, Problem
 
 CASE = BY_NAME["mlp"]
 

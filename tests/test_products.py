@@ -8,18 +8,18 @@ import torch
 from networks import BY_NAME, SOME, Case, Lambda, X, Y, floats, labels
 from torch import nn
 
-from spectra.curvature import batches as batching
-from spectra.curvature.batches import fitted, merged
-from spectra.curvature.differentiation import twice_differentiable
-from spectra.curvature.footprint import Footprint, Highest, Line, elements, footprint, measured, tensors
-from spectra.curvature.growth import Growth
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.engine import batches as batching
+from spectra.curvature.engine.batches import fitted, merged
+from spectra.curvature.engine.differentiation import twice_differentiable
+from spectra.curvature.engine.footprint import Footprint, Highest, Line, elements, footprint, measured, tensors
+from spectra.curvature.engine.growth import Growth
+from spectra.curvature.engine.meter import Meter
+from spectra.curvature.engine.products import LOADING, SPARED, TRACING
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.memory import Meter
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Batch, Problem
-from spectra.curvature.products import LOADING, SPARED, TRACING
 from spectra.errors import SpectraError
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Batch, Problem
 
 MANY = 10**12  # products, for which any trace pays
 SIZES = (2, 2, 2, 1)

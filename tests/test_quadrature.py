@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers import TABLE, Products, Widths, known, matrix, not_finite, seeded, uniform, with_spectrum
 
-from spectra.density import cms_bounds, wasserstein
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.forecast import Scales
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.quadrature import converged_pairs, gauss_quadrature, spectral_measure
 from spectra.operator import Counting, Deflated
+from spectra.spectrum.curves import cms_bounds, wasserstein
 
 
 def distance(measure, given):

@@ -19,8 +19,8 @@ from rank_cases import CASES, PROBLEMS, answers, problem
 from spectra.cli import run
 from spectra.cluster import ranks
 from spectra.cluster.siblings import Siblings
-from spectra.curvature.batches import share
-from spectra.curvature.problem import Processes
+from spectra.curvature.engine.batches import share
+from spectra.problem.problem import Processes
 
 HERE = Path(__file__).parent
 LIMIT = 100  # seconds, beyond which ranks hang

@@ -5,8 +5,8 @@ import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
-from spectra.report import negative_share, percentage, with_error
-from spectra.report_layers import LONGEST, shown
+from spectra.tables.layers import LONGEST, shown
+from spectra.tables.results import negative_share, percentage, with_error
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from spectra.plots.saved import record_figures
 from spectra.plots.style import save_figure
 from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.quoting import quoted
-from spectra.report import new_table
-from spectra.results import make_record, save
+from spectra.records.files import make_record, save
+from spectra.tables.results import new_table
 
 COMMANDS = list(KINDS)
 

@@ -9,16 +9,16 @@ import torch
 from networks import DEVICES, floats
 from torch import Tensor, nn
 
-from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, mean_loss
-from spectra.curvature.gradients import mean_gradient
-from spectra.curvature.losses import BinaryCrossEntropy
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.curvature.roots import ROOTS
 from spectra.krylov.dense import dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy
+from spectra.problem.problem import Problem
 
 KINDS = (torch.float32, torch.float64)
 MARGINS = (0.0, 1.0, 5.5, 9.0, 17.0, 25.0, 40.0, 87.0, 100.0)

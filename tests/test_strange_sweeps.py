@@ -7,9 +7,9 @@ from hashlib import sha256
 import pytest
 from sweeps import TASKS, calls, change, make_home, states
 
-from spectra.analysis.evolution import collect as collected
 from spectra.cli import run
 from spectra.cli.plans import understood
+from spectra.sweeps.evolution import collect as collected
 
 
 @pytest.fixture

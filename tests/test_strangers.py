@@ -12,7 +12,7 @@ import torch
 
 from spectra.cli import run
 from spectra.inputs.origin import comes_with_packages, lies_beside
-from spectra.results import make_record
+from spectra.records.files import make_record
 
 NETS = """
 from pathlib import Path

@@ -19,13 +19,13 @@ from sweeps import PLAN, TASKS, calls, change, make_home, states, wait, waiting
 
 from spectra.cli import run
 from spectra.cli.plans import COMMANDS, understood
-from spectra.cluster.cost import cost
-from spectra.cluster.local import environments, run_here
-from spectra.cluster.place import minutes
-from spectra.cluster.plan import natural, read_plan
-from spectra.cluster.runner import Runner
-from spectra.cluster.tasks import held, record_path, try_lock
 from spectra.demo import mlp
+from spectra.sweeps.cost import cost
+from spectra.sweeps.local import environments, run_here
+from spectra.sweeps.place import minutes
+from spectra.sweeps.plan import natural, read_plan
+from spectra.sweeps.runner import Runner
+from spectra.sweeps.tasks import held, record_path, try_lock
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from torch import distributions as DS
 from torch import nn
 
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.losses import CustomLoss
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
 
 D = torch.float64
 N, K = 7, 3

@@ -10,10 +10,10 @@ from torch.nn.utils import parametrizations as P
 from torch.nn.utils import prune, spectral_norm
 
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.losses import MeanSquaredError
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.errors import SpectraError
+from spectra.problem.losses import MeanSquaredError
+from spectra.problem.problem import Problem
 
 D = torch.float64
 

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarks.problems import Case
 from scripts.benchmarks.tools import gradient, math_attention
-from spectra.curvature.differentiation import twice_differentiable
-from spectra.curvature.hoisting import Hoisted
+from spectra.curvature.engine.differentiation import twice_differentiable
+from spectra.curvature.engine.hoisting import Hoisted
 from spectra.curvature.matrices import MATRICES
 
 aten = torch.ops.aten

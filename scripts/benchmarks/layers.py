@@ -16,10 +16,10 @@ from scripts.benchmarks.eig import PATIENCE, SMALL, TOLERANCE, timed
 from scripts.benchmarks.problems import Case
 from scripts.benchmarks.timing import alternate, ratio
 from scripts.benchmarks.tools import SPECTRA, gradient, math_attention, spectra_product
-from spectra.analysis.layers import DIAGONALS
-from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
+from spectra.krylov.block_diagonal import block_eigenpairs
 from spectra.krylov.diagonal import Sums
-from spectra.krylov.lockstep import block_eigenpairs
+from spectra.layerwise.layers import DIAGONALS
+from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.operator import SymmetricOperator
 
 ONE_BY_ONE, PYHESSIAN, TIGHT = "spectra, layer by layer", "PyHessian, layer by layer", "PyHessian, tol 1e-5"

@@ -20,7 +20,7 @@ from scripts.benchmarks.problems import SHORT, Case
 from scripts.benchmarks.reference import reference
 from scripts.benchmarks.timing import alternate, ratio
 from scripts.benchmarks.tools import SPECTRA, TOOLS, attempt, first_line, flat, gradient, release
-from spectra.curvature.differentiation import switched
+from spectra.curvature.engine.differentiation import switched
 
 PROBLEMS = ("mlp", "digits", "gpt", "vit", "resnet20", "resnet50")
 MATRICES = ("hessian", "ggn")

@@ -56,9 +56,9 @@ def one_rank(problem: str, rounds: int) -> dict[str, Any]:
     from spectra.cluster import ranks
     from spectra.cluster.distributed import distributed, join
     from spectra.curvature.operator import Curvature
-    from spectra.curvature.problem import Processes
     from spectra.krylov.lanczos import begin
     from spectra.operator import random_vectors
+    from spectra.problem.problem import Processes
     from spectra.vectors import local
 
     cpu = torch.device("cpu")

@@ -14,7 +14,7 @@ from scripts.fisher_is_hessian.distances import pair
 from scripts.fisher_is_hessian.matrices import dense_matrices, order
 from scripts.fisher_is_hessian.tables import Row
 from scripts.fisher_is_hessian.tasks import Sizes, Task, make_network, make_task, training
-from spectra.analysis.comparison import compare
+from spectra.comparison.comparison import compare
 from spectra.krylov.dense import dense_matrix
 
 NAMES = {name: name for name in ("hessian", "ggn", "fisher", "fisher-empirical", "fisher-batch")}

@@ -18,7 +18,7 @@ import numpy as np
 
 from scripts.benchmarks.tools import first_line
 from spectra.cli import run
-from spectra.density import wasserstein
+from spectra.spectrum.curves import wasserstein
 
 FILE = Path(__file__).parent / "networks.py"
 PROBLEMS = {

@@ -28,8 +28,8 @@ from scripts.benchmarks.floor import Recording
 from scripts.benchmarks.problems import Case, build
 from scripts.benchmarks.timing import seconds, synchronise
 from scripts.benchmarks.tools import gradient
-from spectra.curvature.differentiation import switched, twice_differentiable
-from spectra.curvature.hoisting import Hoisted, channels_last
+from spectra.curvature.engine.differentiation import switched, twice_differentiable
+from spectra.curvature.engine.hoisting import Hoisted, channels_last
 from spectra.curvature.matrices import MATRICES
 
 aten = torch.ops.aten

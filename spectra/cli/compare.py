@@ -53,7 +53,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
-        from spectra.report_compare import compare_arrays, compare_text
+        from spectra.tables.comparison import compare_arrays, compare_text
 
         session = Session()
         refuse_at_once(options["curvature"], subsample)
@@ -68,8 +68,8 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
 
 def refuse_at_once(names: Sequence[str], sizes: Sequence[int] | None) -> None:
     """Raise SpectraError where there are no two matrices, or no two sizes of subsets."""
-    from spectra.analysis.comparison import refuse_alone
-    from spectra.analysis.subsample import refuse_sizes
+    from spectra.comparison.comparison import refuse_alone
+    from spectra.comparison.subsample import refuse_sizes
 
     refuse_alone(dict.fromkeys(names))
     if sizes:
@@ -81,8 +81,8 @@ def other_data(session: Session):
 
     Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
     """
-    from spectra.analysis.held_out import on_other_data
-    from spectra.analysis.subsample import refuse_sizes
+    from spectra.comparison.held_out import on_other_data
+    from spectra.comparison.subsample import refuse_sizes
 
     options, problem = session.options, session.loaded.problem
     if options["subsample"]:
@@ -96,11 +96,11 @@ def other_data(session: Session):
 
 def answered(session: Session, other, k: int, probes: int, steps: int) -> tuple[dict, dict]:
     """The record, and the figures that go with it by their names."""
-    from spectra.analysis.classes import class_count
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
-    from spectra.report_compare import cause_entries, compare_results, pair_entries, subsample_entries
-    from spectra.report_outliers import outlier_entry
+    from spectra.spectrum.classes import class_count
+    from spectra.tables.comparison import cause_entries, compare_results, pair_entries, subsample_entries
+    from spectra.tables.outliers import outlier_entry
 
     problem, names = session.loaded.problem, list(dict.fromkeys(session.options["curvature"]))
     together, products = Together(session, len(names) + 2), (probes + 1) * steps
@@ -132,7 +132,7 @@ def answered(session: Session, other, k: int, probes: int, steps: int) -> tuple[
 
 def compared(session: Session, matrices: dict[str, Prepared], k: int, probes: int, steps: int, known=()):
     """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
-    from spectra.analysis.comparison import compare
+    from spectra.comparison.comparison import compare
 
     limit = session.options["max_products"]
     for name, matrix in matrices.items():
@@ -153,11 +153,11 @@ def compared(session: Session, matrices: dict[str, Prepared], k: int, probes: in
 
 def explained(session: Session, together: Together, comparison, probes: int) -> list:
     """Why the matrices differ; what batches give is left out where it would take too many products."""
-    from spectra.analysis.batch_products import TAKEN_FOR, batch_products, in_usual_batches
-    from spectra.analysis.causes import causes
-    from spectra.analysis.portrait import timed
-    from spectra.analysis.residuals import residuals
-    from spectra.curvature.gradients import mean_gradient
+    from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
+    from spectra.comparison.causes import causes
+    from spectra.comparison.portrait import timed
+    from spectra.comparison.residuals import residuals
+    from spectra.curvature.engine.gradients import mean_gradient
     from spectra.vectors import norm
 
     if not comparison.pairs:
@@ -175,10 +175,10 @@ def explained(session: Session, together: Together, comparison, probes: int) -> 
 
 def levels(problem, comparison) -> dict:
     """What means of classes give of the GGN, where it was asked for and they fit memory."""
-    from spectra.analysis.classes import class_structure
-    from spectra.curvature.gram import Factor
+    from spectra.curvature.factor.gram import Factor
     from spectra.errors import SpectraError
-    from spectra.report_outliers import class_entry
+    from spectra.spectrum.classes import class_structure
+    from spectra.tables.outliers import class_entry
 
     portrait = comparison.portraits.get("ggn", comparison.portraits.get("fisher"))
     if portrait is None or not portrait.eigenpairs.values.isfinite().all():
@@ -213,7 +213,7 @@ def renamed(name: str, measurement):
 
 def on_subsets(session: Session, together: Together, names: list[str], k: int) -> dict:
     """Largest eigenvalues of each matrix on subsets of the examples."""
-    from spectra.analysis.subsample import BySize, chains
+    from spectra.comparison.subsample import BySize, chains
     from spectra.krylov.eigenpairs import eigenpairs
 
     options = session.options

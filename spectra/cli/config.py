@@ -87,7 +87,7 @@ def options_of(context: click.Context) -> dict[str, click.Parameter]:
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
-    from spectra.results import read
+    from spectra.records.files import read
 
     own = context.command.name
     path, record = read(path, [own, *known_commands(context)], "--config")

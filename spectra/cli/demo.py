@@ -34,7 +34,7 @@ def demo(out) -> int:
     from spectra.cli.trace import trace
     from spectra.demo import train
     from spectra.inputs.data import load_data
-    from spectra.results import prepare_directory, write_atomically
+    from spectra.records.files import prepare_directory, write_atomically
 
     prepare_directory(out)
     digits = load_data("digits", None, 0)

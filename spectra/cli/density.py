@@ -33,13 +33,13 @@ def density(steps, probes, log, damping, **options) -> int:
     spectra density ... --curvature hessian --curvature ggn --log --out run1
     """
     with prints_to_stderr():
-        from spectra.analysis.classes import class_count
         from spectra.krylov.quadrature import spectral_measure
         from spectra.plots import density_figure, save_figure
         from spectra.quoting import readable
-        from spectra.report import density_arrays, density_results, rendered
-        from spectra.report_outliers import damped_entry, density_parts, outlier_entry
-        from spectra.results import write_atomically
+        from spectra.records.files import write_atomically
+        from spectra.spectrum.classes import class_count
+        from spectra.tables.outliers import damped_entry, density_parts, outlier_entry
+        from spectra.tables.results import density_arrays, density_results, rendered
 
         session = Session()
         home = options["out"] or Path()

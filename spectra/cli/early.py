@@ -48,7 +48,7 @@ def refuse_for_model(context: click.Context, checks: int, loss: object, size: in
         limit = options["max_products"]
         refuse_dense(size, None if limit is None else limit - checks)
     if options.get("along"):
-        from spectra.analysis.directions import refuse_ranks
+        from spectra.surfaces.directions import refuse_ranks
 
         refuse_ranks([int(name) for one in options["along"] for name in one.names if name.isdigit()], size)
 

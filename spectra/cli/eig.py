@@ -33,7 +33,7 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
     with prints_to_stderr():
         from pkgutil import resolve_name
 
-        from spectra.report import eig_arrays, eig_results, eig_text
+        from spectra.tables.results import eig_arrays, eig_results, eig_text
 
         session = Session()
         session.load()

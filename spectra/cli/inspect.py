@@ -28,8 +28,8 @@ def inspect(k, tol, rtol, **options) -> int:
     spectra inspect --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.inspection import look_ahead
-        from spectra.report_inspect import inspect_results, inspect_text
+        from spectra.run.inspection import look_ahead
+        from spectra.tables.inspection import inspect_results, inspect_text
 
         session = Session()
         if options["data"] is not None:
@@ -48,9 +48,9 @@ def with_layers(loaded) -> str:
     """What the layers and the checkpoint are, into the record; and how that reads."""
     from dataclasses import asdict
 
-    from spectra.inspection import layers
-    from spectra.report import rendered
-    from spectra.report_inspect import model_parts
+    from spectra.run.inspection import layers
+    from spectra.tables.inspection import model_parts
+    from spectra.tables.results import rendered
 
     problem = loaded.problem
     found = [asdict(layer) for layer in layers(problem.model, problem.parameters)]
@@ -60,10 +60,10 @@ def with_layers(loaded) -> str:
 
 def with_gradient(loaded) -> str:
     """The same with the gradient's norm, for all the data."""
-    from spectra.curvature.gradients import mean_gradient
+    from spectra.curvature.engine.gradients import mean_gradient
     from spectra.operator import norm
-    from spectra.report import rendered
-    from spectra.report_inspect import data_parts, model_parts
+    from spectra.tables.inspection import data_parts, model_parts
+    from spectra.tables.results import rendered
 
     with progress_line("gradient"):
         loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
@@ -74,9 +74,9 @@ def without_data(options):
     """The same of a model alone."""
     from dataclasses import asdict
 
-    from spectra.curvature.problem import choose_parameters
     from spectra.inputs.problem import Loaded, load_model, versions
-    from spectra.inspection import layers
+    from spectra.problem.problem import choose_parameters
+    from spectra.run.inspection import layers
 
     model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, options["params"])

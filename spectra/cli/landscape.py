@@ -86,10 +86,10 @@ def landscape(along, radius, points, tol, **options) -> int:
     spectra landscape ... --along 1 --along lowest --along 1,2 --out run1
     """
     with prints_to_stderr():
-        from spectra.analysis.landscape import Grid
         from spectra.plots.landscape import landscape_figures
-        from spectra.report_landscape import landscape_arrays, landscape_text
-        from spectra.results import finite
+        from spectra.records.files import finite
+        from spectra.surfaces.landscape import Grid
+        from spectra.tables.landscape import landscape_arrays, landscape_text
 
         session = Session()
         session.load()
@@ -102,9 +102,9 @@ def landscape(along, radius, points, tol, **options) -> int:
 
 def answered(session: Session, along, grid, tol: float) -> dict:
     """The record: every matrix in turn."""
-    from spectra.analysis.directions import numbered
-    from spectra.analysis.landscape import Point
-    from spectra.report_landscape import landscape_results
+    from spectra.surfaces.directions import numbered
+    from spectra.surfaces.landscape import Point
+    from spectra.tables.landscape import landscape_results
 
     lines, names = numbered([one.names for one in along]), list(dict.fromkeys(session.options["curvature"]))
     problem, together = session.loaded.problem, Together(session, 1)
@@ -128,9 +128,9 @@ def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float
 
     import torch
 
-    from spectra.analysis.directions import find_directions
-    from spectra.analysis.landscape import landscape
     from spectra.operator import Counting, once
+    from spectra.surfaces.directions import find_directions
+    from spectra.surfaces.landscape import landscape
 
     problem, name, limit = session.loaded.problem, matrix.curvature.name, session.options["max_products"]
     generator = torch.Generator().manual_seed(session.options["seed"])
@@ -158,7 +158,7 @@ def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float
 
 def taken(session: Session, earlier: Path | None, operator, name: str, wanted: list[str], tol: float, room) -> dict:
     """Eigenpairs of an earlier `eig` that serve all names of a kind, and their file, by the end that they are of."""
-    from spectra.results import read_arrays
+    from spectra.records.files import read_arrays
 
     ranks = [int(direction) for direction in wanted if direction.isdigit()]
     needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int("lowest" in wanted))) if k}

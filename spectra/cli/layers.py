@@ -40,9 +40,9 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.analysis.parameter_blocks import parameter_blocks, tied
+        from spectra.layerwise.parameter_blocks import parameter_blocks, tied
         from spectra.plots.layers import layers_figures
-        from spectra.report_layers import layers_arrays, layers_results, layers_text
+        from spectra.tables.layers import layers_arrays, layers_results, layers_text
 
         session = Session()
         problem = session.load().problem
@@ -66,9 +66,9 @@ def measured(session: Session, name: str, blocks: list, settings: dict):
     """The answer for one matrix, and what it cost."""
     import torch
 
-    from spectra.analysis.layers import layers
-    from spectra.analysis.parameter_blocks import block_sums, diagonal_blocks
     from spectra.cluster.distributed import distributed
+    from spectra.layerwise.layers import layers
+    from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks
 
     limit = session.options["max_products"]
     generator = torch.Generator().manual_seed(session.options["seed"])

@@ -21,7 +21,7 @@ COMMANDS = {command.name: command for command in (eig, trace, density)}
 
 def understood(path: Path):
     """The plan, each of its options checked as its command would. Raises SpectraError."""
-    from spectra.cluster.plan import read_plan
+    from spectra.sweeps.plan import read_plan
 
     plan = read_plan(path)
     for text in plan.notes:

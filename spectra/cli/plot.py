@@ -68,7 +68,7 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     """
     from spectra.plots import save_figure
     from spectra.plots.saved import saved_figure
-    from spectra.results import SCHEMA, prepare_directory, to_json, write_atomically
+    from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
 
     figure, files = saved_figure(results, label, curvature, title, log, width)
     prepare_directory(out.parent)

@@ -46,7 +46,7 @@ def report(results, out, title, as_json) -> int:
     from spectra.cli.repeat import command_line
     from spectra.page.document import document
     from spectra.page.results import read_all
-    from spectra.results import SCHEMA, prepare_directory, to_json, write_atomically
+    from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
 
     found = read_all(results)
     page = document(found, title, command_line).encode()

@@ -11,7 +11,7 @@ from spectra.cli.terminal import note
 
 def source(options: dict[str, Any], option: str = "deflate") -> Path | None:
     """The arrays of the earlier result, if there is one. Raises SpectraError where the option names none."""
-    from spectra.results import read
+    from spectra.records.files import read
 
     if options[option]:
         path, _ = read(options[option], ("eig",), f"--{option}")
@@ -36,7 +36,7 @@ def eigenpairs(
     import torch
 
     from spectra.krylov.deflation import known_pairs
-    from spectra.results import read_arrays
+    from spectra.records.files import read_arrays
 
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None and are_pairs(*arrays.values())):
@@ -61,7 +61,7 @@ def are_pairs(values, vectors, residuals) -> bool:
 def end_of(arrays: Path) -> str | None:
     """The --which of an earlier `eig`, where its record tells."""
     from spectra.errors import SpectraError
-    from spectra.results import read
+    from spectra.records.files import read
 
     try:
         _, record = read(arrays.with_suffix(".json"), ("eig",))

@@ -18,7 +18,7 @@ from spectra.cli.progress import begin_work, progress_line, tell_heading
 from spectra.cli.reuse import eigenpairs, source
 from spectra.cli.terminal import LESS_MEMORY, note, usual_heading
 from spectra.cluster import ranks
-from spectra.measurement import Measurement, measured
+from spectra.run.measurement import Measurement, measured
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 
@@ -70,7 +70,7 @@ class Session:
 
     def prepare(self, home: Path | None) -> None:
         """See that files can be written there; a directory that is made for that goes if nothing comes into it."""
-        from spectra.results import prepare_directory, remove_empty
+        from spectra.records.files import prepare_directory, remove_empty
 
         if home and self.first:
             self.context.call_on_close(partial(remove_empty, prepare_directory(home, self.command)))
@@ -219,8 +219,8 @@ class Session:
 
     def record(self, found: list[Measurement], results: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole record: what was asked, of which problem, and what came out."""
-        from spectra.measurement import imprecise
-        from spectra.results import make_record
+        from spectra.records.files import make_record
+        from spectra.run.measurement import imprecise
 
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
@@ -231,7 +231,7 @@ class Session:
     def draw(self, figures: dict[str, Any]) -> list[str]:
         """Write `<name>.png` for each figure that there is; their paths."""
         from spectra.plots.style import save_figure
-        from spectra.results import write_atomically
+        from spectra.records.files import write_atomically
 
         paths = {name: self.options["out"] / f"{name}.png" for name, figure in figures.items() if figure}
         for name, path in paths.items():
@@ -240,7 +240,7 @@ class Session:
         return [str(path) for path in paths.values()]
 
     def write(self, record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        from spectra.results import save
+        from spectra.records.files import save
 
         if self.options["out"] and self.first:
             save(self.options["out"], record, arrays)
@@ -254,7 +254,7 @@ def processes(device):
         from spectra.cluster.distributed import join
 
         return join(device)
-    from spectra.curvature.problem import Processes
+    from spectra.problem.problem import Processes
 
     return Processes()
 
@@ -277,7 +277,7 @@ def checksum(batches: Sequence) -> int:
     """Of all their tensors."""
     import zlib
 
-    from spectra.curvature.footprint import tensors
+    from spectra.curvature.engine.footprint import tensors
     from spectra.resume.journal import as_bytes
 
     found = 0

@@ -54,7 +54,7 @@ def run(path, retry, dry_run, trust) -> int:
     Finished tasks are not run again, failed ones only by --retry; what was
     interrupted goes on where it was. Ctrl-C has all tasks save their state.
     """
-    from spectra.results import prepare_directory
+    from spectra.records.files import prepare_directory
 
     plan = understood(path)
     if not trust:
@@ -72,8 +72,8 @@ def run(path, retry, dry_run, trust) -> int:
 @JSON
 def status(path, as_json) -> int:
     """Where the tasks stand; those that failed with their last lines."""
-    from spectra.report_sweep import status_record, status_text
-    from spectra.results import to_json
+    from spectra.records.files import to_json
+    from spectra.tables.sweep import status_record, status_text
 
     plan = understood(path)
     standings = all_standings(plan, patient=True)
@@ -90,9 +90,9 @@ def collect(path, as_json) -> int:
     Writes table.csv, table.json, evolution.png and evolution.pdf beside the
     results.
     """
-    from spectra.analysis.evolution import collect as collected
-    from spectra.report_evolution import evolution_files, evolution_record, evolution_text
-    from spectra.results import to_json
+    from spectra.records.files import to_json
+    from spectra.sweeps.evolution import collect as collected
+    from spectra.tables.evolution import evolution_files, evolution_record, evolution_text
 
     plan = understood(path)
     evolution = collected(plan)
@@ -108,8 +108,8 @@ def collect(path, as_json) -> int:
 
 def all_standings(plan, patient: bool = False) -> list:
     """Of every task. With patience, also where Slurm does not answer."""
-    from spectra.cluster.slurm import batch_jobs
-    from spectra.cluster.tasks import standing
+    from spectra.sweeps.slurm import batch_jobs
+    from spectra.sweeps.tasks import standing
 
     jobs = {}
     try:
@@ -123,9 +123,9 @@ def all_standings(plan, patient: bool = False) -> list:
 
 def outlook(plan, wanted: Sequence[str]) -> str:
     """The tasks, and what those that would run will cost. Raises SpectraError where their commands would."""
-    from spectra.cluster.cost import estimate
-    from spectra.cluster.plan import typed
-    from spectra.report_sweep import counts, dry_run_text
+    from spectra.sweeps.cost import estimate
+    from spectra.sweeps.plan import typed
+    from spectra.tables.sweep import counts, dry_run_text
 
     standings = all_standings(plan, patient=True)
     left = [s.task for s in standings if s.state in wanted]
@@ -140,9 +140,9 @@ def outlook(plan, wanted: Sequence[str]) -> str:
 
 def here(plan, wanted: Sequence[str]) -> int:
     """Run tasks on this machine; 0 where all of the plan is finished and every tolerance met, else 1."""
-    from spectra.cluster.local import run_here
-    from spectra.cluster.tasks import standing
-    from spectra.report_sweep import counts, status_text
+    from spectra.sweeps.local import run_here
+    from spectra.sweeps.tasks import standing
+    from spectra.tables.sweep import counts, status_text
 
     before = all_standings(plan, patient=True)
     tasks = [s.task for s in before if s.state in wanted]
@@ -164,8 +164,8 @@ def here(plan, wanted: Sequence[str]) -> int:
 
 
 def on_slurm(plan, wanted: Sequence[str]) -> int:
-    from spectra.cluster.slurm import submit_once
-    from spectra.report_sweep import counts, status_text
+    from spectra.sweeps.slurm import submit_once
+    from spectra.tables.sweep import counts, status_text
 
     before = []
 

@@ -66,7 +66,7 @@ def prints_to_stderr() -> Iterator[None]:
 
 def usual_heading(loaded) -> str:
     """What is looked at, and its loss."""
-    from spectra.report import heading, rendered
+    from spectra.tables.results import heading, rendered
 
     return rendered(heading({"problem": loaded.record}))
 
@@ -84,7 +84,7 @@ def answer(text: str) -> None:
 
 def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
-    from spectra.results import to_json
+    from spectra.records.files import to_json
 
     if as_json:
         answer(to_json(record))
@@ -121,7 +121,7 @@ LESS_MEMORY = {  # where it runs out beside the products, which name --batch-siz
 
 def why_not(record: dict[str, Any]) -> str:
     """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
-    from spectra.results import finite
+    from spectra.records.files import finite
 
     limit = (record["problem"].get("options") or {}).get("max_products")
     for result in record["results"]:

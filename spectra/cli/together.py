@@ -31,7 +31,7 @@ class Prepared:
 
     def measured(self, answer, spent: int, seconds: float):
         """A measurement of an answer that took so many products and seconds besides the checks."""
-        from spectra.measurement import measured
+        from spectra.run.measurement import measured
 
         again = self.operator.journal.seconds if hasattr(self.operator, "journal") else 0.0
         cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}

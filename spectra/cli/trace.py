@@ -31,7 +31,7 @@ def trace(method, rtol, probes, **options) -> int:
     spectra trace --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.report import trace_results, trace_text
+        from spectra.tables.results import trace_results, trace_text
 
         session = Session()
         session.load()

@@ -1,1 +1,1 @@
-"""Many processes and many jobs: plans of many tasks, run here or by Slurm."""
+"""One run in many processes: ranks of torch.distributed."""

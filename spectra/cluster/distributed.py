@@ -18,12 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor  # noqa: F401  (seconds, which else the first product would take)
 
 from spectra.cluster import ranks
-from spectra.curvature.gram import Factor
+from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Processes
 from spectra.errors import SpectraError
 from spectra.krylov.blocks import WIDEST
 from spectra.operator import SymmetricOperator, placed
+from spectra.problem.problem import Processes
 from spectra.vectors import from_part, local, sizes, whole
 
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that ends is missed at once

@@ -1,1 +1,1 @@
-"""Matrices of a problem: each file is one, and knows nothing of methods."""
+"""The matrices of a problem: what each of them is. Knows nothing of methods."""

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.curvature.batches import QUARTER, share
-from spectra.curvature.differentiation import explained, twice_differentiable
-from spectra.curvature.footprint import elements, footprint
-from spectra.curvature.loss_checks import no_second_derivative, rows_of
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
+from spectra.curvature.engine.batches import QUARTER, share
+from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.curvature.engine.footprint import elements, footprint
 from spectra.curvature.matrices import MATRICES
-from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Batch, Problem
 
 
 @dataclass(frozen=True)

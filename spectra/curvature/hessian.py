@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.curvature.differentiation import Apply, combined_gradient, gradient
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.engine.differentiation import Apply, combined_gradient, gradient
+from spectra.problem.problem import Batch, Problem
 
 
 def linearise(problem: Problem, batch: Batch) -> Apply:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Problem
 from spectra.operator import Wrapper
+from spectra.problem.problem import Problem
 
 
 class LeafBlocks(Wrapper):

@@ -57,7 +57,7 @@ MATRICES = {
     ),
     "fisher-batch": Matrix(
         "outer products of the gradients of whole batches, often taken for fisher-empirical; depends on --batch-size",
-        "spectra.curvature.gradients:fisher_batch",
+        "spectra.curvature.engine.gradients:fisher_batch",
         squared=True,
         split=True,
     ),

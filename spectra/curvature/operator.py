@@ -11,20 +11,20 @@ from pkgutil import resolve_name
 import torch
 from torch import Tensor
 
-from spectra.curvature.checks import refuse_one_example, refuse_unfit
-from spectra.curvature.derivative_check import Checked, check_derivatives
-from spectra.curvature.differentiation import Apply, explained, twice_differentiable
-from spectra.curvature.footprint import Footprint, footprint
-from spectra.curvature.gradients import mean_gradient, outer_product
-from spectra.curvature.gram import Factor
-from spectra.curvature.loss_checks import refuse_unfit_loss
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.checks.derivative_check import Checked, check_derivatives
+from spectra.curvature.checks.loss_checks import refuse_unfit_loss
+from spectra.curvature.checks.notes import autocast_inside, model_notes
+from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.footprint import Footprint, footprint
+from spectra.curvature.engine.gradients import mean_gradient, outer_product
+from spectra.curvature.engine.products import Products
+from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import MATRICES, refuse_unsuited
-from spectra.curvature.notes import autocast_inside, model_notes
-from spectra.curvature.problem import Problem
-from spectra.curvature.products import Products
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
 
 PRODUCTS = 100  # that are expected, unless the caller knows better
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.curvature.differentiation import Apply, Jacobian, gradient
-from spectra.curvature.problem import Batch, Problem
+from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.random_labels import uniforms
+from spectra.problem.problem import Batch, Problem
 
 
 def sandwich(jacobian: Jacobian, middle: Apply) -> Apply:

@@ -14,12 +14,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from spectra.curvature.differentiation import Apply, gradient
-from spectra.curvature.losses import CustomLoss
+from spectra.curvature.engine.differentiation import Apply, gradient
 from spectra.curvature.output_space import output_gradient
-from spectra.curvature.problem import Batch, Problem
 from spectra.curvature.random_labels import uniforms
 from spectra.errors import SpectraError
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Batch, Problem
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.curvature.cross_entropy import CrossEntropy
-from spectra.curvature.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 from spectra.inputs.chance import seeded
 from spectra.inputs.model import cast
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 
 OPTION = "--loss"
 NAMES = ("cross_entropy", "mse", "bce_with_logits")

@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectra.curvature.cross_entropy import CrossEntropy
+from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
-from spectra.curvature.losses import CustomLoss, Loss
-from spectra.curvature.notes import model_notes
-from spectra.curvature.problem import Problem, Processes, choose_parameters
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
@@ -26,6 +23,9 @@ from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.problem import Problem, Processes, choose_parameters
 
 LARGE_MODEL = "take --dtype float32 and --device cpu, or a machine with more memory"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

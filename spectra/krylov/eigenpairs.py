@@ -1,12 +1,12 @@
-"""Extremal eigenpairs of a matrix by Lanczos: `spectra.krylov.search`, served with products."""
+"""Extremal eigenpairs of a matrix by Lanczos: `spectra.krylov.eigensolver`, served with products."""
 
 from __future__ import annotations
 
 import torch
 
 from spectra.krylov.blocks import fitting_vectors
+from spectra.krylov.eigensolver import Asking, Search
 from spectra.krylov.results import Eigenpairs, Progress
-from spectra.krylov.search import Asking, Search
 from spectra.operator import SymmetricOperator
 from spectra.vectors import without_autocast
 

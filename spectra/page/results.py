@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from spectra.inputs.spec import input_error
 from spectra.plots.saved import intact, refuse_many
-from spectra.results import read
+from spectra.records.files import read
 
 
 class Kind(NamedTuple):
@@ -21,13 +21,13 @@ class Kind(NamedTuple):
 
 
 KINDS = {  # by command, in the order in which a directory's are shown
-    "inspect": Kind("Checkpoint and cost", "spectra.report_inspect:inspect_parts"),
-    "eig": Kind("Eigenvalues", "spectra.report:eig_parts"),
-    "trace": Kind("Trace", "spectra.report:trace_parts"),
-    "density": Kind("Spectral density", "spectra.report_outliers:density_parts"),
-    "compare": Kind("Comparison of matrices", "spectra.report_compare:compare_parts"),
-    "layers": Kind("Layer by layer", "spectra.report_layers:layers_parts"),
-    "landscape": Kind("Loss along eigenvectors", "spectra.report_landscape:landscape_parts"),
+    "inspect": Kind("Checkpoint and cost", "spectra.tables.inspection:inspect_parts"),
+    "eig": Kind("Eigenvalues", "spectra.tables.results:eig_parts"),
+    "trace": Kind("Trace", "spectra.tables.results:trace_parts"),
+    "density": Kind("Spectral density", "spectra.tables.outliers:density_parts"),
+    "compare": Kind("Comparison of matrices", "spectra.tables.comparison:compare_parts"),
+    "layers": Kind("Layer by layer", "spectra.tables.layers:layers_parts"),
+    "landscape": Kind("Loss along eigenvectors", "spectra.tables.landscape:landscape_parts"),
 }
 
 

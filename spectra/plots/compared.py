@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from spectra.analysis.estimates import Estimate
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure, subsample_figure
+from spectra.spectrum.estimates import Estimate
 
 Entry = dict[str, Any]
 

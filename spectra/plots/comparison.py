@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spectra.density import NOISE, asinh_grid, asinh_scale, cumulative
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style, shortened
+from spectra.spectrum.curves import NOISE, asinh_grid, asinh_scale, cumulative
 
 PAGE = 6.5  # width in inches
 SPREAD = 0.6  # of the step from rank to rank, which the points of one rank share

@@ -7,7 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectra.density import (
+from spectra.krylov.results import SpectralMeasure
+from spectra.plots.axes import asinh_axis, plain, scientific
+from spectra.plots.style import STYLE, lay_out_legend, line_style, shortened, text_width
+from spectra.spectrum.curves import (
     NOISE,
     Band,
     asinh_grid,
@@ -17,9 +20,6 @@ from spectra.density import (
     linear_grid,
     mass_near_zero,
 )
-from spectra.krylov.results import SpectralMeasure
-from spectra.plots.axes import asinh_axis, plain, scientific
-from spectra.plots.style import STYLE, lay_out_legend, line_style, shortened, text_width
 
 
 def density_figure(

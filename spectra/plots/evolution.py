@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullFormatter
 
-from spectra.analysis.evolution import Evolution
-from spectra.analysis.rows import Row
 from spectra.plots.axes import plain
 from spectra.plots.names import settable
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
+from spectra.sweeps.evolution import Evolution
+from spectra.sweeps.rows import Row
 
 TITLES = {  # the small panels, in their order
     "loss": "loss",

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spectra.density import asinh_grid, asinh_scale, density
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
 from spectra.plots.names import settable
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style, shortened
+from spectra.spectrum.curves import asinh_grid, asinh_scale, density
 
 PAGE = 6.5  # width in inches
 ROW = 0.17  # height in inches of a block's bar

@@ -22,7 +22,7 @@ from spectra.plots.eigenvalues import eigenvalue_figure
 from spectra.plots.names import all_settable, check_text, default_labels, names, settable
 from spectra.plots.style import MOST_CURVES
 from spectra.plots.trace import trace_figure
-from spectra.results import read
+from spectra.records.files import read
 
 RANKS = {
     "LM": "rank by |λ|",

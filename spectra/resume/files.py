@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from spectra.errors import SpectraError
-from spectra.results import replace_file, without_waiting
+from spectra.records.files import replace_file, without_waiting
 
 KINDS = {
     stat.S_IFLNK: "a symbolic link",

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from spectra.results import replace_file
+from spectra.records.files import replace_file
 from spectra.resume.files import opened, own_copy
 
 MARK = b"spectra 2 state\n"

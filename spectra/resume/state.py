@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spectra.errors import SpectraError
-from spectra.results import finite, reason, write_atomically
+from spectra.records.files import finite, reason, write_atomically
 from spectra.resume.files import opened, refuse_another_kind
 from spectra.resume.journal import KINDS, Journal, Keeper
 

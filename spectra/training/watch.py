@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from spectra.curvature.evaluation import cut_batches, evaluate
-from spectra.curvature.losses import Loss
 from spectra.curvature.operator import Curvature
-from spectra.curvature.problem import Batch, Problem
 from spectra.errors import SpectraError, describe
 from spectra.inputs.model import uncompiled
 from spectra.inputs.problem import DTYPES, to_kind, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
-from spectra.results import make_record, prepare_directory, save
+from spectra.problem.losses import Loss
+from spectra.problem.problem import Batch, Problem
+from spectra.records.files import make_record, prepare_directory, save
+from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
-from spectra.training.shares import Found, least, measure
 from spectra.training.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
@@ -200,7 +200,11 @@ class Watch:
         )
 
     def _write(self, directory: Path, about: dict[str, Any], found: list[Found]) -> None:
-        from spectra.report import eig_arrays, eig_results, trace_results  # rich draws a random number when imported
+        from spectra.tables.results import (  # rich draws a random number when imported
+            eig_arrays,
+            eig_results,
+            trace_results,
+        )
 
         pairs = [f.eigenpairs for f in found]
         arrays = eig_arrays(pairs, self.save_vectors)

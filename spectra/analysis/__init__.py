@@ -1,1 +1,0 @@
-"""Questions about several matrices or checkpoints, answered from saved results."""

@@ -1,0 +1,1 @@
+"""Several matrices of one problem set against each other."""

@@ -1,0 +1,133 @@
+"""Why the matrices of a problem differ, in sentences made of numbers.
+
+Hessian - GGN       sum over examples and outputs of dl/df times the second derivative of f by the parameters
+GGN - Fisher        zero, where the loss is -log p of the outputs as natural parameters
+Fisher - empirical  labels that the model would draw against those there are
+batch gradients     about g g' + covariance / b, whatever the empirical Fisher is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spectra.comparison.batch_products import BatchProducts
+from spectra.comparison.comparison import Comparison
+from spectra.comparison.pairs import Pair
+from spectra.comparison.residuals import Residuals
+from spectra.spectrum.estimates import Estimate, brief
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Of the difference of two matrices."""
+
+    between: tuple[str, str]
+    sentence: str
+    numbers: dict[str, Any]
+
+
+def causes(
+    comparison: Comparison, found: Residuals, gradient_square: float, batch: BatchProducts | None
+) -> list[Cause]:
+    """Those that the matrices compared give reason for.
+
+    Args:
+        found: residuals of the problem that the matrices are of.
+        gradient_square: |g|^2, of the gradient of the mean loss.
+    """
+    return [*pair_causes(comparison, found, gradient_square), *batch_causes(comparison, batch)]
+
+
+def pair_causes(comparison: Comparison, found: Residuals, gradient_square: float) -> Iterator[Cause]:
+    named = {(pair.first, pair.second): pair for pair in comparison.pairs}
+    for (first, second), explain in (
+        (("hessian", "ggn"), curvature_of_the_model),
+        (("ggn", "fisher"), nothing),
+        (("fisher", "fisher-empirical"), labels),
+    ):
+        pair = named.get((first, second)) or named.get((second, first))
+        if pair:
+            yield explain(pair, comparison, found, gradient_square)
+
+
+def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
+    """Hessian - GGN."""
+    numbers = {"residuals": asdict(found), "gradient_norm": gradient_square**0.5, "distance": pair.distance}
+    if pair.rounding:
+        text = f"is rounding: the model is linear in these parameters, or nothing is left of dl/df (now {size(found)})"
+    else:
+        ends = f", its eigenvalues from {pair.smallest.value:.2g} to {pair.largest.value:.2g}" if pair.largest else ""
+        text = (
+            f"is the model's own curvature, weighted by dl/df: it makes {percent(pair.distance)} of |{pair.first}|, "
+            f"its trace is {pair.trace_difference}{ends}. {size(found)}; gradient norm {gradient_square**0.5:.3g}"
+        )
+    return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
+
+
+def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
+    """GGN - Fisher."""
+    verdict = "which is rounding" if pair.rounding else "which is more than rounding: look at the size of the outputs"
+    text = f"is zero by definition for this loss; found {pair.distance.value:.1e} of |{pair.first}|, {verdict}"
+    return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", {"distance": pair.distance})
+
+
+def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
+    """Fisher - empirical Fisher."""
+    trace = comparison.portraits["fisher-empirical"].trace.value
+    share = gradient_square / trace if trace else None
+    numbers = {
+        "residuals": asdict(found),
+        "observed_over_expected": found.ratio,
+        "gradient_square": gradient_square,
+        "gradient_share": share,
+        "distance": pair.distance,
+        "scale": pair.scale,
+        "scaled_distance": pair.scaled_distance,
+    }
+    text = (
+        f"is labels of the model against those of the data: |dl/df|^2 is {found.ratio:.3g} times what the model "
+        f"expects{calibration(found)}. The distance is {percent(pair.distance)} of |{pair.first}|, and "
+        f"{percent(pair.scaled_distance)} at the best scale {pair.scale}"
+    )
+    if share is not None:
+        text += f"; the mean gradient makes {100 * share:.2g} % of the trace of fisher-empirical"
+    return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
+
+
+def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterator[Cause]:
+    if not batch:
+        return
+    b = f"{batch.batch_size:,}"
+    predicted = f", of trace {batch.predicted_trace:.3g} for a split by chance" if batch.predicted_trace else ""
+    for name, distance in list(batch.distances.items())[:1]:
+        text = (
+            f"{name} - fisher-batch: outer products of the gradients of batches of {b} are about g g' + covariance / "
+            f"{b}{predicted}; the trace of theirs is {batch.trace}, that of {name} {comparison.portraits[name].trace}. "
+            f"The distance is {percent(distance)} of |{name}|, {percent(batch.scaled_distances[name])} at the best "
+            f"scale. One batch of all examples has trace {batch.whole_trace:.3g}, and none where the gradient is zero."
+        )
+        yield Cause((name, "fisher-batch"), text, asdict(batch))
+
+
+def size(found: Residuals) -> str:
+    """The residuals in words."""
+    if found.deviation is not None:
+        return f"Root mean square of f - y {found.residual_rms:.3g}, of y about its mean {found.deviation:.3g}"
+    if found.missing is None:
+        return f"Mean |dl/df| {found.gradient:.3g}"
+    return f"Mean |p - y| {found.residual:.3g}, 1 - p_y {found.missing:.3g}, accuracy {100 * found.accuracy:.1f} %"
+
+
+def calibration(found: Residuals) -> str:
+    if found.confidence is None:
+        return ""
+    return (
+        f" (confidence {100 * found.confidence:.1f} %, accuracy {100 * found.accuracy:.1f} %, calibration error "
+        f"{100 * found.calibration_error:.1f} %, 1 - p_y {found.missing:.3g})"
+    )
+
+
+def percent(estimate: Estimate) -> str:
+    return f"{brief(100 * estimate.value, 100 * estimate.standard_error)} %"

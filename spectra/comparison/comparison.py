@@ -1,0 +1,144 @@
+"""Several matrices of one shape set against each other: distances, eigenspaces, spectra, each with its error.
+
+Every matrix is multiplied by the same vectors, and its spectral measure starts from the same ones: what they share
+cancels, and the errors are those of the differences. Knows operators, nothing of networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
+from spectra.comparison.pairs import Ends, Pair, compare_pair
+from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
+from spectra.errors import SpectraError
+from spectra.krylov.limits import refuse_k
+from spectra.krylov.results import Progress
+from spectra.operator import Counting, SymmetricOperator
+from spectra.vectors import without_autocast
+
+Watch = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+@dataclass
+class Comparison:
+    """All matrices and all pairs of them, in the order given."""
+
+    k: int
+    portraits: dict[str, Portrait]
+    basis: Tensor  # (r, n), orthonormal: the span of all eigenvectors found
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def dimension(self) -> int:
+        return self.basis.shape[1]
+
+    def pair(self, first: str, second: str) -> Pair:
+        return next(pair for pair in self.pairs if (pair.first, pair.second) == (first, second))
+
+
+@contextmanager
+def quiet(what: str) -> Iterator[None]:
+    """Nobody watches."""
+    yield None
+
+
+@without_autocast()
+def compare(
+    operators: Mapping[str, SymmetricOperator],
+    *,
+    k: int = 10,
+    probes: int = 16,
+    steps: int = 40,
+    tolerance: float = 1e-3,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    known: Mapping[str, Portrait] = MappingProxyType({}),
+    watch: Watch = quiet,
+) -> Comparison:
+    """Compare matrices of one shape, by name: some 5 k + (1 + probes) steps products of each, and those of pairs.
+
+    Args:
+        k: leading eigenpairs by |value|; one more is found, for the gap.
+        probes: random vectors, of the distances as of the spectra.
+        steps: products that a probe of a spectrum takes, and the most for the extreme eigenvalues of a difference; 0:
+            neither spectra nor extremes.
+        max_products: of one matrix; what it leaves no room for is None or missing.
+        known: portraits that an earlier comparison, of like settings and seed, has made of some of the matrices.
+        watch: given the name of what is done next, a context in which methods tell their progress.
+
+    Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
+    """
+    n = common_size(operators)
+    refuse_k(k, n)
+    limit = math.inf if max_products is None else max_products
+    seed = int(torch.randint(2**62, (), generator=generator))
+
+    def again(use: int) -> torch.Generator:
+        """The same numbers for every matrix."""
+        return torch.Generator().manual_seed(seed + use)
+
+    portraits: dict[str, Portrait] = {}
+    for name, operator in operators.items():
+        if name in known:
+            portraits[name] = replace(known[name], operator=Counting(operator), seconds=0.0)
+            continue
+        with watch(name) as progress:
+            search = {"generator": again(0), "max_products": max_products, "progress": progress}
+            portraits[name] = portray(operator, min(k + 1, n), tolerance=tolerance, **search)
+    basis, leading = common_basis(portraits)
+    with watch("the same vectors") as progress, timed(portraits.values()):
+        products = multiply(portraits, basis, probes, limit, again(1), progress)
+    for name, portrait in portraits.items():
+        if not steps or portrait.measure is not None:
+            continue
+        with watch(f"{name}, spectrum") as progress, timed([portrait]):
+            find_measure(portrait, probes, steps, limit, again(2), progress)
+    comparison = Comparison(k, portraits, basis)
+    for names in combinations(portraits, 2) if products else ():
+        two = portraits[names[0]], portraits[names[1]]
+        with watch(" - ".join(names)) as progress, timed(two):
+            ends = Ends(steps, limit, again(3), progress)
+            comparison.pairs.append(compare_pair(names, two, products, leading, k, ends))
+    return comparison
+
+
+def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
+    sizes = {name: operator.shape[0] for name, operator in operators.items()}
+    refuse_alone(sizes)
+    if len(set(sizes.values())) > 1:
+        raise SpectraError(f"matrices: of different sizes, {sizes}; compare those of one problem")
+    return next(iter(sizes.values()))
+
+
+def refuse_alone(names: Collection[str]) -> None:
+    if len(names) < 2:
+        named = " ".join(names) or "(none)"
+        raise SpectraError(f"--curvature {named}: there is nothing to compare it with; name two matrices or more")
+
+
+def multiply(
+    portraits: Mapping[str, Portrait],
+    basis: Tensor,
+    probes: int,
+    limit: float,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> FrobeniusProducts | None:
+    """What all do to the same vectors, where there is room for a probe at least; norms and traces of each."""
+    room = limit - max(portrait.products for portrait in portraits.values()) - len(basis)
+    if room < 1:
+        return None
+    operators = {name: portrait.operator for name, portrait in portraits.items()}
+    products = frobenius_products(operators, basis, int(min(probes, room)), generator, progress)
+    for name, portrait in portraits.items():
+        portrait.norm, portrait.trace = products.norm(name), products.trace(name)
+    return products

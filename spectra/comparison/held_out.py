@@ -1,0 +1,40 @@
+"""The same problem on other data: same model, same parameters, same loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.errors import SpectraError
+from spectra.inputs.data import load_data
+from spectra.inputs.problem import to_kind
+from spectra.inputs.transform import choose_transform
+from spectra.memory import taking_memory
+from spectra.problem.problem import Problem
+
+OPTION = "--held-out"
+
+
+def on_other_data(problem: Problem, data: str, transform: str | None, model: str) -> tuple[Problem, dict]:
+    """The problem on all examples of `data`, in batches as large as there, and what is to be said of them.
+
+    Args:
+        transform, model: specs as on the command line, which choose the transform of images.
+
+    Raises SpectraError, as loading the first data did.
+    """
+    try:
+        with taking_memory(f"{OPTION} {data}", "name fewer examples"):
+            examples = load_data(data, None, problem.seed, choose_transform(transform, model))
+            inputs, targets = (to_kind(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets))
+        width = max(map(len, problem.batches))
+        batches = cut_batches(inputs, targets, examples.indices.to(problem.device), width)
+        other = replace(problem, batches=batches)
+        value = evaluate(other)
+    except SpectraError as error:
+        told = str(error)
+        raise SpectraError(
+            told.replace("--data", OPTION) if "--data" in told else f"{OPTION} {data}: {told}"
+        ) from error
+    told = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
+    return other, told

@@ -1,0 +1,105 @@
+"""One matrix among those that are compared: its leading eigenpairs, its spectral measure, its size, its cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.comparison.agreement import Leading
+from spectra.comparison.frobenius import as_array
+from spectra.krylov.deflation import CONVERGED
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
+from spectra.operator import Counting, SymmetricOperator, empty_rows
+from spectra.spectrum.estimates import Estimate
+from spectra.vectors import all_finite, mapped, orthonormal, taken
+
+
+@dataclass
+class Portrait:
+    """What was found of one matrix alone, and what it cost in all."""
+
+    operator: Counting
+    eigenpairs: Eigenpairs  # by falling |value|, one more than are compared
+    measure: SpectralMeasure | None = None  # None where it was not asked for, or the budget had ended
+    norm: Estimate | None = None  # |A|_F
+    trace: Estimate | None = None
+    seconds: float = 0.0
+
+    @property
+    def products(self) -> int:
+        return self.operator.products
+
+    @property
+    def converged(self) -> bool:
+        """Every eigenpair, the spectral measure, and nothing left out for want of products."""
+        measured = self.measure is None or self.measure.converged
+        return self.eigenpairs.converged and measured and self.norm is not None
+
+
+@contextmanager
+def timed(portraits: Iterable[Portrait]) -> Iterator[None]:
+    """The seconds inside are shared by these matrices alike."""
+    start, portraits = time.perf_counter(), list(portraits)
+    yield
+    for portrait in portraits:
+        portrait.seconds += (time.perf_counter() - start) / len(portraits)
+
+
+def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
+    """The first k eigenpairs by |value|; `search` is for `eigenpairs`."""
+    start, counted = time.perf_counter(), Counting(operator)
+    pairs = eigenpairs(counted, k, **search)
+    return Portrait(counted, pairs, seconds=time.perf_counter() - start)
+
+
+def find_measure(
+    portrait: Portrait, probes: int, steps: int, limit: float, generator: torch.Generator, progress: Progress | None
+) -> None:
+    """The spectral measure, beside the eigenpairs that have converged, where the budget leaves room for it."""
+    room, pairs = limit - portrait.products, portrait.eigenpairs
+    if room < 1:
+        return
+    good = pairs.residuals <= CONVERGED * pairs.values.abs()
+    known = replace(pairs, values=pairs.values[good], vectors=taken(pairs.vectors, good)) if good.any() else None
+    portrait.measure = spectral_measure(
+        portrait.operator,
+        probes=probes,
+        steps=steps,
+        known=known,
+        generator=generator,
+        max_products=None if math.isinf(room) else int(room),
+        progress=progress,
+    )
+
+
+def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, Leading]]:
+    """U (r, n), the span of the eigenvectors of all matrices, and each one's in its coordinates.
+
+    Of a matrix whose products were not finite there are none.
+    """
+    found = {name: p.eigenpairs for name, p in portraits.items() if all_finite(p.eigenpairs.vectors)}
+    rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else ()
+    if not len(rows):
+        none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+        return empty_rows(next(iter(portraits.values())).operator, 0), dict.fromkeys(portraits, none)
+    basis, triangle = orthonormal(rows)
+    # What equal matrices have in common stands there twice but for rounding, which is no direction of theirs.
+    left, sizes, right = torch.linalg.svd(triangle.T, full_matrices=False)
+    kept = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.max()
+    basis = mapped(right[kept].matmul, basis)
+    parts = as_array((left * sizes)[:, kept]), np.cumsum([len(pairs.values) for pairs in found.values()])[:-1]
+    coordinates = dict(zip(found, np.split(*parts), strict=True))
+    none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, len(basis))))
+    leading = dict.fromkeys(portraits, none)
+    for name, pairs in found.items():
+        leading[name] = Leading(pairs.values.numpy(), pairs.residuals.numpy(), coordinates[name])
+    return basis.contiguous(), leading

@@ -1,0 +1,131 @@
+"""How the model's outputs stand to the labels: residuals, and how well it knows how sure it may be.
+
+The matrices J'MJ differ in M alone: the Fisher's is the expectation of squared gradients by the outputs over labels
+that the model itself would draw, that of the empirical Fisher is their square for the labels there are. So
+`observed` over `expected`, the traces of these two M, tells whether the labels look as the model says.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.curvature.output_space import output_gradient
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.logits import both_sigmoids, softmax
+from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.problem import Batch, Problem
+
+BINS = 15  # of confidence (Guo, Pleiss, Sun, Weinberger 2017, On calibration of modern neural networks)
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Means over all examples; None is what the loss has no notion of."""
+
+    gradient: float  # |dl/df|
+    observed: float  # |dl/df|^2
+    expected: float | None  # the same over labels that the model would draw
+    residual: float | None = None  # |p - y| or |f - y|, Euclidean
+    deviation: float | None = None  # of mse: |y - mean y|, root mean square, which `residual_rms` is to be held against
+    residual_rms: float | None = None  # of mse: |f - y|, root mean square
+    missing: float | None = None  # 1 - p_y, p_y the probability of the label
+    accuracy: float | None = None
+    confidence: float | None = None  # probability of what the model holds most likely
+    calibration_error: float | None = None  # mean |confidence - accuracy| over bins of confidence
+
+    @property
+    def ratio(self) -> float | None:
+        """1 where labels are distributed, in this respect, as the model says."""
+        return self.observed / self.expected if self.expected else None
+
+
+def residuals(problem: Problem) -> Residuals:
+    """One forward pass over the data, of each process over all of them. Raises SpectraError where it fails."""
+    sums: dict[str, Tensor] = {}
+    with twice_differentiable(problem.model), explained():
+        for batch in problem.batches:
+            with torch.no_grad():
+                rows = problem.loss.rows(problem.output(batch), batch.targets)
+            for name, value in of_batch(problem, batch, rows).items():
+                sums[name] = sums.get(name, 0) + value.double().cpu()
+    return Residuals(**averaged(sums))
+
+
+def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+    """Sums over a batch's examples."""
+    loss, (count, weight) = problem.loss, (problem.examples, problem.weight)
+    slope = output_gradient(problem, batch, rows)[1].flatten(1) * (count / weight)
+    kept = counted(loss, batch.targets, rows)
+    sums = {"examples": kept.sum(), "gradient": slope.norm(dim=1).sum(), "observed": slope.square().sum()}
+    if isinstance(loss, MeanSquaredError):
+        y = batch.targets.reshape(rows.shape).to(rows.dtype)
+        expected = loss.expected(rows, torch.ones_like(rows)).sum()
+        off = (rows - y).square().sum(dim=1)
+        sums |= {"residual": off.sqrt().sum(), "square": off.sum(), "y": y.sum(dim=0), "y_square": y.square().sum()}
+        return sums | {"expected": expected / rows.shape[1]}
+    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
+        return sums
+    p, rest, y = probabilities(loss, rows, batch.targets)
+    scales = loss.scales(rows, batch.targets) * (count / weight)
+    off = p * (1 - y) - rest * y  # p - y, for y of 0 and 1 without a difference of near equals
+    sums |= {"expected": (scales * p * rest).sum(), "residual": off[kept].norm(dim=1).sum()}
+    if isinstance(loss, BinaryCrossEntropy):  # each output is a choice between two
+        p, rest, y = (torch.stack(x, dim=-1).flatten(0, 1) for x in ((p, rest), (rest, p), (y, 1 - y)))
+        kept = kept.repeat_interleave(rows.shape[1])
+    return sums | bins(p[kept], rest[kept], y[kept])
+
+
+def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
+    """(E,) booleans: rows that are examples."""
+    labels = isinstance(loss, CrossEntropy) and not targets.is_floating_point()
+    everything = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    return targets.reshape(-1) != loss.ignore_index if labels else everything
+
+
+def probabilities(
+    loss: CrossEntropy | BinaryCrossEntropy, rows: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """p, 1 - p and y (E, K): what the model says and what the labels say; y of ignored targets is anything."""
+    if isinstance(loss, BinaryCrossEntropy):
+        return *both_sigmoids(rows), targets.reshape(rows.shape).to(rows.dtype)
+    found = softmax(rows)
+    if targets.is_floating_point():
+        return found.probabilities, found.complements, loss.rows(targets, targets).to(rows.dtype)
+    labels = targets.reshape(-1).long()
+    labels = labels.where(labels != loss.ignore_index, 0)
+    y = torch.nn.functional.one_hot(labels, rows.shape[1]).to(rows.dtype)
+    return found.probabilities, found.complements, y
+
+
+def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Of choices (E, K): how many, 1 - p_y, and by bins of confidence how many, confidence and right ones."""
+    confidence, chosen = p.max(dim=1)
+    right = chosen == y.argmax(dim=1)
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    held = [torch.bincount(place, x.double(), BINS) for x in (torch.ones_like(confidence), confidence, right)]
+    return {"choices": torch.tensor(len(p)), "missing": (rest * y).sum(), "bins": torch.stack(held)}
+
+
+def averaged(totals: dict[str, Tensor]) -> dict[str, float | None]:
+    n = totals["examples"].item()
+    means = {
+        name: totals[name].item() / n for name in ("gradient", "observed", "expected", "residual") if name in totals
+    }
+    found: dict[str, float | None] = {"expected": None} | means
+    if "square" in totals:
+        spread = totals["y_square"].item() / n - totals["y"].div(n).square().sum().item()
+        found |= {"residual_rms": math.sqrt(totals["square"].item() / n), "deviation": math.sqrt(max(spread, 0.0))}
+    if "bins" in totals:
+        (_, confidence, right), choices = totals["bins"].view(3, BINS), totals["choices"].item()
+        found |= {
+            "missing": totals["missing"].item() / choices,
+            "accuracy": right.sum().item() / choices,
+            "confidence": confidence.sum().item() / choices,
+            "calibration_error": (confidence - right).abs().sum().item() / choices,
+        }
+    return found

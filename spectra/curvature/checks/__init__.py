@@ -1,0 +1,1 @@
+"""What is looked at before the first product: the model, the loss, and the derivatives that PyTorch gives."""

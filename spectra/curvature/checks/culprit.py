@@ -1,0 +1,109 @@
+"""Whose derivative is wrong, where the whole problem's is: the loss, or the first module that fails by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spectra.curvature.checks.differences import judge
+from spectra.curvature.checks.nearby import Local, moved, random_direction
+from spectra.curvature.checks.notes import listed
+from spectra.curvature.engine.differentiation import gradient
+from spectra.curvature.engine.reached import unreached
+
+
+@dataclass
+class Call:
+    """A module and what it was first called with."""
+
+    name: str
+    module: nn.Module
+    arguments: tuple
+    keywords: dict[str, Any]
+
+
+def blamed(local: Local) -> tuple[str, str]:
+    """The option to blame, and in words who does it."""
+    problem, batch = local.problem, local.batch
+    calls: list[Call] = []
+    with recorded(problem.model, calls):
+        rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
+    leaf = rows.requires_grad_()
+    if wrong([leaf], lambda: [problem.loss.total(leaf, batch.targets)], local.generator):
+        return f"--loss {getattr(problem.loss, 'name', 'cross_entropy')}", "it is wrong in the loss alone"
+    for call in calls:
+        if call.name and fails(call, local.generator):
+            return "--model", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
+    missing = f"; unused or detached: {listed(names)}" if (names := unreached(problem)) else ""
+    return (
+        "--model",
+        f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}{missing}",
+    )
+
+
+def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
+    """Inside, each module's first call is added to `calls` as it ends: parts before the whole."""
+    stack, seen = ExitStack(), set()
+    for name, module in model.named_modules():
+
+        def hook(module, arguments, keywords, output, name=name):
+            if module not in seen:
+                seen.add(module)
+                calls.append(Call(name, module, *pytree.tree_map(cut_off, (arguments, keywords))))
+
+        stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    return stack
+
+
+def cut_off(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def fails(call: Call, generator: torch.Generator) -> bool:
+    """Whether the module's own derivatives by its inputs and parameters are contradicted."""
+    inputs = [x.requires_grad_() for x in reals((call.arguments, call.keywords))]
+    leaves = [*inputs, *(p for p in call.module.parameters() if p.requires_grad)]
+
+    def outputs() -> list[Tensor]:
+        return [*reals(call.module(*call.arguments, **call.keywords))]
+
+    try:
+        return wrong(leaves, outputs, generator)
+    except Exception:  # it can't be called by itself
+        return False
+
+
+def reals(tree: Any) -> Iterator[Tensor]:
+    return (x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point())
+
+
+def wrong(leaves: Sequence[Tensor], outputs, generator: torch.Generator) -> bool:
+    """Whether differences contradict the first or the second derivative of a random combination of the outputs."""
+    direction, weights = random_direction(leaves, generator), None
+
+    def combined() -> Tensor:
+        nonlocal weights
+        made = outputs()
+        if weights is None:
+            weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in made]
+        return sum((x * weight).sum() for x, weight in zip(made, weights, strict=True))
+
+    slopes = gradient(combined(), leaves, create_graph=True)
+    along = sum((g * v).sum() for g, v in zip(slopes, direction, strict=True))
+    bend = gradient(along, leaves)
+
+    def values(step: float) -> list[Tensor]:
+        with moved(leaves, direction, step):
+            return [combined().detach()]
+
+    def gradients(step: float) -> list[Tensor]:
+        with moved(leaves, direction, step):
+            return [*gradient(combined(), leaves)]
+
+    return judge([along.detach()], values).wrong or judge([b.detach() for b in bend], gradients).wrong

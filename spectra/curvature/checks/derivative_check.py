@@ -1,0 +1,278 @@
+"""One look before iterating: does the product that autograd makes agree with differences of what it is made from?
+
+A wrong second derivative is symmetric and repeatable all the same: of a function whose backward uses values outside
+the graph, of a fused kernel that keeps its gradient, of parameters that a cache or a checkpoint has detached. So, on a
+few examples and along one random direction v, by central differences as `differences` judges them,
+
+    hessian            H v  against  gradients at theta + h v and theta - h v
+    J'M J              J v  against  outputs there, and M u against slopes of the loss at outputs f + h u and f - h u
+    outer products     J v, and the slope of the loss along u against its values; of whole batches, the slope along v
+
+in float64 on a copy of the model, where model and memory allow that, and else on the model itself.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.checks.culprit import blamed
+from spectra.curvature.checks.differences import STEPS, Verdict, judge
+from spectra.curvature.checks.nearby import Local, copied, in_place, random_direction
+from spectra.curvature.engine.batches import joined, kind
+from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
+from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.curvature.engine.gradients import batch_gradient
+from spectra.curvature.hessian import linearise
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.output_space import output_gradient
+from spectra.errors import SpectraError, describe
+from spectra.problem.problem import Batch, Problem
+
+EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples
+ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
+PRODUCT = 3  # gradients that take as long
+VECTORS = 8  # as long as the parameters that are held at once
+KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
+    *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "Abs", "Max", "Amax", "Min", "Amin"),
+    *("Clamp", "Sort", "Topk", "Kthvalue", "Median", "Huber", "SmoothL1", "L1", "AdaptiveMax", "Cummax", "Cummin"),
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was compared with differences, and how well it agreed: for the record."""
+
+    examples: int = 0
+    dtype: str | None = None
+    error: float | None = None  # of a product, relative to the larger of the two; None where nothing could be told
+    rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
+    gradients: int = 0  # its cost, as if it were gradients of these examples: a product counts for three
+    not_checked: str | None = None  # why, of all or of some parameters
+
+
+def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint) -> Checked:
+    """Compare one product of the matrix `name` with differences. Raises SpectraError where they contradict it.
+
+    `memory` bounds the copies and the products, whose `costs` are those of the matrix; where it holds too little, or
+    kinks and rounding leave the differences unreliable, `not_checked` says so.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return _check(problem, name, memory, costs)
+
+
+def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Checked:
+    found = Checked(not_checked="--memory holds no copy of the model and a product of a few examples")
+    for way, dtype in ((copied, torch.float64), (in_place, problem.dtype)):
+        if dtype not in STEPS or (batch := some_examples(problem, memory, costs, way is copied)) is None:
+            continue
+        try:
+            with way(problem, batch) as local:
+                found = compared(local, name)
+                rounding = rounded(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
+                if found.not_checked and way is copied:
+                    found = compared_beside(local, name, found)
+                return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
+        except Contradicted:
+            raise
+        except Exception as error:  # the model's own products will tell of what is its own
+            found = Checked(len(batch), not_checked=f"the model can't be evaluated beside itself ({describe(error)})")
+    return found
+
+
+class Contradicted(SpectraError):
+    """Differences contradict the derivative."""
+
+
+def compared(local: Local, name: str) -> Checked:
+    """Each of the comparisons; raises Contradicted."""
+    verdicts = [compare() for compare in comparisons(local, name)]
+    wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
+    if wrong:
+        raise Contradicted(refusal(local, name, wrong))
+    return told(local, verdicts)
+
+
+def compared_beside(local: Local, name: str, found: Checked) -> Checked:
+    """What could not be told at the point itself is looked at beside it, where few functions have a kink."""
+    local.step_aside()
+    beside = compared(local, name)
+    if beside.not_checked:
+        return found
+    return replace(found, error=beside.error, not_checked=f"{found.not_checked}; beside the point they agree")
+
+
+def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
+    """What a product of the matrix is made of, each against its difference."""
+    matrix = MATRICES[name]
+    if matrix.indefinite:
+        return [partial(second_derivative, local)]
+    if matrix.split:
+        return [partial(slope, local)]
+    output_space = {"ggn": loss_curvature, "fisher-empirical": loss_slope, "gradient-covariance": loss_slope}.get(name)
+    return [partial(jacobian, local), *([partial(output_space, local)] if output_space else [])]
+
+
+def second_derivative(local: Local) -> Verdict:
+    """H v, a part for each parameter tensor."""
+    problem, batch = local.problem, local.batch
+    local.gradients += PRODUCT
+    local.product = product = linearise(problem, batch)(problem.vector(local.direction))
+
+    def gradients(step: float) -> Sequence[Tensor]:
+        with local.moved(step):
+            return problem.tensors(batch_gradient(problem, batch) / problem.weight)
+
+    return judged(problem.tensors(product), gradients, local)
+
+
+def jacobian(local: Local) -> Verdict:
+    """J v."""
+    problem, batch = local.problem, local.batch
+    local.gradients += PRODUCT
+    product = Jacobian(problem, batch).times(problem.vector(local.direction))
+
+    def outputs(step: float) -> Sequence[Tensor]:
+        with local.moved(step):
+            return [problem.loss.rows(problem.output(batch), batch.targets).detach()]
+
+    return judged([product], outputs, local)
+
+
+def slope(local: Local) -> Verdict:
+    """g'v, of the summed loss."""
+    problem, batch = local.problem, local.batch
+    local.gradients += 1
+    along = batch_gradient(problem, batch) @ problem.vector(local.direction)
+
+    def values(step: float) -> Sequence[Tensor]:
+        with local.moved(step):
+            return [problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets).detach()]
+
+    return judged([along], values, local)
+
+
+def loss_curvature(local: Local) -> Verdict:
+    """M u with M = d2 l / df2."""
+    problem, batch = local.problem, local.batch
+    leaf, first = output_gradient(problem, batch, rows_of(local), create_graph=True)
+    u = output_direction(leaf, local)
+    product = gradient(first, (leaf,), u)[0]
+    return judged([product], lambda step: [output_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
+
+
+def loss_slope(local: Local) -> Verdict:
+    """The slope of the summed loss along u in output space."""
+    problem, batch = local.problem, local.batch
+    leaf, first = output_gradient(problem, batch, rows_of(local))
+    u = output_direction(leaf, local)
+    return judged(
+        [(first * u).sum()], lambda step: [problem.loss.total(leaf.detach() + step * u, batch.targets)], local
+    )
+
+
+def output_direction(rows: Tensor, local: Local) -> Tensor:
+    """A random u of the size of the outputs, or of 1 where they are smaller."""
+    (u,) = random_direction([rows], local.generator)
+    return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
+
+
+def rows_of(local: Local) -> Tensor:
+    return local.problem.loss.rows(local.problem.output(local.batch), local.batch.targets).detach()
+
+
+def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: Local) -> Verdict:
+    """As `judge` does; in single precision, steps are long, and with so many kinks in reach nothing is said."""
+    verdict = judge(derivative, function)
+    if verdict.wrong and local.problem.dtype != torch.float64 and kinked(local):
+        return replace(verdict, wrong=False, unclear=len(derivative))
+    return verdict
+
+
+def kinked(local: Local) -> bool:
+    problem, batch = local.problem, local.batch
+    loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
+    return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
+
+
+def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
+    """Nothing contradicts the derivatives."""
+    unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
+    parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
+    finite = all(math.isfinite(verdict.derivative) for verdict in verdicts)
+    why = "differences at several steps disagree (kinks at the point do this)" if finite else "a product is not finite"
+    return Checked(
+        examples=len(local.batch),
+        dtype=str(local.problem.dtype).removeprefix("torch."),
+        error=max((verdict.error for verdict in clear), default=None),
+        not_checked=f"{why} for {parts}" if unclear else None if finite else why,
+    )
+
+
+def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
+    """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
+    matrix = resolve_name(MATRICES[name].path)
+    exact = local.product
+    if exact is None:
+        exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
+    direction = problem.vector(local.direction).to(problem.dtype)
+    own = replace(problem, batches=[batch])
+    found = matrix(own, batch)(direction).double()
+    size, off = exact.norm().item(), (found - exact).norm().item()
+    dtype = str(problem.dtype).removeprefix("torch.")
+    chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
+    if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
+        raise Contradicted(
+            f"--dtype {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
+            f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as it does where outputs saturate; "
+            "use --dtype float64"
+        )
+    return off / size if size else 0.0
+
+
+def refusal(local: Local, name: str, verdict: Verdict) -> str:
+    """What a user reads: by how much, and whose fault it may be."""
+    what = {"hessian": "gradients", "fisher-batch": "the loss"}.get(name, "outputs and slopes")
+    option, whose = blamed(local)
+    return (
+        f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
+        f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
+        f"apart on {len(local.batch)} examples); {whose}. Values kept outside the graph, fused kernels, detach() and "
+        "caches do this; write it in differentiable operations, or give --no-check"
+    )
+
+
+def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -> Batch | None:
+    """Examples from all over the data, as many as are needed and as memory allows; None where it holds none.
+
+    Of a model that takes no other batches than its own, the largest.
+    """
+    scale, held = (torch.float64.itemsize / problem.dtype.itemsize, 8) if copy else (1, problem.dtype.itemsize)
+    model = sum(t.numel() for t in (*problem.model.parameters(), *problem.model.buffers())) if copy else 0
+    room = (memory - held * (model + VECTORS * problem.size)) / scale
+    if not costs.scales:
+        largest = max(problem.batches, key=len)
+        return largest if costs.peak(elements(largest)) <= room else None
+    each = max(elements(batch) / len(batch) for batch in problem.batches)
+    for count in range(min(EXAMPLES, sum(map(len, problem.batches))), 0, -1):
+        if costs.peak(each * count) <= room:
+            return spread(problem.batches, count)
+    return None
+
+
+def spread(batches: Sequence[Batch], count: int) -> Batch:
+    """So many examples at equal distances, or those of them that are of one shape with the first."""
+    places = torch.linspace(0, sum(map(len, batches)) - 1, count).round().long().tolist()
+    singles, start = [], 0
+    for batch in batches:
+        inside = [place - start for place in places if start <= place < start + len(batch)]
+        singles += [batch.part(slice(place, place + 1)) for place in inside]
+        start += len(batch)
+    return joined([single for single in singles if kind(single) == kind(singles[0])])

@@ -1,0 +1,123 @@
+"""A problem on a few of its examples, at points near its own: on a copy in float64, or on the model itself.
+
+with copied(problem, batch) as local, local.moved(1e-6):
+    ...  # local.problem stands at theta + 1e-6 v
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.problem import Batch, Problem
+
+ASIDE = 1e-3  # of a parameter's size
+
+
+class Local:
+    """A problem of one batch, and a random direction v in which its parameters can be moved and put back."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.batch = problem.batches[0]
+        self.generator = torch.Generator().manual_seed(problem.seed)
+        self.direction = random_direction(problem.leaves, self.generator)
+        self.product: Tensor | None = None  # of the Hessian with v, once it is made
+        self.gradients = 0  # that have been made, or as many as would have taken as long
+
+    def step_aside(self) -> None:
+        """Stay a thousandth beside the point; for copies."""
+        for leaf, along in zip(self.problem.leaves, random_direction(self.problem.leaves, self.generator), strict=True):
+            leaf.data = leaf.data.add(along, alpha=ASIDE)
+
+    @contextmanager
+    def moved(self, step: float) -> Iterator[None]:
+        """Inside, the parameters are theta + step v. They keep their identity, and get their own memory back."""
+        self.gradients += 1
+        with moved(self.problem.leaves, self.direction, step):
+            yield
+
+
+@contextmanager
+def moved(leaves: Sequence[Tensor], direction: Sequence[Tensor], step: float) -> Iterator[None]:
+    before = [leaf.data for leaf in leaves]
+    try:
+        for leaf, start, along in zip(leaves, before, direction, strict=True):
+            leaf.data = start.add(along, alpha=step)
+        yield
+    finally:
+        for leaf, start in zip(leaves, before, strict=True):
+            leaf.data = start
+
+
+def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Normal entries, for each tensor of the size of its own: a relative change. Zeros change as the others do."""
+    sizes = torch.stack([tensor.detach().double().square().mean().sqrt() for tensor in tensors]).cpu()
+    usual = sizes[sizes > 0].mean().item() if (sizes > 0).any() else 1.0
+    return [
+        torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * (size or usual)
+        for tensor, size in zip(tensors, sizes.tolist(), strict=True)
+    ]
+
+
+@contextmanager
+def in_place(problem: Problem, batch: Batch) -> Iterator[Local]:
+    """The user's own model and loss, in their own precision."""
+    yield Local(replace(problem, batches=[batch]))
+
+
+@contextmanager
+def copied(problem: Problem, batch: Batch) -> Iterator[Local]:
+    """Copies in float64 of the model, the loss and a batch; whatever happens to them, the originals stay as they are.
+
+    Raises whatever a model raises that can't be copied.
+    """
+    memo = {id(tensor): in_float64(tensor) for tensor in held_tensors(problem.model)}
+    model = deepcopy(problem.model, memo)
+    model._apply(in_float64)  # of a ScriptModule, which keeps its own counsel
+    named = dict(model.named_parameters(remove_duplicate=False))
+    yield Local(
+        replace(
+            problem,
+            model=model,
+            loss=loss_in_float64(problem.loss, memo),
+            batches=[Batch(*pytree.tree_map(in_float64, (batch.inputs, batch.targets, batch.indices)))],
+            parameters={name: named[name] for name in problem.parameters},
+        )
+    )
+
+
+def in_float64(value: Any) -> Any:
+    """A tensor's copy with real and complex numbers in double precision; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    dtype = torch.float64 if value.is_floating_point() else torch.complex128 if value.is_complex() else value.dtype
+    made = value.detach().to(dtype, copy=True)
+    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and what modules hold as plain attributes or in lists, tuples and dictionaries of those."""
+    for module in model.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def loss_in_float64(loss: Loss, memo: dict[int, Any]) -> Loss:
+    if not isinstance(loss, CustomLoss):
+        return loss
+    function = deepcopy(loss.function, memo)
+    owner = function.func if isinstance(function, partial) else function
+    owner = getattr(owner, "__self__", owner)
+    if isinstance(owner, nn.Module):
+        owner._apply(in_float64)
+    return replace(loss, function=function)

@@ -1,0 +1,98 @@
+"""What a reader of a matrix should know of its model: hooks and autocast left out, parameters out of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from spectra.curvature.engine.differentiation import explained, gradient, switched, twice_differentiable
+from spectra.curvature.engine.reached import unreached
+from spectra.problem.hooks import Held, held, watched
+from spectra.problem.model_checks import fewest
+from spectra.problem.problem import Problem
+
+SHOWN = 5  # names in a line
+
+
+def model_notes(problem: Problem) -> list[str]:
+    """One line for each kind: hooks that change gradients, unused or detached parameters, autocast.
+
+    Takes one gradient of two examples where there are hooks, and forward passes of up to a thousand where a parameter
+    is not reached by the first.
+    """
+    if not problem.batches:
+        return []
+    around, places = active_autocast(problem), held(problem.model)
+    with twice_differentiable(problem.model), explained():
+        hooks, inside = observed(problem, places)
+        missing = unreached(problem)
+    notes = []
+    if hooks:
+        notes.append(f"hooks that change gradients are left out: {listed(hooks)}")
+    if missing:
+        size = sum(problem.parameters[name].numel() for name in missing)
+        notes.append(f"unused or detached: {listed(missing)} ({size:,} parameters; their rows of the matrix are zero)")
+    if around:
+        notes.append(
+            f"autocast to {around} around the call is left out: products are taken in {name_of(problem.dtype)}"
+        )
+    if inside:
+        notes.append(f"the model's forward runs under autocast to {listed(inside)}: products are as exact as that type")
+    return notes
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def active_autocast(problem: Problem) -> str | None:
+    """The type to which autocast is active here, if any."""
+    for kind in dict.fromkeys([problem.device.type, "cpu"]):
+        if torch.is_autocast_enabled(kind):
+            return name_of(torch.get_autocast_dtype(kind))
+    return None
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def observed(problem: Problem, places: Sequence[Held]) -> tuple[list[str], list[str]]:
+    """The owners of hooks that change gradients, and the types of autocast inside the model, as two examples show."""
+    hooks: dict[str, None] = {}
+    types: dict[str, None] = {}
+    batch = fewest(problem)
+    with watched(places, problem.model, hooks.setdefault) as owners:
+        with autocasts(types.setdefault):
+            rows = problem.loss.rows(problem.output(batch), batch.targets)
+        if owners:
+            try:
+                gradient(problem.loss.total(rows, batch.targets), problem.leaves)
+            except Exception:  # whatever a user's hook raises
+                hooks.update(dict.fromkeys(owners))
+    return [name for name in dict.fromkeys(owners) if name in hooks], list(types)
+
+
+def autocast_inside(problem: Problem) -> str | None:
+    """The types to which the model's forward casts by itself, if any."""
+    with twice_differentiable(problem.model), explained():
+        _, types = observed(problem, ())
+    return listed(types) if types else None
+
+
+@contextmanager
+def autocasts(report: Callable[[str], object]) -> Iterator[None]:
+    """Inside, `report(type)` of each autocast that is entered."""
+    entering = torch.autocast.__enter__
+
+    def enter(context):
+        entered = entering(context)
+        if context._enabled:
+            report(name_of(context.fast_dtype))
+        return entered
+
+    with switched([(torch.autocast, "__enter__", enter)]):
+        yield

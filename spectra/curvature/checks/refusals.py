@@ -1,0 +1,50 @@
+"""What is refused before the first product, in words that say how to put it right."""
+
+from __future__ import annotations
+
+from spectra.curvature.engine.reached import output_depends
+from spectra.errors import SpectraError
+from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
+from spectra.problem.problem import Problem
+
+
+def refuse_unfit(problem: Problem) -> None:
+    """Raise SpectraError where the output is random, a constant, of other examples too, or does not fit the targets.
+
+    A graph that is kept holds one draw of whatever is random, so its products agree with each other. Matrices of one
+    problem share the outcome, while parameters, modes and hooks stay as they are.
+    """
+    state = state_of(problem)
+    if problem.found_fit == state:
+        return
+    if problem.batches:
+        refuse_misfit(problem)
+        refuse_chance(problem)
+        refuse_shared_outputs(problem)
+    if problem.weight and not output_depends(problem):
+        some = ", ".join(list(problem.parameters)[:4]) + (", ..." if len(problem.parameters) > 4 else "")
+        raise SpectraError(
+            f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
+            "computed from, or look for detach() and no_grad() in the model, and for weights that its eval() merges"
+        )
+    problem.found_fit[:] = state
+
+
+def state_of(problem: Problem) -> list:
+    """Equal as long as the model is the one that was looked at, as far as that shows."""
+    modules = problem.model.modules()
+    return [*(p._version for p in problem.leaves), *((m.training, len(m._forward_hooks)) for m in modules)]
+
+
+def refuse_misfit(problem: Problem) -> None:
+    """Raise SpectraError where a batch's targets do not fit the output."""
+    batch = fewest(problem)
+    rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
+    for each in problem.batches:
+        problem.loss.check(rows, each.targets)
+
+
+def refuse_one_example(problem: Problem) -> None:
+    """Raise SpectraError where a covariance would be zero by definition, and rounding is all that is left."""
+    if problem.examples < 2:
+        raise SpectraError("--curvature gradient-covariance: one example has no covariance; take more --samples")

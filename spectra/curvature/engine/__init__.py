@@ -1,0 +1,1 @@
+"""How products of matrices with vectors are made: batches, derivatives, traced graphs, memory."""

@@ -1,0 +1,80 @@
+"""The batches that products are made of: as given, or small ones merged and large ones cut.
+
+No matrix but fisher-batch depends on the split, and that one keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.problem.problem import Batch, Problem
+
+QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
+SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
+LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hessian by a half, for page faults
+
+
+def share(problem: Problem, whole: bool = True) -> Sequence[Batch]:
+    """The batches of this process: one in so many, or none.
+
+    Where there are fewer batches than processes and they need not stay `whole`, a part of each.
+    """
+    batches, rank, count = problem.batches, problem.processes.rank, problem.processes.count
+    if whole or len(batches) >= count:
+        return batches[rank::count] if count > 1 else batches
+    cuts = ((batch, -(-len(batch) // count)) for batch in batches)
+    parts = [batch.part(slice(rank * size, (rank + 1) * size)) for batch, size in cuts]
+    return [part for part in parts if len(part)]
+
+
+def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
+    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
+    largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
+    room = fitting if largest <= fitting else fitting / QUARTER
+    if batches[0].indices.device.type == "cpu":
+        room = min(room, costs.peak.within(LARGE))
+    if largest > room:
+        return cut(batches, room)
+    return merged(batches, min(costs.peak.within(SMALL), fitting / QUARTER))
+
+
+def cut(batches: Sequence[Batch], room: float) -> list[Batch]:
+    """The batches in parts of at most `room` elements, or of one example; equal ones, where it can be."""
+    parts = []
+    for batch in batches:
+        fewest = -(-len(batch) // max(1, int(room * len(batch) / elements(batch))))
+        count = next((count for count in range(fewest, 2 * fewest) if len(batch) % count == 0), fewest)
+        size = -(-len(batch) // count)
+        parts += [batch.part(slice(first, first + size)) for first in range(0, len(batch), size)]
+    return parts
+
+
+def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
+    """Neighbours of one kind together, up to `room` elements."""
+    groups: list[list[Batch]] = []
+    held = 0
+    for batch in batches:
+        held += elements(batch)
+        if not groups or held > room or kind(batch) != kind(groups[-1][0]):
+            groups.append([])
+            held = elements(batch)
+        groups[-1].append(batch)
+    return [group[0] if len(group) == 1 else joined(group) for group in groups]
+
+
+def kind(batch: Batch) -> Any:
+    """Equal for batches that can be joined: shapes but for the first dimension, and types."""
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
+    return structure, [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their examples."""
+    trees = [(batch.inputs, batch.targets, batch.indices) for batch in batches]
+    return Batch(*pytree.tree_map(lambda *parts: torch.cat(parts), *trees))

@@ -1,0 +1,180 @@
+"""Derivatives of derivatives by autograd, and the settings under which every model has them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spectra.curvature.engine.replacements import REPLACED
+from spectra.errors import OutOfMemory, SpectraError, describe
+from spectra.memory import out_of_memory
+from spectra.problem.calls import modules
+from spectra.problem.hooks import without_gradient_hooks
+from spectra.problem.problem import Batch, Problem
+from spectra.vectors import without_autocast
+
+# v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
+Apply = Callable[..., Tensor]
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Kernels that have a second derivative and one answer, no hooks on gradients, and no autocast of the caller's.
+
+    All is put back on leaving. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative,
+    nor have the functions of `REPLACED` and what torch.compile makes; TF32 keeps 10 bits.
+    """
+    backends = torch.backends
+    settings = [
+        (backends.cudnn, "benchmark", False),
+        (backends.cudnn, "deterministic", True),
+        # TF32 and bfloat16 by operation: PyTorch's older switches (allow_tf32, and the `flags` that set them) raise
+        # or warn where a program has used the newer ones.
+        (backends.cudnn.conv, "fp32_precision", "ieee"),
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        *REPLACED,
+    ]
+    if any(isinstance(layer, nn.RNNBase) for layer in modules(model)):
+        settings.append((backends.cudnn, "enabled", False))
+    fast_path = backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(without_autocast())
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(switched(settings))
+        stack.enter_context(without_gradient_hooks(model))
+        stack.enter_context(uncompiled())
+        try:
+            backends.mha.set_fastpath_enabled(False)
+            parameter = next(model.parameters(), None)
+            if parameter is not None and parameter.is_cuda:
+                start_autograd(parameter.device)
+            yield
+        finally:
+            backends.mha.set_fastpath_enabled(fast_path)
+
+
+def uncompiled() -> AbstractContextManager:
+    """Functions that torch.compile has compiled run as they are written: what it makes has no second derivative."""
+    compiles = "torch._dynamo" in sys.modules  # whoever compiles has it; for others its import takes seconds
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+
+
+@cache
+def start_autograd(device: torch.device) -> None:
+    """Launch a first kernel in autograd's thread of a CUDA device.
+
+    It gives the thread its CUDA context: where a thread begins with a matrix product, PyTorch warns that there is none.
+    """
+    one = torch.ones((), device=device, requires_grad=True)
+    torch.autograd.grad(one * one, one)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What models do wrong when they are differentiated, in one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        what = describe(error)
+        if out_of_memory(error):
+            raise OutOfMemory(f"--batch-size: out of memory; try a smaller one, or less --memory ({what})") from error
+        if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
+            raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
+        raise SpectraError(f"--model: differentiating it failed ({what})") from error
+
+
+@contextmanager
+def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
+    """Attributes, each (owner, name, value), set inside and put back on leaving."""
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):
+    """The derivative of weights'output by each input, zeros where there is none; the graph is kept."""
+    if not output.requires_grad:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    if create_graph and weights is None:
+        weights = torch.ones_like(output, requires_grad=True)  # else once_differentiable functions may go unnoticed
+    gradients = torch.autograd.grad(
+        output,
+        inputs,
+        weights,
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    if create_graph:
+        refuse_once_differentiable(gradients)
+    return gradients
+
+
+def combined_gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]):
+    """The derivative of the sum of weights'output by each input; the graph is kept."""
+    held = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not held:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    outputs, weights = zip(*held, strict=True)
+    settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    return torch.autograd.grad(outputs, inputs, weights, **settings)
+
+
+def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where a layer's derivative is cut off from its graph.
+
+    Its node would raise if it ran, but leads to none of our inputs, so that autograd passes it by and takes the
+    derivative beyond for zero (pytorch, `once_differentiable` in torch/autograd/function.py).
+    """
+    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradients)):
+        raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
+
+
+def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:
+    """The nodes of the graph that leads to these tensors, each once."""
+    nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        yield node
+        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= new
+        nodes.extend(new)
+
+
+class Jacobian:
+    """J = d rows / d theta on one batch, linearised once: J v as the derivative of u -> J'u (reverse over reverse)."""
+
+    def __init__(self, problem: Problem, batch: Batch):
+        self.problem = problem
+        self.rows = problem.loss.rows(problem.output(batch), batch.targets)
+        self.dummy = torch.zeros_like(self.rows, requires_grad=True)
+        self.parts = gradient(self.rows, problem.leaves, self.dummy, create_graph=True)
+        self.transposed = problem.vector(self.parts)
+
+    def times(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
+        """J v, of the shape of rows; of these leaves alone, v is (n_l,)."""
+        if leaves is None:
+            return gradient(self.transposed, (self.dummy,), vector)[0]
+        return combined_gradient(self.parts[leaves], (self.dummy,), self.problem.tensors(vector, leaves))[0]
+
+    def transposed_times(self, rows: Tensor, leaves: slice | None = None) -> Tensor:
+        """J'u, (n,); of these leaves alone, (n_l,)."""
+        inputs = self.problem.leaves[leaves or slice(None)]
+        return self.problem.vector(gradient(self.rows, inputs, rows))

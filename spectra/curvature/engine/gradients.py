@@ -1,0 +1,47 @@
+"""Gradients of the loss by the parameters, of a batch and of all, and the outer products of those of batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
+from spectra.problem.problem import Batch, Problem
+
+
+def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
+    """The gradient (n,) of the batch's summed loss."""
+    rows = problem.loss.rows(problem.output(batch), batch.targets)
+    problem.loss.check(rows, batch.targets)
+    return problem.vector(gradient(problem.loss.total(rows, batch.targets), problem.leaves))
+
+
+def mean_gradient(problem: Problem) -> Tensor:
+    """The gradient (n,) of the mean loss at the parameters as they are now, without weight decay.
+
+    One backward pass over the data. Raises SpectraError where the model or the loss fails on them.
+    """
+    total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
+    with twice_differentiable(problem.model), explained():
+        for batch in share(problem):
+            total += batch_gradient(problem, batch)
+    return problem.processes.total(total) / problem.weight
+
+
+def fisher_batch(problem: Problem, batch: Batch) -> Apply:
+    """(|b| / N) G G', G the mean over the batch's |b| examples of the gradients of l_i = (N / W) ce_i."""
+    count = problem.loss.examples(batch.targets)
+    if not count:
+        return lambda vector, leaves=None: torch.zeros_like(vector)
+    return outer_product(problem, batch_gradient(problem, batch), problem.examples / (count * problem.weight**2))
+
+
+def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:
+    """scale g g'."""
+
+    def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
+        own = g if leaves is None else problem.vector(problem.tensors(g)[leaves])
+        return scale * own * (own @ vector)
+
+    return apply

@@ -1,0 +1,65 @@
+"""Which parameters an output is computed from, as autograd sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+
+from torch import Tensor
+
+from spectra.curvature.engine.differentiation import nodes_behind
+from spectra.errors import SpectraError
+from spectra.problem.problem import Batch, Problem
+
+ENOUGH = 1024  # examples, after which a parameter that none of them has reached counts as unused
+TOGETHER = 64  # examples of one pass
+
+
+def output_depends(problem: Problem) -> bool:
+    """Whether any output is computed from the chosen parameters; two examples show it, but for models that branch."""
+    wanted = {id(p) for p in problem.leaves}
+    outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
+    return any(wanted & reached(output) for output in outputs)
+
+
+def unreached(problem: Problem) -> list[str]:
+    """The chosen parameters that no output is computed from, by name, as the first thousand examples show."""
+    missing = {id(p): name for name, p in problem.parameters.items()}
+    for output in chain(outputs_of_two(problem), outputs_of_many(problem)):
+        for found in reached(output):
+            missing.pop(found, None)
+        if not missing:
+            break
+    return list(missing.values())
+
+
+def reached(output: Tensor) -> set[int]:
+    """Of the leaves that a tensor is computed from, the identities."""
+    return {id(node.variable) for node in nodes_behind([output]) if hasattr(node, "variable")}
+
+
+def outputs_of_two(problem: Problem) -> Iterator[Tensor]:
+    """Outputs for the first examples of each batch, where they can be had alone."""
+    for batch in problem.batches:
+        with suppress(SpectraError, TypeError):
+            yield problem.output(batch.part(slice(2)))
+
+
+def outputs_of_many(problem: Problem) -> Iterator[Tensor]:
+    """Outputs for the first examples, few at a time where that can be."""
+    seen = 0
+    for batch in problem.batches:
+        if seen >= ENOUGH:
+            return
+        seen += len(batch)
+        yield from outputs_in_parts(problem, batch)
+
+
+def outputs_in_parts(problem: Problem, batch: Batch) -> Iterator[Tensor]:
+    for first in range(0, min(len(batch), ENOUGH), TOGETHER):
+        try:
+            yield problem.output(batch.part(slice(first, first + TOGETHER)))
+        except (SpectraError, TypeError):
+            yield problem.output(batch)
+            return

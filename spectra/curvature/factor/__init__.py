@@ -1,0 +1,1 @@
+"""Factors F of matrices A = F'F, and their Gram matrices F F'."""

@@ -1,0 +1,61 @@
+"""How long a factor will take, from a few of its rows that are made and timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from spectra.curvature.factor.gram import Factor
+from spectra.curvature.factor.inner_products import COLUMNS, TILE, add_gram
+from spectra.curvature.matrices import MATRICES
+
+EXAMPLES = 256  # of a sample; of fewer, what a batch saves would not show
+FEW = 8  # where rows are taken one by one, and show it at once
+
+
+def gram_seconds(factor: Factor) -> float:
+    """What `gram` will take. Raises SpectraError where it would."""
+    start = time.perf_counter()
+    rows = factor.rows  # makes S, all of it
+    roots = time.perf_counter() - start
+    few, share = sample(factor)
+    made, each = few.rows, inner_product_seconds(factor)
+    start = time.perf_counter()
+    few.gram()
+    making = time.perf_counter() - start - made**2 * each
+    return roots + max(making, 0) / share + rows**2 * each
+
+
+def inner_product_seconds(factor: Factor) -> float:
+    """What an inner product of two rows takes, of many."""
+    width = min(factor.columns, COLUMNS)
+    vectors = torch.ones(2 * TILE, width, dtype=factor.problem.dtype, device=factor.problem.device)
+    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+    start = time.perf_counter()
+    add_gram(total, vectors)
+    total[0, 0].item()  # waits for the device
+    return (time.perf_counter() - start) / total.numel() * factor.columns / max(width, 1)
+
+
+def gram_bytes(factor: Factor) -> int:
+    """At its peak, beside S: F F' and a copy for LAPACK, and what F is made by."""
+    making = min(factor.memory, factor.rows * factor.columns * factor.problem.dtype.itemsize)
+    return 2 * torch.float64.itemsize * factor.rows**2 + making
+
+
+def trace_seconds(factor: Factor) -> float:
+    """What `trace` will take. Raises SpectraError where it would."""
+    few, share = sample(factor)
+    start = time.perf_counter()
+    few.trace()
+    return (time.perf_counter() - start) / share
+
+
+def sample(factor: Factor) -> tuple[Factor, float]:
+    """The same of a few examples, or of a batch where that is the unit, and their share of all."""
+    problem, batch = factor.problem, factor.problem.batches[0]
+    few = batch.part(slice(0, FEW if factor.one_by_one else EXAMPLES)) if not MATRICES[factor.name].split else batch
+    share = len(few) / sum(map(len, problem.batches))
+    return Factor(replace(problem, batches=[few]), factor.name, factor.memory), share

@@ -1,0 +1,296 @@
+"""The Gram matrix F F' of A = F'F + shift I: its non-zero eigenvalues are those of A less the shift.
+
+F = S J (`roots`) has one row for an output of an example (ggn, fisher), a drawn label (fisher-mc), an example
+(fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters p, so that F is made block by
+block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
+from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.factor.inner_products import add_gram
+from spectra.curvature.factor.linear_layers import (
+    Features,
+    linear_calls,
+    linear_features,
+    linear_squares,
+    row_squares,
+)
+from spectra.curvature.matrices import MATRICES, refuse_gram
+from spectra.curvature.roots import ROOTS, Part, most_rows
+from spectra.errors import SpectraError
+from spectra.memory import memory_share
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Batch, Problem
+
+LARGEST = 10_000  # rows; their Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
+SINGLE = 16  # examples in a batch cost what one by itself does: 2 to 9 were measured on CPUs, a GPU takes more
+LARGEST_ROOTS = 2**27  # bytes, of S on one batch, which is decomposed in float64
+
+
+class Factor:
+    """F (rows, n) of the matrix `name` of a problem, one that `Curvature` has accepted.
+
+    Blocks of F, and inputs and slopes of linear layers (of one at least), are made within `memory` bytes, by default a
+    quarter of the device's; F F', S and the graph of one batch come on top. `products` counts what has been spent: a
+    pass J v or J'u over all the data is half a product. Raises SpectraError where there is no such F.
+    """
+
+    def __init__(self, problem: Problem, name: str, memory: int | None = None):
+        refuse_gram(name)
+        self.problem = problem
+        self.name = name
+        self.memory = memory_share(problem.device) if memory is None else memory
+        self.shift = problem.weight_decay
+        self._passes = 0.0
+
+    @property
+    def products(self) -> int:
+        return math.ceil(round(self._passes / 2, 6))  # of shares that need not add up to the last digit
+
+    @property
+    def rows(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
+        self._refuse_wide()
+        with self._settings():
+            parts = list(self._parts(self.problem.batches))
+        for part in parts:
+            self._refuse_many(len({i for i, _ in part.kinds}))
+        return parts
+
+    def cost(self) -> int:
+        """The products that `gram` will take."""
+        return math.ceil(self._price(len(self._groups()), set(chain(*self._layers))) / 2)
+
+    def trace_cost(self) -> int:
+        """The products that `trace` will take, going by the first batch that has rows."""
+        known, part = set(chain(*self._layers)), self._first_parts[-1]
+        passes = self._passes_of(part, bool(known), bool(self._besides(known))) if part.size else 0
+        return math.ceil((passes + MATRICES[self.name].centred) / 2)
+
+    def trace_work(self) -> float:
+        """What `trace` costs, from shapes alone, in products, a pass over examples one by one counted SINGLE times.
+
+        No less than `trace_cost`. Infinite where S may not exist, or where that of a batch is large.
+        """
+        matrix, batch = MATRICES[self.name], self.problem.batches[0]
+        units = 1 if matrix.split else len(batch)
+        with self._settings():
+            rows, calls = linear_calls(self.problem, batch, units)
+        each = most_rows(self.problem, self.name, rows)
+        if (self.name == "ggn" and isinstance(self.problem.loss, CustomLoss)) or each * rows.nbytes > LARGEST_ROOTS:
+            return math.inf
+        kinds = each if matrix.split else each * len(rows) // len(batch)
+        known = {i for call in calls for i in call.key}
+        passes = bool(known) * (kinds + 1) + bool(self._besides(known)) * kinds * min(SINGLE, units)
+        return (passes + matrix.centred) / 2
+
+    @property
+    def one_by_one(self) -> int:
+        """How many parameters have their columns of F filled row by row."""
+        return sum(p.numel() for p in self._besides(set(chain(*self._layers))))
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a row of F F' takes of each row: an outer product's come from its two factors."""
+        return self.one_by_one + sum(self._layers.values())
+
+    def gram(self) -> Tensor:
+        """F F', (rows, rows), in float64."""
+        total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.problem.device)
+        known: set[int] = set()
+        with self._settings():
+            for keys in self._groups():
+                features = self._features(keys)
+                known |= {i for key in features for i in key}
+                while features:  # one pair the less in memory as soon as it has been added
+                    inputs, slopes = features.popitem()[1]
+                    add_gram(total, slopes, inputs)
+            for first, last in self._spans(known):
+                add_gram(total, self._block(self._besides(known), first, last))
+        self._passes += self._price(len(self._groups()), known)
+        return self._centred(self._centred(total).T)
+
+    def trace(self) -> float:
+        """tr F F' = tr F'F, the sum of all squares in F: for any number of rows, as none is stored."""
+        total = passes = 0.0
+        with self._settings():
+            for part in self._parts(share(self.problem)):
+                found = linear_squares(self.problem, part)
+                total += sum(found.values())
+                known = {i for key in found for i in key}
+                if rest := self._besides(known):
+                    total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
+                passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
+        total, passes = self.problem.processes.totals(total, passes)
+        self._passes += passes
+        if MATRICES[self.name].centred:
+            total -= row_squares(mean_gradient(self.problem)[None]).item()
+            self._passes += 1
+        return total
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """F v for the rows v of (k, n): (k, rows)."""
+        found = [vectors.new_zeros(len(vectors), 0)]
+        with self._settings():
+            for part in self.parts:
+                jacobian = Jacobian(self.problem, part.batch)
+                found.append(torch.stack([part.times(jacobian.times(vector)) for vector in vectors]))
+        self._passes += len(vectors)
+        return self._centred(torch.cat(found, dim=1))
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        """F'w for the rows w of (k, rows): (k, n)."""
+        vectors = torch.zeros(len(weights), self.problem.size, dtype=self.problem.dtype, device=self.problem.device)
+        pieces = self._centred(weights).split([part.size for part in self.parts], dim=1)
+        with self._settings():
+            for part, piece in zip(self.parts, pieces, strict=True):
+                rows = self._rows(part.batch)
+                for vector, w in zip(vectors, piece, strict=True):
+                    slope = part.transposed_times(w).view_as(rows)
+                    vector += self.problem.vector(gradient(rows, self.problem.leaves, slope))
+        self._passes += len(vectors)
+        return vectors
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        with twice_differentiable(self.problem.model), explained():
+            yield
+
+    def _rows(self, batch: Batch) -> Tensor:
+        return self.problem.loss.rows(self.problem.output(batch), batch.targets)
+
+    def _parts(self, batches: Sequence[Batch]) -> Iterator[Part]:
+        made = {id(part.batch): part for part in self._first_parts}
+        for batch in batches:
+            yield made[id(batch)] if id(batch) in made else self._part(batch)
+
+    @cached_property
+    def _first_parts(self) -> list[Part]:
+        """Those up to the first that has rows, which costs are told by."""
+        parts: list[Part] = []
+        for batch in self.problem.batches:
+            if not parts or not parts[-1].size:
+                parts.append(self._part(batch))
+        return parts
+
+    def _part(self, batch: Batch) -> Part:
+        with torch.no_grad():
+            rows = self._rows(batch)
+        self.problem.loss.check(rows, batch.targets)
+        return Part(batch, ROOTS[self.name](self.problem, batch, rows))
+
+    def _refuse_wide(self) -> None:
+        """Before S is made, which takes the cube of the outputs: losses of ours curve in every direction but one."""
+        if self.name in ("ggn", "fisher") and not isinstance(self.problem.loss, CustomLoss):
+            with self._settings(), torch.no_grad():
+                rows = self._rows(self.problem.batches[0].part(slice(0, 1)))
+            self._refuse_many(most_rows(self.problem, self.name, rows) - isinstance(self.problem.loss, CrossEntropy))
+
+    def _refuse_many(self, each: int) -> None:
+        units, kind = self.problem.examples, "examples"
+        if MATRICES[self.name].split:
+            units, kind = len(self.problem.batches), "batches"
+        if each * units > LARGEST:
+            raise SpectraError(
+                f"--method gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
+                f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer --samples"
+            )
+
+    def _centred(self, rows: Tensor) -> Tensor:
+        """Rows times the symmetric root of I - 11'/N. Examples that have no row are those whose gradient is zero."""
+        count = rows.shape[-1]
+        if not MATRICES[self.name].centred or not count:
+            return rows
+        share = (1 - math.sqrt(1 - count / self.problem.examples)) / count
+        return rows - share * rows.sum(dim=-1, keepdim=True)
+
+    # Passes over the data.
+
+    def _price(self, groups: int, known: set[int]) -> float:
+        blocks = len(self._spans(known))
+        return sum(self._share(part) * self._passes_of(part, groups, blocks) for part in self.parts)
+
+    def _passes_of(self, part: Part, groups: int, blocks: int) -> float:
+        """Over its own batch: for each group one for each kind of row and one as a test; one for each row and block."""
+        return groups * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
+
+    def _share(self, part: Part) -> float:
+        return len(part.batch) / sum(map(len, self.problem.batches))
+
+    # Parameters of linear layers, all rows at once.
+
+    @cached_property
+    def _layers(self) -> dict[tuple[int, ...], int]:
+        """Width by key, going by the first batch that has rows."""
+        with self._settings():
+            part = self._first_parts[-1]
+            return {call.key: call.width for call in linear_calls(self.problem, part.batch, len(part.roots))[1]}
+
+    def _groups(self) -> list[set[tuple[int, ...]]]:
+        """Keys of layers whose inputs and slopes of all rows fit memory together, or of one that does not."""
+        groups: list[set[tuple[int, ...]]] = []
+        each, room = self.rows * self.problem.dtype.itemsize, 0
+        for key, width in self._layers.items():
+            size = each * width
+            if not groups or size > room:
+                groups.append(set())
+                room = self.memory
+            groups[-1].add(key)
+            room -= size
+        return groups
+
+    def _features(self, keys: set[tuple[int, ...]]) -> Features:
+        """Inputs and slopes of all rows, for those of these layers that serve in every batch."""
+        parts = [part for part in self.parts if part.size]
+        found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for part in parts:
+            for key, pair in linear_features(self.problem, part, keys).items():
+                found.setdefault(key, []).append(pair)
+        whole = {key: zip(*pairs, strict=True) for key, pairs in found.items() if len(pairs) == len(parts)}
+        return {key: tuple(map(torch.cat, pair)) for key, pair in whole.items()}
+
+    # The other parameters, row by row.
+
+    def _besides(self, known: set[int]) -> list[Tensor]:
+        return [p for p in self.problem.leaves if id(p) not in known]
+
+    def _spans(self, known: set[int]) -> list[tuple[int, int]]:
+        """Where blocks of columns begin and end, among all columns of the other parameters."""
+        columns = sum(p.numel() for p in self._besides(known))
+        width = max(1, self.memory // (max(self.rows, 1) * self.problem.dtype.itemsize))
+        return [(first, min(first + width, columns)) for first in range(0, columns, width)]
+
+    def _block(self, leaves: list[Tensor], first: int, last: int) -> Tensor:
+        """Columns `first` to `last` of F by these parameters: (rows, last - first)."""
+        ends = list(accumulate(p.numel() for p in leaves))
+        inside = [(end, p) for end, p in zip(ends, leaves, strict=True) if first < end and end - p.numel() < last]
+        start = inside[0][0] - inside[0][1].numel()
+        block = torch.empty(self.rows, last - first, dtype=self.problem.dtype, device=self.problem.device)
+        rows = (row for part in self.parts for row in self._gradients(part, [p for _, p in inside]))
+        for target, row in zip(block, rows, strict=True):
+            target.copy_(row[first - start : last - start])
+        return block
+
+    def _gradients(self, part: Part, leaves: list[Tensor]) -> Iterator[Tensor]:
+        """The part's rows of F by these parameters, one after the other."""
+        for unit in part.units():
+            rows = self._rows(unit.batch)
+            for kind in unit.kinds:
+                yield self.problem.vector(gradient(rows, leaves, unit.of_kind(*kind).view_as(rows)))

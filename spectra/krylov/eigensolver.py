@@ -1,0 +1,296 @@
+"""The search for extremal eigenpairs: tested at every step, restarted when memory binds, then for what was missed.
+
+One random start sees one copy of a multiple eigenvalue. So once the wanted pairs have converged, a fresh random
+direction is sent into the orthogonal complement of everything searched so far. A missed copy lies there whole; and
+what a few steps from a random start can still overlook is bounded (`spectra.krylov.bounds.complement_bounds`).
+
+A search is a generator: it yields what it wants multiplied, (n,) or (n, j), and is sent the product, so that several
+may share one (`spectra.krylov.block_diagonal`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.bounds import allowed_residuals, complement_bounds, departures, kato_temple
+from spectra.krylov.lanczos import Lanczos, begin, random_start
+from spectra.krylov.limits import refuse_k
+from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
+from spectra.operator import SymmetricOperator
+from spectra.vectors import mapped, norm, norms, taken
+
+Asking = Generator[Tensor, Tensor, Any]  # yields vectors, is sent their products, returns an answer
+SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
+
+
+@dataclass
+class Search:
+    operator: SymmetricOperator  # which is asked for its shape, dtype and place alone
+    k: int
+    which: str
+    tolerance: float
+    generator: torch.Generator
+    max_products: int
+    largest_basis: int
+    progress: Progress | None
+    multiple: bool = False  # whether a search of the complement has found a missed copy
+    products: int = 0
+
+    def times(self, vectors: Tensor) -> Asking:
+        """The product, asked for."""
+        self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
+        return (yield vectors)
+
+    def extend(self, state: Lanczos, index: int = -1) -> Asking:
+        """Take a run one product further."""
+        state.absorb((yield from self.times(state.take(index))))
+
+    def residuals_of(self, values: Tensor, vectors: Tensor) -> Asking:
+        """|A u - lambda u| for unit vectors (k, n), by k products."""
+        images = yield from self.times(vectors.T)
+        return departures(images.T, values, vectors)
+
+    def answer(self) -> Asking:
+        """The eigenpairs, and what was missed of them."""
+        pairs = yield from self.run()
+        if self.multiple:
+            pairs = yield from self.validate(pairs)
+        return replace(pairs, products=self.products)
+
+    def run(self) -> Asking:
+        n = self.operator.shape[0]
+        refuse_k(self.k, n)
+        self.kept = self.k + math.ceil(self.k / 2) + 1
+        self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
+        self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+        bounds = searched = None
+        while (yield from self.converge()):
+            values = self.values[self.wanted()]
+            if searched is not None and self.alike(values, searched):
+                break
+            self.multiple |= searched is not None
+            searched = values
+            bounds = yield from self.search_complement()
+        if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
+            yield from self.finish()
+        return (yield from self.found(bounds))
+
+    def alike(self, values: Tensor, before: Tensor) -> bool:
+        """Whether wanted values have changed by no more than their tolerance and rounding; nan never are alike."""
+        return bool(((values - before).abs() <= self.allowed(values) + self.rounding()).all())
+
+    def rounding(self) -> float:
+        """What rounding may leave of a zero."""
+        return 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
+
+    def converge(self) -> Asking:
+        """Extend until every wanted pair has converged; False where the budget ends first."""
+        while not self.wanted_converged():
+            if self.spent():
+                return False
+            if not len(self.state.pending):
+                if self.state.exhausted:
+                    return True
+                self.state.start(random_start(self.operator, self.generator))
+            if self.state.size >= self.capacity and self.state.size < self.state.dimension:
+                self.restart(self.kept)
+            yield from self.extend_until_test()
+            self.observe()
+        return True
+
+    def extend_until_test(self) -> Asking:
+        """One product between tests of convergence, until the eigenproblem of T is no longer cheap."""
+        yield from self.extend(self.state, self.neediest())
+        for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
+            if len(self.state.pending) == 1 and not self.spent():
+                yield from self.extend(self.state)
+
+    def search_complement(self) -> Asking:
+        """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
+
+        None where the budget or the complement is empty. Of a complement that is no larger than the search, or all
+        pending, everything is taken into the basis. Else a Lanczos run of its own goes through the complement,
+        pending directions included: what rounding makes pending leans towards a missed copy.
+        """
+        steps = max(16, self.state.size // 4)
+        if self.capacity < min(self.state.size + steps, self.state.dimension):
+            self.restart(self.kept)
+        first, dimension = self.state.size, self.state.dimension - self.state.size
+        if dimension <= steps or self.state.exhausted:
+            yield from self.finish()
+            return None
+        along = self.state.start(random_start(self.operator, self.generator))
+        bounds, before = None, self.values[self.wanted()]
+        for _ in range(steps):
+            if self.spent():
+                return bounds
+            self.state.align(along)
+            yield from self.extend(self.state)
+            self.observe()
+            if not self.wanted_converged() and not self.alike(self.values[self.wanted()], before):
+                return None
+            along = self.state.coupling[:, -1].clone()
+            length = torch.linalg.vector_norm(along).item()
+            coupling = length if length > self.rounding() else 0.0
+            bounds = complement_bounds(self.state.projected[first:, first:], coupling, dimension)
+            if not coupling or self.inside(bounds):
+                return bounds
+        return bounds
+
+    def finish(self) -> Asking:
+        """Take all that is left of the space into the basis."""
+        while not self.whole and not self.spent():
+            if not len(self.state.pending):
+                self.state.start(random_start(self.operator, self.generator))
+            yield from self.extend(self.state)
+
+    def validate(self, pairs: Eigenpairs) -> Asking:
+        """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
+
+        Of several copies one may lie half inside the basis and half outside, where a search of its complement is
+        blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
+        """
+        while pairs.converged and not self.whole:
+            values, vectors = yield from self.leftover(pairs)
+            if values is None:
+                return replace(pairs, complete=False)
+            everything = torch.cat([pairs.values, values])
+            best = select(everything, self.k, self.which)
+            if self.alike(everything[best], pairs.values):
+                break
+            chosen = best[best >= self.k] - self.k
+            residuals = torch.zeros(len(everything), dtype=torch.float64)
+            residuals[: self.k] = pairs.residuals
+            new = yield from self.residuals_of(values[chosen], taken(vectors, chosen))
+            residuals[self.k + chosen] = new
+            residuals = residuals[best]
+            pairs = replace(
+                pairs,
+                values=everything[best],
+                vectors=taken(torch.cat([pairs.vectors, vectors]), best),
+                residuals=residuals,
+                error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
+                converged=bool((residuals <= self.allowed(everything[best])).all()),
+            )
+        return pairs
+
+    def leftover(self, pairs: Eigenpairs) -> Asking:
+        """Converged pairs orthogonal to those given, what is wanted most among them; None where the budget ends.
+
+        Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
+        """
+        start = random_start(self.operator, self.generator)
+        run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
+        size = 2 if self.which == "BE" else 1
+        while len(run.pending) and self.k + run.size < self.capacity:
+            if self.spent(reserve=self.k):
+                return None, pairs.vectors
+            yield from self.extend(run)
+            values, coordinates, residuals = run.ritz()
+            converged = residuals <= self.allowed(values)
+            if converged[select(values, size, self.which)].all():
+                break
+        good = converged.nonzero().flatten()
+        return values[good], run.vectors(coordinates[:, good])
+
+    @property
+    def whole(self) -> bool:
+        """Whether the basis spans the whole space: nothing can have been missed."""
+        return self.state.size == self.state.dimension
+
+    def wanted(self) -> Tensor:
+        return select(self.values, self.k, self.which)
+
+    def wanted_converged(self) -> bool:
+        if self.state.size == 0:
+            return False
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+        wanted = self.wanted()
+        return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(self.values[wanted])).all())
+
+    def allowed(self, values: Tensor) -> Tensor:
+        return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
+
+    def neediest(self) -> int:
+        """The pending direction that holds most of the residuals of wanted pairs."""
+        if self.state.size == 0 or len(self.state.pending) == 1:
+            return -1
+        held = self.state.coupling @ self.coordinates[:, self.wanted()]
+        return int(held.square().sum(dim=1).argmax())
+
+    def restart(self, kept: int) -> None:
+        """Thick restart (Wu, Simon 2000): keep the best Ritz vectors."""
+        values, coordinates, _ = self.state.ritz()
+        self.state.restart(coordinates[:, select(values, kept, self.which)])
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+
+    def inside(self, bounds: tuple[float, float]) -> bool:
+        """Whether nothing within the bounds would be among the wanted."""
+        listed = self.values[self.wanted()]
+        lower, upper = bounds
+        if self.which == "LM":
+            return max(abs(lower), abs(upper)) < listed.abs().min().item()
+        top, bottom = (math.ceil(self.k / 2), self.k // 2) if self.which == "BE" else (self.k, self.k)
+        above = self.which == "SA" or upper < listed[top - 1]
+        below = self.which == "LA" or not bottom or lower > listed[-1]
+        return bool(above and below)
+
+    def spent(self, reserve: int = 1) -> bool:
+        """Whether products are no longer finite, or no more than `reserve` are left; one serves the answer's check."""
+        return not self.state.finite or self.products + reserve >= self.max_products
+
+    def observe(self) -> None:
+        if self.progress and len(self.wanted()):
+            residuals = self.residuals[self.wanted()]
+            good = int((residuals <= self.allowed(self.values[self.wanted()])).sum())
+            worst = residuals.max().item()
+            self.progress(products=self.products, converged=good, wanted=self.k, residual=worst)
+
+    def found(self, bounds: tuple[float, float] | None) -> Asking:
+        """The wanted pairs as they are, with their residuals."""
+        if self.state.size == 0 or not self.state.finite:
+            found = 0 if self.state.finite else self.k
+            return no_eigenpairs(self.operator, found, self.products)
+        self.values, self.coordinates, self.residuals = self.state.ritz()
+        wanted = self.wanted()
+        values, coordinates = self.values[wanted], self.coordinates[:, wanted]
+        vectors = self.state.vectors(coordinates)
+        lengths = norms(vectors, dtype=vectors.dtype)[:, None]
+        vectors = mapped(lambda rows: rows / lengths, vectors)
+        rounding = yield from self.departure(values, coordinates, vectors)
+        residuals = torch.hypot(self.residuals[wanted], rounding)
+        allowed = self.allowed(values)
+        if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
+            residuals = yield from self.residuals_of(values, vectors)
+        return Eigenpairs(
+            values=values,
+            vectors=vectors,
+            residuals=residuals,
+            error_estimates=kato_temple(values, residuals, self.values),
+            products=self.products,
+            converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
+            complete=self.whole or (None if bounds is None else self.inside(bounds)),
+            complement=bounds,
+        )
+
+    def departure(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> Asking:
+        """How far A V's is from V'T s + Q'C s, in norm: all wanted pairs at once, by one product.
+
+        For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
+        """
+        signs = 2.0 * torch.randint(2, (len(values),), generator=self.generator) - 1
+        outside = self.state.coupling @ coordinates @ signs.double()
+
+        def combined(weights: Tensor, rows: Tensor) -> Tensor:
+            return mapped(weights.to(vectors.device, vectors.dtype).matmul, rows)
+
+        expected = combined(signs * values, vectors) + combined(outside, self.state.pending)
+        image = yield from self.times(combined(signs, vectors).contiguous())
+        return torch.tensor(norm(image - expected), dtype=torch.float64)

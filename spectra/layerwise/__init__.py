@@ -1,0 +1,1 @@
+"""One matrix block by block: layers, branches, channels."""

@@ -1,0 +1,230 @@
+"""One matrix block by block: traces, eigenpairs and spectra of its diagonal blocks, and their part in the whole.
+
+Knows operators and blocks of indices, nothing of networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectra.comparison.comparison import Watch, quiet
+from spectra.krylov.block_diagonal import block_eigenpairs, block_measures
+from spectra.krylov.diagonal import DiagonalEstimate, Sums, hutchinson_diagonal, xdiag
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.results import Eigenpairs, SpectralMeasure
+from spectra.layerwise.parameter_blocks import ParameterBlock
+from spectra.operator import SymmetricOperator
+from spectra.spectrum.estimates import Estimate, jackknife
+from spectra.vectors import whole
+
+APART = 0.1  # radians
+DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
+PAIR = 2  # products that a search takes at least: one for a vector, one for its residual
+
+
+class LowRank(NamedTuple):
+    """A weight, and the stable rank |M|_F^2 / |M|_2^2 of the part of a vector that belongs to it, in its shape."""
+
+    weight: str
+    stable_rank: float
+
+
+@dataclass
+class Layers:
+    """What was found of each block, and of the matrix whose blocks they are."""
+
+    blocks: list[ParameterBlock]
+    diagonal: DiagonalEstimate  # its sums are those of `block_sums`
+    leading: Eigenpairs | None = None  # the first eigenpair of the whole matrix; None where it was not asked for
+    eigenpairs: Sequence[Eigenpairs] = ()  # of each block, likewise
+    measures: Sequence[SpectralMeasure] = ()  # likewise
+    vector: Tensor | None = field(default=None, repr=False)  # the leading one (n,), on the CPU
+    complete: bool = True  # nothing was left out for want of products
+
+    @property
+    def parts(self) -> list:
+        return [self.diagonal, *([self.leading] if self.leading else []), *self.eigenpairs, *self.measures]
+
+    @property
+    def products(self) -> int:
+        return sum(part.products for part in self.parts)
+
+    @property
+    def converged(self) -> bool:
+        return self.complete and all(part.converged for part in self.parts)
+
+    @cached_property
+    def traces(self) -> list[Estimate]:
+        return self._estimates(slice(len(self.blocks)))
+
+    @cached_property
+    def sensitivities(self) -> list[Estimate]:
+        """Sums of d theta^2 / 2 over each block."""
+        return self._estimates(slice(len(self.blocks), None))
+
+    @cached_property
+    def trace(self) -> Estimate:
+        """Of the whole matrix: what its blocks have together."""
+        return self._function(lambda traces: traces.sum(dim=-1, keepdim=True))[0]
+
+    @cached_property
+    def shares(self) -> list[Estimate]:
+        """Of the whole trace."""
+        return self._function(lambda traces: traces / traces.sum(dim=-1, keepdim=True))
+
+    def _estimates(self, some: slice) -> list[Estimate]:
+        numbers = zip(self.diagonal.sums[some].tolist(), self.diagonal.sum_errors[some].tolist(), strict=True)
+        return [Estimate(*pair) for pair in numbers]
+
+    def _function(self, function) -> list[Estimate]:
+        """Of the traces (..., L), with its error by the jackknife."""
+        count = len(self.blocks)
+        values = function(self.diagonal.sums[:count]).tolist()
+        if not len(self.diagonal.replicates):
+            return [Estimate(value, 0.0) for value in values]
+        left_out = function(self.diagonal.replicates[:, :count]).T.numpy()
+        return [jackknife(value, column) for value, column in zip(values, left_out, strict=True)]
+
+    def has_room(self, budget: Budget, products: int) -> bool:
+        """Whether the budget has so many; what it has none for is missing."""
+        enough = budget.products is None or budget.products >= products
+        self.complete &= enough
+        return enough
+
+    def mass(self, i: int) -> float:
+        """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
+        return float(self.vector[self.blocks[i].index].double().square().sum())
+
+    def overlap(self, i: int) -> float | None:
+        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both.
+
+        None where either is noise.
+        """
+        if not (self.told_of_whole(i) and self.told(i)):
+            return None
+        part = self.vector[self.blocks[i].index].double()
+        return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
+
+    def told(self, i: int) -> bool:
+        """Whether the block's leading eigenvector is known: of a multiple eigenvalue, zero too, any would be one."""
+        return distinct(self.eigenpairs[i])
+
+    def told_of_whole(self, i: int) -> bool:
+        """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
+        wrong = self.leading.residuals[0] / self.leading.values[0].abs()
+        return distinct(self.leading) and self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
+
+    def low_ranks(self, i: int, vector: Tensor) -> list[LowRank]:
+        """Of a vector (n_l,) and each weight in the block that has any of it, that with most first."""
+        weights = self.blocks[i].weights.items()
+        held = [(name, vector[place].view(s[0], -1)) for name, (place, s) in weights if min(s[0], s[1:].numel()) > 1]
+        held = sorted(held, key=lambda pair: -float(torch.linalg.vector_norm(pair[1])))
+        return [LowRank(name, stable_rank(part)) for name, part in held if part.any()]
+
+
+def distinct(pairs: Eigenpairs) -> bool:
+    """Whether the first eigenvector is known to an angle of `APART`, which is its residual over the gap (Davis, Kahan).
+
+    The Kato-Temple estimate, residual^2 / gap, tells the gap; of copies it is the residual itself.
+    """
+    value, residual, estimate = (some[0].item() for some in (pairs.values, pairs.residuals, pairs.error_estimates))
+    return residual < abs(value) and estimate <= APART * residual
+
+
+def stable_rank(matrix: Tensor) -> float:
+    """|M|_F^2 / |M|_2^2, from 1 to the rank (Rudelson, Vershynin 2007)."""
+    matrix = matrix.double()
+    short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    gram = short @ short.T
+    if not gram.isfinite().all():  # of which LAPACK has no eigenvalues
+        return math.nan
+    return float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
+
+
+def layers(
+    operator: SymmetricOperator,
+    diagonal_blocks: SymmetricOperator,
+    blocks: list[ParameterBlock],
+    sums: Sums,
+    *,
+    k: int = 1,
+    method: str = "xdiag",
+    rtol: float = 0.01,
+    ranked: bool = False,
+    tolerance: float = 1e-3,
+    steps: int = 0,
+    probes: int = 4,
+    known: Eigenpairs | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    watch: Watch = quiet,
+) -> Layers:
+    """Traces, eigenpairs and spectra of the blocks of one matrix.
+
+    Args:
+        diagonal_blocks: the operator's, as `parameter_blocks.diagonal_blocks` makes them.
+        sums: their `block_sums`.
+        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, of the diagonal.
+        rtol: standard error of every block's trace over |the whole trace|.
+        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
+        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        known: leading eigenpairs of the whole matrix from an earlier run.
+        max_products: of the whole matrix; one of each block counts as many as there are blocks.
+        watch: given the name of what is done next, a context in which methods tell their progress.
+    """
+    index = [block.index.to(operator.device) for block in blocks]
+    budget = Budget(max_products)
+    with watch("diagonal") as progress:
+
+        def enough(values: Tensor, errors: Tensor) -> bool:
+            traces, saliencies = values.split(len(blocks))
+            trace_errors, saliency_errors = errors.split(len(blocks))
+            told_apart = saliency_errors.norm() <= rtol * saliencies.norm()
+            return bool((trace_errors <= rtol * traces.sum().abs()).all() and (told_apart or not ranked))
+
+        share = budget.left(2 if k or steps else 1)
+        diagonal = DIAGONALS[method](operator, sums, enough, generator=generator, max_products=share, progress=progress)
+    found = Layers(blocks, diagonal)
+    budget.spend(diagonal.products)
+    if k and found.has_room(budget, PAIR):
+        with watch("leading eigenpair") as progress:
+            cost = {"max_products": budget.left(), "progress": progress}
+            found.leading = known or eigenpairs(operator, 1, tolerance=tolerance, generator=generator, **cost)
+        found.vector = whole(found.leading.vectors[0]).cpu()
+        budget.spend(found.leading.products)
+    if k and found.has_room(budget, PAIR * len(blocks)):
+        with watch("blocks") as progress:
+            cost = {"max_products": budget.left(len(blocks)), "progress": progress}
+            found.eigenpairs = block_eigenpairs(
+                diagonal_blocks, index, k, tolerance=tolerance, generator=generator, **cost
+            )
+        budget.spend(sum(pairs.products for pairs in found.eigenpairs))
+    if steps and found.has_room(budget, len(blocks)):
+        with watch("spectra of blocks") as progress:
+            cost = {"max_products": budget.left(len(blocks)), "progress": progress}
+            found.measures = block_measures(
+                diagonal_blocks, index, found.eigenpairs, probes=probes, steps=steps, generator=generator, **cost
+            )
+    return found
+
+
+@dataclass
+class Budget:
+    """Products that are left, of so many; None is without end."""
+
+    products: int | None
+
+    def left(self, parts: int = 1) -> int | None:
+        return None if self.products is None else max(1, self.products // parts)
+
+    def spend(self, products: int) -> None:
+        if self.products is not None:
+            self.products -= products

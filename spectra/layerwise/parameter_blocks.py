@@ -1,0 +1,151 @@
+"""The chosen parameters in parts: layers, the model's first branches, or output channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile, zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from spectra.curvature.leaf_blocks import LeafBlocks, leaf_slices
+from spectra.krylov.block_diagonal import BlockDiagonal
+from spectra.krylov.diagonal import Sums
+from spectra.operator import SymmetricOperator, mesh_of
+from spectra.problem.problem import Problem
+from spectra.vectors import part_of, summed
+
+BY = ("layer", "module", "channel")
+
+
+@dataclass(frozen=True)
+class ParameterBlock:
+    """Some of the parameters: where they stand in a vector (n,), and which of them are whole weights."""
+
+    name: str
+    index: Tensor  # (n_l,), rising
+    weights: dict[str, tuple[slice, torch.Size]]  # of two dimensions or more: where in the block, and their shape
+
+
+def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:
+    """A partition of the chosen parameters, in their order.
+
+    By `layer`: those that one module owns itself; by `module`: those below one branch of the model, where it first
+    branches; by `channel`: the rows of a layer's weights that make one output, with its entry of the bias.
+    """
+    labels, ids = labelled(problem, by)
+    order, sizes = ids.argsort(stable=True), torch.bincount(ids, minlength=len(labels))
+    blocks = [ParameterBlock(name, index, {}) for name, index in zip(labels, order.split(sizes.tolist()), strict=True)]
+    first = 0
+    for name, p in held(problem).items():
+        own = blocks[int(ids[first])]
+        if p.ndim > 1 and ids[first] == ids[first + p.numel() - 1]:
+            start = int(torch.searchsorted(own.index, first))
+            own.weights[name] = (slice(start, start + p.numel()), p.shape)
+        first += p.numel()
+    return blocks
+
+
+def held(problem: Problem) -> dict[str, nn.Parameter]:
+    """The parameters that hold any numbers: a layer may have no outputs."""
+    return {name: p for name, p in problem.parameters.items() if p.numel()}
+
+
+def tied(problem: Problem) -> list[str]:
+    """A sentence for each chosen parameter that has further names, of which other blocks might be expected to tell."""
+    names: dict[int, list[str]] = {}
+    for name, p in problem.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    own = ((name, [other for other in names.get(id(p), []) if other != name]) for name, p in problem.parameters.items())
+    return [f"{name} is {' and '.join(others)} too, and counts as the first alone" for name, others in own if others]
+
+
+def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:
+    """Names of the blocks, and for each parameter (n,) which it belongs to."""
+    if by == "channel":
+        return channels(problem)
+    paths = {name: name.rpartition(".")[0] or name for name in held(problem)}
+    if by == "module":
+        paths = first_branches(paths)
+    labels = list(dict.fromkeys(paths.values()))
+    ids = [torch.full((p.numel(),), labels.index(paths[name])) for name, p in held(problem).items()]
+    return labels, torch.cat(ids)
+
+
+def first_branches(paths: dict[str, str]) -> dict[str, str]:
+    """Paths cut behind the first part in which they differ."""
+    parts = {name: path.split(".") for name, path in paths.items()}
+    levels = zip_longest(*parts.values())
+    common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    return {name: ".".join(part[: common + 1]) for name, part in parts.items()}
+
+
+def channels(problem: Problem) -> tuple[list[str], Tensor]:
+    """Blocks by output channel: parameters of one layer that have as many of them share theirs."""
+    modules = dict(problem.model.named_modules())
+    counts: dict[tuple[str, int], list[str]] = {}
+    placed = {}
+    for name, p in held(problem).items():
+        layer = name.rpartition(".")[0]
+        own = channel_of(modules.get(layer), p)
+        count = int(own.max()) + 1
+        counts.setdefault((layer, count), []).append(name)
+        placed[name] = ((layer, count), own)
+    labels: list[str] = []
+    starts = {}
+    for (layer, count), names in counts.items():
+        alone = layer and sum(other == layer for other, _ in counts) == 1
+        starts[layer, count] = len(labels)
+        labels += [f"{layer if alone else names[0]}[{i}]" for i in range(count)]
+    return labels, torch.cat([starts[key] + own for key, own in placed.values()])
+
+
+def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
+    """The output channel of each entry: the first dimension, of transposed convolutions the second in its group."""
+    if not p.ndim:
+        return torch.zeros(1, dtype=torch.int64)
+    own = torch.arange(p.shape[0])
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and p.ndim > 1:
+        group = own // (len(own) // module.groups)
+        own = p.shape[1] * group[:, None] + torch.arange(p.shape[1])
+    return own.view(*own.shape, *[1] * (p.ndim - own.ndim)).expand(p.shape).reshape(-1)
+
+
+def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator) -> Sums:
+    """Of a diagonal (n,), for L blocks (2 L,): its sums over them, and the sums of d theta^2 / 2.
+
+    The first are traces. The second is what the loss would rise by, were the parameters of the block set to zero, if
+    the matrix were diagonal and the gradient zero: the saliency of LeCun, Denker, Solla (1990, *Optimal brain damage*).
+    """
+    part = part_of(mesh_of(operator), problem.size)
+    ids = torch.empty(problem.size, dtype=torch.int64)
+    for i, block in enumerate(blocks):
+        ids[block.index] = i
+    ids, count = ids[part], i + 1
+    theta = problem.vector([p.detach() for p in problem.leaves])[part]
+    halves = theta.cpu().double().square() / 2
+
+    def own(diagonal: Tensor) -> Tensor:
+        entries = diagonal.cpu().double()  # where sums are the same each time
+        sums = [torch.bincount(ids, weights, minlength=count) for weights in (entries, entries * halves)]
+        return torch.cat(sums).to(diagonal.device)
+
+    return lambda diagonal: summed(own, diagonal).cpu()
+
+
+def diagonal_blocks(
+    operator: SymmetricOperator,
+    blocks: Sequence[ParameterBlock],
+    problem: Problem,
+    name: str,
+    memory: int | None = None,
+) -> SymmetricOperator:
+    """diag(A_11, ..., A_LL) of the matrix `name` of a problem, which `operator` is.
+
+    Where the blocks are whole parameters, by products of their own within `memory`; else by the operator's.
+    """
+    index = [block.index for block in blocks]
+    if (leaves := leaf_slices(problem, index)) is not None:
+        return LeafBlocks(problem, name, leaves, memory)
+    return BlockDiagonal(operator, [some.to(operator.device) for some in index])

@@ -1,0 +1,1 @@
+"""A model, a loss, batches and parameters at one point: the Problem. Knows no matrix and no method."""

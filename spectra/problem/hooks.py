@@ -1,0 +1,116 @@
+"""Hooks on gradients: of parameters, of modules, of all modules, and those that a forward registers on tensors.
+
+One that changes a gradient changes products, which are then no longer those of a derivative; one that only observes
+would see vectors in place of gradients. So none runs while products are taken.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from spectra.problem.calls import modules
+
+OF_MODULES = ("_backward_pre_hooks", "_backward_hooks")
+REGISTER = Tensor.register_hook
+OF_ALL = ("_global_backward_pre_hooks", "_global_backward_hooks")
+
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The hooks in one table of a tensor, a module, or PyTorch's own tables for all modules."""
+
+    owner: Any
+    table: str
+    hooks: OrderedDict[int, Callable]  # which the handles of hooks know
+
+    def put(self, hooks: OrderedDict[int, Callable] | None) -> None:
+        setattr(self.owner, self.table, hooks)
+
+    def put_away(self) -> None:
+        self.put(None if isinstance(self.owner, Tensor) else OrderedDict())
+
+
+def held(model: nn.Module) -> list[Held]:
+    """All hooks on gradients that are there before a forward pass."""
+    found, tensors = [Held(every_module, name, getattr(every_module, name)) for name in OF_ALL], {}
+    for module in modules(model):
+        found += [Held(module, name, getattr(module, name, None)) for name in OF_MODULES]
+        tensors |= {id(tensor): tensor for tensor in module._parameters.values() if tensor is not None}
+    found += [Held(tensor, "_backward_hooks", tensor._backward_hooks) for tensor in tensors.values()]
+    return [each for each in found if each.hooks]
+
+
+@contextmanager
+def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
+    """Inside, no hook on a gradient runs, and none is registered on a tensor; on leaving, each is in its place.
+
+    Hooks on the nodes of a graph (`grad_fn.register_hook`) are out of reach.
+    """
+    places, register = held(model), Tensor.register_hook
+    try:
+        Tensor.register_hook = lambda tensor, hook: RemovableHandle(OrderedDict())
+        for each in places:
+            each.put_away()
+        yield
+    finally:
+        Tensor.register_hook = register
+        for each in places:
+            each.put(each.hooks)
+
+
+@contextmanager
+def watched(places: Sequence[Held], model: nn.Module, report: Report) -> Iterator[list[str]]:
+    """Inside `without_gradient_hooks`: hooks of these places run, and those that a forward registers on tensors.
+
+    Yields the list of their owners, and calls `report(owner)` of each that changes what it is given.
+    """
+    names = {id(module): f"module {name or type(model).__name__}" for name, module in model.named_modules()}
+    names |= {id(parameter): name for name, parameter in model.named_parameters()}
+    owners, unheard = [names.get(id(each.owner), "all modules") for each in places], Tensor.register_hook
+
+    def register(tensor: Tensor, hook: Callable) -> RemovableHandle:
+        where = getattr(hook, "__qualname__", type(hook).__qualname__).split(".<locals>")[0]
+        owners.append(names.get(id(tensor), f"a tensor in {where}"))
+        return REGISTER(tensor, watching(hook, owners[-1], report))
+
+    parameters = [(parameter, parameter._backward_hooks) for parameter in model.parameters()]
+    try:
+        Tensor.register_hook = register
+        for each, name in zip(places, tuple(owners), strict=True):
+            each.put(OrderedDict((key, watching(hook, name, report)) for key, hook in each.hooks.items()))
+        yield owners
+    finally:
+        Tensor.register_hook = unheard
+        for each in places:
+            each.put_away()
+        for parameter, hooks in parameters:  # on which the forward may have registered some
+            parameter._backward_hooks = hooks
+
+
+def watching(hook: Callable, name: str, report: Report) -> Callable:
+    """The hook; it tells where it returns other tensors than it is given, or writes to those."""
+
+    def call(*arguments):
+        given = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
+        versions = [x._version for x in given]
+        result = hook(*arguments)
+        returned = pytree.tree_leaves(result)
+        if versions != [x._version for x in given] or any(
+            all(x is not y for y in given) for x in returned if x is not None
+        ):
+            report(name)
+        return result
+
+    return call

@@ -1,0 +1,184 @@
+"""Losses, seen from output space: values, weights, and the distribution p(y|f) behind them.
+
+A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
+a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean
+over the whole, whatever the batches. Write L_i = s_i times the Hessian of -log p at f_i; `scales` are the s_i.
+Losses of labels also tell which counted targets the output gets right: `hits(rows, targets)`, booleans (counted,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectra.errors import SpectraError, describe
+from spectra.memory import out_of_memory
+from spectra.problem.logits import both_sigmoids, distance_from_zero
+
+RESHAPE = "choose the loss that fits them, or reshape the data"
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What matrices ask of a loss. Targets are those of one batch; rows are (E, K)."""
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Raises SpectraError where the shapes do not fit; looks at no value, so that it can be traced."""
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise SpectraError where values of targets do not fit rows of this width; once, before the first use."""
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
+    def weight(self, targets: Tensor) -> float: ...
+    def examples(self, targets: Tensor) -> int: ...
+
+
+class Distribution(Protocol):
+    """What the Fisher matrices ask: s_i, the exact expectation, and draws."""
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """s_i: (E, 1) or (E, K)."""
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """E_{y~p}[r r'] u for each row u, where r = d(-log p(y|f)) / df."""
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """r (E, K) for labels y drawn from p, given `uniform(j)`: numbers (E,) in (0, 1), new for each j."""
+
+
+class Elementwise:
+    """What losses of single outputs share: an example is a row, and the mean is over all its outputs."""
+
+    name: str
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if output.shape != targets.shape:
+            way_out = RESHAPE
+            if output.shape == (*targets.shape, 1):
+                way_out = "give the targets that dimension, y[..., None], or let the model return output.squeeze(-1)"
+            if targets.shape == (*output.shape, 1):
+                way_out = "take it from the targets, y[..., 0], or let the model return output.unsqueeze(-1)"
+            raise mismatch(self.name, output, targets, way_out)
+        return output.reshape(len(output), -1)
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        pass
+
+    def weight(self, targets: Tensor) -> float:
+        return targets.numel()
+
+    def examples(self, targets: Tensor) -> int:
+        return len(targets)
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return rows.new_ones(len(rows), 1)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(Elementwise):
+    """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
+
+    name = "mse"
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # r = 2 (f - y) with y of variance 1/2: the expectation of r r' is 2 I.
+        return 2 * vectors
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        columns = []
+        for k in range(rows.shape[1]):  # Box and Muller (1958)
+            radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
+            columns.append(radius * angle.cos())
+        return (2**0.5 * torch.stack(columns, dim=1)).to(rows)  # 2 (f - y), of variance 2
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Elementwise):
+    """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number."""
+
+    name = "bce_with_logits"
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        if ((targets < 0) | (targets > 1)).any():
+            raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
+        distance, labels = distance_from_zero(rows), targets.reshape(rows.shape).to(rows.dtype)
+        missed = labels.where(rows < 0, 1 - labels)
+        return (missed * distance + distance.neg().exp().log1p()).sum()
+
+    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return ((rows > 0) == (targets.reshape(rows.shape) > 0.5)).flatten()
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
+        sigma, rest = both_sigmoids(rows)
+        return (rest * sigma**2 + sigma * rest**2) * vectors
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        sigma, rest = both_sigmoids(rows)
+        numbers = torch.stack([uniform(k) for k in range(rows.shape[1])], dim=1)
+        ones = (numbers < sigma).where(sigma < rest, 1 - numbers > rest)
+        return torch.where(ones, -rest, sigma)
+
+
+@dataclass(frozen=True)
+class CustomLoss:
+    """A user's (output, targets) -> values of the examples (b, ...), or the mean over the batch."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    name: str = "custom"
+
+    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        if len(output) != len(targets):
+            raise mismatch(self.name, output, targets)
+        # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
+        return output
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        pass
+
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        try:
+            values = self.function(rows, targets)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise SpectraError(f"--loss {self.name}: fails on the data ({describe(error)}); mend it there") from error
+        if not (isinstance(values, Tensor) and values.is_floating_point()):
+            raise SpectraError(
+                f"--loss {self.name}: returned a {type(values).__name__}, not a tensor of reals; return one"
+            )
+        if rows.requires_grad and not values.requires_grad:
+            raise SpectraError(
+                f"--loss {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
+            )
+        if values.ndim == 0:
+            return values * len(rows)
+        if len(values) != len(rows):
+            raise SpectraError(
+                f"--loss {self.name}: returned shape {tuple(values.shape)} for {len(rows)} examples; "
+                "return one value for each example, or the mean over the batch"
+            )
+        return values.reshape(len(rows), -1).mean(dim=1).sum()
+
+    def weight(self, targets: Tensor) -> float:
+        return len(targets)
+
+    def examples(self, targets: Tensor) -> int:
+        return len(targets)
+
+
+def mismatch(name: str, output: Tensor, targets: Tensor, way_out: str = RESHAPE) -> SpectraError:
+    return SpectraError(
+        f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; {way_out}"
+    )

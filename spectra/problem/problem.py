@@ -1,0 +1,273 @@
+"""A problem: a model, a loss and examples, at the model's present parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.errors import SpectraError, describe
+from spectra.memory import out_of_memory
+from spectra.problem.calls import untraced
+from spectra.problem.lent import lent, versions
+from spectra.problem.losses import Loss
+from spectra.problem.outputs import choose_output
+from spectra.problem.unsuitable import refuse_unsuitable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples: inputs and targets of the same first dimension, and their indices in the data set."""
+
+    inputs: Any  # what the model is called with: a tensor, a tuple (positional) or a dict (keywords) of tensors
+    targets: Tensor
+    indices: Tensor  # (b,), int64
+
+    def __post_init__(self):
+        if isinstance(self.inputs, Mapping):  # a BatchEncoding and the like
+            object.__setattr__(self, "inputs", dict(self.inputs))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def part(self, cut: slice | Tensor) -> Batch:
+        """Some of these examples; those of a slice as a view."""
+        return Batch(slice_tree(self.inputs, cut), self.targets[cut], self.indices[cut])
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes among which batches are dealt: this one alone, unless a subclass says otherwise."""
+
+    rank: int = 0
+    count: int = 1
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum over all processes, the same bits on each."""
+        return part
+
+    def least(self, number: int) -> int:
+        """The smallest of the processes' numbers."""
+        return number
+
+    def totals(self, *numbers: float) -> list[float]:
+        """The same of each number."""
+        return self.total(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The mean loss over all batches as a function of the chosen parameters, and what its matrices need.
+
+    Matrices do not depend on how the examples are split into batches (fisher-batch excepted). The model is left as it
+    is found.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batches: Sequence[Batch]
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)  # empty: all that require gradients
+    weight_decay: float = 0.0  # X stands for loss + X |theta|^2 / 2
+    seed: int = 0  # of the labels drawn by fisher-mc
+    mc_samples: int = 1
+    output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
+    processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
+    found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
+
+    def __post_init__(self):
+        refuse_foreign(self.loss, self.batches)
+        if not self.parameters:
+            object.__setattr__(self, "parameters", choose_parameters(self.model))
+        refuse_training_layers(self.model)
+
+    @property
+    def leaves(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.parameters.values())
+
+    @property
+    def size(self) -> int:
+        """n: the number of chosen parameters."""
+        return sum(p.numel() for p in self.leaves)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.leaves[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.leaves[0].device
+
+    @cached_property
+    def weight(self) -> float:
+        """W: the mean loss is the sum of the batches' losses over W. Raises SpectraError where no target counts."""
+        weight = sum(self.loss.weight(batch.targets) for batch in self.batches)
+        if not weight > 0:
+            raise SpectraError(
+                "--data: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
+                "loss; look at ignore_index and weight of --loss"
+            )
+        return weight
+
+    @cached_property
+    def examples(self) -> int:
+        """N, as the loss counts: targets not ignored, or rows."""
+        return sum(self.loss.examples(batch.targets) for batch in self.batches)
+
+    def output(self, batch: Batch) -> Tensor:
+        """The model's output on a batch, by a call that leaves no trace (see `untraced`).
+
+        Raises SpectraError where the model fails, or where no one tensor is named.
+        """
+        with untraced(self.model):
+            return self.call(batch)
+
+    def call(self, batch: Batch) -> Tensor:
+        """The same, as the model's own call leaves things."""
+        grad = torch.is_grad_enabled()
+        given = lent(batch.inputs, self.writes_inputs)
+        before = versions(given)
+        output = self._forward(given)
+        if not self.writes_inputs and versions(given) != before:
+            raise SpectraError(
+                "--model: writes to its inputs in place, for some batches only, so that the data have changed; let its "
+                "forward work on a copy (x = x.clone())"
+            )
+        return output if grad else output.detach()
+
+    @cached_property
+    def writes_inputs(self) -> bool:
+        """Whether the model writes to its inputs in place: tried on copies of two examples, or of a batch."""
+        batch = self.batches[0]
+        for cut in (slice(2), slice(None)):
+            with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
+                given = lent(batch.inputs if cut == slice(None) else batch.part(cut).inputs, True)
+                before = versions(given)
+                self._forward(given)
+                return versions(given) != before
+        return False  # the same error comes again where it is told
+
+    def _forward(self, inputs: Any) -> Tensor:
+        """The model's output, with gradients on: some models differentiate in their forward."""
+        try:
+            with torch.enable_grad():
+                if isinstance(inputs, Mapping):
+                    output = self.model(**inputs)
+                elif isinstance(inputs, tuple):
+                    output = self.model(*inputs)
+                else:
+                    output = self.model(inputs)
+        except Exception as error:
+            if isinstance(error, SpectraError) or out_of_memory(error):
+                raise
+            way_out = "check that --model fits --data"
+            of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
+            if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
+                way_out = f"x holds integers ({inputs.dtype}): --transform file.py:name can scale them to floats"
+            raise SpectraError(
+                f"--model: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
+            ) from error
+        chosen = choose_output(output, self.output_key)
+        if not chosen.is_floating_point():
+            raise SpectraError(
+                f"--model: its output is {chosen.dtype}, which has no derivative; let it return the real numbers that "
+                "the loss is made of, as logits are, or name them by --output"
+            )
+        return chosen
+
+    def vector(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors shaped as the parameters, as one vector (n,)."""
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
+        """A vector (n,), or one of these leaves alone, as views shaped as the parameters."""
+        shapes = self.leaves[leaves]
+        parts = vector.split([p.numel() for p in shapes])
+        return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
+
+
+def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: slice_tree(value, cut) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(slice_tree(value, cut) for value in tree)
+    return tree[cut]
+
+
+def refuse_foreign(loss: Any, batches: Any) -> None:
+    """Raise SpectraError for PyTorch's own loss or loader, and for a class in place of what it makes."""
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        came = getattr(loss, "__name__", type(loss).__name__)
+        raise SpectraError(
+            f"loss: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+            "BinaryCrossEntropy() or CustomLoss(function)"
+        )
+    if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
+        inside = f" of {type(batches[0]).__name__}" if isinstance(batches, Sequence) else ""
+        raise SpectraError(
+            f"batches: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
+            "spectra.cut_batches(x, y, torch.arange(len(y)), size)"
+        )
+
+
+def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients and match a glob pattern, tied ones once.
+
+    Raises SpectraError where there are none, or where a pattern matches nothing.
+    """
+    named = dict(model.named_parameters())
+    if not named:
+        raise SpectraError("--model: has no parameters to differentiate by; name a model that has")
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
+            raise SpectraError(f"--params {pattern}: matches no parameter; there are {some}")
+    wanted = {
+        id(p)
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    chosen = {name: p for name, p in named.items() if p.requires_grad and id(p) in wanted}
+    integers = [name for name, p in named.items() if not p.is_floating_point()]
+    if not chosen and integers:
+        raise SpectraError(
+            f"--model: its parameter {integers[0]} is {named[integers[0]].dtype}, which has no derivative; "
+            "load the model before it was quantised, or convert it to floating point"
+        )
+    if not chosen:
+        where = f"--params {' '.join(patterns)}" if patterns else "--model"
+        raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
+    refuse_unsuitable(chosen)
+    kinds = {(p.dtype, p.device) for p in chosen.values()}
+    if len(kinds) > 1:
+        told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise SpectraError(f"--model: its parameters differ in kind ({told}); bring them to one dtype and device")
+    if not next(iter(chosen.values())).dtype.is_floating_point:
+        raise SpectraError(f"--model: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
+    return chosen
+
+
+def refuse_training_layers(model: nn.Module) -> None:
+    """Raise SpectraError where a layer would draw at random or use the statistics of its batch."""
+    batch_norm, tracking = nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._NormBase
+    chance = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
+    for name, layer in model.named_modules():
+        kind = f"{type(layer).__name__} '{name}'"
+        dropping = isinstance(layer, chance) and getattr(layer, "p", getattr(layer, "dropout", 1)) > 0
+        updating = isinstance(layer, batch_norm) or (isinstance(layer, tracking) and layer.track_running_stats)
+        if layer.training and (dropping or updating):
+            raise SpectraError(
+                f"--model: {kind} is in training mode, so the matrix would change with each batch; "
+                "call model.eval() first"
+            )
+        if isinstance(layer, batch_norm) and layer.running_mean is None:
+            raise SpectraError(
+                f"--model: {kind} has no running statistics, so the matrix would depend on the split into batches; "
+                "build it with track_running_stats=True, or use GroupNorm"
+            )

@@ -1,0 +1,1 @@
+"""What is kept: records of results, as JSON and NPZ."""

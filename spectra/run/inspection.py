@@ -1,0 +1,143 @@
+"""What a model and its checkpoint hold, and what the commands will cost on a problem; nothing is printed here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
+from spectra.errors import SpectraError
+from spectra.krylov.forecast import (
+    PILOT,
+    Forecast,
+    forecast_eigenpairs,
+    forecast_measure,
+    forecast_trace,
+    outline,
+)
+from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
+from spectra.krylov.lanczos import begin, random_start
+from spectra.krylov.results import Progress
+from spectra.operator import CHECKS, Counting
+from spectra.vectors import sizes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parameters that one module has itself, not those of the modules in it."""
+
+    name: str  # empty for the model itself
+    type: str
+    parameters: int  # tied ones count where they appear first
+    trainable: int
+    chosen: int  # by --params, of the trainable ones
+    tied: tuple[str, ...]  # names of parameters of earlier layers that are used here again
+
+
+def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[Layer]:
+    """The modules of a model that have parameters, in its own order."""
+    wanted, first = {id(p) for p in chosen.values()}, {id(p): name for name, p in model.named_parameters()}
+    for place, module in model.named_modules():
+        held = {f"{place}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
+        own = [p for name, p in held.items() if first[id(p)] == name]
+        if held:
+            yield Layer(
+                name=place,
+                type=type(module).__name__,
+                parameters=sum(p.numel() for p in own),
+                trainable=sum(p.numel() for p in own if p.requires_grad),
+                chosen=sum(p.numel() for p in own if id(p) in wanted),
+                tied=tuple(first[id(p)] for name, p in held.items() if first[id(p)] != name),
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a command will cost on one matrix, with the options it was asked for and its defaults."""
+
+    command: str
+    method: str  # gram: exact
+    products: int
+    seconds: float
+    bytes: int  # at its peak, of products and of the method's vectors, besides model and data
+    at_least: bool  # whether it may be far more
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a pilot run has found out about one matrix."""
+
+    seconds_per_product: float
+    estimates: tuple[Estimate, ...]
+    products: int  # that it took
+    converged: bool  # products are finite, so that there are estimates
+
+
+def look_ahead(
+    operator: Counting,
+    *,
+    k: int = 10,
+    tolerance: float = 1e-3,
+    rtol: float = 0.01,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> Outlook:
+    """Estimates for `eig`, `trace` and `density` of a counted Curvature, from 20 products with it.
+
+    By the method that each takes by itself, and by the Gram matrix where there is one.
+    """
+    start, before = time.perf_counter(), operator.products
+    pilot = begin(operator, random_start(operator, generator))
+    while pilot.size < min(PILOT, max_products or PILOT) and len(pilot.pending) and pilot.finite:
+        pilot.extend(operator)
+        if progress:
+            progress(products=operator.products)
+    spent = operator.products - before
+    pace = (time.perf_counter() - start) / max(spent, 1)
+    taken = operator.operator.peak_bytes
+    if not pilot.finite:
+        return Outlook(pace, (), spent, converged=False)
+    seen = outline(pilot)
+    n = pilot.storage.shape[1]
+    held = max(sizes(seen.mesh, n)) / n  # by a process, of each vector
+
+    def estimate(command: str, method: str, cost: Forecast) -> Estimate:
+        products = CHECKS + cost.products
+        seconds = products * pace + cost.seconds
+        return Estimate(command, method, products, seconds, taken + int(held * cost.bytes), cost.at_least)
+
+    k = min(k, pilot.dimension)
+    exact = {e.command: e for e in exact_estimates(operator, k, pace)}
+    estimates = [
+        estimate("eig", "lanczos", forecast_eigenpairs(seen, k, tolerance=tolerance, generator=generator)),
+        exact.get("eig"),
+        None
+        if exact_trace_pays(operator, max_products and max_products - CHECKS)
+        else estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator)),
+        exact.get("trace"),
+        estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
+    ]
+    return Outlook(pace, tuple(e for e in estimates if e), spent, converged=True)
+
+
+def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
+    """What `--method gram` would cost, where it would not be refused."""
+    taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
+    with suppress(SpectraError):
+        factor = operator.factor()
+        products, seconds = factor.cost() + k + math.ceil(k / 2), gram_seconds(factor) + 1.5 * k * pace
+        seconds += decomposition_seconds(factor.rows)
+        memory = gram_bytes(factor) + 2 * k * vector
+        yield Estimate("eig", "gram", CHECKS + products, CHECKS * pace + seconds, taken + memory, False)
+    with suppress(SpectraError):
+        factor = operator.factor()
+        if factor.trace_work() < math.inf:
+            products, seconds = factor.trace_cost(), trace_seconds(factor)
+            yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)

@@ -1,0 +1,1 @@
+"""A spectral measure as curves and numbers: density, bands, outliers, summaries."""

@@ -1,0 +1,197 @@
+"""The GGN of cross entropy by class and cross-class means, and which of them its leading eigenvalues come from.
+
+For example i of class c, delta_icc' = J_i'(e_c' - p_i) is minus the gradient that label c' would give, and with weights
+w_icc' = s_i p_ic' / W the GGN is the sum of w_icc' delta_icc' delta_icc'' (Papyan 2020, *Traces of class/cross-class
+structure pervade deep learning spectra*). With means delta_cc' over the examples of a class, weighted, and delta_c over
+c' != c, it is the sum of three levels, each positive semi-definite:
+
+    class   sum_c  w_c delta_c delta_c' + w_cc delta_cc delta_cc'      w_c = sum of w_cc' over c' != c
+    cross   sum_c sum_{c' != c}  w_cc' (delta_cc' - delta_c)(delta_cc' - delta_c)'
+    within  sum_c sum_c' sum_i  w_icc' (delta_icc' - delta_cc')(delta_icc' - delta_cc')'
+
+Papyan keeps the terms c' = c apart. Their means belong to the first level: for each example sum_c' p_c' (e_c' - p) is
+zero, so that w_cc delta_cc = -w_c delta_c, and this level is sum_c (1 + w_cc / w_c) w_cc delta_cc delta_cc'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
+from spectra.curvature.factor.gram import Factor
+from spectra.curvature.factor.inner_products import add_gram
+from spectra.errors import SpectraError
+from spectra.krylov.results import Eigenpairs
+from spectra.memory import memory_share
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.logits import softmax
+from spectra.problem.problem import Batch, Problem
+from spectra.vectors import whole
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """sqrt(w_cc') delta_cc' for all classes c and labels c': the sum of their outer products is class + cross."""
+
+    rows: Tensor  # (C, C, n)
+    weights: Tensor  # (C, C), w_cc', float64; those of a class sum to its share of the examples
+    products: int  # spent: a pass J'u over the data is half a product
+
+    @property
+    def class_scales(self) -> Tensor:
+        """(C,) sqrt(1 + w_cc / w_c), by which the rows c' = c give the first level; zero where a class is absent."""
+        own = self.weights.diagonal()
+        others = (self.weights - own.diag()).sum(dim=1)  # not the whole less its own: p_cc may be all but 1
+        return torch.where(others > 0, (others + own) / others, 0).sqrt()
+
+
+@dataclass(frozen=True)
+class ClassStructure:
+    """The three levels' shares of the trace and of leading eigenvalues of the GGN, without weight decay."""
+
+    trace: float
+    class_trace: float
+    cross_trace: float
+    class_eigenvalues: Tensor  # (C,) falling, of the first level alone
+    mean_eigenvalues: Tensor  # (C^2,) falling, of class + cross: the j-th is no larger than the GGN's
+    eigenvalues: Tensor  # (k,) of the GGN, as given
+    attribution: Tensor  # (k, 3): what class, cross and within give of each u'Gu, in parts of one
+    overlaps: Tensor  # (k, 2): |P u|^2, P onto the span of all delta_c, of all delta_cc'; by chance C/n, C (C - 1)/n
+    products: int
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_eigenvalues)
+
+    @property
+    def within_trace(self) -> float:
+        return self.trace - self.class_trace - self.cross_trace
+
+
+def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = None) -> ClassStructure:
+    """Levels of the GGN beside its leading `pairs` (k); `trace` is that without weight decay, or is taken exactly.
+
+    Costs (C - 1) / 2 products where each example has one label, C (C - 1) / 2 where it has several, and the exact
+    trace. Raises SpectraError where the loss is not cross entropy with labels, or C^2 vectors exceed memory.
+    """
+    means = class_means(problem)
+    products = means.products
+    if trace is None:
+        factor = Factor(problem, "ggn")
+        trace = factor.trace()
+        products += factor.products
+    rows = means.rows.flatten(0, 1)
+    classes, scales = len(means.rows), means.class_scales
+    own = slice(0, None, classes + 1)  # the rows c' = c
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    add_gram(gram, rows)
+    gram, along = gram.cpu(), (whole(pairs.vectors).to(rows) @ rows.T).double().cpu()
+    class_gram = scales[:, None] * gram[own, own] * scales
+    values = pairs.values - problem.weight_decay
+    class_parts = (scales * along[:, own]).square().sum(dim=1) / values
+    mean_parts = along.square().sum(dim=1) / values
+    class_trace = class_gram.trace().item()
+    inside = partial(share_inside, rounding=torch.finfo(rows.dtype).eps)
+    return ClassStructure(
+        trace=trace,
+        class_trace=class_trace,
+        cross_trace=gram.trace().item() - class_trace,
+        class_eigenvalues=torch.linalg.eigvalsh(class_gram).flip(0),
+        mean_eigenvalues=torch.linalg.eigvalsh(gram).flip(0),
+        eigenvalues=values,
+        attribution=torch.stack([class_parts, mean_parts - class_parts, 1 - mean_parts], dim=1),
+        overlaps=torch.stack([inside(gram[own, own], along[:, own]), inside(gram, along)], dim=1),
+        products=products,
+    )
+
+
+def class_means(problem: Problem) -> ClassMeans:
+    """All cross-class means, in C^2 vectors; the costs and errors of `class_structure`."""
+    classes = class_count(problem)
+    if classes is None:
+        raise SpectraError(
+            "--loss: class means are those of cross entropy with integer labels; choose --loss cross_entropy, and "
+            "store labels as integers"
+        )
+    needed, room = classes**2 * problem.size * problem.dtype.itemsize, memory_share(problem.device)
+    if needed > room:
+        raise SpectraError(
+            f"--params: {classes**2:,} cross-class means of {problem.size:,} numbers take {needed / 2**30:.1f} GiB, "
+            f"and {room / 2**30:.1f} may be taken; choose fewer parameters"
+        )
+    sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=problem.device)
+    weights = torch.zeros(classes, classes, dtype=torch.float64, device=problem.device)
+    with twice_differentiable(problem.model), explained():
+        for batch in share(problem):
+            for part, labels in by_class(batch):
+                add_sums(problem, part, labels, sums, weights)
+    sums, weights = problem.processes.total(sums), problem.processes.total(weights)
+    several = any(batch.targets.ndim > 1 for batch in problem.batches)
+    passes = (classes - 1) * (classes if several else 1)
+    return ClassMeans(with_own_label(sums, weights), weights.cpu(), -(-passes // 2))
+
+
+def class_count(problem: Problem) -> int | None:
+    """C, from the output for one batch; None where the loss is not cross entropy with integer labels."""
+    first = problem.batches[0]
+    if not isinstance(problem.loss, CrossEntropy) or first.targets.is_floating_point():
+        return None
+    with twice_differentiable(problem.model), torch.no_grad():
+        return problem.loss.rows(problem.output(first), first.targets).shape[1]
+
+
+def by_class(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
+    """Parts of a batch with the labels that are in them: examples of one label each, if each has only one."""
+    labels = batch.targets.unique().tolist()
+    if batch.targets.ndim > 1:
+        yield batch, labels
+        return
+    for label in labels:
+        yield batch.part((batch.targets == label).nonzero().flatten()), [label]
+
+
+def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, weights: Tensor) -> None:
+    """Add the batch's sums over i of w_icc' delta_icc', c' != c, to `sums`, and all its w_icc' to `weights`."""
+    loss, targets = problem.loss, batch.targets
+    counted = [label for label in labels if label != loss.ignore_index]
+    if not counted:
+        return
+    rows = loss.rows(problem.output(batch), targets)
+    loss.check(rows, targets)
+    found = softmax(rows.detach())
+    p = found.probabilities
+    w = loss.scales(rows.detach(), targets) / problem.weight * p
+    own = targets.flatten()
+    for c in counted:
+        of_class = (own == c)[:, None]
+        weights[c] += w.where(of_class, 0).sum(dim=0)
+        for label in range(p.shape[1]):
+            if label == c:
+                continue
+            away = -found.less_label(torch.full_like(own[:, None], label, dtype=torch.int64))
+            slope = (w[:, label, None] * away).where(of_class, 0)
+            sums[c, label] += problem.vector(gradient(rows, problem.leaves, slope))
+
+
+def with_own_label(sums: Tensor, weights: Tensor) -> Tensor:
+    """sqrt(w_cc') delta_cc' from the sums w_cc' delta_cc' of c' != c; all labels' together are zero."""
+    for c, of_class in enumerate(sums):
+        of_class[c] = -of_class.sum(dim=0)
+    scales = torch.where(weights > 0, weights.rsqrt(), 0)
+    return sums.mul_(scales.to(sums)[:, :, None])
+
+
+def share_inside(gram: Tensor, along: Tensor, rounding: float) -> Tensor:
+    """|P u|^2 (k,) of unit vectors u, P onto the span of rows R, by R R' (m, m) and u'R' (k, m)."""
+    lengths = gram.diagonal().sqrt()
+    held = lengths > 0
+    lengths = lengths[held]
+    values, basis = torch.linalg.eigh(gram[held][:, held] / lengths[:, None] / lengths)
+    kept = values > len(values) * rounding  # rows are of length one: what is less may be rounding
+    return ((along[:, held] / lengths) @ basis[:, kept]).square().div(values[kept]).sum(dim=1)

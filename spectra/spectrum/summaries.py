@@ -1,0 +1,102 @@
+"""Numbers of a damped matrix A + damping I, read from a spectral measure of A; they spend no products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal, solve_banded
+
+from spectra.krylov.results import SpectralMeasure, as_cpu_float64
+from spectra.spectrum.curves import NOISE
+
+
+class EffectiveDimension(NamedTuple):
+    """The middle of what quadrature leaves possible, with both errors."""
+
+    value: float
+    standard_error: float  # over probes; nan for one
+    quadrature_error: float | None  # half of what is possible, for the same probes; None for indefinite matrices
+
+
+def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: bool) -> EffectiveDimension | None:
+    """tr A (A + damping I)^-1, the sum of lambda / (lambda + damping); None unless A + damping I is positive definite.
+
+    How many directions a damping, or a prior of that precision, leaves to the data (MacKay 1992, *A practical Bayesian
+    framework for backpropagation networks*). In a `semidefinite` matrix, where what is below zero is rounding, Gauss
+    quadrature is too large and Gauss-Radau quadrature with a node at zero too small (Golub, Meurant 1994): they are far
+    apart where the damping is less than the distance of nodes near zero. For others there is Gauss quadrature alone.
+    """
+    lowest = lowest_node(measure, semidefinite)
+    if not lowest + damping > 0:
+        return None
+    nodes, weights = (as_cpu_float64(x).numpy() for x in (measure.nodes.clamp(min=lowest), measure.weights))
+    values = largest = (weights * nodes / (nodes + damping)).sum(axis=1)
+    if semidefinite:
+        values = (
+            largest + [with_zero(*row, measure.deflated, damping) for row in zip(nodes, weights, strict=True)]
+        ) / 2
+    spread = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    error = float(measure.dimension * np.abs(largest - values).mean()) if semidefinite else None
+    return EffectiveDimension(float(measure.dimension * values.mean()), float(measure.dimension * spread), error)
+
+
+def condition_number(measure: SpectralMeasure, damping: float, semidefinite: bool) -> float | None:
+    """(lambda_max + damping) / (lambda_min + damping), None unless A + damping I is positive definite.
+
+    Nodes lie within the spectrum, so that it is too small if anything; the outermost nodes converge first. The true one
+    of a `semidefinite` matrix is no more than lambda_max / damping + 1.
+    """
+    lowest = lowest_node(measure, semidefinite)
+    if not lowest + damping > 0:
+        return None
+    return (measure.nodes[measure.weights > 0].max().item() + damping) / (lowest + damping)
+
+
+def lowest_node(measure: SpectralMeasure, semidefinite: bool) -> float:
+    lowest = measure.nodes[measure.weights > 0].min().item()
+    return max(lowest, 0.0) if semidefinite else lowest
+
+
+def with_zero(nodes: np.ndarray, weights: np.ndarray, known: int, damping: float) -> float:
+    """The sum for one probe, whose first `known` nodes are eigenvalues, by Gauss-Radau quadrature of the rest."""
+    rest, rest_weights = radau(nodes[known:], weights[known:])
+    nodes, weights = np.append(nodes[:known], rest), np.append(weights[:known], rest_weights)
+    return float(weights @ (nodes / (nodes + damping)))
+
+
+def radau(nodes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The Gauss-Radau rule with a node at zero of a measure on [0, inf), from its Gauss rule (m,): (m,), (m,).
+
+    Golub 1973, *Some modified matrix eigenvalue problems*: the last diagonal entry of the Jacobi matrix is such that
+    zero is an eigenvalue. A rule of a single node, or with one at zero already, is left as it is.
+    """
+    held = weights > 0
+    if held.sum() < 2 or nodes[held].min() <= NOISE * nodes.max():
+        return nodes, weights
+    diagonal, off_diagonal = jacobi(nodes, weights)
+    banded = np.zeros((3, len(diagonal) - 1))
+    banded[0, 1:] = banded[2, :-1] = off_diagonal[:-1]
+    banded[1] = diagonal[:-1]
+    last = np.zeros(len(diagonal) - 1)
+    last[-1] = off_diagonal[-1] ** 2
+    diagonal[-1] = solve_banded((1, 1), banded, last)[-1]
+    values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+    return values.clip(min=0), weights.sum() * vectors[0] ** 2
+
+
+def jacobi(nodes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Diagonal (m,) and off-diagonal (m - 1,) of the tridiagonal matrix of a Gauss rule, by Lanczos on its nodes."""
+    vector = np.sqrt(weights / weights.sum())
+    basis, diagonal, off_diagonal = [], [], []
+    while True:
+        basis.append(vector)
+        vector = nodes * vector
+        diagonal.append(basis[-1] @ vector)
+        for _ in range(2):  # twice is enough (Giraud, Langou, Rozloznik 2005)
+            vector = vector - np.array(basis).T @ (np.array(basis) @ vector)
+        length = np.linalg.norm(vector)
+        if len(basis) == np.count_nonzero(weights) or length <= NOISE**2 * np.abs(nodes).max():
+            return np.array(diagonal), np.array(off_diagonal)
+        off_diagonal.append(length)
+        vector = vector / length

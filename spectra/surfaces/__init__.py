@@ -1,0 +1,1 @@
+"""The loss along lines and in planes of parameter space."""

@@ -1,0 +1,131 @@
+"""Directions in parameter space along which a loss is looked at: eigenvectors, and random ones scaled by filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.results import Eigenpairs, Progress
+from spectra.layerwise.parameter_blocks import channel_of
+from spectra.operator import Counting
+from spectra.problem.problem import Problem
+from spectra.vectors import taken, whole
+
+EIGENVECTOR, RANDOM, LOWEST = "eigenvector", "random", "lowest"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """d, and what is known of it; an eigenvector has norm 1, so that t in theta + t d is a distance."""
+
+    name: str  # `1`, `lowest`, `random 2`
+    kind: str
+    source: str  # the file of an earlier `eig`, or `computed` or `drawn`
+    vector: Tensor  # (n,), whole on every process
+    eigenvalue: float | None = None
+    residual: float | None = None  # |A d - eigenvalue d|
+
+
+def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """The names of lines and planes, each once, every `random` with a number of its own."""
+    found, drawn = [], 0
+    for names in along:
+        told = []
+        for name in names:
+            drawn += name == RANDOM
+            told.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
+        found.append(tuple(told))
+    return list(dict.fromkeys(found))
+
+
+def find_directions(
+    problem: Problem,
+    operator: Counting,
+    names: Sequence[str],
+    known: Mapping[str, tuple[Eigenpairs, str]],
+    generator: torch.Generator,
+    tolerance: float,
+    max_products: int | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Direction], bool]:
+    """Those of the names for which a vector was found, in their order; whether all were, each within the tolerance.
+
+    `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA).
+    """
+    found, good = {}, True
+    ranks = [int(name) for name in names if name.isdigit()]
+    refuse_ranks(ranks, problem.size)
+    wanted = {"LM": max(ranks, default=0), "SA": int(LOWEST in names)}
+    pairs = {which: known[which] for which, k in wanted.items() if k and which in known}
+    for which, k in wanted.items():
+        if k and which not in pairs:
+            left = None if max_products is None else max_products - operator.products
+            search = {"which": which, "tolerance": tolerance, "generator": generator, "progress": progress}
+            computed = eigenpairs(operator, k, max_products=left, **search)
+            pairs[which], good = (computed, "computed"), good and computed.converged
+    drawing = torch.Generator().manual_seed(problem.seed)  # the same directions for every matrix
+    for name in names:
+        if name.startswith(RANDOM):
+            found[name] = random_direction(name, problem, drawing)
+            continue
+        held, source = pairs["LM" if name.isdigit() else "SA"]
+        place = int(name) - 1 if name.isdigit() else 0
+        if place < len(held.values):
+            found[name] = eigenvector(name, held, place, source)
+    return found, good and len(found) == len(names)
+
+
+def refuse_ranks(ranks: Sequence[int], n: int) -> None:
+    if ranks and max(ranks) > n:
+        raise SpectraError(f"--along {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
+
+
+def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
+    """The pair at this place."""
+    vector = whole(taken(pairs.vectors, [place]))[0]
+    value, residual = pairs.values[place].item(), pairs.residuals[place].item()
+    return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
+
+
+def oriented(vector: Tensor) -> Tensor:
+    """The vector or its opposite, so that its largest component is positive: both are eigenvectors."""
+    return vector * vector[vector.abs().argmax()].sign() if vector.isfinite().all() else vector
+
+
+def random_direction(name: str, problem: Problem, generator: torch.Generator) -> Direction:
+    """Standard normal, then each filter brought to the norm that the parameter's own has.
+
+    Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*. A filter is what makes one
+    output channel in a parameter of two dimensions or more; parameters of fewer (biases, scales of normalisation
+    layers) stay where they are. Raises SpectraError where nothing is left to vary.
+    """
+    drawn = torch.randn(problem.size, generator=generator, dtype=torch.float64)
+    modules = dict(problem.model.named_modules())
+    parts = []
+    for d, (name, p) in zip(problem.tensors(drawn), problem.parameters.items(), strict=True):
+        filters = channel_of(modules.get(name.rpartition(".")[0]), p)
+        parts.append(filter_normalised(d, p.detach(), filters))
+    vector = problem.vector(parts)
+    if not vector.any():
+        raise SpectraError(
+            "--along random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
+            "are, so the direction is zero; look at --params, or take eigenvectors"
+        )
+    return Direction(name, RANDOM, "drawn", vector)
+
+
+def filter_normalised(drawn: Tensor, parameter: Tensor, filters: Tensor) -> Tensor:
+    """`drawn` with the norms of the parameter's filters, as the parameter is; zero for fewer than two dimensions.
+
+    `filters` tells for each entry (numel,) which it belongs to.
+    """
+    if parameter.ndim < 2:
+        return torch.zeros_like(parameter)
+    own, given = (torch.bincount(filters, x.double().cpu().flatten().square()).sqrt() for x in (parameter, drawn))
+    scales = own / given.clamp(min=torch.finfo(torch.float64).tiny)
+    return (drawn.flatten() * scales[filters]).view(parameter.shape).to(parameter)

@@ -1,0 +1,62 @@
+"""The mean loss at other parameters: those of the model are put aside meanwhile, and come back as they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.problem.problem import Problem
+
+
+@contextmanager
+def displaced(parameters: Sequence[torch.nn.Parameter], steps: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters stand at theta + steps, each of its parameter's shape.
+
+    Nothing is written into them: each holds another tensor for a while, and then its own again.
+    """
+    own = [p.data for p in parameters]
+    try:
+        for p, here, step in zip(parameters, own, steps, strict=True):
+            p.data = here + step
+        yield
+    finally:
+        for p, here in zip(parameters, own, strict=True):
+            p.data = here
+
+
+def losses(
+    problem: Problem, directions: Tensor, coordinates: np.ndarray, watch: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The mean loss, weight decay included, at theta + z'D for each z of `coordinates` (points, k); D is (k, n).
+
+    A forward pass over the data each, after a call of `watch`. What is not finite is nan: far away a loss may well
+    overflow. Raises SpectraError where the model fails.
+    """
+    totals, shrinkage = [], []
+    with twice_differentiable(problem.model), explained(), torch.no_grad():
+        for z in torch.as_tensor(coordinates).to(directions):
+            watch()
+            with displaced(problem.leaves, problem.tensors(z @ directions)):
+                totals.append(total_loss(problem))
+                shrinkage.append(problem.weight_decay * square(problem) / 2 if problem.weight_decay else 0.0)
+    means = [total / problem.weight for total in problem.processes.totals(*totals)]
+    values = [mean + more for mean, more in zip(means, shrinkage, strict=True)]
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def total_loss(problem: Problem) -> float:
+    """The loss summed over this process's share of the examples."""
+    batches = ((problem.loss.rows(problem.output(b), b.targets), b.targets) for b in share(problem))
+    return sum(problem.loss.total(rows, targets).item() for rows, targets in batches)
+
+
+def square(problem: Problem) -> float:
+    """|theta|^2 over the chosen parameters, in float64."""
+    return sum(p.detach().double().square().sum().item() for p in problem.leaves)

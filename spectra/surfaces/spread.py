@@ -1,0 +1,128 @@
+"""How curvature and slope along a direction spread over the examples: signal against noise.
+
+Per-example terms of d'Ad without a matrix for each example: with f(t) the outputs (E, K) at theta + t d,
+
+    d'H_i d = f_i'(0) . M_i f_i'(0)  +  (dl_i / df_i) . f_i''(0)
+
+where M = d2 l / df2; the first term alone is the GGN's. Directional derivatives, their means and their noise: Dangel,
+Tatzel, Hennig 2022, *ViViT: curvature access through the generalized Gauss-Newton's low-rank structure*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.comparison.residuals import counted
+from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.output_space import output_gradient
+from spectra.curvature.roots import ROOTS
+from spectra.problem.problem import Batch, Problem, Processes
+from spectra.spectrum.curves import NOISE
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one number for each example."""
+
+    mean: float
+    standard_deviation: float  # 0 for one example
+    standard_error: float  # of the mean, as if the examples were drawn at random
+    negative: float  # share of examples below zero by more than rounding
+    quantiles: list[float]  # at QUANTILES
+
+    @property
+    def signal_to_noise(self) -> float | None:
+        """|mean| over the standard deviation, of one example; None where all are alike."""
+        return abs(self.mean) / self.standard_deviation if self.standard_deviation else None
+
+
+def spread(values: np.ndarray) -> Spread:
+    """Of (N,) values."""
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    error, negative = deviation / len(values) ** 0.5, (values < -NOISE * np.abs(values).max()).mean()
+    return Spread(*map(float, (values.mean(), deviation, error, negative)), np.quantile(values, QUANTILES).tolist())
+
+
+def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """d'A_i d and g_i'd of every example, (k, N) each, float64: their means are d'Ad and g'd, weight decay included.
+
+    An example is a target of cross entropy, a row of other losses. Of gradient-covariance A_i is the outer product of
+    g_i - g. A few backward passes a direction. Raises SpectraError where a layer has no third derivative, and
+    ValueError for fisher-batch, which is made of batches.
+    """
+    if MATRICES[name].split:
+        raise ValueError(f"{name} is no mean over examples")
+    parts = [torch.zeros(2, len(directions), 0, dtype=torch.float64)]
+    with twice_differentiable(problem.model), explained():
+        for batch in share(problem):
+            parts.append(of_batch(problem, name, batch, directions))
+    curvatures, slopes = problem.examples * gathered(torch.cat(parts, dim=2), problem.processes).numpy()
+    if MATRICES[name].centred:
+        curvatures = np.square(slopes - slopes.mean(axis=1, keepdims=True))
+    shift, theta = problem.weight_decay, problem.vector([p.detach() for p in problem.leaves]).double()
+    for j, d in enumerate(directions):
+        curvatures[j] += shift * d.double().square().sum().item()
+        slopes[j] += shift * (theta @ d.double()).item()
+    return curvatures, slopes
+
+
+def of_batch(problem: Problem, name: str, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
+    """Curvatures and slopes (2, k, examples) of the batch's examples, over their number in all."""
+    jacobian = Jacobian(problem, batch)
+    leaf, slope = output_gradient(problem, batch, jacobian.rows, create_graph=True)
+    residual = slope.detach() / problem.weight
+    kept = counted(problem.loss, batch.targets, jacobian.rows)
+    found = []
+    for d in directions:
+        velocity = jacobian.times(d)
+        if name in ("hessian", "ggn"):
+            bend = by_row(velocity * gradient(slope, (leaf,), velocity)[0]) / problem.weight
+        else:
+            bend = in_output_space(problem, name, batch, jacobian.rows.detach(), velocity)
+        if name == "hessian":
+            bend = bend + by_row(residual * acceleration(jacobian, d))
+        found.append(torch.stack([bend, by_row(residual * velocity)])[:, kept].detach().double().cpu())
+    return torch.stack(found, dim=1)
+
+
+def acceleration(jacobian: Jacobian, d: Tensor) -> Tensor:
+    """d2/dt2 of the rows at theta + t d, of their shape: what multiplies u in d/dtheta (u'J d) d."""
+    leaves, along = jacobian.problem.leaves, d.clone().requires_grad_()  # else once_differentiable goes unnoticed
+    moved = jacobian.problem.vector(gradient(jacobian.transposed, leaves, along, create_graph=True))
+    return gradient(moved, (jacobian.dummy,), d)[0]
+
+
+def in_output_space(problem: Problem, name: str, batch: Batch, rows: Tensor, velocity: Tensor) -> Tensor:
+    """v_i'M_i v_i (E,) for the velocities v of rows."""
+    if name == "fisher":
+        scales = problem.loss.scales(rows, batch.targets) / problem.weight
+        return by_row(velocity * scales * problem.loss.expected(rows, velocity))
+    roots = ROOTS[name](problem, batch, rows)  # (units, s, positions, D)
+    along = (roots * velocity.reshape(len(roots), 1, roots.shape[2], -1)).sum(dim=3)
+    return along.square().sum(dim=1).flatten()
+
+
+def by_row(products: Tensor) -> Tensor:
+    """Sums over all but the first dimension."""
+    return products.flatten(1).sum(dim=1) if products.ndim > 1 else products
+
+
+def gathered(part: Tensor, processes: Processes) -> Tensor:
+    """The last dimensions of all processes' parts, one after the other."""
+    if processes.count == 1:
+        return part
+    sizes = [0.0] * processes.count
+    sizes[processes.rank] = part.shape[2]
+    sizes = [int(size) for size in processes.totals(*sizes)]
+    full, first = part.new_zeros(*part.shape[:2], sum(sizes)), sum(sizes[: processes.rank])
+    full[:, :, first : first + part.shape[2]] = part
+    return processes.total(full)

@@ -1,0 +1,88 @@
+"""What checkpoints tell beside their spectra: at which training step each is, and how weights moved between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint import read_parameters
+from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.spectrum.subspaces import cosine
+from spectra.sweeps.rows import Found, Number, Row
+
+ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
+
+
+def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[str, Number]]:
+    """The step of each named checkpoint, and what these numbers count: `training step`, `epoch` or `checkpoint`.
+
+    The first of these that all of them have, and that differs from one to the other: an entry `step`, `global_step`,
+    `iteration` or `epoch` in the file; the last number in the name; the place in the order, from 0.
+    """
+    held = {name: _entries(path) if path else {} for name, path in checkpoints.items()}
+    for entry, meaning in ENTRIES.items():
+        steps = {name: entries[entry] for name, entries in held.items() if entry in entries}
+        if len(set(steps.values())) == len(checkpoints):
+            return meaning, steps
+    numbers = {name: found[-1] for name in checkpoints if (found := re.findall(r"(\D*)(\d+)", name))}
+    if len({int(digits) for _, digits in numbers.values()}) == len(checkpoints):
+        epochs = all("epoch" in word.lower() for word, _ in numbers.values())
+        meaning = "epoch" if epochs else "training step"
+        return meaning, {name: int(digits) for name, (_, digits) in numbers.items()}
+    return "checkpoint", {name: place for place, name in enumerate(checkpoints)}
+
+
+def _entries(path: Path) -> dict[str, Number]:
+    """The entries of a checkpoint that count steps; none where it cannot be read, or holds tensors alone."""
+    if path.suffix in (".safetensors", ".json"):
+        return {}
+    try:
+        content, _ = read_checkpoint(path)
+    except SpectraError:
+        return {}
+    found = {name: content[name] for name in ENTRIES if name in content} if isinstance(content, Mapping) else {}
+    numbers = {name: v.item() if isinstance(v, torch.Tensor) and v.numel() == 1 else v for name, v in found.items()}
+    return {name: v for name, v in numbers.items() if isinstance(v, Number) and not isinstance(v, bool)}
+
+
+class Trajectory:
+    """The parameters (n,), float64, of one checkpoint after another, in the order of eigenvectors; None if unreadable.
+
+    Names and shapes are those that the result lists: no model is built, since a result may name any code.
+
+    Args:
+        note: is told, once for each reason, why a checkpoint cannot be read.
+    """
+
+    def __init__(self, note: Callable[[str], Any]):
+        self.note = note
+
+    def __call__(self, found: Found) -> np.ndarray | None:
+        shapes = found.problem.get("shapes")
+        if found.checkpoint is None or not isinstance(shapes, Mapping):
+            return None
+        try:
+            held = read_parameters(found.checkpoint, shapes, found.options.get("checkpoint_key"))
+        except (SpectraError, TypeError) as error:  # what is no list of shapes
+            self.note(f"no steps between checkpoints: {error}")
+            return None
+        return torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in held.values()]).numpy()
+
+
+def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
+    """Whether training keeps to one direction: at each checkpoint, the step that led there and the one that follows."""
+    before = step = None
+    for previous, found in pairwise([None, *series]):
+        here = weights(found)
+        following = here - before if here is not None and before is not None else None
+        if step is not None and following is not None:
+            at = previous
+            yield Row(at.label, at.step, None, None, "update_cosine", None, cosine(step, following))
+        before, step = here, following

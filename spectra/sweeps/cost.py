@@ -1,0 +1,89 @@
+"""What a sweep will cost: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spectra.errors import SpectraError
+from spectra.sweeps.plan import Plan, Task
+from spectra.sweeps.tasks import remaining
+
+DEFAULT_DENSITY = {"probes": 10, "steps": 80}  # which `inspect` counts with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one command on one matrix, once; `math.nan` where `inspect` knows no such method."""
+
+    curvature: str
+    command: str
+    times: int  # how often it is to run
+    products: float
+    seconds: float
+    bytes: float
+    at_least: bool  # whether it may be far more
+
+
+@dataclass(frozen=True)
+class Costs:
+    rows: tuple[Cost, ...]
+    loading: float  # seconds before the first product of each command: start, model and data
+
+
+def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Costs:
+    """Of tasks of which something is left to do. `arguments`: those of the plan's options that `inspect` takes.
+
+    Raises SpectraError: what the first command would say of the problem.
+    """
+    left = Counter((task.curvature, command) for task in tasks for command, _ in remaining(task))
+    matrices = list(dict.fromkeys(curvature for curvature, _ in left))
+    line = ["inspect", *arguments, *(part for name in matrices for part in ("--curvature", name)), "--json"]
+    start = time.monotonic()
+    command = [sys.executable, "-P", "-m", "spectra", *line]
+    done = subprocess.run(command, cwd=plan.directory, capture_output=True, text=True, check=False)
+    spent = time.monotonic() - start
+    if not done.stdout:
+        said = [text.removeprefix("spectra: ") for text in done.stderr.splitlines() if text.strip()]
+        raise SpectraError(
+            said[-1] if said else f"PLAN {plan.path}: spectra inspect ended with status {done.returncode}"
+        )
+    found = {result["curvature"]: result for result in json.loads(done.stdout)["results"]}
+    rows = [cost(found[name], command, times, plan.options[command]) for (name, command), times in left.items()]
+    own = sum(result["seconds"] + result["setup_seconds"] for result in found.values())
+    return Costs(tuple(sorted(rows, key=lambda row: matrices.index(row.curvature))), max(0.0, spent - own))
+
+
+def cost(result: Mapping[str, Any], command: str, times: int, options: Mapping[str, Any]) -> Cost:
+    """By the estimate of the method that the command takes; more or fewer probes and steps cost in proportion."""
+    method = options.get("method")
+    fitting = [
+        entry
+        for entry in result["estimates"]
+        if entry["command"] == command and (entry["method"] == method if method else usual(entry))
+    ]
+    if not fitting:
+        return Cost(result["curvature"], command, times, math.nan, math.nan, math.nan, False)
+    entry = min(fitting, key=lambda entry: entry["seconds"])
+    products, pace = entry["products"], entry["seconds"] / entry["products"]
+    at_least = entry["at_least"]
+    if command == "density":
+        products *= math.prod(options.get(name, usual) / usual for name, usual in DEFAULT_DENSITY.items())
+    elif command == "trace" and "probes" in options:
+        products, at_least = options["probes"], False
+    limit = options.get("max_products", options.get("max-products"))
+    if limit and limit < products:
+        products, at_least = limit, False
+    return Cost(result["curvature"], command, times, round(products), products * pace, entry["bytes"], at_least)
+
+
+def usual(entry: Mapping[str, Any]) -> bool:
+    """Whether a command takes this method by itself: gram for the trace alone."""
+    return entry["command"] == "trace" or entry["method"] != "gram"

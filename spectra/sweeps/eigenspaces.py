@@ -1,0 +1,160 @@
+"""Rows about eigenvalues and eigenspaces: those of a checkpoint, and how they turn from one checkpoint to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from spectra.records.files import read_arrays
+from spectra.spectrum.subspaces import (
+    overlap,
+    overlap_error,
+    principal_angles,
+    relative_gap,
+    share_inside,
+    turning_bound,
+    widest_gap,
+)
+from spectra.sweeps.rows import Found, Row
+
+Weights = Callable[[Found], np.ndarray | None]
+
+
+def ranks(values: np.ndarray, which: str) -> np.ndarray:
+    """The rank of each value (k,) of `eig --which`: 1 the largest of the matrix, 2 the second; -1 the smallest.
+
+    Of the largest in magnitude, those above or at zero are the largest of all, and those below the smallest.
+    """
+    top = {
+        "LM": values >= 0,
+        "LA": np.ones(len(values), bool),
+        "SA": np.zeros(len(values), bool),
+        "BE": np.arange(len(values)) < len(values) - len(values) // 2,
+    }[which]
+    found = np.empty(len(values), int)
+    for held, sign in ((top, 1), (~top, -1)):
+        found[held] = sign * (1 + np.argsort(np.argsort(-sign * values[held], kind="stable"), kind="stable"))
+    return found
+
+
+def eigenvalue_rows(found: Found) -> Iterator[Row]:
+    values, residuals, which = numbers(found)
+    order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
+    for i in sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i]))):
+        yield found.row("eigenvalue", int(order[i]), float(values[i]), error=float(residuals[i]))
+
+
+def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
+    """Eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which they are."""
+    values, residuals = (np.array(found.entry[key], dtype=np.float64) for key in ("eigenvalues", "residuals"))
+    return values, residuals, found.options.get("which", "LM")
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Eigenvalues from the top inwards (with --which SA from the bottom), and the places of their saved vectors."""
+
+    found: Found
+    values: np.ndarray
+    residuals: np.ndarray
+    places: np.ndarray
+
+    def vectors(self, k: int) -> np.ndarray | None:
+        """(k, n) float64, or None where they were not saved."""
+        name = f"eigenvectors_{self.found.curvature}"
+        arrays = read_arrays(self.found.file.with_suffix(".npz"), [name])
+        return None if arrays is None else arrays[name][self.places[:k]].astype(np.float64)
+
+    def bound(self, k: int) -> float | None:
+        """`turning_bound`; None where the gap is not known, since no further eigenvalue was found."""
+        return turning_bound(self.values, self.residuals, k) if k < len(self.values) else None
+
+
+def leading(found: Found) -> Leading | None:
+    """None where a number is not finite."""
+    values, residuals, which = numbers(found)
+    if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
+        return None
+    order = ranks(values, which)
+    held = np.flatnonzero(order < 0 if which == "SA" else order > 0)
+    places = held[np.argsort(np.abs(order[held]))]
+    return Leading(found, values[places], residuals[places], places) if len(places) else None
+
+
+def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
+    """Of one matrix at checkpoints in their order: how leading eigenvectors turn, and whether training follows them.
+
+    The leading k-space has the same k throughout, that of the widest gap (`widest_gap`).
+
+    Args:
+        weights: the parameters (n,) at a checkpoint, or None where they cannot be read.
+        note: is told what could not be read.
+    """
+    known = [pairs for found in series if (pairs := leading(found))]
+    k = widest_gap([pairs.values for pairs in known])
+    if k:
+        yield from gap_rows(known, k)
+    if len(known) > 1:
+        yield from turning_rows(known, k, weights, note)
+
+
+def gap_rows(known: Sequence[Leading], k: int) -> Iterator[Row]:
+    for pairs in known:
+        error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
+        yield derived(pairs, "gap", k, relative_gap(pairs.values, k), float(error), there_is_a_gap(pairs, k))
+
+
+def turning_rows(known: Sequence[Leading], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
+    """One pass, with the vectors of two checkpoints and of the last in memory."""
+    last = known[-1]
+    final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
+    for pairs, following in pairwise(known):
+        there, end = following.vectors(k or 1), weights(following.found)
+        if here is None:
+            name = pairs.found.curvature
+            note(f"{name}: where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps")
+        if comparable(here, there):
+            error = bound_of_overlap(pairs, following, 1)
+            cosine = min(abs(float(here[0] @ there[0])), 1.0)
+            yield derived(pairs, "alignment_next", 1, cosine, error, there_is_a_gap(pairs, 1, following))
+        if k and comparable(here, there):
+            yield from compared("next", pairs, following, here, there)
+        if k and comparable(here, final):
+            yield from compared("last", pairs, last, here, final)
+        if k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
+            share = share_inside(here, end - start)
+            yield derived(pairs, "update_share", k, share, min(pairs.bound(k), 1.0), there_is_a_gap(pairs, k))
+        here, start = there, end
+
+
+def compared(which: str, pairs: Leading, other: Leading, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
+    k = len(here)
+    told = there_is_a_gap(pairs, k, other)
+    error = bound_of_overlap(pairs, other, k)
+    yield derived(pairs, f"overlap_{which}", k, overlap(here, there), error, told)
+    for i, angle in enumerate(principal_angles(here, there), start=1):
+        yield derived(pairs, f"angle_{which}", i, float(angle), None, told)
+
+
+def comparable(here: np.ndarray | None, there: np.ndarray | None) -> bool:
+    return here is not None and there is not None and here.shape == there.shape
+
+
+def bound_of_overlap(pairs: Leading, other: Leading, k: int) -> float | None:
+    one, two = pairs.bound(k), other.bound(k)
+    return None if one is None or two is None else overlap_error(one, two, k)
+
+
+def there_is_a_gap(pairs: Leading, k: int, other: Leading | None = None) -> bool:
+    """Behind the first k eigenvalues, as far as is known, and wider than residuals."""
+    return all(p.bound(k) is None or p.bound(k) < 1 for p in (pairs, other or pairs))
+
+
+def derived(pairs: Leading, quantity: str, index: int, value: float, error: float | None, told: bool) -> Row:
+    """A number that took no products of its own."""
+    converged = pairs.found.entry["converged"] and told
+    return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

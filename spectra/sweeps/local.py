@@ -1,0 +1,78 @@
+"""Tasks on this machine: so many at a time, one a GPU or one for each `threads` cores."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from spectra.sweeps.plan import Plan, Task
+from spectra.sweeps.runner import Runner
+
+
+def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -> None:
+    """Run them, and call `ended` after each. On KeyboardInterrupt they save their state and end; it is raised again."""
+    if not tasks:
+        return
+    places = environments(plan)
+    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for environment in places:
+        free.put(environment)
+    runners = [Runner(plan, task, {}) for task in tasks]
+
+    def run(runner: Runner) -> Task:
+        runner.environment = free.get()
+        try:
+            runner.run()
+        finally:
+            free.put(runner.environment)
+        return runner.task
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        try:
+            for done in as_completed([pool.submit(run, runner) for runner in runners]):
+                ended(done.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop(runners)
+            raise
+
+
+def stop(runners: Sequence[Runner]) -> None:
+    """Ask all to save their state and end; asked once more meanwhile, kill them."""
+    for runner in runners:
+        runner.stop()
+    try:
+        for runner in runners:
+            runner.wait()
+    except KeyboardInterrupt:
+        for runner in runners:
+            runner.tell(signal.SIGKILL)
+        raise
+
+
+def environments(plan: Plan) -> list[dict[str, str]]:
+    """One for each task that runs at a time: its threads and, where there are GPUs, which."""
+    cores, gpus = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        devices(plan),
+    )
+    jobs = plan.run.jobs or len(gpus) or max(1, cores // (plan.run.threads or 1))
+    threads = plan.run.threads or max(1, cores // jobs)
+    return [
+        {"OMP_NUM_THREADS": str(threads), **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})}
+        for i in range(jobs)
+    ]
+
+
+def devices(plan: Plan) -> list[str]:
+    """The GPUs that are ours, as CUDA_VISIBLE_DEVICES names them; none where every command is told to use the CPU."""
+    if all(options.get("device") == "cpu" for options in plan.options.values()):
+        return []
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,219 @@
+"""A plan of many runs: a TOML file that names checkpoints, matrices, seeds and commands -> the tasks they make.
+
+    out = "runs"                   # default: a directory named as the plan
+    [problem]                      # options of the commands; lists of these three multiply:
+    checkpoint = "checkpoints/*.pt"
+    curvature = ["hessian", "ggn"]
+    seed = [0, 1]
+    [eig]                          # commands, in this order, with options of their own
+    k = 5
+    [run]                          # where: spectra.sweeps.place
+    [collect]
+    learning_rate = 0.05
+
+Paths in a plan are relative to its own directory, in which its tasks run. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from spectra.quoting import quoted
+from spectra.sweeps.place import Place, read_place
+from spectra.sweeps.plan_file import PlanFile, shown
+
+COMMANDS = ("eig", "trace", "density")
+MULTIPLY = ("checkpoint", "curvature", "seed")
+LONGEST_WORD, LONGEST_LINE = 2**17 - 1, 2**20  # bytes that Linux takes: 128 KiB a word, 2 MiB with the environment
+OURS = ("out", "json", "config")  # options that a sweep gives itself
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint, one matrix, one seed."""
+
+    name: str  # "step-0100/hessian", also its directory under the plan's `out`
+    checkpoint: Path | None  # absolute; None: the model as built
+    curvature: str
+    seed: int
+    directory: Path  # absolute
+    commands: tuple[tuple[str, tuple[str, ...]], ...]  # ("eig", ("--model", ...)): arguments as typed on a command line
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    # ^ options that a result of each command will list, where who reads the plan has worked them out
+
+
+@dataclass(frozen=True)
+class Plan:
+    path: Path  # absolute
+    out: Path  # absolute
+    tasks: tuple[Task, ...]
+    run: Place
+    learning_rate: float | None
+    commands: tuple[str, ...]
+    options: Mapping[str, Mapping[str, Any]]  # of each command as the file has them, but for MULTIPLY
+    notes: tuple[str, ...] = ()  # what was left out, and why
+
+    @property
+    def directory(self) -> Path:
+        """In which tasks run."""
+        return self.path.parent
+
+    @property
+    def records(self) -> Path:
+        """Logs, locks and what else a sweep notes down."""
+        return self.out / ".sweep"
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
+    file = PlanFile(path)
+    file.refuse_unknown("", ("out", "problem", *COMMANDS, "run", "collect"))
+    commands = tuple(name for name in file.content if name in COMMANDS)
+    if not commands:
+        raise file.error("no command; add a table [eig], [trace] or [density], with options or empty")
+    refuse_ours(file, ("problem", *commands))
+    problem = file.table("problem")
+    shared = {key: value for key, value in problem.items() if key not in MULTIPLY}
+    options = {name: shared | file.table(name) for name in commands}
+    out, notes = directory(file), []
+    return Plan(
+        path=file.path,
+        out=out,
+        tasks=tuple(make_tasks(file, out, options, notes.append)),
+        run=read_place(file),
+        learning_rate=learning_rate(file),
+        commands=commands,
+        options=options,
+        notes=tuple(notes),
+    )
+
+
+def refuse_ours(file: PlanFile, tables: Sequence[str]) -> None:
+    """Raise SpectraError where options are given that the sweep sets, or that make tasks but stand at one command."""
+    for table in tables:
+        for key in file.table(table):
+            if key in OURS:
+                raise file.error(f"{key} is what a sweep sets itself; leave it out", table)
+            if key in MULTIPLY and table != "problem":
+                raise file.error(f"{key} makes tasks, of which each runs all commands; write it under [problem]", table)
+
+
+def directory(file: PlanFile) -> Path:
+    out = file.content.get("out", file.path.stem)
+    if not (isinstance(out, str) and out.strip()):
+        raise file.error(f"{shown('out', out)} is no path; name a directory")
+    path = Path(os.path.abspath(file.path.parent / out))
+    if path == file.path:
+        raise file.error(f"{shown('out', out)} is the plan itself; name a directory")
+    return path
+
+
+def learning_rate(file: PlanFile) -> float | None:
+    file.refuse_unknown("collect", ("learning_rate",))
+    rate = file.table("collect").get("learning_rate")
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if rate is not None and not (number and math.isfinite(rate) and rate > 0):
+        raise file.error(f"{shown('learning_rate', rate)} is no number above 0", "collect")
+    return None if rate is None else float(rate)
+
+
+def make_tasks(
+    file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any]], note: Callable[[str], Any]
+) -> Iterator[Task]:
+    """Every checkpoint in its natural order, with every matrix and seed; `note` is told of those left out."""
+    problem = file.table("problem")
+    matrices = several(file, "curvature", problem.get("curvature", "hessian"), str)
+    seeds = several(file, "seed", problem.get("seed", 0), int)
+    checkpoints = find_checkpoints(file, problem["checkpoint"], note) if "checkpoint" in problem else {"": None}
+    for (label, checkpoint), curvature, seed in product(checkpoints.items(), matrices, seeds):
+        parts = (label, curvature, f"seed-{seed}" if len(seeds) > 1 else "")
+        name = "/".join(part for part in parts if part)
+        home = out / name
+        multiplied = {
+            **({"checkpoint": checkpoint} if checkpoint else {}),
+            "curvature": curvature,
+            "seed": seed,
+            "out": relative(home, file.path.parent),
+        }
+        commands = tuple((command, tuple(typed(own | multiplied))) for command, own in options.items())
+        for command, line in commands:
+            check_length(file, command, line)
+        absolute = Path(os.path.abspath(file.path.parent / checkpoint)) if checkpoint else None
+        yield Task(name, absolute, curvature, seed, home, commands)
+
+
+def check_length(file: PlanFile, command: str, line: Sequence[str]) -> None:
+    """Raise SpectraError where the system would not start a command with so long a line."""
+    sizes = [len(os.fsencode(word)) + 1 for word in line]
+    if max(sizes, default=0) > LONGEST_WORD or sum(sizes) > LONGEST_LINE:
+        longest = line[max(1, sizes.index(max(sizes))) - 1]  # the option before its value
+        text = f"its options make a command line of {sum(sizes):,} bytes, most of them behind {quoted(longest, 40)}"
+        raise file.error(f"{text}; shorten it, or put it into a file that the model reads", command)
+
+
+def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
+    """One or a list, each once. Raises SpectraError."""
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        wanted = "names" if kind is str else "whole numbers"
+        raise file.error(f"{shown(key, value)} is neither one nor a list of {wanted}", "problem")
+    return list(dict.fromkeys(values))
+
+
+def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
+    """Label -> path from the plan, in natural order. A label is the path without suffix, below what all share.
+
+    Files whose names are no text (UTF-8) are left out, since neither logs nor tables can name them.
+    """
+    found = set()
+    for pattern in several(file, "checkpoint", patterns, str):
+        matches = glob.glob(pattern, root_dir=file.path.parent, recursive=True)
+        there = {os.path.normpath(match) for match in matches if (file.path.parent / match).is_file()}
+        files = {path for path in there if is_utf8(path)}
+        for path in sorted(there - files):
+            note(f"PLAN {file.named}: {quoted(path)} is left out, since its name is not UTF-8; rename it")
+        if not files:
+            raise file.error(f"{shown('checkpoint', pattern)} matches no file in {file.path.parent}", "problem")
+        found |= files
+    paths = sorted(found, key=natural)
+    parent = os.path.commonpath([os.path.dirname(os.path.abspath(file.path.parent / path)) for path in paths])
+    names = [relative(Path(os.path.abspath(file.path.parent / path)), Path(parent)) for path in paths]
+    short = [os.path.splitext(name)[0] for name in names]
+    return dict(zip(short if len(set(short)) == len(short) else names, paths, strict=True))
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def natural(text: str) -> list:
+    """A key by which step-2 comes before step-10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def relative(path: Path, parent: Path) -> str:
+    """From `parent` where it lies below, so that a plan's directory may move."""
+    return str(path.relative_to(parent)) if path.is_relative_to(parent) else str(path)
+
+
+def typed(options: Mapping[str, Any]) -> Iterator[str]:
+    """Options as they are typed on a command line; a flag that is false is not."""
+    for key, value in options.items():
+        option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield from [option] * value
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                yield from (option, str(item))

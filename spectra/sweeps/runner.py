@@ -1,0 +1,88 @@
+"""Running one task: its commands one after the other, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import IO
+
+from spectra.sweeps.plan import Plan, Task
+from spectra.sweeps.tasks import Attempt, held, record_path, remaining, result
+
+
+class Runner:
+    """A task that is about to run, or runs. `environment` is added to the present one."""
+
+    def __init__(self, plan: Plan, task: Task, environment: Mapping[str, str]):
+        self.plan, self.task, self.environment = plan, task, environment
+        self.before = self.last()
+        self.process: subprocess.Popen | None = None
+        self.stopping = False
+        self.guard = threading.RLock()  # entered again by a signal that comes inside
+
+    def last(self) -> Attempt | None:
+        return Attempt.read(record_path(self.plan, self.task, "json"))
+
+    def run(self) -> None:
+        """Every command that is not done, until one fails or `stop`; nothing where another runner has it, or had it."""
+        with held(record_path(self.plan, self.task, "lock")) as lock:
+            if lock is None or self.last() != self.before:
+                return
+            self.task.directory.mkdir(parents=True, exist_ok=True)
+            for command, arguments in remaining(self.task):
+                if not self.run_one(Attempt(command, arguments), lock):
+                    return
+
+    def run_one(self, attempt: Attempt, lock: IO) -> bool:
+        """Whether it has left its result."""
+        note = record_path(self.plan, self.task, "json")
+        with record_path(self.plan, self.task, "log").open("ab") as log:
+            with self.guard:
+                if self.stopping:
+                    return False
+                attempt.write(note)
+                self.process = self.start(attempt, log, lock)
+            status = self.process.wait()
+        if status in (0, 1) and result(self.task, attempt.command):
+            note.unlink()  # the result tells it all
+            return True
+        Attempt(attempt.command, attempt.arguments, status).write(note)
+        return False
+
+    def start(self, attempt: Attempt, log: IO, lock: IO) -> subprocess.Popen:
+        line = [attempt.command, *attempt.arguments]
+        log.write(f"$ spectra {shlex.join(line)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "spectra", *line],  # -P: no file beside the plan stands for a module of ours
+            cwd=self.plan.directory,
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,  # Ctrl-C comes to the sweep alone, which tells its tasks
+        )
+
+    def stop(self) -> None:
+        """Have the present command save its state and end, and start no other. Safe in a signal's handler."""
+        with self.guard:
+            self.stopping = True
+            self.tell(signal.SIGTERM)
+
+    def tell(self, number: int) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.send_signal(number)
+
+    def wait(self) -> None:
+        """Until the present command has ended; safe where `run` waits for it in the same thread."""
+        if self.process and self.process.returncode is None:
+            try:
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                return  # `run` has had it already

@@ -1,0 +1,217 @@
+"""Where a task stands, read from files alone: so it is known while others run it, and on another machine.
+
+OUT/NAME/<command>.json     its results: a command is done where one of this plan's options and checkpoint is there
+OUT/.sweep/NAME.lock        held (flock) while it runs, by the command itself too: a killed sweep leaves it running
+OUT/.sweep/NAME.json        the command that ran last, and how that ended
+OUT/.sweep/NAME.log         what commands printed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from spectra.errors import SpectraError
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.records.files import read, write_atomically
+from spectra.sweeps.plan import Plan, Task
+
+STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")
+# Options that change no number beyond rounding, or that a run fills in itself.
+FREE = frozenset({"memory", "device", "deflate"})
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+KILLED = tuple(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGKILL))
+LAST_LINES = 3
+LONGEST_LOADING = 600  # seconds from a command's start to its first product, with room to spare
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The command of a task that began last and has left no result."""
+
+    command: str
+    arguments: tuple[str, ...]
+    status: int | None = None  # of its process, negative: the signal that killed it; None: not known to have ended
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, lambda file: file.write(json.dumps(asdict(self)).encode()))
+
+    @classmethod
+    def read(cls, path: Path) -> Attempt | None:
+        try:
+            content = json.loads(read_bounded(path, WRITTEN_BY_US))
+            return cls(content["command"], tuple(content["arguments"]), content["status"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    @property
+    def interrupted(self) -> bool:
+        """Ended from outside, so that it will go on where it was."""
+        return self.status is None or self.status in (*INTERRUPTED, *KILLED)
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What a queue says of a task's job."""
+
+    id: str
+    state: str  # "running", "queued", "gone"
+    log: Path
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a task stands, and why."""
+
+    task: Task
+    state: str  # of STATES
+    reason: str = ""
+    log: Path | None = None  # that tells more
+    unmet: tuple[str, ...] = ()  # commands that are done, but have not met a tolerance
+
+    def last_lines(self) -> list[str]:
+        return last_lines(self.log) if self.log else []
+
+
+def record_path(plan: Plan, task: Task, suffix: str) -> Path:
+    return plan.records / f"{task.name}.{suffix}"
+
+
+def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
+    found = {command: examined(task, command) for command, _ in task.commands}
+    records, edited = {command: record for command, (record, _) in found.items()}, [text for _, text in found.values()]
+    told = next(filter(None, edited), "")
+    unmet = tuple(command for command, record in records.items() if record and not converged(record))
+    if all(records.values()):
+        return Standing(task, "finished", unmet=unmet)
+    if is_held(record_path(plan, task, "lock")):
+        return Standing(task, "running")
+    if job and job.state in ("running", "queued"):
+        return Standing(task, job.state)
+    attempt = Attempt.read(record_path(plan, task, "json"))
+    if job and attempt is None and not record_path(plan, task, "log").exists():
+        return Standing(task, "interrupted", f"job {job.id} ended before its task began", job.log)
+    if attempt is None or (attempt.command, attempt.arguments) not in task.commands:  # the plan has changed since
+        return Standing(task, "waiting", told)
+    state = "interrupted" if attempt.interrupted else "failed"
+    return Standing(task, state, how_it_ended(attempt), record_path(plan, task, "log"))
+
+
+def how_it_ended(attempt: Attempt) -> str:
+    if attempt.status is None:
+        return f"{attempt.command} was running when its sweep ended"
+    if attempt.status < 0:
+        return f"{attempt.command} was killed by {signal.Signals(-attempt.status).name}"
+    if attempt.status in (0, 1):
+        return f"{attempt.command} ended with status {attempt.status}, but without the result that was asked for"
+    return f"{attempt.command} ended with status {attempt.status}"
+
+
+def remaining(task: Task) -> list[tuple[str, tuple[str, ...]]]:
+    """The commands that are not done."""
+    return [(command, arguments) for command, arguments in task.commands if result(task, command) is None]
+
+
+def result(task: Task, command: str) -> dict[str, Any] | None:
+    """The record that a command has left, where it is of these options and of the checkpoint as it is now."""
+    return examined(task, command)[0]
+
+
+def examined(task: Task, command: str) -> tuple[dict[str, Any] | None, str]:
+    """`result`, and what is wrong with a file that is there but was not written by the command, or has been edited."""
+    path = task.directory / f"{command}.json"
+    try:
+        _, record = read(path, [command])
+    except SpectraError as error:
+        return None, str(error) if os.path.lexists(path) else ""
+    asked, options = task.recorded.get(command, {}), record["problem"].get("options", {})
+    if not (isinstance(options, dict) and all(whole(entry) for entry in record["results"])):
+        return None, f"RESULT {path}: is not as spectra {command} wrote it; it is made anew by 'spectra sweep run'"
+    if any(asked[name] != options[name] for name in (asked.keys() & options.keys()) - FREE):
+        return None, ""
+    return (record if same_checkpoint(task, path, record) else None), ""
+
+
+def whole(entry: Any) -> bool:
+    """Whether an entry of a record has its times as numbers, and says whether it converged."""
+    times = [entry.get(key) or 0 for key in ("seconds", "setup_seconds")] if isinstance(entry, dict) else [None]
+    return all(isinstance(time, (int, float)) for time in times) and isinstance(entry.get("converged", True), bool)
+
+
+def same_checkpoint(task: Task, path: Path, record: Mapping[str, Any]) -> bool:
+    """By time where the checkpoint was there long before the command can have read it, else by SHA-256."""
+    if task.checkpoint is None:
+        return True
+    spent = sum(entry.get(key) or 0 for entry in record["results"] for key in ("seconds", "setup_seconds"))
+    try:
+        changed, written = task.checkpoint.stat().st_ctime, path.stat().st_mtime
+        if changed < written - spent - LONGEST_LOADING and task.checkpoint.suffix != ".json":
+            return True
+        return digest(task.checkpoint, changed) == record["problem"].get("checkpoint_sha256")
+    except (OSError, SpectraError):
+        return False
+
+
+@cache
+def digest(checkpoint: Path, _changed: float) -> str:
+    if checkpoint.suffix == ".json":
+        from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
+
+        return digest_of_index(checkpoint)
+    with open_regular(checkpoint) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def converged(record: Mapping[str, Any]) -> bool:
+    return all(entry.get("converged", True) for entry in record["results"])
+
+
+def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
+    """Of a text file, empty ones left out."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, path.stat().st_size - 10_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+@contextmanager
+def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
+    """The lock's file, to be handed on to children, who then hold it too; None where others hold it.
+
+    With patience for those who only look: see `is_held`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
+    with path.open("a") as file:
+        while not (mine := try_lock(file, fcntl.LOCK_EX)) and time.monotonic() < end:
+            time.sleep(0.05)
+        yield file if mine else None
+
+
+def is_held(path: Path) -> bool:
+    try:
+        with path.open() as file:
+            return not try_lock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def try_lock(file: IO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
