@@ -1,8 +1,7 @@
 """Symmetric matrices whose spectra are known, and what tests of methods share."""
 
 import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -14,14 +13,6 @@ from spectra.operator import Wrapper
 
 CPU = torch.device("cpu")
 WHOLE = os.environ.get("SPECTRA_TEST_ALL") == "1"  # as scripts/test-all sets it: heavy sets are run whole
-
-
-def sampled(cases: Sequence, count: int, seed: int = 0) -> list:
-    """So many of the cases, drawn by the seed, in their order; all of them in `scripts/test-all`."""
-    if WHOLE or count >= len(cases):
-        return list(cases)
-    drawn = random.Random(seed).sample(range(len(cases)), count)
-    return [cases[i] for i in sorted(drawn)]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import sampled
 from test_resume import cut_at, numbers
 
 from spectra.cli import run
@@ -136,8 +135,6 @@ EVERY = [
     for how, times in (CONTENTS | WRONG).items()
     for i in range(times)
 ]
-HALF = sampled([damage for damage in EVERY if HOW[damage.kind] in CONTENTS], 25)
-REST = sampled([damage for damage in EVERY if HOW[damage.kind] in WRONG], 25)
 
 
 def arguments(command: str, out: str, more: str = "") -> list[str]:
@@ -179,7 +176,8 @@ def limited():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("damage", [*HALF, *REST], ids=str)
+@pytest.mark.sampled(50)
+@pytest.mark.parametrize("damage", EVERY, ids=str)
 def test_damage_costs_products_or_is_told_in_one_line(damage, states, tmp_path, monkeypatch, capfd, limited):
     shutil.copytree(states, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

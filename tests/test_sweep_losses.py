@@ -6,7 +6,7 @@ No derivative of PyTorch's enters the reference. What is refused is listed, with
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import sampled, seeded
+from helpers import seeded
 from torch import distributions as DS
 from torch import nn
 
@@ -154,7 +154,8 @@ def curvature_along(function, d: torch.Tensor, step: float = 2e-3) -> float:
     return (4 * difference(step) - difference(2 * step)) / 3
 
 
-@pytest.mark.parametrize("name", sampled(list(LOSSES), 12))
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", LOSSES)
 def test_hessian(name):
     loss, targets = LOSSES[name]
     model = build()

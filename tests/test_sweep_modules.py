@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from finite_differences import hessian
-from helpers import sampled
 from torch import nn
 from torch.nn.utils import parametrizations as P
 from torch.nn.utils import prune, spectral_norm
@@ -395,7 +394,8 @@ WAYS = ({}, {"products": 10**9})  # by double backward, and traced
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sampled([name for name in CASES if name not in JUMPS], 25))
+@pytest.mark.sampled(25)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in JUMPS])
 def test_the_hessian_of_a_layer_is_that_of_finite_differences(name):
     x, y = (torch.randn(5, k, generator=torch.Generator().manual_seed(k), dtype=D) for k in (3, 2))
     torch.manual_seed(0)
