@@ -251,7 +251,7 @@ def digits():
 
 @pytest.mark.parametrize("command", ["trace", "density"])
 def test_eigenvectors_in_out_serve_later_commands(command, digits, good, call):
-    options = "--rtol 0.05" if command == "trace" else "--steps 12 --probes 2"
+    options = "--rtol 0.3" if command == "trace" else "--steps 12 --probes 2"
     good(f"eig {DIGITS} -k 6 --out both")
     alone = good(f"{command} {DIGITS} {options} --out alone")["results"][0]
     beside = good(f"{command} {DIGITS} {options} --out both")["results"][0]
@@ -270,7 +270,7 @@ def test_eigenvectors_in_out_serve_later_commands(command, digits, good, call):
 
 def test_what_was_projected_out_is_part_of_a_repeated_result(digits, good):
     good(f"eig {DIGITS} -k 6 --out both")
-    first = good(f"trace {DIGITS} --rtol 0.05 --out both")
+    first = good(f"trace {DIGITS} --rtol 0.3 --out both")
     again = good("trace --config both/trace.json --out elsewhere")
     assert numbers(again) == numbers(first)
 
@@ -278,7 +278,7 @@ def test_what_was_projected_out_is_part_of_a_repeated_result(digits, good):
 def test_eigenvectors_elsewhere_are_named_by_deflate(digits, good, refused):
     good(f"eig {DIGITS} -k 6 --out earlier")
     for place in ("earlier", "earlier/eig.json"):
-        assert good(f"trace {DIGITS} --rtol 0.05 --deflate {place}")["results"][0]["projected_out"] == 6
+        assert good(f"trace {DIGITS} --rtol 0.3 --deflate {place}")["results"][0]["projected_out"] == 6
     refused(f"trace {DIGITS} --deflate gone", "--deflate gone")
     refused(f"trace {DIGITS} --deflate digits.pt", "--deflate digits.pt")
 
@@ -314,13 +314,13 @@ def test_a_damaged_file_of_eigenvectors_is_left_alone(digits, good, call, folder
 def test_a_result_of_eig_brings_its_eigenvectors(digits, good):
     good(f"eig {DIGITS} -k 6 --out earlier")
     for config in ("earlier/eig.json", "earlier"):
-        assert good(f"trace --config {config} --rtol 0.05")["results"][0]["projected_out"] == 6
+        assert good(f"trace --config {config} --rtol 0.3")["results"][0]["projected_out"] == 6
     (direction,) = good("landscape --config earlier/eig.json --points 3")["results"][0]["directions"]
     assert direction["from"] == "earlier/eig.json"
 
 
 def test_of_a_directory_a_command_takes_its_own_result(digits, good):
     good(f"eig {DIGITS} -k 6 --out both")
-    good(f"trace {DIGITS} --rtol 0.07 --out both")
-    assert good("trace --config both")["problem"]["options"]["rtol"] == 0.07
+    good(f"trace {DIGITS} --rtol 0.4 --out both")
+    assert good("trace --config both")["problem"]["options"]["rtol"] == 0.4
     assert good("eig --config both")["problem"]["options"]["k"] == 6
