@@ -52,6 +52,7 @@ def close(found: Tensor, expected: Tensor, size: float | None = None, rtol: floa
     return not found.numel() or (found - expected).abs().max().item() <= rtol * size
 
 
+@pytest.mark.sampled(70)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("case", "name"), ALL, ids=name_of)
 def test_factor_of_the_matrix(case, name, device):

@@ -25,6 +25,7 @@ from spectra.problem.problem import Problem
 MLP = BY_NAME["mlp"]
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("case", SOME, ids=name_of)

@@ -52,6 +52,7 @@ def assert_products_are_autograds(problem, linearise, hoisted, tolerance):
                 assert (found - wanted).norm() <= tolerance * wanted.norm()
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("case", NETWORKS, ids=name_of)
 def test_products_of_batches_never_traced_are_autograds(case, name):

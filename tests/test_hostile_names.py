@@ -185,6 +185,7 @@ def results(tmp_path_factory):
     return out
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [CLEARS + FAKES + TURNS, LONG, "\udcff$\\frac$"])
 def test_texts_of_results(name, results, shown):
     """In every text of every kind of record at once, read by `report`, `plot`, `--config` and `--deflate`."""

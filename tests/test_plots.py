@@ -125,6 +125,7 @@ def test_nor_does_that_of_a_landscape_of_matrices_with_long_names():
     assert_readable(landscape_figures({"results": entries})["landscape"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", [1.0, 1e-5])
 @pytest.mark.parametrize("ratio", [31, 50, 99, 1e4])
 def test_nor_does_that_of_the_narrow_columns_of_layers(ratio, size):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import WHOLE
 from rank_cases import CASES, PROBLEMS, answers, problem
 
 from spectra.cli import run
@@ -79,7 +80,7 @@ def alone() -> dict:
     return answers(Processes())
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+@pytest.fixture(scope="module", params=[2, 3] if WHOLE else [3], ids=lambda count: f"{count} ranks")
 def several(request, tmp_path_factory) -> tuple[int, dict]:
     path = tmp_path_factory.mktemp("ranks") / "answers.pt"
     ended = run_ranks(request.param, str(HERE / "rank_cases.py"), str(path))
@@ -257,6 +258,7 @@ class Late(torch.nn.Module):
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("data", "model", "line"),
     [
@@ -316,6 +318,7 @@ LOST = "spectra: a rank has ended without a word"
 NEVER = "spectra: torchrun: rank {} of 2 has no process on this machine"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("whose", "where", "by", "line"),
     [
