@@ -221,7 +221,7 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if asymmetry > allowed:
         raise SpectraError(
             f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
-            "derivative is wrong, or a hook that changes gradients, does this; try --dtype float64, or check that layer"
+            "derivative is wrong, or a hook that changes gradients, does this; try `dtype` float64, or check that layer"
         )
     return max(repeat, asymmetry)
 

@@ -178,7 +178,7 @@ def test_the_budget_is_never_exceeded(method, probes, budget):
 
 
 def test_dense_refuses_a_budget_below_its_price():
-    with pytest.raises(SpectraError, match="--max-products"):
+    with pytest.raises(SpectraError, match="`max_products`"):
         dense_trace(matrix("identity").matrix, max_products=29)
 
 

@@ -488,7 +488,7 @@ def test_what_cannot_work_fails_before_training(wrong, message, tmp_path):
 
 def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SpectraError, match=r"--out .*cannot be written"):
+    with pytest.raises(SpectraError, match=r"`out` .*cannot be written"):
         spectra.watch(network(), LOSS, (X, Y), tmp_path / "file", every=1)
 
 

@@ -122,7 +122,7 @@ def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
 def refuse_alone(names: Collection[str]) -> None:
     if len(names) < 2:
         named = " ".join(names) or "(none)"
-        raise SpectraError(f"--curvature {named}: there is nothing to compare it with; name two matrices or more")
+        raise SpectraError(f"`curvature` {named}: there is nothing to compare it with; name two matrices or more")
 
 
 def multiply(

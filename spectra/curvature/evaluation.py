@@ -47,8 +47,8 @@ def evaluate(problem: Problem) -> Evaluation:
     loss = total / problem.weight
     if not math.isfinite(loss):
         raise SpectraError(
-            f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
-            "or try --dtype float64"
+            f"`loss`: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
+            "or try `dtype` float64"
         )
     return Evaluation(loss, right / counted if counted else None)
 

@@ -192,4 +192,4 @@ class Curvature:
 
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
-            raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
+            raise SpectraError("`model`: its parameters have changed since this matrix was made; make it anew")

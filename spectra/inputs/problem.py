@@ -26,8 +26,9 @@ from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Problem, Processes, choose_parameters
+from spectra.quoting import foreign
 
-LARGE_MODEL = "take --dtype float32 and --device cpu, or a machine with more memory"
+LARGE_MODEL = "take `dtype` float32 and `device` cpu, or a machine with more memory"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -83,13 +84,13 @@ def load_problem(
     objective = build_loss(loss, place, kind)
     begins("building the model, reading its weights")
     network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
-    with taking_memory(f"--model {model}", LARGE_MODEL):
+    with taking_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(network, place, kind)
     renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
     begins("reading the data")
-    with taking_memory(f"--data {data}", "take fewer --samples"):
+    with taking_memory(f"`data` {data}", "take fewer `samples`"):
         examples = load_data(data, samples, seed, choose_transform(transform, model))
         inputs = to_kind(examples.inputs, place, kind)
         targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
@@ -152,10 +153,10 @@ def load_model(
     mode after, since an `eval()` of its own may merge them.
     """
     if checkpoint_key is not None and not checkpoint:
-        raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
-    with taking_memory(f"--model {model}", LARGE_MODEL):
+        raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
+    with taking_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(build_model(model, seed), None, dtype)
-    with taking_memory(f"--checkpoint {checkpoint}", LARGE_MODEL):
+    with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
@@ -175,7 +176,7 @@ def notes(data: Data) -> list[str]:
 
 def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise SpectraError("--device cuda: torch sees no CUDA device here; use --device cpu, or auto")
+        raise SpectraError("`device` cuda: torch sees no CUDA device here; use `device` cpu, or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -146,5 +146,5 @@ def exact_trace_pays(operator: Factored, max_products: int | None = None) -> boo
 def refuse_budget(products: int, max_products: int | None) -> None:
     if max_products is not None and products > max_products:
         raise SpectraError(
-            f"--max-products: {max_products} are left, but --method gram takes {products:,} here; choose another method"
+            f"`max_products`: {max_products} are left, but `method` gram takes {products:,} here; choose another method"
         )

@@ -17,16 +17,16 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
     """Raise SpectraError where a matrix of n rows is too large to be held, or for the products that are left."""
     if max_products is not None and n > max_products:
         raise SpectraError(
-            f"--max-products: {max_products} are left, but --method dense takes {n:,}, one a row; choose another method"
+            f"`max_products`: {max_products} are left, but `method` dense takes {n:,}, one a row; choose another method"
         )
     if n > LARGEST_DENSE:
         raise SpectraError(
-            f"--method dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
-            "choose another method, or fewer parameters with --params"
+            f"`method` dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
+            "choose another method, or fewer parameters with `params`"
         )
 
 
 def refuse_which(which: str) -> None:
     """Raise SpectraError for ends of the spectrum that power iteration does not find."""
     if which != "LM":
-        raise SpectraError(f"--which {which}: power iteration finds the largest magnitudes alone; use --method lanczos")
+        raise SpectraError(f"`which` {which}: power iteration finds the largest magnitudes alone; use `method` lanczos")

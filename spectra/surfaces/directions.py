@@ -82,7 +82,7 @@ def find_directions(
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
     if ranks and max(ranks) > n:
-        raise SpectraError(f"--along {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
+        raise SpectraError(f"`along` {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
 
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
@@ -113,8 +113,8 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     vector = problem.vector(parts)
     if not vector.any():
         raise SpectraError(
-            "--along random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
-            "are, so the direction is zero; look at --params, or take eigenvectors"
+            "`along` random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
+            "are, so the direction is zero; look at `params`, or take eigenvectors"
         )
     return Direction(name, RANDOM, "drawn", vector)
 
