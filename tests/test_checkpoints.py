@@ -572,7 +572,7 @@ def quantised():
     [
         (quantised(), ["float32 in the model, qint8 in the checkpoint", "dequantised"]),
         (torch.ones(4, 3, dtype=torch.int8), ["float32 in the model, int8 in the checkpoint", "dequantised"]),
-        (torch.ones(4, 3, dtype=torch.complex64), ["complex64 in the checkpoint", "--model"]),
+        (torch.ones(4, 3, dtype=torch.complex64), ["complex64 in the checkpoint", "`model`"]),
         (torch.ones(4, 3).to_sparse(), ["sparse", "hold values"]),
         (torch.ones(4, 3, device="meta"), ["meta", "values"]),
     ],

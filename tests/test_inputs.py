@@ -313,7 +313,7 @@ def test_malformed_options_are_refused(text):
 )
 def test_objects_in_place_of_names(option, came):
     names = {"model": "spectra.demo:mlp", "data": "digits", option: came}
-    with refused(f"--{option} {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
+    with refused(f"`{option}` {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
         load_problem(**names)
 
 
