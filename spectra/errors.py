@@ -17,6 +17,10 @@ class SpectraError(Exception):
         super().__init__(quoted(message, LINE))
 
 
+class ArgumentError(SpectraError, ValueError):
+    """An argument of a Python call that cannot be what it is; the message names it, what came, and what is allowed."""
+
+
 class OutOfMemory(SpectraError):
     """Memory has run out; the message names the argument by which less is taken."""
 

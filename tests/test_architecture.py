@@ -14,7 +14,7 @@ ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one layer may use each other, except krylov and curvature.
 LAYERS = [
     {"files", "quoting"},
-    {"errors", "memory", "vectors"},
+    {"errors", "arguments", "memory", "vectors"},
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},

@@ -160,7 +160,7 @@ def changed(**changes):
             [
                 "missing fc.weight (the checkpoint has head.weight)",
                 "fc.bias (the checkpoint has head.bias)",
-                "--model",
+                "`model`",
             ],
         ),
         (

@@ -413,7 +413,7 @@ FOREIGN = [(nn.MSELoss(), "MSELoss"), (F.mse_loss, "mse_loss"), (MeanSquaredErro
 
 @pytest.mark.parametrize(("loss", "name"), FOREIGN)
 def test_losses_of_pytorch_and_classes_of_losses(loss, name):
-    with refused(f"loss: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
+    with refused(f"`loss`: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
         of(mlp(), loss=loss)
 
 
@@ -427,7 +427,7 @@ def test_losses_of_pytorch_and_classes_of_losses(loss, name):
     ],
 )
 def test_batches_that_are_not_ours(batches, name):
-    with refused(f"batches: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
+    with refused(f"`batches`: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
         Problem(CASE.model(), CrossEntropy(), batches)
 
 

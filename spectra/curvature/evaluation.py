@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, share
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
@@ -65,6 +66,7 @@ def accuracy(problem: Problem) -> float | None:
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
     """Examples (N, ...) in batches of `size`, the last one shorter."""
+    require_integer("size", size)
     every = Batch(inputs, targets, indices)
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spectra.errors import SpectraError
+from spectra.errors import ArgumentError, SpectraError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ MATRICES = {
 def refuse_unsuited(name: str, loss: object, weight_decay: float) -> None:
     """Raise SpectraError where there is no such matrix, or none of this loss or with weight decay."""
     if name not in MATRICES:
-        raise SpectraError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")
+        raise ArgumentError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")
     if not suits(name, loss):
         raise SpectraError(
             f"`curvature` {name}: a loss of your own has no distribution p(y|f) to expect labels of; "

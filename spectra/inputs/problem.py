@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectra.arguments import LARGEST_SEED, require_choice, require_integer, require_number
 from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.errors import SpectraError
@@ -29,6 +30,7 @@ from spectra.problem.problem import Problem, Processes, choose_parameters
 from spectra.quoting import foreign
 
 LARGE_MODEL = "take `dtype` float32 and `device` cpu, or a machine with more memory"
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -80,6 +82,13 @@ def load_problem(
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     processes = typed.pop("processes") or Processes()
     del typed["begins"], typed["fits"]
+    require_integer("batch_size", batch_size, optional=True)
+    require_integer("memory", memory, least=0, optional=True)
+    require_integer("seed", seed, 0, LARGEST_SEED)
+    require_integer("mc_samples", mc_samples)
+    require_number("weight_decay", weight_decay, finite=True)
+    require_choice("device", device, DEVICES)
+    require_choice("dtype", dtype, DTYPES)
     place, kind = choose_device(device), DTYPES[dtype]
     objective = build_loss(loss, place, kind)
     begins("building the model, reading its weights")

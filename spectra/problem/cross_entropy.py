@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.errors import SpectraError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.logits import gaps_to, others, softmax, top_class
 from spectra.problem.losses import mismatch
 
@@ -26,6 +26,8 @@ class CrossEntropy:
     class_dim: int | None = None
 
     def __post_init__(self):
+        if not 0 <= self.label_smoothing <= 1:
+            raise ArgumentError(f"`label_smoothing` {self.label_smoothing!r}: give a number from 0 to 1")
         if self.class_dim not in (None, 1, -1):
             raise SpectraError(f"`loss` cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectra.errors import SpectraError, describe
+from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.logits import both_sigmoids, distance_from_zero
 
@@ -137,6 +137,11 @@ class CustomLoss:
 
     function: Callable[[Tensor, Tensor], Tensor]
     name: str = "custom"
+
+    def __post_init__(self):
+        if not callable(self.function):
+            came = type(self.function).__name__
+            raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         if len(output) != len(targets):

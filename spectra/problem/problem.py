@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError, describe
+from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.calls import untraced
 from spectra.problem.lent import lent, versions
 from spectra.problem.losses import Loss
 from spectra.problem.outputs import choose_output
 from spectra.problem.unsuitable import refuse_unsuitable
-from spectra.quoting import foreign
+from spectra.quoting import foreign, quoted
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ class Problem:
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
 
     def __post_init__(self):
-        refuse_foreign(self.loss, self.batches)
+        refuse_foreign(self.model, self.loss, self.batches)
+        require_number("weight_decay", self.weight_decay, finite=True)
+        require_integer("seed", self.seed, 0, LARGEST_SEED)
+        require_integer("mc_samples", self.mc_samples)
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
@@ -200,20 +204,25 @@ def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
     return tree[cut]
 
 
-def refuse_foreign(loss: Any, batches: Any) -> None:
-    """Raise SpectraError for PyTorch's own loss or loader, and for a class in place of what it makes."""
+def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
+    """Raise ArgumentError for what is no model, PyTorch's own loss or loader, and a class in place of what it makes."""
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise ArgumentError(f"`model`: {came} is no torch.nn.Module; give one")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
-        raise SpectraError(
-            f"loss: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+        raise ArgumentError(
+            f"`loss`: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
             "BinaryCrossEntropy() or CustomLoss(function)"
         )
     if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
         inside = f" of {type(batches[0]).__name__}" if isinstance(batches, Sequence) else ""
-        raise SpectraError(
-            f"batches: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
+        raise ArgumentError(
+            f"`batches`: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
             "spectra.cut_batches(x, y, torch.arange(len(y)), size)"
         )
+    if not batches:
+        raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
 
 
 def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -221,6 +230,8 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
 
     Raises SpectraError where there are none, or where a pattern matches nothing.
     """
+    if isinstance(patterns, str):
+        raise ArgumentError(f"`params` {quoted(patterns)}: is one text; give a list of patterns, as [{patterns!r}]")
     named = dict(model.named_parameters())
     if not named:
         raise SpectraError("`model`: has no parameters to differentiate by; name a model that has")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.eigenpairs import searched
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
@@ -66,7 +66,7 @@ def find_directions(
         if k and which not in pairs:
             left = None if max_products is None else max_products - operator.products
             search = {"which": which, "tolerance": tolerance, "generator": generator, "progress": progress}
-            computed = eigenpairs(operator, k, max_products=left, **search)
+            computed = searched(operator, k, max_products=left, **search)
             pairs[which], good = (computed, "computed"), good and computed.converged
     drawing = torch.Generator().manual_seed(problem.seed)  # the same directions for every matrix
     for name in names:
