@@ -1,60 +1,22 @@
 """Spectral analysis of loss landscapes: the Hessian, the GGN and the Fisher matrices by their products.
 
-Names are loaded when first used, so that `import spectra` (and with it every `--help`) needs no torch.
+The public names are those that `__init__.pyi` imports. Each is loaded when first used, so that `import spectra` (and
+with it every `--help`) needs no torch.
 """
 
+import re
 from importlib import import_module
-from typing import Any
+from pkgutil import get_data
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "accuracy": "spectra.curvature.evaluation",
-    "mean_gradient": "spectra.curvature.engine.gradients",
-    "Batch": "spectra.problem.problem",
-    "BinaryCrossEntropy": "spectra.problem.losses",
-    "Counting": "spectra.operator",
-    "CrossEntropy": "spectra.problem.cross_entropy",
-    "Curvature": "spectra.curvature.operator",
-    "CustomLoss": "spectra.problem.losses",
-    "Deflated": "spectra.operator",
-    "Eigenpairs": "spectra.krylov.results",
-    "MATRICES": "spectra.curvature.matrices",
-    "MeanSquaredError": "spectra.problem.losses",
-    "Problem": "spectra.problem.problem",
-    "Shifted": "spectra.operator",
-    "SpectraError": "spectra.errors",
-    "SpectralMeasure": "spectra.krylov.results",
-    "SymmetricOperator": "spectra.operator",
-    "TraceEstimate": "spectra.krylov.results",
-    "check_operator": "spectra.operator",
-    "compare": "spectra.comparison.comparison",
-    "comparison_figure": "spectra.plots.comparison",
-    "cut_batches": "spectra.curvature.evaluation",
-    "density_figure": "spectra.plots",
-    "eigenvalue_figure": "spectra.plots",
-    "eigenpairs": "spectra.krylov.eigenpairs",
-    "evolution_figure": "spectra.plots.evolution",
-    "evolution_files": "spectra.tables.evolution",
-    "evolution_of": "spectra.sweeps.evolution",
-    "hutch_plus_plus": "spectra.krylov.hutchinson",
-    "hutchinson": "spectra.krylov.hutchinson",
-    "layers": "spectra.layerwise.by_layer",
-    "layers_figures": "spectra.plots.layers",
-    "load_problem": "spectra.inputs.problem",
-    "mean_loss": "spectra.curvature.evaluation",
-    "save_figure": "spectra.plots",
-    "spectral_measure": "spectra.krylov.quadrature",
-    "to_scipy": "spectra.operator",
-    "trace_figure": "spectra.plots",
-    "watch": "spectra.training.watch",
-    "xtrace": "spectra.krylov.xtrace",
-}
+_IMPORTS = (get_data(__name__, "__init__.pyi") or b"").decode()
+_HOMES = {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as \2$", _IMPORTS, re.MULTILINE)}
 
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'spectra' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

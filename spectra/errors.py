@@ -2,18 +2,23 @@
 
 from textwrap import shorten
 
-from spectra.quoting import LINE, quoted
+from spectra.quoting import LINE, foreign, quoted
 
 
 class SpectraError(Exception):
     """An input that the user can put right.
 
-    Its message is one printable line: the argument, what came, and the way out. The command line prints it
-    and ends with status 2; library code may catch it like any exception.
+    Its message is one printable line: the argument, what came, and the way out. An argument is named as in Python, in
+    backticks. The command line prints the message with its own options' names and ends with status 2; library code may
+    catch it like any exception.
     """
 
     def __init__(self, message: str = ""):
         super().__init__(quoted(message, LINE))
+
+
+class ArgumentError(SpectraError, ValueError):
+    """An argument of a Python call that cannot be what it is; the message names it, what came, and what is allowed."""
 
 
 class OutOfMemory(SpectraError):
@@ -22,5 +27,6 @@ class OutOfMemory(SpectraError):
 
 def describe(error: BaseException) -> str:
     """Type and first line of an exception, cut where it is long: `ValueError: width must be positive`."""
-    lines = str(error).strip().splitlines()
+    text = str(error) if isinstance(error, SpectraError) else foreign(error)
+    lines = text.strip().splitlines()
     return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' ...')}" if lines else type(error).__name__

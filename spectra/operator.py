@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
 from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed, without_autocast
 
@@ -167,6 +168,8 @@ def to_scipy(operator: SymmetricOperator) -> LinearOperator:
     """The operator for SciPy, in NumPy arrays on the host (`scipy.sparse.linalg.eigsh` and its kin)."""
     from scipy.sparse.linalg import LinearOperator
 
+    require_matrix("operator", operator)
+
     def multiply(vectors):
         given = torch.as_tensor(vectors.copy()).to(operator.device, operator.dtype)
         return (operator @ given).cpu().numpy()
@@ -181,14 +184,17 @@ ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its
 
 
 @without_autocast()
-def check_operator(operator: SymmetricOperator, generator: torch.Generator) -> float:
+def check_operator(operator: SymmetricOperator, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
     """Multiply twice by one vector and once by another; three products, a finished step of a run (`once`).
 
     Returns the relative noise of a product, max(|Av - Av again|, |u'Av - v'Au|) over |Av|. For random u the second
     is of the size of |(A - A')v|, whatever the dimension.
+    The vectors are drawn from `generator`, one of the CPU, or else from `seed`.
     Raises SpectraError where the matrix is not repeatable or not symmetric: no method can then give
     a number that means anything.
     """
+    require_matrix("operator", operator, symmetric=False)
+    generator = chosen_generator(seed, generator)
     return once(operator, lambda: _noise(operator, generator), generator)
 
 
@@ -221,7 +227,7 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if asymmetry > allowed:
         raise SpectraError(
             f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
-            "derivative is wrong, or a hook that changes gradients, does this; try --dtype float64, or check that layer"
+            "derivative is wrong, or a hook that changes gradients, does this; try `dtype` float64, or check that layer"
         )
     return max(repeat, asymmetry)
 

@@ -6,6 +6,7 @@ turn the direction of text, a million letters.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 NAME, LINE = 160, 550  # characters: of one name, and of one line that may hold several
@@ -15,9 +16,9 @@ def quoted(text: object, most: int | None = NAME) -> str:
     r"""`text` on one line of printable characters: others as `\x1b` or `\n`, the middle of a long one left out.
 
     Args:
-        most: characters; None for all.
+        most: characters; None for all. What is shorter than a line is a name, and `foreign`.
     """
-    text = _as_text(text)
+    text = _as_text(text) if most is None or most >= LINE else foreign(text)
     if most is None or len(text) <= most:
         text = escaped(text)
         if most is None or len(text) <= most:
@@ -25,6 +26,11 @@ def quoted(text: object, most: int | None = NAME) -> str:
     end = (most - 5) // 2
     head, tail = escaped(text[: most - 5 - end])[: most - 5 - end], escaped(text[-end:])[-end:]
     return f"{head.rstrip()} ... {tail.lstrip()}"
+
+
+def foreign(text: object) -> str:
+    """`text` of others for a message of ours, where a word in backticks would be an argument: it stands in quotes."""
+    return re.sub(r"`(\w+(=\w+)?)`", r"'\1'", _as_text(text))
 
 
 def escaped(text: str) -> str:

@@ -16,7 +16,7 @@ ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one line may use each other, except krylov and curvature.
 ROOMS = [
     {"files", "quoting"},
-    {"errors", "memory", "vectors"},
+    {"errors", "arguments", "memory", "vectors"},
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},

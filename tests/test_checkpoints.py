@@ -90,7 +90,7 @@ def test_a_state_dict_is_found(tmp_path, content, key, zipped):
     path, model = tmp_path / "last.ckpt", network()
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     if key == "refused":
-        with refused("--checkpoint", "unexpected note"):
+        with refused("`checkpoint`", "unexpected note"):
             load_checkpoint(model, path)
         return
     record = load_checkpoint(model, str(path))
@@ -118,15 +118,15 @@ def test_a_model_that_is_itself_wrapped_keeps_its_names(tmp_path):
 def test_several_state_dicts_need_a_key(tmp_path):
     path, model = tmp_path / "a.pt", network()
     torch.save({"model": STATE, "ema": {"shadow": OTHER}}, path)
-    with refused("--checkpoint ", "model, ema.shadow", "--checkpoint-key"):
+    with refused("`checkpoint` ", "model, ema.shadow", "`checkpoint_key`"):
         load_checkpoint(model, path)
     assert same(model, network().state_dict())
     load_checkpoint(model, path, "ema.shadow")
     assert same(model, OTHER)
-    with refused("--checkpoint-key emma", "model, ema.shadow"):
+    with refused("`checkpoint_key` emma", "model, ema.shadow"):
         load_checkpoint(model, path, "emma")
     torch.save(STATE, path)
-    with refused("--checkpoint-key model", "leave --checkpoint-key out"):
+    with refused("`checkpoint_key` model", "leave `checkpoint_key` out"):
         load_checkpoint(model, path, "model")
 
 
@@ -160,7 +160,7 @@ def changed(**changes):
             [
                 "missing fc.weight (the checkpoint has head.weight)",
                 "fc.bias (the checkpoint has head.bias)",
-                "--model",
+                "`model`",
             ],
         ),
         (
@@ -194,7 +194,7 @@ def changed(**changes):
 def test_a_mismatch_is_explained_and_nothing_is_loaded(tmp_path, content, words):
     path, model = tmp_path / "a.pt", network()
     torch.save(content, path)
-    with refused("--checkpoint", str(path), *words) as caught:
+    with refused("`checkpoint`", str(path), *words) as caught:
         load_checkpoint(model, path)
     assert str(caught.value).isprintable()
     assert same(model, network().state_dict())
@@ -246,7 +246,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, monkeypatch, write, words):
     monkeypatch.chdir(tmp_path)
     path, model = tmp_path / "a.pt", network()
     write(path)
-    with refused("--checkpoint", str(path), *words) as caught:
+    with refused("`checkpoint`", str(path), *words) as caught:
         load_checkpoint(model, path)
     assert not (tmp_path / "ran").exists()
     assert caught.value.__cause__ is None  # nothing of torch's message, not even in a traceback
@@ -261,7 +261,7 @@ def test_a_damaged_safetensors_file(tmp_path, content):
     path = tmp_path / "a.safetensors"
     save_file(STATE, path)
     path.write_bytes(path.read_bytes()[:-5] if content == "cut" else content)
-    with refused("--checkpoint", str(path)):
+    with refused("`checkpoint`", str(path)):
         load_checkpoint(network(), path)
 
 
@@ -372,7 +372,7 @@ def test_names_under_a_prefix(tmp_path, content, key, prefix, ignored):
 def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
     path, model = tmp_path / "a.pt", network()
     torch.save(content, path)
-    with refused("--checkpoint ", "would do", "--checkpoint-key") as caught:
+    with refused("`checkpoint` ", "would do", "`checkpoint_key`") as caught:
         load_checkpoint(model, path)
     assert same(model, network().state_dict())
     offered = str(caught.value).partition("would do: ")[2].partition(";")[0].split(", ")
@@ -380,7 +380,7 @@ def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
     for key, expected in {**places, **dict(zip(offered, (STATE, OTHER), strict=True))}.items():
         load_checkpoint(model, path, key)
         assert same(model, expected), key
-    with refused("--checkpoint-key nowhere", offered[0]):
+    with refused("`checkpoint_key` nowhere", offered[0]):
         load_checkpoint(model, path, "nowhere")
 
 
@@ -417,7 +417,7 @@ def test_what_a_key_leaves_out_is_reported(tmp_path):
 
 def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
-    with refused("none like the model: a, b", "--checkpoint-key"):
+    with refused("none like the model: a, b", "`checkpoint_key`"):
         load_checkpoint(network(), tmp_path / "a.pt")
     with refused("it has x, the model fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
@@ -435,7 +435,7 @@ def test_a_foreign_checkpoint_is_not_paired(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     theirs = "lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, o.weight and 1 more"
     ours = "0.weight, 0.bias, 2.weight, 2.bias"
-    with refused(f"none of its names is the model's; it has {theirs}, the model {ours}; check --model"):
+    with refused(f"none of its names is the model's; it has {theirs}, the model {ours}; check `model`"):
         load_checkpoint(model, tmp_path / "a.pt")
 
 
@@ -572,7 +572,7 @@ def quantised():
     [
         (quantised(), ["float32 in the model, qint8 in the checkpoint", "dequantised"]),
         (torch.ones(4, 3, dtype=torch.int8), ["float32 in the model, int8 in the checkpoint", "dequantised"]),
-        (torch.ones(4, 3, dtype=torch.complex64), ["complex64 in the checkpoint", "--model"]),
+        (torch.ones(4, 3, dtype=torch.complex64), ["complex64 in the checkpoint", "`model`"]),
         (torch.ones(4, 3).to_sparse(), ["sparse", "hold values"]),
         (torch.ones(4, 3, device="meta"), ["meta", "values"]),
     ],
@@ -581,7 +581,7 @@ def quantised():
 def test_numbers_of_another_kind_are_refused(tmp_path, value, words):
     path, model = tmp_path / "a.pt", network()
     torch.save(changed(fc__weight=value), path)
-    with refused("--checkpoint", "fc.weight", *words):
+    with refused("`checkpoint`", "fc.weight", *words):
         load_checkpoint(model, path)
     assert same(model, network().state_dict())
 
@@ -757,7 +757,7 @@ def test_an_index_that_cannot_be_followed(tmp_path, spoil, words):
     index, model = shards(tmp_path), network()
     save_file(STATE, tmp_path.parent / "elsewhere.safetensors")
     spoil(tmp_path)
-    with refused("--checkpoint", str(tmp_path), *words):
+    with refused("`checkpoint`", str(tmp_path), *words):
         load_checkpoint(model, index)
     assert same(model, network().state_dict())
 
@@ -788,7 +788,7 @@ def test_a_folder_says_which_file_would_do(tmp_path, files, words):
     folder.mkdir()
     for file in files:
         (folder / file).write_text("x")
-    with refused(f"--checkpoint {folder}: it is a folder; ", *words):
+    with refused(f"`checkpoint` {folder}: it is a folder; ", *words):
         load_checkpoint(network(), folder)
 
 
@@ -800,7 +800,7 @@ def test_a_configuration_in_place_of_an_index(tmp_path):
 
 
 def test_a_path_that_no_system_takes():
-    with refused("--checkpoint", "File name too long"):
+    with refused("`checkpoint`", "File name too long"):
         load_checkpoint(network(), "a" * 5000)
 
 
@@ -845,7 +845,7 @@ def foreign(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_other_formats_are_named_with_a_way_out(name, foreign):
-    with refused("--checkpoint", name, *FOREIGN[name]):
+    with refused("`checkpoint`", name, *FOREIGN[name]):
         load_checkpoint(network(), foreign / name)
 
 

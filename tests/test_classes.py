@@ -176,11 +176,11 @@ def test_certain_labels_leave_no_mean():
 def test_other_losses_are_refused(name):
     problem = next(case for case in CASES if case.name == name).problem()
     assert class_count(problem) is None
-    with pytest.raises(spectra.SpectraError, match=r"^--loss: .*; choose --loss cross_entropy"):
+    with pytest.raises(spectra.SpectraError, match=r"^`loss`: .*; choose `loss` cross_entropy"):
         class_means(problem)
 
 
 def test_more_classes_than_memory_holds_are_refused():
     problem = LABELLED["mlp"].problem()
-    with settled_share(1000), pytest.raises(spectra.SpectraError, match=r"^--params: 9 cross-class means of "):
+    with settled_share(1000), pytest.raises(spectra.SpectraError, match=r"^`params`: 9 cross-class means of "):
         class_means(problem)

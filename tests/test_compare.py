@@ -327,9 +327,9 @@ def test_a_zero_matrix_is_at_no_relative_distance():
 @pytest.mark.parametrize(
     ("operators", "k", "told"),
     [
-        ({"a": A}, 1, "--curvature a"),
+        ({"a": A}, 1, "`curvature` a"),
         ({"a": A, "b": torch.eye(3, dtype=torch.float64)}, 1, "different sizes"),
-        ({"a": A, "b": ALIKE}, N + 1, f"-k: {N + 1}"),
+        ({"a": A, "b": ALIKE}, N + 1, f"`k`: {N + 1}"),
     ],
 )
 def test_what_cannot_be_compared(operators, k, told):

@@ -150,7 +150,7 @@ WRONG_LAYERS = {
 def test_a_wrong_second_derivative_is_refused_and_its_module_named(name, device):
     model = between(WRONG_LAYERS[name]()).to(device)
     problem = of(model, X5.to(device), Y2.to(device), MeanSquaredError())
-    with refused("--model", "autograd", "'2'", "--no-check"):
+    with refused("`model`", "autograd", "'2'", "`check=False`"):
         Curvature(problem, "hessian").prepare()
 
 
@@ -164,7 +164,7 @@ def test_what_is_not_finite_is_told_of_elsewhere():
 
 def test_it_is_found_inside_of_what_holds_it():
     model = between(nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Tanh(), Lambda(KeepsNumbers.apply)), nn.Tanh()))
-    with refused("--model", "Lambda '2.1.1'"):
+    with refused("`model`", "Lambda '2.1.1'"):
         Curvature(of(model, X5, Y2, MeanSquaredError()), "hessian").prepare()
 
 
@@ -174,7 +174,7 @@ def test_a_fused_loss_is_refused(name, device):
     labels = (Y2[:, 0] > 0).long()
     loss = CustomLoss(FusedLoss.apply, "fused")
     problem = of(between(nn.Tanh()).to(device), X5.to(device), labels.to(device), loss)
-    with refused("--loss fused", "in the loss alone"):
+    with refused("`loss` fused", "in the loss alone"):
         Curvature(problem, name).prepare()
 
 
@@ -191,7 +191,7 @@ def test_first_derivatives_of_it_are_right_and_pass():
 def test_outputs_that_do_not_follow_their_derivative_are_refused(name):
     """A straight-through estimator: the slope is the sigmoid's, the value a step."""
     model = between(Lambda(lambda x: x.sigmoid() + ((x > 0).to(x) + 0.3 * x - x.sigmoid()).detach()))
-    with refused("--model", "'2'"):
+    with refused("`model`", "'2'"):
         Curvature(of(model, X5, Y2, MeanSquaredError()), name).prepare()
 
 
@@ -283,7 +283,7 @@ def test_a_wrong_layer_is_found_beside_kinks_at_the_point():
     for p in model.parameters():
         if p.ndim == 1:
             nn.init.zeros_(p)
-    with refused("--model", "'1'"):
+    with refused("`model`", "'1'"):
         Curvature(of(model, torch.zeros_like(X5), Y2, MeanSquaredError()), "hessian").prepare()
 
 
@@ -310,7 +310,7 @@ def test_models_of_single_precision_alone_are_checked_in_it(layer):
     assert matrix.derivative_check.not_checked is None
     torch.manual_seed(0)
     wrong = SinglePrecision(nn.Sequential(nn.Linear(5, 5), layer, Lambda(KeepsNumbers.apply)))
-    with refused("--model", "'layer.2'"):
+    with refused("`model`", "'layer.2'"):
         Curvature(of_dtype(replaced(wrong), torch.float32), "hessian").prepare()
 
 
@@ -328,7 +328,7 @@ def test_products_that_single_precision_spoils_are_refused():
 
     problem = of_dtype(of(between(nn.Tanh()), X5, Y2, CustomLoss(loss, "spoiled")), torch.float32)
     problem.model.float()
-    with refused("--dtype float32", "float64"):
+    with refused("`dtype` float32", "float64"):
         Curvature(problem, "hessian").prepare()
     Curvature(of(between(nn.Tanh()), X5, Y2, CustomLoss(loss, "spoiled")), "hessian").prepare()
 
@@ -399,5 +399,5 @@ def test_graphs_that_are_kept_go_on_working():
 def test_the_factor_of_a_matrix_is_looked_at_too():
     labels = (Y2[:, 0] > 0).long()
     problem = of(between(nn.Tanh()), X5, labels, CustomLoss(FusedLoss.apply, "fused"))
-    with refused("--loss fused"):
+    with refused("`loss` fused"):
         Curvature(problem, "ggn").factor()

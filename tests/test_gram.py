@@ -341,14 +341,14 @@ def refused(*words: str):
 
 
 def test_hessian_is_refused():
-    with refused("--method gram", "hessian", "another method", "--curvature ggn"):
+    with refused("`method` gram", "hessian", "another method", "`curvature` ggn"):
         Factor(MLP.problem(), "hessian")
 
 
 def test_too_many_rows_are_refused_but_for_the_trace(monkeypatch):
     monkeypatch.setattr(spectra.curvature.factor.gram, "LARGEST", 13)
     factor, matrix = with_factor(MLP, "ggn")
-    with refused("--method gram", "ggn", "14 rows", "7 examples x 2", "13", "--samples"):
+    with refused("`method` gram", "ggn", "14 rows", "7 examples x 2", "13", "`samples`"):
         factor.gram()
     assert math.isclose(factor.trace(), matrix.trace().item(), rel_tol=1e-10)
     with_factor(MLP, "fisher-empirical")[0].gram()
@@ -359,7 +359,7 @@ def test_many_outputs_are_refused_before_their_root_is_taken(monkeypatch):
     """Which takes the cube of their number."""
     monkeypatch.setattr(spectra.curvature.factor.gram, "LARGEST", 13)
     monkeypatch.setitem(ROOTS, "fisher", lambda *_: pytest.fail("taken"))
-    with refused("--method gram", "fisher", "14 rows", "7 examples x 2"):
+    with refused("`method` gram", "fisher", "14 rows", "7 examples x 2"):
         with_factor(MLP, "fisher")[0].cost()
 
 
@@ -374,5 +374,5 @@ def tied_examples(output: Tensor, targets: Tensor) -> Tensor:
 )
 def test_losses_without_a_root_are_refused(function, words):
     problem: Problem = replace(INDEFINITE, function=function).problem(sizes=[7], loss=CustomLoss(function))
-    with refused("--method gram", *words):
+    with refused("`method` gram", *words):
         Factor(problem, "ggn").gram()

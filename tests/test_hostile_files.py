@@ -224,7 +224,7 @@ HOSTILE = {
 def test_a_checkpoint_that_lies_about_itself(name):
     content, words = HOSTILE[name]
     Path(name).write_bytes(content)
-    with refused("--checkpoint", name, words, "copy it again"):
+    with refused("`checkpoint`", name, words, "copy it again"):
         load_checkpoint(nn.Linear(4, 3), name)
 
 
@@ -241,7 +241,7 @@ def test_good_files_are_not_suspected(dtype, old):
 def test_a_nested_tensor_in_a_checkpoint():
     nested = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(1, 4)])
     torch.save({"weight": nested, "bias": torch.zeros(3)}, "a.pt")
-    with refused("--checkpoint", "a.pt"):
+    with refused("`checkpoint`", "a.pt"):
         load_checkpoint(nn.Linear(4, 3), "a.pt")
 
 
@@ -260,7 +260,7 @@ def test_a_safetensors_file_cut_while_it_is_read(monkeypatch):
     text = text.replace(b"[12,60]", b"[12,4156]").replace(b"[3,4]", b"[1036]")
     Path("a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[-60:])
     monkeypatch.setattr("spectra.inputs.safetensors_file.os.fstat", longer)
-    with refused("--checkpoint", "a.safetensors", "cut short"):
+    with refused("`checkpoint`", "a.safetensors", "cut short"):
         load_checkpoint(nn.Linear(4, 3), "a.safetensors")
 
 
@@ -302,7 +302,7 @@ def test_a_large_file_that_is_written_to_meanwhile(monkeypatch):
 
     assert read_checkpoint(path)[0].keys() == {"weight", "bias"}
     monkeypatch.setattr(reading, "_load", load_and_touch)
-    with refused("--checkpoint", "a.pt", "written to while it was read"):
+    with refused("`checkpoint`", "a.pt", "written to while it was read"):
         read_checkpoint(path)
 
 
@@ -314,5 +314,5 @@ def test_a_file_of_25_000_prefixes_is_soon_understood(spelled):
     assert all(len(match.names) == 1 for match in found)
     many = {f"m{i}": {"weight": torch.ones(1), "x": torch.ones(1)} for i in range(3000)}
     torch.save(many, "a.pt")
-    with refused("--checkpoint-key", "m0, m1", "2,995 more"):
+    with refused("`checkpoint_key`", "m0, m1", "2,995 more"):
         load_checkpoint(nn.Linear(1, 1, bias=False), "a.pt")

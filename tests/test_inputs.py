@@ -299,13 +299,13 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_options_are_literals_or_strings(text, expected):
-    assert parse_spec(text, "--data") == expected
+    assert parse_spec(text, "`data`") == expected
 
 
 @pytest.mark.parametrize("text", ["", "?a=1", "N?", "N?a", "N?a=1&", "N?=1", "N?1a=1", "N?a=1&a=2", "N?a b=1"])
 def test_malformed_options_are_refused(text):
-    with refused("--data", text):
-        parse_spec(text, "--data")
+    with refused("`data`", text):
+        parse_spec(text, "`data`")
 
 
 @pytest.mark.parametrize(
@@ -313,14 +313,14 @@ def test_malformed_options_are_refused(text):
 )
 def test_objects_in_place_of_names(option, came):
     names = {"model": "spectra.demo:mlp", "data": "digits", option: came}
-    with refused(f"--{option} {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
+    with refused(f"`{option}` {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
         load_problem(**names)
 
 
 def test_a_file_is_loaded_once_and_knows_its_module(here):
     with nothing_global_changes():
-        config = resolve("nets.py:Config", "--model")
-        assert resolve(f"{here}/nets.py:TIMES_LOADED", "--model") == [1]
+        config = resolve("nets.py:Config", "`model`")
+        assert resolve(f"{here}/nets.py:TIMES_LOADED", "`model`") == [1]
     assert pickle.loads(pickle.dumps(config(3))) == config(3)
 
 
@@ -328,7 +328,7 @@ def test_files_of_one_name_in_two_folders_differ(here):
     for folder, value in (("a", 1), ("b", 2)):
         (here / folder).mkdir()
         (here / folder / "same.py").write_text(f"value = {value}\n")
-    assert [resolve(f"{folder}/same.py:value", "--model") for folder in "ab"] == [1, 2]
+    assert [resolve(f"{folder}/same.py:value", "`model`") for folder in "ab"] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -360,17 +360,17 @@ def test_a_name_that_leads_nowhere(here, spec, words):
     (here / "raises.py").write_text("raise KeyError('first')\n")
     (here / "exits.py").write_text("import sys; sys.exit(2)\n")
     (here / "missing_inside.py").write_text("import absent_package\n")
-    with nothing_global_changes(), refused("--model", spec, *words):
+    with nothing_global_changes(), refused("`model`", spec, *words):
         build_model(spec, seed=0)
 
 
 def test_a_failed_import_keeps_its_cause_and_can_be_mended(here):
     (here / "mended.py").write_text("raise KeyError('first')\n")
     with refused("KeyError") as caught:
-        resolve("mended.py:value", "--model")
+        resolve("mended.py:value", "`model`")
     assert isinstance(caught.value.__cause__, KeyError)
     (here / "mended.py").write_text("value = 'a longer text than before'\n")
-    assert resolve("mended.py:value", "--model").startswith("a longer")
+    assert resolve("mended.py:value", "`model`").startswith("a longer")
 
 
 # --- models ---
@@ -402,7 +402,7 @@ def test_options_reach_the_model(here):
 
 
 def test_a_finished_module_is_used_as_it_is(here):
-    assert build_model("nets.py:FINISHED", 0) is resolve("nets.py:FINISHED", "--model")
+    assert build_model("nets.py:FINISHED", 0) is resolve("nets.py:FINISHED", "`model`")
 
 
 @pytest.mark.parametrize("spec", ["nets.py:compiled", "nets.py:compiled_in_place", "nets.py:compiled_in_part"])
@@ -441,11 +441,11 @@ def test_what_the_user_adds_to_the_path_stays_at_its_end_where_all_goes_well(her
     (here / "colorsys.py").write_text("")  # of a name in the standard library
     before = list(sys.path)
     with refused("has no valeu"):
-        resolve("added.py:valeu", "--model")
+        resolve("added.py:valeu", "`model`")
     assert sys.path == before
     del sys.modules[next(name for name in sys.modules if name.startswith("spectra_user_added"))]
     for _ in range(2):
-        resolve("added.py:value", "--model")
+        resolve("added.py:value", "`model`")
         assert sys.path == [*before, "/added/by/user", str(here)]
     assert not importlib.util.find_spec("colorsys").origin.startswith(str(here))
 
@@ -472,7 +472,7 @@ def test_what_the_user_adds_to_the_path_stays_at_its_end_where_all_goes_well(her
     ],
 )
 def test_a_model_that_cannot_be(here, spec, words):
-    with nothing_global_changes(), refused("--model", spec.partition("?")[0], *words):
+    with nothing_global_changes(), refused("`model`", spec.partition("?")[0], *words):
         build_model(spec, seed=0)
 
 
@@ -481,9 +481,9 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with refused("--model", "OSError: no route", "weights=", "--checkpoint"):
+    with refused("`model`", "OSError: no route", "weights=", "`checkpoint`"):
         build_model("torchvision:squeezenet1_1?weights=DEFAULT", 0)
-    with refused("--model", "OSError: no route", "weights_backbone=none"):
+    with refused("`model`", "OSError: no route", "weights_backbone=none"):
         build_model("torchvision:lraspp_mobilenet_v3_large", 0)
 
 
@@ -523,7 +523,7 @@ def test_samples_are_a_seeded_choice_in_order(here, spec):
 def test_only_the_chosen_are_read_the_first_of_them_twice(here):
     data = load_data("sets.py:squares", 10, 0)
     chosen = data.indices.tolist()
-    assert resolve("sets.py:READ", "--data") == chosen[:8] * 2 + chosen[8:]
+    assert resolve("sets.py:READ", "`data`") == chosen[:8] * 2 + chosen[8:]
     assert data.targets.tolist() == [index**2 for index in chosen]
 
 
@@ -619,7 +619,7 @@ def test_torchvision_images_become_tensors():
         ("sets.py:endless", ["length", "__len__"]),
         ("sets.py:generator", ["type generator", "two tensors"]),
         ("sets.py:empty", ["empty"]),
-        ("sets.py:ragged", ["example 0 has x of shape (2, 3), example 2 has x of shape (2, 4);", "--transform"]),
+        ("sets.py:ragged", ["example 0 has x of shape (2, 3), example 2 has x of shape (2, 4);", "`transform`"]),
         ("sets.py:augmented_torch", ["example 0", "read twice", "augmentation"]),
         ("sets.py:augmented_random", ["example 0", "read twice", "augmentation"]),
         ("sets.py:augmented_numpy", ["example 0", "read twice", "augmentation"]),
@@ -644,7 +644,7 @@ def test_torchvision_images_become_tensors():
         ("torchvision:CIFAR10?root=absent", ["RuntimeError", "root=", "download=true"]),
         ("torchvision:ImageFolder?root=absent", ["FileNotFoundError", "for each class"]),
         ("torchvision:FakeData?sice=3", ["sice", "its options are size"]),
-        ("torchvision:FakeData?size=2&transform=none", ["no transform here", "--transform file.py:name"]),
+        ("torchvision:FakeData?size=2&transform=none", ["no transform here", "`transform` file.py:name"]),
         ("torchvision:FakeData?target_transform=int", ["no target_transform here"]),
         ("absent.safetensors", ["no such file"]),
         ("other.safetensors", ["x and y", "holds labels", "save_file"]),
@@ -670,13 +670,13 @@ def test_data_that_cannot_be(here, spec, words):
     pathlib.Path("text.npz").write_text("hello")
     with open("single.npz", "wb") as file:
         np.save(file, np.ones(3))
-    with nothing_global_changes(), refused("--data", spec.partition("?")[0], *words):
+    with nothing_global_changes(), refused("`data`", spec.partition("?")[0], *words):
         load_data(spec, None, 0)
 
 
 @pytest.mark.parametrize("samples", [1798, 0, -1])
 def test_samples_out_of_range(samples):
-    with refused("--samples", str(samples), "1797"):
+    with refused("`samples`", str(samples), "1797"):
         load_data("digits", samples, 0)
 
 
@@ -700,7 +700,7 @@ def test_mnist_files(tmp_path, monkeypatch):
             sizes = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
             (raw / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(sizes + array.tobytes()))
     spec = f"torchvision:MNIST?root={tmp_path}"
-    with refused("--data", "Dataset not found", "root=", "download=true"):
+    with refused("`data`", "Dataset not found", "root=", "download=true"):
         load_data(spec, None, 0)
     sums = [(name, md5(raw / name)) for name, _ in datasets.MNIST.resources]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
@@ -719,7 +719,7 @@ def test_cifar_batches(tmp_path, monkeypatch):
     (folder / "test_batch").write_bytes(pickle.dumps({"data": images.reshape(4, -1), "labels": labels}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     spec = f"torchvision:CIFAR10?root={tmp_path}&train=false"
-    with refused("--data", "not found or corrupted", "root="):
+    with refused("`data`", "not found or corrupted", "root="):
         load_data(spec, None, 0)
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
@@ -761,7 +761,7 @@ def test_a_folder_named_digits_does_not_hide_the_digits(here):
         (
             {"a": [(4, 4)] * 2, "b": [(4, 5)]},
             "pets",
-            ["example 0", "(3, 4, 4)", "example 2", "one shape", "--transform"],
+            ["example 0", "(3, 4, 4)", "example 2", "one shape", "`transform`"],
         ),
         ({"train": [(2, 2)], "val": [(2, 2)]}, "pets", ["train, val", "no classes", "folder of images for each class"]),
         ({"a": []}, "pets", ["FileNotFoundError", "folder of images for each class"]),
@@ -772,14 +772,14 @@ def test_a_folder_named_digits_does_not_hide_the_digits(here):
 )
 def test_a_folder_that_is_no_data_set(here, sizes, spec, words):
     write_images(here / "pets", sizes)
-    with nothing_global_changes(), refused("--data", spec.partition("?")[0], *words):
+    with nothing_global_changes(), refused("`data`", spec.partition("?")[0], *words):
         load_data(spec, None, 0)
 
 
 def test_a_damaged_image(here):
     write_images(here / "pets", {"a": [(9, 9)] * 2})
     (here / "pets" / "a" / "1.png").write_bytes(b"text")
-    with refused("--data pets", "reading example 1 failed", "UnidentifiedImageError"):
+    with refused("`data` pets", "reading example 1 failed", "UnidentifiedImageError"):
         load_data("pets", None, 0)
 
 
@@ -814,7 +814,7 @@ def test_a_transform_acts_on_every_x(here, data, transform, expected):
 
 def test_kinds_of_transforms(here):
     assert transformed("sets.py:images", "views.py:compose").inputs.shape == (3, 3, 3, 5)
-    layer = resolve("views.py:layer", "--transform")
+    layer = resolve("views.py:layer", "`transform`")
     done = transformed("sets.py:alone_pairs", "views.py:layer").inputs
     expected = torch.stack([layer(torch.ones(3)) for _ in range(4)])  # together they are rounded otherwise
     assert torch.equal(done, expected)
@@ -877,27 +877,27 @@ def test_images_become_tensors_where_no_weights_say_how(model):
     ],
 )
 def test_a_transform_that_cannot_be(here, spec, words):
-    with nothing_global_changes(), refused(f"--transform {spec.partition('?')[0]}", *words):
+    with nothing_global_changes(), refused(f"`transform` {spec.partition('?')[0]}", *words):
         transformed("sets.py:squares", spec)
 
 
 @pytest.mark.parametrize(
     ("data", "transform", "words"),
     [
-        ("sets.py:squares", "views.py:noisy", ["read twice", "--transform views.py:noisy"]),
-        ("digits", "views.py:noisy", ["read twice", "--transform views.py:noisy"]),
-        ("sets.py:squares", "views.py:words", ["x holds a str", "as --transform views.py:words has to"]),
-        ("torchvision:FakeData?size=2", "views.py:same", ["Image", "tensors", "--transform"]),
-        ("sets.py:ragged", "views.py:double", ["(2, 3)", "(2, 4)", "--transform"]),
+        ("sets.py:squares", "views.py:noisy", ["read twice", "`transform` views.py:noisy"]),
+        ("digits", "views.py:noisy", ["read twice", "`transform` views.py:noisy"]),
+        ("sets.py:squares", "views.py:words", ["x holds a str", "as `transform` views.py:words has to"]),
+        ("torchvision:FakeData?size=2", "views.py:same", ["Image", "tensors", "`transform`"]),
+        ("sets.py:ragged", "views.py:double", ["(2, 3)", "(2, 4)", "`transform`"]),
     ],
 )
 def test_data_that_a_transform_leaves_unfit(here, data, transform, words):
-    with nothing_global_changes(), refused(f"--data {data.partition('?')[0]}", *words):
+    with nothing_global_changes(), refused(f"`data` {data.partition('?')[0]}", *words):
         transformed(data, transform)
 
 
 def test_a_default_transform_that_does_not_fit_the_images():
-    with refused("--transform ResNet18_Weights.IMAGENET1K_V1", "example 0", "default", "name your own as file.py:name"):
+    with refused("`transform` ResNet18_Weights.IMAGENET1K_V1", "example 0", "default", "name your own as file.py:name"):
         transformed("torchvision:FakeData?size=2&image_size=1,8,8", None, "torchvision:resnet18?weights=DEFAULT")
 
 
@@ -936,7 +936,7 @@ def test_a_loss_of_ones_own(here, spec, targets, expected):
 
 
 def test_a_loss_that_is_a_module_is_used_as_it_is_or_moved(here):
-    given = resolve("losses.py:WEIGHTED", "--loss")
+    given = resolve("losses.py:WEIGHTED", "`loss`")
     assert build_loss("losses.py:WEIGHTED").function is given
     assert given.weight.dtype == torch.float32
     moved = build_loss("losses.py:WEIGHTED", torch.device("cpu"), torch.float64)
@@ -989,7 +989,7 @@ def test_options_of_the_named_losses():
     ],
 )
 def test_a_loss_that_cannot_be(here, spec, words):
-    with nothing_global_changes(), refused(f"--loss {spec.partition('?')[0]}", *words):
+    with nothing_global_changes(), refused(f"`loss` {spec.partition('?')[0]}", *words):
         build_loss(spec)
 
 

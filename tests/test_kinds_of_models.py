@@ -361,7 +361,7 @@ def test_a_model_that_writes_to_some_batches_alone_is_named():
         return x.mul_(2) if len(x) == 6 else x
 
     kind = Kind("sometimes", lambda: Shifted(prepare))
-    with pytest.raises(SpectraError, match=r"^--model: writes to its inputs in place, for some batches only"):
+    with pytest.raises(SpectraError, match=r"^`model`: writes to its inputs in place, for some batches only"):
         mean_loss(kind.problem("cpu"))
 
 
@@ -395,7 +395,7 @@ UNSUITABLE = {
 @pytest.mark.parametrize("name", UNSUITABLE)
 def test_parameters_without_derivatives_are_named(name):
     build, expected = UNSUITABLE[name]
-    with pytest.raises(SpectraError, match=f"^--model: its parameter {expected}"):
+    with pytest.raises(SpectraError, match=f"^`model`: its parameter {expected}"):
         Problem(build(), MeanSquaredError(), cut_batches(X.float(), Y.float(), torch.arange(6), 6))
 
 

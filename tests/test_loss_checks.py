@@ -78,7 +78,7 @@ def harmless(o, t):
 
 @pytest.mark.parametrize("loss", [dropped, noisy, permuted, by_numpy, by_python, seldom, by_its_own])
 def test_chance_is_refused(loss):
-    with pytest.raises(SpectraError, match="--loss mine: its value changes from call to call"):
+    with pytest.raises(SpectraError, match="`loss` mine: its value changes from call to call"):
         product(problem_of(loss))
 
 
@@ -125,7 +125,7 @@ TIED = [masked, weighted, pairs, contrastive, summed]
 
 @pytest.mark.parametrize(("loss", "size"), [*product_of(TIED, [1, 2, 7, 32]), (standardised, 2), (standardised, 32)])
 def test_batches_of_a_loss_that_ties_examples_are_refused(loss, size):
-    with pytest.raises(SpectraError, match=r"--loss mine: its value for a batch .*--batch-size"):
+    with pytest.raises(SpectraError, match=r"`loss` mine: its value for a batch .*`batch_size`"):
         product(problem_of(loss, size))
 
 
@@ -162,7 +162,7 @@ class Once(torch.autograd.Function):
 @pytest.mark.parametrize(("loss", "targets"), [(ctc, LABELS), (lambda o, t: Once.apply(o - t), Y)])
 def test_no_second_derivative(loss, targets):
     for name in ("hessian", "ggn"):
-        with pytest.raises(SpectraError, match=r"--loss mine: has no second derivative .*fisher-empirical"):
+        with pytest.raises(SpectraError, match=r"`loss` mine: has no second derivative .*fisher-empirical"):
             product(problem_of(loss, targets=targets), name)
     problem = problem_of(loss, targets=targets)
     assert product(problem, "fisher-empirical").norm() > 0
@@ -189,7 +189,7 @@ def test_memory_beyond_a_line(loss, count):
     assert costs.peak(3 * count) <= 1.5 * meter.peak
     fitting = fitting_batch_size(problem, 10**6, memory=meter.peak)
     assert 0.2 * count <= fitting <= count
-    with pytest.raises(SpectraError, match="--memory"):
+    with pytest.raises(SpectraError, match="`memory`"):
         product(many, memory=meter.peak // 4, check=False)
 
 

@@ -59,7 +59,7 @@ CHANCE = {
 def test_chance_in_the_model_is_refused(kind):
     given = of(CHANCE[kind])
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    with pytest.raises(SpectraError, match=r"^--model: its output changes from call to call .*model\.eval\(\) does$"):
+    with pytest.raises(SpectraError, match=r"^`model`: its output changes from call to call .*model\.eval\(\) does$"):
         spectra.Curvature(given, "hessian").prepare()
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -113,7 +113,7 @@ SHARED = {
 @pytest.mark.parametrize("sizes", [(8, 1), (8, 8)], ids=str)
 @pytest.mark.parametrize("kind", SHARED)
 def test_outputs_that_depend_on_the_batch_are_refused(kind, sizes):
-    with pytest.raises(SpectraError, match=r"^--model: its output for an example depends on the others of its batch"):
+    with pytest.raises(SpectraError, match=r"^`model`: its output for an example depends on the others of its batch"):
         spectra.Curvature(sixteen(SHARED[kind], sizes), "hessian").prepare()
 
 

@@ -332,7 +332,7 @@ def test_a_trace_is_a_row_with_two_standard_errors_to_either_side():
 
 @pytest.mark.parametrize(("draw", "answer"), [(eigenvalue_figure, pairs([0.0, 0])), (trace_figure, estimate(0.0, 0.0))])
 def test_zeros_alone_have_no_logarithmic_axis(draw, answer):
-    with pytest.raises(SpectraError, match=r"^--log: every value is zero"):
+    with pytest.raises(SpectraError, match=r"^`log`: every value is zero"):
         draw({"ggn": answer}, log=True)
     draw({"ggn": answer})
 

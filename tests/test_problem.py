@@ -133,7 +133,7 @@ def test_settings_are_put_back_when_something_fails_inside(at):
     torch.backends.mha.set_fastpath_enabled(True)
     model = case.model()
     before, settings = state(model), flags()
-    with refused("--loss custom: fails on the data (ValueError: a loss)"):
+    with refused("`loss` custom: fails on the data (ValueError: a loss)"):
         multiply(case.problem(model=model, sizes=(2, 2, 3), loss=CustomLoss(fails)), memory=0)
     assert same(state(model), before)
     assert flags() == settings
@@ -174,7 +174,7 @@ def test_parameters_that_change_after_the_matrix_was_made_are_noticed(which, mem
     operator @ vector
     with torch.no_grad():
         problem.leaves[which].mul_(1.5)
-    with refused("--model", "parameters have changed", "make it anew"):
+    with refused("`model`", "parameters have changed", "make it anew"):
         operator @ vector
 
 
@@ -188,7 +188,7 @@ def test_a_layer_that_overwrites_what_its_derivative_needs_is_noticed():
             y = self.layer(x).sigmoid()
             return y.mul_(2)
 
-    with refused("--model", "modified by an inplace operation"):
+    with refused("`model`", "modified by an inplace operation"):
         multiply(of(Overwrites()))
 
 
@@ -211,7 +211,7 @@ def test_a_layer_that_overwrites_what_its_derivative_needs_is_noticed():
 )
 def test_layers_in_training_mode_are_named(layer):
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(layer))
-    with refused("--model", type(layer).__name__, "'1.0'", "training mode", "model.eval()"):
+    with refused("`model`", type(layer).__name__, "'1.0'", "training mode", "model.eval()"):
         of(model.train())
     of(model.eval())
 
@@ -227,7 +227,7 @@ def test_layers_that_are_alike_in_both_modes_may_train(layer):
 
 def test_batch_norm_without_running_statistics_is_named():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    with refused("--model", "BatchNorm1d '1'", "no running statistics", "track_running_stats=True"):
+    with refused("`model`", "BatchNorm1d '1'", "no running statistics", "track_running_stats=True"):
         of(model)
 
 
@@ -246,7 +246,7 @@ class Random(nn.Module):
 @pytest.mark.parametrize("name", MATRICES)
 def test_chance_in_the_forward_pass_is_noticed(name, memory):
     model = Random(lambda x: F.dropout(x, 0.2, training=True))
-    with refused("--model: its output changes from call to call", "dropout", "model.eval()"):
+    with refused("`model`: its output changes from call to call", "dropout", "model.eval()"):
         multiply(of(model), name, memory)
 
 
@@ -286,7 +286,7 @@ def centred() -> nn.Module:
 @pytest.mark.parametrize("memory", [None, 0])
 @pytest.mark.parametrize("name", MATRICES)
 def test_outputs_that_depend_on_the_rest_of_the_batch(name, memory):
-    with refused("--model: its output for an example depends on the others of its batch (by", "split", "GroupNorm"):
+    with refused("`model`: its output for an example depends on the others of its batch (by", "split", "GroupNorm"):
         multiply(of(centred()), name, memory)
 
 
@@ -317,7 +317,7 @@ class Once(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if name != "fisher-batch"])
 def test_a_layer_without_second_derivative_is_told_in_one_line(name):
-    with refused("--model: a layer has no second derivative", "once_differentiable", "replace that layer"):
+    with refused("`model`: a layer has no second derivative", "once_differentiable", "replace that layer"):
         multiply(of(nn.Sequential(nn.Linear(3, 3), Lambda(Once.apply))), name)
 
 
@@ -328,7 +328,7 @@ def test_gradients_of_batches_need_no_second_derivative():
 def test_a_loss_without_second_derivative_has_an_empirical_fisher():
     problem = of(mlp(), loss=CustomLoss(lambda output, targets: Once.apply(output).sum(dim=1)))
     for name in ("hessian", "ggn"):
-        with refused("--loss custom: has no second derivative", "once_differentiable", "fisher-empirical"):
+        with refused("`loss` custom: has no second derivative", "once_differentiable", "fisher-empirical"):
             multiply(problem, name)
     assert multiply(problem, "fisher-empirical").count_nonzero()
 
@@ -342,28 +342,28 @@ def test_a_loss_without_second_derivative_has_an_empirical_fisher():
 def test_labels_out_of_range(name, wrong, weight):
     targets = Y.clone()
     targets[4] = wrong
-    with refused("--data", f"label {wrong} is out of range for 3 classes (0 to 2)", "ignore_index"):
+    with refused("`data`", f"label {wrong} is out of range for 3 classes (0 to 2)", "ignore_index"):
         multiply(of(mlp(), targets=targets, loss=CrossEntropy(weight)), name)
 
 
 @pytest.mark.parametrize(("loss", "good", "bad"), [(CrossEntropy(), Y, Y + 3), (BinaryCrossEntropy(), SOFT, -SOFT)])
 def test_targets_of_later_batches(loss, good, bad):
     problem = of(mlp(), targets=torch.cat([good[:3], bad[3:]]), loss=loss)
-    with refused("--data"):
+    with refused("`data`"):
         multiply(replace(problem, batches=[problem.batches[0].part(cut) for cut in (slice(3), slice(3, 7))]))
 
 
 SHAPES = [
-    (CrossEntropy(), floats(7), "--loss cross_entropy"),  # floats that are not probabilities of each class
-    (CrossEntropy(), floats(7, 2), "--loss cross_entropy"),
-    (CrossEntropy(), labels(6, below=3), "--loss cross_entropy"),
-    (CrossEntropy(), labels(7, 1, below=3), "--loss cross_entropy"),
-    (CrossEntropy(), labels(7, 3, below=2), "--loss cross_entropy"),
-    (MeanSquaredError(), floats(7), "--loss mse"),
-    (MeanSquaredError(), floats(7, 1), "--loss mse"),
-    (MeanSquaredError(), floats(7, 3, 1), "--loss mse"),
-    (BinaryCrossEntropy(), floats(7, 1).sigmoid(), "--loss bce_with_logits"),
-    (CustomLoss(lambda output, targets: output, "own.py:f"), floats(6, 3), "--loss own.py:f"),
+    (CrossEntropy(), floats(7), "`loss` cross_entropy"),  # floats that are not probabilities of each class
+    (CrossEntropy(), floats(7, 2), "`loss` cross_entropy"),
+    (CrossEntropy(), labels(6, below=3), "`loss` cross_entropy"),
+    (CrossEntropy(), labels(7, 1, below=3), "`loss` cross_entropy"),
+    (CrossEntropy(), labels(7, 3, below=2), "`loss` cross_entropy"),
+    (MeanSquaredError(), floats(7), "`loss` mse"),
+    (MeanSquaredError(), floats(7, 1), "`loss` mse"),
+    (MeanSquaredError(), floats(7, 3, 1), "`loss` mse"),
+    (BinaryCrossEntropy(), floats(7, 1).sigmoid(), "`loss` bce_with_logits"),
+    (CustomLoss(lambda output, targets: output, "own.py:f"), floats(6, 3), "`loss` own.py:f"),
 ]
 
 
@@ -376,13 +376,13 @@ def test_shapes_that_do_not_fit(loss, targets, argument):
 @pytest.mark.parametrize(
     ("loss", "targets", "words"),
     [
-        (CrossEntropy(torch.ones(4)), Y, ("--loss cross_entropy", "weight has 4 numbers for 3 classes")),
-        (CrossEntropy(ignore_index=0), SOFT, ("--loss cross_entropy", "ignore_index is 0", "leave it out")),
-        (CrossEntropy(), torch.full((7,), -100), ("--data", "no target counts", "ignore_index")),
-        (CrossEntropy(torch.tensor([0.0, 0.0, 1.0])), Y.clamp(max=1), ("--data", "no target counts", "weight")),
-        (BinaryCrossEntropy(), floats(7, 3), ("--data", "must lie in [0, 1]")),
-        (CustomLoss(lambda output, targets: 1.0), Y, ("--loss custom", "returned a float")),
-        (CustomLoss(lambda output, targets: output[:3]), Y, ("--loss custom", "(3, 3) for 7 examples", "one value")),
+        (CrossEntropy(torch.ones(4)), Y, ("`loss` cross_entropy", "weight has 4 numbers for 3 classes")),
+        (CrossEntropy(ignore_index=0), SOFT, ("`loss` cross_entropy", "ignore_index is 0", "leave it out")),
+        (CrossEntropy(), torch.full((7,), -100), ("`data`", "no target counts", "ignore_index")),
+        (CrossEntropy(torch.tensor([0.0, 0.0, 1.0])), Y.clamp(max=1), ("`data`", "no target counts", "weight")),
+        (BinaryCrossEntropy(), floats(7, 3), ("`data`", "must lie in [0, 1]")),
+        (CustomLoss(lambda output, targets: 1.0), Y, ("`loss` custom", "returned a float")),
+        (CustomLoss(lambda output, targets: output[:3]), Y, ("`loss` custom", "(3, 3) for 7 examples", "one value")),
     ],
 )
 @pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
@@ -394,17 +394,17 @@ def test_losses_and_targets_that_do_not_fit(loss, targets, words, name):
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 2)])
 def test_labels_that_are_real_numbers(shape):
     output = floats(*shape)
-    with refused("--loss cross_entropy", str(shape), "labels are real numbers; store them as integers"):
+    with refused("`loss` cross_entropy", str(shape), "labels are real numbers; store them as integers"):
         CrossEntropy().rows(output, torch.ones(7, *shape[2:]))
-    with refused("--loss cross_entropy", str(shape), "(7, 5)", "choose the loss that fits them"):
+    with refused("`loss` cross_entropy", str(shape), "(7, 5)", "choose the loss that fits them"):
         CrossEntropy().rows(output, torch.ones(7, 5))
 
 
 @pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy()])
 def test_a_dimension_too_few_or_too_many(loss):
-    with refused(f"--loss {loss.name}", "(7, 1), the targets (7,)", "; give", "y[..., None]", "output.squeeze(-1)"):
+    with refused(f"`loss` {loss.name}", "(7, 1), the targets (7,)", "; give", "y[..., None]", "output.squeeze(-1)"):
         loss.rows(torch.ones(7, 1), torch.ones(7))
-    with refused(f"--loss {loss.name}", "(7,), the targets (7, 1)", "; take", "y[..., 0]", "output.unsqueeze(-1)"):
+    with refused(f"`loss` {loss.name}", "(7,), the targets (7, 1)", "; take", "y[..., 0]", "output.unsqueeze(-1)"):
         loss.rows(torch.ones(7), torch.ones(7, 1))
 
 
@@ -413,7 +413,7 @@ FOREIGN = [(nn.MSELoss(), "MSELoss"), (F.mse_loss, "mse_loss"), (MeanSquaredErro
 
 @pytest.mark.parametrize(("loss", "name"), FOREIGN)
 def test_losses_of_pytorch_and_classes_of_losses(loss, name):
-    with refused(f"loss: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
+    with refused(f"`loss`: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
         of(mlp(), loss=loss)
 
 
@@ -427,7 +427,7 @@ def test_losses_of_pytorch_and_classes_of_losses(loss, name):
     ],
 )
 def test_batches_that_are_not_ours(batches, name):
-    with refused(f"batches: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
+    with refused(f"`batches`: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
         Problem(CASE.model(), CrossEntropy(), batches)
 
 
@@ -440,7 +440,7 @@ def test_vectors_of_another_length(shape):
 
 
 def test_no_examples():
-    with refused("--data", "no target counts"):
+    with refused("`data`", "no target counts"):
         multiply(Problem(mlp(), CrossEntropy(), []))
 
 
@@ -461,7 +461,7 @@ def test_a_batch_of_ignored_targets_alone_counts_for_nothing():
     ],
 )
 def test_models_that_fail(model, words):
-    with refused("--model", *words):
+    with refused("`model`", *words):
         multiply(of(model))
 
 
@@ -469,13 +469,13 @@ def test_models_that_fail(model, words):
 def test_images_of_bytes(model):
     images = torch.zeros(7, 3, 4, 4, dtype=torch.uint8)
     with refused(
-        "--model: fails on the data", "; x holds integers (torch.uint8)", "--transform file.py:name", "floats"
+        "`model`: fails on the data", "; x holds integers (torch.uint8)", "`transform` file.py:name", "floats"
     ):
         multiply(of(model, images))
 
 
 def test_an_index_out_of_range_of_an_embedding():
-    with refused("--model: fails on the data", "IndexError", "; check that --model fits --data"):
+    with refused("`model`: fails on the data", "IndexError", "; check that `model` fits `data`"):
         multiply(of(nn.Embedding(2, 3), inputs=torch.arange(7)))
 
 
@@ -534,19 +534,19 @@ def test_the_tensor_of_a_container_is_the_output(wrap, key):
 @pytest.mark.parametrize(
     ("wrap", "key", "words"),
     [
-        (lambda x: {"a": x, "b": 2 * x}, None, ("--model", "type dict (it has a (5, 3), b (5, 3)), not", "--output")),
-        (lambda x: {"a": None}, None, ("--model", "type dict (it has a NoneType), not", "--output")),
-        (lambda x: 3, None, ("--model", "its output is of type int, not one tensor", "wrap")),
-        (Holder, None, ("--model", "Holder (it has logits (5, 3), hidden (5, 3)), not one tensor", "--output")),
-        (lambda x: 20 * (x,), None, ("--model", "tuple (it has 0 (5, 3)", "7 (5, 3), ...), not one tensor")),
-        (lambda x: x, "logits", ("--output logits", "one tensor (5, 3)", "leave it out")),
-        (lambda x: {"a": x}, "b", ("--output b", "the model's output has no entry 'b' (it has a (5, 3))", "name one")),
-        (lambda x: (x,), "1", ("--output 1", "no entry '1'")),
-        (lambda x: (x,), "-2", ("--output -2", "no entry '-2'")),
-        (lambda x: {"a": (x,)}, "a.b", ("--output a.b", "its entry a has no entry 'b' (it has 0 (5, 3))")),
-        (lambda x: {"a": x}, "a.0", ("--output a.0", "its entry a has no entry '0'")),
-        (lambda x: {"a": (x,)}, "a", ("--output a", "its entry a is of type tuple (it has 0 (5, 3))", "deeper")),
-        (lambda x: {"a": (x,)}, "", ("--output", "no entry ''")),
+        (lambda x: {"a": x, "b": 2 * x}, None, ("`model`", "type dict (it has a (5, 3), b (5, 3)), not", "`output`")),
+        (lambda x: {"a": None}, None, ("`model`", "type dict (it has a NoneType), not", "`output`")),
+        (lambda x: 3, None, ("`model`", "its output is of type int, not one tensor", "wrap")),
+        (Holder, None, ("`model`", "Holder (it has logits (5, 3), hidden (5, 3)), not one tensor", "`output`")),
+        (lambda x: 20 * (x,), None, ("`model`", "tuple (it has 0 (5, 3)", "7 (5, 3), ...), not one tensor")),
+        (lambda x: x, "logits", ("`output` logits", "one tensor (5, 3)", "leave it out")),
+        (lambda x: {"a": x}, "b", ("`output` b", "the model's output has no entry 'b' (it has a (5, 3))", "name one")),
+        (lambda x: (x,), "1", ("`output` 1", "no entry '1'")),
+        (lambda x: (x,), "-2", ("`output` -2", "no entry '-2'")),
+        (lambda x: {"a": (x,)}, "a.b", ("`output` a.b", "its entry a has no entry 'b' (it has 0 (5, 3))")),
+        (lambda x: {"a": x}, "a.0", ("`output` a.0", "its entry a has no entry '0'")),
+        (lambda x: {"a": (x,)}, "a", ("`output` a", "its entry a is of type tuple (it has 0 (5, 3))", "deeper")),
+        (lambda x: {"a": (x,)}, "", ("`output`", "no entry ''")),
     ],
 )
 def test_outputs_that_are_not_one_tensor(wrap, key, words):
@@ -560,18 +560,18 @@ def test_outputs_that_are_not_one_tensor(wrap, key, words):
 def test_parameters_none_of_which_reaches_the_output():
     for name in MATRICES:
         unused = {"unused": nn.Parameter(torch.ones(2, dtype=torch.float64))}
-        with refused("--params", "does not depend on any chosen parameter (unused)", "detach()"):
+        with refused("`params`", "does not depend on any chosen parameter (unused)", "detach()"):
             multiply(CASE.problem(parameters=unused), name)
-        with refused("--params", "(network.0.weight, network.0.bias, network.2.weight, network.2.bias)", "choose some"):
+        with refused("`params`", "(network.0.weight, network.0.bias, network.2.weight, network.2.bias)", "choose some"):
             multiply(CASE.problem(model=Wraps(torch.Tensor.detach)), name)
 
 
 def test_all_parameters_frozen():
     model = mlp().requires_grad_(False)
-    with refused("--model", "all its parameters are frozen", "requires_grad"):
+    with refused("`model`", "all its parameters are frozen", "requires_grad"):
         of(model)
     model[0].requires_grad_(True)
-    with refused("--params 2.*", "all its parameters are frozen", "requires_grad"):
+    with refused("`params` 2.*", "all its parameters are frozen", "requires_grad"):
         chosen(model, "2.*")
 
 
@@ -579,16 +579,16 @@ def test_patterns_of_parameters():
     model = mlp()
     assert list(chosen(model, "*.weight")) == ["0.weight", "2.weight"]
     assert list(chosen(model, "2.bias", "0.*")) == ["0.weight", "0.bias", "2.bias"]  # the model's order
-    with refused("--params head.*", "matches no parameter", "0.weight, 0.bias, 2.weight, 2.bias"):
+    with refused("`params` head.*", "matches no parameter", "0.weight, 0.bias, 2.weight, 2.bias"):
         chosen(model, "0.*", "head.*")
 
 
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Sequential(nn.Tanh()), ("--model", "has no parameters")),
-        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), ("--model", "differ in kind", "float32", "float64")),
-        (nn.Linear(3, 3, dtype=torch.complex64), ("--model", "complex64", "not real")),
+        (nn.Sequential(nn.Tanh()), ("`model`", "has no parameters")),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), ("`model`", "differ in kind", "float32", "float64")),
+        (nn.Linear(3, 3, dtype=torch.complex64), ("`model`", "complex64", "not real")),
     ],
 )
 def test_models_without_fit_parameters(model, words):
@@ -600,24 +600,24 @@ def test_models_without_fit_parameters(model, words):
 
 
 def test_no_such_matrix():
-    with refused("--curvature hesian", "choose from", *MATRICES):
+    with refused("`curvature` hesian", "choose from", *MATRICES):
         Curvature(CASE.problem(), "hesian")
 
 
 @pytest.mark.parametrize("name", ["fisher", "fisher-mc"])
 def test_a_custom_loss_has_no_fisher(name):
-    with refused(f"--curvature {name}", "no distribution", "ggn"):
+    with refused(f"`curvature` {name}", "no distribution", "ggn"):
         Curvature(BY_NAME["custom, values"].problem(), name)
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name].squared])
 def test_weight_decay_is_refused_for_products_of_gradients(name):
-    with refused("--weight-decay 0.1", name, "hessian"):
+    with refused("`weight_decay` 0.1", name, "hessian"):
         Curvature(CASE.problem(weight_decay=0.1), name)
 
 
 def test_one_example_has_no_covariance():
-    with refused("--curvature gradient-covariance", "one example", "--samples"):
+    with refused("`curvature` gradient-covariance", "one example", "`samples`"):
         multiply(of(CASE.model(), X[:1], Y[:1]), "gradient-covariance")
 
 
@@ -634,7 +634,7 @@ DETACHED = [
 def test_a_loss_that_is_cut_off_from_the_output(name, function):
     problem = BY_NAME["custom, values"].problem(loss=CustomLoss(function, "own.py:f"))
     assert mean_loss(problem) >= 0
-    with refused("--loss own.py:f: its value does not depend on the output", "detach()"):
+    with refused("`loss` own.py:f: its value does not depend on the output", "detach()"):
         multiply(problem, name)
 
 
@@ -642,7 +642,7 @@ def test_out_of_memory_names_the_batch_size():
     def exhausts(output, targets):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines")
 
-    with refused("--batch-size: out of memory", "try a smaller one"):
+    with refused("`batch_size`: out of memory", "try a smaller one"):
         multiply(BY_NAME["custom, values"].problem(loss=CustomLoss(exhausts)))
 
 
@@ -653,7 +653,7 @@ def test_recurrent_networks_raise_no_warning_in_single_precision():
 
 def test_real_numbers_are_no_soft_targets():
     output, targets = torch.zeros(5, 3), torch.randn(5, 3)
-    with refused("--loss cross_entropy", "not probabilities", "--loss mse"):
+    with refused("`loss` cross_entropy", "not probabilities", "`loss` mse"):
         CrossEntropy().check(output, targets)
 
 
@@ -679,15 +679,15 @@ def test_class_dim_decides_where_both_readings_fit(class_dim, targets):
 @pytest.mark.parametrize("output", [floats(2, 3, 3), floats(2, 3, 3, 3)], ids=["sequences", "images"])
 def test_classes_that_may_be_either_dimension_are_refused(output):
     targets = labels(*output.shape[:-1], below=3)
-    with refused("--loss cross_entropy", str(tuple(output.shape)), "cross_entropy?class_dim=1", "?class_dim=-1"):
+    with refused("`loss` cross_entropy", str(tuple(output.shape)), "cross_entropy?class_dim=1", "?class_dim=-1"):
         CrossEntropy().rows(output, targets)
 
 
 def test_class_dim_against_the_shapes():
     for class_dim, shape in ((1, (2, 4, 3)), (-1, (2, 3, 4))):
-        with refused("--loss cross_entropy", str(shape), "(2, 4)"):
+        with refused("`loss` cross_entropy", str(shape), "(2, 4)"):
             CrossEntropy(class_dim=class_dim).rows(floats(*shape), labels(2, 4, below=3))
-    with refused("--loss cross_entropy", "class_dim is 2", "give 1"):
+    with refused("`loss` cross_entropy", "class_dim is 2", "give 1"):
         CrossEntropy(class_dim=2)
 
 
@@ -739,5 +739,5 @@ def test_a_loss_that_depends_on_the_split_is_refused(loss):
         return Curvature(Problem(nn.Linear(4, 3), CustomLoss(loss, "mine"), batches), "ggn")
 
     matrix(9).prepare()  # one batch of all is what the user wrote
-    with pytest.raises(SpectraError, match=r"--loss mine: .*parts.*--batch-size"):
+    with pytest.raises(SpectraError, match=r"`loss` mine: .*parts.*`batch_size`"):
         matrix(4).prepare()

@@ -168,7 +168,7 @@ def test_hessian(name):
             return loss(torch.func.functional_call(model, parts, (x,)), targets).mean().item()
 
     if name in REFUSED:
-        with pytest.raises(SpectraError, match=rf"--loss .*{REFUSED[name]}"):
+        with pytest.raises(SpectraError, match=rf"`loss` .*{REFUSED[name]}"):
             Curvature(problem, "hessian") @ start
         return
     directions = torch.randn(6, problem.size, dtype=D, generator=seeded(1))

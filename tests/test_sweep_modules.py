@@ -403,7 +403,7 @@ def test_the_hessian_of_a_layer_is_that_of_finite_differences(name):
     problem = Problem(model, MeanSquaredError(), cut_batches(x, y, torch.arange(5), 5))
     way, eye = WAYS[[*CASES].index(name) % 2], torch.eye(problem.size, dtype=D)
     if name in REFUSED:
-        with pytest.raises(SpectraError, match=f"^--model: {REFUSED[name]}"):
+        with pytest.raises(SpectraError, match=f"^`model`: {REFUSED[name]}"):
             Curvature(problem, "hessian", **way) @ eye
         return
     found = Curvature(problem, "hessian", **way) @ eye

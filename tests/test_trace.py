@@ -163,7 +163,7 @@ def test_a_loose_tolerance_does_not_stand_for_probes_that_were_cut():
     assert not estimate.converged
 
 
-@pytest.mark.parametrize("budget", [0, 1, 2, 3, 4, 5, 15, 33, 47, 60, 150, 199, 201, 350])
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 15, 33, 47, 60, 150, 199, 201, 350])
 @pytest.mark.parametrize("probes", [None, 80])
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_the_budget_is_never_exceeded(method, probes, budget):
@@ -178,7 +178,7 @@ def test_the_budget_is_never_exceeded(method, probes, budget):
 
 
 def test_dense_refuses_a_budget_below_its_price():
-    with pytest.raises(SpectraError, match="--max-products"):
+    with pytest.raises(SpectraError, match="`max_products`"):
         dense_trace(matrix("identity").matrix, max_products=29)
 
 

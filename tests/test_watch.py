@@ -458,23 +458,23 @@ class Sharded(nn.Module):
 
 
 WRONG = {
-    "every": ({"every": 0}, "every 0: .*give 1 or more"),
-    "k": ({"k": 0}, "k 0: .*give 1 or more"),
-    "too many": ({"k": 200, "products": 10_000}, "k 200: the matrix has 107 rows"),
-    "products": ({"products": 10}, "products 10: a matrix with k = 2 takes 11"),
-    "products of two": ({"products": 21, "curvature": ("hessian", "ggn")}, "products 21: 2 matrices .* takes 22"),
-    "no matrix": ({"curvature": ()}, "curvature: names no matrix"),
-    "matrix": ({"curvature": "hesian"}, "--curvature hesian: no such matrix"),
-    "loss": ({"loss": nn.CrossEntropyLoss()}, "loss: CrossEntropyLoss is not a loss that knows"),
-    "loader": ({"batches": iter([(X, Y)])}, "batches: list_iterator is not a list of spectra.Batch"),
-    "labels": ({"batches": (X, Y + 1)}, "--data: "),
-    "not finite": ({"batches": (X * torch.nan, Y)}, "--loss: the mean loss over the data is nan"),
-    "shapes": ({"batches": (X[:, :5], Y)}, "--model: fails on the data"),
-    "bfloat16": ({"model": scalars}, "model: its parameters are torch.bfloat16, too short"),
-    "frozen": ({"model": frozen}, "--model: all its parameters are frozen"),
-    "once": ({"model": Once}, "--model: a layer has no second derivative"),
-    "sharded": ({"model": Sharded}, "model: its parameters are sharded"),
-    "memory": ({"memory": 10}, "--memory: 10 bytes hold no product"),
+    "every": ({"every": 0}, "`every` 0: give an integer of 1 or more"),
+    "k": ({"k": 0}, "`k` 0: give an integer of 1 or more"),
+    "too many": ({"k": 200, "products": 10_000}, "`k` 200: the matrix has 107 rows"),
+    "products": ({"products": 10}, "`products` 10: a matrix with k = 2 takes 11"),
+    "products of two": ({"products": 21, "curvature": ("hessian", "ggn")}, "`products` 21: 2 matrices .* takes 22"),
+    "no matrix": ({"curvature": ()}, "`curvature`: names no matrix"),
+    "matrix": ({"curvature": "hesian"}, "`curvature` hesian: no such matrix"),
+    "loss": ({"loss": nn.CrossEntropyLoss()}, "`loss`: CrossEntropyLoss is not a loss that knows"),
+    "loader": ({"batches": iter([(X, Y)])}, "`batches`: list_iterator is not a list of spectra.Batch"),
+    "labels": ({"batches": (X, Y + 1)}, "`data`: "),
+    "not finite": ({"batches": (X * torch.nan, Y)}, "`loss`: the mean loss over the data is nan"),
+    "shapes": ({"batches": (X[:, :5], Y)}, "`model`: fails on the data"),
+    "bfloat16": ({"model": scalars}, "`model`: its parameters are torch.bfloat16, too short"),
+    "frozen": ({"model": frozen}, "`model`: all its parameters are frozen"),
+    "once": ({"model": Once}, "`model`: a layer has no second derivative"),
+    "sharded": ({"model": Sharded}, "`model`: its parameters are sharded"),
+    "memory": ({"memory": 10}, "`memory`: 10 bytes hold no product"),
 }
 
 
@@ -488,7 +488,7 @@ def test_what_cannot_work_fails_before_training(wrong, message, tmp_path):
 
 def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SpectraError, match=r"--out .*cannot be written"):
+    with pytest.raises(SpectraError, match=r"`out` .*cannot be written"):
         spectra.watch(network(), LOSS, (X, Y), tmp_path / "file", every=1)
 
 

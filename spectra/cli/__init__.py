@@ -17,6 +17,7 @@ from spectra.cli.compare import compare
 from spectra.cli.demo import demo
 from spectra.cli.density import density
 from spectra.cli.eig import eig
+from spectra.cli.flags import with_flags
 from spectra.cli.inspect import inspect
 from spectra.cli.landscape import landscape
 from spectra.cli.layers import layers
@@ -148,7 +149,7 @@ def run(arguments: list[str]) -> int:
         complain(f"{error.format_message().rstrip('.')}; see '{path} --help'")
     except SpectraError as error:
         show_traceback()
-        complain(str(error))
+        complain(with_flags(str(error), spectra))
     except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
         show_traceback()
         if lost := ranks.world() > 1 and ranks.missing_another(error):

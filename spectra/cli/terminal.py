@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from spectra.cli.flags import with_flags
 from spectra.cli.progress import Telling, clear_line
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
@@ -22,6 +23,8 @@ _printed = ""  # of the present command's answer, before the rest of it was know
 def note(text: str) -> None:
     """One line on standard error."""
     clear_line()
+    if context := click.get_current_context(silent=True):
+        text = with_flags(text, context.find_root().command)
     print(f"spectra: {quoted(text, LINE)}", file=sys.stderr, flush=True)
 
 

@@ -64,7 +64,7 @@ def join(device: torch.device) -> Ranks:
         if place >= count:
             raise SpectraError(
                 f"torchrun --nproc-per-node: more ranks than the {count} CUDA devices here; start {count} on each "
-                "node, or give --device cpu"
+                "node, or give `device` cpu"
             )
         torch.cuda.set_device(place)
     backend = "nccl" if device.type == "cuda" else "gloo"

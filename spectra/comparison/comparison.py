@@ -16,10 +16,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator, require_integer, require_matrix, require_number
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
 from spectra.comparison.pairs import Ends, Pair, compare_pair
 from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
-from spectra.errors import SpectraError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
@@ -59,7 +60,8 @@ def compare(
     probes: int = 16,
     steps: int = 40,
     tolerance: float = 1e-3,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     known: Mapping[str, Portrait] = MappingProxyType({}),
     watch: Watch = quiet,
@@ -71,6 +73,7 @@ def compare(
         probes: random vectors, of the distances as of the spectra.
         steps: products that a probe of a spectrum takes, and the most for the extreme eigenvalues of a difference; 0:
             neither spectra nor extremes.
+        seed, generator: of all that is drawn; a CPU `generator`, where one is given, is taken in place of the seed.
         max_products: of one matrix; what it leaves no room for is None or missing.
         known: portraits that an earlier comparison, of like settings and seed, has made of some of the matrices.
         watch: given the name of what is done next, a context in which methods tell their progress.
@@ -79,6 +82,11 @@ def compare(
     """
     n = common_size(operators)
     refuse_k(k, n)
+    require_integer("probes", probes)
+    require_integer("steps", steps, least=0)
+    require_number("tolerance", tolerance)
+    require_integer("max_products", max_products, optional=True)
+    generator = chosen_generator(seed, generator)
     limit = math.inf if max_products is None else max_products
     seed = int(torch.randint(2**62, (), generator=generator))
 
@@ -112,17 +120,21 @@ def compare(
 
 
 def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
+    if not isinstance(operators, Mapping):
+        raise ArgumentError(f"`operators` of type {type(operators).__name__}: give matrices by name, in a dict")
+    refuse_alone(operators)
+    for name, operator in operators.items():
+        require_matrix(f"operators[{name!r}]", operator)
     sizes = {name: operator.shape[0] for name, operator in operators.items()}
-    refuse_alone(sizes)
     if len(set(sizes.values())) > 1:
-        raise SpectraError(f"matrices: of different sizes, {sizes}; compare those of one problem")
+        raise ArgumentError(f"`operators` of different sizes, {sizes}: compare matrices of one problem")
     return next(iter(sizes.values()))
 
 
 def refuse_alone(names: Collection[str]) -> None:
     if len(names) < 2:
         named = " ".join(names) or "(none)"
-        raise SpectraError(f"--curvature {named}: there is nothing to compare it with; name two matrices or more")
+        raise SpectraError(f"`curvature` {named}: there is nothing to compare it with; name two matrices or more")
 
 
 def multiply(

@@ -12,7 +12,7 @@ from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
 from spectra.problem.problem import Problem
 
-OPTION = "--held-out"
+OPTION = "`held_out`"
 
 
 def on_other_data(problem: Problem, data: str, transform: str | None, model: str) -> tuple[Problem, dict]:
@@ -34,7 +34,7 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     except SpectraError as error:
         told = str(error)
         raise SpectraError(
-            told.replace("--data", OPTION) if "--data" in told else f"{OPTION} {data}: {told}"
+            told.replace("`data`", OPTION) if "`data`" in told else f"{OPTION} {data}: {told}"
         ) from error
     told = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
     return other, told

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, share
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
@@ -47,8 +48,8 @@ def evaluate(problem: Problem) -> Evaluation:
     loss = total / problem.weight
     if not math.isfinite(loss):
         raise SpectraError(
-            f"--loss: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
-            "or try --dtype float64"
+            f"`loss`: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
+            "or try `dtype` float64"
         )
     return Evaluation(loss, right / counted if counted else None)
 
@@ -65,6 +66,7 @@ def accuracy(problem: Problem) -> float | None:
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
     """Examples (N, ...) in batches of `size`, the last one shorter."""
+    require_integer("size", size)
     every = Batch(inputs, targets, indices)
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spectra.errors import SpectraError
+from spectra.errors import ArgumentError, SpectraError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ MATRICES = {
         distribution=True,
     ),
     "fisher-mc": Matrix(
-        "the same with --mc-samples labels drawn for each example",
+        "the same with `mc_samples` labels drawn for each example",
         "spectra.curvature.output_space:fisher_mc",
         distribution=True,
     ),
@@ -56,7 +56,7 @@ MATRICES = {
         centred=True,
     ),
     "fisher-batch": Matrix(
-        "outer products of the gradients of whole batches, often taken for fisher-empirical; depends on --batch-size",
+        "outer products of the gradients of whole batches, often taken for fisher-empirical; depends on `batch_size`",
         "spectra.curvature.engine.gradients:fisher_batch",
         squared=True,
         split=True,
@@ -67,10 +67,10 @@ MATRICES = {
 def refuse_unsuited(name: str, loss: object, weight_decay: float) -> None:
     """Raise SpectraError where there is no such matrix, or none of this loss or with weight decay."""
     if name not in MATRICES:
-        raise SpectraError(f"--curvature {name}: no such matrix; choose from {', '.join(MATRICES)}")
+        raise ArgumentError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")
     if not suits(name, loss):
         raise SpectraError(
-            f"--curvature {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
+            f"`curvature` {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
             "use ggn or fisher-empirical"
         )
     refuse_weight_decay(name, weight_decay)
@@ -84,7 +84,7 @@ def suits(name: str, loss: object) -> bool:
 def refuse_weight_decay(name: str, weight_decay: float) -> None:
     if MATRICES[name].squared and weight_decay:
         raise SpectraError(
-            f"--weight-decay {weight_decay:g}: {name} is made of products of gradients, which weight "
+            f"`weight_decay` {weight_decay:g}: {name} is made of products of gradients, which weight "
             "decay does not shift; leave it out, or ask for hessian, ggn or fisher"
         )
 
@@ -93,6 +93,6 @@ def refuse_gram(name: str) -> None:
     """Raise SpectraError where the matrix has no factor F of which F'F is the matrix."""
     if MATRICES[name].indefinite:
         raise SpectraError(
-            f"--method gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "
-            "--curvature ggn"
+            f"`method` gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "
+            "`curvature` ggn"
         )

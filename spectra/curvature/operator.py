@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 import torch
 from torch import Tensor
 
+from spectra.arguments import require_integer
 from spectra.curvature.checks.derivative_check import Checked, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
@@ -44,6 +45,8 @@ class Curvature:
     def __init__(
         self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
     ):
+        require_integer("memory", memory, least=0, optional=True)
+        require_integer("products", products, least=0)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         matrix = MATRICES[name]
         self.problem = problem
@@ -192,4 +195,4 @@ class Curvature:
 
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
-            raise SpectraError("--model: its parameters have changed since this matrix was made; make it anew")
+            raise SpectraError("`model`: its parameters have changed since this matrix was made; make it anew")

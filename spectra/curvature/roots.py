@@ -151,7 +151,7 @@ def root(values: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
 def refuse_indefinite(values: Tensor, dtype: torch.dtype, name: str) -> None:
     if values.min() < -(torch.finfo(dtype).eps ** 0.5) * values.abs().max():
         raise SpectraError(
-            f"--method gram: --loss {name} is not convex in the model's output (its curvature goes down to "
+            f"`method` gram: `loss` {name} is not convex in the model's output (its curvature goes down to "
             f"{values.min():.2g}), so its ggn has no Gram matrix; choose another method"
         )
 
@@ -163,6 +163,6 @@ def refuse_tied_examples(middle: Apply, values: Tensor, vectors: Tensor, rows: T
     blocks = vectors @ (values[:, :, None] * (vectors.mT @ drawn.to(vectors).reshape(*values.shape, 1)))
     if (whole - blocks).norm() > torch.finfo(rows.dtype).eps ** 0.5 * whole.norm():
         raise SpectraError(
-            f"--method gram: --loss {name} ties examples of a batch together, so its ggn has no Gram matrix; "
+            f"`method` gram: `loss` {name} ties examples of a batch together, so its ggn has no Gram matrix; "
             "return one value for each example, or choose another method"
         )

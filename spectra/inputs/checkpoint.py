@@ -1,4 +1,4 @@
-"""`--checkpoint`: weights from a file that nobody vouches for, into a model, all of them or none."""
+"""`checkpoint`: weights from a file that nobody vouches for, into a model, all of them or none."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from spectra.inputs.state_dict import (
 )
 from spectra.quoting import quoted
 
-KEY_OPTION = "--checkpoint-key"
+KEY_OPTION = "`checkpoint_key`"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _uncopyable(state: Mapping[str, Any], built: Mapping[str, Tensor]) -> str | 
         if integers:
             text = "quantised or counted; save the weights as floating numbers, dequantised"
         elif value.is_complex() and not built[name].is_complex():
-            text = "complex; check --model and its options"
+            text = "complex; check `model` and its options"
         elif value.layout is not torch.strided or value.is_meta or value.is_nested:
             kind = "nested" if value.is_nested else value.layout
             text = f"{value.device.type} and {kind}; save dense tensors that hold values"
@@ -170,11 +170,11 @@ def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, T
         missing, unexpected = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
         last = " ".join(str(error).split("\n")[-1].split())  # torch's first line says no more than that it failed
         text = differences(before, state, missing, unexpected) or f"{type(error).__name__} while loading it: {last}"
-        return f"{text}; check --model and its options"
+        return f"{text}; check `model` and its options"
     tied = _tied(model, state)
     missing = [name for name in missing if name not in tied]
     if missing or unexpected:
-        return f"{differences(before, state, missing, unexpected)}; check --model and its options"
+        return f"{differences(before, state, missing, unexpected)}; check `model` and its options"
     for name, value in model.state_dict().items():
         if name in before and not _as_finite(value, before[name]):
             shown = quoted(name, SHORT)
@@ -182,7 +182,7 @@ def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, T
     for one, two in tied.items():
         if one in state and not torch.equal(state[one].to(before[one]), state[two].to(before[one])):
             both = f"{quoted(one, SHORT)} and {quoted(two, SHORT)}"
-            return f"{both} differ in it, but are one tensor in the model; check --model"
+            return f"{both} differ in it, but are one tensor in the model; check `model`"
     return None
 
 

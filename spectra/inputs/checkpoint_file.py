@@ -27,7 +27,7 @@ from spectra.inputs.safetensors_file import Damaged, read_safetensors
 from spectra.inputs.spec import input_error
 from spectra.inputs.state_dict import some
 
-OPTION = "--checkpoint"
+OPTION = "`checkpoint`"
 HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 # In a folder of weights: one shard of several, and what Hugging Face's Trainer writes beside them.

@@ -1,4 +1,4 @@
-"""`--data`: what a name stands for, as tensors: decoded once and kept, the same at every product."""
+"""`data`: what a name stands for, as tensors: decoded once and kept, the same at every product."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest, told_missing
 from spectra.inputs.transform import TO_TENSOR, Transform
 
-OPTION = "--data"
+OPTION = "`data`"
 FORMS = "digits, a file.npz or file.safetensors, a folder of images, torchvision:NAME or file.py:name"
 PAIR = ("x", "y")
 CLASSES = "a folder of images for each class"
@@ -142,7 +142,7 @@ def _torchvision(name: str, short: str, options: dict[str, Any]) -> Any:
         raise input_error(OPTION, name, f"torchvision has no data set {short!r}; {suggest(short, known)}")
     for key in options:
         if key.endswith(("transform", "transforms")):
-            text = f"it takes no {key} here; name what is done to each x as --transform file.py:name"
+            text = f"it takes no {key} here; name what is done to each x as `transform` file.py:name"
             raise input_error(OPTION, name, text)
     make = getattr(datasets, short)
     check_options(make, name, options, OPTION)

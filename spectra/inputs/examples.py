@@ -1,4 +1,4 @@
-"""The examples of `--data`: chosen by the seed, read once, put through the transform, stacked, checked."""
+"""The examples of `data`: chosen by the seed, read once, put through the transform, stacked, checked."""
 
 import numbers
 from collections import Counter
@@ -16,7 +16,7 @@ from spectra.errors import describe
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.transform import Transform
 
-OPTION = "--data"
+OPTION = "`data`"
 READ_TWICE = 8  # examples read a second time, to catch augmentation
 TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
 
@@ -108,7 +108,7 @@ def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
     if samples is None:
         return torch.arange(size)
     if not 1 <= samples <= size:
-        raise input_error("--samples", samples, f"{name} has {size} examples; choose from 1 to {size}")
+        raise input_error("`samples`", samples, f"{name} has {size} examples; choose from 1 to {size}")
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(size, generator=generator)[:samples].sort().values
 
@@ -124,7 +124,7 @@ def _stacked(dataset: Any, chosen: list[int], transform: Transform | None, name:
     again = [item(index) for index in chosen[:READ_TWICE]]
     for index, one, two in zip(chosen, head, again, strict=False):
         if not _same(one, two):
-            where = f" in it and in --transform {transform.name}" if transform and transform.typed else ""
+            where = f" in it and in `transform` {transform.name}" if transform and transform.typed else ""
             text = f"example {index} came out different when it was read twice; switch random augmentation off{where}"
             raise input_error(OPTION, name, text)
     items = head + [item(index) for index in chosen[READ_TWICE:]]
@@ -190,9 +190,9 @@ def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error:
         if (shapes := _shapes(item)) != first:
             a, b = _told(first - shapes), _told(shapes - first)
             text = f"example {chosen[0]} has {a}, example {index} has {b}; give every example one shape"
-            return f"{text}: pad, crop or resize them, as --transform file.py:name can"
+            return f"{text}: pad, crop or resize them, as `transform` file.py:name can"
     text = f"the examples cannot be stacked ({describe(error)})"
-    return f"{text}; give x and y as tensors, arrays or numbers, as --transform file.py:name can"
+    return f"{text}; give x and y as tensors, arrays or numbers, as `transform` file.py:name can"
 
 
 def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
@@ -225,7 +225,7 @@ def _check(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Tra
         raise input_error(OPTION, name, f"y is a {came} for each example; give one tensor or number as y")
     for what, leaf in [*named(inputs), ("y", targets)]:
         if not isinstance(leaf, Tensor):
-            made = f", as --transform {transform.name} has to" if transform else ""
+            made = f", as `transform` {transform.name} has to" if transform else ""
             text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"
             raise input_error(OPTION, name, text)
         eight_bits = leaf.is_floating_point() and leaf.itemsize == 1  # of which torch 2.11 has no isfinite

@@ -1,4 +1,4 @@
-"""--loss: a name and its options -> a Loss."""
+"""`loss`: a name and its options -> a Loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spectra.inputs.spec import call, check_options, input_error, parse_spec, re
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 
-OPTION = "--loss"
+OPTION = "`loss`"
 NAMES = ("cross_entropy", "mse", "bce_with_logits")
 OWN = "name your own as file.py:function"
 TRIED = {

@@ -1,4 +1,4 @@
-"""`--model`: a name becomes a network with the weights that a seed gives it."""
+"""`model`: a name becomes a network with the weights that a seed gives it."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ from spectra.errors import describe
 from spectra.inputs.chance import seeded
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 
-OPTION = "--model"
+OPTION = "`model`"
 TORCHVISION = "torchvision:"
 
 
@@ -152,7 +152,7 @@ def _torchvision(spec: str, name: str, options: dict[str, Any]) -> nn.Module:
         hint = "check what follows '?'"
         if weights or isinstance(error, OSError):  # detection and segmentation fetch a backbone unasked
             fetched = "weights=" if weights else "weights_backbone=none"
-            hint = f"check {fetched}; where weights cannot be fetched, give the file as --checkpoint"
+            hint = f"check {fetched}; where weights cannot be fetched, give the file as `checkpoint`"
         raise input_error(OPTION, name, f"building it failed with {describe(error)}; {hint}") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectra.arguments import LARGEST_SEED, require_choice, require_integer, require_number
 from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.errors import SpectraError
@@ -26,8 +27,10 @@ from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Problem, Processes, choose_parameters
+from spectra.quoting import foreign
 
-LARGE_MODEL = "take --dtype float32 and --device cpu, or a machine with more memory"
+LARGE_MODEL = "take `dtype` float32 and `device` cpu, or a machine with more memory"
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -79,17 +82,24 @@ def load_problem(
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     processes = typed.pop("processes") or Processes()
     del typed["begins"], typed["fits"]
+    require_integer("batch_size", batch_size, optional=True)
+    require_integer("memory", memory, least=0, optional=True)
+    require_integer("seed", seed, 0, LARGEST_SEED)
+    require_integer("mc_samples", mc_samples)
+    require_number("weight_decay", weight_decay, finite=True)
+    require_choice("device", device, DEVICES)
+    require_choice("dtype", dtype, DTYPES)
     place, kind = choose_device(device), DTYPES[dtype]
     objective = build_loss(loss, place, kind)
     begins("building the model, reading its weights")
     network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
-    with taking_memory(f"--model {model}", LARGE_MODEL):
+    with taking_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(network, place, kind)
     renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
     begins("reading the data")
-    with taking_memory(f"--data {data}", "take fewer --samples"):
+    with taking_memory(f"`data` {data}", "take fewer `samples`"):
         examples = load_data(data, samples, seed, choose_transform(transform, model))
         inputs = to_kind(examples.inputs, place, kind)
         targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
@@ -152,10 +162,10 @@ def load_model(
     mode after, since an `eval()` of its own may merge them.
     """
     if checkpoint_key is not None and not checkpoint:
-        raise SpectraError(f"--checkpoint-key {checkpoint_key}: there is no --checkpoint to look in; name one")
-    with taking_memory(f"--model {model}", LARGE_MODEL):
+        raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
+    with taking_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(build_model(model, seed), None, dtype)
-    with taking_memory(f"--checkpoint {checkpoint}", LARGE_MODEL):
+    with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
@@ -175,7 +185,7 @@ def notes(data: Data) -> list[str]:
 
 def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise SpectraError("--device cuda: torch sees no CUDA device here; use --device cpu, or auto")
+        raise SpectraError("`device` cuda: torch sees no CUDA device here; use `device` cpu, or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -1,7 +1,7 @@
 """How a user names an object: `NAME?key=value&key=value`, NAME being `file.py:name` or `package.module:name`.
 
-    name, options = parse_spec("nets.py:build?width=8", "--model")      # "nets.py:build", {"width": 8}
-    model = call(resolve(name, "--model"), name, options, "--model")    # build(width=8)
+    name, options = parse_spec("nets.py:build?width=8", "`model`")      # "nets.py:build", {"width": 8}
+    model = call(resolve(name, "`model`"), name, options, "`model`")    # build(width=8)
 
 Every failure is a SpectraError of one line: the option, what came, and the way out.
 """

@@ -70,7 +70,7 @@ class Match:
 
     @property
     def where(self) -> str:
-        """Key and prefix as `--checkpoint-key` takes them."""
+        """Key and prefix as `checkpoint_key` takes them."""
         return ".".join(filter(None, (self.key, self.prefix.rstrip("."))))
 
 

@@ -1,4 +1,4 @@
-"""`--transform`: what is done to the x of every example, once, before the model sees it.
+"""`transform`: what is done to the x of every example, once, before the model sees it.
 
 Left out, torchvision's images go through what the model's weights were trained with, where it came with weights, else
 become tensors; other data stay as they are.
@@ -16,7 +16,7 @@ from spectra.errors import describe
 from spectra.inputs.model import pretrained_weights
 from spectra.inputs.spec import check_options, input_error, parse_spec, resolve
 
-OPTION = "--transform"
+OPTION = "`transform`"
 INSTANCE = "name what it makes: file.py:transform, for a line transform = NAME(...) in that file"
 
 

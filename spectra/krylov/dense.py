@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.bounds import allowed_residuals
-from spectra.krylov.limits import refuse_dense, refuse_k
+from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.vectors import whole, without_autocast
@@ -49,8 +49,8 @@ def dense_eigenpairs(
 
     Raises SpectraError when k > n, when n is too large, or when n products are more than `max_products`.
     """
+    refuse_search(operator, k, which, tolerance, max_products)
     n = operator.shape[0]
-    refuse_k(k, n)
     refuse_dense(n, max_products)
     matrix = dense_matrix(operator, progress)
     if not torch.isfinite(matrix).all():

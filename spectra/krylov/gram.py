@@ -12,10 +12,11 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.hutchinson import FEWEST
-from spectra.krylov.limits import refuse_k
+from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
 from spectra.vectors import orthonormal, taken, without_autocast
@@ -30,7 +31,8 @@ def gram_eigenpairs(
     *,
     which: str = "LM",
     tolerance: float = 1e-3,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
@@ -39,8 +41,9 @@ def gram_eigenpairs(
     A pair has converged when its residual is at most max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|). Raises
     SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
     """
+    refuse_search(operator, k, which, tolerance, max_products)
     n = operator.shape[0]
-    refuse_k(k, n)
+    generator = chosen_generator(seed, generator)
     factor = operator.factor()
     refuse_budget(factor.cost() + k + (k + 1) // 2, max_products)
     gram = factor.gram()
@@ -146,5 +149,5 @@ def exact_trace_pays(operator: Factored, max_products: int | None = None) -> boo
 def refuse_budget(products: int, max_products: int | None) -> None:
     if max_products is not None and products > max_products:
         raise SpectraError(
-            f"--max-products: {max_products} are left, but --method gram takes {products:,} here; choose another method"
+            f"`max_products`: {max_products} are left, but `method` gram takes {products:,} here; choose another method"
         )

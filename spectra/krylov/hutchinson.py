@@ -13,7 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator
 from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, once, placed
 from spectra.vectors import orthonormal, row_dots, summed, without_autocast
@@ -30,11 +32,14 @@ def hutchinson(
     rtol: float = 0.01,
     probes: int | None = None,
     known: float = 0.0,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
     """Tr A + known by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
+    refuse_estimate(operator, rtol, probes, known, max_products)
+    generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
     return sample(counted, counted, known, rtol, probes, generator, budget, progress)
@@ -47,11 +52,14 @@ def hutch_plus_plus(
     rtol: float = 0.01,
     probes: int | None = None,
     known: float = 0.0,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
     """Tr A + known with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
+    refuse_estimate(operator, rtol, probes, known, max_products)
+    generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, probes)

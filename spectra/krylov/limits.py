@@ -1,32 +1,56 @@
-"""What can be asked of a matrix of n rows: judged by n alone, so that it can be refused before there is a matrix."""
+"""What can be asked of a matrix: what n alone decides is refused before there is a matrix, and without torch."""
 
 from __future__ import annotations
 
-from spectra.errors import SpectraError
+import math
+from typing import Any
 
+from spectra.arguments import require_choice, require_integer, require_matrix, require_number
+from spectra.errors import ArgumentError, SpectraError
+
+ENDS = ("LM", "LA", "SA", "BE")  # by magnitude, from the top, from the bottom, from both
 LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
 
 
 def refuse_k(k: int, n: int) -> None:
-    """Raise SpectraError where a matrix of n rows has fewer than k eigenvalues."""
+    """Raise ArgumentError where k is no number of eigenvalues, or a matrix of n rows has fewer."""
+    require_integer("k", k)
     if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+        raise ArgumentError(f"`k`: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+
+
+def refuse_search(operator: Any, k: int, which: str, tolerance: float, max_products: int | None) -> None:
+    """Raise ArgumentError where this cannot be asked of a search for eigenpairs."""
+    require_matrix("operator", operator)
+    refuse_k(k, operator.shape[0])
+    require_choice("which", which, ENDS)
+    require_number("tolerance", tolerance)
+    require_integer("max_products", max_products, optional=True)
+
+
+def refuse_estimate(operator: Any, rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
+    """Raise ArgumentError where this cannot be asked of an estimate of the trace."""
+    require_matrix("operator", operator)
+    require_number("rtol", rtol)
+    require_integer("probes", probes, optional=True)
+    require_number("known", known, least=-math.inf)
+    require_integer("max_products", max_products, optional=True)
 
 
 def refuse_dense(n: int, max_products: int | None = None) -> None:
     """Raise SpectraError where a matrix of n rows is too large to be held, or for the products that are left."""
     if max_products is not None and n > max_products:
         raise SpectraError(
-            f"--max-products: {max_products} are left, but --method dense takes {n:,}, one a row; choose another method"
+            f"`max_products`: {max_products} are left, but `method` dense takes {n:,}, one a row; choose another method"
         )
     if n > LARGEST_DENSE:
         raise SpectraError(
-            f"--method dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
-            "choose another method, or fewer parameters with --params"
+            f"`method` dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
+            "choose another method, or fewer parameters with `params`"
         )
 
 
 def refuse_which(which: str) -> None:
     """Raise SpectraError for ends of the spectrum that power iteration does not find."""
     if which != "LM":
-        raise SpectraError(f"--which {which}: power iteration finds the largest magnitudes alone; use --method lanczos")
+        raise SpectraError(f"`which` {which}: power iteration finds the largest magnitudes alone; use `method` lanczos")

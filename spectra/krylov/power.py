@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
-from spectra.krylov.limits import refuse_k, refuse_which
+from spectra.krylov.limits import refuse_search, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
 from spectra.vectors import dot, mapped, norm, norms, summed, without_autocast
@@ -22,7 +23,8 @@ def power_iteration(
     *,
     which: str = "LM",
     tolerance: float = 1e-3,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
@@ -33,9 +35,9 @@ def power_iteration(
     dominant eigenvalues of opposite sign never converge, and are reported so. `max_products` is 1000 k unless given.
     Raises SpectraError when k > n or `which` is not LM.
     """
-    n = operator.shape[0]
-    refuse_k(k, n)
+    refuse_search(operator, k, which, tolerance, max_products)
     refuse_which(which)
+    generator = chosen_generator(seed, generator)
     budget = 1000 * k if max_products is None else max_products
     counted = Counting(operator)
     basis = images = empty_rows(operator, 0)

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectra.arguments import chosen_generator, require_integer, require_matrix
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
@@ -30,7 +31,8 @@ def spectral_measure(
     probes: int = 10,
     steps: int = 80,
     known: Eigenpairs | None = None,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     largest_basis: int | None = None,
     progress: Progress | None = None,
@@ -42,6 +44,12 @@ def spectral_measure(
     device's memory holds) and as `max_products` lets finish; where that ends it early, the last probe is short or
     missing and `converged` is False.
     """
+    require_matrix("operator", operator)
+    require_integer("probes", probes)
+    require_integer("steps", steps)
+    require_integer("max_products", max_products, optional=True)
+    require_integer("largest_basis", largest_basis, optional=True)
+    generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     limit = (1 + probes) * steps if max_products is None else max_products
     largest = fitting_vectors(operator) if largest_basis is None else largest_basis

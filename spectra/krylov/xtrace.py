@@ -15,8 +15,10 @@ from dataclasses import replace
 
 import torch
 
+from spectra.arguments import chosen_generator
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, sample
+from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch, jackknife
 from spectra.operator import Counting, SymmetricOperator
@@ -34,7 +36,8 @@ def xtrace(
     rtol: float = 0.01,
     probes: int | None = None,
     known: float = 0.0,
-    generator: torch.Generator,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
@@ -43,6 +46,8 @@ def xtrace(
     `probes` fixes the number of vectors. Where all n products are no more than what is foreseen, the trace is taken
     exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
     """
+    refuse_estimate(operator, rtol, probes, known, max_products)
+    generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, probes)

@@ -4,24 +4,79 @@ from __future__ import annotations
 
 import torch
 
+from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
 from spectra.cluster.distributed import distributed
+from spectra.comparison.comparison import Watch, quiet
 from spectra.curvature.operator import Curvature
+from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
-from spectra.layerwise.layers import Layers
-from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
+from spectra.layerwise.layers import DIAGONALS, Layers
+from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks
 from spectra.problem.problem import Problem
 from spectra.vectors import without_autocast
 
 
 @without_autocast()
 def layers(
-    problem: Problem, name: str = "hessian", by: str = "layer", *, generator: torch.Generator, **settings
+    problem: Problem,
+    name: str = "hessian",
+    by: str = "layer",
+    *,
+    k: int = 1,
+    method: str = "xdiag",
+    rtol: float = 0.01,
+    ranked: bool = False,
+    tolerance: float = 1e-3,
+    steps: int = 0,
+    probes: int = 4,
+    known: Eigenpairs | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    watch: Watch = quiet,
 ) -> Layers:
-    """Traces, diagonal, eigenpairs and spectra of the blocks of the matrix `name`: by layer, module or channel.
+    """Traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
 
-    `settings` are those of `analysis.layers.layers`. Raises SpectraError as Curvature does.
+    Args:
+        name: of the matrix, one of `spectra.MATRICES`.
+        by: what a block is: layer, module or channel.
+        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, of the diagonal.
+        rtol: standard error of every block's trace over |the whole trace|.
+        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
+        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        known: leading eigenpairs of the whole matrix from an earlier run.
+        seed, generator: of all that is drawn; a CPU `generator`, where one is given, is taken in place of the seed.
+        max_products: of the whole matrix; one of each block counts as many as there are blocks.
+        watch: given the name of what is done next, a context in which methods tell their progress.
+
+    Raises SpectraError as Curvature does, and where an argument is not one of these.
     """
+    require_choice("by", by, BY)
+    require_integer("k", k, least=0)
+    require_choice("method", method, DIAGONALS)
+    require_number("rtol", rtol)
+    require_number("tolerance", tolerance)
+    require_integer("steps", steps, least=0)
+    require_integer("probes", probes)
+    require_integer("max_products", max_products, optional=True)
+    generator = chosen_generator(seed, generator)
     matrix = distributed(Curvature(problem, name))
     blocks = parameter_blocks(problem, by)
-    own = diagonal_blocks(matrix, blocks, problem, name)
-    return blockwise.layers(matrix, own, blocks, block_sums(problem, blocks, matrix), generator=generator, **settings)
+    return blockwise.layers(
+        matrix,
+        diagonal_blocks(matrix, blocks, problem, name),
+        blocks,
+        block_sums(problem, blocks, matrix),
+        k=k,
+        method=method,
+        rtol=rtol,
+        ranked=ranked,
+        tolerance=tolerance,
+        steps=steps,
+        probes=probes,
+        known=known,
+        generator=generator,
+        max_products=max_products,
+        watch=watch,
+    )

@@ -23,11 +23,11 @@ def names(labels: Sequence[str], defaults: Sequence[str], curvatures: Sequence[S
     Raises SpectraError: `labels` that are too few or many, equal, or that the font cannot set.
     """
     if labels and len(labels) != len(defaults):
-        raise input_error("--label", ", ".join(labels), f"{len(labels)} for {len(defaults)}; give one for each RESULT")
+        raise input_error("`labels`", ", ".join(labels), f"{len(labels)} for {len(defaults)}; give one for each RESULT")
     for i, label in enumerate(labels):
-        check_text(label, "--label")
+        check_text(label, "`labels`")
         if not label.strip() or label in labels[:i]:
-            raise input_error("--label", repr(label), "comes twice, or is empty; give each RESULT a name of its own")
+            raise input_error("`labels`", repr(label), "comes twice, or is empty; give each RESULT a name of its own")
     several = len(defaults) > 1 or bool(labels)
     matrices = {name for some in curvatures for name in some}
     return [

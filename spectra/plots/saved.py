@@ -53,7 +53,7 @@ class Result(NamedTuple):
         if numbers.ndim != dimensions or not numbers.size:
             raise self.lacks(key)
         if not np.isfinite(numbers).all():
-            text = f"{key} of {self.curvature}: a number is not finite; draw others with --curvature NAME"
+            text = f"{key} of {self.curvature}: a number is not finite; draw others with `curvature` NAME"
             raise input_error("RESULT", self.path, text)
         return numbers
 
@@ -137,12 +137,12 @@ def saved_figure(
     Raises:
         SpectraError: a result that cannot be read or drawn, results of several commands, a name that is wrong.
     """
-    check_text(title or "", "--title")
+    check_text(title or "", "`title`")
     files, records = zip(*(read(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
     for pair in zip(files, records, strict=True):
         refuse_many(*pair)
     if records[0]["command"] in WHOLE:
-        own = {"--label": labels, "--curvature": curvatures, "--title": title, "--log": log, "--width": width != WIDTH}
+        own = {"`labels`": labels, "`curvature`": curvatures, "`title`": title, "`log`": log, "`width`": width != WIDTH}
         return whole_figure(files, records[0], [option for option, given in own.items() if given]), list(files)
     results = [results_of(*pair) for pair in zip(files, records, strict=True)]
     check_choice(files, records, results, curvatures)
@@ -150,7 +150,7 @@ def saved_figure(
         results = [[result for result in some if result.curvature in curvatures] for some in results]
     kind = KINDS[records[0]["command"]]
     if (count := sum(map(len, results))) > kind.most:
-        text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or --curvature"
+        text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or `curvature`"
         raise input_error("RESULT", files[-1], text)
     known = names(labels, default_labels(files), [[settable(result.curvature) for result in some] for some in results])
     answers = [kind.answer(result) for some in results for result in some]
@@ -172,7 +172,7 @@ def whole_figure(files: Sequence[Path], record: dict[str, Any], changed: Sequenc
 def record_figures(path: Path, record: dict[str, Any]) -> dict[str, Figure]:
     """Every figure of one result, by name; of several matrices those whose numbers are finite.
 
-    A density that was asked for with --log is drawn on that axis too.
+    A density that was asked for with `log` is drawn on that axis too.
 
     Raises:
         SpectraError: a record that is not whole.
@@ -252,7 +252,7 @@ def check_choice(
     every = {result.curvature for some in results for result in some}
     for name in curvatures:
         if name not in every:
-            raise input_error("--curvature", name, f"no RESULT has it; {suggest(name, every)}")
+            raise input_error("`curvature`", name, f"no RESULT has it; {suggest(name, every)}")
     for i, (file, record, some) in enumerate(zip(files, records, results, strict=True)):
         held = [result.curvature for result in some]
         if record["command"] != first:

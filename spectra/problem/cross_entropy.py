@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.errors import SpectraError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.logits import gaps_to, others, softmax, top_class
 from spectra.problem.losses import mismatch
 
@@ -26,14 +26,16 @@ class CrossEntropy:
     class_dim: int | None = None
 
     def __post_init__(self):
+        if not 0 <= self.label_smoothing <= 1:
+            raise ArgumentError(f"`label_smoothing` {self.label_smoothing!r}: give a number from 0 to 1")
         if self.class_dim not in (None, 1, -1):
-            raise SpectraError(f"--loss cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
+            raise SpectraError(f"`loss` cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         soft = targets.is_floating_point()
         if output.ndim < 2:
             raise SpectraError(
-                f"--loss cross_entropy: the output of shape {tuple(output.shape)} has no dimension of classes; "
+                f"`loss` cross_entropy: the output of shape {tuple(output.shape)} has no dimension of classes; "
                 "let the model return (batch, classes)"
             )
         if soft and output.shape != targets.shape:
@@ -42,20 +44,20 @@ class CrossEntropy:
             raise mismatch("cross_entropy", output, targets)
         if soft and self.ignore_index >= 0:
             raise SpectraError(
-                f"--loss cross_entropy: ignore_index is {self.ignore_index}, but targets are real; leave it out"
+                f"`loss` cross_entropy: ignore_index is {self.ignore_index}, but targets are real; leave it out"
             )
         dims = [self._soft_dim] if soft else self._class_dims(output, targets)
         if not dims:
             raise mismatch("cross_entropy", output, targets)
         if len(dims) > 1:
             raise SpectraError(
-                f"--loss cross_entropy: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "
+                f"`loss` cross_entropy: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "
                 "write cross_entropy?class_dim=1 (as PyTorch has it) or ?class_dim=-1"
             )
         rows = output.movedim(dims[0], -1).flatten(0, -2)
         if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
             raise SpectraError(
-                f"--loss cross_entropy: weight has {len(self.class_weights)} numbers for {rows.shape[1]} classes; "
+                f"`loss` cross_entropy: weight has {len(self.class_weights)} numbers for {rows.shape[1]} classes; "
                 "give one for each"
             )
         return rows
@@ -64,15 +66,15 @@ class CrossEntropy:
         if targets.is_floating_point():
             if (targets < 0).any():
                 raise SpectraError(
-                    "--loss cross_entropy: the targets are real numbers, but not probabilities (some are below 0); "
-                    "store class labels as integers, or use --loss mse"
+                    "`loss` cross_entropy: the targets are real numbers, but not probabilities (some are below 0); "
+                    "store class labels as integers, or use `loss` mse"
                 )
             return
         classes = rows.shape[1]
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
         if wrong.any():
             raise SpectraError(
-                f"--data: label {targets[wrong][0].item()} is out of range for {classes} classes "
+                f"`data`: label {targets[wrong][0].item()} is out of range for {classes} classes "
                 f"(0 to {classes - 1}); give the model more outputs, or mark such targets with ?ignore_index="
             )
 
@@ -96,7 +98,7 @@ class CrossEntropy:
         kept = targets[targets != self.ignore_index]
         if kept.numel() and kept.max() >= len(self.class_weights):
             raise SpectraError(
-                f"--loss cross_entropy: weight has {len(self.class_weights)} numbers, but the data have label "
+                f"`loss` cross_entropy: weight has {len(self.class_weights)} numbers, but the data have label "
                 f"{kept.max().item()}; give one number for each class"
             )
         return self.class_weights.double().cpu()[kept.long().cpu()].sum().item()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectra.errors import SpectraError, describe
+from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.logits import both_sigmoids, distance_from_zero
 
@@ -108,7 +108,7 @@ class BinaryCrossEntropy(Elementwise):
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
         if ((targets < 0) | (targets > 1)).any():
-            raise SpectraError("--data: targets of bce_with_logits must lie in [0, 1]")
+            raise SpectraError("`data`: targets of bce_with_logits must lie in [0, 1]")
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
         # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
@@ -138,6 +138,11 @@ class CustomLoss:
     function: Callable[[Tensor, Tensor], Tensor]
     name: str = "custom"
 
+    def __post_init__(self):
+        if not callable(self.function):
+            came = type(self.function).__name__
+            raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
+
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         if len(output) != len(targets):
             raise mismatch(self.name, output, targets)
@@ -153,20 +158,20 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"--loss {self.name}: fails on the data ({describe(error)}); mend it there") from error
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
         if not (isinstance(values, Tensor) and values.is_floating_point()):
             raise SpectraError(
-                f"--loss {self.name}: returned a {type(values).__name__}, not a tensor of reals; return one"
+                f"`loss` {self.name}: returned a {type(values).__name__}, not a tensor of reals; return one"
             )
         if rows.requires_grad and not values.requires_grad:
             raise SpectraError(
-                f"--loss {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
+                f"`loss` {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
             )
         if values.ndim == 0:
             return values * len(rows)
         if len(values) != len(rows):
             raise SpectraError(
-                f"--loss {self.name}: returned shape {tuple(values.shape)} for {len(rows)} examples; "
+                f"`loss` {self.name}: returned shape {tuple(values.shape)} for {len(rows)} examples; "
                 "return one value for each example, or the mean over the batch"
             )
         return values.reshape(len(rows), -1).mean(dim=1).sum()
@@ -180,5 +185,5 @@ class CustomLoss:
 
 def mismatch(name: str, output: Tensor, targets: Tensor, way_out: str = RESHAPE) -> SpectraError:
     return SpectraError(
-        f"--loss {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; {way_out}"
+        f"`loss` {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; {way_out}"
     )

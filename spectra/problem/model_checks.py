@@ -121,7 +121,7 @@ def attempted(problem: Problem, batch: Batch, cut: slice | Tensor) -> Tensor | N
 def refuse_change(problem: Problem, found: Tensor, expected: Tensor) -> None:
     if (change := relative_difference(found, expected)) > torch.finfo(problem.dtype).eps ** 0.5:
         raise SpectraError(
-            f"--model: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
+            f"`model`: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
             "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
         )
 
@@ -131,7 +131,7 @@ def refuse_dependence(problem: Problem, found: Tensor | None, expected: Tensor) 
         return
     if (change := relative_difference(found, expected)) > torch.finfo(problem.dtype).eps ** 0.5:
         raise SpectraError(
-            f"--model: its output for an example depends on the others of its batch (by {change:.1e} of its size), so "
+            f"`model`: its output for an example depends on the others of its batch (by {change:.1e} of its size), so "
             "the matrix would depend on the split; look for means over dimension 0, and let each example stand alone, "
             "as GroupNorm does"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spectra.errors import SpectraError
+from spectra.quoting import foreign
 
 SHOWN = 8  # entries that an error message lists
 
@@ -25,14 +26,14 @@ def choose_output(output: Any, key: str | None = None) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
     raise SpectraError(
-        f"--model: its output is of type {type(output).__name__}{contents(output)}, not one tensor; "
-        "name one with --output, or wrap the model to return one"
+        f"`model`: its output is of type {type(output).__name__}{contents(output)}, not one tensor; "
+        "name one with `output`, or wrap the model to return one"
     )
 
 
 def follow(output: Any, key: str) -> Tensor:
     if isinstance(output, Tensor):
-        raise SpectraError(f"--output {key}: the model's output is one tensor {shape(output)}; leave it out")
+        raise SpectraError(f"`output` {foreign(key)}: the model's output is one tensor {shape(output)}; leave it out")
     value, path = output, "the model's output"
     for part in key.split("."):
         found = entries(value)
@@ -41,12 +42,13 @@ def follow(output: Any, key: str) -> Tensor:
         elif part in found:
             value = found[part]
         else:
-            raise SpectraError(f"--output {key}: {path} has no entry {part!r}{contents(value)}; name one that is there")
-        path = f"its entry {part}"
+            text = f"has no entry {foreign(part)!r}{contents(value)}; name one that is there"
+            raise SpectraError(f"`output` {foreign(key)}: {path} {text}")
+        path = f"its entry {foreign(part)}"
     if not isinstance(value, Tensor):
         raise SpectraError(
-            f"--output {key}: {path} is of type {type(value).__name__}{contents(value)}, not a tensor; name a tensor, "
-            "with dots to go deeper"
+            f"`output` {foreign(key)}: {path} is of type {type(value).__name__}{contents(value)}, not a tensor; name a "
+            "tensor, with dots to go deeper"
         )
     return value
 
@@ -65,7 +67,7 @@ def entries(value: Any) -> dict[str, Any]:
 
 
 def contents(value: Any) -> str:
-    told = [f"{name} {shape(entry)}" for name, entry in entries(value).items()]
+    told = [f"{foreign(name)} {shape(entry)}" for name, entry in entries(value).items()]
     more = ", ..." if len(told) > SHOWN else ""
     return f" (it has {', '.join(told[:SHOWN])}{more})" if told else ""
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError, describe
+from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.calls import untraced
 from spectra.problem.lent import lent, versions
 from spectra.problem.losses import Loss
 from spectra.problem.outputs import choose_output
 from spectra.problem.unsuitable import refuse_unsuitable
+from spectra.quoting import foreign, quoted
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ class Problem:
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
 
     def __post_init__(self):
-        refuse_foreign(self.loss, self.batches)
+        refuse_foreign(self.model, self.loss, self.batches)
+        require_number("weight_decay", self.weight_decay, finite=True)
+        require_integer("seed", self.seed, 0, LARGEST_SEED)
+        require_integer("mc_samples", self.mc_samples)
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
@@ -109,8 +114,8 @@ class Problem:
         weight = sum(self.loss.weight(batch.targets) for batch in self.batches)
         if not weight > 0:
             raise SpectraError(
-                "--data: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
-                "loss; look at ignore_index and weight of --loss"
+                "`data`: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
+                "loss; look at ignore_index and weight of `loss`"
             )
         return weight
 
@@ -135,7 +140,7 @@ class Problem:
         output = self._forward(given)
         if not self.writes_inputs and versions(given) != before:
             raise SpectraError(
-                "--model: writes to its inputs in place, for some batches only, so that the data have changed; let its "
+                "`model`: writes to its inputs in place, for some batches only, so that the data have changed; let its "
                 "forward work on a copy (x = x.clone())"
             )
         return output if grad else output.detach()
@@ -165,18 +170,18 @@ class Problem:
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
-            way_out = "check that --model fits --data"
+            way_out = "check that `model` fits `data`"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
             if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
-                way_out = f"x holds integers ({inputs.dtype}): --transform file.py:name can scale them to floats"
+                way_out = f"x holds integers ({inputs.dtype}): `transform` file.py:name can scale them to floats"
             raise SpectraError(
-                f"--model: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
+                f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
         chosen = choose_output(output, self.output_key)
         if not chosen.is_floating_point():
             raise SpectraError(
-                f"--model: its output is {chosen.dtype}, which has no derivative; let it return the real numbers that "
-                "the loss is made of, as logits are, or name them by --output"
+                f"`model`: its output is {chosen.dtype}, which has no derivative; let it return the real numbers that "
+                "the loss is made of, as logits are, or name them by `output`"
             )
         return chosen
 
@@ -199,20 +204,25 @@ def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
     return tree[cut]
 
 
-def refuse_foreign(loss: Any, batches: Any) -> None:
-    """Raise SpectraError for PyTorch's own loss or loader, and for a class in place of what it makes."""
+def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
+    """Raise ArgumentError for what is no model, PyTorch's own loss or loader, and a class in place of what it makes."""
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise ArgumentError(f"`model`: {came} is no torch.nn.Module; give one")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
-        raise SpectraError(
-            f"loss: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+        raise ArgumentError(
+            f"`loss`: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
             "BinaryCrossEntropy() or CustomLoss(function)"
         )
     if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
         inside = f" of {type(batches[0]).__name__}" if isinstance(batches, Sequence) else ""
-        raise SpectraError(
-            f"batches: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
+        raise ArgumentError(
+            f"`batches`: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
             "spectra.cut_batches(x, y, torch.arange(len(y)), size)"
         )
+    if not batches:
+        raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
 
 
 def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -220,14 +230,16 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
 
     Raises SpectraError where there are none, or where a pattern matches nothing.
     """
+    if isinstance(patterns, str):
+        raise ArgumentError(f"`params` {quoted(patterns)}: is one text; give a list of patterns, as [{patterns!r}]")
     named = dict(model.named_parameters())
     if not named:
-        raise SpectraError("--model: has no parameters to differentiate by; name a model that has")
+        raise SpectraError("`model`: has no parameters to differentiate by; name a model that has")
     every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
-            raise SpectraError(f"--params {pattern}: matches no parameter; there are {some}")
+            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; there are {foreign(some)}")
     wanted = {
         id(p)
         for name, p in model.named_parameters(remove_duplicate=False)
@@ -237,19 +249,19 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     integers = [name for name, p in named.items() if not p.is_floating_point()]
     if not chosen and integers:
         raise SpectraError(
-            f"--model: its parameter {integers[0]} is {named[integers[0]].dtype}, which has no derivative; "
+            f"`model`: its parameter {foreign(integers[0])} is {named[integers[0]].dtype}, which has no derivative; "
             "load the model before it was quantised, or convert it to floating point"
         )
     if not chosen:
-        where = f"--params {' '.join(patterns)}" if patterns else "--model"
+        where = f"`params` {foreign(' '.join(patterns))}" if patterns else "`model`"
         raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
     refuse_unsuitable(chosen)
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
         told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise SpectraError(f"--model: its parameters differ in kind ({told}); bring them to one dtype and device")
+        raise SpectraError(f"`model`: its parameters differ in kind ({told}); bring them to one dtype and device")
     if not next(iter(chosen.values())).dtype.is_floating_point:
-        raise SpectraError(f"--model: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
+        raise SpectraError(f"`model`: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
     return chosen
 
 
@@ -263,11 +275,11 @@ def refuse_training_layers(model: nn.Module) -> None:
         updating = isinstance(layer, batch_norm) or (isinstance(layer, tracking) and layer.track_running_stats)
         if layer.training and (dropping or updating):
             raise SpectraError(
-                f"--model: {kind} is in training mode, so the matrix would change with each batch; "
+                f"`model`: {kind} is in training mode, so the matrix would change with each batch; "
                 "call model.eval() first"
             )
         if isinstance(layer, batch_norm) and layer.running_mean is None:
             raise SpectraError(
-                f"--model: {kind} has no running statistics, so the matrix would depend on the split into batches; "
+                f"`model`: {kind} has no running statistics, so the matrix would depend on the split into batches; "
                 "build it with track_running_stats=True, or use GroupNorm"
             )

@@ -56,10 +56,10 @@ def prepare_directory(path: Path, command: str = "") -> list[Path]:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         remove_empty(made)
-        raise SpectraError(f"--out {path}: cannot be written ({error.strerror}); name another directory") from error
+        raise SpectraError(f"`out` {path}: cannot be written ({error.strerror}); name another directory") from error
     for name in (f"{command}.json", f"{command}.npz", f"{command}.png"):
         if command and (path / name).is_dir():
-            raise SpectraError(f"--out {path}: {name} there is a directory; move it away, or name another --out")
+            raise SpectraError(f"`out` {path}: {name} there is a directory; move it away, or name another `out`")
     remove_abandoned(path, lambda name: re.split("[.-]", name)[0] == command)
     return made
 
@@ -123,7 +123,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         replace_file(path, write)
     except OSError as error:
-        told = f"--out {path}: cannot be written ({reason(error)}); free some space or name another"
+        told = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
         raise SpectraError(told) from error
 
 

@@ -200,7 +200,7 @@ class Journal:
         if not self._keeper.agree(change <= torch.finfo(then.dtype).eps ** 0.5):
             home = self._path.parent
             raise SpectraError(
-                f"--out {home.parent}: the matrix is not that of the unfinished run there, as a product shows, so the "
+                f"`out` {home.parent}: the matrix is not that of the unfinished run there, as a product shows, so the "
                 f"model's code or the data have changed; restore them, or remove {home}"
             )
 

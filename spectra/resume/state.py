@@ -74,7 +74,7 @@ class State:
         refuse_changed(self.directory, manifest, now["problem"])
         if manifest["settled"] != now["settled"]:
             text = "another run has been at work there since this one began; give the same command again"
-            raise SpectraError(f"--out {self.directory.parent}: {text}")
+            raise SpectraError(f"`out` {self.directory.parent}: {text}")
         self._manifest, self._ours = manifest, True
 
     @cached_property
@@ -152,21 +152,21 @@ def locked(directory: Path) -> IO:
         except OSError as error:
             with suppress(OSError):
                 directory.rmdir()
-            told = f"--out {path}: cannot be written ({reason(error)}); free some space or name another"
+            told = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
             raise SpectraError(told) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
             text = "another run is at work there; wait for its end, or name another directory"
-            raise SpectraError(f"--out {home}: {text}") from error
+            raise SpectraError(f"`out` {home}: {text}") from error
         except OSError:
             return lock  # a file system without locks
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.lstat()):
                 return lock
         lock.close()  # of a run that has just ended, and has removed it
-    raise SpectraError(f"--out {home}: other runs come and go there; name another directory")
+    raise SpectraError(f"`out` {home}: other runs come and go there; name another directory")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -180,8 +180,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise SpectraError(f"--out {directory.parent}: {path} cannot be read; remove {directory}") from error
-    raise SpectraError(f"--out {directory.parent}: {path} is damaged; remove {directory}")
+        raise SpectraError(f"`out` {directory.parent}: {path} cannot be read; remove {directory}") from error
+    raise SpectraError(f"`out` {directory.parent}: {path} is damaged; remove {directory}")
 
 
 def write_manifest(directory: Path, content: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Map
     """Raise SpectraError where there is a manifest, of another problem."""
     if manifest and (changes := list(differences(manifest["problem"], now))):
         raise SpectraError(
-            f"--out {directory.parent}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
+            f"`out` {directory.parent}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
             f"the same options to finish it, name another directory, or remove {directory}"
         )
 

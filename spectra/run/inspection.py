@@ -128,7 +128,7 @@ def look_ahead(
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
-    """What `--method gram` would cost, where it would not be refused."""
+    """What `method gram` would cost, where it would not be refused."""
     taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
     with suppress(SpectraError):
         factor = operator.factor()

@@ -116,13 +116,13 @@ def class_means(problem: Problem) -> ClassMeans:
     classes = class_count(problem)
     if classes is None:
         raise SpectraError(
-            "--loss: class means are those of cross entropy with integer labels; choose --loss cross_entropy, and "
+            "`loss`: class means are those of cross entropy with integer labels; choose `loss` cross_entropy, and "
             "store labels as integers"
         )
     needed, room = classes**2 * problem.size * problem.dtype.itemsize, memory_share(problem.device)
     if needed > room:
         raise SpectraError(
-            f"--params: {classes**2:,} cross-class means of {problem.size:,} numbers take {needed / 2**30:.1f} GiB, "
+            f"`params`: {classes**2:,} cross-class means of {problem.size:,} numbers take {needed / 2**30:.1f} GiB, "
             f"and {room / 2**30:.1f} may be taken; choose fewer parameters"
         )
     sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=problem.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.eigenpairs import searched
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
@@ -66,7 +66,7 @@ def find_directions(
         if k and which not in pairs:
             left = None if max_products is None else max_products - operator.products
             search = {"which": which, "tolerance": tolerance, "generator": generator, "progress": progress}
-            computed = eigenpairs(operator, k, max_products=left, **search)
+            computed = searched(operator, k, max_products=left, **search)
             pairs[which], good = (computed, "computed"), good and computed.converged
     drawing = torch.Generator().manual_seed(problem.seed)  # the same directions for every matrix
     for name in names:
@@ -82,7 +82,7 @@ def find_directions(
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
     if ranks and max(ranks) > n:
-        raise SpectraError(f"--along {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
+        raise SpectraError(f"`along` {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
 
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
@@ -113,8 +113,8 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     vector = problem.vector(parts)
     if not vector.any():
         raise SpectraError(
-            "--along random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
-            "are, so the direction is zero; look at --params, or take eigenvectors"
+            "`along` random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
+            "are, so the direction is zero; look at `params`, or take eigenvectors"
         )
     return Direction(name, RANDOM, "drawn", vector)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from spectra.arguments import require_integer, require_number
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError, describe
@@ -125,21 +126,22 @@ class Watch:
             return None
 
     def _refuse_numbers(self) -> None:
-        for name, number in {"every": self.every, "k": self.k}.items():
-            if number < 1:
-                raise SpectraError(f"{name} {number}: nothing would be recorded; give 1 or more")
+        for name, number in {"every": self.every, "k": self.k, "products": self.products}.items():
+            require_integer(name, number)
+        for name, number in {"tolerance": self.tolerance, "rtol": self.rtol}.items():
+            require_number(name, number)
         if not self.curvature:
-            raise SpectraError("curvature: names no matrix; name hessian or others of spectra.MATRICES")
+            raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
         count, fewest = len(self.curvature), len(self.curvature) * least(self.k)
         if self.products < fewest:
             what = "a matrix" if count == 1 else f"{count} matrices"
-            raise SpectraError(f"products {self.products}: {what} with k = {self.k} takes {fewest}; give as many")
+            raise SpectraError(f"`products` {self.products}: {what} with k = {self.k} takes {fewest}; give as many")
 
     def _first_look(self) -> None:
         """Whatever can work at no step fails now."""
         problem = self._problem()
         if self.k > problem.size:
-            raise SpectraError(f"k {self.k}: the matrix has {problem.size} rows; ask for at most as many eigenvalues")
+            raise SpectraError(f"`k` {self.k}: the matrix has {problem.size} rows; ask for at most as many eigenvalues")
         evaluate(problem)
         for name in self.curvature:
             Curvature(problem, name, self.memory, products=0).prepare()
@@ -163,7 +165,7 @@ class Watch:
         device, dtype = problem.device, problem.dtype
         if dtype not in DTYPES.values():
             raise SpectraError(
-                f"model: its parameters are {dtype}, too short for eigenvalues; keep them in float32 and train under "
+                f"`model`: its parameters are {dtype}, too short for eigenvalues; keep them in float32 and train under "
                 "torch.autocast"
             )
         moved = [
@@ -269,7 +271,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
-        raise SpectraError("model: its parameters are sharded over processes; save checkpoints, and watch those")
+        raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
     return model
 
 

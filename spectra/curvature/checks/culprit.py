@@ -36,13 +36,13 @@ def blamed(local: Local) -> tuple[str, str]:
         rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
     leaf = rows.requires_grad_()
     if wrong([leaf], lambda: [problem.loss.total(leaf, batch.targets)], local.generator):
-        return f"--loss {getattr(problem.loss, 'name', 'cross_entropy')}", "it is wrong in the loss alone"
+        return f"`loss` {getattr(problem.loss, 'name', 'cross_entropy')}", "it is wrong in the loss alone"
     for call in calls:
         if call.name and fails(call, local.generator):
-            return "--model", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
+            return "`model`", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
     missing = f"; unused or detached: {listed(names)}" if (names := unreached(problem)) else ""
     return (
-        "--model",
+        "`model`",
         f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}{missing}",
     )
 

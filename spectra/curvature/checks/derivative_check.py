@@ -230,9 +230,9 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
     if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
         raise Contradicted(
-            f"--dtype {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
+            f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
             f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as it does where outputs saturate; "
-            "use --dtype float64"
+            "use `dtype` float64"
         )
     return off / size if size else 0.0
 
@@ -245,7 +245,7 @@ def refusal(local: Local, name: str, verdict: Verdict) -> str:
         f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
         f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
         f"apart on {len(local.batch)} examples); {whose}. Values kept outside the graph, fused kernels, detach() and "
-        "caches do this; write it in differentiable operations, or give --no-check"
+        "caches do this; write it in differentiable operations, or give `check=False`"
     )
 
 

@@ -32,7 +32,7 @@ def refuse_unfit_loss(problem: Problem, matrix: Matrix) -> None:
         refuse_tied_examples(problem.loss, *spread_examples(problem))
     if not matrix.squared and (why := no_second_derivative(problem.loss, rows, targets)):
         raise SpectraError(
-            f"--loss {problem.loss.name}: has no second derivative ({why}); ask for --curvature fisher-empirical, "
+            f"`loss` {problem.loss.name}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"
         )
 
@@ -57,7 +57,7 @@ def refuse_chance(loss: CustomLoss, rows: Tensor, targets: Tensor) -> None:
         again, _ = value(seed)
         if abs(again - first) > rounding:
             raise SpectraError(
-                f"--loss {loss.name}: its value changes from call to call ({first / len(rows):.6g}, then "
+                f"`loss` {loss.name}: its value changes from call to call ({first / len(rows):.6g}, then "
                 f"{again / len(rows):.6g}): dropout, random pairs or other chance in it do this; take that out, or "
                 "draw it once, beside the data"
             )
@@ -78,10 +78,10 @@ def refuse_tied_examples(loss: CustomLoss, rows: Tensor, targets: Tensor) -> Non
             allowed = torch.finfo(torch.float32).eps ** 0.5 * sum(map(abs, split))
             if not abs(whole - sum(split)) <= allowed:
                 raise SpectraError(
-                    f"--loss {loss.name}: its value for a batch ({whole / count:.6g}) is not the mean of its parts' "
+                    f"`loss` {loss.name}: its value for a batch ({whole / count:.6g}) is not the mean of its parts' "
                     f"({sum(split) / count:.6g}), so it would depend on the batches (means over a mask or with "
                     "weights, ignored targets, sums, and comparisons between examples do this); return one value for "
-                    "each example, or give a --batch-size that takes all in one, and the --memory for it"
+                    "each example, or give a `batch_size` that takes all in one, and the `memory` for it"
                 )
 
 

@@ -6,6 +6,7 @@ from spectra.curvature.engine.reached import output_depends
 from spectra.errors import SpectraError
 from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.problem.problem import Problem
+from spectra.quoting import foreign
 
 
 def refuse_unfit(problem: Problem) -> None:
@@ -22,9 +23,9 @@ def refuse_unfit(problem: Problem) -> None:
         refuse_chance(problem)
         refuse_shared_outputs(problem)
     if problem.weight and not output_depends(problem):
-        some = ", ".join(list(problem.parameters)[:4]) + (", ..." if len(problem.parameters) > 4 else "")
+        some = foreign(", ".join(list(problem.parameters)[:4])) + (", ..." if len(problem.parameters) > 4 else "")
         raise SpectraError(
-            f"--params: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
+            f"`params`: the model's output does not depend on any chosen parameter ({some}); choose some that it is "
             "computed from, or look for detach() and no_grad() in the model, and for weights that its eval() merges"
         )
     problem.found_fit[:] = state
@@ -47,4 +48,4 @@ def refuse_misfit(problem: Problem) -> None:
 def refuse_one_example(problem: Problem) -> None:
     """Raise SpectraError where a covariance would be zero by definition, and rounding is all that is left."""
     if problem.examples < 2:
-        raise SpectraError("--curvature gradient-covariance: one example has no covariance; take more --samples")
+        raise SpectraError("`curvature` gradient-covariance: one example has no covariance; take more `samples`")

@@ -87,10 +87,10 @@ def explained() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         what = describe(error)
         if out_of_memory(error):
-            raise OutOfMemory(f"--batch-size: out of memory; try a smaller one, or less --memory ({what})") from error
+            raise OutOfMemory(f"`batch_size`: out of memory; try a smaller one, or less `memory` ({what})") from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
-            raise SpectraError(f"--model: a layer has no second derivative ({what}); replace that layer") from error
-        raise SpectraError(f"--model: differentiating it failed ({what})") from error
+            raise SpectraError(f"`model`: a layer has no second derivative ({what}); replace that layer") from error
+        raise SpectraError(f"`model`: differentiating it failed ({what})") from error
 
 
 @contextmanager

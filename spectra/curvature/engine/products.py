@@ -61,8 +61,8 @@ class Products:
             memory = max(memory_share(problem.device), least)
         elif 0 < memory < least:
             raise SpectraError(
-                f"--memory: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
-                f"{least:,}; give more, or choose fewer --params"
+                f"`memory`: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
+                f"{least:,}; give more, or choose fewer `params`"
             )
         if batches and resizable and memory:
             given, batches = batches, fitted(batches, costs, memory)

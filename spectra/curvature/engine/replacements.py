@@ -73,7 +73,7 @@ def embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, norm_typ
     lengths = weight.detach().norm(norm_type, dim=1)
     if (longest := lengths.max().item()) > max_norm * (1 + 10 * torch.finfo(weight.dtype).eps):
         raise SpectraError(
-            f"--model: an embedding writes to its weights in every forward pass: rows of {tuple(weight.shape)} are up "
+            f"`model`: an embedding writes to its weights in every forward pass: rows of {tuple(weight.shape)} are up "
             f"to {longest:.4g} long, max_norm is {max_norm:g}; set its weights to torch.renorm(weight, {norm_type:g}, "
             f"0, {max_norm:g}) before"
         )

@@ -209,8 +209,8 @@ class Factor:
             units, kind = len(self.problem.batches), "batches"
         if each * units > LARGEST:
             raise SpectraError(
-                f"--method gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
-                f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer --samples"
+                f"`method` gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
+                f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer `samples`"
             )
 
     def _centred(self, rows: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""What public functions refuse of their arguments: one line that names the argument, what came, and what is allowed.
+
+It loads no torch, so that a command can refuse before PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from spectra.errors import ArgumentError
+from spectra.quoting import quoted
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST_SEED = 2**63 - 1
+
+
+def require_integer(name: str, value: Any, least: int = 1, most: int | None = None, optional: bool = False) -> None:
+    """Raise ArgumentError where `value` is no integer from `least` to `most`; None passes where it is `optional`."""
+    if value is None and optional:
+        return
+    allowed = f"an integer from {least:,} to {most:,}" if most is not None else f"an integer of {least:,} or more"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise wrong(name, value, allowed) from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise wrong(name, value, allowed)
+
+
+def require_number(name: str, value: Any, least: float = 0.0, finite: bool = False) -> None:
+    """Raise ArgumentError where `value` is no real number of `least` or more; nan is none."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not value >= least or (finite and not math.isfinite(value)):
+        kind = "a finite number" if finite else "a number"
+        raise wrong(name, value, kind if least == -math.inf else f"{kind} >= {least:g}")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ArgumentError where `value` is none of the `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise wrong(name, value, f"one of {', '.join(choices)}")
+
+
+def require_matrix(name: str, value: Any, symmetric: bool = True) -> None:
+    """Raise ArgumentError where `value` is no square matrix of real floating-point numbers that multiplies vectors.
+
+    A dense tensor has to be `symmetric`, too, up to rounding; of other operators `spectra.check_operator` tells.
+    """
+    import torch
+
+    needed = ("shape", "dtype", "device", "__matmul__")
+    if not all(hasattr(value, part) for part in needed) or not isinstance(value.dtype, torch.dtype):
+        way_out = (
+            "a symmetric torch.Tensor, or an operator with shape, dtype, device and @, as spectra.SymmetricOperator"
+        )
+        raise ArgumentError(f"`{name}` of type {type(value).__name__}: give {way_out}")
+    shape = tuple(value.shape)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+        raise ArgumentError(f"`{name}` of shape {shape}: give a square matrix, (n, n) with n >= 1")
+    if not value.dtype.is_floating_point:
+        raise ArgumentError(f"`{name}` of {value.dtype}: give a matrix of real floating-point numbers")
+    if symmetric and type(value) is torch.Tensor and value.layout is torch.strided:
+        size, apart = value.abs().max(), (value - value.T).abs().max()
+        if apart > max(torch.finfo(kind).eps for kind in (value.dtype, torch.float32)) ** 0.5 * size:
+            raise ArgumentError(f"`{name}`: the matrix is not symmetric (it differs from its transpose by {apart:.2g})")
+
+
+def chosen_generator(seed: int, generator: torch.Generator | None) -> torch.Generator:
+    """`generator` where one is given, else a new one that begins at `seed`. Raises ArgumentError."""
+    import torch
+
+    if generator is None:
+        require_integer("seed", seed, 0, LARGEST_SEED)
+        return torch.Generator().manual_seed(seed)
+    if not isinstance(generator, torch.Generator):
+        raise wrong("generator", type(generator).__name__, "a torch.Generator, or a `seed` in its place")
+    if generator.device.type != "cpu":
+        raise wrong(
+            "generator", f"on {generator.device}", "one of the CPU: the same numbers are drawn for every device"
+        )
+    return generator
+
+
+def wrong(name: str, came: object, allowed: str) -> ArgumentError:
+    """The error of an argument that is not what is `allowed`."""
+    return ArgumentError(f"`{name}` {quoted(came, 60)}: give {allowed}")
