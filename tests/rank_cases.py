@@ -12,7 +12,7 @@ from spectra.cluster.distributed import distributed, join
 from spectra.cluster.ranks import finish, rank
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
@@ -202,7 +202,8 @@ CASES = [
     for asked, (_, problems, names) in TABLE.items()
     for of in problems
     for name in names
-    if not ("never cut" in of and MATRICES[name].distribution) and not ("decay" in of and MATRICES[name].squared)
+    if not ("never cut" in of and definition(name).needs_distribution)
+    and not ("decay" in of and definition(name).loss_power == 2)
 ]
 
 

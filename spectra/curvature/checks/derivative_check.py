@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -26,13 +25,12 @@ from torch import Tensor
 from spectra.curvature.checks.culprit import blamed
 from spectra.curvature.checks.differences import STEPS, Verdict, judge
 from spectra.curvature.checks.nearby import Local, copied, in_place, random_direction
+from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
 from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
-from spectra.curvature.hessian import linearise
-from spectra.curvature.matrices import MATRICES
-from spectra.curvature.output_space import output_gradient
+from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
 from spectra.problem.problem import Batch, Problem
 
@@ -111,20 +109,14 @@ def compared_beside(local: Local, name: str, found: Checked) -> Checked:
 
 def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
     """What a product of the matrix is made of, each against its difference."""
-    matrix = MATRICES[name]
-    if matrix.indefinite:
-        return [partial(second_derivative, local)]
-    if matrix.split:
-        return [partial(slope, local)]
-    output_space = {"ggn": loss_curvature, "fisher-empirical": loss_slope, "gradient-covariance": loss_slope}.get(name)
-    return [partial(jacobian, local), *([partial(output_space, local)] if output_space else [])]
+    return [partial(COMPARISONS[derivative], local) for derivative in definition(name).derivatives]
 
 
 def second_derivative(local: Local) -> Verdict:
     """H v, a part for each parameter tensor."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
-    local.product = product = linearise(problem, batch)(problem.vector(local.direction))
+    local.product = product = definition("hessian").linearise(problem, batch)(problem.vector(local.direction))
 
     def gradients(step: float) -> Sequence[Tensor]:
         with local.moved(step):
@@ -162,20 +154,29 @@ def slope(local: Local) -> Verdict:
 def loss_curvature(local: Local) -> Verdict:
     """M u with M = d2 l / df2."""
     problem, batch = local.problem, local.batch
-    leaf, first = output_gradient(problem, batch, rows_of(local), create_graph=True)
+    leaf, first = loss_gradient(problem, batch, rows_of(local), create_graph=True)
     u = output_direction(leaf, local)
     product = gradient(first, (leaf,), u)[0]
-    return judged([product], lambda step: [output_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
+    return judged([product], lambda step: [loss_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
 
 
 def loss_slope(local: Local) -> Verdict:
     """The slope of the summed loss along u in output space."""
     problem, batch = local.problem, local.batch
-    leaf, first = output_gradient(problem, batch, rows_of(local))
+    leaf, first = loss_gradient(problem, batch, rows_of(local))
     u = output_direction(leaf, local)
     return judged(
         [(first * u).sum()], lambda step: [problem.loss.total(leaf.detach() + step * u, batch.targets)], local
     )
+
+
+COMPARISONS: dict[Derivative, Callable[[Local], Verdict]] = {
+    "hessian": second_derivative,
+    "jacobian": jacobian,
+    "loss hessian": loss_curvature,
+    "loss gradient": loss_slope,
+    "gradient": slope,
+}
 
 
 def output_direction(rows: Tensor, local: Local) -> Tensor:
@@ -218,7 +219,7 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
 
 def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
-    matrix = resolve_name(MATRICES[name].path)
+    matrix = definition(name).linearise
     exact = local.product
     if exact is None:
         exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
@@ -239,7 +240,7 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
 
 def refusal(local: Local, name: str, verdict: Verdict) -> str:
     """What a user reads: by how much, and whose fault it may be."""
-    what = {"hessian": "gradients", "fisher-batch": "the loss"}.get(name, "outputs and slopes")
+    what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
     option, whose = blamed(local)
     return (
         f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
