@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from pkgutil import resolve_name
 
+import pytest
 import torch
 from torch import nn
 
@@ -226,7 +227,10 @@ def one(asked: str, of: str, name: str, processes: Processes) -> dict:
 def main() -> None:
     processes = join(torch.device("cpu"))
     found = answers(processes)
-    held = random_vectors(distributed(Curvature(problem(processes), "ggn")), 2, seeded())
+    matrix = distributed(Curvature(problem(processes), "ggn"))
+    held = random_vectors(matrix, 2, seeded())
+    with pytest.raises(TypeError, match=r"dtype torch\.float64, got torch\.float32"):  # on every rank, or others wait
+        matrix @ held[0].float()
     found["parts"] = {"held": processes.total(torch.eye(processes.count)[rank()] * held.to_local().numel())}
     found["alike"] = {"least": processes.least(1 + rank()), "mesh": str(held.placements)}
     if rank() == 0:

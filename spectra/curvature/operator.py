@@ -22,6 +22,7 @@ from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.operator import refuse_other_dtype
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
@@ -102,9 +103,13 @@ class Curvature:
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""
+        """The product with (n,), or with the columns of (n, k).
+
+        Raises ValueError where the lengths differ, and TypeError where the dtypes do.
+        """
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
+        refuse_other_dtype(self, vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         self._refuse_changed()
         self.prepare()
