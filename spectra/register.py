@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,10 @@ from typing import Any
 
 from spectra.errors import SpectraError, describe
 from spectra.quoting import quoted
+
+
+class NameClash(UserWarning):
+    """A name is given by more than one: which is used, and whose is not."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,23 @@ class Register(Mapping[str, Entry]):
                 raise
             raise SpectraError(f"{option} {quoted(name)}: {broken(self.group, entry, error)}") from error
 
-    def clash(self, name: str) -> str | None:
-        """What a user should know of a name that more than one gives: which is used, and whose is not."""
-        others = [entry for key, entry in installed(self.group, tuple(sys.path)) if key == name]
-        used = self[name].package or "spectra"
+    def warn_of_clash(self, name: str, option: str) -> None:
+        """Warn a user of a name that more than one gives: which is used, and whose is not."""
+        others = [entry for key, entry in self._installed() if key == name]
+        used = f"the package {self[name].package}" if self.is_added(name) else "spectra itself"
         unused = [str(entry.package) for entry in others[0 if name in self.own else 1 :]]
-        return f"{name} is that of {used}; that of {', '.join(unused)} is not used" if unused else None
+        if unused:
+            text = f"{option} {name}: it is that of {used}; that of {', '.join(unused)} is not used"
+            warnings.warn(text, NameClash, stacklevel=2)
 
     def _added(self) -> dict[str, Entry]:
-        return dict(reversed(installed(self.group, tuple(sys.path))))  # of equal names, the first
+        added: dict[str, Entry] = {}
+        for name, entry in self._installed():
+            added.setdefault(name, entry)
+        return added
+
+    def _installed(self) -> list[tuple[str, Entry]]:
+        return installed(self.group, tuple(sys.path), os.path.realpath(os.getcwd()))
 
 
 def broken(group: str, entry: Entry, error: BaseException) -> str:
@@ -88,11 +101,13 @@ def broken(group: str, entry: Entry, error: BaseException) -> str:
 
 
 @cache
-def installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Entry]]:
-    """The entry points of a group, by name of the package, in which what cannot be read is passed over."""
+def installed(group: str, path: tuple[str, ...], here: str) -> list[tuple[str, Entry]]:
+    """The entry points of a group that packages in the folders of `path` other than `here` have, by package.
+
+    Packages that cannot be read are passed over.
+    """
     from importlib.metadata import distributions
 
-    here = os.path.realpath(os.getcwd())
     found: dict[tuple[str, str], Entry] = {}
     for distribution in distributions(path=[folder for folder in path if os.path.realpath(folder) != here]):
         try:

@@ -9,6 +9,9 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import click
 
@@ -25,10 +28,12 @@ from spectra.cli.report import report
 from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.sweep import sweep
+from spectra.cli.terminal import note
 from spectra.cli.trace import trace
 from spectra.cluster import ranks
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, quoted
+from spectra.register import NameClash
 
 ALONE = ("plot", "report", "sweep")  # commands that spend no products: of several ranks the first does all
 
@@ -79,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a store that has gone is told with C++ frames
         Sentinel(end).start()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of PyTorch by PyTorch or by us
+    warnings.showwarning = partial(show_warning, warnings.showwarning)
     status = run(arguments)
     ignore_signals()
     # The answer stands: what user code still prints at exit must not follow it.
@@ -92,6 +98,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """What we warn of as a note, other warnings as they usually are shown."""
+    note(str(message)) if issubclass(category, NameClash) else usual(message, category, *where)
 
 
 def end(message: str, lost: bool, status: int) -> None:
