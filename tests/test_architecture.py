@@ -13,8 +13,8 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one layer may use each other, except krylov and curvature.
 LAYERS = [
-    {"files", "quoting"},
-    {"errors", "memory", "vectors"},
+    {"files", "quoting", "commands"},
+    {"errors", "memory", "vectors", "register"},
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},

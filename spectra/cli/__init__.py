@@ -16,26 +16,16 @@ from typing import Any
 import click
 
 from spectra import __version__
-from spectra.cli.compare import compare
-from spectra.cli.demo import demo
-from spectra.cli.density import density
-from spectra.cli.eig import eig
-from spectra.cli.inspect import inspect
-from spectra.cli.landscape import landscape
-from spectra.cli.layers import layers
-from spectra.cli.plot import plot
-from spectra.cli.report import report
 from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
-from spectra.cli.sweep import sweep
 from spectra.cli.terminal import note
-from spectra.cli.trace import trace
 from spectra.cluster import ranks
+from spectra.commands import COMMANDS, cli_command
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, quoted
 from spectra.register import NameClash
 
-ALONE = ("plot", "report", "sweep")  # commands that spend no products: of several ranks the first does all
+ALONE = [name for name, command in COMMANDS.items() if not command.spends_products]  # the first rank does all
 
 
 class Interrupted(Exception):
@@ -62,8 +52,8 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, inspect, plot, demo, sweep, compare, layers, landscape, report):
-    spectra.add_command(command)
+for name in COMMANDS:
+    spectra.add_command(cli_command(name))
 
 
 def main(arguments: list[str] | None = None) -> None:
