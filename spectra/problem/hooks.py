@@ -17,7 +17,7 @@ from torch.nn.modules import module as every_module
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from spectra.problem.calls import modules
+from spectra.problem.side_effects import modules
 
 OF_MODULES = ("_backward_pre_hooks", "_backward_hooks")
 REGISTER = Tensor.register_hook

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
-from spectra.problem.calls import draws, modules, reseed, untraced
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.side_effects import draws, modules, reseed, untraced
 
 CALLS = 8
 CALLS_WITH_CHANCE = 64  # what happens at one call in ten is missed once in 900 times

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.calls import untraced
-from spectra.problem.lent import lent, versions
 from spectra.problem.losses import Loss
+from spectra.problem.model_inputs import lent, versions
 from spectra.problem.outputs import choose_output
-from spectra.problem.unsuitable import refuse_unsuitable
+from spectra.problem.parameter_checks import refuse_unsuitable
+from spectra.problem.side_effects import untraced
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spectra.curvature.checks.culprit import blamed
 from spectra.curvature.checks.differences import STEPS, Verdict, judge
-from spectra.curvature.checks.nearby import Local, copied, in_place, random_direction
+from spectra.curvature.checks.error_location import blamed
+from spectra.curvature.checks.perturbed import Local, copied, in_place, random_direction
 from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind

@@ -12,9 +12,9 @@ from spectra.curvature.definition import Definition
 from spectra.curvature.engine.differentiation import gradient
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.calls import draws, generators_restored, reseed
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.side_effects import draws, generators_restored, reseed
 
 DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike
 SPREAD = 64  # examples, from all over the data, that are split in two ways

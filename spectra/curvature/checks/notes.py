@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from spectra.curvature.engine.differentiation import explained, gradient, switched, twice_differentiable
-from spectra.curvature.engine.reached import unreached
+from spectra.curvature.engine.used_parameters import unreached
 from spectra.problem.hooks import Held, held, watched
 from spectra.problem.model_checks import fewest
 from spectra.problem.problem import Problem

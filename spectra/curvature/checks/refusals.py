@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectra.curvature.engine.reached import output_depends
+from spectra.curvature.engine.used_parameters import output_depends
 from spectra.errors import SpectraError
 from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.problem.problem import Problem

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.checks.differences import judge
-from spectra.curvature.checks.nearby import Local, moved, random_direction
 from spectra.curvature.checks.notes import listed
+from spectra.curvature.checks.perturbed import Local, moved, random_direction
 from spectra.curvature.engine.differentiation import gradient
-from spectra.curvature.engine.reached import unreached
+from spectra.curvature.engine.used_parameters import unreached
 
 
 @dataclass
