@@ -10,7 +10,7 @@ from torch import nn
 from spectra.errors import SpectraError
 
 
-def refuse_unsuitable(parameters: Mapping[str, nn.Parameter]) -> None:
+def refuse_unsuitable_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise SpectraError where a parameter is complex, sparse, or made in inference mode."""
     for name, p in parameters.items():
         if p.is_complex():

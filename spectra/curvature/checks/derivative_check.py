@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.checks.differences import STEPS, Verdict, judge
-from spectra.curvature.checks.error_location import blamed
-from spectra.curvature.checks.perturbed import Local, copied, in_place, random_direction
+from spectra.curvature.checks.error_location import locate_error
+from spectra.curvature.checks.perturbed import LocalProblem, copied, in_place, random_direction
 from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
@@ -89,7 +89,7 @@ class Contradicted(SpectraError):
     """Differences contradict the derivative."""
 
 
-def compared(local: Local, name: str) -> Checked:
+def compared(local: LocalProblem, name: str) -> Checked:
     """Each of the comparisons; raises Contradicted."""
     verdicts = [compare() for compare in comparisons(local, name)]
     wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
@@ -98,7 +98,7 @@ def compared(local: Local, name: str) -> Checked:
     return told(local, verdicts)
 
 
-def compared_beside(local: Local, name: str, found: Checked) -> Checked:
+def compared_beside(local: LocalProblem, name: str, found: Checked) -> Checked:
     """What could not be told at the point itself is looked at beside it, where few functions have a kink."""
     local.step_aside()
     beside = compared(local, name)
@@ -107,12 +107,12 @@ def compared_beside(local: Local, name: str, found: Checked) -> Checked:
     return replace(found, error=beside.error, not_checked=f"{found.not_checked}; beside the point they agree")
 
 
-def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
+def comparisons(local: LocalProblem, name: str) -> list[Callable[[], Verdict]]:
     """What a product of the matrix is made of, each against its difference."""
     return [partial(COMPARISONS[derivative], local) for derivative in definition(name).derivatives]
 
 
-def second_derivative(local: Local) -> Verdict:
+def second_derivative(local: LocalProblem) -> Verdict:
     """H v, a part for each parameter tensor."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
@@ -125,7 +125,7 @@ def second_derivative(local: Local) -> Verdict:
     return judged(problem.tensors(product), gradients, local)
 
 
-def jacobian(local: Local) -> Verdict:
+def jacobian(local: LocalProblem) -> Verdict:
     """J v."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
@@ -138,7 +138,7 @@ def jacobian(local: Local) -> Verdict:
     return judged([product], outputs, local)
 
 
-def slope(local: Local) -> Verdict:
+def slope(local: LocalProblem) -> Verdict:
     """g'v, of the summed loss."""
     problem, batch = local.problem, local.batch
     local.gradients += 1
@@ -151,7 +151,7 @@ def slope(local: Local) -> Verdict:
     return judged([along], values, local)
 
 
-def loss_curvature(local: Local) -> Verdict:
+def loss_curvature(local: LocalProblem) -> Verdict:
     """M u with M = d2 l / df2."""
     problem, batch = local.problem, local.batch
     leaf, first = loss_gradient(problem, batch, rows_of(local), create_graph=True)
@@ -160,7 +160,7 @@ def loss_curvature(local: Local) -> Verdict:
     return judged([product], lambda step: [loss_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
 
 
-def loss_slope(local: Local) -> Verdict:
+def loss_slope(local: LocalProblem) -> Verdict:
     """The slope of the summed loss along u in output space."""
     problem, batch = local.problem, local.batch
     leaf, first = loss_gradient(problem, batch, rows_of(local))
@@ -170,7 +170,7 @@ def loss_slope(local: Local) -> Verdict:
     )
 
 
-COMPARISONS: dict[Derivative, Callable[[Local], Verdict]] = {
+COMPARISONS: dict[Derivative, Callable[[LocalProblem], Verdict]] = {
     "hessian": second_derivative,
     "jacobian": jacobian,
     "loss hessian": loss_curvature,
@@ -179,17 +179,17 @@ COMPARISONS: dict[Derivative, Callable[[Local], Verdict]] = {
 }
 
 
-def output_direction(rows: Tensor, local: Local) -> Tensor:
+def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
     """A random u of the size of the outputs, or of 1 where they are smaller."""
     (u,) = random_direction([rows], local.generator)
     return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
 
 
-def rows_of(local: Local) -> Tensor:
+def rows_of(local: LocalProblem) -> Tensor:
     return local.problem.loss.rows(local.problem.output(local.batch), local.batch.targets).detach()
 
 
-def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: Local) -> Verdict:
+def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
     """As `judge` does; in single precision, steps are long, and with so many kinks in reach nothing is said."""
     verdict = judge(derivative, function)
     if verdict.wrong and local.problem.dtype != torch.float64 and kinked(local):
@@ -197,13 +197,13 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
     return verdict
 
 
-def kinked(local: Local) -> bool:
+def kinked(local: LocalProblem) -> bool:
     problem, batch = local.problem, local.batch
     loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
     return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
 
 
-def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
+def told(local: LocalProblem, verdicts: Sequence[Verdict]) -> Checked:
     """Nothing contradicts the derivatives."""
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
@@ -217,7 +217,7 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
     )
 
 
-def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
+def rounded(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
     """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
     matrix = definition(name).linearise
     exact = local.product
@@ -238,10 +238,10 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     return off / size if size else 0.0
 
 
-def refusal(local: Local, name: str, verdict: Verdict) -> str:
+def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
     """What a user reads: by how much, and whose fault it may be."""
     what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
-    option, whose = blamed(local)
+    option, whose = locate_error(local)
     return (
         f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
         f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
