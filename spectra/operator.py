@@ -32,7 +32,7 @@ class SymmetricOperator(Protocol):
     @property
     def device(self) -> torch.device: ...
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """Multiply (n,) to (n,), or (n, k) to (n, k)."""
+        """Multiply (n,) to (n,), or (n, k) to (n, k), of the operator's own dtype."""
         ...
 
 
@@ -147,7 +147,17 @@ class Deflated(Wrapper):
         return mapped(lambda part, basis: part - basis.T @ along, vectors, self.basis)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
+        refuse_other_dtype(self, vectors)
         return self.project(self.operator @ self.project(vectors))
+
+
+def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
+    """Raise TypeError where vectors have another dtype than the operator: as in torch's own products, none is cast."""
+    if vectors.dtype != operator.dtype:
+        raise TypeError(
+            f"expected vectors of the operator's dtype {operator.dtype}, got {vectors.dtype}; convert them with "
+            f"vectors.to({operator.dtype})"
+        )
 
 
 def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:

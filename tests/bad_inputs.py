@@ -61,13 +61,13 @@ from bad_lines import (
 )
 from hypothesis import strategies as st
 
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 
 ANY = (0, 1, 2)  # what bytes and values changed at random make may be valid
 MAYBE = {"statuses": ANY, "without": ["--params", *OF_THE_RUN]}  # of which some may then be wrong
 ALONE = [command for command in PROBLEM if command != "compare"]  # which wants two matrices
-SQUARED = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.squared])
-DISTRIBUTION = st.sampled_from([name for name, matrix in MATRICES.items() if matrix.distribution])
+SQUARED = st.sampled_from([name for name in MATRICES if definition(name).loss_power == 2])
+DISTRIBUTION = st.sampled_from([name for name in MATRICES if definition(name).needs_distribution])
 NEEDS_TWICE = st.sampled_from(["hessian", "ggn", "fisher", "fisher-mc"])
 DEFLATING = ["trace", "density"]
 WRITING = [*PROBLEM, "demo"]

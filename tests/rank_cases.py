@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from pkgutil import resolve_name
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ from spectra.cluster.distributed import distributed, join
 from spectra.cluster.ranks import finish, rank
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
@@ -202,7 +203,8 @@ CASES = [
     for asked, (_, problems, names) in TABLE.items()
     for of in problems
     for name in names
-    if not ("never cut" in of and MATRICES[name].distribution) and not ("decay" in of and MATRICES[name].squared)
+    if not ("never cut" in of and definition(name).needs_distribution)
+    and not ("decay" in of and definition(name).loss_power == 2)
 ]
 
 
@@ -225,7 +227,10 @@ def one(asked: str, of: str, name: str, processes: Processes) -> dict:
 def main() -> None:
     processes = join(torch.device("cpu"))
     found = answers(processes)
-    held = random_vectors(distributed(Curvature(problem(processes), "ggn")), 2, seeded())
+    matrix = distributed(Curvature(problem(processes), "ggn"))
+    held = random_vectors(matrix, 2, seeded())
+    with pytest.raises(TypeError, match=r"dtype torch\.float64, got torch\.float32"):  # on every rank, or others wait
+        matrix @ held[0].float()
     found["parts"] = {"held": processes.total(torch.eye(processes.count)[rank()] * held.to_local().numel())}
     found["alike"] = {"least": processes.least(1 + rank()), "mesh": str(held.placements)}
     if rank() == 0:

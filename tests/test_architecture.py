@@ -15,8 +15,8 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one line may use each other, except krylov and curvature.
 ROOMS = [
-    {"files", "quoting"},
-    {"errors", "arguments", "memory", "vectors"},
+    {"files", "quoting", "commands"},
+    {"errors", "arguments", "memory", "register", "vectors"},
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},

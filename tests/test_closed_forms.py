@@ -13,7 +13,7 @@ from networks import BY_NAME, DEVICES, SOME, floats, labels, name_of
 from torch import nn
 
 from spectra.curvature.engine.gradients import mean_gradient
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import dense_matrix
@@ -113,7 +113,7 @@ def gradient_matrices(gradients):
     }
 
 
-GRADIENTS = [name for name in MATRICES if MATRICES[name].squared]
+GRADIENTS = [name for name in MATRICES if definition(name).loss_power == 2]
 
 
 @pytest.mark.parametrize("device", DEVICES)

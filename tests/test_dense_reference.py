@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.engine.replacements import weight_norm
 from spectra.curvature.evaluation import mean_loss
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import columns
@@ -218,7 +218,7 @@ def reference():
 
 
 def applies(case: Case, name: str) -> bool:
-    return case.kind != "custom" or not MATRICES[name].distribution
+    return case.kind != "custom" or not definition(name).needs_distribution
 
 
 ALL = [(case, name) for case in CASES for name in MATRICES if applies(case, name)]

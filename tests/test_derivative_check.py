@@ -16,8 +16,7 @@ from torch.autograd import Function
 
 from spectra.curvature.checks.derivative_check import EXAMPLES, check_derivatives
 from spectra.curvature.engine.footprint import footprint
-from spectra.curvature.hessian import linearise
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 
@@ -210,7 +209,7 @@ def test_without_the_check_autograd_is_believed():
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_the_networks_of_the_table_pass(case, dtype, device):
     for name in MATRICES if dtype == torch.float64 else ("hessian", "ggn"):
-        if MATRICES[name].distribution and case.kind == "custom":
+        if definition(name).needs_distribution and case.kind == "custom":
             continue
         matrix = Curvature(case.problem(dtype=dtype, device=device), name)
         matrix.prepare()
@@ -363,7 +362,7 @@ def test_it_costs_four_gradients_of_64_examples_at_most():
 def test_memory_bounds_it_and_it_says_so():
     torch.manual_seed(0)
     problem = of(nn.Linear(5, 2), X5, Y2, MeanSquaredError())
-    found = check_derivatives(problem, "hessian", 100, footprint(linearise, problem))
+    found = check_derivatives(problem, "hessian", 100, footprint(definition("hessian").linearise, problem))
     assert "--memory" in found.not_checked
     assert found.error is None
 

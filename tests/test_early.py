@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from spectra.cli import run
-from spectra.curvature.factor.gram import ROOTS
-from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 
 OWN = """
@@ -117,10 +115,6 @@ def test_a_folder_that_was_there_stays(call):
     Path("old").mkdir()
     assert call(f"eig {PROBLEM} -k 44 --out old")[0] == 2
     assert Path("old").is_dir()
-
-
-def test_matrices_with_a_factor():
-    assert ROOTS.keys() == {name for name, matrix in MATRICES.items() if not matrix.indefinite}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from spectra.errors import SpectraError, describe
 from spectra.quoting import quoted
 
 PACKAGE = Path(spectra.__file__).parent
-FOR_THE_COMMAND_LINE = ("cli", "page", "tables")  # what is made for those who type commands
+FOR_THE_COMMAND_LINE = ("cli", "commands.py", "page", "tables")  # what is made for those who type commands
 ALLOWED = {  # whole strings: arguments of programs, command lines, and what stands in results since their first version
     "sweeps/cost.py": ["--json", "--curvature"],
     "sweeps/slurm.py": ["--noheader", "--array", "--format=%i %T", "--user="],

@@ -13,13 +13,15 @@ import spectra.curvature.factor.gram
 import spectra.curvature.factor.inner_products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.linear_layers import linear_squares
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.fisher import Fisher
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
-from spectra.curvature.roots import ROOTS
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
+
+ROOTS = [name for name in MATRICES if not definition(name).has_model_curvature]  # those with a factor
 
 MLP, CONVOLUTION = BY_NAME["mlp"], BY_NAME["convolution, BatchNorm"]
 INDEFINITE = BY_NAME["custom, mean"]  # its ggn has no root
@@ -27,7 +29,7 @@ ALL = [
     (case, name)
     for case in CASES
     for name in ROOTS
-    if not (case.kind == "custom" and MATRICES[name].distribution) and (case, name) != (INDEFINITE, "ggn")
+    if not (case.kind == "custom" and definition(name).needs_distribution) and (case, name) != (INDEFINITE, "ggn")
 ]
 
 
@@ -78,7 +80,7 @@ def test_rows_are_transposed_to_eigenvectors(case, name):
     assert close(vectors @ matrix, values[kept][:, None] * vectors, matrix.abs().max().item(), rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", [name for name in ROOTS if not MATRICES[name].split])
+@pytest.mark.parametrize("name", [name for name in ROOTS if not definition(name).depends_on_batches])
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_order_and_split_change_nothing(case, name):
     whole = with_factor(case, name, sizes=[7])[0].gram()
@@ -199,11 +201,11 @@ def test_work_is_no_less_than_the_cost(case, name):
 
 def passes_by_shape(factor: Factor) -> float:
     """By hand: 7 examples, 3 outputs, 4 positions; a layer alone among them is linear, the others take single rows."""
-    single = 1 if MATRICES[factor.name].split else min(spectra.curvature.factor.gram.SINGLE, 7)
+    single = 1 if definition(factor.name).depends_on_batches else min(spectra.curvature.factor.gram.SINGLE, 7)
     rows = len(factor._rows(factor.problem.batches[0])) // 7
     kinds = {"ggn": 3, "fisher": 3, "fisher-mc": 3}.get(factor.name, 1) * (rows if factor.name != "fisher-batch" else 1)
     linear = bool(factor._layers) * (kinds + 1)
-    return linear + kinds * single * bool(factor.one_by_one) + MATRICES[factor.name].centred
+    return linear + kinds * single * bool(factor.one_by_one) + definition(factor.name).subtracts_mean_gradient
 
 
 def test_work_where_there_may_be_no_root():
@@ -358,7 +360,7 @@ def test_too_many_rows_are_refused_but_for_the_trace(monkeypatch):
 def test_many_outputs_are_refused_before_their_root_is_taken(monkeypatch):
     """Which takes the cube of their number."""
     monkeypatch.setattr(spectra.curvature.factor.gram, "LARGEST", 13)
-    monkeypatch.setitem(ROOTS, "fisher", lambda *_: pytest.fail("taken"))
+    monkeypatch.setattr(Fisher, "root", lambda *_: pytest.fail("taken"))
     with refused("`method` gram", "fisher", "14 rows", "7 examples x 2"):
         with_factor(MLP, "fisher")[0].cost()
 

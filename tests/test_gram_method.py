@@ -12,8 +12,8 @@ from torch import nn
 
 from spectra.cli import run
 from spectra.curvature.evaluation import cut_batches
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
-from spectra.curvature.roots import ROOTS
 from spectra.krylov.dense import dense_eigenpairs, dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays, gram_eigenpairs, gram_trace
@@ -21,6 +21,8 @@ from spectra.krylov.power import power_iteration
 from spectra.operator import Counting
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.problem import Problem
+
+ROOTS = [name for name in MATRICES if not definition(name).has_model_curvature]  # those with a factor
 
 MLP = BY_NAME["mlp"]
 

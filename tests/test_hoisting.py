@@ -1,7 +1,5 @@
 """The traced product is autograd's, on batches that the trace has not seen, and what it keeps is what must be kept."""
 
-from pkgutil import resolve_name
-
 import pytest
 import torch
 from helpers import seeded
@@ -14,7 +12,7 @@ from spectra.curvature.engine.graphs import Mutation, simplify, split, storage
 from spectra.curvature.engine.hoisting import Hoisted, Untraceable, shape_of
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.rewrites import SLOPES, improve
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 
 aten = torch.ops.aten
 ALIKE = (2, 2, 2, 1)  # traced on the first, checked on the second, tried on the third
@@ -37,7 +35,7 @@ def stack(first: nn.Module, bend: nn.Module, second: nn.Module) -> nn.Module:
 
 def made(case: Case, name: str, **settings):
     """A problem of batches alike, its matrix's function, and what is hoisted of it."""
-    problem, linearise = case.problem(**{"sizes": ALIKE, **settings}), resolve_name(MATRICES[name].path)
+    problem, linearise = case.problem(**{"sizes": ALIKE, **settings}), definition(name).linearise
     with twice_differentiable(problem.model):
         return problem, linearise, Hoisted(linearise, problem, problem.batches[:2])
 

@@ -9,7 +9,7 @@ from networks import BY_NAME, DEVICES, SOME, X, chosen, floats, labels, log_cosh
 from torch import nn
 
 from spectra.curvature.engine.gradients import mean_gradient
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.krylov.dense import dense_matrix
 from spectra.operator import check_operator
@@ -19,9 +19,9 @@ from spectra.problem.problem import Problem
 pytestmark = pytest.mark.usefixtures("batches_as_given")
 
 MIXED = BY_NAME["weights, smoothing and ignored"]
-PRODUCTS = [name for name in MATRICES if MATRICES[name].squared]
-WHOLE = [name for name in MATRICES if not MATRICES[name].split]
-FOR_ANY_LOSS = [name for name in MATRICES if not MATRICES[name].distribution]
+PRODUCTS = [name for name in MATRICES if definition(name).loss_power == 2]
+WHOLE = [name for name in MATRICES if not definition(name).depends_on_batches]
+FOR_ANY_LOSS = [name for name in MATRICES if not definition(name).needs_distribution]
 
 
 def products(problem: Problem, name: str, memory: int | None = None) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_scale_of_the_loss(name, factor):
     """c for curvatures, c^2 for products of gradients; exactly so where c is a power of two."""
     case = BY_NAME["custom, values"]
     scaled = CustomLoss(lambda output, targets: factor * log_cosh(output, targets))
-    power = factor ** (2 if MATRICES[name].squared else 1)
+    power = factor ** definition(name).loss_power
     assert_close(products(case.problem(loss=scaled), name), power * products(case.problem(), name))
 
 

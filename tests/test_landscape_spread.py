@@ -14,14 +14,14 @@ from torch.nn.utils import parameters_to_vector
 
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import MeanSquaredError
 from spectra.problem.problem import Problem, Processes
 from spectra.surfaces.spread import gathered, per_example, spread
 
-NAMES = [name for name, matrix in MATRICES.items() if not matrix.split]
+NAMES = [name for name in MATRICES if not definition(name).depends_on_batches]
 
 
 def test_linear_regression_by_hand():
@@ -68,7 +68,7 @@ def test_means_are_those_of_the_matrix(case):
     problem = case.problem()
     both = floats(2, problem.size)
     for name in NAMES:
-        if MATRICES[name].distribution and case.kind == "custom":
+        if definition(name).needs_distribution and case.kind == "custom":
             continue
         curvatures, slopes = per_example(problem, name, both)
         matrix = Curvature(problem, name)

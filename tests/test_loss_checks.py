@@ -16,7 +16,7 @@ from spectra.curvature.engine.footprint import footprint
 from spectra.curvature.engine.growth import beyond_line
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.evaluation import cut_batches, fitting_batch_size
-from spectra.curvature.hessian import linearise
+from spectra.curvature.matrices import definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.problem.losses import CustomLoss
@@ -182,9 +182,9 @@ def test_memory_beyond_a_line(loss, count):
         problem.model, problem.loss, cut_batches(floats(count, 3), floats(count, 2), torch.arange(count), count)
     )
     with twice_differentiable(problem.model):
-        costs = footprint(linearise, problem)
+        costs = footprint(definition("hessian").linearise, problem)
         with Meter(list(problem.model.parameters())) as meter:
-            linearise(many, many.batches[0])(torch.ones(problem.size, dtype=problem.dtype))
+            definition("hessian").linearise(many, many.batches[0])(torch.ones(problem.size, dtype=problem.dtype))
     assert meter.peak <= 1.05 * costs.peak(3 * count)
     assert costs.peak(3 * count) <= 1.5 * meter.peak
     fitting = fitting_batch_size(problem, 10**6, memory=meter.peak)

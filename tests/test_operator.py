@@ -3,10 +3,16 @@
 import pytest
 import torch
 from helpers import Products, expected, matrix, seeded, with_spectrum
+from networks import BY_NAME
 from scipy.sparse.linalg import eigsh, lobpcg
 
+from spectra.comparison.pairs import Difference
+from spectra.curvature.leaf_blocks import LeafBlocks
+from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
+from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.operator import Counting, Deflated, Shifted, Wrapper, check_operator, dot, norm, random_vectors, to_scipy
+from spectra.resume.journal import Remembering
 
 N = 40
 
@@ -64,6 +70,30 @@ def test_counting_counts_vectors():
     assert operator.products == 8
     Shifted(Deflated(operator, basis(2)), 1.0) @ torch.ones(N, 1, dtype=torch.float64)
     assert operator.products == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64], ids=str)
+def test_no_vector_of_another_dtype_is_multiplied(dtype):
+    """The product would be rounded to it: as with tensors, both dtypes are named in place of an answer."""
+    hessian = Curvature(BY_NAME["mlp"].problem(), "hessian")
+    n, leaves = hessian.shape[0], len(hessian.problem.leaves)
+    blocks = [torch.arange(3), torch.arange(3, n)]
+    operators = [
+        hessian,
+        Wrapper(hessian),
+        Counting(hessian),
+        Shifted(hessian, 1.0),
+        Deflated(hessian, torch.empty(0, n, dtype=hessian.dtype)),
+        Deflated(hessian, torch.empty(0, n, dtype=torch.float32)),
+        BlockDiagonal(hessian, blocks),
+        LeafBlocks(hessian.problem, "hessian", [slice(0, leaves)]),
+        Difference(hessian, Curvature(hessian.problem, "ggn")),
+        Remembering(hessian, journal=None),
+    ]
+    for operator in operators:
+        for vectors in (torch.ones(n, dtype=dtype), torch.zeros(n, 2, dtype=dtype)):
+            with pytest.raises(TypeError, match=rf"dtype torch\.float64, got {dtype}; convert them with vectors\.to\("):
+                operator @ vectors
 
 
 def test_deflation_leaves_no_more_than_rounding_of_what_it_removes():

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.operator import check_operator
@@ -610,7 +610,7 @@ def test_a_custom_loss_has_no_fisher(name):
         Curvature(BY_NAME["custom, values"].problem(), name)
 
 
-@pytest.mark.parametrize("name", [name for name in MATRICES if MATRICES[name].squared])
+@pytest.mark.parametrize("name", [name for name in MATRICES if definition(name).loss_power == 2])
 def test_weight_decay_is_refused_for_products_of_gradients(name):
     with refused("`weight_decay` 0.1", name, "hessian"):
         Curvature(CASE.problem(weight_decay=0.1), name)
@@ -630,7 +630,7 @@ DETACHED = [
 
 
 @pytest.mark.parametrize("function", DETACHED)
-@pytest.mark.parametrize("name", [name for name in MATRICES if not MATRICES[name].distribution])
+@pytest.mark.parametrize("name", [name for name in MATRICES if not definition(name).needs_distribution])
 def test_a_loss_that_is_cut_off_from_the_output(name, function):
     problem = BY_NAME["custom, values"].problem(loss=CustomLoss(function, "own.py:f"))
     assert mean_loss(problem) >= 0

@@ -1,7 +1,6 @@
 """However products are made (kept or anew, traced or not, batches merged or cut), the matrix is one, within memory."""
 
 from dataclasses import replace
-from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from spectra.curvature.engine.footprint import Footprint, Highest, Line, element
 from spectra.curvature.engine.growth import Growth
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.products import LOADING, SPARED, TRACING
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.problem.losses import CustomLoss
@@ -37,7 +36,7 @@ def by_definition(problem: Problem, name: str, vectors: torch.Tensor) -> torch.T
 def least(problem: Problem, name: str) -> int:
     """Bytes that the product of one example takes."""
     with twice_differentiable(problem.model):
-        costs = footprint(resolve_name(MATRICES[name].path), problem)
+        costs = footprint(definition(name).linearise, problem)
     return costs.peak(max(elements(batch) // len(batch) for batch in problem.batches)) + 1
 
 
@@ -92,7 +91,7 @@ def test_a_batch_of_its_own_kind_is_not_traced(batches_as_given):
     matrix.prepare()
     assert matrix.path == "hoisted, 4 of 4 batches kept"
     problem = replace(BY_NAME["mlp"], inputs=floats(601, 3), targets=labels(601, below=3)).problem(sizes=(300, 300, 1))
-    costs = footprint(resolve_name(MATRICES["hessian"].path), problem)
+    costs = footprint(definition("hessian").linearise, problem)
     threshold = (TRACING * costs.operations + LOADING) / SPARED / (2 * costs.kept(elements(problem.batches[0])))
     pays = Curvature(problem, "hessian", products=int(threshold * 1.05))
     pays.prepare()
@@ -206,7 +205,7 @@ def test_nothing_is_kept_of_batches_made_anew():
 def test_footprints_are_lines(name):
     """Measured on two and four examples, right for six, and for sequences by their length."""
     for case in (BY_NAME["mlp"], BY_NAME["convolution, BatchNorm"], BY_NAME["LSTM"]):
-        problem, linearise = case.problem(sizes=(7,)), resolve_name(MATRICES[name].path)
+        problem, linearise = case.problem(sizes=(7,)), definition(name).linearise
         with twice_differentiable(problem.model):
             costs = footprint(linearise, problem)
             six = problem.batches[0].part(slice(6))
@@ -221,7 +220,7 @@ def test_a_model_of_one_batch_size_is_left_alone():
     fixed = nn.Sequential(Lambda(lambda x: x.view(5, 3)), nn.Linear(3, 3)).double()
     case = replace(BY_NAME["mlp"], inputs=floats(10, 3), targets=labels(10, below=3))
     problem = case.problem(model=fixed, sizes=(5, 5))
-    assert not footprint(resolve_name(MATRICES["ggn"].path), problem).scales
+    assert not footprint(definition("ggn").linearise, problem).scales
     matrix = Curvature(problem, "ggn")
     matrix.prepare()
     assert matrix.kept_batches == 2

@@ -13,7 +13,6 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
-from spectra.curvature.roots import ROOTS
 from spectra.krylov.dense import dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.problem.cross_entropy import CrossEntropy
@@ -178,7 +177,7 @@ def test_traced_matrices(matrix, loss, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("loss", ["ignored", "soft", "binary, soft"])
-@pytest.mark.parametrize("matrix", [name for name in ROOTS if name != "fisher-mc"])
+@pytest.mark.parametrize("matrix", [name for name in MATRICES if name not in ("hessian", "fisher-mc")])
 def test_factors(matrix, loss, device):
     """F'F. Roots of what is below the largest of its block by more than a rounding are left out."""
     factor = Curvature(problem_of(loss, device), matrix).factor()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pkgutil import resolve_name
 
 import torch
 from torch.fx import Interpreter
@@ -17,7 +16,7 @@ from scripts.benchmarks.problems import Case
 from scripts.benchmarks.tools import gradient, math_attention
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.hoisting import Hoisted
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import definition
 
 aten = torch.ops.aten
 
@@ -48,7 +47,7 @@ def floor(case: Case, matrix: str) -> Callable[[], None]:
     """The calls of one batch, for as many batches as there are. Raises Untraceable."""
     problem = case.problem()
     with twice_differentiable(problem.model):
-        hoisted = Hoisted(resolve_name(MATRICES[matrix].path), problem, problem.batches)
+        hoisted = Hoisted(definition(matrix).linearise, problem, problem.batches)
     recording = Recording(hoisted.second)
     vector = torch.randn(problem.size, dtype=problem.dtype, device=problem.device)
     with torch.no_grad():

@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from scripts.benchmarks.timing import seconds, synchronise
 from scripts.benchmarks.tools import gradient
 from spectra.curvature.engine.differentiation import switched, twice_differentiable
 from spectra.curvature.engine.hoisting import Hoisted, channels_last
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import definition
 
 aten = torch.ops.aten
 PROBLEM = "resnet20"
@@ -62,7 +61,7 @@ class Second:
     def __init__(self, case: Case, matrix: str):
         problem = case.problem()
         with twice_differentiable(problem.model):
-            self.hoisted = Hoisted(resolve_name(MATRICES[matrix].path), problem, problem.batches)
+            self.hoisted = Hoisted(definition(matrix).linearise, problem, problem.batches)
             self.kept = [self.hoisted.residuals(batch) for batch in problem.batches]
         generator = torch.Generator().manual_seed(0)
         self.vector = torch.randn(case.size, generator=generator).to(case.parameters[0])

@@ -9,29 +9,24 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import click
 
 from spectra import __version__
-from spectra.cli.compare import compare
-from spectra.cli.demo import demo
-from spectra.cli.density import density
-from spectra.cli.eig import eig
 from spectra.cli.flags import with_flags
-from spectra.cli.inspect import inspect
-from spectra.cli.landscape import landscape
-from spectra.cli.layers import layers
-from spectra.cli.plot import plot
-from spectra.cli.report import report
 from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
-from spectra.cli.sweep import sweep
-from spectra.cli.trace import trace
+from spectra.cli.terminal import note
 from spectra.cluster import ranks
+from spectra.commands import COMMANDS, cli_command
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, quoted
+from spectra.register import NameClash
 
-ALONE = ("plot", "report", "sweep")  # commands that spend no products: of several ranks the first does all
+ALONE = [name for name, command in COMMANDS.items() if not command.spends_products]  # the first rank does all
 
 
 class Interrupted(Exception):
@@ -58,8 +53,8 @@ def spectra() -> None:
     """
 
 
-for command in (eig, trace, density, inspect, plot, demo, sweep, compare, layers, landscape, report):
-    spectra.add_command(command)
+for name in COMMANDS:
+    spectra.add_command(cli_command(name))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a store that has gone is told with C++ frames
         Sentinel(end).start()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of PyTorch by PyTorch or by us
+    warnings.showwarning = partial(show_warning, warnings.showwarning)
     status = run(arguments)
     ignore_signals()
     # The answer stands: what user code still prints at exit must not follow it.
@@ -93,6 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """What we warn of as a note, other warnings as they usually are shown."""
+    note(str(message)) if issubclass(category, NameClash) else usual(message, category, *where)
 
 
 def end(message: str, lost: bool, status: int) -> None:

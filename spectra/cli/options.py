@@ -131,9 +131,25 @@ def stacked(*options: Callable) -> Callable:
     return decorate
 
 
+class Matrix(click.Choice):
+    """A matrix of the register, which installed packages are asked for when a name is first looked at."""
+
+    name = "choice"
+    choices = property(lambda self: tuple(MATRICES), lambda self, _: None)
+
+    def __init__(self):
+        super().__init__(())
+
+
+class Curvature(click.Option):
+    """--curvature, whose help lists the register as it is when the help is shown."""
+
+    help = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+
+
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
     data = click.option("--data", **DATA, **settings)
-    named = click.option("--curvature", metavar="NAME", multiple=True, default=curvature, show_default=True, type=click.Choice(list(MATRICES)), help=f"{', '.join(MATRICES)}; repeatable.")  # fmt: skip
+    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
     return stacked(
         *BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, NO_CHECK, OUT, *more, JSON, CONFIG, TRUST
     )

@@ -10,13 +10,11 @@ from typing import Any
 import click
 
 from spectra.cli.config import NOT_RECORDED, converted, option_name, options_of, plain
-from spectra.cli.density import density
-from spectra.cli.eig import eig
 from spectra.cli.terminal import note
-from spectra.cli.trace import trace
+from spectra.commands import cli_command, of_sweeps
 from spectra.errors import SpectraError
 
-COMMANDS = {command.name: command for command in (eig, trace, density)}
+COMMANDS = {name: cli_command(name) for name in of_sweeps()}
 
 
 def understood(path: Path):

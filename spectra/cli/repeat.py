@@ -6,16 +6,10 @@ from typing import Any
 
 import click
 
-from spectra.cli.compare import compare
 from spectra.cli.config import NOT_RECORDED, plain
-from spectra.cli.density import density
-from spectra.cli.eig import eig
-from spectra.cli.inspect import inspect
-from spectra.cli.landscape import landscape
-from spectra.cli.layers import layers
-from spectra.cli.trace import trace
+from spectra.commands import cli_command, with_results
 
-COMMANDS = {command.name: command for command in (eig, trace, density, inspect, compare, layers, landscape)}
+COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
 def command_line(record: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import click
 
 from spectra.cli.flags import with_flags
 from spectra.cli.progress import Telling, clear_line
+from spectra.commands import COMMANDS
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
 
@@ -100,16 +101,6 @@ def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
     return 1 if reason else 0
 
 
-MORE = "raise --max-products"
-WAYS_OUT = {
-    "eig": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
-    "trace": f"{MORE}, or loosen --rtol",
-    "density": MORE,
-    "compare": f"{MORE}, or ask for fewer -k",
-    "layers": f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
-    "landscape": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
-}
-
 FEWER = "or choose fewer parameters with --params"
 LESS_MEMORY = {  # where it runs out beside the products, which name --batch-size
     "eig": ("-k", f"ask for fewer, {FEWER}"),
@@ -135,5 +126,5 @@ def why_not(record: dict[str, Any]) -> str:
         if finite(known) != known and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
         if not result["converged"]:
-            return f"{name}: not converged in {result['products']} products; {WAYS_OUT[record['command']]}"
+            return f"{name}: not converged in {result['products']} products; {COMMANDS[record['command']].way_out}"
     return ""

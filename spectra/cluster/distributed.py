@@ -22,7 +22,7 @@ from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.blocks import WIDEST
-from spectra.operator import SymmetricOperator, placed
+from spectra.operator import SymmetricOperator, placed, refuse_other_dtype
 from spectra.problem.problem import Processes
 from spectra.vectors import from_part, local, sizes, whole
 
@@ -106,6 +106,7 @@ class Distributed:
         return self.part.suspect()
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
+        refuse_other_dtype(self, vectors)  # on every rank, before any waits for the others
         held = local(vectors)
         parts = held.split(WIDEST, dim=1) if held.ndim == 2 else [held]  # each rank takes whole vectors of a part
         products = [self._scattered(self.part @ self._gathered(part)) for part in parts]

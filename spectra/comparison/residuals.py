@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectra.curvature.definition import loss_gradient
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
-from spectra.curvature.output_space import output_gradient
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.logits import both_sigmoids, softmax
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
@@ -59,7 +59,7 @@ def residuals(problem: Problem) -> Residuals:
 def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
     """Sums over a batch's examples."""
     loss, (count, weight) = problem.loss, (problem.examples, problem.weight)
-    slope = output_gradient(problem, batch, rows)[1].flatten(1) * (count / weight)
+    slope = loss_gradient(problem, batch, rows)[1].flatten(1) * (count / weight)
     kept = counted(loss, batch.targets, rows)
     sums = {"examples": kept.sum(), "gradient": slope.norm(dim=1).sum(), "observed": slope.square().sum()}
     if isinstance(loss, MeanSquaredError):

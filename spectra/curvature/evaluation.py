@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, share
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.curvature.engine.footprint import elements, footprint
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.losses import CustomLoss
@@ -81,8 +80,8 @@ def fitting_batch_size(problem: Problem, examples: int, memory: int | None = Non
         once = isinstance(problem.loss, CustomLoss) and no_second_derivative(
             problem.loss, *rows_of(problem, problem.batches[0])
         )
-        linearise = resolve_name(MATRICES["fisher-empirical" if once else "hessian"].path)
-        costs = footprint(linearise, problem)
+        matrix = definition("fisher-empirical" if once else "hessian")
+        costs = footprint(matrix.linearise, problem)
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     if not memory or costs.peak(each * examples) <= memory:
         return examples

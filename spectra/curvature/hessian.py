@@ -1,24 +1,35 @@
-"""The Hessian of the mean loss: the derivative of its gradient, reverse over reverse (Pearlmutter 1994)."""
+"""The Hessian of the mean loss: the derivative of its gradient, reverse over reverse (Pearlmutter 1994).
+
+It is the GGN plus the model's own curvature, the sum over rows of (dl / df) d2f / dtheta2: so it is no J'M J.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from spectra.curvature.definition import Definition, loss_hessian
 from spectra.curvature.engine.differentiation import Apply, combined_gradient, gradient
 from spectra.problem.problem import Batch, Problem
 
 
-def linearise(problem: Problem, batch: Batch) -> Apply:
-    """The batch's part of the Hessian, as a function of a vector (n,)."""
-    rows = problem.loss.rows(problem.output(batch), batch.targets)
-    loss = problem.loss.total(rows, batch.targets) / problem.weight
-    slopes = gradient(loss, problem.leaves, create_graph=True)
-    slope = problem.vector(slopes)
+class Hessian(Definition):
+    derivatives = ("hessian",)
+    has_model_curvature = True
 
-    def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
-        if leaves is None:
-            return problem.vector(gradient(slope, problem.leaves, vector))
-        own = problem.leaves[leaves]
-        return problem.vector(combined_gradient(slopes[leaves], own, problem.tensors(vector, leaves)))
+    def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M of the GGN, the part of the Hessian that has one."""
+        return loss_hessian(problem, batch, rows)
 
-    return apply
+    def linearise(self, problem: Problem, batch: Batch) -> Apply:
+        rows = problem.loss.rows(problem.output(batch), batch.targets)
+        loss = problem.loss.total(rows, batch.targets) / problem.weight
+        slopes = gradient(loss, problem.leaves, create_graph=True)
+        slope = problem.vector(slopes)
+
+        def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
+            if leaves is None:
+                return problem.vector(gradient(slope, problem.leaves, vector))
+            own = problem.leaves[leaves]
+            return problem.vector(combined_gradient(slopes[leaves], own, problem.tensors(vector, leaves)))
+
+        return apply

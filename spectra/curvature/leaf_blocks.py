@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.operator import Curvature
-from spectra.operator import Wrapper
+from spectra.operator import Wrapper, refuse_other_dtype
 from spectra.problem.problem import Problem
 
 
@@ -29,6 +29,7 @@ class LeafBlocks(Wrapper):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (n,), or with the columns of (n, k); blocks in which a column is zero cost nothing."""
+        refuse_other_dtype(self, vectors)
         given = vectors[:, None] if vectors.ndim == 1 else vectors
         held = torch.stack([given[place].any(dim=0) for place in self.places])
         parts = [(block, j) for block, j in held.nonzero().tolist()]

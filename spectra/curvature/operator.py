@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -21,9 +20,10 @@ from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
-from spectra.curvature.matrices import MATRICES, refuse_unsuited
+from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.operator import refuse_other_dtype
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
@@ -48,14 +48,13 @@ class Curvature:
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
-        matrix = MATRICES[name]
         self.problem = problem
         self.name = name
-        self.linearise = resolve_name(matrix.path)
+        self.definition = definition(name)
+        self.linearise = self.definition.linearise
         self.memory = memory
         self.setup_seconds = 0.0
         self.derivative_check: Checked | None = None  # where one was asked for, once it is made
-        self._matrix = matrix
         self._expected = products
         self._check = check
         self._loss_fits = False  # whether that has been looked at
@@ -107,9 +106,13 @@ class Curvature:
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (n,), or with the columns of (n, k); raises ValueError where the lengths differ."""
+        """The product with (n,), or with the columns of (n, k).
+
+        Raises ValueError where the lengths differ, and TypeError where the dtypes do.
+        """
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
+        refuse_other_dtype(self, vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         self._refuse_changed()
         self.prepare()
@@ -154,7 +157,7 @@ class Curvature:
                 self._refuse_unfit_loss()
                 costs = footprint(self.linearise, self.problem)
                 self._compare(costs)
-            if self._matrix.centred:
+            if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem)
                 mean = mean_gradient(self.problem)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
@@ -164,7 +167,7 @@ class Curvature:
 
     def _refuse_unfit_loss(self) -> None:
         if not self._loss_fits:
-            refuse_unfit_loss(self.problem, self._matrix)
+            refuse_unfit_loss(self.problem, self.definition)
             self._loss_fits = True
 
     def _compare(self, costs: Footprint | None = None) -> None:
@@ -175,7 +178,7 @@ class Curvature:
             self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
 
     def _make_products(self, costs: Footprint) -> Products:
-        split = self._matrix.split
+        split = self.definition.depends_on_batches
         return Products(
             self.linearise,
             self.problem,

@@ -12,7 +12,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +30,6 @@ from spectra.inputs.state_dict import some
 
 OPTION = "`checkpoint`"
 HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 # In a folder of weights: one shard of several, and what Hugging Face's Trainer writes beside them.
 NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|training_args")
 
@@ -107,7 +107,8 @@ def sha256(file: Path) -> str:
 def _way_in(folder: Path) -> str:
     """Which file in a folder to name: an index of shards, or a whole model."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    weights = [name for name in names if name.endswith(SUFFIXES) and not NO_WHOLE_MODEL.search(name)]
+    suffixes = tuple(suffix for format in FORMATS for suffix in format.suffixes)
+    weights = [name for name in names if name.endswith(suffixes) and not NO_WHOLE_MODEL.search(name)]
     fitting = [name for name in names if name.endswith(".index.json")] + weights
     if len(fitting) == 1:
         return f"name the file in it: {folder / fitting[0]}"
@@ -117,25 +118,46 @@ def _way_in(folder: Path) -> str:
 def _read_tensors(file: Path) -> tuple[Any, str]:
     """What is in one file, and the SHA-256 of the very bytes that it was read from: it is opened once."""
     with open_regular(file) as opened:
-        before = os.fstat(opened.fileno())
-        if before.st_size == 0:
+        if os.fstat(opened.fileno()).st_size == 0:
             raise input_error(OPTION, file, "the file is empty; copy or save it again")
         try:
-            if file.suffix == ".safetensors":
-                return read_safetensors(opened)
-            held = io.BytesIO(opened.read()) if before.st_size <= HELD else opened
-            content = _load(held, before.st_size)
+            found = _format_of(file).read(opened)
         except OSError:
             raise
         except Exception as error:
             # From None: torch's own message advises to trust the file.
             raise input_error(OPTION, file, _unreadable(opened, error)) from None
-        held.seek(0)
-        digest = hashlib.file_digest(held, "sha256").hexdigest()
-        after = os.fstat(opened.fileno())
-    if held is opened and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if found is None:
         raise input_error(OPTION, file, "it was written to while it was read; wait until it is whole, and try again")
-    return content, digest
+    return found
+
+
+def _read_torch(opened: IO[bytes]) -> tuple[Any, str] | None:
+    """A file of torch.save and its SHA-256; None where it has changed meanwhile."""
+    before = os.fstat(opened.fileno())
+    held = io.BytesIO(opened.read()) if before.st_size <= HELD else opened
+    content = _load(held, before.st_size)
+    held.seek(0)
+    digest = hashlib.file_digest(held, "sha256").hexdigest()
+    after = os.fstat(opened.fileno())
+    changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+    return None if held is opened and changed else (content, digest)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file that holds weights."""
+
+    suffixes: tuple[str, ...]
+    read: Callable[[IO[bytes]], tuple[Any, str] | None]  # its content and SHA-256; None where it changed meanwhile
+
+
+FORMATS = (Format((".safetensors",), read_safetensors), Format((".pt", ".pth", ".ckpt", ".bin"), _read_torch))
+
+
+def _format_of(file: Path) -> Format:
+    """By its suffix; of another one it is taken for torch's."""
+    return next((format for format in FORMATS if file.suffix in format.suffixes), FORMATS[-1])
 
 
 def _load(held: IO[bytes], size: int) -> Any:

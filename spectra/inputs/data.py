@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,16 @@ from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import read
+from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
+from spectra.inputs.sources import Source, forms, is_place, source_of
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest, told_missing
 from spectra.inputs.transform import TO_TENSOR, Transform
+from spectra.quoting import quoted
+from spectra.register import NameClash
 
 OPTION = "`data`"
-FORMS = "digits, a file.npz or file.safetensors, a folder of images, torchvision:NAME or file.py:name"
+TORCHVISION = "torchvision:"
 PAIR = ("x", "y")
 CLASSES = "a folder of images for each class"
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -51,9 +56,10 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
 
     Args:
         spec: `digits`; `file.npz` or `file.safetensors` (x and y); `torchvision:NAME?root=...`; a folder that holds
-            a folder of images for each class; `path/to/file.py:callable` or `package.module:callable`, returning two
-            tensors x and y or a data set. Its items are pairs (x, y), or mappings as transformers takes them: y under
-            `labels` or `label`, the rest x. Labels of tokens are those of the outputs, already shifted.
+            a folder of images for each class; `path/to/file.py:callable`, `package.module:callable` or a name that an
+            installed package adds (`spectra.data`), returning two tensors x and y or a data set. Its items are pairs
+            (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels of tokens
+            are those of the outputs, already shifted.
         transform: what is done to the x of every example; one that nobody named, to torchvision's images alone.
 
     Raises:
@@ -68,22 +74,37 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
 
 
 def _holds_images(name: str) -> bool:
-    return name.startswith("torchvision:") or (name != "digits" and os.path.isdir(name))
+    return name.startswith(TORCHVISION) or _is_folder(name)
+
+
+def _is_folder(name: str) -> bool:
+    return name not in DATA.own and os.path.isdir(name)
 
 
 def _source(name: str, options: dict[str, Any]) -> Any:
     """What the name stands for: a pair (x, y) or a data set."""
-    if name == "digits" or Path(name).suffix in READERS:
-        check_options(_digits, name, options, OPTION)  # none of them takes any
-        return _digits() if name == "digits" else _arrays(name)
-    if name.startswith("torchvision:"):
-        return _torchvision(name, name.removeprefix("torchvision:"), options)
-    if _holds_images(name):
-        return _torchvision(name, "ImageFolder", {"root": name, "loader": _image, **options})
-    if ":" in name or name.endswith(".py"):
-        return call(resolve(name, OPTION), name, options, OPTION)
+    if source := source_of(SOURCES, name):
+        return source.make(name, options)
     near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
-    raise input_error(OPTION, name, f"it names no data; {near}write {FORMS}")
+    raise input_error(OPTION, name, f"it names no data; {near}write {forms(SOURCES)}")
+
+
+def _of_register(name: str, options: dict[str, Any]) -> Any:
+    DATA.warn_of_clash(name, OPTION)
+    return call(DATA.load(name, OPTION), name, options, OPTION)
+
+
+def _of_place(name: str, options: dict[str, Any]) -> Any:
+    return call(resolve(name, OPTION), name, options, OPTION)
+
+
+def _images(name: str, options: dict[str, Any]) -> Any:
+    if DATA.is_added(name):
+        text = (
+            f"{OPTION} {quoted(name)}: it is the folder here; the data of the package {DATA[name].package} are not used"
+        )
+        warnings.warn(text, NameClash, stacklevel=2)
+    return _torchvision(name, {"root": name, "loader": _image, **options}, "ImageFolder")
 
 
 def _image(path: str) -> Any:
@@ -94,7 +115,7 @@ def _image(path: str) -> Any:
         return Image.open(file).convert("RGB")
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def digits() -> tuple[Tensor, Tensor]:
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     return images[:, None].float() / 16, labels
@@ -116,8 +137,9 @@ READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
 }
 
 
-def _arrays(name: str) -> tuple[Any, Any]:
+def _arrays(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """x and y in a file of named arrays."""
+    check_options(digits, name, options, OPTION)  # as digits, it takes none
     if not os.path.isfile(name):
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
@@ -133,10 +155,11 @@ def _arrays(name: str) -> tuple[Any, Any]:
     return arrays["x"], arrays["y"]
 
 
-def _torchvision(name: str, short: str, options: dict[str, Any]) -> Any:
+def _torchvision(name: str, options: dict[str, Any], short: str | None = None) -> Any:
     """torchvision's data set `short`, without a transform: that comes later, for all kinds of data alike."""
     from torchvision import datasets
 
+    short = short or name.removeprefix(TORCHVISION)
     known = {key for key in datasets.__all__ if inspect.isclass(getattr(datasets, key))} - {"VisionDataset"}
     if short not in known:
         raise input_error(OPTION, name, f"torchvision has no data set {short!r}; {suggest(short, known)}")
@@ -157,3 +180,13 @@ def _torchvision(name: str, short: str, options: dict[str, Any]) -> Any:
         text = f"its folders are {', '.join(made.classes)}, no classes; name the one that holds {CLASSES}"
         raise input_error(OPTION, name, text)
     return made
+
+
+SOURCES = (
+    Source("digits", DATA.own.__contains__, _of_register),
+    Source("a file.npz or file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
+    Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
+    Source("a folder of images", _is_folder, _images),
+    Source("file.py:name", is_place, _of_place),
+    Source("a name that an installed package adds", DATA.__contains__, _of_register),
+)

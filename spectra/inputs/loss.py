@@ -13,12 +13,12 @@ from torch import nn
 
 from spectra.inputs.chance import seeded
 from spectra.inputs.model import cast
+from spectra.inputs.registers import LOSSES
+from spectra.inputs.sources import is_place
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
-from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.problem.losses import CustomLoss, Loss
 
 OPTION = "`loss`"
-NAMES = ("cross_entropy", "mse", "bce_with_logits")
 OWN = "name your own as file.py:function"
 TRIED = {
     "reduction": "the loss is the mean over the data set, as PyTorch's; leave reduction out",
@@ -33,35 +33,50 @@ def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype
         spec: `cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3&class_dim=-1`, `mse`, `bce_with_logits`,
             or `path/to/file.py:name` of a function of (output, target), an object that can be called so, or a class of
             such objects. What follows the `?` goes to the function as keywords, or to the class. It returns values
-            of the examples, or the batch's mean.
+            of the examples, or the batch's mean. Or a name that an installed package adds (`spectra.losses`).
         device, dtype: where a loss that is a torch.nn.Module is moved, floating tensors cast; None leaves it.
 
     Raises:
         SpectraError: no such loss, or it does not take these options.
     """
     name, options = parse_spec(spec, OPTION)
-    if ":" in name or name.endswith(".py"):
-        function = _own(name, options)
-        if isinstance(function, nn.Module):
-            function = cast(function, device, dtype)
-        return CustomLoss(function, name)
-    if name not in NAMES:
-        raise input_error(OPTION, name, f"is no loss; {suggest(name, NAMES)}, or {OWN}")
+    if is_place(name):
+        return _others(resolve(name, OPTION), name, options, device, dtype)
+    if name not in LOSSES:
+        raise input_error(OPTION, name, f"is no loss; {suggest(name, LOSSES)}, or {OWN}")
+    LOSSES.warn_of_clash(name, OPTION)
+    found = LOSSES.load(name, OPTION)
+    if LOSSES.is_added(name):
+        return _others(found, name, options, device, dtype)
     for key in options:
         if key in TRIED:
             raise input_error(OPTION, spec, TRIED[key])
-    if name == "cross_entropy":
-        return _cross_entropy(spec, **options)
+    if name in READ:
+        return found(**READ[name](spec, **options))
     if options:
         raise input_error(OPTION, spec, f"{name} takes no options; leave out ?{next(iter(options))}=, or {OWN}")
-    return MeanSquaredError() if name == "mse" else BinaryCrossEntropy()
+    return found()
 
 
-def _own(name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """A user's function of (output, target), its options bound; of a class, an object made with them."""
+def _others(
+    found: Any, name: str, options: dict[str, Any], device: torch.device | None, dtype: torch.dtype | None
+) -> Loss:
+    """The loss that a user or a package has made: a function of (output, target), or an object of type `Loss`."""
+    if inspect.isclass(found) and isinstance(found, Loss):  # a class has its methods
+        with seeded(0):
+            found, options = call(found, name, options, OPTION), {}
+    if isinstance(found, Loss):
+        return cast(found, device, dtype) if isinstance(found, nn.Module) else found
+    function = _function(found, name, options)
+    if isinstance(function, nn.Module):
+        function = cast(function, device, dtype)
+    return CustomLoss(function, name)
+
+
+def _function(found: Any, name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """A function of (output, target), its options bound; of a class, an object made with them."""
     if options.get("reduction", "") is None:
         options = {**options, "reduction": "none"}  # a word that parse_spec reads as None
-    found = resolve(name, OPTION)
     if inspect.isclass(found):
         with seeded(0):
             found, options = call(found, name, options, OPTION), {}
@@ -76,7 +91,8 @@ def _own(name: str, options: dict[str, Any]) -> Callable[..., Any]:
 
 def _cross_entropy(
     spec: str, label_smoothing=0.0, ignore_index=-100, weight=None, class_dim=None, **unknown
-) -> CrossEntropy:
+) -> dict[str, Any]:
+    """The arguments of `CrossEntropy`, of what was typed."""
     if unknown:
         known = ("label_smoothing", "ignore_index", "weight", "class_dim")
         raise input_error(OPTION, spec, f"has no option {next(iter(unknown))}; {suggest(next(iter(unknown)), known)}")
@@ -91,7 +107,15 @@ def _cross_entropy(
         if not valid:
             raise input_error(OPTION, spec, f"weight is {weight!r}; give one number >= 0 a class, as weight=1,0.5,2")
         weight = torch.tensor(weight, dtype=torch.float64)
-    return CrossEntropy(weight, ignore_index, float(label_smoothing), class_dim)
+    return {
+        "class_weights": weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": float(label_smoothing),
+        "class_dim": class_dim,
+    }
+
+
+READ = {"cross_entropy": _cross_entropy}  # options of losses of ours: those typed become arguments
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from spectra.errors import describe
 from spectra.inputs.chance import seeded
+from spectra.inputs.registers import MODELS
+from spectra.inputs.sources import Source, forms, is_place, source_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 
 OPTION = "`model`"
@@ -21,21 +23,18 @@ def build_model(spec: str, seed: int) -> nn.Module:
     It is in the mode in which it was made: `eval()` of its own may merge weights, which have to be loaded first.
 
     Args:
-        spec: `path/to/file.py:callable`, `package.module:callable` or `torchvision:resnet18?num_classes=10`;
-            what follows the `?` becomes keyword arguments. A name of a module itself is used as it is.
+        spec: `torchvision:resnet18?num_classes=10`, `path/to/file.py:callable`, `package.module:callable`, or a name
+            that an installed package adds (`spectra.models`); what follows the `?` becomes keyword arguments. A name
+            of a module itself is used as it is.
 
     Raises:
         SpectraError: no such name, building it failed, or what came out is no `nn.Module`.
     """
     name, options = parse_spec(spec, OPTION)
     with seeded(seed):
-        if name.startswith(TORCHVISION):
-            model = _torchvision(spec, name, options)
-        elif ":" in name or name.endswith(".py"):
-            model = _user(name, options)
-        else:
-            forms = "path/to/file.py:callable, package.module:callable or torchvision:NAME"
-            raise input_error(OPTION, name, f"it names no model; write {forms}")
+        if (source := source_of(SOURCES, name)) is None:
+            raise input_error(OPTION, name, f"it names no model; write {forms(SOURCES)}")
+        model = source.make(name, options)
     if not isinstance(model, nn.Module):
         came = type(model).__name__
         raise input_error(OPTION, name, f"it gave an object of type {came}; it has to return a torch.nn.Module")
@@ -108,8 +107,16 @@ def cast(module: nn.Module, device: torch.device | None, dtype: torch.dtype | No
     return module._apply(moved)
 
 
-def _user(name: str, options: dict[str, Any]) -> Any:
-    found = resolve(name, OPTION)
+def _of_place(name: str, options: dict[str, Any]) -> Any:
+    return _built(resolve(name, OPTION), name, options)
+
+
+def _added(name: str, options: dict[str, Any]) -> Any:
+    MODELS.warn_of_clash(name, OPTION)
+    return _built(MODELS.load(name, OPTION), name, options)
+
+
+def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
         return call(found, name, options, OPTION)
     if options:
@@ -123,14 +130,17 @@ def pretrained_weights(spec: str) -> Any:
     Raises:
         SpectraError: no such model, or it has no such weights.
     """
-    name, options = parse_spec(spec, OPTION)
+    return _weights(*parse_spec(spec, OPTION))
+
+
+def _weights(name: str, options: dict[str, Any]) -> Any:
     if not name.startswith(TORCHVISION):
         return None
     from torchvision import models
 
     short, asked = _known(name), options.get("weights")
     if "pretrained" in options:
-        raise input_error(OPTION, spec, "torchvision asks for weights by name; write weights=DEFAULT")
+        raise input_error(OPTION, f"{name}?pretrained", "torchvision asks for weights by name; write weights=DEFAULT")
     if asked is None:
         return None
     weights = models.get_model_weights(short)
@@ -138,13 +148,13 @@ def pretrained_weights(spec: str) -> Any:
         return weights.verify(asked)
     except (KeyError, TypeError) as error:
         text = f"{short} has no weights {asked!r}; {suggest(str(asked), weights.__members__)}"
-        raise input_error(OPTION, spec, text) from error
+        raise input_error(OPTION, f"{name}?weights={asked}", text) from error
 
 
-def _torchvision(spec: str, name: str, options: dict[str, Any]) -> nn.Module:
+def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
-    short, weights = _known(name), pretrained_weights(spec)
+    short, weights = _known(name), _weights(name, options)
     try:
         with warnings.catch_warnings(action="ignore"):  # such as GoogLeNet's, on its initial weights
             return models.get_model(short, **({**options, "weights": weights} if weights else options))
@@ -165,3 +175,10 @@ def _known(name: str) -> str:
         text = f"torchvision has no model {short!r}; {suggest(short, models.list_models())}"
         raise input_error(OPTION, name, text)
     return short
+
+
+SOURCES = (
+    Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
+    Source("path/to/file.py:callable or package.module:callable", is_place, _of_place),
+    Source("a name that an installed package adds", MODELS.__contains__, _added),
+)

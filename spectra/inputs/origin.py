@@ -1,8 +1,10 @@
 """Whose code a name stands for: what comes with known packages, a file's neighbours, or anything at all.
 
 A result is data: of the names in it only those run that come with spectra, torchvision, transformers or timm, and make
-a network, a data set or a transform. A TOML file and a plan are programs of their author: what they name lies beside
-them or is installed. Whoever types a name on the command line vouches for it.
+a network, a data set or a transform. Names that other packages have added by entry points do not, but for those of
+matrices: they take no options, so that whoever wrote the result chooses among installed code, and tells it nothing.
+A TOML file and a plan are programs of their author: what they name lies beside them or is installed. Whoever types a
+name on the command line vouches for it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
+
+from spectra.inputs.registers import is_added
 
 # What comes with Python makes no network, and os:system, subprocess:run or builtins:exec do what nobody asked for.
 STANDARD = sys.stdlib_module_names | {"__main__", "test", "pip", "setuptools", "pkg_resources"}
@@ -33,6 +37,8 @@ def is_code(spec: str) -> bool:
 
 def is_strange(spec: str) -> bool:
     """Whether it is code, and not by one of the names that spectra and torchvision have for it."""
+    if any(is_added(option, spec) for option in RUN):
+        return True
     return is_code(spec) and spec.partition("?")[0] not in OURS and not spec.startswith("torchvision:")
 
 
@@ -43,6 +49,8 @@ def comes_with_packages(option: str, spec: str) -> bool:
         option: the option that it is given to, of RUN.
     """
     name, _, query = spec.partition("?")
+    if is_added(option, spec):
+        return False
     if not is_code(spec) or name in OURS:
         return True
     place, _, attribute = name.rpartition(":")

@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,8 +123,9 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
         came = type(function).__name__
         raise input_error(option, name, f"it is no callable but of type {came}; name a function that gives it")
     check_options(function, name, options, option)
+    place = name.rpartition(":")[0]  # nothing for a name of a register, whose package finds its own modules
     try:
-        with _importable(name.rpartition(":")[0]):
+        with _importable(place) if place else nullcontext():
             return function(**options)
     except (Exception, SystemExit) as error:
         raise input_error(option, name, f"calling it failed with {describe(error)}; {WHERE}") from error

@@ -21,7 +21,7 @@ from spectra.krylov.eigensolver import Asking, Search
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import SymmetricOperator, Wrapper, once, placed
+from spectra.operator import SymmetricOperator, Wrapper, once, placed, refuse_other_dtype
 from spectra.vectors import whole, without_autocast
 
 EACH = 3  # vectors (n,) that a column of a product holds: what is multiplied, its image, and both on their way
@@ -42,6 +42,7 @@ class BlockDiagonal(Wrapper):
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
+        refuse_other_dtype(self, vectors)
         given = vectors[:, None] if vectors.ndim == 1 else vectors
         products = torch.zeros_like(given)
         widest = columns(fitting_vectors(self.operator), EACH)

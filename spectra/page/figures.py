@@ -7,24 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spectra.commands import COMMANDS
 from spectra.page.markup import Markup, element, opening
 from spectra.plots.saved import KINDS, WHOLE, record_figures
 from spectra.plots.svg import svg
 
-CAPTIONS = {
-    "eig": "Eigenvalues by rank, with residuals",
-    "trace": "Traces, with two standard errors to either side",
-    "density": "Spectral density, and below it the cumulative distribution, with 95 % bands",
-    "density-log": "The same on an asinh axis: logarithmic, but linear around zero",
-    "compare": "Eigenvalues, leading eigenspaces, distributions and distances of the matrices",
-    "compare-held-out": "Leading eigenvalues and eigenspaces here and on the held-out data",
-    "compare-subsample": "Largest eigenvalues by number of examples, and where they tend to",
-    "layers": "What the diagonal blocks of the matrices hold, block by block",
-    "layers-density": "Spectral density of each diagonal block",
-    "landscape": "Loss along directions, and its quadratic model",
-    "landscape-plane": "Loss in the planes of two directions",
-    "landscape-surface": "The same planes as surfaces",
-}
+CAPTIONS = {name: text for command in COMMANDS.values() for name, text in command.captions.items()}
 
 
 def figures(path: Path, record: dict[str, Any]) -> Iterator[Markup]:

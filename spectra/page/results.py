@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spectra.commands import COMMANDS, with_results
 from spectra.inputs.spec import input_error
 from spectra.plots.saved import intact, refuse_many
 from spectra.records.files import read
@@ -20,15 +21,8 @@ class Kind(NamedTuple):
     parts: str  # dotted name
 
 
-KINDS = {  # by command, in the order in which a directory's are shown
-    "inspect": Kind("Checkpoint and cost", "spectra.tables.inspection:inspect_parts"),
-    "eig": Kind("Eigenvalues", "spectra.tables.results:eig_parts"),
-    "trace": Kind("Trace", "spectra.tables.results:trace_parts"),
-    "density": Kind("Spectral density", "spectra.tables.outliers:density_parts"),
-    "compare": Kind("Comparison of matrices", "spectra.tables.comparison:compare_parts"),
-    "layers": Kind("Layer by layer", "spectra.tables.layers:layers_parts"),
-    "landscape": Kind("Loss along eigenvectors", "spectra.tables.landscape:landscape_parts"),
-}
+# By command, in the order in which a directory's are shown.
+KINDS = {name: Kind(COMMANDS[name].title, COMMANDS[name].tables) for name in with_results()}
 
 
 def read_all(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from spectra.commands import COMMANDS
 from spectra.errors import SpectraError, describe
 from spectra.inputs.spec import input_error, suggest
 from spectra.krylov.results import SpectralMeasure, TraceEstimate
@@ -110,11 +111,7 @@ KINDS = {  # by command, in the order in which a directory is searched
     "trace": Kind(trace, trace_figure, 100, ("trace", "standard_error")),
 }
 # Commands whose figures, by file name, are of one record as it stands.
-WHOLE = {
-    "compare": "spectra.plots.compared:compare_figures",
-    "layers": "spectra.plots.layers:layers_figures",
-    "landscape": "spectra.plots.landscape:landscape_figures",
-}
+WHOLE = {name: command.figures for name, command in COMMANDS.items() if command.figures}
 MOST_EIGENVALUES, MOST_NUMBERS = 20_000, 10**6
 WIDTH = 6.5  # inches
 

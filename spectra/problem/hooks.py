@@ -17,7 +17,7 @@ from torch.nn.modules import module as every_module
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from spectra.problem.calls import modules
+from spectra.problem.side_effects import modules
 
 OF_MODULES = ("_backward_pre_hooks", "_backward_hooks")
 REGISTER = Tensor.register_hook
@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Held:
+class HookTable:
     """The hooks in one table of a tensor, a module, or PyTorch's own tables for all modules."""
 
     owner: Any
@@ -38,17 +38,17 @@ class Held:
     def put(self, hooks: OrderedDict[int, Callable] | None) -> None:
         setattr(self.owner, self.table, hooks)
 
-    def put_away(self) -> None:
+    def clear(self) -> None:
         self.put(None if isinstance(self.owner, Tensor) else OrderedDict())
 
 
-def held(model: nn.Module) -> list[Held]:
+def hook_tables(model: nn.Module) -> list[HookTable]:
     """All hooks on gradients that are there before a forward pass."""
-    found, tensors = [Held(every_module, name, getattr(every_module, name)) for name in OF_ALL], {}
+    found, tensors = [HookTable(every_module, name, getattr(every_module, name)) for name in OF_ALL], {}
     for module in modules(model):
-        found += [Held(module, name, getattr(module, name, None)) for name in OF_MODULES]
+        found += [HookTable(module, name, getattr(module, name, None)) for name in OF_MODULES]
         tensors |= {id(tensor): tensor for tensor in module._parameters.values() if tensor is not None}
-    found += [Held(tensor, "_backward_hooks", tensor._backward_hooks) for tensor in tensors.values()]
+    found += [HookTable(tensor, "_backward_hooks", tensor._backward_hooks) for tensor in tensors.values()]
     return [each for each in found if each.hooks]
 
 
@@ -58,11 +58,11 @@ def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
 
     Hooks on the nodes of a graph (`grad_fn.register_hook`) are out of reach.
     """
-    places, register = held(model), Tensor.register_hook
+    places, register = hook_tables(model), Tensor.register_hook
     try:
         Tensor.register_hook = lambda tensor, hook: RemovableHandle(OrderedDict())
         for each in places:
-            each.put_away()
+            each.clear()
         yield
     finally:
         Tensor.register_hook = register
@@ -71,7 +71,7 @@ def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def watched(places: Sequence[Held], model: nn.Module, report: Report) -> Iterator[list[str]]:
+def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> Iterator[list[str]]:
     """Inside `without_gradient_hooks`: hooks of these places run, and those that a forward registers on tensors.
 
     Yields the list of their owners, and calls `report(owner)` of each that changes what it is given.
@@ -94,7 +94,7 @@ def watched(places: Sequence[Held], model: nn.Module, report: Report) -> Iterato
     finally:
         Tensor.register_hook = unheard
         for each in places:
-            each.put_away()
+            each.clear()
         for parameter, hooks in parameters:  # on which the forward may have registered some
             parameter._backward_hooks = hooks
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
-from spectra.problem.calls import draws, modules, reseed, untraced
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.side_effects import draws, modules, reseed, without_side_effects
 
 CALLS = 8
 CALLS_WITH_CHANCE = 64  # what happens at one call in ten is missed once in 900 times
@@ -30,7 +30,7 @@ def refuse_chance(problem: Problem) -> None:
     """Raise SpectraError where the output for the same examples changes from call to call."""
     batch = fewest(problem)
     calls = CALLS if len(batch) <= FEW else 2
-    with untraced(problem.model):
+    with without_side_effects(problem.model):
         before = draws()
         expected = by_example(problem, problem.call(batch), batch)
         if draws() != before or keeps_generator(problem):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.calls import untraced
-from spectra.problem.lent import lent, versions
 from spectra.problem.losses import Loss
+from spectra.problem.model_inputs import detached_inputs, versions
 from spectra.problem.outputs import choose_output
-from spectra.problem.unsuitable import refuse_unsuitable
+from spectra.problem.parameter_checks import refuse_unsuitable_parameters
+from spectra.problem.side_effects import without_side_effects
 from spectra.quoting import foreign, quoted
 
 
@@ -125,17 +125,17 @@ class Problem:
         return sum(self.loss.examples(batch.targets) for batch in self.batches)
 
     def output(self, batch: Batch) -> Tensor:
-        """The model's output on a batch, by a call that leaves no trace (see `untraced`).
+        """The model's output on a batch, by a call that leaves no trace (see `without_side_effects`).
 
         Raises SpectraError where the model fails, or where no one tensor is named.
         """
-        with untraced(self.model):
+        with without_side_effects(self.model):
             return self.call(batch)
 
     def call(self, batch: Batch) -> Tensor:
         """The same, as the model's own call leaves things."""
         grad = torch.is_grad_enabled()
-        given = lent(batch.inputs, self.writes_inputs)
+        given = detached_inputs(batch.inputs, self.writes_inputs)
         before = versions(given)
         output = self._forward(given)
         if not self.writes_inputs and versions(given) != before:
@@ -151,7 +151,7 @@ class Problem:
         batch = self.batches[0]
         for cut in (slice(2), slice(None)):
             with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
-                given = lent(batch.inputs if cut == slice(None) else batch.part(cut).inputs, True)
+                given = detached_inputs(batch.inputs if cut == slice(None) else batch.part(cut).inputs, True)
                 before = versions(given)
                 self._forward(given)
                 return versions(given) != before
@@ -255,7 +255,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     if not chosen:
         where = f"`params` {foreign(' '.join(patterns))}" if patterns else "`model`"
         raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
-    refuse_unsuitable(chosen)
+    refuse_unsuitable_parameters(chosen)
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
         told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper, empty_rows
+from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
 from spectra.resume.log import Entry, Log, write_whole
 from spectra.vectors import local, mapped, norm
 
@@ -268,6 +268,7 @@ class Remembering(Wrapper):
         self.journal = journal
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
+        refuse_other_dtype(self, vectors)
         return self.journal.product(self.operator, vectors)
 
     def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spectra.curvature.matrices import MATRICES
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -66,7 +64,7 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
         path=matrix.path,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
-        semidefinite=MATRICES[matrix.name].semidefinite(matrix.problem.loss),
+        semidefinite=matrix.definition.semidefinite(matrix.problem.loss),
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         **cost,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import mean_loss
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
@@ -149,7 +149,7 @@ def spread_along(
     """Curvature and slope over the examples by direction; where there are none, why."""
     if not used:
         return {}, ""
-    if MATRICES[name].split:
+    if definition(name).depends_on_batches:
         return {}, f"{name} is made of batches, so single examples have no curvature"
     curvatures, slopes, without = step(lambda: values_along(problem, name, vectors))
     both = zip(used, curvatures, slopes, strict=True) if not without else ()

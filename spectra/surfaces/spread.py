@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from spectra.comparison.residuals import counted
+from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.batches import share
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
-from spectra.curvature.matrices import MATRICES
-from spectra.curvature.output_space import output_gradient
-from spectra.curvature.roots import ROOTS
+from spectra.curvature.matrices import definition
 from spectra.problem.problem import Batch, Problem, Processes
 from spectra.spectrum.curves import NOISE
 
@@ -59,14 +58,15 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
     g_i - g. A few backward passes a direction. Raises SpectraError where a layer has no third derivative, and
     ValueError for fisher-batch, which is made of batches.
     """
-    if MATRICES[name].split:
+    matrix = definition(name)
+    if matrix.depends_on_batches:
         raise ValueError(f"{name} is no mean over examples")
     parts = [torch.zeros(2, len(directions), 0, dtype=torch.float64)]
     with twice_differentiable(problem.model), explained():
         for batch in share(problem):
-            parts.append(of_batch(problem, name, batch, directions))
+            parts.append(of_batch(problem, matrix, batch, directions))
     curvatures, slopes = problem.examples * gathered(torch.cat(parts, dim=2), problem.processes).numpy()
-    if MATRICES[name].centred:
+    if matrix.subtracts_mean_gradient:
         curvatures = np.square(slopes - slopes.mean(axis=1, keepdims=True))
     shift, theta = problem.weight_decay, problem.vector([p.detach() for p in problem.leaves]).double()
     for j, d in enumerate(directions):
@@ -75,20 +75,17 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
     return curvatures, slopes
 
 
-def of_batch(problem: Problem, name: str, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
+def of_batch(problem: Problem, matrix: Definition, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
     """Curvatures and slopes (2, k, examples) of the batch's examples, over their number in all."""
     jacobian = Jacobian(problem, batch)
-    leaf, slope = output_gradient(problem, batch, jacobian.rows, create_graph=True)
-    residual = slope.detach() / problem.weight
+    middle = matrix.middle(problem, batch, jacobian.rows)
+    residual = loss_gradient(problem, batch, jacobian.rows)[1] / problem.weight
     kept = counted(problem.loss, batch.targets, jacobian.rows)
     found = []
     for d in directions:
         velocity = jacobian.times(d)
-        if name in ("hessian", "ggn"):
-            bend = by_row(velocity * gradient(slope, (leaf,), velocity)[0]) / problem.weight
-        else:
-            bend = in_output_space(problem, name, batch, jacobian.rows.detach(), velocity)
-        if name == "hessian":
+        bend = by_row(velocity * middle(velocity))
+        if matrix.has_model_curvature:
             bend = bend + by_row(residual * acceleration(jacobian, d))
         found.append(torch.stack([bend, by_row(residual * velocity)])[:, kept].detach().double().cpu())
     return torch.stack(found, dim=1)
@@ -99,16 +96,6 @@ def acceleration(jacobian: Jacobian, d: Tensor) -> Tensor:
     leaves, along = jacobian.problem.leaves, d.clone().requires_grad_()  # else once_differentiable goes unnoticed
     moved = jacobian.problem.vector(gradient(jacobian.transposed, leaves, along, create_graph=True))
     return gradient(moved, (jacobian.dummy,), d)[0]
-
-
-def in_output_space(problem: Problem, name: str, batch: Batch, rows: Tensor, velocity: Tensor) -> Tensor:
-    """v_i'M_i v_i (E,) for the velocities v of rows."""
-    if name == "fisher":
-        scales = problem.loss.scales(rows, batch.targets) / problem.weight
-        return by_row(velocity * scales * problem.loss.expected(rows, velocity))
-    roots = ROOTS[name](problem, batch, rows)  # (units, s, positions, D)
-    along = (roots * velocity.reshape(len(roots), 1, roots.shape[2], -1)).sum(dim=3)
-    return along.square().sum(dim=1).flatten()
 
 
 def by_row(products: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+from spectra.commands import COMMANDS as REGISTER
 from spectra.errors import SpectraError
 from spectra.records.files import finite, read
 from spectra.sweeps.checkpoints import Trajectory, training_steps, update_rows
-from spectra.sweeps.eigenspaces import eigenspace_rows, eigenvalue_rows
+from spectra.sweeps.eigenspaces import eigenspace_rows
 from spectra.sweeps.plan import COMMANDS, Plan, natural
-from spectra.sweeps.rows import QUANTITIES, Found, Number, Row, density_rows, problem_rows, trace_rows
+from spectra.sweeps.rows import QUANTITIES, Found, Number, Row, problem_rows
 from spectra.sweeps.tasks import result
 
-ROWS = {"eig": eigenvalue_rows, "trace": trace_rows, "density": density_rows}
+ROWS = {name: resolve_name(command.rows) for name, command in REGISTER.items() if command.rows}
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from spectra.commands import of_sweeps
 from spectra.quoting import quoted
 from spectra.sweeps.place import Place, read_place
 from spectra.sweeps.plan_file import PlanFile, shown
 
-COMMANDS = ("eig", "trace", "density")
+COMMANDS = of_sweeps()
 MULTIPLY = ("checkpoint", "curvature", "seed")
 LONGEST_WORD, LONGEST_LINE = 2**17 - 1, 2**20  # bytes that Linux takes: 128 KiB a word, 2 MiB with the environment
 OURS = ("out", "json", "config")  # options that a sweep gives itself

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from spectra.problem.calls import generators_restored
 from spectra.problem.hooks import without_gradient_hooks
+from spectra.problem.side_effects import generators_restored
 from spectra.vectors import without_autocast
 
 TABLES = ("_parameters", "_buffers", "_modules")

@@ -18,21 +18,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
-from spectra.curvature.checks.culprit import blamed
 from spectra.curvature.checks.differences import STEPS, Verdict, judge
-from spectra.curvature.checks.nearby import Local, copied, in_place, random_direction
+from spectra.curvature.checks.error_location import locate_error
+from spectra.curvature.checks.perturbed import LocalProblem, copied, in_place, random_direction
+from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
 from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
-from spectra.curvature.hessian import linearise
-from spectra.curvature.matrices import MATRICES
-from spectra.curvature.output_space import output_gradient
+from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
 from spectra.problem.problem import Batch, Problem
 
@@ -91,7 +89,7 @@ class Contradicted(SpectraError):
     """Differences contradict the derivative."""
 
 
-def compared(local: Local, name: str) -> Checked:
+def compared(local: LocalProblem, name: str) -> Checked:
     """Each of the comparisons; raises Contradicted."""
     verdicts = [compare() for compare in comparisons(local, name)]
     wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
@@ -100,7 +98,7 @@ def compared(local: Local, name: str) -> Checked:
     return told(local, verdicts)
 
 
-def compared_beside(local: Local, name: str, found: Checked) -> Checked:
+def compared_beside(local: LocalProblem, name: str, found: Checked) -> Checked:
     """What could not be told at the point itself is looked at beside it, where few functions have a kink."""
     local.step_aside()
     beside = compared(local, name)
@@ -109,22 +107,16 @@ def compared_beside(local: Local, name: str, found: Checked) -> Checked:
     return replace(found, error=beside.error, not_checked=f"{found.not_checked}; beside the point they agree")
 
 
-def comparisons(local: Local, name: str) -> list[Callable[[], Verdict]]:
+def comparisons(local: LocalProblem, name: str) -> list[Callable[[], Verdict]]:
     """What a product of the matrix is made of, each against its difference."""
-    matrix = MATRICES[name]
-    if matrix.indefinite:
-        return [partial(second_derivative, local)]
-    if matrix.split:
-        return [partial(slope, local)]
-    output_space = {"ggn": loss_curvature, "fisher-empirical": loss_slope, "gradient-covariance": loss_slope}.get(name)
-    return [partial(jacobian, local), *([partial(output_space, local)] if output_space else [])]
+    return [partial(COMPARISONS[derivative], local) for derivative in definition(name).derivatives]
 
 
-def second_derivative(local: Local) -> Verdict:
+def second_derivative(local: LocalProblem) -> Verdict:
     """H v, a part for each parameter tensor."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
-    local.product = product = linearise(problem, batch)(problem.vector(local.direction))
+    local.product = product = definition("hessian").linearise(problem, batch)(problem.vector(local.direction))
 
     def gradients(step: float) -> Sequence[Tensor]:
         with local.moved(step):
@@ -133,7 +125,7 @@ def second_derivative(local: Local) -> Verdict:
     return judged(problem.tensors(product), gradients, local)
 
 
-def jacobian(local: Local) -> Verdict:
+def jacobian(local: LocalProblem) -> Verdict:
     """J v."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
@@ -146,7 +138,7 @@ def jacobian(local: Local) -> Verdict:
     return judged([product], outputs, local)
 
 
-def slope(local: Local) -> Verdict:
+def slope(local: LocalProblem) -> Verdict:
     """g'v, of the summed loss."""
     problem, batch = local.problem, local.batch
     local.gradients += 1
@@ -159,36 +151,45 @@ def slope(local: Local) -> Verdict:
     return judged([along], values, local)
 
 
-def loss_curvature(local: Local) -> Verdict:
+def loss_curvature(local: LocalProblem) -> Verdict:
     """M u with M = d2 l / df2."""
     problem, batch = local.problem, local.batch
-    leaf, first = output_gradient(problem, batch, rows_of(local), create_graph=True)
+    leaf, first = loss_gradient(problem, batch, rows_of(local), create_graph=True)
     u = output_direction(leaf, local)
     product = gradient(first, (leaf,), u)[0]
-    return judged([product], lambda step: [output_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
+    return judged([product], lambda step: [loss_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
 
 
-def loss_slope(local: Local) -> Verdict:
+def loss_slope(local: LocalProblem) -> Verdict:
     """The slope of the summed loss along u in output space."""
     problem, batch = local.problem, local.batch
-    leaf, first = output_gradient(problem, batch, rows_of(local))
+    leaf, first = loss_gradient(problem, batch, rows_of(local))
     u = output_direction(leaf, local)
     return judged(
         [(first * u).sum()], lambda step: [problem.loss.total(leaf.detach() + step * u, batch.targets)], local
     )
 
 
-def output_direction(rows: Tensor, local: Local) -> Tensor:
+COMPARISONS: dict[Derivative, Callable[[LocalProblem], Verdict]] = {
+    "hessian": second_derivative,
+    "jacobian": jacobian,
+    "loss hessian": loss_curvature,
+    "loss gradient": loss_slope,
+    "gradient": slope,
+}
+
+
+def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
     """A random u of the size of the outputs, or of 1 where they are smaller."""
     (u,) = random_direction([rows], local.generator)
     return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
 
 
-def rows_of(local: Local) -> Tensor:
+def rows_of(local: LocalProblem) -> Tensor:
     return local.problem.loss.rows(local.problem.output(local.batch), local.batch.targets).detach()
 
 
-def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: Local) -> Verdict:
+def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
     """As `judge` does; in single precision, steps are long, and with so many kinks in reach nothing is said."""
     verdict = judge(derivative, function)
     if verdict.wrong and local.problem.dtype != torch.float64 and kinked(local):
@@ -196,13 +197,13 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
     return verdict
 
 
-def kinked(local: Local) -> bool:
+def kinked(local: LocalProblem) -> bool:
     problem, batch = local.problem, local.batch
     loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
     return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
 
 
-def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
+def told(local: LocalProblem, verdicts: Sequence[Verdict]) -> Checked:
     """Nothing contradicts the derivatives."""
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
@@ -216,9 +217,9 @@ def told(local: Local, verdicts: Sequence[Verdict]) -> Checked:
     )
 
 
-def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
+def rounded(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
     """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
-    matrix = resolve_name(MATRICES[name].path)
+    matrix = definition(name).linearise
     exact = local.product
     if exact is None:
         exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
@@ -237,10 +238,10 @@ def rounded(problem: Problem, batch: Batch, local: Local, name: str) -> float:
     return off / size if size else 0.0
 
 
-def refusal(local: Local, name: str, verdict: Verdict) -> str:
+def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
     """What a user reads: by how much, and whose fault it may be."""
-    what = {"hessian": "gradients", "fisher-batch": "the loss"}.get(name, "outputs and slopes")
-    option, whose = blamed(local)
+    what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
+    option, whose = locate_error(local)
     return (
         f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
         f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "

@@ -8,20 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectra.curvature.definition import Definition
 from spectra.curvature.engine.differentiation import gradient
-from spectra.curvature.matrices import Matrix
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.calls import draws, generators_restored, reseed
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.side_effects import draws, generators_restored, reseed
 
 DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike
 SPREAD = 64  # examples, from all over the data, that are split in two ways
 FEW = 8  # examples on which a second derivative is tried
 
 
-def refuse_unfit_loss(problem: Problem, matrix: Matrix) -> None:
+def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
     """Raise SpectraError where the loss is a user's and changes from call to call, depends on batches, or lacks L_i."""
     if not isinstance(problem.loss, CustomLoss) or not problem.batches:
         return
@@ -30,7 +30,7 @@ def refuse_unfit_loss(problem: Problem, matrix: Matrix) -> None:
     if len(problem.batches) > 1:
         refuse_tied_examples(problem.loss, rows, targets)
         refuse_tied_examples(problem.loss, *spread_examples(problem))
-    if not matrix.squared and (why := no_second_derivative(problem.loss, rows, targets)):
+    if matrix.takes_loss_hessian and (why := no_second_derivative(problem.loss, rows, targets)):
         raise SpectraError(
             f"`loss` {problem.loss.name}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from spectra.curvature.engine.differentiation import explained, gradient, switched, twice_differentiable
-from spectra.curvature.engine.reached import unreached
-from spectra.problem.hooks import Held, held, watched
+from spectra.curvature.engine.used_parameters import unused_parameters
+from spectra.problem.hooks import HookTable, hook_tables, watched
 from spectra.problem.model_checks import fewest
 from spectra.problem.problem import Problem
 
@@ -24,10 +24,10 @@ def model_notes(problem: Problem) -> list[str]:
     """
     if not problem.batches:
         return []
-    around, places = active_autocast(problem), held(problem.model)
+    around, places = active_autocast(problem), hook_tables(problem.model)
     with twice_differentiable(problem.model), explained():
         hooks, inside = observed(problem, places)
-        missing = unreached(problem)
+        missing = unused_parameters(problem)
     notes = []
     if hooks:
         notes.append(f"hooks that change gradients are left out: {listed(hooks)}")
@@ -60,7 +60,7 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def observed(problem: Problem, places: Sequence[Held]) -> tuple[list[str], list[str]]:
+def observed(problem: Problem, places: Sequence[HookTable]) -> tuple[list[str], list[str]]:
     """The owners of hooks that change gradients, and the types of autocast inside the model, as two examples show."""
     hooks: dict[str, None] = {}
     types: dict[str, None] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectra.curvature.engine.reached import output_depends
+from spectra.curvature.engine.used_parameters import output_depends_on_parameters
 from spectra.errors import SpectraError
 from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.problem.problem import Problem
@@ -22,7 +22,7 @@ def refuse_unfit(problem: Problem) -> None:
         refuse_misfit(problem)
         refuse_chance(problem)
         refuse_shared_outputs(problem)
-    if problem.weight and not output_depends(problem):
+    if problem.weight and not output_depends_on_parameters(problem):
         some = foreign(", ".join(list(problem.parameters)[:4])) + (", ..." if len(problem.parameters) > 4 else "")
         raise SpectraError(
             f"`params`: the model's output does not depend on any chosen parameter ({some}); choose some that it is "

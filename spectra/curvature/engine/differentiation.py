@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spectra.curvature.engine.replacements import REPLACED
 from spectra.errors import OutOfMemory, SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.calls import modules
 from spectra.problem.hooks import without_gradient_hooks
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.side_effects import modules
 from spectra.vectors import without_autocast
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.

@@ -1,4 +1,4 @@
-"""Gradients of the loss by the parameters, of a batch and of all, and the outer products of those of batches."""
+"""The gradient of the loss by the parameters, of one batch and of all the data, and outer products of a gradient."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def mean_gradient(problem: Problem) -> Tensor:
         for batch in share(problem):
             total += batch_gradient(problem, batch)
     return problem.processes.total(total) / problem.weight
-
-
-def fisher_batch(problem: Problem, batch: Batch) -> Apply:
-    """(|b| / N) G G', G the mean over the batch's |b| examples of the gradients of l_i = (N / W) ce_i."""
-    count = problem.loss.examples(batch.targets)
-    if not count:
-        return lambda vector, leaves=None: torch.zeros_like(vector)
-    return outer_product(problem, batch_gradient(problem, batch), problem.examples / (count * problem.weight**2))
 
 
 def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:

@@ -9,7 +9,6 @@ import torch
 
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.inner_products import COLUMNS, TILE, add_gram
-from spectra.curvature.matrices import MATRICES
 
 EXAMPLES = 256  # of a sample; of fewer, what a batch saves would not show
 FEW = 8  # where rows are taken one by one, and show it at once
@@ -56,6 +55,8 @@ def trace_seconds(factor: Factor) -> float:
 def sample(factor: Factor) -> tuple[Factor, float]:
     """The same of a few examples, or of a batch where that is the unit, and their share of all."""
     problem, batch = factor.problem, factor.problem.batches[0]
-    few = batch.part(slice(0, FEW if factor.one_by_one else EXAMPLES)) if not MATRICES[factor.name].split else batch
+    few = batch
+    if not factor.definition.depends_on_batches:
+        few = batch.part(slice(0, FEW if factor.one_by_one else EXAMPLES))
     share = len(few) / sum(map(len, problem.batches))
     return Factor(replace(problem, batches=[few]), factor.name, factor.memory), share

@@ -1,8 +1,8 @@
 """The Gram matrix F F' of A = F'F + shift I: its non-zero eigenvalues are those of A less the shift.
 
-F = S J (`roots`) has one row for an output of an example (ggn, fisher), a drawn label (fisher-mc), an example
-(fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters p, so that F is made block by
-block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
+F = S J, S the root of M that the matrix defines, has one row for an output of an example (ggn, fisher), a drawn label
+(fisher-mc), an example (fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters p, so
+that F is made block by block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from spectra.curvature.factor.linear_layers import (
     linear_squares,
     row_squares,
 )
-from spectra.curvature.matrices import MATRICES, refuse_gram
-from spectra.curvature.roots import ROOTS, Part, most_rows
+from spectra.curvature.factor.part import Part
+from spectra.curvature.matrices import definition, refuse_gram
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.cross_entropy import CrossEntropy
@@ -52,6 +52,7 @@ class Factor:
         refuse_gram(name)
         self.problem = problem
         self.name = name
+        self.definition = definition(name)
         self.memory = memory_share(problem.device) if memory is None else memory
         self.shift = problem.weight_decay
         self._passes = 0.0
@@ -82,24 +83,24 @@ class Factor:
         """The products that `trace` will take, going by the first batch that has rows."""
         known, part = set(chain(*self._layers)), self._first_parts[-1]
         passes = self._passes_of(part, bool(known), bool(self._besides(known))) if part.size else 0
-        return math.ceil((passes + MATRICES[self.name].centred) / 2)
+        return math.ceil((passes + self.definition.subtracts_mean_gradient) / 2)
 
     def trace_work(self) -> float:
         """What `trace` costs, from shapes alone, in products, a pass over examples one by one counted SINGLE times.
 
         No less than `trace_cost`. Infinite where S may not exist, or where that of a batch is large.
         """
-        matrix, batch = MATRICES[self.name], self.problem.batches[0]
-        units = 1 if matrix.split else len(batch)
+        matrix, batch = self.definition, self.problem.batches[0]
+        units = 1 if matrix.depends_on_batches else len(batch)
         with self._settings():
             rows, calls = linear_calls(self.problem, batch, units)
-        each = most_rows(self.problem, self.name, rows)
-        if (self.name == "ggn" and isinstance(self.problem.loss, CustomLoss)) or each * rows.nbytes > LARGEST_ROOTS:
+        each = matrix.most_root_rows(self.problem, rows)
+        if not matrix.semidefinite(self.problem.loss) or each * rows.nbytes > LARGEST_ROOTS:
             return math.inf
-        kinds = each if matrix.split else each * len(rows) // len(batch)
+        kinds = each if matrix.depends_on_batches else each * len(rows) // len(batch)
         known = {i for call in calls for i in call.key}
         passes = bool(known) * (kinds + 1) + bool(self._besides(known)) * kinds * min(SINGLE, units)
-        return (passes + matrix.centred) / 2
+        return (passes + matrix.subtracts_mean_gradient) / 2
 
     @property
     def one_by_one(self) -> int:
@@ -140,7 +141,7 @@ class Factor:
                 passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
         total, passes = self.problem.processes.totals(total, passes)
         self._passes += passes
-        if MATRICES[self.name].centred:
+        if self.definition.subtracts_mean_gradient:
             total -= row_squares(mean_gradient(self.problem)[None]).item()
             self._passes += 1
         return total
@@ -194,18 +195,19 @@ class Factor:
         with torch.no_grad():
             rows = self._rows(batch)
         self.problem.loss.check(rows, batch.targets)
-        return Part(batch, ROOTS[self.name](self.problem, batch, rows))
+        return Part(batch, self.definition.root(self.problem, batch, rows))
 
     def _refuse_wide(self) -> None:
         """Before S is made, which takes the cube of the outputs: losses of ours curve in every direction but one."""
-        if self.name in ("ggn", "fisher") and not isinstance(self.problem.loss, CustomLoss):
+        loss = self.problem.loss
+        if self.definition.root_is_of_full_rank and not isinstance(loss, CustomLoss):
             with self._settings(), torch.no_grad():
                 rows = self._rows(self.problem.batches[0].part(slice(0, 1)))
-            self._refuse_many(most_rows(self.problem, self.name, rows) - isinstance(self.problem.loss, CrossEntropy))
+            self._refuse_many(self.definition.most_root_rows(self.problem, rows) - isinstance(loss, CrossEntropy))
 
     def _refuse_many(self, each: int) -> None:
         units, kind = self.problem.examples, "examples"
-        if MATRICES[self.name].split:
+        if self.definition.depends_on_batches:
             units, kind = len(self.problem.batches), "batches"
         if each * units > LARGEST:
             raise SpectraError(
@@ -216,7 +218,7 @@ class Factor:
     def _centred(self, rows: Tensor) -> Tensor:
         """Rows times the symmetric root of I - 11'/N. Examples that have no row are those whose gradient is zero."""
         count = rows.shape[-1]
-        if not MATRICES[self.name].centred or not count:
+        if not self.definition.subtracts_mean_gradient or not count:
             return rows
         share = (1 - math.sqrt(1 - count / self.problem.examples)) / count
         return rows - share * rows.sum(dim=-1, keepdim=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from spectra.curvature.engine.differentiation import gradient, nodes_behind
-from spectra.curvature.roots import Part
+from spectra.curvature.factor.part import Part
 from spectra.problem.problem import Batch, Problem
 
 Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by the ids of the parameters that a pair stands for

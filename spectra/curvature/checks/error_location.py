@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.checks.differences import judge
-from spectra.curvature.checks.nearby import Local, moved, random_direction
 from spectra.curvature.checks.notes import listed
+from spectra.curvature.checks.perturbed import LocalProblem, moved, random_direction
 from spectra.curvature.engine.differentiation import gradient
-from spectra.curvature.engine.reached import unreached
+from spectra.curvature.engine.used_parameters import unused_parameters
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Call:
     keywords: dict[str, Any]
 
 
-def blamed(local: Local) -> tuple[str, str]:
+def locate_error(local: LocalProblem) -> tuple[str, str]:
     """The option to blame, and in words who does it."""
     problem, batch = local.problem, local.batch
     calls: list[Call] = []
@@ -40,7 +40,7 @@ def blamed(local: Local) -> tuple[str, str]:
     for call in calls:
         if call.name and fails(call, local.generator):
             return "`model`", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
-    missing = f"; unused or detached: {listed(names)}" if (names := unreached(problem)) else ""
+    missing = f"; unused or detached: {listed(names)}" if (names := unused_parameters(problem)) else ""
     return (
         "`model`",
         f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}{missing}",

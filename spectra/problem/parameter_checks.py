@@ -11,7 +11,7 @@ from spectra.errors import SpectraError
 from spectra.quoting import foreign
 
 
-def refuse_unsuitable(parameters: Mapping[str, nn.Parameter]) -> None:
+def refuse_unsuitable_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise SpectraError where a parameter is complex, sparse, or made in inference mode."""
     for given, p in parameters.items():
         name = foreign(given)

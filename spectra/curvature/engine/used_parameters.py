@@ -16,25 +16,25 @@ ENOUGH = 1024  # examples, after which a parameter that none of them has reached
 TOGETHER = 64  # examples of one pass
 
 
-def output_depends(problem: Problem) -> bool:
+def output_depends_on_parameters(problem: Problem) -> bool:
     """Whether any output is computed from the chosen parameters; two examples show it, but for models that branch."""
     wanted = {id(p) for p in problem.leaves}
     outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
-    return any(wanted & reached(output) for output in outputs)
+    return any(wanted & leaves_behind(output) for output in outputs)
 
 
-def unreached(problem: Problem) -> list[str]:
+def unused_parameters(problem: Problem) -> list[str]:
     """The chosen parameters that no output is computed from, by name, as the first thousand examples show."""
     missing = {id(p): name for name, p in problem.parameters.items()}
     for output in chain(outputs_of_two(problem), outputs_of_many(problem)):
-        for found in reached(output):
+        for found in leaves_behind(output):
             missing.pop(found, None)
         if not missing:
             break
     return list(missing.values())
 
 
-def reached(output: Tensor) -> set[int]:
+def leaves_behind(output: Tensor) -> set[int]:
     """Of the leaves that a tensor is computed from, the identities."""
     return {id(node.variable) for node in nodes_behind([output]) if hasattr(node, "variable")}
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-def lent(inputs: Any, copies: bool) -> Any:
+def detached_inputs(inputs: Any, copies: bool) -> Any:
     """The same inputs as tensors of their own: of the same memory, or `copies`."""
-    return mapped(lambda x: x.detach().clone() if copies else x.detach(), inputs)
+    return map_tensors(lambda x: x.detach().clone() if copies else x.detach(), inputs)
 
 
-def mapped(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, inputs)
 
 

@@ -25,7 +25,7 @@ CALLS = count(1)
 
 
 @contextmanager
-def untraced(model: nn.Module) -> Iterator[None]:
+def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Inside, the global generators are elsewhere; on leaving, they are as on entering, and no tensor is kept.
 
     Where modules have new tensors, all their attributes are put back, with the entries of lists, sets and dictionaries

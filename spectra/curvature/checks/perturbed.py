@@ -23,7 +23,7 @@ from spectra.problem.problem import Batch, Problem
 ASIDE = 1e-3  # of a parameter's size
 
 
-class Local:
+class LocalProblem:
     """A problem of one batch, and a random direction v in which its parameters can be moved and put back."""
 
     def __init__(self, problem: Problem):
@@ -70,13 +70,13 @@ def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> l
 
 
 @contextmanager
-def in_place(problem: Problem, batch: Batch) -> Iterator[Local]:
+def in_place(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
     """The user's own model and loss, in their own precision."""
-    yield Local(replace(problem, batches=[batch]))
+    yield LocalProblem(replace(problem, batches=[batch]))
 
 
 @contextmanager
-def copied(problem: Problem, batch: Batch) -> Iterator[Local]:
+def copied(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
     """Copies in float64 of the model, the loss and a batch; whatever happens to them, the originals stay as they are.
 
     Raises whatever a model raises that can't be copied.
@@ -85,7 +85,7 @@ def copied(problem: Problem, batch: Batch) -> Iterator[Local]:
     model = deepcopy(problem.model, memo)
     model._apply(in_float64)  # of a ScriptModule, which keeps its own counsel
     named = dict(model.named_parameters(remove_duplicate=False))
-    yield Local(
+    yield LocalProblem(
         replace(
             problem,
             model=model,

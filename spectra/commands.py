@@ -1,0 +1,119 @@
+"""The register of commands: all that the rest of the program knows of a command by its name.
+
+A new command is a file in `spectra/cli`, what it calls, and an entry here: the command line lists it, a sweep runs it
+where it may, its results are read, drawn, and shown on a page. Loads nothing; places are dotted names, module:name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
+
+MORE = "raise --max-products"
+CROWDED = "eigenvalues that crowd, as at 0, take the most"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What one command is, and where its parts are. A command without a title writes no results."""
+
+    cli: str  # of the click command
+    spends_products: bool = True  # else of several ranks the first does all
+    title: str = ""  # of its results on a page
+    tables: str = ""  # of a function that makes strings and tables of a record
+    figures: str = ""  # of a function that makes the figures, by name, of a record as it stands
+    captions: Mapping[str, str] = field(default_factory=dict)  # of figures, by name
+    way_out: str = ""  # what helps where a method has not converged
+    rows: str = ""  # of a function that makes rows of a sweep's table of a result; a sweep runs no command without
+
+
+COMMANDS = {  # those with results in the order in which a page shows them
+    "inspect": Command(
+        "spectra.cli.inspect:inspect",
+        title="Checkpoint and cost",
+        tables="spectra.tables.inspection:inspect_parts",
+    ),
+    "eig": Command(
+        "spectra.cli.eig:eig",
+        title="Eigenvalues",
+        tables="spectra.tables.results:eig_parts",
+        captions={"eig": "Eigenvalues by rank, with residuals"},
+        way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
+        rows="spectra.sweeps.eigenspaces:eigenvalue_rows",
+    ),
+    "trace": Command(
+        "spectra.cli.trace:trace",
+        title="Trace",
+        tables="spectra.tables.results:trace_parts",
+        captions={"trace": "Traces, with two standard errors to either side"},
+        way_out=f"{MORE}, or loosen --rtol",
+        rows="spectra.sweeps.rows:trace_rows",
+    ),
+    "density": Command(
+        "spectra.cli.density:density",
+        title="Spectral density",
+        tables="spectra.tables.outliers:density_parts",
+        captions={
+            "density": "Spectral density, and below it the cumulative distribution, with 95 % bands",
+            "density-log": "The same on an asinh axis: logarithmic, but linear around zero",
+        },
+        way_out=MORE,
+        rows="spectra.sweeps.rows:density_rows",
+    ),
+    "compare": Command(
+        "spectra.cli.compare:compare",
+        title="Comparison of matrices",
+        tables="spectra.tables.comparison:compare_parts",
+        figures="spectra.plots.compared:compare_figures",
+        captions={
+            "compare": "Eigenvalues, leading eigenspaces, distributions and distances of the matrices",
+            "compare-held-out": "Leading eigenvalues and eigenspaces here and on the held-out data",
+            "compare-subsample": "Largest eigenvalues by number of examples, and where they tend to",
+        },
+        way_out=f"{MORE}, or ask for fewer -k",
+    ),
+    "layers": Command(
+        "spectra.cli.layers:layers",
+        title="Layer by layer",
+        tables="spectra.tables.layers:layers_parts",
+        figures="spectra.plots.layers:layers_figures",
+        captions={
+            "layers": "What the diagonal blocks of the matrices hold, block by block",
+            "layers-density": "Spectral density of each diagonal block",
+        },
+        way_out=f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
+    ),
+    "landscape": Command(
+        "spectra.cli.landscape:landscape",
+        title="Loss along eigenvectors",
+        tables="spectra.tables.landscape:landscape_parts",
+        figures="spectra.plots.landscape:landscape_figures",
+        captions={
+            "landscape": "Loss along directions, and its quadratic model",
+            "landscape-plane": "Loss in the planes of two directions",
+            "landscape-surface": "The same planes as surfaces",
+        },
+        way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
+    ),
+    "plot": Command("spectra.cli.plot:plot", spends_products=False),
+    "report": Command("spectra.cli.report:report", spends_products=False),
+    "demo": Command("spectra.cli.demo:demo"),
+    "sweep": Command("spectra.cli.sweep:sweep", spends_products=False),
+}
+
+
+def with_results() -> list[str]:
+    """The commands that write results, in the order in which a page shows them."""
+    return [name for name, command in COMMANDS.items() if command.title]
+
+
+def of_sweeps() -> tuple[str, ...]:
+    """The commands that a sweep runs."""
+    return tuple(name for name, command in COMMANDS.items() if command.rows)
+
+
+def cli_command(name: str) -> Any:
+    """The click command of this name."""
+    return resolve_name(COMMANDS[name].cli)

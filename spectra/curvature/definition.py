@@ -1,0 +1,121 @@
+"""What a matrix is: the one type that every file of a matrix defines, and that whoever uses a matrix asks.
+
+Every matrix is a sum over batches, and for all but the Hessian a term is of the form
+
+    A_b = J'M J,     M = S'S,
+
+J the derivative of the model's rows f by the parameters, M a matrix in output space that is block-diagonal over rows
+(for fisher-batch, over batches). The Hessian is the GGN, plus the model's own curvature. Nothing is stored for single
+examples. With losses l_i of the examples, scaled so that their mean is the loss, M of a batch carries 1/W for second
+derivatives of the summed loss, and N/W^2 for products of its gradients (W: `Problem.weight`, N: `Problem.examples`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
+from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
+from spectra.problem.losses import Loss
+from spectra.problem.problem import Batch, Problem
+
+# Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
+# derivative by the outputs, and its first derivative by the parameters.
+Derivative = Literal["hessian", "jacobian", "loss hessian", "loss gradient", "gradient"]
+
+
+@dataclass(frozen=True)
+class Definition(ABC):
+    """One matrix. A subclass gives `middle`, and states in class attributes what differs from the defaults.
+
+    Rows are the model's output as the loss views it: (E, K), or of any shape (b, ...) for a user's own loss.
+    """
+
+    name: str  # in the register
+
+    # What a product is made of; each is compared with differences before the first product.
+    derivatives: ClassVar[tuple[Derivative, ...]] = ("jacobian",)
+    # The power of the loss's scale with which the matrix grows. Weight decay shifts those of power 1 alone.
+    loss_power: ClassVar[int] = 1
+    # Whether it takes a loss that is -log p(y|f) of some distribution p: one with `scales`, `expected` and `draw`.
+    needs_distribution: ClassVar[bool] = False
+    # Whether its numbers depend on labels drawn at random, keyed on the problem's seed.
+    draws_labels: ClassVar[bool] = False
+    # Whether g g' is subtracted, g the gradient of the mean loss.
+    subtracts_mean_gradient: ClassVar[bool] = False
+    # Whether it depends on how the data are split into batches: M then ties the rows of a batch together.
+    depends_on_batches: ClassVar[bool] = False
+    # Whether it is more than J'M J, by the model's own curvature: it has no factor F with F'F = A then.
+    has_model_curvature: ClassVar[bool] = False
+    # Whether S has a row for each direction in which the loss curves, so that their number is known before S is made.
+    root_is_of_full_rank: ClassVar[bool] = False
+
+    @abstractmethod
+    def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M on a batch: a function of a tensor of the shape of `rows` that returns one of that shape.
+
+        Whatever does not depend on the vector is best computed before the function is returned: that is done once.
+        """
+
+    def linearise(self, problem: Problem, batch: Batch) -> Apply:
+        """The batch's term of the matrix, as a function of a vector (n,): v -> J'M(J v).
+
+        The function also takes a slice of the problem's parameters as a second argument, and is then of a vector
+        (n_l,) of these alone, and gives their diagonal block's product.
+        """
+        jacobian = Jacobian(problem, batch)
+        middle = self.middle(problem, batch, jacobian.rows)
+        return lambda vector, leaves=None: jacobian.transposed_times(middle(jacobian.times(vector, leaves)), leaves)
+
+    def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
+        """All rows of S on a batch: (units, s, positions, D), of which each concerns D outputs of one unit.
+
+        Units are the examples of the batch, or the batch itself; positions are those of a sequence whose targets are
+        examples. By default M's blocks are decomposed, which takes the cube of D.
+        Raises SpectraError where M has no root.
+        """
+        middle, rows = self.middle(problem, batch, rows), rows.detach()
+        values, vectors = decomposed(middle, rows)
+        if not self.semidefinite(problem.loss):
+            what = f"`loss` {getattr(problem.loss, 'name', type(problem.loss).__name__)}"
+            refuse_tied_examples(middle, values, vectors, rows, what, self.name)
+            refuse_indefinite(values, problem.dtype, what, self.name)
+        return by_example(root_of(values, vectors, problem.dtype), batch)
+
+    def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
+        """How many rows S has at most for one of the model's; where M ties a batch together, for the batch."""
+        return rows[0].numel()
+
+    @property
+    def takes_loss_hessian(self) -> bool:
+        """Whether a product takes the second derivative of the loss by the outputs."""
+        return not {"hessian", "loss hessian"}.isdisjoint(self.derivatives)
+
+    def semidefinite(self, loss: Loss) -> bool:
+        """Whether no eigenvalue is negative, by definition: M is made of squares, or of a loss that is -log p."""
+        return not self.has_model_curvature and (self.loss_power == 2 or has_distribution(loss))
+
+    def suits(self, loss: Loss) -> bool:
+        """Whether the loss has what the matrix takes."""
+        return not self.needs_distribution or has_distribution(loss)
+
+
+def has_distribution(loss: Loss) -> bool:
+    """Whether the loss is -log p(y|f) of a distribution that it can draw labels from."""
+    return hasattr(loss, "draw")
+
+
+def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """The rows as a new leaf, cut off from the parameters, and the derivative of the batch's summed loss by it."""
+    leaf = rows.detach().requires_grad_()
+    return leaf, gradient(problem.loss.total(leaf, batch.targets), (leaf,), create_graph=create_graph)[0]
+
+
+def loss_hessian(problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+    """M = d2 l / df2 over W, by autograd in output space."""
+    leaf, slope = loss_gradient(problem, batch, rows, create_graph=True)
+    return lambda vectors: gradient(slope, (leaf,), vectors)[0] / problem.weight

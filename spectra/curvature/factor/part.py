@@ -1,0 +1,57 @@
+"""The rows of S, M = S'S in output space, that one batch has: F = S J is then a factor of J'M J."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from spectra.problem.problem import Batch
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of S that one batch has; those that are zero are left out."""
+
+    batch: Batch
+    roots: Tensor  # (units, s, positions, D)
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Which rows are not zero, (units, s, positions), in the order that they have in F."""
+        return (self.roots != 0).any(dim=3)
+
+    @cached_property
+    def size(self) -> int:
+        return int(self.kept.sum())
+
+    @cached_property
+    def kinds(self) -> list[list[int]]:
+        """The (i, position) that some unit has a row for: one pass J'u over the batch gives the rows of one kind."""
+        return self.kept.any(dim=0).nonzero().tolist()
+
+    def of_kind(self, i: int, position: int) -> Tensor:
+        """The sum of the rows of S of one kind, as many numbers as the model's rows."""
+        rows = torch.zeros_like(self.roots[:, i])
+        rows[:, position] = self.roots[:, i, position]
+        return rows
+
+    def times(self, rows: Tensor) -> Tensor:
+        """S u, (size,), for the model's rows u."""
+        return (self.roots * rows.reshape(len(self.roots), 1, self.roots.shape[2], -1)).sum(dim=3)[self.kept]
+
+    def transposed_times(self, weights: Tensor) -> Tensor:
+        """S'w for weights (size,), of as many numbers as the model's rows."""
+        full = self.roots.new_zeros(self.kept.shape)
+        full[self.kept] = weights.to(full)
+        return (full[..., None] * self.roots).sum(dim=1)
+
+    def units(self) -> Iterator[Part]:
+        """Each unit that has rows by itself, in order."""
+        whole, count = self.batch, len(self.roots)
+        singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
+        units = (Part(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
+        return (unit for unit in units if unit.size)

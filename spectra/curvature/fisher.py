@@ -1,0 +1,19 @@
+"""The Fisher matrix: J'M J with M = s E_{y~p}[r r'], r = d(-log p(y|f)) / df, the expectation taken exactly."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spectra.curvature.definition import Definition
+from spectra.curvature.engine.differentiation import Apply
+from spectra.problem.problem import Batch, Problem
+
+
+class Fisher(Definition):
+    needs_distribution = True
+    root_is_of_full_rank = True
+
+    def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        rows, loss = rows.detach(), problem.loss
+        scales = loss.scales(rows, batch.targets) / problem.weight
+        return lambda vectors: scales * loss.expected(rows, vectors)

@@ -1,0 +1,45 @@
+"""Outer products of the gradients of whole batches: the sum over batches of (|b| / N) G G', G a batch's mean gradient.
+
+It is often taken for the empirical Fisher matrix, and depends on the split: about g g' + covariance / |b|.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectra.curvature.definition import Definition, loss_gradient
+from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.gradients import batch_gradient, outer_product
+from spectra.problem.problem import Batch, Problem
+
+
+class BatchFisher(Definition):
+    derivatives = ("gradient",)
+    loss_power = 2
+    depends_on_batches = True
+
+    def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M = s s', s the derivative of the scaled loss by all rows of the batch: it ties them together."""
+        slope = scale(problem, batch) * loss_gradient(problem, batch, rows)[1]
+        return lambda vectors: slope * (slope * vectors).sum()
+
+    def linearise(self, problem: Problem, batch: Batch) -> Apply:
+        """By the batch's gradient itself, which takes one backward pass, after which products are free."""
+        count = problem.loss.examples(batch.targets)
+        if not count:
+            return lambda vector, leaves=None: torch.zeros_like(vector)
+        return outer_product(problem, batch_gradient(problem, batch), problem.examples / (count * problem.weight**2))
+
+    def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
+        """One row for all of the batch."""
+        return scale(problem, batch) * loss_gradient(problem, batch, rows)[1].reshape(1, 1, 1, -1)
+
+    def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
+        return 1
+
+
+def scale(problem: Problem, batch: Batch) -> float:
+    """By which the derivative of the batch's summed loss is multiplied, so that its square is the batch's term."""
+    count = problem.loss.examples(batch.targets)
+    return (problem.examples / count) ** 0.5 / problem.weight if count else 0.0

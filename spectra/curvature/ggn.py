@@ -1,0 +1,17 @@
+"""The generalised Gauss-Newton matrix (GGN): J'M J with M = d2 l / df2 (Schraudolph 2002)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spectra.curvature.definition import Definition, loss_hessian
+from spectra.curvature.engine.differentiation import Apply
+from spectra.problem.problem import Batch, Problem
+
+
+class GaussNewton(Definition):
+    derivatives = ("jacobian", "loss hessian")
+    root_is_of_full_rank = True
+
+    def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        return loss_hessian(problem, batch, rows)

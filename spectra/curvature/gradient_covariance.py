@@ -1,0 +1,9 @@
+"""The covariance of the gradients of single examples: the empirical Fisher less g g', g the mean gradient."""
+
+from __future__ import annotations
+
+from spectra.curvature.fisher_empirical import EmpiricalFisher
+
+
+class GradientCovariance(EmpiricalFisher):
+    subtracts_mean_gradient = True

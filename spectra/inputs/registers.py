@@ -1,0 +1,34 @@
+"""The registers of losses, models and data: names that stand for one by themselves, ours and those of packages.
+
+What is named by its place (file.py:name, package.module:name, torchvision:NAME, a file, a folder) is in none of them.
+A package adds a name by an entry point; it is used as `NAME?key=value`, the options being keyword arguments:
+
+    spectra.losses    a function (output, target), or a class of such or of `spectra.problem.losses.Loss`
+    spectra.models    a function that returns a torch.nn.Module, or a class of such
+    spectra.data      a function that returns two tensors x and y, or a data set
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from spectra.register import Entry, Register
+
+LOSSES = Register(
+    "spectra.losses",
+    {
+        "cross_entropy": Entry("spectra.problem.cross_entropy:CrossEntropy", "torch.nn.CrossEntropyLoss"),
+        "mse": Entry("spectra.problem.losses:MeanSquaredError", "torch.nn.MSELoss"),
+        "bce_with_logits": Entry("spectra.problem.losses:BinaryCrossEntropy", "torch.nn.BCEWithLogitsLoss"),
+    },
+)
+MODELS = Register("spectra.models", {})
+DATA = Register("spectra.data", {"digits": Entry("spectra.inputs.data:digits", "1,797 handwritten digits, 8 x 8")})
+
+OF_OPTIONS = {"loss": LOSSES, "model": MODELS, "data": DATA, "held_out": DATA}
+
+
+def is_added(option: str, spec: str) -> bool:
+    """Whether what is given to an option (`loss`, `model`, ...) names code that an installed package has added."""
+    register = OF_OPTIONS.get(option)
+    return register is not None and register.is_added(spec.partition("?")[0])

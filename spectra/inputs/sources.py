@@ -1,0 +1,32 @@
+"""Where what a user names may come from: the ways of writing a model or data, each with the function that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way of writing a name."""
+
+    form: str  # as an error lists it
+    takes: Callable[[str], bool]  # whether a name, without options, is written so
+    make: Callable[[str, dict[str, Any]], Any]  # what the name and the options after its '?' stand for
+
+
+def source_of(sources: Sequence[Source], name: str) -> Source | None:
+    """The first that takes the name."""
+    return next((source for source in sources if source.takes(name)), None)
+
+
+def forms(sources: Sequence[Source]) -> str:
+    """All ways of writing, as `digits, a file.npz or file.py:name`."""
+    *most, last = [source.form for source in sources]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def is_place(name: str) -> bool:
+    """Whether it is written as file.py:name or package.module:name are."""
+    return ":" in name or name.endswith(".py")

@@ -1,0 +1,122 @@
+"""Registers: tables of names that a user may give, each with the place of what it names. Knows no torch.
+
+A register lists what comes with spectra, and what installed packages add to it by entry points of one group:
+
+    [project.entry-points."spectra.matrices"]
+    toy = "package.module:Toy"
+
+Nothing is imported before a name is used. A name of spectra's own wins over one of a package, and among packages the
+first by name. An entry point is installed code, as any module that Python finds: whoever can install one can run code
+anyway. So packages are looked for where Python finds modules, but for the current directory, in which a stranger's
+files may lie.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pkgutil import resolve_name
+from typing import Any
+
+from spectra.errors import SpectraError, describe
+from spectra.quoting import quoted
+
+
+class NameClash(UserWarning):
+    """A name is given by more than one: which is used, and whose is not."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of a register."""
+
+    path: str  # of what it names: package.module:name
+    sentence: str = ""
+    package: str | None = None  # that has added it; None: it comes with spectra
+
+
+class Register(Mapping[str, Entry]):
+    """The names of one kind, spectra's `own` first, then those that packages add under the entry point `group`."""
+
+    def __init__(self, group: str, own: Mapping[str, Entry]):
+        self.group = group
+        self.own = dict(own)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self.own[name] if name in self.own else self._added()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.own, **self._added()})
+
+    def __len__(self) -> int:
+        return len({**self.own, **self._added()})
+
+    def is_added(self, name: str) -> bool:
+        """Whether a package brings the name, and spectra does not."""
+        return name not in self.own and name in self._added()
+
+    def load(self, name: str, option: str) -> Any:
+        """Import what a name of the register stands for.
+
+        Raises:
+            SpectraError: a package has added the name, and importing what it stands for fails.
+        """
+        entry = self[name]
+        try:
+            return resolve_name(entry.path)
+        except (Exception, SystemExit) as error:
+            if entry.package is None:
+                raise
+            raise SpectraError(f"{option} {quoted(name)}: {broken(self.group, entry, error)}") from error
+
+    def warn_of_clash(self, name: str, option: str) -> None:
+        """Warn a user of a name that more than one gives: which is used, and whose is not."""
+        others = [entry for key, entry in self._installed() if key == name]
+        used = f"the package {self[name].package}" if self.is_added(name) else "spectra itself"
+        unused = [str(entry.package) for entry in others[0 if name in self.own else 1 :]]
+        if unused:
+            text = f"{option} {name}: it is that of {used}; that of {', '.join(unused)} is not used"
+            warnings.warn(text, NameClash, stacklevel=2)
+
+    def _added(self) -> dict[str, Entry]:
+        added: dict[str, Entry] = {}
+        for name, entry in self._installed():
+            added.setdefault(name, entry)
+        return added
+
+    def _installed(self) -> list[tuple[str, Entry]]:
+        return installed(self.group, tuple(sys.path), os.path.realpath(os.getcwd()))
+
+
+def broken(group: str, entry: Entry, error: BaseException) -> str:
+    """Why what a package has added cannot be used, and the way out."""
+    return (
+        f"the entry point of {entry.package} ({group}, {entry.path}) fails with {describe(error)}; "
+        f"mend or uninstall {entry.package}"
+    )
+
+
+@cache
+def installed(group: str, path: tuple[str, ...], here: str) -> list[tuple[str, Entry]]:
+    """The entry points of a group that packages in the folders of `path` other than `here` have, by package.
+
+    Packages that cannot be read are passed over.
+    """
+    from importlib.metadata import distributions
+
+    found: dict[tuple[str, str], Entry] = {}
+    for distribution in distributions(path=[folder for folder in path if os.path.realpath(folder) != here]):
+        try:
+            points = [point for point in distribution.entry_points if point.group == group]
+            package = quoted(distribution.metadata["Name"]) if points else ""
+        except Exception:  # a broken package is no reason why others should not be used
+            continue
+        for point in points:
+            place = point.value.partition("[")[0].strip()
+            found.setdefault((point.name, place), Entry(place, f"of the package {package}", package))
+    pairs = [(name, entry) for (name, _), entry in found.items()]
+    return sorted(pairs, key=lambda pair: str(pair[1].package))
