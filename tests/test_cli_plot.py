@@ -295,9 +295,9 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
         ({}, "run --curvature ggn", "--curvature: the figure of compare is drawn as it stands"),
         ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
         ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
-        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
+        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: hessian is without nodes that can be used (not rows of"),
         ({"weights": [[1.0]]}, "run", "nodes and weights differ in number"),
-        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: is no result that spectra compare writes (TypeError"),
+        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: hessian is without eigenvalues that can be used (not"),
     ],
 )
 def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line, place, capsys):

@@ -140,7 +140,7 @@ def test_nor_does_that_of_the_narrow_columns_of_layers(ratio, size):
         | {"mean": value, "mean_error": 0, "eigenvalues": [value], "residuals": [0], "mass": 0.07}
         for i, value in enumerate(values)
     ]
-    entry = {"curvature": "ggn", "by": "layer", "eigenvalues": [2 * values[-1]], "blocks": blocks}
+    entry = {"curvature": "ggn", "by": "layer", "eigenvalues": [2 * values[-1]], "residuals": [0], "blocks": blocks}
     figure = layers_figures(recorded("layers", [entry]))["layers"]
     assert_readable(figure)
     mean = figure.axes[1]

@@ -42,8 +42,8 @@ def test_the_share_of_negative_eigenvalues_lies_between_its_limits():
         measure = spectral_measure(known(spectrum).matrix, probes=4, steps=8, generator=seeded(seed))
         share = negative_share(measure, semidefinite=False)
         true = (spectrum < 0).double().mean().item()
-        assert 0 <= share["lower"] <= true <= share["upper"] <= 1
-        assert share["lower"] <= share["value"] <= share["upper"]
+        assert 0 <= share.lower <= true <= share.upper <= 1
+        assert share.lower <= share.value <= share.upper
 
 
 def test_nothing_is_negative_by_definition_or_unknown():

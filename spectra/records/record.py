@@ -115,13 +115,13 @@ class Record(Stored):
             try:
                 entries.append(decode(RESULTS[command], entry, "results"))
             except WrongType as wrong:
-                text = f"{entry['curvature']} is without {wrong.key} that can be used ({wrong.wanted}); {again}"
+                text = f"{entry['curvature']} is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
                 raise SpectraError(begin + text) from wrong
         others = {slot.key: slot for slot in layout(cls) if slot.key in tree and slot.key != "results"}
         try:
             found = {slot.name: decode(slot.kind, tree[key], str(key)) for key, slot in others.items()}
         except WrongType as wrong:
-            text = f"is without {wrong.key} that can be used ({wrong.wanted}); {again}"
+            text = f"is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
             raise SpectraError(begin + text) from wrong
         return cls.known(**found, results=entries)
 
