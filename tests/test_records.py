@@ -8,15 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ends, misfits
+from jsonschema import Draft202012Validator
 
 import spectra
+from spectra.records import schema
 from spectra.records.eig import EigResult
 from spectra.records.fields import Lacks
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record, load
 
 COST = {"converged": True, "products": 25, "seconds": 0.4, "setup_seconds": 0.1}
-PROBLEM = ProblemRecord.known(parameters=6, model="nets.py:build", data="digits", checkpoint="a.pt", seed=3)
+PROBLEM = ProblemRecord.known(
+    parameters=6, parameters_in_all=6, model="nets.py:build", data="digits", checkpoint="a.pt", seed=3, versions={}
+)
+DEMONSTRATION = sorted((Path(__file__).parents[1] / "results" / "demo").glob("*.json"))
 
 
 def eig(**changes):
@@ -152,3 +158,34 @@ def test_records_load_nothing_heavy():
     script = f"import sys, {', '.join(names)}; print({{'torch', 'rich', 'matplotlib', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# The JSON Schema, which `conftest.py` holds against every record that a test writes
+
+
+def test_the_schema_in_the_repository_is_that_of_the_types():
+    assert schema.FILE.read_text() == schema.text(), "make it anew: python -m spectra.records.schema"
+    Draft202012Validator.check_schema(schema.schema())
+    assert {"eig", "trace", "density", "compare", "layers", "landscape", "inspect"} < schema.schema()["$defs"].keys()
+
+
+@pytest.mark.parametrize("path", DEMONSTRATION, ids=lambda path: path.name)
+def test_results_of_the_demonstration_fit_the_schema(path):
+    tree = json.loads(path.read_text())
+    for entry in tree["results"]:
+        entry.setdefault("derivative_check", None)  # they are older than it
+    Draft202012Validator(json.loads(schema.FILE.read_text())).validate(ends(tree))
+    assert Record.of(tree).to_dict().keys() == tree.keys()
+
+
+def test_what_does_not_fit_the_schema_is_seen():
+    tree = json.loads(Record(command="eig", problem=PROBLEM, results=[eig()]).to_json())
+    assert misfits(tree) == []
+    for edit, place in (
+        (lambda entry: entry.update(products="many"), "$.results[0].products"),
+        (lambda entry: entry.update(later=1), "$.results[0]"),
+        (lambda entry: entry.pop("converged"), "$.results[0]"),
+        (lambda entry: entry.update(eigenvalues=[["x"]]), "$.results[0].eigenvalues[0]"),
+    ):
+        edit((changed := json.loads(json.dumps(tree)))["results"][0])
+        assert [wrong.partition(":")[0] for wrong in misfits(changed)] == [place]

@@ -117,6 +117,8 @@ class Slot(NamedTuple):
     required: bool  # there is no default
     default: Any  # a value, or MISSING
     omitted: Callable[[Any], bool]  # whether the key is left out, by the whole
+    optional: bool  # whether it ever is
+    of: tuple[str, ...]  # the commands that write it; none: all
     array: str | None  # first part of the name in the NPZ file
     rest: bool  # a dict of all further keys
     null: float  # what null stands for in place of a number
@@ -130,6 +132,7 @@ def written(
     null: float = math.nan,
     rest: bool = False,
     last: bool = False,
+    of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """`metadata` of a dataclass's field that is not simply written under its own name.
 
@@ -139,9 +142,10 @@ def written(
         omitted: given the whole, says that there is no such key.
         null: the number that null stands for.
         rest: the field is a dict of all keys that no other field has.
+        of: the commands that write it; none: all.
         last: behind the fields of a class that inherits this one.
     """
-    return {"key": key, "array": array, "omitted": omitted, "null": null, "rest": rest, "last": last}
+    return {"key": key, "array": array, "omitted": omitted, "null": null, "rest": rest, "last": last, "of": of}
 
 
 @cache
@@ -158,6 +162,8 @@ def layout(cls: type) -> tuple[Slot, ...]:
                 f.default is MISSING and f.default_factory is MISSING,
                 f.default,
                 about.get("omitted") or (lambda _: False),
+                bool(about.get("omitted")),
+                about.get("of", ()),
                 about.get("array"),
                 about.get("rest", False),
                 about.get("null", math.nan),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from spectra.records.fields import Stored, stored
 
@@ -36,6 +36,8 @@ class CheckpointMatch(Stored):
 @stored
 class ProblemRecord(Stored):
     """What a result is of. Which fields there are depends on the command; make one by `ProblemRecord.known(...)`."""
+
+    ALWAYS: ClassVar = ("parameters", "parameters_in_all", "model", "data", "checkpoint", "seed", "versions")
 
     parameters: int  # chosen by `params`
     shapes: dict[str, list[int]] | None = None  # of the chosen parameters, by name

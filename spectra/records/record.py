@@ -36,9 +36,9 @@ RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
 }
 
 
-def given(name: str) -> dict[str, Any]:
-    """Of a field that only some commands have: left out where it is None."""
-    return written(omitted=lambda record: getattr(record, name) is None)
+def given(name: str, *commands: str) -> dict[str, Any]:
+    """Of a field that only these commands have: left out where it is None."""
+    return written(omitted=lambda record: getattr(record, name) is None, of=commands)
 
 
 @stored
@@ -49,12 +49,14 @@ class Record(Stored):
     command: str
     problem: ProblemRecord
     results: list[Any]  # an entry of `RESULTS[command]` for each matrix
-    pairs: list[Pair] | None = field(default=None, metadata=given("pairs"))  # these five of `compare`
-    causes: list[Cause] | None = field(default=None, metadata=given("causes"))
-    held_out: HeldOut | None = field(default=None, metadata=given("held_out"))
-    subsample: list[Subsample] | None = field(default=None, metadata=given("subsample"))
-    class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure"))
-    figures: list[str] | None = field(default=None, metadata=given("figures"))  # paths
+    pairs: list[Pair] | None = field(default=None, metadata=given("pairs", "compare"))
+    causes: list[Cause] | None = field(default=None, metadata=given("causes", "compare"))
+    held_out: HeldOut | None = field(default=None, metadata=given("held_out", "compare"))
+    subsample: list[Subsample] | None = field(default=None, metadata=given("subsample", "compare"))
+    class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure", "compare"))
+    figures: list[str] | None = field(
+        default=None, metadata=given("figures", "compare", "layers", "landscape")
+    )  # paths
 
     def __repr__(self) -> str:
         return "\n".join([f"spectra {self.command}:", *(f"  {entry!r}" for entry in self.results)])
