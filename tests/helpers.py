@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectra.operator import Wrapper
+from spectra.records.files import SCHEMA
 
 CPU = torch.device("cpu")
 WHOLE = os.environ.get("SPECTRA_TEST_ALL") == "1"  # as scripts/test-all sets it: heavy sets are run whole
@@ -22,6 +23,11 @@ def sampled(cases: Sequence, count: int, seed: int = 0) -> list:
         return list(cases)
     drawn = random.Random(seed).sample(range(len(cases)), count)
     return [cases[i] for i in sorted(drawn)]
+
+
+def make_record(command: str, problem: dict, results: list[dict]) -> dict:
+    """A result as JSON has it, whole or not."""
+    return {"schema": SCHEMA, "command": command, "problem": problem, "results": results}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -25,10 +25,6 @@ SCHEMA = 1
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
 
 
-def make_record(command: str, problem: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"schema": SCHEMA, "command": command, "problem": dict(problem), "results": results}
-
-
 def to_json(record: Mapping[str, Any]) -> str:
     """Strict JSON; numbers that are not finite become null."""
     return json.dumps(finite(record), allow_nan=False)
