@@ -189,3 +189,36 @@ def test_what_does_not_fit_the_schema_is_seen():
     ):
         edit((changed := json.loads(json.dumps(tree)))["results"][0])
         assert [wrong.partition(":")[0] for wrong in misfits(changed)] == [place]
+
+
+ROWS = {
+    "eig": ("eigenvalue", lambda record: sum(len(entry.values) for entry in record.results)),
+    "trace": ("trace", lambda record: len(record.results)),
+    "density": ("weight", lambda record: sum(entry.nodes.size for entry in record.results)),
+    "layers": ("share", lambda record: sum(len(entry.blocks) for entry in record.results)),
+    "landscape": (
+        "prediction",
+        lambda record: sum(part.loss.size for entry in record.results for part in (*entry.lines, *entry.planes)),
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ROWS)
+def test_a_dataframe_has_a_row_for_each_number(command):
+    pytest.importorskip("pandas")
+    record = spectra.load_result(Path(__file__).parents[1] / "results" / "demo" / f"{command}.json")
+    column, count = ROWS[command]
+    frame = record.to_dataframe()
+    assert len(frame) == count(record) > 0
+    assert frame[column].notna().all()
+    assert set(frame["curvature"]) == {entry.curvature for entry in record.results}
+    assert {"command", "checkpoint", "seed", "converged", "products", "seconds"} <= {*frame.columns}
+
+
+def test_a_dataframe_of_a_comparison_has_a_row_for_each_pair():
+    pytest.importorskip("pandas")
+    record = spectra.load_result(Path(__file__).parents[1] / "results" / "compare")
+    frame = record.to_dataframe()
+    assert len(frame) == len(record.pairs) > 0
+    assert frame["distance"].tolist() == [pair.distance.value for pair in record.pairs]
+    assert frame["overlap"].between(0, 1).all()

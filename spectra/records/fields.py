@@ -6,7 +6,6 @@ and None where it may be left out.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -43,7 +42,7 @@ class WrongType(ValueError):
 
     def __init__(self, key: str, wanted: str):
         super().__init__(f"{key}: not {wanted}")
-        self.key = key  # the outermost, as a list's element has none
+        self.key = key
         self.wanted = wanted
 
 
@@ -90,11 +89,6 @@ class Stored:
         """The fields that are there as JSON has them, except that numbers may still be nan or infinite."""
         return encode(self)
 
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` has made. Keys that are not known are left out. Raises WrongType."""
-        return decode(cls, tree, "result")
-
     def missing(self) -> Iterator[str]:
         """Keys of fields that have no default and are not there, here and in what is inside."""
         for slot in layout(type(self)):
@@ -116,6 +110,7 @@ class Slot(NamedTuple):
     kind: Any
     required: bool  # there is no default
     default: Any  # a value, or MISSING
+    factory: Any  # that makes one, or MISSING
     omitted: Callable[[Any], bool]  # whether the key is left out, by the whole
     optional: bool  # whether it ever is
     of: tuple[str, ...]  # the commands that write it; none: all
@@ -156,17 +151,18 @@ def layout(cls: type) -> tuple[Slot, ...]:
         key, about = f.metadata.get("key", ""), f.metadata
         slots.append(
             Slot(
-                f.name,
-                f.name if key == "" else key,
-                hints[f.name],
-                f.default is MISSING and f.default_factory is MISSING,
-                f.default,
-                about.get("omitted") or (lambda _: False),
-                bool(about.get("omitted")),
-                about.get("of", ()),
-                about.get("array"),
-                about.get("rest", False),
-                about.get("null", math.nan),
+                name=f.name,
+                key=f.name if key == "" else key,
+                kind=hints[f.name],
+                required=f.default is MISSING and f.default_factory is MISSING,
+                default=f.default,
+                factory=f.default_factory,
+                omitted=about.get("omitted") or (lambda _: False),
+                optional=bool(about.get("omitted")),
+                of=about.get("of", ()),
+                array=about.get("array"),
+                rest=about.get("rest", False),
+                null=about.get("null", math.nan),
             )
         )
     return tuple(slots)
@@ -243,8 +239,8 @@ def decode_fields(cls: type[T], tree: Any, key: str) -> T:
             vars(made)[slot.name] = {name: item for name, item in tree.items() if name not in known}
         elif slot.key is not None and slot.key in tree:
             vars(made)[slot.name] = decode(slot.kind, tree[slot.key], slot.key, slot.null)
-        elif not slot.required and slot.default is MISSING:
-            vars(made)[slot.name] = copy.copy(next(f for f in fields(cls) if f.name == slot.name).default_factory())  # type: ignore[misc]
+        elif slot.factory is not MISSING:
+            vars(made)[slot.name] = slot.factory()
     return made
 
 
