@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.style import COLOURS, STYLE, lay_out_legend, shortened
-from spectra.records.landscape import Direction, Line, Plane, SpreadAlong
+from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 
 PAGE = 6.5  # width in inches
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
     """A line or a plane of one matrix, and the directions it is along."""
 
     matrix: str
-    found: Line | Plane
+    found: Any  # a Line or a Plane of the record
     directions: list[Direction]
 
 
@@ -136,7 +136,7 @@ def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool)
     above.plot(0, loss[len(t) // 2], "o", color="black", markersize=4, zorder=5)
     above.tick_params(labelbottom=False)
     around_loss(above, loss, prediction)
-    allowed = holds.share * abs(curvature) * t**2 / 2
+    allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
     below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
     below.axhline(0, color="0.6", linewidth=0.7, zorder=2)
     below.plot(t, departure, color=DEPARTURE, linewidth=1.2, zorder=3)

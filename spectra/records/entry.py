@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spectra.records.fields import Stored, decode, layout, stored, written
+from spectra.records.fields import Stored, layout, stored, written
 from spectra.records.files import finite
 
 MOST_SHOWN = 3  # numbers in a repr
@@ -97,8 +97,7 @@ def cost_of(measurement: Any) -> dict[str, Any]:
     """The fields that all entries have, of a `run.measurement.Measurement`."""
     cost = measurement.cost()
     check = cost["derivative_check"]
-    checked = None if check is None else decode(DerivativeCheck, check, "derivative_check")
-    return {"curvature": measurement.curvature, **cost, "derivative_check": checked}
+    return {"curvature": measurement.curvature, **cost, "derivative_check": check and DerivativeCheck(**check)}
 
 
 def with_errors(values: np.ndarray, errors: np.ndarray) -> str:

@@ -205,7 +205,7 @@ def decode(kind: Any, tree: Any, key: str, null: float = math.nan) -> Any:
         return decode(next(one for one in inner if one is not NoneType), tree, key, null)
     if origin is Annotated:
         return numbers(tree, inner[1], key)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return decode_fields(kind, tree, key)
     if origin in (list, tuple):
         wanted = "a list"

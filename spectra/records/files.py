@@ -67,7 +67,7 @@ def remove_empty(directories: Sequence[Path]) -> None:
             directory.rmdir()
 
 
-def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """`<command>.npz` where there are arrays, then `<command>.json`, each replaced whole."""
     name = record["command"]
     if arrays:

@@ -119,9 +119,9 @@ class Record(Stored):
             except WrongType as wrong:
                 text = f"{entry['curvature']} is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
                 raise SpectraError(begin + text) from wrong
-        others = {slot.key: slot for slot in layout(cls) if slot.key in tree and slot.key != "results"}
+        others = {slot.key: slot for slot in layout(cls) if slot.key and slot.key in tree and slot.key != "results"}
         try:
-            found = {slot.name: decode(slot.kind, tree[key], str(key)) for key, slot in others.items()}
+            found = {slot.name: decode(slot.kind, tree[key], key) for key, slot in others.items()}
         except WrongType as wrong:
             text = f"is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
             raise SpectraError(begin + text) from wrong

@@ -89,7 +89,7 @@ def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
         return nested(of_type(inner[0], types, strict), 1)
     if origin is dict:
         return {"type": "object", "additionalProperties": of_type(inner[1], types, strict)}
-    if not is_dataclass(kind):
+    if not (isinstance(kind, type) and is_dataclass(kind)):
         raise TypeError(f"no JSON for {kind}")
     if kind.__name__ not in types:
         types[kind.__name__] = {}  # for a type that holds its own kind

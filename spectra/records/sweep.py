@@ -103,7 +103,8 @@ class Evolution(Stored):
 
     def series(self) -> list[tuple[str, int]]:
         """Every matrix with every seed, as (curvature, seed), in the table's order."""
-        return list(dict.fromkeys((r.curvature, r.seed) for r in self.rows if r.curvature))
+        named = ((row.curvature, row.seed) for row in self.rows)
+        return list(dict.fromkeys((name, seed) for name, seed in named if name and seed is not None))
 
     def to_json(self) -> str:
         """One JSON object in one line; `rows` is a list of objects with the columns as keys."""

@@ -63,7 +63,7 @@ def cell(row: Row | None) -> str:
     if row is None or row.value is None:
         return ""
     if row.quantity == "negative_share":
-        return percentage(Share(value=row.value, lower=row.lower, upper=row.upper))
+        return percentage(Share.known(value=row.value, lower=row.lower, upper=row.upper))
     if row.quantity == "overlap_next":
         return f"{row.value:.3f}" if row.converged else f"{row.value:.3f} (no gap)"
     return f"{row.value:.4g}" if row.error is None else with_error(row.value, row.error, most=6)

@@ -44,7 +44,7 @@ def direction_table(entry: LandscapeResult) -> Any:
     table = new_table("", "λ ± residual", "|d|", "slope g'd", "d'Ad", *reach)
     lines = {line.along: line for line in entry.lines}
     for d in entry.directions:
-        value = "" if d.eigenvalue is None else brief(d.eigenvalue, d.residual)
+        value = "" if d.eigenvalue is None or d.residual is None else brief(d.eigenvalue, d.residual)
         table.add_row(
             d.name,
             value,
