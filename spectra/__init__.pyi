@@ -30,6 +30,7 @@ from spectra.plots import save_figure as save_figure
 from spectra.plots import trace_figure as trace_figure
 from spectra.plots.comparison import comparison_figure as comparison_figure
 from spectra.plots.evolution import evolution_figure as evolution_figure
+from spectra.plots.evolution_files import evolution_files as evolution_files
 from spectra.plots.layers import layers_figures as layers_figures
 from spectra.problem.cross_entropy import CrossEntropy as CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy as BinaryCrossEntropy
@@ -37,8 +38,8 @@ from spectra.problem.losses import CustomLoss as CustomLoss
 from spectra.problem.losses import MeanSquaredError as MeanSquaredError
 from spectra.problem.problem import Batch as Batch
 from spectra.problem.problem import Problem as Problem
+from spectra.records.record import load_result as load_result
 from spectra.sweeps.evolution import evolution_of as evolution_of
-from spectra.tables.evolution import evolution_files as evolution_files
 from spectra.training.watch import watch as watch
 
 __version__: str

@@ -1,16 +1,27 @@
 """Heavy sets of cases run sampled, and whole in scripts/test-all, which sets SPECTRA_TEST_ALL=1.
 
 `--networks N` is the number of random networks in test_random_networks.py, and `--sample-seed S` chooses the cases that
-run of each test with the mark `sampled(count)`.
+run of each test with the mark `sampled(count)`. Records that tests write are held against their JSON Schema.
 """
 
+import json
 import math
 import random
 from collections import defaultdict
+from functools import cache
 
 import pytest
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
+
+try:
+    from jsonschema import Draft202012Validator
+except ImportError:  # as on the machine where tests run on a GPU, which has no registry
+    Draft202012Validator = None
+
+import spectra.records.record
+import spectra.records.schema
+import spectra.records.sweep
 
 
 def pytest_addoption(parser):
@@ -57,3 +68,41 @@ def nothing_told_of_slow_work(monkeypatch):
     """On a crowded machine every command may be one that takes long: what it tells then is tested by itself."""
     monkeypatch.setattr("spectra.cli.progress.LATE", math.inf)
     monkeypatch.setattr("spectra.cli.progress.IN_ANY_CASE", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def records_fit_their_schema(monkeypatch):
+    """Every record that a test writes or prints in its own process, keys that are not known to the schema included."""
+    if not Draft202012Validator:
+        yield
+        return
+    wrong, write = [], spectra.records.files.to_json
+
+    def written(tree):
+        text = write(tree)
+        wrong.extend(misfits(json.loads(text)))
+        return text
+
+    for module in ("record", "sweep"):
+        monkeypatch.setattr(f"spectra.records.{module}.to_json", written)
+    yield
+    assert not wrong
+
+
+def misfits(record):
+    """What is wrong with a record by the strict schema of its command; of long lists the ends alone are looked at."""
+    return [f"{error.json_path}: {error.message}" for error in validator(record["command"]).iter_errors(ends(record))]
+
+
+@cache
+def validator(command):
+    whole = spectra.records.schema.schema(strict=True)
+    return Draft202012Validator({"$ref": f"#/$defs/{command}", "$defs": whole["$defs"]})
+
+
+def ends(tree):
+    if isinstance(tree, dict):
+        return {key: ends(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [ends(value) for value in (tree if len(tree) < 5 else [*tree[:2], *tree[-2:]])]
+    return tree

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from spectra.operator import Wrapper
+from spectra.records.files import SCHEMA
 
 CPU = torch.device("cpu")
 WHOLE = os.environ.get("SPECTRA_TEST_ALL") == "1"  # as scripts/test-all sets it: heavy sets are run whole
+
+
+def make_record(command: str, problem: dict, results: list[dict]) -> dict:
+    """A result as JSON has it, whole or not."""
+    return {"schema": SCHEMA, "command": command, "problem": problem, "results": results}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

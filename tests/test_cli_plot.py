@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_record
 
 import spectra.cli
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots import density_figure, save_figure
 from spectra.plots.names import default_labels
 from spectra.plots.saved import saved_figure
-from spectra.records.files import make_record, save
+from spectra.records.files import save
 
 NODES, WEIGHTS = [[4.0, -0.1, 0.2, 0.9], [4.0, 0.0, 0.3, 0.0]], [[0.01, 0.5, 0.4, 0.09], [0.01, 0.3, 0.69, 0.0]]
 ENTRIES = {
@@ -295,9 +296,9 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
         ({}, "run --curvature ggn", "--curvature: the figure of compare is drawn as it stands"),
         ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
         ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
-        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: is no result that spectra compare writes (ValueError"),
+        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: hessian is without nodes that can be used (not rows of"),
         ({"weights": [[1.0]]}, "run", "nodes and weights differ in number"),
-        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: is no result that spectra compare writes (TypeError"),
+        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: hessian is without eigenvalues that can be used (not"),
     ],
 )
 def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line, place, capsys):

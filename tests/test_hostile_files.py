@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_record
 from safetensors.torch import save as safetensors
 from test_inputs import refused
 from torch import nn
@@ -22,7 +23,6 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.pickles import fault
 from spectra.inputs.state_dict import Wanted, matches
-from spectra.records.files import make_record
 
 MODEL = "--model spectra.demo:mlp"
 SLOTS = {

@@ -1059,19 +1059,19 @@ def language(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("data", "what"), [("of_tensors", "x"), ("of_mappings", "x['input_ids']")])
 def test_labels_that_are_not_shifted_are_noted(language, data, what):
-    (note,) = language(data)["notes"]
+    (note,) = language(data).notes
     assert note.startswith(f"y equals {what} at every position: ")
     assert "shift them in the data" in note
 
 
 @pytest.mark.parametrize("data", ["of_shifted", "of_shifted_mappings", "of_single"])
 def test_labels_that_are_something_else_are_not_noted(language, data):
-    assert language(data)["notes"] == []
+    assert language(data).notes == []
 
 
 def test_all_parameters_are_counted_beside_the_chosen_ones(language):
     record = language("of_shifted")
-    assert (record["parameters"], record["parameters_in_all"]) == (15 + 5, 15 + 5 + 3)
+    assert (record.parameters, record.parameters_in_all) == (15 + 5, 15 + 5 + 3)
 
 
 def test_weights_of_a_checkpoint_are_not_rounded_on_their_way(tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
+from spectra.records.density import Share
+from spectra.spectrum.records import negative_share
 from spectra.tables.layers import LONGEST, shown
-from spectra.tables.results import negative_share, percentage, with_error
+from spectra.tables.results import percentage, with_error
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,14 @@ def test_the_share_of_negative_eigenvalues_lies_between_its_limits():
         measure = spectral_measure(known(spectrum).matrix, probes=4, steps=8, generator=seeded(seed))
         share = negative_share(measure, semidefinite=False)
         true = (spectrum < 0).double().mean().item()
-        assert 0 <= share["lower"] <= true <= share["upper"] <= 1
-        assert share["lower"] <= share["value"] <= share["upper"]
+        assert 0 <= share.lower <= true <= share.upper <= 1
+        assert share.lower <= share.value <= share.upper
 
 
 def test_nothing_is_negative_by_definition_or_unknown():
     measure = spectral_measure(known([0.0, 1.0, 3.0]).matrix, probes=2, steps=2, generator=seeded())
     assert percentage(negative_share(measure, semidefinite=True)) == "0"
-    assert percentage({"value": 0.259, "lower": 0.13, "upper": 0.694}) == "26 (13-69)"
+    assert percentage(Share(value=0.259, lower=0.13, upper=0.694)) == "26 (13-69)"
     assert percentage(None) == ""
 
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from helpers import make_record
 from pages import FIGURES, LINES, Page, cells, make, make_files
 from rich.table import Table
 
@@ -25,7 +26,8 @@ from spectra.plots.saved import record_figures
 from spectra.plots.style import save_figure
 from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.quoting import quoted
-from spectra.records.files import make_record, save
+from spectra.records.files import save
+from spectra.records.record import Record
 from spectra.tables.results import new_table
 
 COMMANDS = list(KINDS)
@@ -63,7 +65,7 @@ def page_of(*records, title=None, repeat=lambda record: []) -> Page:
     return Page(document([(Path(f"{i}.json"), record) for i, record in enumerate(records)], title, repeat))
 
 
-def record_of(command: str) -> dict:
+def record_of(command: str) -> Record:
     ((_, record),) = read_all([Path(f"all/{command}.json")])
     return record
 
@@ -190,7 +192,7 @@ def test_a_large_density_is_a_small_file(tmp_path):
         for name in ("hessian", "ggn", "fisher", "fisher-empirical")
         for nodes in [np.sort(draw.normal(size=(10, 80)) ** 3)]
     ]
-    record = make_record("density", {"options": {}}, entries)
+    record = Record.of(make_record("density", {"options": {}}, entries))
     ((_, figure),) = record_figures(tmp_path, record).items()
     assert len(base64.b64encode(svg(figure))) < 300_000
 
@@ -266,8 +268,9 @@ EVIL = "<script>alert('1')</script> & \"quoted\" </title></style><img src=x oner
 
 def test_what_others_have_written_is_text():
     record = record_of("eig")
-    record["problem"] |= {"model": EVIL, "data": EVIL, "checkpoint": EVIL, "notes": [EVIL], "versions": {EVIL: EVIL}}
-    record["results"][0]["curvature"] = EVIL
+    evil = {"model": EVIL, "data": EVIL, "checkpoint": EVIL, "notes": [EVIL], "versions": {EVIL: EVIL}}
+    results = [record.results[0].changed(curvature=EVIL), *record.results[1:]]
+    record = record.changed(problem=record.problem.changed(**evil), results=results)
     page = page_of(record, title=EVIL, repeat=lambda _: ["spectra", EVIL])
     assert not page.all("script")
     assert len(page.all("img")) == 1
@@ -320,18 +323,17 @@ def test_what_results_share_is_said_once(whole):
 
 def test_what_they_do_not_share_stands_with_each():
     one, two = record_of("eig"), record_of("trace")
-    two["problem"] = two["problem"] | {
-        "seed": 7,
-        "checkpoint": "a.pt",
-        "checkpoint_sha256": "0123456789abcdef",
-        "ranks": 3,
-    }
-    two["problem"] |= {
-        "checkpoint_key": "ema",
-        "checkpoint_ignored": 2,
-        "params": ["*.weight"],
-        "parameters_in_all": 99,
-    }
+    problem = two.problem.changed(
+        seed=7,
+        checkpoint="a.pt",
+        checkpoint_sha256="0123456789abcdef",
+        ranks=3,
+        checkpoint_key="ema",
+        checkpoint_ignored=2,
+        params=["*.weight"],
+        parameters_in_all=99,
+    )
+    two = two.changed(problem=problem)
     common, first, second = (facts_of(section) for section in page_of(one, two).all("section"))
     assert "Seed" not in common
     assert first["Seed"] == "0"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_record
 
 from spectra.cli import run
 from spectra.inputs.origin import comes_with_packages, lies_beside
-from spectra.records.files import make_record
 
 NETS = """
 from pathlib import Path

@@ -189,11 +189,12 @@ def chance():
 before = chance()
 assert spectra.watch(network(), LOSS, (X, Y), {out!r}, every=1, k=2)(0)
 assert_same_bits(before, chance())
+assert "rich" not in sys.modules, "what makes tables is loaded for a recording"
 """
 
 
 def test_the_first_use_in_a_process_draws_nothing(tmp_path):
-    """Modules that are imported for it may draw."""
+    """Modules that are imported for it may draw, as rich does."""
     script = FIRST_USE.format(tests=str(Path(__file__).parent), out=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

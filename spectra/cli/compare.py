@@ -53,7 +53,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
-        from spectra.tables.comparison import compare_arrays, compare_text
+        from spectra.tables.comparison import compare_text
 
         session = Session()
         refuse_at_once(options["curvature"], subsample)
@@ -61,8 +61,8 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
         other = other_data(session)
         with session.resumable():
             record, figures = answered(session, other, k, probes, steps)
-        record["figures"] = session.draw(figures) if options["out"] else []
-        session.write(record, compare_arrays(record))
+        record = record.changed(figures=session.draw(figures) if options["out"] else [])
+        session.write(record)
     return finish(record, options["as_json"], compare_text(record))
 
 
@@ -86,7 +86,7 @@ def other_data(session: Session):
 
     options, problem = session.options, session.loaded.problem
     if options["subsample"]:
-        refuse_sizes(options["subsample"], session.loaded.record["samples"])
+        refuse_sizes(options["subsample"], session.loaded.record.samples)
     if not options["held_out"]:
         return None
     with progress_line("held-out data") as line:
@@ -94,13 +94,13 @@ def other_data(session: Session):
         return on_other_data(problem, options["held_out"], options["transform"], options["model"])
 
 
-def answered(session: Session, other, k: int, probes: int, steps: int) -> tuple[dict, dict]:
+def answered(session: Session, other, k: int, probes: int, steps: int):
     """The record, and the figures that go with it by their names."""
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
+    from spectra.records.compare import Cause, CompareResult, HeldOut, Pair, Subsample
     from spectra.spectrum.classes import class_count
-    from spectra.tables.comparison import cause_entries, compare_results, pair_entries, subsample_entries
-    from spectra.tables.outliers import outlier_entry
+    from spectra.spectrum.records import outliers_of
 
     problem, names = session.loaded.problem, list(dict.fromkeys(session.options["curvature"]))
     together, products = Together(session, len(names) + 2), (probes + 1) * steps
@@ -108,26 +108,29 @@ def answered(session: Session, other, k: int, probes: int, steps: int) -> tuple[
     comparison = compared(session, matrices, k, probes, steps)
     causes = explained(session, together, comparison, probes)
     found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
-    results, pairs = compare_results(found, k), pair_entries(comparison)
     classes = class_count(problem)
-    for entry, m in zip(results, found, strict=True):
-        entry |= outlier_entry(m.answer.measure, classes)
+    results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
+    pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
     figures, more = {"compare": comparison_figure(comparison)}, {}
+    others = []
     if other:
-        there, more["held_out"] = other
+        there, about = other
         others, again = on_held_out(session, there, together, matrices, comparison, k, probes, steps)
-        results += compare_results(others, k)
-        pairs += [entry for one in again.values() for entry in pair_entries(one)]
+        pairs += [Pair.of(pair, one.dimension) for one in again.values() for pair in one.pairs]
         figures["compare-held-out"] = held_out_figure(again)
+        more["held_out"] = HeldOut(**about)
     if session.options["subsample"]:
         of_sizes = on_subsets(session, together, names, k)
-        more["subsample"] = subsample_entries(of_sizes, comparison, session.loaded.record["samples"])
+        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
+        samples = session.loaded.record.samples
+        more["subsample"] = [Subsample.of(name, found, here[name], samples) for name, found in of_sizes.items()]
         figures["compare-subsample"] = subsample_figure(more["subsample"])
-        for entry in results[: len(names)]:
-            entry["converged"] &= of_sizes[entry["curvature"]].converged
-    more |= levels(problem, comparison) if classes else {}
-    record = session.record([], results)
-    return record | {"pairs": pairs, "causes": cause_entries(causes)} | more, figures
+        results = [
+            entry.changed(converged=entry.converged and of_sizes[entry.curvature].converged) for entry in results
+        ]
+    more["class_structure"] = levels(problem, comparison) if classes else None
+    results += [CompareResult.of(m, k) for m in others]
+    return session.record([], results, pairs=pairs, causes=[Cause.of(cause) for cause in causes], **more), figures
 
 
 def compared(session: Session, matrices: dict[str, Prepared], k: int, probes: int, steps: int, known=()):
@@ -173,23 +176,23 @@ def explained(session: Session, together: Together, comparison, probes: int) -> 
     return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
 
 
-def levels(problem, comparison) -> dict:
+def levels(problem, comparison):
     """What means of classes give of the GGN, where it was asked for and they fit memory."""
     from spectra.curvature.factor.gram import Factor
     from spectra.errors import SpectraError
+    from spectra.records.compare import ClassStructure
     from spectra.spectrum.classes import class_structure
-    from spectra.tables.outliers import class_entry
 
     portrait = comparison.portraits.get("ggn", comparison.portraits.get("fisher"))
     if portrait is None or not portrait.eigenpairs.values.isfinite().all():
-        return {}
+        return None
     estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
     exact = Factor(problem, "ggn").trace_work() <= portrait.products
     try:
-        return class_entry(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
+        return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
     except SpectraError as error:
         note(str(error))
-        return {}
+        return None
 
 
 def on_held_out(session: Session, other, together: Together, matrices: dict, comparison, k, probes, steps):

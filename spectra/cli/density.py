@@ -38,8 +38,9 @@ def density(steps, probes, log, damping, **options) -> int:
         from spectra.quoting import readable
         from spectra.records.files import write_atomically
         from spectra.spectrum.classes import class_count
-        from spectra.tables.outliers import damped_entry, density_parts, outlier_entry
-        from spectra.tables.results import density_arrays, density_results, rendered
+        from spectra.spectrum.records import density_results
+        from spectra.tables.outliers import density_parts
+        from spectra.tables.results import rendered
 
         session = Session()
         home = options["out"] or Path()
@@ -48,12 +49,9 @@ def density(steps, probes, log, damping, **options) -> int:
         found = session.measure(method, reuse=True, products=(probes + 1) * steps)
         finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
         path = home / "density.png" if finite else None
-        results = density_results(found, path)
-        for entry, m in zip(results, found, strict=True):
-            entry |= outlier_entry(m.answer, classes) | damped_entry(m.answer, damping, m.semidefinite)
-        record = session.record(found, results)
+        record = session.record(found, density_results(found, path, classes, damping))
         if path and session.first:
             figure = density_figure(finite, log=log)
             write_atomically(path, lambda file: save_figure(figure, file, "png"))
-        session.write(record, density_arrays(found))
+        session.write(record)
     return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

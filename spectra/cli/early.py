@@ -58,6 +58,7 @@ def load_suited(context: click.Context, checks: int, processes: Any, begins: Cal
 
     Where no matrix is named, the command takes those of its own that the loss has, and a note tells of the others.
     """
+    from dataclasses import replace
     from inspect import signature
 
     from spectra.inputs.problem import load_problem
@@ -73,5 +74,5 @@ def load_suited(context: click.Context, checks: int, processes: Any, begins: Cal
     named = {name: options[name] for name in signature(load_problem).parameters if name in options}
     loaded = load_problem(**named, processes=processes, begins=begins, fits=fits)
     why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
-    loaded.record["notes"] += [f"{name} {why}" for name in missing]
-    return loaded
+    notes = [*loaded.record.notes, *(f"{name} {why}" for name in missing)]
+    return replace(loaded, record=loaded.record.changed(notes=notes))

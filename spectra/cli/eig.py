@@ -33,12 +33,13 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
     with prints_to_stderr():
         from pkgutil import resolve_name
 
-        from spectra.tables.results import eig_arrays, eig_results, eig_text
+        from spectra.records.eig import eig_results
+        from spectra.tables.results import eig_text
 
         session = Session()
         session.load()
         solve = partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol)
         found = session.measure(solve, products=3 + 2 * k if method == "gram" else 20 + 3 * k)
-        record = session.record(found, eig_results(found, method))
-        session.write(record, eig_arrays(found, save_vectors))
+        record = session.record(found, eig_results(found, method, save_vectors))
+        session.write(record)
     return finish(record, options["as_json"], eig_text(record))

@@ -28,71 +28,85 @@ def inspect(k, tol, rtol, **options) -> int:
     spectra inspect --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
+        from spectra.records.inspect import InspectResult
         from spectra.run.inspection import look_ahead
-        from spectra.tables.inspection import inspect_results, inspect_text
+        from spectra.tables.inspection import inspect_text
 
         session = Session()
         if options["data"] is not None:
-            session.load(heading=with_layers)
-            tell_heading(with_gradient(session.loaded))
+            session.load(heading=lambda loaded: told(with_layers(loaded)))
+            session.loaded = with_gradient(with_layers(session.loaded))
+            tell_heading(told(session.loaded))
             found = session.measure(partial(look_ahead, k=k, tolerance=tol, rtol=rtol))
         else:
             session.prepare(options["out"])
             session.loaded, found = without_data(options), []
-        record = session.record(found, inspect_results(found))
-        session.write(record, {})
+        record = session.record(found, [InspectResult.of(m) for m in found])
+        session.write(record)
     return finish(record, options["as_json"], inspect_text(record))
 
 
-def with_layers(loaded) -> str:
-    """What the layers and the checkpoint are, into the record; and how that reads."""
-    from dataclasses import asdict
-
-    from spectra.run.inspection import layers
-    from spectra.tables.inspection import model_parts
-    from spectra.tables.results import rendered
+def with_layers(loaded):
+    """The same with what the layers and the checkpoint are in its record."""
+    from dataclasses import replace
 
     problem = loaded.problem
-    found = [asdict(layer) for layer in layers(problem.model, problem.parameters)]
-    loaded.record.update(layers=found, checkpoint_match=loaded.checkpoint)
-    return rendered(*model_parts(loaded.record))
+    return replace(
+        loaded, record=loaded.record.changed(**model_fields(problem.model, problem.parameters, loaded.checkpoint))
+    )
 
 
-def with_gradient(loaded) -> str:
-    """The same with the gradient's norm, for all the data."""
+def model_fields(model, chosen, match) -> dict:
+    """The fields of a record that tell of a model's layers, and how its checkpoint fitted them."""
+    from dataclasses import asdict
+
+    from spectra.records.problem import CheckpointMatch, LayerRecord
+    from spectra.run.inspection import layers
+
+    found = [LayerRecord(**asdict(layer) | {"tied": list(layer.tied)}) for layer in layers(model, chosen)]
+    return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
+
+
+def with_gradient(loaded):
+    """The same with the gradient's norm."""
+    from dataclasses import replace
+
     from spectra.curvature.engine.gradients import mean_gradient
     from spectra.operator import norm
+
+    with progress_line("gradient"):
+        return replace(loaded, record=loaded.record.changed(gradient_norm=norm(mean_gradient(loaded.problem))))
+
+
+def told(loaded) -> str:
+    """How that reads, as far as it is known."""
     from spectra.tables.inspection import data_parts, model_parts
     from spectra.tables.results import rendered
 
-    with progress_line("gradient"):
-        loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
-    return rendered(*model_parts(loaded.record), *data_parts(loaded.record))
+    record = loaded.record
+    return rendered(*model_parts(record), *(data_parts(record) if hasattr(record, "gradient_norm") else []))
 
 
 def without_data(options):
     """The same of a model alone."""
-    from dataclasses import asdict
-
     from spectra.inputs.problem import Loaded, load_model, versions
     from spectra.problem.problem import choose_parameters
-    from spectra.run.inspection import layers
+    from spectra.records.problem import ProblemRecord
 
     model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, options["params"])
-    record = {
-        "parameters": sum(p.numel() for p in chosen.values()),
-        "parameters_in_all": sum(p.numel() for p in model.parameters()),
-        "model": options["model"],
-        "checkpoint": options["checkpoint"] and str(options["checkpoint"]),
-        "checkpoint_key": match and match["key"],
-        "checkpoint_sha256": match and match["sha256"],
-        "params": list(options["params"]),
-        "seed": options["seed"],
-        "data": None,
-        "notes": [],
-        "versions": versions(),
-        "layers": [asdict(layer) for layer in layers(model, chosen)],
-        "checkpoint_match": match,
-    }
+    record = ProblemRecord.known(
+        parameters=sum(p.numel() for p in chosen.values()),
+        parameters_in_all=sum(p.numel() for p in model.parameters()),
+        model=options["model"],
+        checkpoint=options["checkpoint"] and str(options["checkpoint"]),
+        checkpoint_key=match and match["key"],
+        checkpoint_sha256=match and match["sha256"],
+        params=list(options["params"]),
+        seed=options["seed"],
+        data=None,
+        notes=[],
+        versions=versions(),
+        **model_fields(model, chosen, match),
+    )
     return Loaded(None, record, match)

@@ -87,24 +87,23 @@ def landscape(along, radius, points, tol, **options) -> int:
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures
-        from spectra.records.files import finite
         from spectra.surfaces.landscape import Grid
-        from spectra.tables.landscape import landscape_arrays, landscape_text
+        from spectra.tables.landscape import landscape_text
 
         session = Session()
         session.load()
         with session.resumable():
             record = answered(session, along, Grid(radius, points), tol)
-        record["figures"] = session.draw(landscape_figures(finite(record))) if options["out"] else []
-        session.write(record, landscape_arrays(record))
+        record = record.changed(figures=session.draw(landscape_figures(record)) if options["out"] else [])
+        session.write(record)
     return finish(record, options["as_json"], landscape_text(record))
 
 
-def answered(session: Session, along, grid, tol: float) -> dict:
+def answered(session: Session, along, grid, tol: float):
     """The record: every matrix in turn."""
     from spectra.surfaces.directions import numbered
     from spectra.surfaces.landscape import Point
-    from spectra.tables.landscape import landscape_results
+    from spectra.surfaces.records import landscape_results
 
     lines, names = numbered([one.names for one in along]), list(dict.fromkeys(session.options["curvature"]))
     problem, together = session.loaded.problem, Together(session, 1)
@@ -118,7 +117,7 @@ def answered(session: Session, along, grid, tol: float) -> dict:
         found.append(looked_at(session, matrices.pop(0), point, lines, grid, tol, earlier))
     record = session.record([], landscape_results(found))
     if any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
-        record["problem"]["options"]["eigenvectors"] = str(earlier.with_suffix(".json"))  # for --config elsewhere
+        record.problem.options["eigenvectors"] = str(earlier.with_suffix(".json"))  # for --config elsewhere
     return record
 
 

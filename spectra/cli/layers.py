@@ -41,8 +41,9 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     """
     with prints_to_stderr():
         from spectra.layerwise.parameter_blocks import parameter_blocks, tied
+        from spectra.layerwise.records import layers_results
         from spectra.plots.layers import layers_figures
-        from spectra.tables.layers import layers_arrays, layers_results, layers_text
+        from spectra.tables.layers import layers_text
 
         session = Session()
         problem = session.load().problem
@@ -56,9 +57,9 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
         with session.resumable():
             found = [measured(session, name, blocks, settings) for name in dict.fromkeys(options["curvature"])]
         record = session.record([], layers_results(found, by, sort, method))
-        record["problem"]["notes"] = [*record["problem"]["notes"], *tied(problem)]
-        record["figures"] = session.draw(layers_figures(record)) if options["out"] else []
-        session.write(record, layers_arrays(found))
+        about = record.problem.changed(notes=[*record.problem.notes, *tied(problem)])
+        record = record.changed(problem=about, figures=session.draw(layers_figures(record)) if options["out"] else [])
+        session.write(record)
     return finish(record, options["as_json"], layers_text(record))
 
 

@@ -11,10 +11,10 @@ from spectra.cli.terminal import note
 
 def source(options: dict[str, Any], option: str = "deflate") -> Path | None:
     """The arrays of the earlier result, if there is one. Raises SpectraError where the option names none."""
-    from spectra.records.files import read
+    from spectra.records.record import load
 
     if options[option]:
-        path, _ = read(options[option], ("eig",), f"--{option}")
+        path, _ = load(options[option], ("eig",), f"--{option}")
         return path.with_suffix(".npz")
     if options["out"] and (options["out"] / "eig.npz").exists():
         return options["out"] / "eig.npz"
@@ -61,12 +61,11 @@ def are_pairs(values, vectors, residuals) -> bool:
 def end_of(arrays: Path) -> str | None:
     """The --which of an earlier `eig`, where its record tells."""
     from spectra.errors import SpectraError
-    from spectra.records.files import read
+    from spectra.records.record import load
 
     try:
-        _, record = read(arrays.with_suffix(".json"), ("eig",))
+        _, record = load(arrays.with_suffix(".json"), ("eig",))
     except SpectraError:
         return None
-    options = record["problem"].get("options")
-    which = options.get("which") if isinstance(options, dict) else None
+    which = record.problem.option("which")
     return which if isinstance(which, str) else None

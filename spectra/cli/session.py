@@ -94,12 +94,12 @@ class Session:
         return {
             "command": self.command,
             **self.asked(),
-            "version": record["versions"]["spectra"],
-            "mean loss": record["loss_value"],  # which tells of code that has changed
-            "checkpoint_sha256": record["checkpoint_sha256"],
+            "version": record.versions["spectra"],
+            "mean loss": record.loss_value,  # which tells of code that has changed
+            "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum(self.loaded.problem.batches),
-            "device": record["device"],
-            "ranks": record["ranks"],
+            "device": record.device,
+            "ranks": record.ranks,
         }
 
     def asked(self) -> dict[str, Any]:
@@ -217,16 +217,17 @@ class Session:
             earlier=earlier if known else None,
         )
 
-    def record(self, found: list[Measurement], results: list[dict[str, Any]]) -> dict[str, Any]:
-        """The whole record: what was asked, of which problem, and what came out."""
-        from spectra.records.files import make_record
+    def record(self, found: list[Measurement], results: Sequence[Any], **parts: Any):
+        """The whole record: what was asked, of which problem, and what came out; `parts` are further fields of it."""
+        from spectra.records.record import Record
         from spectra.run.measurement import imprecise
 
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*self.loaded.record["notes"], *(imprecise(found, self.loaded.problem.dtype) if found else ())]
-        return make_record(self.command, {**self.loaded.record, "notes": notes, "options": asked}, results)
+        notes = [*self.loaded.record.notes, *(imprecise(found, self.loaded.problem.dtype) if found else ())]
+        problem = self.loaded.record.changed(notes=notes, options=asked)
+        return Record(command=self.command, problem=problem, results=list(results), **parts)
 
     def draw(self, figures: dict[str, Any]) -> list[str]:
         """Write `<name>.png` for each figure that there is; their paths."""
@@ -239,11 +240,9 @@ class Session:
                 write_atomically(path, lambda file, name=name: save_figure(figures[name], file, "png"))
         return [str(path) for path in paths.values()]
 
-    def write(self, record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        from spectra.records.files import save
-
+    def write(self, record) -> None:
         if self.options["out"] and self.first:
-            save(self.options["out"], record, arrays)
+            record.save(self.options["out"])
         if self.state:
             self.state.remove()
 

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import click
 
@@ -72,7 +71,7 @@ def usual_heading(loaded) -> str:
     """What is looked at, and its loss."""
     from spectra.tables.results import heading, rendered
 
-    return rendered(heading({"problem": loaded.record}))
+    return rendered(heading(loaded.record))
 
 
 def answer(text: str) -> None:
@@ -86,12 +85,10 @@ def answer(text: str) -> None:
         raise SpectraError(f"standard output: {text}") from error
 
 
-def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
+def finish(record, as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
-    from spectra.records.files import to_json
-
     if as_json:
-        answer(to_json(record))
+        answer(record.to_json())
     elif not _printed:
         answer(text)
     elif rest := text.removeprefix(_printed).removeprefix("\n"):
@@ -113,18 +110,15 @@ LESS_MEMORY = {  # where it runs out beside the products, which name --batch-siz
 }
 
 
-def why_not(record: dict[str, Any]) -> str:
+def why_not(record) -> str:
     """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
-    from spectra.records.files import finite
-
-    limit = (record["problem"].get("options") or {}).get("max_products")
-    for result in record["results"]:
-        name = result["curvature"]
-        known = {key: value for key, value in result.items() if (key, value) != ("standard_error", math.inf)}
+    limit = record.problem.option("max_products")
+    for result in record.results:
+        name = result.curvature
         # Where checks have found products finite, a number that is missing is one that --max-products left none for.
-        short = limit is not None and math.isfinite(result.get("noise") or math.nan) and result["products"] >= limit - 1
-        if finite(known) != known and not short:
+        short = limit is not None and math.isfinite(result.noise or math.nan) and result.products >= limit - 1
+        if not result.is_finite() and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
-        if not result["converged"]:
-            return f"{name}: not converged in {result['products']} products; {COMMANDS[record['command']].way_out}"
+        if not result.converged:
+            return f"{name}: not converged in {result.products} products; {COMMANDS[record.command].way_out}"
     return ""

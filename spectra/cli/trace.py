@@ -31,7 +31,8 @@ def trace(method, rtol, probes, **options) -> int:
     spectra trace --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.tables.results import trace_results, trace_text
+        from spectra.records.trace import TraceResult
+        from spectra.tables.results import trace_text
 
         session = Session()
         session.load()
@@ -39,9 +40,9 @@ def trace(method, rtol, probes, **options) -> int:
         for name, chosen in methods(session, method).items():
             answer = measure(session, name, chosen, rtol=rtol, probes=probes)
             found += answer
-            results += trace_results(answer, chosen)
+            results += [TraceResult.of(m, chosen) for m in answer]
         record = session.record(found, results)
-        session.write(record, {})
+        session.write(record)
     return finish(record, options["as_json"], trace_text(record))
 
 

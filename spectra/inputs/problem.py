@@ -28,6 +28,7 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Problem, Processes, choose_parameters
 from spectra.quoting import foreign
+from spectra.records.problem import ProblemRecord
 
 LARGE_MODEL = "take `dtype` float32 and `device` cpu, or a machine with more memory"
 DEVICES = ("auto", "cpu", "cuda")
@@ -39,7 +40,7 @@ class Loaded:
     """A problem, its record (sizes, the checkpoint's hash, versions, device, seed), and how the checkpoint fitted."""
 
     problem: Problem
-    record: dict[str, Any]
+    record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
 
 
@@ -123,29 +124,31 @@ def load_problem(
         problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
         if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
             value = evaluate(problem)
-    record = {
-        "parameters": problem.size,
-        "shapes": {name: list(parameter.shape) for name, parameter in parameters.items()},
-        "parameters_in_all": sum(p.numel() for p in network.parameters()),
-        "examples": problem.examples,
-        **typed,
-        "params": list(params),
-        "transform": examples.transform,
-        "checkpoint_key": loaded and loaded["key"],
-        "checkpoint_prefix": loaded and loaded["prefix"],
-        "checkpoint_ignored": loaded and len(loaded["ignored"]),
-        "checkpoint_sha256": loaded and loaded["sha256"],
-        "samples": len(examples),
-        "batch_size": min(batch_size, len(examples)),
-        "device": place.type,
-        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "ranks": processes.count,
-        "loss_value": value.loss,
-        "accuracy": value.accuracy,
-        "notes": [*notes(examples), *renormalised, *model_notes(problem)],
-        "versions": versions(),
-    }
+    record = ProblemRecord.known(
+        parameters=problem.size,
+        shapes={name: list(parameter.shape) for name, parameter in parameters.items()},
+        parameters_in_all=sum(p.numel() for p in network.parameters()),
+        examples=problem.examples,
+        **typed
+        | {
+            "params": list(params),
+            "transform": examples.transform,
+            "checkpoint_key": loaded and loaded["key"],
+            "samples": len(examples),
+            "batch_size": min(batch_size, len(examples)),
+            "device": place.type,
+        },
+        checkpoint_prefix=loaded and loaded["prefix"],
+        checkpoint_ignored=loaded and len(loaded["ignored"]),
+        checkpoint_sha256=loaded and loaded["sha256"],
+        device_name=torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+        ranks=processes.count,
+        loss_value=value.loss,
+        accuracy=value.accuracy,
+        notes=[*notes(examples), *renormalised, *model_notes(problem)],
+        versions=versions(),
+    )
     return Loaded(problem, record, loaded)
 
 

@@ -25,10 +25,6 @@ SCHEMA = 1
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
 
 
-def make_record(command: str, problem: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"schema": SCHEMA, "command": command, "problem": dict(problem), "results": results}
-
-
 def to_json(record: Mapping[str, Any]) -> str:
     """Strict JSON; numbers that are not finite become null."""
     return json.dumps(finite(record), allow_nan=False)
@@ -71,7 +67,7 @@ def remove_empty(directories: Sequence[Path]) -> None:
             directory.rmdir()
 
 
-def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """`<command>.npz` where there are arrays, then `<command>.json`, each replaced whole."""
     name = record["command"]
     if arrays:
@@ -108,11 +104,14 @@ def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple
     return path, record
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of numbers of these names from an NPZ file; None where it lacks one, is damaged or is not there."""
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    """The arrays of numbers of these names, or all, from an NPZ file.
+
+    None where it lacks one, is damaged or is not there.
+    """
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in names}
+            found = {name: arrays[name] for name in (arrays.files if names is None else names)}
             return found if all(array.dtype.kind in "iuf" for array in found.values()) else None
     except (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # RuntimeError: a bit that is wrong may say that it is encrypted
