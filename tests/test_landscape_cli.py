@@ -14,10 +14,10 @@ from matplotlib.colors import to_hex
 
 import spectra
 from spectra.cli import run
-from spectra.cli.session import Session
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
+from spectra.run.session import Session
 from spectra.surfaces import displacement
 from spectra.tables.landscape import landscape_text
 

@@ -8,10 +8,10 @@ import click
 
 from spectra.cli.options import SAVE_EVERY, with_data
 from spectra.cli.progress import progress_line
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, note, prints_to_stderr
-from spectra.cli.together import Prepared, Together
 from spectra.cli.trust import vouched
+from spectra.run.session import Session
+from spectra.run.together import Prepared, Together
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 

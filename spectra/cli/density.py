@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from spectra.cli.options import DEFLATE, Positive, problem_and_output
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
+from spectra.run.session import Session
 
 
 @click.command()

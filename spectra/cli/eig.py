@@ -7,9 +7,9 @@ from functools import partial
 import click
 
 from spectra.cli.options import Positive, problem_and_output
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
 from spectra.krylov.methods import EIG
+from spectra.run.session import Session
 
 
 @click.command()

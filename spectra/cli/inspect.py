@@ -8,8 +8,8 @@ import click
 
 from spectra.cli.options import Positive, model_and_output
 from spectra.cli.progress import progress_line, tell_heading
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
+from spectra.run.session import Session
 
 
 @click.command()

@@ -10,10 +10,10 @@ import click
 
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
 from spectra.cli.progress import progress_line
-from spectra.cli.reuse import eigenpairs, end_of, source
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, note, prints_to_stderr
-from spectra.cli.together import Prepared, Together
+from spectra.run.known import eigenpairs, end_of, source
+from spectra.run.session import Session
+from spectra.run.together import Prepared, Together
 
 NAMES = "name 1, 2, ... (eigenvectors by |eigenvalue|), lowest or random; one, or two with a comma"
 FURTHEST = 1e6  # far beyond |theta| of any network

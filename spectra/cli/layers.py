@@ -8,10 +8,10 @@ import click
 
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
 from spectra.cli.progress import progress_line
-from spectra.cli.reuse import eigenpairs, end_of, source
-from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
-from spectra.cli.together import Prepared, Together
+from spectra.run.known import eigenpairs, end_of, source
+from spectra.run.session import Session
+from spectra.run.together import Prepared, Together
 
 SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude

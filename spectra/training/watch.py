@@ -23,10 +23,10 @@ from spectra.inputs.problem import DTYPES, to_kind, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.undisturbed import undisturbed
 from spectra.records.files import make_record, prepare_directory, save
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
-from spectra.training.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
 

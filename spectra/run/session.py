@@ -13,12 +13,12 @@ from typing import Any
 import click
 
 from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
-from spectra.cli.early import load_suited, refuse_at_once
 from spectra.cli.progress import begin_work, progress_line, tell_heading
-from spectra.cli.reuse import eigenpairs, source
 from spectra.cli.terminal import LESS_MEMORY, note, usual_heading
 from spectra.cluster import ranks
+from spectra.run.known import eigenpairs, source
 from spectra.run.measurement import Measurement, measured
+from spectra.run.refusals import load_suited, refuse_at_once
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 

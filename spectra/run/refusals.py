@@ -11,8 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from spectra.cli.reuse import source
 from spectra.curvature.matrices import refuse_gram, refuse_unsuited, refuse_weight_decay, suits
+from spectra.run.known import source
 
 UP_TO_ALL = ("inspect", "layers")  # commands that take a -k beyond the number of eigenvalues for all of them
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from spectra.cli.session import SMALLEST_CHECKED, Session
+from spectra.run.session import SMALLEST_CHECKED, Session
 
 
 @dataclass
