@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
-from spectra.run.session import Session
 from spectra.surfaces import displacement
 from spectra.tables.landscape import landscape_text
 
@@ -393,7 +393,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
         return counted
 
     monkeypatch.setattr(Curvature, "__matmul__", counting(Curvature.__matmul__))
-    monkeypatch.setattr(Session, "draw", lambda *_: [])
+    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "draw", lambda *_: [])
     monkeypatch.setattr(displacement, "total_loss", counting(displacement.total_loss))
     assert run([*line, "--out", "whole"]) == 0
     whole_calls, last = calls, int(part * calls)

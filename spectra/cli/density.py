@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
 
+from spectra.cli.figures import write
 from spectra.cli.options import DEFLATE, Positive, problem_and_output
-from spectra.cli.terminal import finish, prints_to_stderr
-from spectra.run.session import Session
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
 
 @click.command()
@@ -33,27 +33,25 @@ def density(steps, probes, log, damping, **options) -> int:
     spectra density ... --curvature hessian --curvature ggn --log --out run1
     """
     with prints_to_stderr():
-        from spectra.krylov.quadrature import spectral_measure
-        from spectra.plots import density_figure, save_figure
+        from spectra.plots import density_figure
         from spectra.quoting import readable
-        from spectra.records.files import write_atomically
+        from spectra.run.density import DensitySettings, densities
+        from spectra.run.session import Session
         from spectra.spectrum.classes import class_count
         from spectra.tables.outliers import damped_entry, density_parts, outlier_entry
         from spectra.tables.results import density_arrays, density_results, rendered
 
-        session = Session()
         home = options["out"] or Path()
-        classes = class_count(session.load(home).problem)
-        method = partial(spectral_measure, steps=steps, probes=probes)
-        found = session.measure(method, reuse=True, products=(probes + 1) * steps)
-        finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
-        path = home / "density.png" if finite else None
-        results = density_results(found, path)
-        for entry, m in zip(results, found, strict=True):
-            entry |= outlier_entry(m.answer, classes) | damped_entry(m.answer, damping, m.semidefinite)
-        record = session.record(found, results)
-        if path and session.first:
-            figure = density_figure(finite, log=log)
-            write_atomically(path, lambda file: save_figure(figure, file, "png"))
-        session.write(record, density_arrays(found))
+        with Session(request(DensitySettings(steps, probes, damping), home), TERMINAL) as session:
+            found = densities(session)
+            finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
+            path = home / "density.png" if finite else None
+            results = density_results(found, path)
+            for entry, m in zip(results, found, strict=True):
+                entry |= outlier_entry(m.answer, class_count(session.problem))
+                entry |= damped_entry(m.answer, damping, m.semidefinite)
+            record = session.record(found, results)
+            if path:
+                write(session, density_figure(finite, log=log), path)
+            session.keep(record, density_arrays(found))
     return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from spectra.cli.options import Positive, model_and_output
-from spectra.cli.progress import progress_line, tell_heading
-from spectra.cli.terminal import finish, prints_to_stderr
-from spectra.run.session import Session
+from spectra.cli.requests import request
+from spectra.cli.terminal import Terminal, finish, prints_to_stderr
 
 
 @click.command()
@@ -28,71 +28,20 @@ def inspect(k, tol, rtol, **options) -> int:
     spectra inspect --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.run.inspection import look_ahead
+        from spectra.run.inspection import InspectSettings, model_alone, outlooks
+        from spectra.run.session import Session
         from spectra.tables.inspection import inspect_results, inspect_text
 
-        session = Session()
-        if options["data"] is not None:
-            session.load(heading=with_layers)
-            tell_heading(with_gradient(session.loaded))
-            found = session.measure(partial(look_ahead, k=k, tolerance=tol, rtol=rtol))
-        else:
-            session.prepare(options["out"])
-            session.loaded, found = without_data(options), []
-        record = session.record(found, inspect_results(found))
-        session.write(record, {})
+        with Session(request(InspectSettings(k, tol, rtol)), Terminal(known_so_far)) as session:
+            found = outlooks(session) if options["data"] is not None else model_alone(session)
+            record = session.record(found, inspect_results(found))
+            session.keep(record, {})
     return finish(record, options["as_json"], inspect_text(record))
 
 
-def with_layers(loaded) -> str:
-    """What the layers and the checkpoint are, into the record; and how that reads."""
-    from dataclasses import asdict
-
-    from spectra.run.inspection import layers
-    from spectra.tables.inspection import model_parts
-    from spectra.tables.results import rendered
-
-    problem = loaded.problem
-    found = [asdict(layer) for layer in layers(problem.model, problem.parameters)]
-    loaded.record.update(layers=found, checkpoint_match=loaded.checkpoint)
-    return rendered(*model_parts(loaded.record))
-
-
-def with_gradient(loaded) -> str:
-    """The same with the gradient's norm, for all the data."""
-    from spectra.curvature.engine.gradients import mean_gradient
-    from spectra.operator import norm
+def known_so_far(problem: Mapping[str, Any]) -> str:
+    """How the record reads before there are forecasts: layers and checkpoint, and once there is a gradient the data."""
     from spectra.tables.inspection import data_parts, model_parts
     from spectra.tables.results import rendered
 
-    with progress_line("gradient"):
-        loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
-    return rendered(*model_parts(loaded.record), *data_parts(loaded.record))
-
-
-def without_data(options):
-    """The same of a model alone."""
-    from dataclasses import asdict
-
-    from spectra.inputs.problem import Loaded, load_model, versions
-    from spectra.problem.problem import choose_parameters
-    from spectra.run.inspection import layers
-
-    model, match = load_model(*(options[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
-    chosen = choose_parameters(model, options["params"])
-    record = {
-        "parameters": sum(p.numel() for p in chosen.values()),
-        "parameters_in_all": sum(p.numel() for p in model.parameters()),
-        "model": options["model"],
-        "checkpoint": options["checkpoint"] and str(options["checkpoint"]),
-        "checkpoint_key": match and match["key"],
-        "checkpoint_sha256": match and match["sha256"],
-        "params": list(options["params"]),
-        "seed": options["seed"],
-        "data": None,
-        "notes": [],
-        "versions": versions(),
-        "layers": [asdict(layer) for layer in layers(model, chosen)],
-        "checkpoint_match": match,
-    }
-    return Loaded(None, record, match)
+    return rendered(*model_parts(problem), *(data_parts(problem) if "gradient_norm" in problem else ()))

@@ -6,13 +6,14 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from spectra.cli.progress import Telling, clear_line
+from spectra.cli.progress import Line, Telling, begin_work, clear_line, progress_line, tell_heading
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
 
@@ -64,11 +65,33 @@ def prints_to_stderr() -> Iterator[None]:
         _printed = telling.printed if watched else ""
 
 
-def usual_heading(loaded) -> str:
+def usual_heading(problem: Mapping[str, Any]) -> str:
     """What is looked at, and its loss."""
     from spectra.tables.results import heading, rendered
 
-    return rendered(heading({"problem": loaded.record}))
+    return rendered(heading({"problem": problem}))
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The listener of a command's run: what passes goes to standard error, the heading to where the answer goes."""
+
+    text: Callable[[Mapping[str, Any]], str] = usual_heading
+
+    def begin(self) -> None:
+        begin_work()
+
+    def work(self, name: str) -> AbstractContextManager[Line]:
+        return progress_line(name)
+
+    def heading(self, problem: Mapping[str, Any]) -> None:
+        tell_heading(self.text(problem))
+
+    def note(self, text: str) -> None:
+        note(text)
+
+
+TERMINAL = Terminal()
 
 
 def answer(text: str) -> None:
@@ -105,17 +128,6 @@ WAYS_OUT = {
     "compare": f"{MORE}, or ask for fewer -k",
     "layers": f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
     "landscape": f"{MORE}, try --dtype float64, or loosen --tol; eigenvalues that crowd, as at 0, take the most",
-}
-
-FEWER = "or choose fewer parameters with --params"
-LESS_MEMORY = {  # where it runs out beside the products, which name --batch-size
-    "eig": ("-k", f"ask for fewer, {FEWER}"),
-    "trace": ("--method", f"take hutchinson, {FEWER}"),
-    "density": ("--steps", f"take fewer, {FEWER}"),
-    "inspect": ("--params", "choose fewer parameters"),
-    "compare": ("-k", f"ask for fewer, for fewer --probes, {FEWER}"),
-    "layers": ("-k", f"ask for fewer, {FEWER}"),
-    "landscape": ("--along", f"name fewer at a time, {FEWER}"),
 }
 
 

@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
 from spectra.errors import SpectraError
+from spectra.inputs.problem import Loaded, load_model, versions
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,
@@ -25,7 +28,11 @@ from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
-from spectra.vectors import sizes
+from spectra.problem.problem import choose_parameters
+from spectra.run.measurement import Measurement
+from spectra.run.request import AnySize
+from spectra.run.session import Session
+from spectra.vectors import norm, sizes
 
 
 @dataclass(frozen=True)
@@ -141,3 +148,55 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
         if factor.trace_work() < math.inf:
             products, seconds = factor.trace_cost(), trace_seconds(factor)
             yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
+
+
+@dataclass(frozen=True)
+class InspectSettings(AnySize):
+    """What the commands that are forecast will be asked for."""
+
+    k: int = 10
+    tolerance: float = 1e-3
+    rtol: float = 0.01
+
+    command = "inspect"
+    less_memory = ("--params", "choose fewer parameters")
+
+
+def outlooks(session: Session) -> list[Measurement]:
+    """What commands will cost on each matrix; into the record the layers, how the checkpoint fits, the gradient."""
+    loaded, asked = session.load(with_layers), session.request.settings
+    with session.listener.work("gradient"):
+        loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
+    session.listener.heading(loaded.record)
+    return session.measure(partial(look_ahead, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
+
+
+def with_layers(loaded: Loaded) -> None:
+    """Enter into the record what the layers and the checkpoint are."""
+    found = [asdict(layer) for layer in layers(loaded.problem.model, loaded.problem.parameters)]
+    loaded.record.update(layers=found, checkpoint_match=loaded.checkpoint)
+
+
+def model_alone(session: Session) -> list[Measurement]:
+    """Into the record what there is to know of a model without data; nothing is measured."""
+    session.prepare()
+    asked = session.request.problem
+    model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
+    chosen = choose_parameters(model, asked["params"])
+    record = {
+        "parameters": sum(p.numel() for p in chosen.values()),
+        "parameters_in_all": sum(p.numel() for p in model.parameters()),
+        "model": asked["model"],
+        "checkpoint": asked["checkpoint"] and str(asked["checkpoint"]),
+        "checkpoint_key": match and match["key"],
+        "checkpoint_sha256": match and match["sha256"],
+        "params": list(asked["params"]),
+        "seed": asked["seed"],
+        "data": None,
+        "notes": [],
+        "versions": versions(),
+        "layers": [asdict(layer) for layer in layers(model, chosen)],
+        "checkpoint_match": match,
+    }
+    session.loaded = Loaded(None, record, match)
+    return []

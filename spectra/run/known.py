@@ -1,43 +1,42 @@
-"""Eigenpairs that an earlier `eig` has left where an option says, or else in --out: they spare products."""
+"""Eigenpairs that an earlier `eig` has left where a request names them, or where its files go: they spare products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from spectra.cli.terminal import note
+import torch
+
+from spectra.errors import SpectraError
+from spectra.krylov.deflation import known_pairs
+from spectra.krylov.results import Eigenpairs
+from spectra.operator import SymmetricOperator
+from spectra.records.files import read, read_arrays
 
 
-def source(options: dict[str, Any], option: str = "deflate") -> Path | None:
-    """The arrays of the earlier result, if there is one. Raises SpectraError where the option names none."""
-    from spectra.records.files import read
-
-    if options[option]:
-        path, _ = read(options[option], ("eig",), f"--{option}")
+def source(named: Path | None, option: str, out: Path | None) -> Path | None:
+    """The arrays of the earlier result, if there is one. Raises SpectraError where none is as named."""
+    if named:
+        path, _ = read(named, ("eig",), f"--{option}")
         return path.with_suffix(".npz")
-    if options["out"] and (options["out"] / "eig.npz").exists():
-        return options["out"] / "eig.npz"
+    if out and (out / "eig.npz").exists():
+        return out / "eig.npz"
     return None
 
 
 def eigenpairs(
     path: Path,
-    operator,
+    operator: SymmetricOperator,
     name: str,
+    note: Callable[[str], None],
     agree: Callable[[int], int] = int,
     use: str = "projected out",
     most: int | None = None,
-):
+) -> Eigenpairs | None:
     """What the file knows of this matrix, checked by a product a pair, `most` at most; None, and why, if it serves not.
 
-    `agree` tells each of several processes the least of their numbers: all must be able to read it.
+    `note` is told why. `agree` tells each of several processes the least of their numbers: all must be able to read it.
     """
-    import torch
-
-    from spectra.krylov.deflation import known_pairs
-    from spectra.records.files import read_arrays
-
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None and are_pairs(*arrays.values())):
         note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are {use}")
@@ -60,9 +59,6 @@ def are_pairs(values, vectors, residuals) -> bool:
 
 def end_of(arrays: Path) -> str | None:
     """The --which of an earlier `eig`, where its record tells."""
-    from spectra.errors import SpectraError
-    from spectra.records.files import read
-
     try:
         _, record = read(arrays.with_suffix(".json"), ("eig",))
     except SpectraError:

@@ -1,121 +1,155 @@
-"""What the commands that spend products do: load the problem, apply a method to each matrix, keep what came out."""
+"""A request being carried out: its problem loaded, methods applied to each matrix, what comes out kept.
+
+Nothing here prints or knows of a command line: a `Listener` is told what passes.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
+import torch
+from torch import Tensor, nn
 
-from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
-from spectra.cli.progress import begin_work, progress_line, tell_heading
-from spectra.cli.terminal import LESS_MEMORY, note, usual_heading
 from spectra.cluster import ranks
-from spectra.run.known import eigenpairs, source
-from spectra.run.measurement import Measurement, measured
-from spectra.run.refusals import load_suited, refuse_at_once
-
-SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
+from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.footprint import tensors
+from spectra.curvature.operator import Curvature
+from spectra.errors import SpectraError
+from spectra.inputs.problem import Loaded
+from spectra.krylov.results import Eigenpairs
+from spectra.memory import memory_share, settled_share, taking_memory
+from spectra.operator import SymmetricOperator, mesh_of
+from spectra.problem.problem import Problem, Processes
+from spectra.problem.undisturbed import undisturbed
+from spectra.records.files import make_record, prepare_directory, remove_empty, save
+from spectra.resume.journal import Remembering, as_bytes
+from spectra.resume.state import State
+from spectra.run.known import eigenpairs
+from spectra.run.listener import Caller, Listener
+from spectra.run.loading import checks_of, device_of, load, processes_of
+from spectra.run.measurement import Measurement, imprecise, measure
+from spectra.run.request import Request
+from spectra.vectors import sizes, without_autocast
 
 
 class Session:
-    """The command that is running, the options that it was given, and its problem once loaded."""
+    """What is asked, who is told, and what stands so far; to be used as a context, which leaves all as it was found."""
 
-    def __init__(self):
-        self.context = click.get_current_context()
-        self.command: str = self.context.command.name
-        self.options: dict[str, Any] = self.context.params
-        refuse_beyond(self.context)
-        self.state = None  # of a command that can be resumed
-        self.processes = None  # torchrun's ranks; this one alone
+    def __init__(self, request: Request, listener: Listener | None = None):
+        self.request, self.listener = request, listener or Caller()
+        self.names = tuple(dict.fromkeys(request.curvature))  # of the matrices, once loaded those that the loss has
+        self.processes = Processes()
+        self.state: State | None = None  # of a run that can be resumed
+        self._stack = ExitStack()
 
-    def load(self, home: Path | None = None, heading: Callable[[Any], str] = usual_heading):
-        """The problem, ready for products, and its record; `home` is where files go, --out unless given.
+    def __enter__(self) -> Session:
+        return self
 
-        What can be refused before the model is built, or before data are read, is refused then. In the end the
-        `heading` of the answer is told.
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def load(self, complete: Callable[[Loaded], None] = lambda loaded: None) -> Loaded:
+        """The problem, ready for products, and its record.
+
+        What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
+        may add to the record, and then its heading is told.
         """
-        refuse_at_once(self.options)
-        with progress_line("loading") as line:
+        request = self.request
+        request.refuse()
+        with self.listener.work("loading") as line:
             line.stage("PyTorch")
-            from spectra.inputs.problem import choose_device
-            from spectra.memory import memory_share, settled_share
-            from spectra.vectors import without_autocast
-
-            device = choose_device(self.options["device"])
+            device = device_of(request)
             line.stage("waiting for the other ranks")
-            self.processes = processes(device)
-            begin_work()
-            self.prepare(home or self.options["out"])
-            if self.options["out"] and "save_every" in self.options:
-                directory = self.options["out"] / f"{self.command}.state"
-                self.state = open_state(directory, self.options["save_every"], self.processes)
+            self.processes = processes_of(request, device)
+            self.listener.begin()
+            self.prepare()
+            if request.out and request.save_every:
+                self.state = self._open_state(request.out / f"{request.settings.command}.state")
             settled = self.state and self.state.settled
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
-            self.context.with_resource(settled_share(share))
-            self.loaded = load_suited(self.context, self.checks, self.processes, line.stage)
-            self.context.with_resource(without_autocast())  # which the user's file may have switched on
-            refuse_changed(self.context, self.loaded.record)
+            self._stack.enter_context(settled_share(share))
+            self._leave_undisturbed()
+            self.loaded, names = load(request, self.processes, line.stage)
+            self.names = tuple(dict.fromkeys(names))
+            self._stack.enter_context(without_autocast())  # which the user's file may have switched on
+            request.verify(self.loaded.record)
             if self.state:
-                self.context.call_on_close(self.state.close)
+                self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), {"memory_share": share})
-        tell_heading(heading(self.loaded))
+        complete(self.loaded)
+        self.listener.heading(self.loaded.record)
         return self.loaded
 
-    def prepare(self, home: Path | None) -> None:
-        """See that files can be written there; a directory that is made for that goes if nothing comes into it."""
-        from spectra.records.files import prepare_directory, remove_empty
+    @property
+    def problem(self) -> Problem:
+        return self.loaded.problem
 
+    def prepare(self) -> None:
+        """See that files can be written; a directory that is made for that goes if nothing comes into it."""
+        home = self.request.home or self.request.out
         if home and self.first:
-            self.context.call_on_close(partial(remove_empty, prepare_directory(home, self.command)))
+            self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
+
+    def _open_state(self, directory: Path) -> State:
+        """What an unfinished run of the same command has left, or an empty place for it."""
+        note, shared = self.listener.note, self.processes
+        return State(directory, 60 * self.request.save_every, note, shared.rank, shared.least)
+
+    def _leave_undisturbed(self) -> None:
+        """A model of the caller's own is in eval mode from now on, and on leaving as it was found."""
+        given = self.request.problem
+        model = given.model if isinstance(given, Problem) else given["model"]
+        if isinstance(model, nn.Module):
+            self._stack.enter_context(undisturbed(model))
 
     @property
     def checks(self) -> int:
-        """Products that go to seeing that a matrix is one; none where too few would be left."""
-        from spectra.operator import CHECKS
-
-        limit = self.options["max_products"]
-        return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
+        """Products that go to seeing that a matrix is one."""
+        return checks_of(self.request)
 
     @property
     def first(self) -> bool:
         """Whether this process writes and tells: of torchrun's ranks one does."""
-        return ranks.rank() == 0
+        return (ranks.rank() if self.request.ranks else self.processes.rank) == 0
 
     def fingerprint(self) -> dict[str, Any]:
         """What the numbers of this command depend on."""
-        record = self.loaded.record
-        return {
-            "command": self.command,
+        record, given = self.loaded.record, self.request.problem
+        found = {
+            "command": self.request.settings.command,
             **self.asked(),
             "version": record["versions"]["spectra"],
             "mean loss": record["loss_value"],  # which tells of code that has changed
             "checkpoint_sha256": record["checkpoint_sha256"],
-            "data_checksum": checksum(self.loaded.problem.batches),
+            "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
             "device": record["device"],
             "ranks": record["ranks"],
         }
+        if isinstance(given, Problem) or isinstance(given["model"], nn.Module):
+            found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
+            found["labels_seed"] = self.problem.seed
+        return found
 
     def asked(self) -> dict[str, Any]:
         """The options that say what is to be computed."""
-        return {name: plain(value) for name, value in self.options.items() if name not in NOT_RECORDED}
+        asked = dict(self.request.options)
+        return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
 
-    def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list:
+    def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list[Curvature]:
         """Those asked for, or named, for so many products each: all can be made before any is computed."""
-        from spectra.curvature.operator import Curvature
+        return [self.matrix(self.problem, name, products, self.request.memory) for name in names or self.names]
 
-        problem, memory, check = self.loaded.problem, self.options["memory"], not self.options["no_check"]
-        expected = min(products, self.options["max_products"] or products)
-        return [
-            Curvature(problem, name, memory, expected, check)
-            for name in dict.fromkeys(names or self.options["curvature"])
-        ]
+    def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
+        """The matrix `name` of a problem, for so many products, within so much memory."""
+        expected = min(products, self.request.max_products or products)
+        return Curvature(problem, name, memory, expected, self.request.check)
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """`method(operator, generator=, max_products=, progress=)` on each of `matrices(**which)`, from the same seed.
@@ -123,16 +157,19 @@ class Session:
         With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
         """
         matrices, found = self.matrices(**which), []
-        earlier = source(self.options) if reuse else None
-        if not self.processes.least(earlier is not None):
-            earlier = None
+        earlier = self.arrays_of_earlier() if reuse else None
         while matrices:
             matrix = matrices.pop(0)  # gives its memory back in the end
             with self.resumable():
                 found.append(self._measure_resumable(matrix, method, reuse, earlier))
         return found
 
-    def _measure_resumable(self, matrix, *how) -> Measurement:
+    def arrays_of_earlier(self) -> Path | None:
+        """The arrays of an earlier `eig`, where each process finds them."""
+        earlier = self.request.arrays_of_earlier()
+        return earlier if self.processes.least(earlier is not None) else None
+
+    def _measure_resumable(self, matrix: Curvature, *how) -> Measurement:
         """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
         operator = self.operator(matrix, matrix.name)
         if not self.state:
@@ -144,34 +181,25 @@ class Session:
         operator.journal.finish(found.packed())
         return found
 
-    def operator(self, matrix, name: str):
+    def operator(self, matrix: Curvature, name: str) -> SymmetricOperator:
         """A matrix to be multiplied by: of all ranks, its products written down under this name where results are."""
-        from spectra.cluster.distributed import distributed
-
         return self.remembered(distributed(matrix), name)
 
-    def remembered(self, operator, name: str):
+    def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
         """The same operator, its products written down where results are."""
-        from spectra.operator import mesh_of
-        from spectra.resume.journal import Remembering
-        from spectra.vectors import sizes
-
         if not self.state:
             return operator
         journal = self.state.journal(name)
         part = sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
         if held := journal.held(part * operator.dtype.itemsize):
-            note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
+            self.listener.note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
         return Remembering(operator, journal)
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
         """Tell where what is done is held, if interrupted; leave nothing after an error that would come again."""
-        from spectra.errors import SpectraError
-        from spectra.memory import taking_memory
-
         try:
-            with taking_memory(*LESS_MEMORY[self.command]):
+            with taking_memory(*self.request.settings.less_memory):
                 yield
         except SpectraError:
             if self.state and not self.state.settled:  # else what an earlier run has done would be lost
@@ -182,106 +210,56 @@ class Session:
                 error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
             raise
 
-    def _measure_one(self, matrix, operator, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
-        import torch
+    def _measure_one(
+        self, matrix: Curvature, operator: SymmetricOperator, method: Callable, reuse: bool, earlier: Path | None
+    ) -> Measurement:
+        limit, agree = self.request.max_products, self.processes.least
 
-        from spectra.operator import Counting, check_operator
+        def known(counted: SymmetricOperator) -> Eigenpairs | None:
+            if not (earlier and self.checks):
+                return None
+            room = None if limit is None else (limit - counted.products) // 4  # for their checks
+            return eigenpairs(earlier, counted, matrix.name, self.listener.note, agree, most=room)
 
-        with progress_line(matrix.name) as progress:
-            matrix.prepare()
-            start = time.perf_counter()
-            counted = Counting(operator)
-            generator = torch.Generator().manual_seed(self.options["seed"])
-            limit = self.options["max_products"]
-            noise = check_operator(counted, generator) if self.checks else None
-            room = None if limit is None else (limit - counted.products) // 4  # for the checks of known eigenpairs
-            agree = self.processes.least
-            known = eigenpairs(earlier, counted, matrix.name, agree, most=room) if earlier and self.checks else None
-            spent = counted.products
-            answer = method(
-                counted,
-                **({"known": known} if reuse else {}),
-                generator=generator,
-                max_products=None if limit is None else limit - spent,
+        with self.listener.work(matrix.name) as progress:
+            return measure(
+                matrix,
+                method,
+                operator,
+                seed=self.request.seed,
+                check=bool(self.checks),
+                known=known if reuse else None,
+                earlier=earlier,
+                left=lambda spent: None if limit is None else limit - spent,
                 progress=progress,
             )
-            seconds = time.perf_counter() - start
-        return measured(
-            matrix,
-            gathered(answer),
-            products=spent + answer.products,
-            seconds=seconds,
-            setup_seconds=matrix.setup_seconds,
-            noise=noise,
-            projected_out=len(known.values) if known else 0,
-            earlier=earlier if known else None,
-        )
 
     def record(self, found: list[Measurement], results: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole record: what was asked, of which problem, and what came out."""
-        from spectra.records.files import make_record
-        from spectra.run.measurement import imprecise
-
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*self.loaded.record["notes"], *(imprecise(found, self.loaded.problem.dtype) if found else ())]
-        return make_record(self.command, {**self.loaded.record, "notes": notes, "options": asked}, results)
+        notes = [*self.loaded.record["notes"], *(imprecise(found, self.problem.dtype) if found else ())]
+        problem = {**self.loaded.record, "notes": notes, "options": asked}
+        return make_record(self.request.settings.command, problem, results)
 
-    def draw(self, figures: dict[str, Any]) -> list[str]:
-        """Write `<name>.png` for each figure that there is; their paths."""
-        from spectra.plots.style import save_figure
-        from spectra.records.files import write_atomically
-
-        paths = {name: self.options["out"] / f"{name}.png" for name, figure in figures.items() if figure}
-        for name, path in paths.items():
-            if self.first:
-                write_atomically(path, lambda file, name=name: save_figure(figures[name], file, "png"))
-        return [str(path) for path in paths.values()]
-
-    def write(self, record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        from spectra.records.files import save
-
-        if self.options["out"] and self.first:
-            save(self.options["out"], record, arrays)
+    def keep(self, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        """Write the record and its arrays to `out`; what was kept of the way there is no longer needed."""
+        if self.request.out and self.first:
+            save(self.request.out, record, arrays)
         if self.state:
             self.state.remove()
 
 
-def processes(device):
-    """The ranks that torchrun has started, met; or this process alone."""
-    if ranks.world() > 1:
-        from spectra.cluster.distributed import join
-
-        return join(device)
-    from spectra.problem.problem import Processes
-
-    return Processes()
+def state_of(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a type that NumPy knows."""
+    found = [*model.parameters(), *model.buffers()]
+    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
 
 
-def gathered(answer):
-    """The same with eigenvectors that are sharded all at rank 0, where they are written."""
-    from spectra.vectors import at_first
-
-    return replace(answer, vectors=at_first(answer.vectors)) if hasattr(answer, "vectors") else answer
-
-
-def open_state(directory: Path, save_every: float, shared):
-    """What an unfinished run of the same command has left, or an empty place for it."""
-    from spectra.resume.state import State
-
-    return State(directory, 60 * save_every, note, shared.rank, shared.least)
-
-
-def checksum(batches: Sequence) -> int:
-    """Of all their tensors."""
-    import zlib
-
-    from spectra.curvature.engine.footprint import tensors
-    from spectra.resume.journal import as_bytes
-
-    found = 0
-    for batch in batches:
-        for tensor in tensors(batch):
-            found = zlib.crc32(as_bytes(tensor), found)
-    return found
+def checksum_of(found: Iterable[Tensor]) -> int:
+    """Of all these tensors."""
+    total = 0
+    for tensor in found:
+        total = zlib.crc32(as_bytes(tensor), total)
+    return total
