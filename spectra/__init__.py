@@ -42,6 +42,7 @@ _HOMES = {
     "layers": "spectra.layerwise.by_layer",
     "layers_figures": "spectra.plots.layers",
     "load_problem": "spectra.inputs.problem",
+    "load_result": "spectra.records.record",
     "mean_loss": "spectra.curvature.evaluation",
     "save_figure": "spectra.plots",
     "spectral_measure": "spectra.krylov.quadrature",

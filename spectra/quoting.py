@@ -6,6 +6,8 @@ turn the direction of text, a million letters.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import is_dataclass
 from typing import Any
 
 NAME, LINE = 160, 550  # characters: of one name, and of one line that may hold several
@@ -35,9 +37,13 @@ def escaped(text: str) -> str:
 
 
 def readable(tree: Any) -> Any:
-    """A JSON value with every string in it, keys too, `quoted`; as long as a sentence may be."""
+    """A JSON value or a record with every string in it, keys too, `quoted`; as long as a sentence may be."""
     if isinstance(tree, str):
         return quoted(tree, LINE)
+    if is_dataclass(tree):
+        shown = copy.copy(tree)
+        vars(shown).update({name: readable(value) for name, value in vars(tree).items()})
+        return shown
     if isinstance(tree, dict):
         return {readable(key): readable(value) for key, value in tree.items()}
     return [readable(value) for value in tree] if isinstance(tree, (list, tuple)) else tree

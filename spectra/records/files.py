@@ -108,11 +108,14 @@ def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple
     return path, record
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of numbers of these names from an NPZ file; None where it lacks one, is damaged or is not there."""
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    """The arrays of numbers of these names, or all, from an NPZ file.
+
+    None where it lacks one, is damaged or is not there.
+    """
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in names}
+            found = {name: arrays[name] for name in (arrays.files if names is None else names)}
             return found if all(array.dtype.kind in "iuf" for array in found.values()) else None
     except (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # RuntimeError: a bit that is wrong may say that it is encrypted

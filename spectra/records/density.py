@@ -1,0 +1,120 @@
+"""What `density` tells of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spectra.records.entry import Entry
+from spectra.records.fields import Matrix, Stored, stored, written
+
+if TYPE_CHECKING:
+    from spectra.krylov.results import SpectralMeasure
+
+METHOD = "stochastic lanczos quadrature"
+
+
+@stored
+class Share(Stored):
+    """A share between its 95 % limits, in parts of one."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+@stored
+class End(Stored):
+    """One end of a spectrum, as `spectrum.outliers` finds it, in units of the eigenvalues."""
+
+    count: int  # of outliers
+    count_error: float  # standard error over probes
+    edge: float  # the bulk's outermost value
+    edge_error: float
+    smallest: float | None  # the outlier next to the bulk
+    gap: float | None  # between the two
+    span: float  # of the next eigenvalues inside the edge
+    ratio: float | None  # gap over span
+
+
+@stored
+class Outliers(Stored):
+    """Eigenvalues that stand apart from the bulk, at either end."""
+
+    classes: int | None  # of the loss, where it has any
+    above: End
+    below: End
+
+
+@stored
+class EffectiveDimension(Stored):
+    """tr A (A + damping I)^-1."""
+
+    value: float
+    standard_error: float | None  # over probes; None for one
+    quadrature_error: float | None  # None for an indefinite matrix
+
+
+def undamped(entry: DensityResult) -> bool:
+    return entry.damping is None
+
+
+@stored
+class DensityResult(Entry):
+    """The spectral measure of one matrix: nodes and weights of every probe, from which all else is read."""
+
+    method: str
+    nodes: Matrix = field(metadata=written(array="nodes"))  # (probes, steps)
+    weights: Matrix = field(metadata=written(array="weights"))  # (probes, steps); those of a probe sum to 1
+    dimension: int  # n of the matrix
+    deflated: int  # the first nodes of every probe that are eigenvalues found beforehand
+    negative: Share | None  # of eigenvalues below zero; None where a node is not finite
+    figure: str | None
+    outliers: Outliers | None = None  # None where a node is not finite
+    damping: float | None = field(default=None, metadata=written(omitted=undamped))
+    effective_dimension: EffectiveDimension | None = field(default=None, metadata=written(omitted=undamped))
+    condition: float | None = field(default=None, metadata=written(omitted=undamped))  # number, of A + damping I
+
+    def measure(self) -> SpectralMeasure:
+        """What the functions for spectra take."""
+        return measure_of(self)
+
+    def summary(self) -> str:
+        held = self.nodes[self.weights != 0]
+        return f"{len(self.nodes)} probes, nodes from {held.min():.4g} to {held.max():.4g}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One a node; probes count from 1."""
+        for probe, pairs in enumerate(zip(self.nodes, self.weights, strict=True), start=1):
+            for node, weight in zip(*(row.tolist() for row in pairs), strict=True):
+                yield {"probe": probe, "node": node, "weight": weight}
+
+
+def measure_of(entry: Any) -> SpectralMeasure:
+    """The spectral measure of whatever has `nodes`, `weights`, `dimension` and `deflated`. Raises ValueError."""
+    import torch
+
+    from spectra.krylov.results import SpectralMeasure
+
+    nodes, weights = entry.nodes, entry.weights
+    if nodes.shape != weights.shape:
+        raise ValueError("nodes and weights differ in number")
+    return SpectralMeasure(
+        torch.from_numpy(np.ascontiguousarray(nodes)),
+        torch.from_numpy(np.ascontiguousarray(weights)),
+        entry.dimension,
+        entry.deflated,
+        products=vars(entry).get("products", 0),
+        converged=vars(entry).get("converged", True),
+    )
+
+
+def measure_fields(measure: SpectralMeasure | None) -> dict[str, Any]:
+    """The four fields that tell a spectral measure."""
+    if measure is None:
+        return {"nodes": None, "weights": None, "dimension": None, "deflated": None}
+    numbers = {"nodes": measure.nodes.numpy(), "weights": measure.weights.numpy()}
+    return numbers | {"dimension": measure.dimension, "deflated": measure.deflated}

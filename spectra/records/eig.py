@@ -1,0 +1,53 @@
+"""What `eig` tells of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from typing import Any
+
+from spectra.records.entry import Entry, cost_of, with_errors
+from spectra.records.fields import Matrix, Vector, stored, written
+
+LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
+
+
+@stored
+class EigResult(Entry):
+    """Eigenvalues of one matrix in the order asked for, with how far they may be off."""
+
+    method: str
+    values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,)
+    residuals: Vector = field(metadata=written(array="residuals"))  # (k,) |A u - lambda u|: an eigenvalue lies within
+    error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
+    complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
+    vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
+
+    @classmethod
+    def of(cls, measurement: Any, method: str, vectors: bool = True) -> EigResult:
+        """From a measurement of `Eigenpairs`, with or without its eigenvectors."""
+        pairs = measurement.answer
+        return cls(
+            method=method,
+            values=pairs.values.numpy(),
+            residuals=pairs.residuals.numpy(),
+            error_estimates=pairs.error_estimates.numpy(),
+            complete=pairs.complete,
+            vectors=pairs.vectors.cpu().numpy() if vectors else None,
+            **cost_of(measurement),
+        )
+
+    def summary(self) -> str:
+        return f"{with_errors(self.values, self.residuals)}, {self.method}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One an eigenvalue; `index` is its place, from 1."""
+        columns = (self.values.tolist(), self.residuals.tolist(), self.error_estimates.tolist())
+        for i, (value, residual, error) in enumerate(zip(*columns, strict=True), start=1):
+            yield {"index": i, "eigenvalue": value, "residual": residual, "error_estimate": error}
+
+
+def eig_results(found: Sequence[Any], method: str, save_vectors: bool = False) -> list[EigResult]:
+    """Entries of measurements, with all their eigenvectors if asked for, or if these take no more than 1 GiB."""
+    small = sum(measurement.answer.vectors.nbytes for measurement in found) <= LARGEST_VECTORS
+    return [EigResult.of(measurement, method, vectors=save_vectors or small) for measurement in found]

@@ -1,0 +1,101 @@
+"""What every command tells of a matrix: its name, whether a tolerance was met, and what that cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+
+from spectra.records.fields import Stored, decode, layout, stored, written
+
+MOST_SHOWN = 3  # numbers in a repr
+LAST = written(last=True)
+
+
+@stored
+class Estimate(Stored):
+    """A number with its standard error: 0.0 where it is exact, None where one probe cannot tell."""
+
+    value: float
+    standard_error: float | None
+
+    @classmethod
+    def of(cls, value: float, standard_error: float) -> Estimate:
+        """From an error that is nan where it is not known."""
+        unknown = math.isfinite(value) and math.isnan(standard_error)
+        return cls(value=value, standard_error=None if unknown else standard_error)
+
+
+@stored
+class DerivativeCheck(Stored):
+    """How one product of the matrix compared with finite differences."""
+
+    examples: int = 0
+    dtype: str | None = None
+    error: float | None = None  # of the product, relative; None where nothing could be told
+    rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
+    gradients: int = 0  # what it cost, in gradients of these examples
+    not_checked: str | None = None  # why, of all or of some parameters
+
+
+@stored
+class Entry(Stored):
+    """What a command found for one matrix, and what that cost."""
+
+    curvature: str
+    converged: bool = field(metadata=LAST)  # every tolerance was met
+    products: int = field(metadata=LAST)  # matrix-vector products, those of checks too
+    seconds: float = field(metadata=LAST)  # of products and of the method
+    setup_seconds: float = field(metadata=LAST)  # done once for the matrix
+    noise: float | None = field(default=None, metadata=LAST)  # of one product, relative; None: not measured
+    derivative_check: DerivativeCheck | None = field(default=None, metadata=LAST)
+    path: str = field(default="", metadata=LAST)  # how products were made
+    kept_bytes: int = field(default=0, metadata=LAST)  # between products
+    peak_bytes: int = field(default=0, metadata=LAST)  # with one product
+    projected_out: int = field(default=0, metadata=written(last=True, omitted=lambda entry: not entry.projected_from))
+    projected_from: str | None = field(
+        default=None, metadata=written(last=True, omitted=lambda entry: not entry.projected_from)
+    )
+
+    def __repr__(self) -> str:
+        try:
+            state = "" if self.converged else ", not converged"
+            cost = f"{self.products} products in {self.seconds:.3g} s{state}"
+            return f"{type(self).__name__}({self.curvature}: {self.summary()}; {cost})"
+        except AttributeError as lacking:
+            return f"{type(self).__name__}(without {lacking})"
+
+    def summary(self) -> str:
+        """The main numbers in a line."""
+        return ""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of a table of these numbers, column by column."""
+        yield {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What stands in the NPZ file, by name: `<what>_<matrix>`."""
+        named = ((slot, vars(self).get(slot.name)) for slot in layout(type(self)) if slot.array)
+        return {f"{slot.array}_{self.curvature}": array for slot, array in named if array is not None}
+
+    def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
+        """The same with the arrays that only the NPZ file holds."""
+        slots = {slot: f"{slot.array}_{self.curvature}" for slot in layout(type(self)) if slot.array and not slot.key}
+        return self.changed(**{slot.name: arrays[name] for slot, name in slots.items() if name in arrays})
+
+
+def cost_of(measurement: Any) -> dict[str, Any]:
+    """The fields that all entries have, of a `run.measurement.Measurement`."""
+    cost = measurement.cost()
+    check = cost["derivative_check"]
+    checked = None if check is None else decode(DerivativeCheck, check, "derivative_check")
+    return {"curvature": measurement.curvature, **cost, "derivative_check": checked}
+
+
+def with_errors(values: np.ndarray, errors: np.ndarray) -> str:
+    """The first numbers of many, each with its error."""
+    shown = [f"{value:.4g} ± {error:.1g}" for value, error in zip(values[:MOST_SHOWN], errors, strict=False)]
+    return ", ".join([*shown, *(["..."] if len(values) > MOST_SHOWN else [])])

@@ -1,0 +1,258 @@
+"""Dataclasses to JSON and back: which field is written under which key, and what a file may hold for it.
+
+JSON knows no nan and no infinity; both are written as null. Read again, null is nan where a field must be a number,
+and None where it may be left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import numpy as np
+
+Vector = Annotated[np.ndarray, 1]  # float64 where it is written as JSON
+Matrix = Annotated[np.ndarray, 2]
+T = TypeVar("T")
+LARGEST = int(np.finfo(np.float64).max)
+
+
+class Lacks(AttributeError):
+    """A file that was read has no such key; its text is the key."""
+
+
+class WrongType(ValueError):
+    """A file holds something else under a key than belongs there."""
+
+    def __init__(self, key: str, wanted: str):
+        super().__init__(f"{key}: not {wanted}")
+        self.key = key  # the outermost, as a list's element has none
+        self.wanted = wanted
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False, field_specifiers=(field,))
+def stored(cls: type[T]) -> type[T]:
+    """A dataclass that is kept in files: frozen, its fields named where it is made."""
+    return dataclass(frozen=True, eq=False, kw_only=True, repr=False)(cls)
+
+
+@stored
+class Stored:
+    """What is written to a file, key by key.
+
+    Where the file that it was read from lacks a key, the field has its default; without a default it is not there, and
+    to ask for it raises `Lacks`. So results of older versions can be read for what they do hold.
+    """
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            for slot in layout(type(self)):
+                if slot.name == name:
+                    raise Lacks(slot.key or name)
+            raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    @classmethod
+    def known(cls, **values: Any) -> Self:
+        """An instance with these fields alone."""
+        unknown = values.keys() - {slot.name for slot in layout(cls)}
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+        made = object.__new__(cls)
+        vars(made).update(values)
+        return made
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values in these fields; others may be missing."""
+        return type(self).known(**vars(self) | values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are there as JSON has them, except that numbers may still be nan or infinite."""
+        return encode(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` has made. Keys that are not known are left out. Raises WrongType."""
+        return decode(cls, tree, "result")
+
+    def missing(self) -> Iterator[str]:
+        """Keys of fields that have no default and are not there, here and in what is inside."""
+        for slot in layout(type(self)):
+            if slot.key and slot.required and slot.name not in vars(self):
+                yield slot.key
+            for part in parts(vars(self).get(slot.name)):
+                yield from part.missing()
+
+
+def parts(value: Any) -> list[Stored]:
+    return [part for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Stored)]
+
+
+class Slot(NamedTuple):
+    """How a field is written."""
+
+    name: str
+    key: str | None  # in JSON; None: in the NPZ file alone
+    kind: Any
+    required: bool  # there is no default
+    default: Any  # a value, or MISSING
+    omitted: Callable[[Any], bool]  # whether the key is left out, by the whole
+    array: str | None  # first part of the name in the NPZ file
+    rest: bool  # a dict of all further keys
+    null: float  # what null stands for in place of a number
+
+
+def written(
+    key: str | None = "",
+    *,
+    array: str | None = None,
+    omitted: Callable[[Any], bool] | None = None,
+    null: float = math.nan,
+    rest: bool = False,
+    last: bool = False,
+) -> dict[str, Any]:
+    """`metadata` of a dataclass's field that is not simply written under its own name.
+
+    Args:
+        key: in JSON; None for an array that stands in the NPZ file alone.
+        array: the array is written to the NPZ file too, under this name and that of the matrix.
+        omitted: given the whole, says that there is no such key.
+        null: the number that null stands for.
+        rest: the field is a dict of all keys that no other field has.
+        last: behind the fields of a class that inherits this one.
+    """
+    return {"key": key, "array": array, "omitted": omitted, "null": null, "rest": rest, "last": last}
+
+
+@cache
+def layout(cls: type) -> tuple[Slot, ...]:
+    """The fields of a dataclass, in the order in which they are written."""
+    hints, slots = get_type_hints(cls, include_extras=True), []
+    for f in sorted(fields(cls), key=lambda f: f.metadata.get("last", False)):
+        key, about = f.metadata.get("key", ""), f.metadata
+        slots.append(
+            Slot(
+                f.name,
+                f.name if key == "" else key,
+                hints[f.name],
+                f.default is MISSING and f.default_factory is MISSING,
+                f.default,
+                about.get("omitted") or (lambda _: False),
+                about.get("array"),
+                about.get("rest", False),
+                about.get("null", math.nan),
+            )
+        )
+    return tuple(slots)
+
+
+def encode(value: Any) -> Any:
+    """A value as JSON has it, but for numbers that are not finite."""
+    if isinstance(value, Stored):
+        tree: dict[str, Any] = {}
+        for slot in layout(type(value)):
+            if slot.key is None or slot.name not in vars(value) or slot.omitted(value):
+                continue
+            held = encode(vars(value)[slot.name])
+            tree |= held if slot.rest else {slot.key: held}
+        return tree
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return value
+
+
+def decode(kind: Any, tree: Any, key: str, null: float = math.nan) -> Any:
+    """The value of this type that `encode` has written. Raises WrongType."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return tree
+    if origin in (Union, UnionType):
+        if tree is None and NoneType in inner:
+            return None
+        return decode(next(one for one in inner if one is not NoneType), tree, key, null)
+    if origin is Annotated:
+        return numbers(tree, inner[1], key)
+    if is_dataclass(kind):
+        return decode_fields(kind, tree, key)
+    if origin in (list, tuple):
+        wanted = "a list"
+        if isinstance(tree, list) and (origin is list or inner[-1] is ... or len(tree) == len(inner)):
+            return origin(decode(inner[0], item, key) for item in tree)
+    elif origin is dict:
+        wanted = "an object"
+        if isinstance(tree, dict):
+            return {name: decode(inner[1], item, key) for name, item in tree.items()}
+    elif kind is float:
+        wanted = "a number"
+        if tree is None:
+            return null
+        if is_number(tree) and abs(tree) <= LARGEST:
+            return float(tree)
+    else:
+        wanted = {str: "text", bool: "true or false", int: "a whole number"}[kind]
+        if type(tree) is kind:
+            return tree
+    raise WrongType(key, wanted)
+
+
+def decode_fields(cls: type[T], tree: Any, key: str) -> T:
+    """A dataclass of the keys that there are."""
+    if not isinstance(tree, dict):
+        raise WrongType(key, "an object")
+    made, slots = object.__new__(cls), layout(cls)
+    known = {slot.key for slot in slots if not slot.rest}
+    for slot in slots:
+        if slot.rest:
+            vars(made)[slot.name] = {name: item for name, item in tree.items() if name not in known}
+        elif slot.key is not None and slot.key in tree:
+            vars(made)[slot.name] = decode(slot.kind, tree[slot.key], slot.key, slot.null)
+        elif not slot.required and slot.default is MISSING:
+            vars(made)[slot.name] = copy.copy(next(f for f in fields(cls) if f.name == slot.name).default_factory())  # type: ignore[misc]
+    return made
+
+
+def numbers(tree: Any, dimensions: int, key: str) -> np.ndarray:
+    """A float64 array of lists of numbers, nan for null. Raises WrongType."""
+    try:
+        if are_numbers(tree, dimensions):
+            array = np.array(tree, dtype=np.float64)
+            return array if array.ndim == dimensions else array.reshape((len(tree), *(0,) * (dimensions - 1)))
+    except (ValueError, OverflowError):  # rows of several lengths; too large for float64
+        pass
+    raise WrongType(key, "numbers" if dimensions == 1 else "rows of numbers, of one length")
+
+
+def are_numbers(tree: Any, dimensions: int) -> bool:
+    if not isinstance(tree, list):
+        return False
+    if dimensions == 1:
+        return all(item is None or is_number(item) for item in tree)
+    return all(are_numbers(item, dimensions - 1) for item in tree)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float)

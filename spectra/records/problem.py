@@ -1,0 +1,83 @@
+"""The record of a problem: which model, checkpoint, data and loss, and all that numbers depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectra.records.fields import Stored, stored
+
+
+@stored
+class LayerRecord(Stored):
+    """The parameters that one module has itself, not those of the modules in it."""
+
+    name: str  # empty for the model itself
+    type: str
+    parameters: int  # tied ones count where they appear first
+    trainable: int
+    chosen: int  # by --params, of the trainable ones
+    tied: list[str]  # names of parameters of earlier layers that are used here again
+
+
+@stored
+class CheckpointMatch(Stored):
+    """How the names in a checkpoint fitted those of the model."""
+
+    path: str
+    key: str | None  # of the state dict in the file; None: it is the file
+    prefix: str | None  # that the file's names have and the model's have not
+    added: str | None = None  # that the model's names have and the file's have not
+    sha256: str | None = None  # of the file
+    tensors: int
+    ignored: list[str]  # names in the file that the model has not
+    dtypes: list[str]
+
+
+@stored
+class ProblemRecord(Stored):
+    """What a result is of. Which fields there are depends on the command; make one by `ProblemRecord.known(...)`."""
+
+    parameters: int  # chosen by `params`
+    shapes: dict[str, list[int]] | None = None  # of the chosen parameters, by name
+    parameters_in_all: int | None = None
+    examples: int  # that the loss is a mean over
+    step: int | None = None  # of the training loop that has recorded it
+    model: str  # specs, as on the command line
+    data: str | None
+    loss: str
+    checkpoint: str | None
+    checkpoint_key: str | None = None
+    transform: str | None
+    output: str | None = None
+    samples: int | None = None
+    batch_size: int
+    memory: int | None = None  # bytes that products may take
+    params: list[str] | None = None  # globs
+    mc_samples: int | None = None
+    weight_decay: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    seed: int
+    max_products: int | None = None  # these five where a training loop has recorded it; else they are in `options`
+    k: int | None = None
+    which: str | None = None
+    tol: float | None = None
+    rtol: float | None = None
+    checkpoint_prefix: str | None = None
+    checkpoint_ignored: int | None = None
+    checkpoint_sha256: str | None = None
+    device_name: str | None = None
+    threads: int | None = None
+    ranks: int | None = None
+    loss_value: float
+    accuracy: float | None = None
+    notes: list[str] | None = None  # what a reader of the numbers has to know
+    versions: dict[str, str] | None = None
+    layers: list[LayerRecord]  # these three of `inspect`
+    checkpoint_match: CheckpointMatch | None
+    gradient_norm: float
+    options: dict[str, Any] | None = None  # of the command line, as they were understood
+
+    def option(self, name: str) -> Any:
+        """The value of an option of the command, None where that is not known."""
+        return self.options[name] if self.options and name in self.options else getattr(self, name, None)

@@ -1,0 +1,33 @@
+"""What `trace` tells of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Any
+
+from spectra.records.entry import Entry, cost_of
+from spectra.records.fields import stored, written
+
+
+@stored
+class TraceResult(Entry):
+    """The trace of one matrix, with its standard error."""
+
+    method: str
+    trace: float
+    standard_error: float = field(metadata=written(null=math.inf))  # 0.0: exact; infinite: not known
+
+    @classmethod
+    def of(cls, measurement: Any, method: str) -> TraceResult:
+        """From a measurement of a `TraceEstimate`."""
+        found = measurement.answer
+        return cls(method=method, trace=found.value, standard_error=found.standard_error, **cost_of(measurement))
+
+    def summary(self) -> str:
+        return f"{self.trace:.6g} ± {self.standard_error:.2g}, {self.method}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A single one."""
+        yield {"method": self.method, "trace": self.trace, "standard_error": self.standard_error}
