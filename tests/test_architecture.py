@@ -28,7 +28,7 @@ LAYERS = [
     {"plots"},
     {"tables"},
     {"page"},
-    {"cli", "training"},
+    {"calls", "cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALONE = {

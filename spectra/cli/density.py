@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from spectra.cli.figures import write
 from spectra.cli.options import DEFLATE, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
@@ -33,25 +33,15 @@ def density(steps, probes, log, damping, **options) -> int:
     spectra density ... --curvature hessian --curvature ggn --log --out run1
     """
     with prints_to_stderr():
-        from spectra.plots import density_figure
+        from spectra.plots.files import draw_density
         from spectra.quoting import readable
-        from spectra.run.density import DensitySettings, densities
+        from spectra.run.density import DensitySettings
+        from spectra.run.density import density as densities
         from spectra.run.session import Session
-        from spectra.spectrum.classes import class_count
-        from spectra.tables.outliers import damped_entry, density_parts, outlier_entry
-        from spectra.tables.results import density_arrays, density_results, rendered
+        from spectra.tables.outliers import density_parts
+        from spectra.tables.results import rendered
 
-        home = options["out"] or Path()
-        with Session(request(DensitySettings(steps, probes, damping), home), TERMINAL) as session:
-            found = densities(session)
-            finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
-            path = home / "density.png" if finite else None
-            results = density_results(found, path)
-            for entry, m in zip(results, found, strict=True):
-                entry |= outlier_entry(m.answer, class_count(session.problem))
-                entry |= damped_entry(m.answer, damping, m.semidefinite)
-            record = session.record(found, results)
-            if path:
-                write(session, density_figure(finite, log=log), path)
-            session.keep(record, density_arrays(found))
+        settings, home = DensitySettings(steps, probes, damping), options["out"] or Path()
+        with Session(request(settings, home), TERMINAL) as session:
+            record = densities(session, partial(draw_density, log=log)).to_dict()
     return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

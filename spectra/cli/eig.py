@@ -29,12 +29,11 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
     spectra eig ... --curvature hessian --curvature ggn -k 20 --out run1
     """
     with prints_to_stderr():
-        from spectra.run.eig import EigSettings, eigenvalues
+        from spectra.run.eig import EigSettings
+        from spectra.run.eig import eig as eigenvalues
         from spectra.run.session import Session
-        from spectra.tables.results import eig_arrays, eig_results, eig_text
+        from spectra.tables.results import eig_text
 
         with Session(request(EigSettings(k, which, method, tol)), TERMINAL) as session:
-            found = eigenvalues(session)
-            record = session.record(found, eig_results(found, method))
-            session.keep(record, eig_arrays(found, save_vectors))
+            record = eigenvalues(session, save_vectors).to_dict()
     return finish(record, options["as_json"], eig_text(record))

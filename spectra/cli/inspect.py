@@ -34,7 +34,7 @@ def inspect(k, tol, rtol, **options) -> int:
 
         with Session(request(InspectSettings(k, tol, rtol)), Terminal(known_so_far)) as session:
             found = outlooks(session) if options["data"] is not None else model_alone(session)
-            record = session.record(found, inspect_results(found))
+            record = session.record(found, inspect_results(found)).to_dict()
             session.keep(record, {})
     return finish(record, options["as_json"], inspect_text(record))
 

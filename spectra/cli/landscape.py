@@ -90,7 +90,7 @@ def landscape(along, radius, points, tol, **options) -> int:
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)
         with Session(request(settings), TERMINAL) as session:
             found = landscapes(session)
-            record = session.record([], landscape_results(found))
+            record = session.record([], landscape_results(found)).to_dict()
             if path := earlier_result(session, found):
                 record["problem"]["options"]["eigenvectors"] = path  # for --config elsewhere
             record["figures"] = draw(session, landscape_figures(finite(record))) if options["out"] else []

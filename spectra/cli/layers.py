@@ -44,7 +44,7 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
         settings = LayersSettings(by, k, sort, method, rtol, tol, steps if density else 0, probes)
         with Session(request(settings), TERMINAL) as session:
             found = layerwise(session)
-            record = session.record([], layers_results(found, by, settings.settled().sort, method))
+            record = session.record([], layers_results(found, by, settings.settled().sort, method)).to_dict()
             record["problem"]["notes"] = [*record["problem"]["notes"], *tied(session.problem)]
             record["figures"] = draw(session, layers_figures(record)) if options["out"] else []
             session.keep(record, layers_arrays(found))

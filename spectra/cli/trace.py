@@ -30,12 +30,10 @@ def trace(method, rtol, probes, **options) -> int:
     """
     with prints_to_stderr():
         from spectra.run.session import Session
-        from spectra.run.trace import TraceSettings, traces
-        from spectra.tables.results import trace_results, trace_text
+        from spectra.run.trace import TraceSettings
+        from spectra.run.trace import trace as traces
+        from spectra.tables.results import trace_text
 
         with Session(request(TraceSettings(rtol, method, probes)), TERMINAL) as session:
-            found = list(traces(session))
-            results = [entry for chosen, m in found for entry in trace_results([m], chosen)]
-            record = session.record([m for _, m in found], results)
-            session.keep(record, {})
+            record = traces(session).to_dict()
     return finish(record, options["as_json"], trace_text(record))

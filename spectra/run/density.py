@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from spectra.krylov.quadrature import spectral_measure
-from spectra.run.measurement import Measurement
+from spectra.krylov.results import SpectralMeasure
+from spectra.records.density import DensityResult
+from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
+from spectra.spectrum.classes import class_count
+
+Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
 
 
 @dataclass(frozen=True)
@@ -23,9 +30,28 @@ class DensitySettings(AnySize):
     less_memory = ("--steps", "take fewer, or choose fewer parameters with --params")
 
 
-def densities(session: Session) -> list[Measurement]:
-    """The spectral measure of each matrix."""
+def density(session: Session, draw: Draw) -> Record:
+    """The record of the spectral measures that are asked for, kept.
+
+    `draw` makes the figure of those that are finite, where there is a place for it.
+    """
+    # TODO: spectrum/records.py, once it is there
+    from spectra.tables.outliers import damped_entry, outlier_entry
+    from spectra.tables.results import density_results
+
     session.load()
     asked: DensitySettings = session.request.settings
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
-    return session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
+    found = session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
+    finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
+    home = session.request.home or session.request.out
+    path = home / "density.png" if home and finite else None
+    results = density_results(found, path)
+    for entry, m in zip(results, found, strict=True):
+        entry |= outlier_entry(m.answer, class_count(session.problem))
+        entry |= damped_entry(m.answer, asked.damping, m.semidefinite)
+    record = session.record(found, [DensityResult.from_dict(entry) for entry in results])
+    if path and session.first:
+        draw(finite, path)
+    session.keep(record.to_dict(), record.arrays)
+    return record

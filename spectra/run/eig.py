@@ -10,7 +10,8 @@ from pkgutil import resolve_name
 from spectra.curvature.matrices import refuse_gram
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG
-from spectra.run.measurement import Measurement
+from spectra.records.eig import eig_results
+from spectra.records.record import Record
 from spectra.run.session import Session
 
 
@@ -39,9 +40,12 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def eigenvalues(session: Session) -> list[Measurement]:
-    """The eigenvalues that are asked for, of each matrix."""
+def eig(session: Session, save_vectors: bool = False) -> Record:
+    """The record of the eigenvalues that are asked for, kept; of eigenvectors up to 1 GiB, unless they are to be saved."""
     session.load()
     asked: EigSettings = session.request.settings
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
-    return session.measure(solve, products=3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k)
+    found = session.measure(solve, products=3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k)
+    record = session.record(found, eig_results(found, asked.method, save_vectors))
+    session.keep(record.to_dict(), record.arrays)
+    return record

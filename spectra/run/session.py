@@ -27,7 +27,9 @@ from spectra.memory import memory_share, settled_share, taking_memory
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
-from spectra.records.files import make_record, prepare_directory, remove_empty, save
+from spectra.records.files import prepare_directory, remove_empty, save
+from spectra.records.problem import ProblemRecord
+from spectra.records.record import Record
 from spectra.resume.journal import Remembering, as_bytes
 from spectra.resume.state import State
 from spectra.run.known import eigenpairs
@@ -234,14 +236,14 @@ class Session:
                 progress=progress,
             )
 
-    def record(self, found: list[Measurement], results: list[dict[str, Any]]) -> dict[str, Any]:
+    def record(self, found: Sequence[Measurement], results: Sequence[Any]) -> Record:
         """The whole record: what was asked, of which problem, and what came out."""
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
         notes = [*self.loaded.record["notes"], *(imprecise(found, self.problem.dtype) if found else ())]
-        problem = {**self.loaded.record, "notes": notes, "options": asked}
-        return make_record(self.request.settings.command, problem, results)
+        problem = ProblemRecord.known(**{**self.loaded.record, "notes": notes, "options": asked})
+        return Record(command=self.request.settings.command, problem=problem, results=list(results))
 
     def keep(self, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         """Write the record and its arrays to `out`; what was kept of the way there is no longer needed."""

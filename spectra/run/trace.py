@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
@@ -13,6 +13,8 @@ from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
 from spectra.operator import CHECKS
+from spectra.records.record import Record
+from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 
@@ -38,11 +40,16 @@ class TraceSettings:
             refuse_dense(size, products)
 
 
-def traces(session: Session) -> Iterator[tuple[str, Measurement]]:
-    """The method and the trace of each matrix."""
+def trace(session: Session) -> Record:
+    """The record of the traces that are asked for, kept."""
     session.load()
+    found, results = [], []
     for name, method in methods(session).items():
-        yield method, trace_of(session, name, method)
+        found.append(trace_of(session, name, method))
+        results.append(TraceResult.of(found[-1], method))
+    record = session.record(found, results)
+    session.keep(record.to_dict(), record.arrays)
+    return record
 
 
 def methods(session: Session) -> dict[str, str]:

@@ -24,4 +24,4 @@ def compare_record(session: Session, answer: Answer) -> dict[str, Any]:
     if answer.by_size:
         more["subsample"] = subsample_entries(answer.by_size, comparison, session.loaded.record["samples"])
     more |= class_entry(answer.structure) if answer.structure else {}
-    return session.record([], results) | {"pairs": pairs, "causes": cause_entries(answer.causes)} | more
+    return session.record([], results).to_dict() | {"pairs": pairs, "causes": cause_entries(answer.causes)} | more
