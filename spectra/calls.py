@@ -275,7 +275,7 @@ def requested(
 def problem_of(
     command: str, model: Any, loss: Any, data: Any, options: dict[str, Any], seed: int
 ) -> tuple[Problem | dict[str, Any], dict[str, Any]]:
-    """What names the problem, for a request, and how a record tells it: as options of the command, where there are such.
+    """What names the problem, for a request, and how a record tells it: as options of the command, if there are such.
 
     Raises TypeError for an argument that there is not, or one too many or too few.
     """

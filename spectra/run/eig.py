@@ -41,7 +41,7 @@ class EigSettings:
 
 
 def eig(session: Session, save_vectors: bool = False) -> Record:
-    """The record of the eigenvalues that are asked for, kept; of eigenvectors up to 1 GiB, unless they are to be saved."""
+    """The record of the eigenvalues that are asked for, kept; with eigenvectors up to 1 GiB, or if asked for."""
     session.load()
     asked: EigSettings = session.request.settings
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
