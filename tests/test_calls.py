@@ -355,6 +355,16 @@ def test_the_model_is_left_as_found_where_the_call_fails():
     assert equal(before, everything(model))
 
 
+def test_what_was_made_in_inference_mode():
+    expected = spectra.trace(mlp(), nn.CrossEntropyLoss(), points(), method="dense").trace
+    with torch.inference_mode():
+        model, data = mlp(), points()
+        data = [tensor.clone() for tensor in data]
+        for given in (data, [data]):
+            assert spectra.trace(model, nn.CrossEntropyLoss(), given, method="dense").trace == pytest.approx(expected)
+    assert model[0].weight.is_inference()
+
+
 def test_it_is_looked_at_in_eval_mode():
     model, data = convolutional(), [t.float() if t.is_floating_point() else t for t in points()]
     trained = spectra.trace(model, nn.CrossEntropyLoss(), data, method="dense").trace

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.curvature.evaluation import cut_batches
@@ -49,7 +49,8 @@ def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tup
     moved = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
     limited = any(getattr(module, "max_norm", None) is not None for module in model.modules())
     compiled = any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules())
-    if not (moved or limited or compiled):
+    bare = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
+    if not (moved or limited or compiled or bare):
         return model, []
     try:
         model = uncompiled(copy.deepcopy(model))
@@ -173,7 +174,7 @@ def read_batches(data: Any, name: str) -> Iterator[Batch]:
             yield item
             continue
         x, y = halves(item, f"batch {number} of {name}")
-        x, y = widened(x), widened(y)
+        x, y = tree_map(ordinary, widened(x)), ordinary(widened(y))
         indices = torch.arange(count, count + length(x, y, f"batch {number} of {name}"))
         checked(x, y, indices, name)
         yield Batch(x, y, indices)
@@ -189,6 +190,11 @@ def halves(item: Any, what: str) -> tuple[Any, Any]:
         return rest, rest.pop(under[0])
     wanted = f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
     raise SpectraError(f"data: {what} is a {type(item).__name__}; every batch has to be {wanted}")
+
+
+def ordinary(leaf: Any) -> Any:
+    """A tensor that may take part in derivatives, which those made under torch.inference_mode() may not."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def length(x: Any, y: Any, what: str) -> int:

@@ -77,6 +77,7 @@ class Session:
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
+            self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever is around a call
             self._leave_undisturbed()
             self.loaded, names = load(request, self.processes, line.stage)
             self.names = tuple(dict.fromkeys(names))
