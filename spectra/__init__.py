@@ -37,7 +37,7 @@ _HOMES = {
     "eig": "spectra.calls",
     "eigenpairs": "spectra.krylov.eigenpairs",
     "evolution_figure": "spectra.plots.evolution",
-    "evolution_files": "spectra.tables.evolution",
+    "evolution_files": "spectra.plots.evolution_files",
     "evolution_of": "spectra.sweeps.evolution",
     "hutch_plus_plus": "spectra.krylov.hutchinson",
     "hutchinson": "spectra.krylov.hutchinson",

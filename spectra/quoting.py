@@ -7,8 +7,11 @@ turn the direction of text, a million letters.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 NAME, LINE = 160, 550  # characters: of one name, and of one line that may hold several
 
@@ -36,17 +39,22 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def readable(tree: Any) -> Any:
+def readable(tree: T) -> T:
     """A JSON value or a record with every string in it, keys too, `quoted`; as long as a sentence may be."""
+    return with_texts(tree, lambda text: quoted(text, LINE))
+
+
+def with_texts(tree: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value or a record with every string in it changed, keys of objects too."""
     if isinstance(tree, str):
-        return quoted(tree, LINE)
+        return change(tree)
     if is_dataclass(tree):
         shown = copy.copy(tree)
-        vars(shown).update({name: readable(value) for name, value in vars(tree).items()})
+        vars(shown).update({name: with_texts(value, change) for name, value in vars(tree).items()})
         return shown
     if isinstance(tree, dict):
-        return {readable(key): readable(value) for key, value in tree.items()}
-    return [readable(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+        return {with_texts(key, change): with_texts(value, change) for key, value in tree.items()}
+    return type(tree)(with_texts(value, change) for value in tree) if type(tree) in (list, tuple) else tree
 
 
 def _as_text(text: object) -> str:

@@ -17,8 +17,8 @@ from spectra.spectrum.curves import (
     student_quantile,
     wasserstein,
 )
+from spectra.spectrum.records import negative_share
 from spectra.surfaces.spread import spread
-from spectra.tables.results import negative_share
 
 
 def quadrature(eigenvalues, probe, steps):
@@ -287,9 +287,9 @@ def test_no_share_below_zero_within_rounding(scale):
         nodes = scale * torch.tensor(nodes, dtype=torch.float64).expand(3, -1)
         return SpectralMeasure(nodes, torch.full(nodes.shape, 1 / nodes.shape[1], dtype=torch.float64), 1000)
 
-    assert negative_share(measure([0.0]), False)["value"] == 0
-    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False)["value"] == 0
-    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False)["upper"] < 0.1
-    assert negative_share(measure([0.0, -1e-3, 1e-7, 1.0]), False)["value"] == pytest.approx(0.25)
+    assert negative_share(measure([0.0]), False).value == 0
+    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False).value == 0
+    assert negative_share(measure([0.0, -1e-7, 1e-7, 1.0]), False).upper < 0.1
+    assert negative_share(measure([0.0, -1e-3, 1e-7, 1.0]), False).value == pytest.approx(0.25)
     assert spread(scale * np.array([0.0, -1e-9, 1.0])).negative == 0
     assert spread(np.zeros(5)).negative == 0

@@ -15,7 +15,9 @@ from test_plots import assert_readable
 from spectra.errors import SpectraError
 from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
+from spectra.plots.evolution_files import evolution_files
 from spectra.records.files import make_record, save
+from spectra.records.record import load
 from spectra.spectrum.subspaces import (
     cosine,
     overlap,
@@ -31,7 +33,7 @@ from spectra.sweeps.eigenspaces import leading, ranks
 from spectra.sweeps.evolution import collect, evolution_of
 from spectra.sweeps.plan import read_plan
 from spectra.sweeps.rows import Found
-from spectra.tables.evolution import evolution_files, evolution_record, evolution_text
+from spectra.tables.evolution import evolution_text
 
 
 def orthogonal(n, seed=0):
@@ -131,7 +133,8 @@ def test_leading_eigenvectors_are_read_in_the_order_of_their_eigenvalues(tmp_pat
     problem = {"options": {"which": which}}
     basis = orthogonal(6)[: len(values)]
     save(tmp_path, make_record("eig", problem, [entry]), {"eigenvectors_hessian": basis})
-    found = leading(Found("a", 0, None, tmp_path / "eig.json", "eig", problem, entry))
+    _, record = load(tmp_path / "eig.json")
+    found = leading(Found("a", 0, None, tmp_path / "eig.json", "eig", record.problem, *record.results))
     np.testing.assert_array_equal(found.values, np.array(values)[rows])
     np.testing.assert_array_equal(found.vectors(2), basis[rows[:2]])
 
@@ -316,7 +319,7 @@ def test_numbers_that_are_not_finite_are_empty(plan):
     evolution = collect(read_plan(plan))
     assert values(evolution.select("eigenvalue", curvature="ggn", step=50)) == [10.0, None, 2.0]
     assert [row.step for row in evolution.select("overlap_next", curvature="ggn")] == [5, 500]
-    assert "NaN" not in json.dumps(evolution_record(evolution))
+    assert "NaN" not in evolution.to_json()
 
 
 def test_a_plan_without_results_is_told(plan):

@@ -19,6 +19,8 @@ from spectra.inputs.data import load_data
 from spectra.operator import Counting
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.problem import Problem, choose_parameters
+from spectra.records.inspect import CommandCost
+from spectra.records.problem import LayerRecord
 from spectra.run.inspection import layers, look_ahead
 from spectra.tables.inspection import grouped, in_bytes, in_time, worth_telling
 
@@ -130,7 +132,7 @@ def test_too_many_rows_for_a_gram_matrix_leave_the_trace(record, monkeypatch):
 
 def test_exact_ways_are_shown_where_they_are_quicker():
     def estimate(command, method, seconds):
-        return {"command": command, "method": method, "seconds": seconds}
+        return CommandCost.known(command=command, method=method, seconds=seconds)
 
     lanczos, density = estimate("eig", "lanczos", 2), estimate("density", "lanczos", 9)
     quick, slow, trace = estimate("eig", "gram", 1), estimate("eig", "gram", 3), estimate("trace", "gram", 5)
@@ -236,7 +238,7 @@ def test_what_does_not_fit_is_refused(call, data):
 
 
 def test_groups_hold_every_layer_once():
-    entries = [{"name": name} for name in ("stem", "layer.0.conv", "layer.0.norm", "layer.1.conv")]
+    entries = [LayerRecord.known(name=name) for name in ("stem", "layer.0.conv", "layer.0.norm", "layer.1.conv")]
     assert {name: len(group) for name, group in grouped(entries, 2).items()} == {"stem": 1, "layer.0": 2, "layer.1": 1}
 
 

@@ -437,14 +437,13 @@ def test_what_builders_make_is_the_plain_model(name, tmp_path, monkeypatch):
         load_problem(model=f"built.py:{each}", data="built.py:data", loss="mse", device="cpu", dtype="float64")
         for each in (name, SAME[name])
     )
-    assert found.record["loss_value"] == pytest.approx(expected.record["loss_value"], rel=1e-7)
+    assert found.record.loss_value == pytest.approx(expected.record.loss_value, rel=1e-7)
     eye = torch.eye(found.problem.size, dtype=torch.float64)
     one, other = (Curvature(loaded.problem, "hessian") @ eye for loaded in (found, expected))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # PyTorch renormalises in float32, to 1e-7 less
     renormalised = "max_norm" in name
     assert (
-        found.record["notes"]
-        == ["Embedding '0': 4 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
+        found.record.notes == ["Embedding '0': 4 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
     )
 
 

@@ -18,6 +18,7 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
+from spectra.records.record import Record
 from spectra.surfaces import displacement
 from spectra.tables.landscape import landscape_text
 
@@ -270,8 +271,8 @@ def test_numbers_that_are_not_finite(call):
     saved = json.loads(Path("here/landscape.json").read_text())
     assert saved["results"][0]["directions"][0]["eigenvalue"] is None
     assert saved["results"][0]["lines"] == []
-    assert landscape_figures(saved) == {}
-    assert "None" not in landscape_text(saved)
+    assert landscape_figures(Record.of(saved)) == {}
+    assert "None" not in landscape_text(Record.of(saved))
     assert call(f"{LINE.replace('nets.py:mlp', 'bad.py:bad')}")[0] == 1
 
 
@@ -332,8 +333,8 @@ def test_one_example_has_no_spread(record, call):
 def test_figures_and_text_come_from_the_file_alone(call):
     _, text, _ = call(f"{LINE} --along 1 --along 1,random --out here")
     saved = json.loads(Path("here/landscape.json").read_text())
-    assert landscape_text(saved) == text.rstrip()
-    figures = landscape_figures(saved)
+    assert landscape_text(Record.of(saved)) == text.rstrip()
+    figures = landscape_figures(Record.of(saved))
     assert list(figures) == ["landscape", "landscape-plane", "landscape-surface"]
     for name, figure in figures.items():
         save_figure(figure, f"{name}.png")
@@ -343,7 +344,7 @@ def test_figures_and_text_come_from_the_file_alone(call):
 def test_the_figure_shows_the_numbers(record):
     """Loss and prediction over t, the departure below, where it holds shaded; a box and a diamond a direction."""
     found = record(f"{LINE} --along 1 --along random")
-    figure, entry = landscape_figures(found)["landscape"], found["results"][0]
+    figure, entry = landscape_figures(Record.of(found))["landscape"], found["results"][0]
     panels = figure.axes
     assert len(panels) == 5
     for i, line in enumerate(entry["lines"]):
@@ -363,7 +364,7 @@ def test_a_landscape_of_nulls_alone_is_no_figure(record):
     entry["spread"] = None
     for part in (*entry["lines"], *entry["planes"]):
         part["loss"] = np.full(np.shape(part["loss"]), None).tolist()
-    assert landscape_figures(found) == {}
+    assert landscape_figures(Record.of(found)) == {}
 
 
 def plain(record: dict) -> dict:
@@ -393,7 +394,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
         return counted
 
     monkeypatch.setattr(Curvature, "__matmul__", counting(Curvature.__matmul__))
-    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "draw", lambda *_: [])
+    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "drawn", lambda session, record, figures: record)
     monkeypatch.setattr(displacement, "total_loss", counting(displacement.total_loss))
     assert run([*line, "--out", "whole"]) == 0
     whole_calls, last = calls, int(part * calls)

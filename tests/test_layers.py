@@ -20,11 +20,11 @@ from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import distinct, layers, stable_rank
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
+from spectra.layerwise.records import block_record, low_ranks
 from spectra.operator import Counting
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.files import to_json
-from spectra.tables.layers import block_entry, low_rank_entry
 
 TIGHT = {"tolerance": 1e-9, "rtol": 1e-9}
 
@@ -73,18 +73,18 @@ def test_eigenvectors_of_a_softmax_regression_on_one_example_have_rank_one():
     """(diag p - pp') x xx': every leading eigenvector is an outer product."""
     case = Case("one example", lambda: nn.Linear(4, 5, bias=False), floats(1, 4), torch.tensor([2]))
     found = of(case.problem(sizes=(1,)), k=1, **TIGHT)
-    (low,) = low_rank_entry(found, 0)
-    assert low["weight"] == "weight"
-    assert low["stable_rank"] == pytest.approx(1, abs=1e-7)
-    assert low["of_whole"] == pytest.approx(1, abs=1e-7)
+    (low,) = low_ranks(found, 0)
+    assert low.weight == "weight"
+    assert low.stable_rank == pytest.approx(1, abs=1e-7)
+    assert low.of_whole == pytest.approx(1, abs=1e-7)
 
 
 def test_of_a_multiple_leading_eigenvalue_no_eigenvector_is_told():
     """I x X'X: each of K copies has as much right to be the one."""
     found = of(regression().problem(sizes=(20,)), k=1, **TIGHT)
-    entry = block_entry(found, 0)
+    entry = block_record(found, 0)
     assert found.converged
-    assert (entry["mass"], entry["overlap"], entry["low_rank"]) == (None, None, [])
+    assert (entry.mass, entry.overlap, entry.low_rank) == (None, None, [])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_all_is_what_the_dense_matrix_says(case, name, by):
         gap = spectrum[order[0]].abs() - spectrum[order[1]].abs() if len(order) > 1 else size
         if gap > 1e-4 * size and part.norm() > 1e-4:
             assert found.overlap(i) == pytest.approx((abs(q @ part) / part.norm()).item(), abs=1e-6)
-            for weight, rank, of_whole in map(dict.values, low_rank_entry(found, i)):
+            for weight, rank, of_whole in (vars(low).values() for low in low_ranks(found, i)):
                 place, shape = block.weights[weight]
                 for vector, told in ((q, rank), (part, of_whole)):
                     singular = torch.linalg.svdvals(vector[place].view(shape[0], -1))
@@ -228,7 +228,7 @@ def test_weights_of_a_block_are_told_by_what_they_hold():
     assert sorted(told, key=lambda weight: -vector[place[weight][0]].norm()) == told
     assert set(told) == {"cell.weight_ih_l0", "cell.weight_hh_l0"}
     one = of(Case("thin", lambda: nn.Linear(4, 1), floats(7, 4), floats(7, 1), "mse").problem(), **TIGHT)
-    assert low_rank_entry(one, 0) == []
+    assert low_ranks(one, 0) == []
 
 
 class Idle(nn.Module):
@@ -253,7 +253,7 @@ def test_a_layer_that_the_loss_does_not_read_has_a_block_of_zeros(by):
         assert found.traces[i] == found.shares[i] == (0, 0)
         assert found.eigenpairs[i].values.item() == 0
         assert found.mass(i) == pytest.approx(0, abs=1e-12)
-        json.loads(to_json(block_entry(found, i)))
+        json.loads(to_json(block_record(found, i).to_dict()))
     assert sum(values(found.shares)) == pytest.approx(1)
 
 
@@ -401,10 +401,10 @@ def test_a_budget_is_never_exceeded(budget, settings):
     if budget < 60:
         assert not found.converged
     for i in range(len(BLOCKS)):
-        entry = block_entry(found, i)
-        json.loads(to_json(entry))
-        assert (entry["eigenvalues"] is None) == (not found.eigenpairs)
-        assert (entry["mass"] is None) == (found.leading is None or not distinct(found.leading))
+        entry = block_record(found, i)
+        json.loads(to_json(entry.to_dict()))
+        assert (entry.values is None) == (not found.eigenpairs)
+        assert (entry.mass is None) == (found.leading is None or not distinct(found.leading))
 
 
 @pytest.mark.parametrize("settings", [{"k": 1}, {"k": 1, "steps": 30}])
@@ -461,7 +461,7 @@ def test_products_that_are_not_finite(good):
     found = layers(operator, BlockDiagonal(operator, PARTS), blocks, sums, steps=4, generator=seeded())
     assert not found.converged
     for i in range(4):
-        json.loads(to_json(block_entry(found, i)))
+        json.loads(to_json(block_record(found, i).to_dict()))
 
 
 def test_the_model_is_left_as_it_was_found():

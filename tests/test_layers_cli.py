@@ -17,6 +17,7 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.axes import asinh_ticks
 from spectra.plots.layers import MOST_PANELS, MOST_ROWS, layers_figures
+from spectra.records.record import Record
 from spectra.tables.layers import MOST, SORTED, layers_text
 
 NETS = """
@@ -222,16 +223,16 @@ def test_sorting_by_what_was_not_asked_for_keeps_the_order(record, call):
 
 def test_a_table_ends_after_so_many_rows(record):
     found = many(record(f"{LINE} --by channel"), 100)
-    text = layers_text(found)
+    text = layers_text(Record.of(found))
     assert f"and {100 - MOST} more: all of them with --json or --out" in text
     assert len([line for line in text.splitlines() if line.strip().startswith("layer")]) == MOST
 
 
 def test_what_was_not_proven_is_named(record):
     found = record(LINE)
-    assert "unproven" not in layers_text(found)
+    assert "unproven" not in layers_text(Record.of(found))
     found["results"][0]["blocks"][1]["complete"] = False
-    assert "unproven that no eigenvalue was missed: 2" in layers_text(found)
+    assert "unproven that no eigenvalue was missed: 2" in layers_text(Record.of(found))
 
 
 # Files
@@ -428,7 +429,7 @@ def test_figures(options, count, names, record):
     found = json.loads(json.dumps(record(f"{LINE} --rtol 0.2 {options}")))
     if count:
         found = many(found, count)
-    figures = layers_figures(found)
+    figures = layers_figures(Record.of(found))
     assert list(figures) == names
     for figure in figures.values():
         told = texts(figure)
@@ -443,7 +444,7 @@ def test_figures(options, count, names, record):
 def test_bars_are_what_the_record_says(record):
     found = record(LINE)
     blocks = found["results"][0]["blocks"]
-    share, mean, _, mass = layers_figures(found)["layers"].axes[:4]
+    share, mean, _, mass = layers_figures(Record.of(found))["layers"].axes[:4]
     assert [bar.get_width() for bar in share.patches] == pytest.approx([100 * block["share"] for block in blocks])
     assert [bar.get_width() for bar in mass.patches] == pytest.approx([block["mass"] for block in blocks])
     assert [label.get_text() for label in share.get_yticklabels()] == ["0", "2"]
@@ -456,7 +457,7 @@ def test_numbers_that_json_has_lost_are_left_out_of_figures(record):
     found = record(LINE)
     for block in found["results"][0]["blocks"]:
         block |= {"share_error": None, "mean_error": None, "sensitivity_error": None, "standard_error": None}
-    texts(layers_figures(found)["layers"])
+    texts(layers_figures(Record.of(found))["layers"])
 
 
 @pytest.mark.parametrize(("low", "high", "scale"), [(-0.6, 6, 0.006), (-0.3, 5, 7.7e-4), (-1e-3, 50, 1e-4)])

@@ -411,8 +411,8 @@ def test_weights_that_eval_merges_are_those_of_the_checkpoint(tmp_path):
     loaded = spectra.load_problem(
         model=f"{name}:Net", data=f"{name}:data", loss="mse", checkpoint=tmp_path / "lora.pt", device="cpu"
     )
-    assert loaded.record["loss_value"] == pytest.approx(9.0)
-    assert loaded.record["notes"] == ["unused or detached: small (6 parameters; their rows of the matrix are zero)"]
+    assert loaded.record.loss_value == pytest.approx(9.0)
+    assert loaded.record.notes == ["unused or detached: small (6 parameters; their rows of the matrix are zero)"]
 
 
 def test_parameters_that_are_detached_and_yet_change_the_output_are_named_by_the_refusal():

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from spectra import Curvature, SpectralMeasure, load_problem, spectral_measure
 from spectra.cli import run
+from spectra.records.density import DEPTH
 from spectra.spectrum.curves import student_quantile
-from spectra.spectrum.outliers import DEPTH, beside_classes, outliers
+from spectra.spectrum.outliers import outliers
 from spectra.spectrum.summaries import condition_number, effective_dimension, jacobi, radau
+from spectra.tables.outliers import beside_classes
 
 N = 200
 

@@ -16,6 +16,8 @@ from spectra.plots.axes import asinh_ticks
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.layers import layers_figures
 from spectra.plots.style import COLOURS, MOST_CURVES, line_style, marker_style, shortened, text_width, wrapped
+from spectra.records.fields import encode
+from spectra.records.record import Record
 
 GGN = slq(np.abs(network()), deflated=10)
 FOUR = {
@@ -109,6 +111,10 @@ def test_nor_does_that_of_eigenvalues_and_traces(draw, answers, log, width):
     assert_readable(draw(answers, log, title=TITLE, width=width))
 
 
+def recorded(command, entries):
+    return Record.of({"command": command, "problem": {}, "results": encode(entries)})
+
+
 def along_random(matrix):
     """What `landscape` records of a line and its spread."""
     t = np.linspace(-1, 1, 5)
@@ -122,7 +128,7 @@ def along_random(matrix):
 
 def test_nor_does_that_of_a_landscape_of_matrices_with_long_names():
     entries = [along_random(matrix) for matrix in ("gradient-covariance", "fisher-empirical", "fisher-mc", "ggn")]
-    assert_readable(landscape_figures({"results": entries})["landscape"])
+    assert_readable(landscape_figures(recorded("landscape", entries))["landscape"])
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-5])
@@ -135,7 +141,7 @@ def test_nor_does_that_of_the_narrow_columns_of_layers(ratio, size):
         for i, value in enumerate(values)
     ]
     entry = {"curvature": "ggn", "by": "layer", "eigenvalues": [2 * values[-1]], "blocks": blocks}
-    figure = layers_figures({"results": [entry]})["layers"]
+    figure = layers_figures(recorded("layers", [entry]))["layers"]
     assert_readable(figure)
     mean = figure.axes[1]
     low, high = mean.get_xlim()

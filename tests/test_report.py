@@ -5,8 +5,10 @@ import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
+from spectra.records.density import Share
+from spectra.spectrum.records import negative_share
 from spectra.tables.layers import LONGEST, shown
-from spectra.tables.results import negative_share, percentage, with_error
+from spectra.tables.results import percentage, with_error
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_the_share_of_negative_eigenvalues_lies_between_its_limits():
 def test_nothing_is_negative_by_definition_or_unknown():
     measure = spectral_measure(known([0.0, 1.0, 3.0]).matrix, probes=2, steps=2, generator=seeded())
     assert percentage(negative_share(measure, semidefinite=True)) == "0"
-    assert percentage({"value": 0.259, "lower": 0.13, "upper": 0.694}) == "26 (13-69)"
+    assert percentage(Share(value=0.259, lower=0.13, upper=0.694)) == "26 (13-69)"
     assert percentage(None) == ""
 
 

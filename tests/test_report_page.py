@@ -26,6 +26,7 @@ from spectra.plots.style import save_figure
 from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.quoting import quoted
 from spectra.records.files import make_record, save
+from spectra.records.record import Record
 from spectra.tables.results import new_table
 
 COMMANDS = list(KINDS)
@@ -190,7 +191,7 @@ def test_a_large_density_is_a_small_file(tmp_path):
         for name in ("hessian", "ggn", "fisher", "fisher-empirical")
         for nodes in [np.sort(draw.normal(size=(10, 80)) ** 3)]
     ]
-    record = make_record("density", {"options": {}}, entries)
+    record = Record.of(make_record("density", {"options": {}}, entries))
     ((_, figure),) = record_figures(tmp_path, record).items()
     assert len(base64.b64encode(svg(figure))) < 300_000
 

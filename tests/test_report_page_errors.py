@@ -12,6 +12,8 @@ import spectra.cli
 from spectra.cli.config import NOT_RECORDED, plain
 from spectra.cli.repeat import COMMANDS, command_line
 from spectra.page.results import KINDS
+from spectra.records.problem import ProblemRecord
+from spectra.records.record import Record
 
 PLACES = {"inspect": 25, "eig": 25, "trace": 25, "density": 10, "compare": 8}  # that are broken, of each record
 BROKEN = list(PLACES)
@@ -193,6 +195,10 @@ def asked(line: list[str]) -> dict:
         return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}
 
 
+def recorded(command: str, options: dict | None) -> Record:
+    return Record(command=command, problem=ProblemRecord.known(options=options), results=[])
+
+
 REPEATED = [
     *(f"{command} {line}" for command, line in LINES.items()),
     "eig --model a.py:b --data digits",
@@ -212,15 +218,14 @@ REPEATED = [
 def test_a_command_line_repeats_the_options(line):
     options = asked(shlex.split(line))
     command = shlex.split(line)[0]
-    found = command_line({"command": command, "problem": {"options": options}})
+    found = command_line(recorded(command, options))
     assert found[:2] == ["spectra", command]
     assert asked(shlex.split(shlex.join(found[1:]))) == options
 
 
 def test_defaults_are_not_repeated():
     options = asked(shlex.split("eig --data digits --model a.py:b --seed 0 -k 10 --curvature hessian"))
-    record = {"command": "eig", "problem": {"options": options}}
-    assert command_line(record) == shlex.split("spectra eig --model a.py:b --data digits")
+    assert command_line(recorded("eig", options)) == shlex.split("spectra eig --model a.py:b --data digits")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +233,8 @@ def test_defaults_are_not_repeated():
 )
 def test_what_this_spectra_would_not_understand_alike_is_not_repeated(change):
     options = asked(shlex.split("eig --model a.py:b --data digits")) | change
-    assert command_line({"command": "eig", "problem": {"options": options}}) == []
-    assert command_line({"command": "eig", "problem": {}}) == []
+    assert command_line(recorded("eig", options)) == []
+    assert command_line(recorded("eig", None)) == []
 
 
 def test_every_kind_of_result_has_its_command():

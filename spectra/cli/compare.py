@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from spectra.cli.figures import draw
+from spectra.cli.figures import drawn
 from spectra.cli.options import SAVE_EVERY, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
 
 if TYPE_CHECKING:
-    from spectra.comparison.pipeline import Answer
+    from matplotlib.figure import Figure
+
+    from spectra.comparison.pipeline import Compared
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -55,28 +57,26 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
-        from spectra.comparison.pipeline import CompareSettings, comparison
+        from spectra.comparison.pipeline import CompareSettings, compare_matrices
         from spectra.run.session import Session
-        from spectra.tables.compared import compare_record
-        from spectra.tables.comparison import compare_arrays, compare_text
+        from spectra.tables.comparison import compare_text
 
         settings = CompareSettings(k, probes, steps, held_out, subsample)
         with Session(request(settings), TERMINAL) as session:
-            found = comparison(session)
-            record = compare_record(session, found)
-            record["figures"] = draw(session, figures(found, record))
-            session.keep(record, compare_arrays(record))
+            found = compare_matrices(session)
+            record = drawn(session, found.record, lambda _: figures(found))
+            session.keep(record)
     return finish(record, options["as_json"], compare_text(record))
 
 
-def figures(found: Answer, record: dict[str, Any]) -> dict[str, Any]:
+def figures(found: Compared) -> dict[str, Figure | None]:
     """All figures of a comparison, by the names of their files."""
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
 
-    drawn = {"compare": comparison_figure(found.comparison)}
+    made = {"compare": comparison_figure(found.comparison)}
     if found.held_out:
-        drawn["compare-held-out"] = held_out_figure(found.held_out.comparisons)
-    if found.by_size:
-        drawn["compare-subsample"] = subsample_figure(record["subsample"])
-    return drawn
+        made["compare-held-out"] = held_out_figure(found.held_out)
+    if found.record.subsample:
+        made["compare-subsample"] = subsample_figure(found.record.subsample)
+    return made

@@ -87,26 +87,26 @@ def options_of(context: click.Context) -> dict[str, click.Parameter]:
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
-    from spectra.records.files import read
+    from spectra.records.record import load
 
     own = context.command.name
-    path, record = read(path, [own, *known_commands(context)], "--config")
-    problem = record["problem"]
+    path, record = load(path, [own, *known_commands(context)], "--config")
+    problem = vars(record.problem)  # the fields that there are, by name
     options = problem.get("options")
-    if not isinstance(options, dict):
+    if options is None:
         raise SpectraError(f"--config {path}: does not list its options; make the result anew")
     context.meta[REPEATED] = path, problem
     asked = {name: value for name, value in options.items() if name not in NOT_RECORDED}  # by hand it may say --out
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
-    if record["command"] != own:
+    if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-    if record["command"] == "eig":
+    if record.command == "eig":
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
 
 
-def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
+def refuse_changed(context: click.Context, now) -> None:
     """Raise SpectraError where a repeated result's checkpoint, model, data or loss are no longer what they were.
 
     What the command line overrides is not compared.
@@ -118,13 +118,13 @@ def refuse_changed(context: click.Context, now: dict[str, Any]) -> None:
 
     typed = {name for name in then if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     overridden = typed - {name for name in RUN if plain(context.params.get(name)) == then.get(name)}
-    before, after = (problem.get("checkpoint_sha256") for problem in (then, now))
+    before, after = then.get("checkpoint_sha256"), now.checkpoint_sha256
     if before != after and "checkpoint" not in typed:
         raise SpectraError(
-            f"--config {path}: {now['checkpoint']} has changed since that result (its SHA-256 was {before}, is {after}); "
+            f"--config {path}: {now.checkpoint} has changed since that result (its SHA-256 was {before}, is {after}); "
             "restore it, or name it by --checkpoint to take it as it is"
         )
-    before, after = then.get("loss_value"), now["loss_value"]
+    before, after = then.get("loss_value"), now.loss_value
     if not overridden and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
         raise SpectraError(
             f"--config {path}: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "

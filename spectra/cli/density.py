@@ -43,5 +43,5 @@ def density(steps, probes, log, damping, **options) -> int:
 
         settings, home = DensitySettings(steps, probes, damping), options["out"] or Path()
         with Session(request(settings, home), TERMINAL) as session:
-            record = densities(session, partial(draw_density, log=log)).to_dict()
+            record = densities(session, partial(draw_density, log=log))
     return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

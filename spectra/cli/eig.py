@@ -35,5 +35,5 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
         from spectra.tables.results import eig_text
 
         with Session(request(EigSettings(k, which, method, tol)), TERMINAL) as session:
-            record = eigenvalues(session, save_vectors).to_dict()
+            record = eigenvalues(session, save_vectors)
     return finish(record, options["as_json"], eig_text(record))

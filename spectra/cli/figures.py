@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spectra.records.record import Record
     from spectra.run.session import Session
 
 
-def draw(session: Session, figures: dict[str, Any]) -> list[str]:
-    """Write `<name>.png` to --out for each figure that there is; their paths. Without --out, none."""
+def drawn(session: Session, record: Record, figures: Callable[[Record], Mapping[str, Any]]) -> Record:
+    """The record with the paths of its figures, each written to --out as `<name>.png`; without --out there are none."""
     from spectra.plots.files import write_png
 
-    out = session.request.out
-    paths = {name: out / f"{name}.png" for name, figure in figures.items() if figure} if out else {}
-    for name, path in paths.items():
-        if session.first:
-            write_png(figures[name], path)
-    return [str(path) for path in paths.values()]
+    out, paths = session.request.out, []
+    for name, figure in figures(record).items() if out else ():
+        if figure:
+            paths.append(out / f"{name}.png")
+            if session.first:
+                write_png(figure, paths[-1])
+    return record.changed(figures=list(map(str, paths)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from spectra.cli.options import Positive, model_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import Terminal, finish, prints_to_stderr
+
+if TYPE_CHECKING:
+    from spectra.records.problem import ProblemRecord
 
 
 @click.command()
@@ -28,20 +30,18 @@ def inspect(k, tol, rtol, **options) -> int:
     spectra inspect --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.run.inspection import InspectSettings, model_alone, outlooks
+        from spectra.run.inspection import InspectSettings, inspection
         from spectra.run.session import Session
-        from spectra.tables.inspection import inspect_results, inspect_text
+        from spectra.tables.inspection import inspect_text
 
         with Session(request(InspectSettings(k, tol, rtol)), Terminal(known_so_far)) as session:
-            found = outlooks(session) if options["data"] is not None else model_alone(session)
-            record = session.record(found, inspect_results(found)).to_dict()
-            session.keep(record, {})
+            record = inspection(session)
     return finish(record, options["as_json"], inspect_text(record))
 
 
-def known_so_far(problem: Mapping[str, Any]) -> str:
+def known_so_far(problem: ProblemRecord) -> str:
     """How the record reads before there are forecasts: layers and checkpoint, and once there is a gradient the data."""
     from spectra.tables.inspection import data_parts, model_parts
     from spectra.tables.results import rendered
 
-    return rendered(*model_parts(problem), *(data_parts(problem) if "gradient_norm" in problem else ()))
+    return rendered(*model_parts(problem), *(data_parts(problem) if hasattr(problem, "gradient_norm") else ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spectra.cli.figures import draw
+from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
@@ -81,18 +81,13 @@ def landscape(along, radius, points, tol, **options) -> int:
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures
-        from spectra.records.files import finite
         from spectra.run.session import Session
         from spectra.surfaces.landscape import Grid
-        from spectra.surfaces.pipeline import LandscapeSettings, earlier_result, landscapes
-        from spectra.tables.landscape import landscape_arrays, landscape_results, landscape_text
+        from spectra.surfaces.pipeline import LandscapeSettings, landscapes
+        from spectra.tables.landscape import landscape_text
 
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)
         with Session(request(settings), TERMINAL) as session:
-            found = landscapes(session)
-            record = session.record([], landscape_results(found)).to_dict()
-            if path := earlier_result(session, found):
-                record["problem"]["options"]["eigenvectors"] = path  # for --config elsewhere
-            record["figures"] = draw(session, landscape_figures(finite(record))) if options["out"] else []
-            session.keep(record, landscape_arrays(record))
+            record = drawn(session, landscapes(session), landscape_figures)
+            session.keep(record)
     return finish(record, options["as_json"], landscape_text(record))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spectra.cli.figures import draw
+from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
@@ -35,17 +35,13 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.layerwise.parameter_blocks import tied
         from spectra.layerwise.pipeline import LayersSettings, layerwise
         from spectra.plots.layers import layers_figures
         from spectra.run.session import Session
-        from spectra.tables.layers import layers_arrays, layers_results, layers_text
+        from spectra.tables.layers import layers_text
 
         settings = LayersSettings(by, k, sort, method, rtol, tol, steps if density else 0, probes)
         with Session(request(settings), TERMINAL) as session:
-            found = layerwise(session)
-            record = session.record([], layers_results(found, by, settings.settled().sort, method)).to_dict()
-            record["problem"]["notes"] = [*record["problem"]["notes"], *tied(session.problem)]
-            record["figures"] = draw(session, layers_figures(record)) if options["out"] else []
-            session.keep(record, layers_arrays(found))
+            record = drawn(session, layerwise(session), layers_figures)
+            session.keep(record)
     return finish(record, options["as_json"], layers_text(record))

@@ -18,13 +18,13 @@ from spectra.cli.trace import trace
 COMMANDS = {command.name: command for command in (eig, trace, density, inspect, compare, layers, landscape)}
 
 
-def command_line(record: dict[str, Any]) -> list[str]:
+def command_line(record) -> list[str]:
     """The words of `spectra eig --model ...`, with the options that are not as they are by default.
 
     None of them where the record lists no options, or such that this spectra would not understand alike.
     """
-    command, asked = COMMANDS[record["command"]], record["problem"].get("options")
-    if not isinstance(asked, dict):
+    command, asked = COMMANDS[record.command], record.problem.options
+    if asked is None:
         return []
     words = [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
     return ["spectra", command.name, *words] if understood(command, words) == asked else []

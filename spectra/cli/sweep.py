@@ -72,12 +72,12 @@ def run(path, retry, dry_run, trust) -> int:
 @JSON
 def status(path, as_json) -> int:
     """Where the tasks stand; those that failed with their last lines."""
-    from spectra.records.files import to_json
-    from spectra.tables.sweep import status_record, status_text
+    from spectra.sweeps.tasks import status_of
+    from spectra.tables.sweep import status_text
 
     plan = understood(path)
-    standings = all_standings(plan, patient=True)
-    answer(to_json(status_record(plan, standings)) if as_json else status_text(standings))
+    found = status_of(plan, all_standings(plan, patient=True))
+    answer(found.to_json() if as_json else status_text(found))
     return 0
 
 
@@ -90,9 +90,9 @@ def collect(path, as_json) -> int:
     Writes table.csv, table.json, evolution.png and evolution.pdf beside the
     results.
     """
-    from spectra.records.files import to_json
+    from spectra.plots.evolution_files import evolution_files
     from spectra.sweeps.evolution import collect as collected
-    from spectra.tables.evolution import evolution_files, evolution_record, evolution_text
+    from spectra.tables.evolution import evolution_text
 
     plan = understood(path)
     evolution = collected(plan)
@@ -102,7 +102,7 @@ def collect(path, as_json) -> int:
     if evolution.unfinished:
         note(f"{len(evolution.unfinished)} of {len(plan.tasks)} tasks are not finished yet")
     paths = "\n".join(quoted(os.path.relpath(file), None) for file in files)
-    answer(to_json(evolution_record(evolution)) if as_json else f"{evolution_text(evolution)}\n\n{paths}")
+    answer(evolution.to_json() if as_json else f"{evolution_text(evolution)}\n\n{paths}")
     return 0
 
 
@@ -125,28 +125,29 @@ def outlook(plan, wanted: Sequence[str]) -> str:
     """The tasks, and what those that would run will cost. Raises SpectraError where their commands would."""
     from spectra.sweeps.cost import estimate
     from spectra.sweeps.plan import typed
+    from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import counts, dry_run_text
 
     standings = all_standings(plan, patient=True)
     left = [s.task for s in standings if s.state in wanted]
     if not left:
-        return counts(standings)
+        return counts(s.state for s in standings)
     known = {spelled for option in inspect.params for spelled in (option.name, *(o.lstrip("-") for o in option.opts))}
     options = {key: value for own in plan.options.values() for key, value in own.items() if key in known}
     first = {"checkpoint": str(left[0].checkpoint)} if left[0].checkpoint else {}
     arguments = tuple(typed(options | first | {"seed": left[0].seed}))
-    return dry_run_text(plan, standings, estimate(plan, left, arguments))
+    return dry_run_text(status_of(plan, standings), plan.commands, estimate(plan, left, arguments))
 
 
 def here(plan, wanted: Sequence[str]) -> int:
     """Run tasks on this machine; 0 where all of the plan is finished and every tolerance met, else 1."""
     from spectra.sweeps.local import run_here
-    from spectra.sweeps.tasks import standing
+    from spectra.sweeps.tasks import standing, status_of
     from spectra.tables.sweep import counts, status_text
 
     before = all_standings(plan, patient=True)
     tasks = [s.task for s in before if s.state in wanted]
-    note(f"{counts(before)}; {len(tasks)} to run")
+    note(f"{counts(s.state for s in before)}; {len(tasks)} to run")
     done = 0
 
     def tell(task) -> None:
@@ -158,13 +159,14 @@ def here(plan, wanted: Sequence[str]) -> int:
 
     run_here(plan, tasks, tell)
     after = all_standings(plan, patient=True)
-    answer(status_text(after))
+    answer(status_text(status_of(plan, after)))
     hint(after)
     return 0 if all(s.state == "finished" and not s.unmet for s in after) else 1
 
 
 def on_slurm(plan, wanted: Sequence[str]) -> int:
     from spectra.sweeps.slurm import submit_once
+    from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import counts, status_text
 
     before = []
@@ -176,9 +178,9 @@ def on_slurm(plan, wanted: Sequence[str]) -> int:
     jobs = submit_once(plan, choose)
     if jobs:
         arrays = sorted({job.partition("_")[0] for job in jobs.values()})
-        answer(f"{counts(before)}; {len(jobs)} submitted as job {', '.join(arrays)}")
+        answer(f"{counts(s.state for s in before)}; {len(jobs)} submitted as job {', '.join(arrays)}")
     else:
-        answer(f"{status_text(before)}\n\nnothing submitted")
+        answer(f"{status_text(status_of(plan, before))}\n\nnothing submitted")
     hint(before)
     return 0
 

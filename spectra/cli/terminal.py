@@ -6,16 +6,20 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from spectra.cli.progress import Line, Telling, begin_work, clear_line, progress_line, tell_heading
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
+
+if TYPE_CHECKING:
+    from spectra.records.problem import ProblemRecord
+    from spectra.records.record import Record
 
 _printed = ""  # of the present command's answer, before the rest of it was known
 
@@ -65,18 +69,18 @@ def prints_to_stderr() -> Iterator[None]:
         _printed = telling.printed if watched else ""
 
 
-def usual_heading(problem: Mapping[str, Any]) -> str:
+def usual_heading(problem: ProblemRecord) -> str:
     """What is looked at, and its loss."""
     from spectra.tables.results import heading, rendered
 
-    return rendered(heading({"problem": problem}))
+    return rendered(heading(problem))
 
 
 @dataclass(frozen=True)
 class Terminal:
     """The listener of a command's run: what passes goes to standard error, the heading to where the answer goes."""
 
-    text: Callable[[Mapping[str, Any]], str] = usual_heading
+    text: Callable[[ProblemRecord], str] = usual_heading
 
     def begin(self) -> None:
         begin_work()
@@ -84,7 +88,7 @@ class Terminal:
     def work(self, name: str) -> AbstractContextManager[Line]:
         return progress_line(name)
 
-    def heading(self, problem: Mapping[str, Any]) -> None:
+    def heading(self, problem: ProblemRecord) -> None:
         tell_heading(self.text(problem))
 
     def note(self, text: str) -> None:
@@ -105,12 +109,10 @@ def answer(text: str) -> None:
         raise SpectraError(f"standard output: {text}") from error
 
 
-def finish(record: dict[str, Any], as_json: bool, text: str) -> int:
+def finish(record: Record, as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
-    from spectra.records.files import to_json
-
     if as_json:
-        answer(to_json(record))
+        answer(record.to_json())
     elif not _printed:
         answer(text)
     elif rest := text.removeprefix(_printed).removeprefix("\n"):
@@ -131,18 +133,15 @@ WAYS_OUT = {
 }
 
 
-def why_not(record: dict[str, Any]) -> str:
+def why_not(record: Record) -> str:
     """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
-    from spectra.records.files import finite
-
-    limit = (record["problem"].get("options") or {}).get("max_products")
-    for result in record["results"]:
-        name = result["curvature"]
-        known = {key: value for key, value in result.items() if (key, value) != ("standard_error", math.inf)}
+    limit = record.problem.option("max_products")
+    for result in record.results:
+        name = result.curvature
         # Where checks have found products finite, a number that is missing is one that --max-products left none for.
-        short = limit is not None and math.isfinite(result.get("noise") or math.nan) and result["products"] >= limit - 1
-        if finite(known) != known and not short:
+        short = limit is not None and math.isfinite(result.noise or math.nan) and result.products >= limit - 1
+        if not result.is_finite() and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
-        if not result["converged"]:
-            return f"{name}: not converged in {result['products']} products; {WAYS_OUT[record['command']]}"
+        if not result.converged:
+            return f"{name}: not converged in {result.products} products; {WAYS_OUT[record.command]}"
     return ""

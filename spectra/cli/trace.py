@@ -35,5 +35,5 @@ def trace(method, rtol, probes, **options) -> int:
         from spectra.tables.results import trace_text
 
         with Session(request(TraceSettings(rtol, method, probes)), TERMINAL) as session:
-            record = traces(session).to_dict()
+            record = traces(session)
     return finish(record, options["as_json"], trace_text(record))

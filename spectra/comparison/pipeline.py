@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
-from spectra.comparison.causes import Cause, causes
+from spectra.comparison.causes import Cause as Reason
+from spectra.comparison.causes import causes
 from spectra.comparison.comparison import Comparison, compare, refuse_alone
 from spectra.comparison.held_out import on_other_data
 from spectra.comparison.portrait import Portrait, timed
@@ -21,10 +22,21 @@ from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.limits import refuse_k
 from spectra.problem.problem import Problem
+from spectra.records.compare import (
+    Cause,
+    ClassStructure,
+    CompareResult,
+    HeldOut,
+    Pair,
+    Subsample,
+    on_held_out_data,
+)
+from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.spectrum.classes import ClassStructure, class_count, class_structure
+from spectra.spectrum.classes import class_count, class_structure
+from spectra.spectrum.records import outliers_of
 from spectra.vectors import norm
 
 
@@ -51,25 +63,12 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Every matrix compared with itself on other data."""
+class Compared:
+    """The record of a comparison, and what its figures are drawn from."""
 
-    about: dict[str, Any]  # what is to be said of the data
-    found: list[Measurement]
-    comparisons: dict[str, Comparison]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a comparison has found."""
-
+    record: Record
     comparison: Comparison
-    found: list[Measurement]  # of each matrix; their answers are portraits
-    causes: list[Cause]
-    classes: int | None  # how many the loss has
-    structure: ClassStructure | None  # what means of classes give of the GGN
-    held_out: HeldOut | None
-    by_size: dict[str, BySize]  # of each matrix, where subsets were asked for
+    held_out: dict[str, Comparison]  # every matrix with itself on the data held out, if there are any
 
 
 class Comparing:
@@ -80,18 +79,33 @@ class Comparing:
         self.together = Together(session, len(session.names) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
 
-    def answer(self, other: tuple[Problem, dict[str, Any]] | None) -> Answer:
-        """All that was asked for; `other` is the problem on the data held out, and what is to be said of them."""
-        problem, names = self.session.problem, self.session.names
+    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
+        """Whatever was asked for; `other` is the problem on the data held out, and what is to be said of them."""
+        problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
         comparison = self.compared(matrices)
-        explained = self.explained(comparison)
+        reasons = self.explained(comparison)
         found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
-        held_out = self.on_held_out(*other, matrices, comparison) if other else None
+        there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
         by_size = self.on_subsets() if self.asked.subsample else {}
         classes = class_count(problem)
         structure = self.levels(comparison) if classes else None
-        return Answer(comparison, found, explained, classes, structure, held_out, by_size)
+
+        results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
+        if by_size:
+            results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
+        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
+        samples = self.session.loaded.record.samples
+        record = self.session.record(
+            [],
+            results + [CompareResult.of(m, k) for m in there],
+            pairs=[Pair.of(pair, one.dimension) for one in (comparison, *again.values()) for pair in one.pairs],
+            causes=[Cause.of(reason) for reason in reasons],
+            held_out=HeldOut(**other[1]) if other else None,
+            subsample=[Subsample.of(name, one, here[name], samples) for name, one in by_size.items()] or None,
+            class_structure=structure,
+        )
+        return Compared(record, comparison, again)
 
     def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
         """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
@@ -111,7 +125,7 @@ class Comparing:
             watch=self.session.listener.work,
         )
 
-    def explained(self, comparison: Comparison) -> list[Cause]:
+    def explained(self, comparison: Comparison) -> list[Reason]:
         """Why the matrices differ; what batches give is left out where it would take too many products."""
         if not comparison.pairs:
             return []
@@ -134,24 +148,24 @@ class Comparing:
         estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
         exact = Factor(problem, "ggn").trace_work() <= portrait.products
         try:
-            return class_structure(problem, portrait.eigenpairs, None if exact else estimated)
+            return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
         except SpectraError as error:
             self.session.listener.note(str(error))
             return None
 
     def on_held_out(
-        self, other: Problem, about: dict[str, Any], matrices: Mapping[str, Prepared], comparison: Comparison
-    ) -> HeldOut:
+        self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
+    ) -> tuple[list[Measurement], dict[str, Comparison]]:
         """Measurements on the other data; every matrix compared with itself there."""
         found, comparisons = [], {}
         for name, matrix in matrices.items():
-            there = f"{name}, held out"
+            there = on_held_out_data(name)
             two = {name: matrix, there: self.together.matrix(other, name, self.products, there)}
             comparisons[name] = one = self.compared(two, {name: comparison.portraits[name]})
             portrait = one.portraits[there]
             measurement = two[there].measured(portrait, portrait.products, portrait.seconds)
             found.append(replace(measurement, curvature=there))
-        return HeldOut(about, found, comparisons)
+        return found, comparisons
 
     def on_subsets(self) -> dict[str, BySize]:
         """Largest eigenvalues of each matrix on subsets of the examples."""
@@ -171,12 +185,12 @@ class Comparing:
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
-def comparison(session: Session) -> Answer:
+def compare_matrices(session: Session) -> Compared:
     """The matrices that are asked for, compared."""
     session.load()
     other = other_data(session)
     with session.resumable():
-        return Comparing(session).answer(other)
+        return Comparing(session).all_of_it(other)
 
 
 def other_data(session: Session) -> tuple[Problem, dict[str, Any]] | None:
@@ -186,7 +200,7 @@ def other_data(session: Session) -> tuple[Problem, dict[str, Any]] | None:
     """
     asked, named = session.request.settings, session.request.problem
     if asked.subsample:
-        refuse_sizes(asked.subsample, session.loaded.record["samples"])
+        refuse_sizes(asked.subsample, session.loaded.record.samples)
     if not asked.held_out:
         return None
     with session.listener.work("held-out data") as line:

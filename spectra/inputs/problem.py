@@ -27,6 +27,7 @@ from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
+from spectra.records.problem import ProblemRecord
 
 LARGE_MODEL = "take --dtype float32 and --device cpu, or a machine with more memory"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -37,7 +38,7 @@ class Loaded:
     """A problem, its record (sizes, the checkpoint's hash, versions, device, seed), and how the checkpoint fitted."""
 
     problem: Problem
-    record: dict[str, Any]
+    record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
 
 
@@ -144,7 +145,7 @@ def load_problem(
     return Loaded(problem, problem_record(problem, typed, value, told), loaded)
 
 
-def describe_problem(problem: Problem, memory: int | None = None) -> dict[str, Any]:
+def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
     """The record of a Problem that was made in Python: the loss over its data is computed. Raises SpectraError."""
     typed = names_of(problem.model, problem.loss, problem.batches) | {
         "checkpoint_key": None,
@@ -165,26 +166,23 @@ def describe_problem(problem: Problem, memory: int | None = None) -> dict[str, A
 
 def problem_record(
     problem: Problem, typed: dict[str, Any], value: Evaluation, told: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> ProblemRecord:
     """What results say of a problem: what was typed, what that came to, the loss over the data, and notes."""
-    place = problem.device
-    return {
-        "parameters": problem.size,
-        "shapes": {name: list(parameter.shape) for name, parameter in problem.parameters.items()},
-        "parameters_in_all": sum(p.numel() for p in problem.model.parameters()),
-        "examples": problem.examples,
-        **typed,
-        "samples": sum(map(len, problem.batches)),
-        "batch_size": max(map(len, problem.batches)),
-        "device": place.type,
-        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "ranks": problem.processes.count,
-        "loss_value": value.loss,
-        "accuracy": value.accuracy,
-        "notes": [*told, *model_notes(problem)],
-        "versions": versions(),
-    }
+    place, sizes = problem.device, [len(batch) for batch in problem.batches]
+    return ProblemRecord.known(
+        parameters=problem.size,
+        shapes={name: list(parameter.shape) for name, parameter in problem.parameters.items()},
+        parameters_in_all=sum(p.numel() for p in problem.model.parameters()),
+        examples=problem.examples,
+        **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": place.type},
+        device_name=torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+        ranks=problem.processes.count,
+        loss_value=value.loss,
+        accuracy=value.accuracy,
+        notes=[*told, *model_notes(problem)],
+        versions=versions(),
+    )
 
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:

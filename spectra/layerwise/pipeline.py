@@ -11,7 +11,9 @@ from spectra.cluster.distributed import distributed
 from spectra.krylov.bounds import kato_temple
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
-from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
+from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
+from spectra.layerwise.records import layers_results
+from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
@@ -49,11 +51,14 @@ class LayersSettings(AnySize):
         )
 
 
-def layerwise(session: Session) -> list[Measurement]:
-    """The blocks of each matrix; the measurements' answers are `Layers`."""
-    blocks = parameter_blocks(session.load().problem, session.request.settings.by)
+def layerwise(session: Session) -> Record:
+    """The record of the blocks of each matrix."""
+    asked, problem = session.request.settings.settled(), session.load().problem
+    blocks = parameter_blocks(problem, asked.by)
     with session.resumable():
-        return [measured(session, name, blocks) for name in session.names]
+        found = [measured(session, name, blocks) for name in session.names]
+    record = session.record([], layers_results(found, asked.by, asked.sort, asked.method))
+    return record.changed(problem=record.problem.changed(notes=[*record.problem.notes, *tied(problem)]))
 
 
 def measured(session: Session, name: str, blocks: list[ParameterBlock]) -> Measurement:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from spectra.inputs.origin import RUN, is_strange
 from spectra.page.figures import figures
@@ -17,8 +16,8 @@ from spectra.page.style import STYLE
 from spectra.page.tables import paragraphs_and_tables
 from spectra.plots.saved import intact
 from spectra.quoting import quoted, readable
+from spectra.records.record import Record
 
-Record = dict[str, Any]
 NOTHING_ELSE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may load or run
 UNITS = (
     "A product is one multiplication of a matrix with a vector: the unit of cost. Times are in seconds, those of "
@@ -40,7 +39,7 @@ def document(
     """
     told = []
     for path, record in results:
-        with intact(path, record["command"]):
+        with intact(path, record.command):
             told.append(facts(record))
     common = shared(told)
     sections = [
@@ -74,27 +73,27 @@ def usual_title(common: Facts) -> str:
 
 def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
     links = [
-        element("li", element("a", KINDS[record["command"]].title, href=f"#result-{i + 1}"), f" {quoted(path)}")
+        element("li", element("a", KINDS[record.command].title, href=f"#result-{i + 1}"), f" {quoted(path)}")
         for i, (path, record) in enumerate(results)
     ]
     return element("nav", element("ol", *lines(links)), aria_label="Contents")
 
 
 def section(number: int, path: Path, record: Record, own: Facts, repeat: Callable[[Record], Sequence[str]]) -> Markup:
-    kind = KINDS[record["command"]]
-    with intact(path, record["command"]):
+    kind = KINDS[record.command]
+    with intact(path, record.command):
         shown = readable(record)
         first, rest = paragraphs_and_tables(resolve_name(kind.parts)(shown))
         drawn = list(figures(path, shown))
-        again = how_to_repeat(path, record["command"], repeat(record), code_of(record))
+        again = how_to_repeat(path, record.command, repeat(record), code_of(record))
     parts = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]
     return element("section", *lines(parts), id=f"result-{number}")
 
 
 def code_of(record: Record) -> list[str]:
     """Options of a result that name code, which `--config` does not take from it."""
-    options = record["problem"].get("options")
-    named = {name: options.get(name) for name in RUN} if isinstance(options, dict) else {}
+    options = record.problem.options or {}
+    named = {name: options.get(name) for name in RUN}
     strange = {name: text for name, text in named.items() if isinstance(text, str) and is_strange(text)}
     return [word for name, text in strange.items() for word in (f"--{name.replace('_', '-')}", text)]
 

@@ -10,6 +10,7 @@ from typing import Any
 from spectra.page.markup import Markup, element, opening
 from spectra.plots.saved import KINDS, WHOLE, record_figures
 from spectra.plots.svg import svg
+from spectra.records.record import Record
 
 CAPTIONS = {
     "eig": "Eigenvalues by rank, with residuals",
@@ -27,11 +28,11 @@ CAPTIONS = {
 }
 
 
-def figures(path: Path, record: dict[str, Any]) -> Iterator[Markup]:
+def figures(path: Path, record: Record) -> Iterator[Markup]:
     """All figures of a result, drawn again from its numbers. Raises SpectraError."""
-    if record["command"] not in KINDS | WHOLE:
+    if record.command not in KINDS | WHOLE:
         return
-    matrices = ", ".join(dict.fromkeys(str(entry["curvature"]) for entry in record["results"] if "curvature" in entry))
+    matrices = ", ".join(dict.fromkeys(entry.curvature for entry in record.results))
     for name, drawn in record_figures(path, record).items():
         caption = CAPTIONS.get(name, name.replace("-", " ").capitalize())
         yield element("figure", image(drawn, f"{caption}: {matrices}"), element("figcaption", f"{caption}."))

@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from spectra.page.markup import Markup, element
 from spectra.quoting import LINE, quoted
+from spectra.records.problem import ProblemRecord
+from spectra.records.record import Record
 
 DIGITS = 12  # of a SHA-256
 Facts = dict[str, str]
 
 
-def facts(record: dict[str, Any]) -> Facts:
+def facts(record: Record) -> Facts:
     """In words, by name; what the record does not tell, or what does not apply, is left out."""
-    problem = record["problem"]
+    problem = record.problem
     found = {
         "Model": problem.get("model"),
         "Checkpoint": checkpoint(problem),
         "Data": data(problem),
         "Transform": problem.get("transform"),
-        "Output": problem.get("output"),
+        "Output": problem.output,
         "Loss": evaluated(problem),
-        "Weight decay": problem.get("weight_decay") or None,
+        "Weight decay": problem.weight_decay or None,
         "Parameters": parameters(problem),
         "Labels drawn": labels(record),
         "Batch size": counted(problem.get("batch_size")),
-        "Precision": problem.get("dtype"),
+        "Precision": problem.dtype,
         "Device": device(problem),
         "Seed": problem.get("seed"),
-        "Versions": ", ".join(f"{name} {version}" for name, version in (problem.get("versions") or {}).items()),
+        "Versions": ", ".join(f"{name} {version}" for name, version in (problem.versions or {}).items()),
     }
     return {name: quoted(text, LINE) for name, text in found.items() if text not in (None, "")}
 
 
-def checkpoint(problem: dict[str, Any]) -> str:
-    path, sha = problem.get("checkpoint"), problem.get("checkpoint_sha256")
+def checkpoint(problem: ProblemRecord) -> str:
+    path, sha = problem.get("checkpoint"), problem.checkpoint_sha256
     if path is None:
         return f"none: as built with seed {problem.get('seed')}"
     parts = [
-        f"entry {problem['checkpoint_key']}" if problem.get("checkpoint_key") else "",
-        f"without the prefix {problem['checkpoint_prefix']}" if problem.get("checkpoint_prefix") else "",
-        f"{problem['checkpoint_ignored']} other names ignored" if problem.get("checkpoint_ignored") else "",
+        f"entry {problem.checkpoint_key}" if problem.checkpoint_key else "",
+        f"without the prefix {problem.checkpoint_prefix}" if problem.checkpoint_prefix else "",
+        f"{problem.checkpoint_ignored} other names ignored" if problem.checkpoint_ignored else "",
         f"SHA-256 {str(sha)[:DIGITS]}…" if sha else "",
     ]
     return ", ".join([str(path), *filter(None, parts)])
 
 
-def data(problem: dict[str, Any]) -> str | None:
+def data(problem: ProblemRecord) -> str | None:
     examples = counted(problem.get("examples"))
     return f"{problem.get('data')}, {examples} examples" if examples else problem.get("data")
 
@@ -56,17 +57,17 @@ def counted(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 
-def evaluated(problem: dict[str, Any]) -> str | None:
+def evaluated(problem: ProblemRecord) -> str | None:
     """The loss and what it is; the accuracy where there is one."""
-    value, accuracy = problem.get("loss_value"), problem.get("accuracy")
+    value, accuracy = problem.get("loss_value"), problem.accuracy
     if value is None:
         return problem.get("loss")
     right = "" if accuracy is None else f", accuracy {100 * accuracy:.4g} %"
     return f"{problem.get('loss')} {value:.4g}{right}"
 
 
-def parameters(problem: dict[str, Any]) -> str | None:
-    chosen, every, params = (problem.get(key) for key in ("parameters", "parameters_in_all", "params"))
+def parameters(problem: ProblemRecord) -> str | None:
+    chosen, every, params = (problem.get("parameters"), problem.parameters_in_all, problem.params)
     if chosen is None:
         return None
     of = f" of {every:,}" if every and every > chosen else ""
@@ -74,21 +75,21 @@ def parameters(problem: dict[str, Any]) -> str | None:
     return f"{chosen:,}{of}{which}"
 
 
-def labels(record: dict[str, Any]) -> str | None:
+def labels(record: Record) -> str | None:
     """By the one matrix that draws any."""
-    drawn = any(str(entry.get("curvature")).startswith("fisher-mc") for entry in record["results"])
-    return f"{record['problem'].get('mc_samples')} for each example of fisher-mc" if drawn else None
+    drawn = any(entry.curvature.startswith("fisher-mc") for entry in record.results)
+    return f"{record.problem.mc_samples} for each example of fisher-mc" if drawn else None
 
 
-def device(problem: dict[str, Any]) -> str | None:
-    name, threads, ranks = (problem.get(key) for key in ("device_name", "threads", "ranks"))
-    if problem.get("device") is None:
+def device(problem: ProblemRecord) -> str | None:
+    name, threads, ranks = problem.device_name, problem.threads, problem.ranks
+    if problem.device is None:
         return None
     counts = [
         f"{threads} thread{'s' * (threads != 1)}" if threads else "",
         f"{ranks} ranks" if ranks and ranks > 1 else "",
     ]
-    return ", ".join(filter(None, [f"{problem['device']} ({name})" if name else str(problem["device"]), *counts]))
+    return ", ".join(filter(None, [f"{problem.device} ({name})" if name else problem.device, *counts]))
 
 
 def shared(found: Sequence[Facts]) -> Facts:

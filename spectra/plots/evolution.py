@@ -15,8 +15,7 @@ from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, Nu
 from spectra.plots.axes import plain
 from spectra.plots.names import settable
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
-from spectra.sweeps.evolution import Evolution
-from spectra.sweeps.rows import Row
+from spectra.records.sweep import Evolution, Row
 
 TITLES = {  # the small panels, in their order
     "loss": "loss",

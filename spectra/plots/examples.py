@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import magnitude_axis
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
+from spectra.records.compare import Subsample
 
 PAGE = 6.5  # width in inches
 MOST = 5  # eigenvalues drawn against the number of examples
@@ -71,13 +72,13 @@ def draw_overlap(axes: Axes, one: Any) -> None:
     axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
 
 
-def subsample_figure(entries: Sequence[Mapping[str, Any]]) -> Figure | None:
+def subsample_figure(entries: Sequence[Subsample]) -> Figure | None:
     """The largest eigenvalues of each matrix against 1 / N, and the lines a + b / N with their errors at 0."""
-    entries = [entry for entry in entries if entry["trends"]]
+    entries = [entry for entry in entries if entry.trends]
     if not entries:
         return None
     with matplotlib.style.context(STYLE):
-        shown = min(MOST, min(len(entry["trends"]) for entry in entries))
+        shown = min(MOST, min(len(entry.trends) for entry in entries))
         looks = [marker_style(i) for i in range(shown)]
         handles = [Line2D([], [], **look, markersize=4) for look in looks]
         handles.append(Line2D([], [], color="0.3", marker="*", markersize=6, linestyle="none"))
@@ -86,26 +87,27 @@ def subsample_figure(entries: Sequence[Mapping[str, Any]]) -> Figure | None:
         panels = figure.subplots(1, len(entries), squeeze=False)[0]
         for axes, entry in zip(panels, entries, strict=True):
             draw_trends(axes, entry, looks, shown)
-            axes.set_title(entry["curvature"], loc="left", fontsize=8.5)
+            axes.set_title(entry.curvature, loc="left", fontsize=8.5)
         panels[0].set_ylabel("λ ± 2 standard errors")
         figure.supxlabel("1000 / number of examples", fontsize=9)
         legend.draw(figure, handles)
     return figure
 
 
-def draw_trends(axes: Axes, entry: Mapping[str, Any], looks: Sequence[dict[str, Any]], shown: int) -> None:
-    inverse = 1e3 / np.array(entry["sizes"])
-    all_of_them = 1e3 / entry["examples"]
-    for i, trend in enumerate(entry["trends"][:shown]):
-        limit, look = trend["limit"], looks[i] | {"markersize": 3.8, "elinewidth": 0.9, "clip_on": False}
-        slope = (trend["at_all"]["value"] - limit["value"]) / all_of_them
+def draw_trends(axes: Axes, entry: Subsample, looks: Sequence[dict[str, Any]], shown: int) -> None:
+    inverse = 1e3 / np.array(entry.sizes)
+    all_of_them = 1e3 / entry.examples
+    for i, trend in enumerate(entry.trends[:shown]):
+        limit, look = trend.limit, looks[i] | {"markersize": 3.8, "elinewidth": 0.9, "clip_on": False}
+        slope = (trend.at_all.value - limit.value) / all_of_them
         ends = np.array([0.0, inverse.max()])
-        axes.plot(ends, limit["value"] + slope * ends, **(line_style(i, shown) | {"linewidth": 1.0}))
-        means = np.array([[mean["value"], mean["standard_error"]] for mean in trend["means"]]).T
+        axes.plot(ends, limit.value + slope * ends, **(line_style(i, shown) | {"linewidth": 1.0}))
+        means = np.array([[mean.value, mean.standard_error] for mean in trend.means], dtype=float).T  # None is nan
         axes.errorbar(inverse, means[0], 2 * means[1], **look)
-        axes.errorbar(0, limit["value"], 2 * limit["standard_error"], **(look | {"mfc": "white"}))
-        if i < len(entry["measured"]):
-            axes.plot(all_of_them, entry["measured"][i], "*", color="0.3", markersize=6, zorder=12)
+        error = np.array(limit.standard_error, dtype=float)
+        axes.errorbar(0, limit.value, 2 * error, **(look | {"mfc": "white"}))
+        if i < len(entry.measured):
+            axes.plot(all_of_them, entry.measured[i], "*", color="0.3", markersize=6, zorder=12)
     axes.set_xlim(-0.04 * inverse.max(), 1.05 * inverse.max())
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(4))

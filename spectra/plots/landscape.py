@@ -16,6 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.style import COLOURS, STYLE, lay_out_legend, shortened
+from spectra.records.landscape import Direction, Line, Plane, SpreadAlong
+from spectra.records.record import Record
 
 PAGE = 6.5  # width in inches
 LOSS, PREDICTION, DEPARTURE = COLOURS[0], COLOURS[1], "0.15"
@@ -26,21 +28,20 @@ BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
 EXPLODES = 1e4  # times the lowest loss, beyond which heights are logarithmic
 CUT = 5.0  # times what nine tenths of a plane stay below, where a surface is cut off
 LARGEST = 1e100
-Entry = dict[str, Any]
 
 
 class Panel(NamedTuple):
     """A line or a plane of one matrix, and the directions it is along."""
 
     matrix: str
-    found: Entry
-    directions: list[Entry]
+    found: Line | Plane
+    directions: list[Direction]
 
 
-def landscape_figures(record: Entry) -> dict[str, Figure]:
+def landscape_figures(record: Record) -> dict[str, Figure]:
     """Those that there is something for: `landscape` of lines and of the spread, `landscape-plane` and -surface."""
     lines, planes = panels(record, "lines"), panels(record, "planes")
-    spread = [(entry["curvature"], one) for entry in record["results"] for one in entry["spread"] or ()]
+    spread = [(entry.curvature, one) for entry in record.results for one in entry.spread or ()]
     figures = {}
     with matplotlib.style.context(STYLE):
         if lines or spread:
@@ -51,38 +52,38 @@ def landscape_figures(record: Entry) -> dict[str, Figure]:
     return figures
 
 
-def panels(record: Entry, kind: str) -> list[Panel]:
+def panels(record: Record, kind: str) -> list[Panel]:
     """Those with a loss to be drawn."""
     found = []
-    for entry in record["results"]:
-        known = {d["name"]: d for d in entry["directions"]}
-        for one in entry[kind]:
-            names = one["along"] if isinstance(one["along"], list) else [one["along"]]
-            if np.isfinite(numbers(one["loss"])).any():
-                found.append(Panel(entry["curvature"], one, [known[name] for name in names]))
+    for entry in record.results:
+        known = {d.name: d for d in entry.directions}
+        for one in getattr(entry, kind):
+            names = one.along if isinstance(one.along, list) else [one.along]
+            if np.isfinite(numbers(one.loss)).any():
+                found.append(Panel(entry.curvature, one, [known[name] for name in names]))
     return found
 
 
 def numbers(values: Any) -> np.ndarray:
-    """As floats; null is nan, and so is what no axis can show."""
+    """As floats; what no axis can show is nan."""
     found = np.array(values, dtype=np.float64)
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
-def title(direction: Entry) -> str:
+def title(direction: Direction) -> str:
     """A direction, and how much the loss bends along it or how long it is."""
-    name = direction["name"]
-    if direction["eigenvalue"] is None:
-        return f"{name}, |d| = {plain(direction['norm'], 3)}"
-    return f"{f'eigenvector {name}' if name.isdigit() else name}, λ = {plain(direction['eigenvalue'], 3)}"
+    name = direction.name
+    if direction.eigenvalue is None:
+        return f"{name}, |d| = {plain(direction.norm, 3)}"
+    return f"{f'eigenvector {name}' if name.isdigit() else name}, λ = {plain(direction.eigenvalue, 3)}"
 
 
-def short_title(direction: Entry) -> str:
+def short_title(direction: Direction) -> str:
     """The same where there is less room."""
-    name = direction["name"]
-    if direction["eigenvalue"] is None:
+    name = direction.name
+    if direction.eigenvalue is None:
         return title(direction)
-    return f"{f'λ$_{{{name}}}$' if name.isdigit() else f'{name} λ'} = {plain(direction['eigenvalue'], 4)}"
+    return f"{f'λ$_{{{name}}}$' if name.isdigit() else f'{name} λ'} = {plain(direction.eigenvalue, 4)}"
 
 
 def head(axes: Axes, text: str, width: float) -> None:
@@ -92,7 +93,7 @@ def head(axes: Axes, text: str, width: float) -> None:
 # Lines
 
 
-def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, Entry]]) -> Figure:
+def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]]) -> Figure:
     """Loss and prediction along every line, their difference below; at the foot the spread over the examples."""
     columns = min(3, max(len(lines), 1))
     bands = -(-len(lines) // columns)
@@ -123,10 +124,11 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, Entry]]) ->
 
 
 def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool) -> None:
-    t, loss, prediction, departure = (numbers(panel.found[key]) for key in ("t", "loss", "prediction", "departure"))
-    holds, curvature = panel.found["holds"], panel.directions[0]["curvature"]
+    keys = ("t", "loss", "prediction", "departure")
+    t, loss, prediction, departure = (numbers(getattr(panel.found, key)) for key in keys)
+    holds, curvature = panel.found.holds, panel.directions[0].curvature
     for axes in (above, below):
-        axes.axvspan(holds["start"], holds["stop"], color=HOLDS, zorder=0, linewidth=0)
+        axes.axvspan(holds.start, holds.stop, color=HOLDS, zorder=0, linewidth=0)
         axes.margins(x=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     above.plot(t, loss, color=LOSS, linewidth=1.8, zorder=3)
@@ -134,11 +136,11 @@ def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool)
     above.plot(0, loss[len(t) // 2], "o", color="black", markersize=4, zorder=5)
     above.tick_params(labelbottom=False)
     around_loss(above, loss, prediction)
-    allowed = holds["share"] * abs(curvature) * t**2 / 2
+    allowed = holds.share * abs(curvature) * t**2 / 2
     below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
     below.axhline(0, color="0.6", linewidth=0.7, zorder=2)
     below.plot(t, departure, color=DEPARTURE, linewidth=1.2, zorder=3)
-    below.set_xlabel("t" if panel.directions[0]["eigenvalue"] is None else "distance t")
+    below.set_xlabel("t" if panel.directions[0].eigenvalue is None else "distance t")
     if first:
         above.set_ylabel("loss")
         below.set_ylabel("departure")
@@ -160,11 +162,11 @@ def explodes(low: float, high: float) -> bool:
     return 0 < EXPLODES * low < high
 
 
-def draw_spread(axes: Axes, spread: Sequence[tuple[str, Entry]]) -> None:
+def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
     """A row a direction: quantiles of single examples as a box, the mean as a diamond with its error."""
-    rows = [(f"{matrix}, {one['along']}", one["curvature"]) for matrix, one in spread]
-    every = numbers([found["quantiles"] for _, found in rows])
-    ends = [abs(found["mean"]) + 2 * found["standard_error"] for _, found in rows]
+    rows = [(f"{matrix}, {one.along}", one.curvature) for matrix, one in spread]
+    every = numbers([found.quantiles for _, found in rows])
+    ends = [abs(found.mean) + 2 * found.standard_error for _, found in rows]
     largest = max(np.abs(every).max(), *ends) or 1.0
     stats = []
     for low, first, median, third, high in every:
@@ -184,8 +186,8 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, Entry]]) -> None:
     )
     for i, (_, found) in enumerate(rows):
         style = {"color": PREDICTION, "marker": "D", "markersize": 4, "elinewidth": 1.2, "zorder": 5}
-        axes.errorbar(found["mean"], i, xerr=2 * found["standard_error"], **style)
-    low = min(every.min(), *[-end for (_, found), end in zip(rows, ends, strict=True) if found["mean"] < 0], 0.0)
+        axes.errorbar(found.mean, i, xerr=2 * found.standard_error, **style)
+    low = min(every.min(), *[-end for (_, found), end in zip(rows, ends, strict=True) if found.mean < 0], 0.0)
     asinh_axis((axes,), np.array([1.3 * low, 1.3 * largest]), 1e-3 * largest, inches=PAGE - 2)
     axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
     axes.set_yticklabels(shortened([name for name, _ in rows], 72 * PAGE * 0.25, 7.5), fontsize=7.5)
@@ -214,7 +216,7 @@ def plane_figure(planes: Sequence[Panel]) -> Figure:
 
 
 def draw_plane(axes: Axes, panel: Panel, width: float) -> None:
-    x, y, loss, prediction = (numbers(panel.found[key]) for key in ("x", "y", "loss", "prediction"))
+    x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
     look = {"cmap": "Blues", "extend": "both", "alpha": 0.75, "norm": BoundaryNorm(heights, 256, extend="both")}
     shades = axes.contourf(x, y, np.ma.masked_invalid(loss), heights, **look)
@@ -254,7 +256,7 @@ def surface_figure(planes: Sequence[Panel]) -> Figure:
 
 def draw_surface(axes: Any, panel: Panel) -> None:
     """Up to where the loss explodes."""
-    x, y, loss, prediction = (numbers(panel.found[key]) for key in ("x", "y", "loss", "prediction"))
+    x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)
     loss, prediction = (np.where(np.abs(z) <= top, z, np.nan) for z in (loss, prediction))
     axes.plot_surface(*sides, loss, cmap="Blues", edgecolor=LOSS, linewidth=0.25, alpha=0.6)

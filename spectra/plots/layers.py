@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib.style
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
 from spectra.plots.names import settable
 from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style, shortened
+from spectra.records.layers import Block
+from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density
 
 PAGE = 6.5  # width in inches
@@ -25,16 +25,15 @@ MOST_ROWS = 80  # of the blocks with the largest traces
 MOST_PANELS = 24  # of the largest blocks or layers
 LABELS = 4  # that the axis of a column has room for
 WIDE = 30  # largest over smallest value, from which an axis is logarithmic
-Entry = dict[str, Any]
 Looks = dict[str, dict[str, Any]]
 
 
-def layers_figures(record: Entry) -> dict[str, Figure]:
+def layers_figures(record: Record) -> dict[str, Figure]:
     """By name: bars of all blocks, or curves of all channels; densities where there are any."""
-    results = {entry["curvature"]: entry["blocks"] for entry in record["results"]}
-    leading = {entry["curvature"]: (entry["eigenvalues"] or [None])[0] for entry in record["results"]}
+    results = {entry.curvature: entry.blocks for entry in record.results}
+    leading = {entry.curvature: entry.leading for entry in record.results}
     with matplotlib.style.context(STYLE):
-        if record["results"][0]["by"] == "channel":
+        if record.results[0].by == "channel":
             figures = {"layers": channel_figure(results)}
         else:
             figures = {"layers": block_figure(results, leading)}
@@ -47,11 +46,11 @@ def looks_of(results: Sequence[str]) -> Looks:
     return {name: line_style(i, len(results)) | marker_style(i) for i, name in enumerate(results)}
 
 
-def block_figure(results: dict[str, list[Entry]], leading: dict[str, float | None]) -> Figure:
+def block_figure(results: dict[str, list[Block]], leading: dict[str, tuple[float, float] | None]) -> Figure:
     """Rows are blocks; columns the share of the trace, mean and leading eigenvalue, and what u has in the block."""
     first = next(iter(results.values()))
-    rows = sorted(sorted(range(len(first)), key=lambda i: -abs(first[i]["trace"]))[:MOST_ROWS])
-    with_pairs = all(block["eigenvalues"] for blocks in results.values() for block in blocks)
+    rows = sorted(sorted(range(len(first)), key=lambda i: -abs(first[i].trace))[:MOST_ROWS])
+    with_pairs = all(block.leading for blocks in results.values() for block in blocks)
     looks, count = looks_of(list(results)), 4 if with_pairs else 3
     handles = [Line2D([], [], color=look["color"], marker=look["marker"], linestyle="none") for look in looks.values()]
     legend = lay_out_legend(list(results), None, PAGE, handle=1.2)
@@ -64,23 +63,20 @@ def block_figure(results: dict[str, list[Entry]], leading: dict[str, float | Non
         bars(panels[0], at, shown, ("share", "share_error"), looks[name], thick, scale=100)
         if with_pairs:
             bars(panels[3], at, shown, ("mass", None), looks[name], thick)
-    magnitudes(panels[1], results, rows, looks, lambda b: (b["mean"], b["mean_error"]))
+    magnitudes(panels[1], results, rows, looks, lambda b: (b.mean, b.mean_error))
     if with_pairs:
-        wholes = [value for value in leading.values() if value]
-        magnitudes(panels[2], results, rows, looks, lambda b: (b["eigenvalues"][0], b["residuals"][0]), wholes)
-        for name, value in leading.items():
-            if value:
-                panels[2].axvline(
-                    abs(value), color=looks[name]["color"], linewidth=0.9, linestyle=(0, (4, 2)), zorder=1
-                )
+        wholes = {name: pair[0] for name, pair in leading.items() if pair and pair[0]}
+        magnitudes(panels[2], results, rows, looks, lambda b: b.leading, wholes.values())
+        for name, value in wholes.items():
+            panels[2].axvline(abs(value), color=looks[name]["color"], linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
         head(panels[2], "leading |λ|\ndashed: of all")
         head(panels[3], "|u|² inside, u the\nleading of all")
     else:
-        magnitudes(panels[2], results, rows, looks, lambda b: (b["sensitivity"], b["sensitivity_error"]))
+        magnitudes(panels[2], results, rows, looks, lambda b: (b.sensitivity, b.sensitivity_error))
         head(panels[2], "saliency Σ dθ²/2\n± 2 s.e.")
     head(panels[0], "% of the trace\n± 2 s.e.")
     head(panels[1], "mean λ\n± 2 s.e.")
-    names = shortened([settable(first[i]["name"]) for i in rows], 0.22 * 72 * PAGE, 7)
+    names = shortened([settable(first[i].name) for i in rows], 0.22 * 72 * PAGE, 7)
     panels[0].set(yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
     panels[0].set_yticklabels(names, fontsize=7)
     for axes in panels:
@@ -98,9 +94,9 @@ def head(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=8, pad=4)
 
 
-def bars(axes: Axes, at: np.ndarray, blocks: Sequence[Entry], keys: tuple, look: dict, thick: float, scale=1.0) -> None:
-    values = scale * np.array([block[keys[0]] for block in blocks], dtype=float)
-    errors = 2 * scale * np.array([block[keys[1]] for block in blocks], dtype=float) if keys[1] else None
+def bars(axes: Axes, at: np.ndarray, blocks: Sequence[Block], keys: tuple, look: dict, thick: float, scale=1.0) -> None:
+    values = scale * np.array([getattr(block, keys[0]) for block in blocks], dtype=float)
+    errors = 2 * scale * np.array([getattr(block, keys[1]) for block in blocks], dtype=float) if keys[1] else None
     axes.barh(at, values, height=0.9 * thick, color=look["color"], alpha=0.75, linewidth=0, zorder=2)
     if errors is not None:
         axes.errorbar(values, at, xerr=errors, fmt="none", ecolor="0.1", elinewidth=0.9, zorder=3)
@@ -108,7 +104,12 @@ def bars(axes: Axes, at: np.ndarray, blocks: Sequence[Entry], keys: tuple, look:
 
 
 def magnitudes(
-    axes: Axes, results: dict[str, list[Entry]], rows: Sequence[int], looks: Looks, read: Any, others: Sequence = ()
+    axes: Axes,
+    results: dict[str, list[Block]],
+    rows: Sequence[int],
+    looks: Looks,
+    read: Callable[[Block], Any],
+    others: Iterable[float] = (),
 ) -> None:
     """Points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
 
@@ -147,11 +148,11 @@ def grid_of(count: int, legend: Any, each: float) -> tuple[Figure, list[Axes]]:
     return figure, list(panels[:count])
 
 
-def small_multiples(results: dict[str, list[Entry]]) -> Figure:
+def small_multiples(results: dict[str, list[Block]]) -> Figure:
     """A density a block, all on the same axes: in asinh, linear around zero."""
     first = next(iter(results.values()))
-    rows = sorted(sorted(range(len(first)), key=lambda i: -first[i]["parameters"])[:MOST_PANELS])
-    measures = {name: [measure_of(blocks[i]) for i in rows] for name, blocks in results.items()}
+    rows = sorted(sorted(range(len(first)), key=lambda i: -first[i].parameters)[:MOST_PANELS])
+    measures = {name: [blocks[i].measure() for i in rows] for name, blocks in results.items()}
     looks = {name: line_style(i, len(results)) for i, name in enumerate(results)}
     every = [measure for some in measures.values() for measure in some]
     scale = asinh_scale(every)
@@ -167,8 +168,8 @@ def small_multiples(results: dict[str, list[Entry]]) -> Figure:
             axes.plot(grid, curve.value, **style)
             heights.append(curve.value.max())
             known += np.interp(some[j].nodes[0, : some[j].deflated], grid, curve.value).tolist()
-        title = shortened([settable(first[row]["name"])], 72 * PAGE / 3 - 60, 8)[0]
-        head(axes, f"{title}, n = {first[row]['parameters']:,}")
+        title = shortened([settable(first[row].name)], 72 * PAGE / 3 - 60, 8)[0]
+        head(axes, f"{title}, n = {first[row].parameters:,}")
         axes.tick_params(labelsize=7)
     lowest = min([1e-3 * max(heights), *(height / 3 for height in known)])
     panels[0].set(yscale="log", ylim=(max(lowest, 1e-9 * max(heights)), 3 * max(heights)))
@@ -180,17 +181,12 @@ def small_multiples(results: dict[str, list[Entry]]) -> Figure:
     return figure
 
 
-def has_density(block: Entry) -> bool:
+def has_density(block: Block) -> bool:
     """Whether one was asked for, and all of it is finite."""
-    return bool(np.isfinite(np.array(block.get("nodes", math.nan), dtype=float)).all())
+    return block.nodes is not None and bool(np.isfinite(block.nodes).all())
 
 
-def measure_of(block: Entry) -> SpectralMeasure:
-    nodes, weights = (torch.tensor(block[key], dtype=torch.float64) for key in ("nodes", "weights"))
-    return SpectralMeasure(nodes, weights, block["dimension"], block["deflated"])
-
-
-def channel_figure(results: dict[str, list[Entry]]) -> Figure:
+def channel_figure(results: dict[str, list[Block]]) -> Figure:
     """A panel a layer: saliencies of its channels, largest first."""
     layers = by_layer(next(iter(results.values())))
     chosen = sorted(sorted(layers, key=lambda name: -len(layers[name]))[:MOST_PANELS], key=list(layers).index)
@@ -201,9 +197,9 @@ def channel_figure(results: dict[str, list[Entry]]) -> Figure:
     drawn = []
     for axes, layer in zip(panels, chosen, strict=True):
         for name, blocks in results.items():
-            some = sorted((blocks[i] for i in layers[layer]), key=lambda block: -block["sensitivity"])
-            values = np.array([block["sensitivity"] for block in some], dtype=float)
-            errors = np.array([block["sensitivity_error"] for block in some], dtype=float)
+            some = sorted((blocks[i] for i in layers[layer]), key=lambda block: -block.sensitivity)
+            values = np.array([block.sensitivity for block in some], dtype=float)
+            errors = np.array([block.sensitivity_error for block in some], dtype=float)
             at = np.arange(1, len(values) + 1)
             for held, face in ((values > 0, looks[name]["color"]), (values < 0, "white")):
                 style = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
@@ -220,9 +216,9 @@ def channel_figure(results: dict[str, list[Entry]]) -> Figure:
     return figure
 
 
-def by_layer(blocks: Sequence[Entry]) -> dict[str, list[int]]:
+def by_layer(blocks: Sequence[Block]) -> dict[str, list[int]]:
     """Which blocks are channels of each layer."""
     found: dict[str, list[int]] = {}
     for i, block in enumerate(blocks):
-        found.setdefault(block["name"].rpartition("[")[0], []).append(i)
+        found.setdefault(block.name.rpartition("[")[0], []).append(i)
     return found

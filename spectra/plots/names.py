@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.mathtext import MathTextParser
 
 from spectra.inputs.spec import input_error
-from spectra.quoting import quoted
+from spectra.quoting import quoted, with_texts
 
+T = TypeVar("T")
 FONT = "DejaVu Sans"  # matplotlib's own, which comes with it
 
 
@@ -56,13 +57,9 @@ def settable(text: str) -> str:
     return re.sub(r"(?<!\\)\$", r"\\$", "".join(c if ord(c) in known else "?" for c in quoted(text)))
 
 
-def all_settable(tree: Any) -> Any:
-    """A JSON value with every text in it `settable`; keys stay."""
-    if isinstance(tree, str):
-        return settable(tree)
-    if isinstance(tree, dict):
-        return {key: all_settable(value) for key, value in tree.items()}
-    return [all_settable(value) for value in tree] if isinstance(tree, list) else tree
+def all_settable(record: T) -> T:
+    """A record with every text in it `settable`."""
+    return with_texts(record, settable)
 
 
 def check_text(text: str, option: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from spectra.errors import SpectraError, describe
@@ -22,7 +20,10 @@ from spectra.plots.eigenvalues import eigenvalue_figure
 from spectra.plots.names import all_settable, check_text, default_labels, names, settable
 from spectra.plots.style import MOST_CURVES
 from spectra.plots.trace import trace_figure
+from spectra.records.fields import Lacks, key_of
 from spectra.records.files import read
+from spectra.records.problem import ProblemRecord
+from spectra.records.record import Record
 
 RANKS = {
     "LM": "rank by |λ|",
@@ -37,27 +38,26 @@ class Result(NamedTuple):
 
     path: Path
     command: str
-    problem: dict[str, Any]
-    entry: dict[str, Any]
+    problem: ProblemRecord
+    entry: Any  # of `records.record.RESULTS[command]`
 
     @property
     def curvature(self) -> str:
-        return self.entry["curvature"]
+        return self.entry.curvature
 
-    def numbers(self, key: str, dimensions: int) -> np.ndarray:
-        """The float64 array under `key`; raises SpectraError where there is none, or it is not finite."""
-        try:
-            numbers = np.array(self.entry[key], dtype=np.float64)  # null becomes nan
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise self.lacks(key) from None
-        if numbers.ndim != dimensions or not numbers.size:
-            raise self.lacks(key)
-        if not np.isfinite(numbers).all():
-            text = f"{key} of {self.curvature}: a number is not finite; draw others with --curvature NAME"
+    def numbers(self, name: str) -> Any:
+        """The number or array of this field; raises SpectraError where there is none, or it is not finite."""
+        found = getattr(self.entry, name, None)
+        if found is None or not np.size(found):
+            raise self.lacks(name)
+        if not np.isfinite(found).all():
+            what = f"{key_of(self.entry, name)} of {self.curvature}"
+            text = f"{what}: a number is not finite; draw others with --curvature NAME"
             raise input_error("RESULT", self.path, text)
-        return numbers
+        return found
 
-    def lacks(self, key: str) -> SpectraError:
+    def lacks(self, name: str) -> SpectraError:
+        key = key_of(self.entry, name)
         text = f"{self.curvature} is without {key} that a figure can use; run spectra {self.command} again"
         return input_error("RESULT", self.path, text)
 
@@ -69,26 +69,25 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(result: Result) -> Spectrum:
-    values, residuals = result.numbers("eigenvalues", 1), result.numbers("residuals", 1)
+    values, residuals = result.numbers("values"), result.numbers("residuals")
     if values.shape != residuals.shape:
         raise result.lacks("residuals")
-    options = result.problem.get("options") or result.problem
-    return Spectrum(values, residuals, str(options.get("which")))
+    return Spectrum(values, residuals, str(result.problem.option("which")))
 
 
 def trace(result: Result) -> TraceEstimate:
-    value, error = result.numbers("trace", 0), result.numbers("standard_error", 0)
-    return TraceEstimate(float(value), float(error), products=0, converged=True)
+    value, error = result.numbers("trace"), result.numbers("standard_error")
+    return TraceEstimate(value, error, products=0, converged=True)
 
 
 def measure(result: Result) -> SpectralMeasure:
-    nodes, weights = result.numbers("nodes", 2), result.numbers("weights", 2)
-    dimension, deflated = (int(result.numbers(key, 0)) for key in ("dimension", "deflated"))
+    nodes, weights = result.numbers("nodes"), result.numbers("weights")
+    dimension, deflated = result.numbers("dimension"), result.numbers("deflated")
     if weights.shape != nodes.shape or (weights < 0).any() or not np.allclose(weights.sum(axis=1), 1, rtol=1e-3):
         raise result.lacks("weights")
     if not 0 <= deflated <= min(dimension, nodes.shape[1]) or (deflated == nodes.shape[1]) != (deflated == dimension):
         raise result.lacks("deflated")
-    return SpectralMeasure(torch.tensor(nodes), torch.tensor(weights), dimension, deflated)
+    return result.entry.measure()
 
 
 def eig_figure(spectra: dict[str, Spectrum], **options: Any) -> Figure:
@@ -106,7 +105,7 @@ class Kind(NamedTuple):
 
 KINDS = {  # by command, in the order in which a directory is searched
     "density": Kind(measure, density_figure, MOST_CURVES, ("nodes", "weights")),
-    "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("eigenvalues", "residuals")),
+    "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("values", "residuals")),
     "trace": Kind(trace, trace_figure, 100, ("trace", "standard_error")),
 }
 # Commands whose figures, by file name, are of one record as it stands.
@@ -138,17 +137,15 @@ def saved_figure(
         SpectraError: a result that cannot be read or drawn, results of several commands, a name that is wrong.
     """
     check_text(title or "", "--title")
-    files, records = zip(*(read(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
-    for pair in zip(files, records, strict=True):
-        refuse_many(*pair)
-    if records[0]["command"] in WHOLE:
+    files, records = zip(*(read_modest(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
+    if records[0].command in WHOLE:
         own = {"--label": labels, "--curvature": curvatures, "--title": title, "--log": log, "--width": width != WIDTH}
         return whole_figure(files, records[0], [option for option, given in own.items() if given]), list(files)
     results = [results_of(*pair) for pair in zip(files, records, strict=True)]
     check_choice(files, records, results, curvatures)
     if curvatures:
         results = [[result for result in some if result.curvature in curvatures] for some in results]
-    kind = KINDS[records[0]["command"]]
+    kind = KINDS[records[0].command]
     if (count := sum(map(len, results))) > kind.most:
         text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or --curvature"
         raise input_error("RESULT", files[-1], text)
@@ -157,9 +154,9 @@ def saved_figure(
     return kind.figure(dict(zip(known, answers, strict=True)), log=log, title=title, width=width), list(files)
 
 
-def whole_figure(files: Sequence[Path], record: dict[str, Any], changed: Sequence[str]) -> Figure:
+def whole_figure(files: Sequence[Path], record: Record, changed: Sequence[str]) -> Figure:
     """The first figure of a record that is drawn as it stands."""
-    command = record["command"]
+    command = record.command
     if len(files) > 1:
         raise input_error("RESULT", files[1], f"a result of {command} has a figure of its own; draw it alone")
     if changed:
@@ -169,7 +166,7 @@ def whole_figure(files: Sequence[Path], record: dict[str, Any], changed: Sequenc
     return next(iter(figures.values()))
 
 
-def record_figures(path: Path, record: dict[str, Any]) -> dict[str, Figure]:
+def record_figures(path: Path, record: Record) -> dict[str, Figure]:
     """Every figure of one result, by name; of several matrices those whose numbers are finite.
 
     A density that was asked for with --log is drawn on that axis too.
@@ -177,24 +174,23 @@ def record_figures(path: Path, record: dict[str, Any]) -> dict[str, Figure]:
     Raises:
         SpectraError: a record that is not whole.
     """
-    command = record["command"]
+    command = record.command
     with intact(path, command):
         if command in WHOLE:
             return resolve_name(WHOLE[command])(all_settable(record))
         kind = KINDS[command]
-        held = [r for r in results_of(path, record) if all(finite(r.entry.get(key)) for key in kind.drawn)]
+        held = [r for r in results_of(path, record) if all(is_finite(r.entry, name) for name in kind.drawn)]
         answers = {settable(result.curvature): kind.answer(result) for result in held}
         figures = {command: kind.figure(answers)} if answers else {}
-        if answers and command == "density" and (record["problem"].get("options") or {}).get("log"):
+        if answers and command == "density" and record.problem.option("log"):
             figures["density-log"] = kind.figure(answers, log=True)
         return figures
 
 
-def finite(value: Any) -> bool:
-    """Of a number, or of lists of them: none is null or nan, which it then was, or infinite."""
-    if isinstance(value, list):
-        return all(map(finite, value))
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+def is_finite(entry: Any, name: str) -> bool:
+    """Whether there is such a number or array, and all of it is finite."""
+    found = getattr(entry, name, None)
+    return found is not None and bool(np.isfinite(found).all())
 
 
 @contextmanager
@@ -206,15 +202,23 @@ def intact(path: Path, command: str) -> Iterator[None]:
         if str(error).startswith("RESULT "):
             raise
         raise input_error("RESULT", path, str(error)) from error
-    except KeyError as error:
-        raise input_error("RESULT", path, f"lacks {error}; run spectra {command} again") from error
+    except Lacks as error:
+        key = error.args[0]
+        raise input_error("RESULT", path, f"lacks '{key}'; run spectra {command} again") from error
     except Exception as error:  # a record of a stranger may break anything; SPECTRA_TRACEBACK=1 shows where
         text = f"is no result that spectra {command} writes ({describe(error)}); run it again"
         raise input_error("RESULT", path, text) from error
 
 
+def read_modest(path: Path, commands: Sequence[str]) -> tuple[Path, Record]:
+    """A saved record and its file. Raises SpectraError, also where it holds more than can be shown."""
+    path, tree = read(path, commands)
+    refuse_many(path, tree)
+    return path, Record.of(tree, path)
+
+
 def refuse_many(path: Path, record: dict[str, Any]) -> None:
-    """Raise SpectraError where a result holds more numbers than any run leaves: a figure of them would take hours."""
+    """Raise SpectraError where JSON holds more numbers than any run leaves: a figure of them would take hours."""
     for entry in record["results"]:
         values = entry.get("eigenvalues") if isinstance(entry, dict) else None
         if isinstance(values, list) and len(values) > MOST_EIGENVALUES:
@@ -237,26 +241,25 @@ def numbers_in(tree: Any) -> int:
     return count
 
 
-def results_of(file: Path, record: dict[str, Any]) -> list[Result]:
-    entries = record["results"]
-    if not (entries and all(isinstance(entry, dict) and isinstance(entry.get("curvature"), str) for entry in entries)):
+def results_of(file: Path, record: Record) -> list[Result]:
+    if not record.results:
         raise input_error("RESULT", file, "names no curvature that it is a result of; run the command again")
-    return [Result(file, record["command"], record["problem"], entry) for entry in entries]
+    return [Result(file, record.command, record.problem, entry) for entry in record.results]
 
 
 def check_choice(
-    files: Sequence[Path], records: Sequence[dict], results: Sequence[list[Result]], curvatures: Sequence[str]
+    files: Sequence[Path], records: Sequence[Record], results: Sequence[list[Result]], curvatures: Sequence[str]
 ) -> None:
     """One command, no file or matrix twice, and something to draw in every file."""
-    first = records[0]["command"]
+    first = records[0].command
     every = {result.curvature for some in results for result in some}
     for name in curvatures:
         if name not in every:
             raise input_error("--curvature", name, f"no RESULT has it; {suggest(name, every)}")
     for i, (file, record, some) in enumerate(zip(files, records, results, strict=True)):
         held = [result.curvature for result in some]
-        if record["command"] != first:
-            text = f"a result of {record['command']}, but {files[0]} one of {first}; draw each kind by itself"
+        if record.command != first:
+            text = f"a result of {record.command}, but {files[0]} one of {first}; draw each kind by itself"
             raise input_error("RESULT", file, text)
         if os.path.realpath(file) in [os.path.realpath(other) for other in files[:i]]:
             raise input_error("RESULT", file, "comes twice; name it once")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from spectra.krylov.results import SpectralMeasure
 
 METHOD = "stochastic lanczos quadrature"
+DEPTH = 10  # eigenvalues in a span: of fewer, spans vary too much by chance; of more, spikes near the bulk are lost
+CLEAR = 2.0  # spans from which on a gap is no chance of a heavy tail
 
 
 @stored
@@ -36,7 +38,7 @@ class End(Stored):
     edge_error: float
     smallest: float | None  # the outlier next to the bulk
     gap: float | None  # between the two
-    span: float  # of the next eigenvalues inside the edge
+    span: float  # of the next DEPTH eigenvalues inside the edge
     ratio: float | None  # gap over span
 
 

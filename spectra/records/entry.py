@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spectra.records.fields import Stored, decode, layout, stored, written
+from spectra.records.files import finite
 
 MOST_SHOWN = 3  # numbers in a repr
 LAST = written(last=True)
@@ -71,6 +72,11 @@ class Entry(Stored):
     def summary(self) -> str:
         """The main numbers in a line."""
         return ""
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are, but for a standard error that is not known."""
+        known = {key: value for key, value in self.to_dict().items() if (key, value) != ("standard_error", math.inf)}
+        return finite(known) == known
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of a table of these numbers, column by column."""

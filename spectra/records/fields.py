@@ -166,9 +166,14 @@ def layout(cls: type) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
+def key_of(value: Any, name: str) -> str:
+    """The key under which a field is written."""
+    return next(slot.key or name for slot in layout(type(value)) if slot.name == name)
+
+
 def encode(value: Any) -> Any:
     """A value as JSON has it, but for numbers that are not finite."""
-    if isinstance(value, Stored):
+    if is_dataclass(value):
         tree: dict[str, Any] = {}
         for slot in layout(type(value)):
             if slot.key is None or slot.name not in vars(value) or slot.omitted(value):
@@ -193,6 +198,8 @@ def decode(kind: Any, tree: Any, key: str, null: float = math.nan) -> Any:
     if origin in (Union, UnionType):
         if tree is None and NoneType in inner:
             return None
+        if {int, float} <= {*inner} and is_number(tree):
+            return tree
         return decode(next(one for one in inner if one is not NoneType), tree, key, null)
     if origin is Annotated:
         return numbers(tree, inner[1], key)

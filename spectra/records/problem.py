@@ -78,6 +78,10 @@ class ProblemRecord(Stored):
     gradient_norm: float
     options: dict[str, Any] | None = None  # of the command line, as they were understood
 
+    def get(self, name: str) -> Any:
+        """A field, or None where the record does not tell."""
+        return getattr(self, name, None)
+
     def option(self, name: str) -> Any:
         """The value of an option of the command, None where that is not known."""
-        return self.options[name] if self.options and name in self.options else getattr(self, name, None)
+        return self.options[name] if self.options and name in self.options else self.get(name)

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectra.errors import SpectraError
+from spectra.records.compare import Cause, ClassStructure, CompareResult, HeldOut, Pair, Subsample
 from spectra.records.density import DensityResult
 from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.fields import Stored, WrongType, decode, layout, stored, written
 from spectra.records.files import SCHEMA, read, read_arrays, save, to_json
+from spectra.records.inspect import InspectResult
+from spectra.records.landscape import LandscapeResult
+from spectra.records.layers import LayersResult
 from spectra.records.problem import ProblemRecord
 from spectra.records.trace import TraceResult
 
@@ -25,6 +29,10 @@ RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
     "eig": EigResult,
     "trace": TraceResult,
     "density": DensityResult,
+    "compare": CompareResult,
+    "layers": LayersResult,
+    "landscape": LandscapeResult,
+    "inspect": InspectResult,
 }
 
 
@@ -41,6 +49,11 @@ class Record(Stored):
     command: str
     problem: ProblemRecord
     results: list[Any]  # an entry of `RESULTS[command]` for each matrix
+    pairs: list[Pair] | None = field(default=None, metadata=given("pairs"))  # these five of `compare`
+    causes: list[Cause] | None = field(default=None, metadata=given("causes"))
+    held_out: HeldOut | None = field(default=None, metadata=given("held_out"))
+    subsample: list[Subsample] | None = field(default=None, metadata=given("subsample"))
+    class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure"))
     figures: list[str] | None = field(default=None, metadata=given("figures"))  # paths
 
     def __repr__(self) -> str:
@@ -65,7 +78,8 @@ class Record(Stored):
         One row an eigenvalue (eig), a trace (trace), a node of a probe (density), a pair of matrices (compare), a block
         of parameters (layers), a point of a line or plane (landscape), or an estimate of cost (inspect). The first
         columns say what it is of: command, checkpoint, step, seed, curvature. The last ones say how good it is and what
-        it cost: converged, products, seconds; products and seconds are those of all rows of a matrix together.
+        it cost: converged, products, seconds; products and seconds are those of all rows of a matrix together. Rows of
+        `compare` end with the numbers of the pair, `first` against `second`, each beside its error.
 
         Raises SpectraError where pandas is not installed.
         """
@@ -80,6 +94,10 @@ class Record(Stored):
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `to_dataframe`."""
         problem = {name: getattr(self.problem, name, None) for name in ("checkpoint", "step", "seed")}
+        if self.pairs is not None:
+            for pair in self.pairs:
+                yield {"command": self.command, **problem, **pair.row()}
+            return
         for entry in self.results:
             cost = {name: getattr(entry, name) for name in ("converged", "products", "seconds")}
             for row in entry.rows():

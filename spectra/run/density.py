@@ -9,11 +9,11 @@ from pathlib import Path
 
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import SpectralMeasure
-from spectra.records.density import DensityResult
 from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.classes import class_count
+from spectra.spectrum.records import density_results
 
 Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
 
@@ -35,10 +35,6 @@ def density(session: Session, draw: Draw) -> Record:
 
     `draw` makes the figure of those that are finite, where there is a place for it.
     """
-    # TODO: spectrum/records.py, once it is there
-    from spectra.tables.outliers import damped_entry, outlier_entry
-    from spectra.tables.results import density_results
-
     session.load()
     asked: DensitySettings = session.request.settings
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
@@ -46,12 +42,9 @@ def density(session: Session, draw: Draw) -> Record:
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
-    results = density_results(found, path)
-    for entry, m in zip(results, found, strict=True):
-        entry |= outlier_entry(m.answer, class_count(session.problem))
-        entry |= damped_entry(m.answer, asked.damping, m.semidefinite)
-    record = session.record(found, [DensityResult.from_dict(entry) for entry in results])
+    classes = class_count(session.problem)
+    record = session.record(found, density_results(found, path, classes, asked.damping))
     if path and session.first:
         draw(finite, path)
-    session.keep(record.to_dict(), record.arrays)
+    session.keep(record)
     return record

@@ -47,5 +47,5 @@ def eig(session: Session, save_vectors: bool = False) -> Record:
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     found = session.measure(solve, products=3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k)
     record = session.record(found, eig_results(found, asked.method, save_vectors))
-    session.keep(record.to_dict(), record.arrays)
+    session.keep(record)
     return record

@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,9 @@ from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
 from spectra.problem.problem import choose_parameters
+from spectra.records.inspect import InspectResult
+from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord
+from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
@@ -162,41 +166,63 @@ class InspectSettings(AnySize):
     less_memory = ("--params", "choose fewer parameters")
 
 
+def inspection(session: Session) -> Record:
+    """The record of a model and its checkpoint, kept; with data also of what commands will cost on each matrix."""
+    if session.request.problem["data"] is None:
+        found = []
+        model_alone(session)
+    else:
+        found = outlooks(session)
+    record = session.record(found, [InspectResult.of(measurement) for measurement in found])
+    session.keep(record)
+    return record
+
+
 def outlooks(session: Session) -> list[Measurement]:
-    """What commands will cost on each matrix; into the record the layers, how the checkpoint fits, the gradient."""
-    loaded, asked = session.load(with_layers), session.request.settings
+    """What commands will cost on each matrix; into the problem's record layers, checkpoint and gradient."""
+    asked = session.request.settings
+    session.load(with_layers)
     with session.listener.work("gradient"):
-        loaded.record.update(gradient_norm=norm(mean_gradient(loaded.problem)))
-    session.listener.heading(loaded.record)
+        session.loaded = with_gradient(session.loaded)
+    session.listener.heading(session.loaded.record)
     return session.measure(partial(look_ahead, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
 
 
-def with_layers(loaded: Loaded) -> None:
-    """Enter into the record what the layers and the checkpoint are."""
-    found = [asdict(layer) for layer in layers(loaded.problem.model, loaded.problem.parameters)]
-    loaded.record.update(layers=found, checkpoint_match=loaded.checkpoint)
+def with_layers(loaded: Loaded) -> Loaded:
+    """The same with what the layers and the checkpoint are in its record."""
+    fields = model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint)
+    return replace(loaded, record=loaded.record.changed(**fields))
 
 
-def model_alone(session: Session) -> list[Measurement]:
-    """Into the record what there is to know of a model without data; nothing is measured."""
+def with_gradient(loaded: Loaded) -> Loaded:
+    """The same with the gradient's norm."""
+    return replace(loaded, record=loaded.record.changed(gradient_norm=norm(mean_gradient(loaded.problem))))
+
+
+def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: dict[str, Any] | None) -> dict[str, Any]:
+    """The fields of a record that tell of a model's layers, and how its checkpoint fitted them."""
+    found = [LayerRecord(**asdict(layer) | {"tied": list(layer.tied)}) for layer in layers(model, chosen)]
+    return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
+
+
+def model_alone(session: Session) -> None:
+    """What there is to know of a model without data: all that is loaded."""
     session.prepare()
     asked = session.request.problem
     model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, asked["params"])
-    record = {
-        "parameters": sum(p.numel() for p in chosen.values()),
-        "parameters_in_all": sum(p.numel() for p in model.parameters()),
-        "model": asked["model"],
-        "checkpoint": asked["checkpoint"] and str(asked["checkpoint"]),
-        "checkpoint_key": match and match["key"],
-        "checkpoint_sha256": match and match["sha256"],
-        "params": list(asked["params"]),
-        "seed": asked["seed"],
-        "data": None,
-        "notes": [],
-        "versions": versions(),
-        "layers": [asdict(layer) for layer in layers(model, chosen)],
-        "checkpoint_match": match,
-    }
+    record = ProblemRecord.known(
+        parameters=sum(p.numel() for p in chosen.values()),
+        parameters_in_all=sum(p.numel() for p in model.parameters()),
+        model=asked["model"],
+        checkpoint=asked["checkpoint"] and str(asked["checkpoint"]),
+        checkpoint_key=match and match["key"],
+        checkpoint_sha256=match and match["sha256"],
+        params=list(asked["params"]),
+        seed=asked["seed"],
+        data=None,
+        notes=[],
+        versions=versions(),
+        **model_fields(model, chosen, match),
+    )
     session.loaded = Loaded(None, record, match)
-    return []

@@ -11,13 +11,14 @@ from spectra.errors import SpectraError
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import SymmetricOperator
-from spectra.records.files import read, read_arrays
+from spectra.records.files import read_arrays
+from spectra.records.record import load
 
 
 def source(named: Path | None, option: str, out: Path | None) -> Path | None:
     """The arrays of the earlier result, if there is one. Raises SpectraError where none is as named."""
     if named:
-        path, _ = read(named, ("eig",), f"--{option}")
+        path, _ = load(named, ("eig",), f"--{option}")
         return path.with_suffix(".npz")
     if out and (out / "eig.npz").exists():
         return out / "eig.npz"
@@ -60,9 +61,8 @@ def are_pairs(values, vectors, residuals) -> bool:
 def end_of(arrays: Path) -> str | None:
     """The --which of an earlier `eig`, where its record tells."""
     try:
-        _, record = read(arrays.with_suffix(".json"), ("eig",))
+        _, record = load(arrays.with_suffix(".json"), ("eig",))
     except SpectraError:
         return None
-    options = record["problem"].get("options")
-    which = options.get("which") if isinstance(options, dict) else None
+    which = record.problem.option("which")
     return which if isinstance(which, str) else None

@@ -7,10 +7,12 @@ in this room prints.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from spectra.records.problem import ProblemRecord
 
 log = logging.getLogger("spectra")
 
@@ -33,7 +35,7 @@ class Listener(Protocol):
     def work(self, name: str) -> AbstractContextManager[Work]:
         """A piece of work begins, and lasts as long as the context does."""
 
-    def heading(self, problem: Mapping[str, Any]) -> None:
+    def heading(self, problem: ProblemRecord) -> None:
         """The problem is loaded; this is its record."""
 
     def note(self, text: str) -> None:
@@ -60,7 +62,7 @@ class Caller:
     def work(self, name: str) -> Iterator[Work]:
         yield Told(name, self.progress or nothing)
 
-    def heading(self, problem: Mapping[str, Any]) -> None:
+    def heading(self, problem: ProblemRecord) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,5 +64,5 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
-    loaded.record["notes"] += [f"{name} {why}" for name in request.curvature if name not in names]
-    return loaded, names
+    missing = [f"{name} {why}" for name in request.curvature if name not in names]
+    return replace(loaded, record=loaded.record.changed(notes=[*loaded.record.notes, *missing])), names

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from spectra.curvature.matrices import refuse_weight_decay
 from spectra.problem.problem import Problem
+from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
 
 SAVE_EVERY = 5.0  # minutes
@@ -37,7 +38,7 @@ class AnySize:
         pass
 
 
-def anything(_record: Mapping[str, Any]) -> None:
+def anything(_record: ProblemRecord) -> None:
     """Every problem is as it should be."""
 
 
@@ -78,7 +79,7 @@ class Request:
     earlier_option: str = "deflate"
     lenient: bool = False
     ranks: bool = False
-    verify: Callable[[Mapping[str, Any]], None] = anything
+    verify: Callable[[ProblemRecord], None] = anything
 
     @property
     def weight_decay(self) -> float:

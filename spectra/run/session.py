@@ -6,7 +6,7 @@ Nothing here prints or knows of a command line: a `Listener` is told what passes
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,8 +27,8 @@ from spectra.memory import memory_share, settled_share, taking_memory
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
-from spectra.records.files import prepare_directory, remove_empty, save
-from spectra.records.problem import ProblemRecord
+from spectra.records.entry import Entry
+from spectra.records.files import prepare_directory, remove_empty
 from spectra.records.record import Record
 from spectra.resume.journal import Remembering, as_bytes
 from spectra.resume.state import State
@@ -56,7 +56,7 @@ class Session:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def load(self, complete: Callable[[Loaded], None] = lambda loaded: None) -> Loaded:
+    def load(self, complete: Callable[[Loaded], Loaded] = lambda loaded: loaded) -> Loaded:
         """The problem, ready for products, and its record.
 
         What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
@@ -86,7 +86,7 @@ class Session:
             if self.state:
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), {"memory_share": share})
-        complete(self.loaded)
+        self.loaded = complete(self.loaded)
         self.listener.heading(self.loaded.record)
         return self.loaded
 
@@ -128,12 +128,12 @@ class Session:
         found = {
             "command": self.request.settings.command,
             **self.asked(),
-            "version": record["versions"]["spectra"],
-            "mean loss": record["loss_value"],  # which tells of code that has changed
-            "checkpoint_sha256": record["checkpoint_sha256"],
+            "version": record.versions["spectra"],
+            "mean loss": record.loss_value,  # which tells of code that has changed
+            "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
-            "device": record["device"],
-            "ranks": record["ranks"],
+            "device": record.device,
+            "ranks": record.ranks,
         }
         if isinstance(given, Problem) or isinstance(given["model"], nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
@@ -237,19 +237,19 @@ class Session:
                 progress=progress,
             )
 
-    def record(self, found: Sequence[Measurement], results: Sequence[Any]) -> Record:
-        """The whole record: what was asked, of which problem, and what came out."""
+    def record(self, found: Sequence[Measurement], results: Sequence[Entry], **parts: Any) -> Record:
+        """The whole record: what was asked, of which problem, and what came out; `parts` are further fields of it."""
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*self.loaded.record["notes"], *(imprecise(found, self.problem.dtype) if found else ())]
-        problem = ProblemRecord.known(**{**self.loaded.record, "notes": notes, "options": asked})
-        return Record(command=self.request.settings.command, problem=problem, results=list(results))
+        notes = [*self.loaded.record.notes, *(imprecise(found, self.problem.dtype) if found else ())]
+        problem = self.loaded.record.changed(notes=notes, options=asked)
+        return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
-    def keep(self, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    def keep(self, record: Record) -> None:
         """Write the record and its arrays to `out`; what was kept of the way there is no longer needed."""
         if self.request.out and self.first:
-            save(self.request.out, record, arrays)
+            record.save(self.request.out)
         if self.state:
             self.state.remove()
 

@@ -48,7 +48,7 @@ def trace(session: Session) -> Record:
         found.append(trace_of(session, name, method))
         results.append(TraceResult.of(found[-1], method))
     record = session.record(found, results)
-    session.keep(record.to_dict(), record.arrays)
+    session.keep(record)
     return record
 
 

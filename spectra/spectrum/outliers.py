@@ -19,10 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from spectra.krylov.results import SpectralMeasure, as_cpu_float64
+from spectra.records.density import DEPTH
 from spectra.spectrum.curves import NOISE
 
-DEPTH = 10  # of fewer eigenvalues, spans vary too much by chance; of more, spikes near the bulk are lost
-CLEAR = 2.0  # spans from which on a gap is no chance of a heavy tail
 AGREED = 8 * NOISE  # of the largest |eigenvalue|, and
 SHARP = 0.01  # of the distance to the next node: nodes of independent probes so near are one converged eigenvalue
 
@@ -64,18 +63,6 @@ def outliers(measure: SpectralMeasure) -> Outliers:
         raise ValueError("outliers of a measure whose nodes are not finite")
     below = _end(measure, -1)
     return Outliers(_end(measure, 1), replace(below, edge=-below.edge, smallest=below.smallest and -below.smallest))
-
-
-def beside_classes(count: int, classes: int) -> str:
-    """A number of outliers against those that theory has for C classes: `that is C - 1`, `between C and C (C - 1)`."""
-    names = {classes**2: "C^2", classes * (classes - 1): "C (C - 1)", classes: "C", classes - 1: "C - 1"}
-    if count in names:
-        return f"that is {names[count]}"
-    fewer = [number for number in names if number < count]
-    more = [number for number in names if number > count]
-    if not fewer:
-        return f"fewer than {names[min(more)]}"
-    return f"between {names[max(fewer)]} and {names[min(more)]}" if more else f"more than {names[max(fewer)]}"
 
 
 class _Points(NamedTuple):

@@ -14,12 +14,14 @@ import torch
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, SymmetricOperator, once
 from spectra.records.files import read_arrays
+from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import find_directions, numbered, refuse_ranks
 from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.records import landscape_results
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,20 @@ class LandscapeSettings:
         refuse_ranks(self.ranks, size)
 
 
-def landscapes(session: Session) -> list[Measurement]:
-    """The loss along what is asked for, beside each matrix; the measurements' answers are `Landscape`s."""
+def landscapes(session: Session) -> Record:
+    """The record of the loss along what is asked for, beside each matrix."""
     problem, asked = session.load().problem, session.request.settings
     with session.resumable():
         together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
         matrices = [together.matrix(problem, name, products) for name in session.names]
-        look = Look(session, Point.of(problem), session.arrays_of_earlier())
-        found = []
+        earlier, found = session.arrays_of_earlier(), []
+        look = Look(session, Point.of(problem), earlier)
         while matrices:  # each gives its memory back in the end
             found.append(look(matrices.pop(0)))
-    return found
-
-
-def earlier_result(session: Session, found: Sequence[Measurement]) -> str | None:
-    """The result of `eig` from which eigenvectors were taken, if any were."""
-    sources = {d.source for m in found for d in m.answer.directions.values()}
-    return str(session.arrays_of_earlier().with_suffix(".json")) if sources - {"computed", "drawn"} else None
+        record = session.record([], landscape_results(found))
+    if any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
+        record.problem.options["eigenvectors"] = str(earlier.with_suffix(".json"))  # for --config elsewhere
+    return record
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import read_parameters
 from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.records.sweep import Number, Row
 from spectra.spectrum.subspaces import cosine
-from spectra.sweeps.rows import Found, Number, Row
+from spectra.sweeps.rows import Found
 
 ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
 
@@ -65,11 +66,11 @@ class Trajectory:
         self.note = note
 
     def __call__(self, found: Found) -> np.ndarray | None:
-        shapes = found.problem.get("shapes")
+        shapes = found.problem.shapes
         if found.checkpoint is None or not isinstance(shapes, Mapping):
             return None
         try:
-            held = read_parameters(found.checkpoint, shapes, found.options.get("checkpoint_key"))
+            held = read_parameters(found.checkpoint, shapes, found.problem.option("checkpoint_key"))
         except (SpectraError, TypeError) as error:  # what is no list of shapes
             self.note(f"no steps between checkpoints: {error}")
             return None

@@ -9,33 +9,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from spectra.errors import SpectraError
+from spectra.records.inspect import CommandCost, InspectResult
+from spectra.records.record import Record
+from spectra.records.sweep import Cost, Costs
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.tasks import remaining
 
 DEFAULT_DENSITY = {"probes": 10, "steps": 80}  # which `inspect` counts with
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one command on one matrix, once; `math.nan` where `inspect` knows no such method."""
-
-    curvature: str
-    command: str
-    times: int  # how often it is to run
-    products: float
-    seconds: float
-    bytes: float
-    at_least: bool  # whether it may be far more
-
-
-@dataclass(frozen=True)
-class Costs:
-    rows: tuple[Cost, ...]
-    loading: float  # seconds before the first product of each command: start, model and data
 
 
 def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Costs:
@@ -55,25 +38,26 @@ def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Cos
         raise SpectraError(
             said[-1] if said else f"PLAN {plan.path}: spectra inspect ended with status {done.returncode}"
         )
-    found = {result["curvature"]: result for result in json.loads(done.stdout)["results"]}
+    results = Record.of(json.loads(done.stdout), "of spectra inspect").results
+    found = {result.curvature: result for result in results}
     rows = [cost(found[name], command, times, plan.options[command]) for (name, command), times in left.items()]
-    own = sum(result["seconds"] + result["setup_seconds"] for result in found.values())
+    own = sum(result.seconds + result.setup_seconds for result in found.values())
     return Costs(tuple(sorted(rows, key=lambda row: matrices.index(row.curvature))), max(0.0, spent - own))
 
 
-def cost(result: Mapping[str, Any], command: str, times: int, options: Mapping[str, Any]) -> Cost:
+def cost(result: InspectResult, command: str, times: int, options: Mapping[str, Any]) -> Cost:
     """By the estimate of the method that the command takes; more or fewer probes and steps cost in proportion."""
     method = options.get("method")
     fitting = [
         entry
-        for entry in result["estimates"]
-        if entry["command"] == command and (entry["method"] == method if method else usual(entry))
+        for entry in result.estimates
+        if entry.command == command and (entry.method == method if method else usual(entry))
     ]
     if not fitting:
-        return Cost(result["curvature"], command, times, math.nan, math.nan, math.nan, False)
-    entry = min(fitting, key=lambda entry: entry["seconds"])
-    products, pace = entry["products"], entry["seconds"] / entry["products"]
-    at_least = entry["at_least"]
+        return Cost(result.curvature, command, times, math.nan, math.nan, math.nan, False)
+    entry = min(fitting, key=lambda entry: entry.seconds)
+    products, pace = entry.products, entry.seconds / entry.products
+    at_least = entry.at_least
     if command == "density":
         products *= math.prod(options.get(name, usual) / usual for name, usual in DEFAULT_DENSITY.items())
     elif command == "trace" and "probes" in options:
@@ -81,9 +65,9 @@ def cost(result: Mapping[str, Any], command: str, times: int, options: Mapping[s
     limit = options.get("max_products", options.get("max-products"))
     if limit and limit < products:
         products, at_least = limit, False
-    return Cost(result["curvature"], command, times, round(products), products * pace, entry["bytes"], at_least)
+    return Cost(result.curvature, command, times, round(products), products * pace, entry.bytes, at_least)
 
 
-def usual(entry: Mapping[str, Any]) -> bool:
+def usual(entry: CommandCost) -> bool:
     """Whether a command takes this method by itself: gram for the trace alone."""
-    return entry["command"] == "trace" or entry["method"] != "gram"
+    return entry.command == "trace" or entry.method != "gram"

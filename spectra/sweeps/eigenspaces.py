@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spectra.records.files import read_arrays
+from spectra.records.sweep import Row
 from spectra.spectrum.subspaces import (
     overlap,
     overlap_error,
@@ -19,7 +20,7 @@ from spectra.spectrum.subspaces import (
     turning_bound,
     widest_gap,
 )
-from spectra.sweeps.rows import Found, Row
+from spectra.sweeps.rows import Found
 
 Weights = Callable[[Found], np.ndarray | None]
 
@@ -50,8 +51,7 @@ def eigenvalue_rows(found: Found) -> Iterator[Row]:
 
 def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
     """Eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which they are."""
-    values, residuals = (np.array(found.entry[key], dtype=np.float64) for key in ("eigenvalues", "residuals"))
-    return values, residuals, found.options.get("which", "LM")
+    return found.entry.values, found.entry.residuals, found.problem.option("which") or "LM"
 
 
 @dataclass(frozen=True)
@@ -156,5 +156,5 @@ def there_is_a_gap(pairs: Leading, k: int, other: Leading | None = None) -> bool
 
 def derived(pairs: Leading, quantity: str, index: int, value: float, error: float | None, told: bool) -> Row:
     """A number that took no products of its own."""
-    converged = pairs.found.entry["converged"] and told
+    converged = pairs.found.entry.converged and told
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

@@ -7,39 +7,22 @@ What is not finished yet is left out. What lies between two checkpoints stands a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spectra.errors import SpectraError
-from spectra.records.files import finite, read
+from spectra.records.files import finite
+from spectra.records.record import Record, load
+from spectra.records.sweep import Evolution, Number, Row
 from spectra.sweeps.checkpoints import Trajectory, training_steps, update_rows
 from spectra.sweeps.eigenspaces import eigenspace_rows, eigenvalue_rows
 from spectra.sweeps.plan import COMMANDS, Plan, natural
-from spectra.sweeps.rows import QUANTITIES, Found, Number, Row, density_rows, problem_rows, trace_rows
+from spectra.sweeps.rows import QUANTITIES, Found, density_rows, problem_rows, trace_rows
 from spectra.sweeps.tasks import result
 
 ROWS = {"eig": eigenvalue_rows, "trace": trace_rows, "density": density_rows}
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """The table, in the order of steps, matrices, seeds, quantities, ranks."""
-
-    rows: tuple[Row, ...]
-    axis: str  # what steps count: "training step", "epoch", or "checkpoint", their place in the order
-    learning_rate: float | None = None
-    unfinished: tuple[str, ...] = ()  # names of tasks that lack a result
-    notes: tuple[str, ...] = ()  # what could not be read, and what the table lacks for it
-
-    def select(self, quantity: str, **fields: Any) -> list[Row]:
-        """The rows of a quantity whose other fields are these."""
-        return [r for r in self.rows if r.quantity == quantity and all(getattr(r, k) == v for k, v in fields.items())]
-
-    def series(self) -> list[tuple[str, int]]:
-        """Every matrix with every seed, as (curvature, seed), in the table's order."""
-        return list(dict.fromkeys((r.curvature, r.seed) for r in self.rows if r.curvature))
 
 
 class Home(NamedTuple):
@@ -49,7 +32,7 @@ class Home(NamedTuple):
     label: str  # of the checkpoint
     checkpoint: Path | None
     directory: Path
-    result: Callable[[str], dict[str, Any] | None]  # command -> its record, None where it is not done
+    result: Callable[[str], Record | None]  # command -> its record, None where it is not done
 
 
 def collect(plan: Plan) -> Evolution:
@@ -81,9 +64,9 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     return replace(evolution, learning_rate=learning_rate, unfinished=())
 
 
-def record_in(directory: Path, command: str) -> dict[str, Any] | None:
+def record_in(directory: Path, command: str) -> Record | None:
     file = directory / f"{command}.json"
-    return read(file, [command], "result")[1] if file.exists() else None
+    return load(file, [command], "result")[1] if file.exists() else None
 
 
 def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
@@ -97,7 +80,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
     rows += between_checkpoints(found, notes.setdefault)
-    return Evolution(tuple(in_order(rows)), axis, unfinished=tuple(unfinished), notes=tuple(notes))
+    return Evolution(rows=tuple(in_order(rows)), axis=axis, unfinished=tuple(unfinished), notes=tuple(notes))
 
 
 def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:
@@ -106,14 +89,12 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
     for command in commands:
         file = home.directory / f"{command}.json"
         try:
-            record = home.result(command) or {"problem": {}, "results": []}
-            some = [
-                Found(home.label, step, home.checkpoint, file, command, record["problem"], entry)
-                for entry in record["results"]
-            ]
-            for one in some:
-                check(one)  # fails now, while it can be left out
-            found += some
+            if record := home.result(command):
+                about = (home.label, step, home.checkpoint, file, command, record.problem)
+                some = [Found(*about, entry) for entry in record.results]
+                for one in some:
+                    check(one)  # fails now, while it can be left out
+                found += some
         except SpectraError as error:
             note(str(error))
         except Exception as error:  # a record that somebody has edited may break anything
@@ -122,19 +103,15 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
 
 
 def check(found: Found) -> None:
-    """Raise TypeError where what rows are sorted and compared by is not of its kind."""
-    if not (isinstance(found.curvature, str) and isinstance(found.options, dict)):
-        raise TypeError("no curvature, or no options")
-    rows = [*ROWS[found.command](found), *problem_rows(found)]
-    numbers = [getattr(row, name) for row in rows for name in ("value", "error", "lower", "upper", "seed", "products")]
-    if not all(number is None or isinstance(number, (int, float)) for number in numbers):
-        raise TypeError("text in place of a number")
+    """Raise an error where the record lacks what its rows are made of."""
+    for _ in (*ROWS[found.command](found), *problem_rows(found)):
+        pass
 
 
 def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
     """How eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
-    named = [f for f in found if f.checkpoint and "shapes" in f.problem]
+    named = [f for f in found if f.checkpoint and f.problem.shapes is not None]
     weights = Trajectory(note) if len(named) > 1 else lambda _: None
     for series in grouped(eig, lambda f: (f.curvature, f.seed)).values():
         yield from eigenspace_rows(series, weights, note)

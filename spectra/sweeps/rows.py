@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Number = int | float
+from spectra.records.problem import ProblemRecord
+from spectra.records.sweep import Number, Row
+
 QUANTITIES = {  # in the table's order, with what `index` and `error` are
     "loss": "mean loss",
     "accuracy": "share of right classes",
@@ -26,29 +28,6 @@ QUANTITIES = {  # in the table's order, with what `index` and `error` are
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number; its fields are the columns. Empty (None) is what does not apply.
-
-    `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
-    is no gap that residuals could tell: the number then says nothing.
-    """
-
-    checkpoint: str
-    step: Number
-    curvature: str | None
-    seed: int | None
-    quantity: str
-    index: int | None
-    value: float | None
-    error: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    products: int | None = None
-    converged: bool | None = None
-    command: str | None = None
-
-
-@dataclass(frozen=True)
 class Found:
     """What one command found for one matrix at one checkpoint."""
 
@@ -57,40 +36,36 @@ class Found:
     checkpoint: Path | None
     file: Path  # the JSON
     command: str
-    problem: dict[str, Any]
-    entry: dict[str, Any]
+    problem: ProblemRecord
+    entry: Any  # of `records.record.RESULTS[command]`
 
     @property
     def curvature(self) -> str:
-        return self.entry["curvature"]
+        return self.entry.curvature
 
     @property
     def seed(self) -> int:
-        return self.problem["seed"]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.problem.get("options", {})
+        return self.problem.seed
 
     def row(self, quantity: str, index: int | None, value: float | None, **fields: Any) -> Row:
         """A number that this result holds, at the price that the command paid."""
         entry = self.entry
-        cost = {"products": entry["products"], "converged": entry["converged"], "command": self.command}
+        cost = {"products": entry.products, "converged": entry.converged, "command": self.command}
         return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
 
 
 def trace_rows(found: Found) -> Iterator[Row]:
-    yield found.row("trace", None, found.entry["trace"], error=found.entry["standard_error"])
+    yield found.row("trace", None, found.entry.trace, error=found.entry.standard_error)
 
 
 def density_rows(found: Found) -> Iterator[Row]:
-    if share := found.entry["negative"]:
-        yield found.row("negative_share", None, share["value"], lower=share["lower"], upper=share["upper"])
+    if share := found.entry.negative:
+        yield found.row("negative_share", None, share.value, lower=share.lower, upper=share.upper)
 
 
 def problem_rows(found: Found) -> Iterator[Row]:
     """Of the checkpoint itself, whatever the matrix."""
     for quantity, key in (("loss", "loss_value"), ("accuracy", "accuracy")):
-        value = found.problem.get(key)
+        value = getattr(found.problem, key, None)
         if value is not None:
             yield Row(found.label, found.step, None, found.seed, quantity, None, value, command=found.command)

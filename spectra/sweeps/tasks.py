@@ -11,22 +11,24 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
-from spectra.records.files import read, write_atomically
+from spectra.records.files import write_atomically
+from spectra.records.record import Record, load
+from spectra.records.sweep import SweepStatus, TaskStatus
 from spectra.sweeps.plan import Plan, Task
 
-STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")
 # Options that change no number beyond rounding, or that a run fills in itself.
 FREE = frozenset({"memory", "device", "deflate"})
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -74,13 +76,29 @@ class Standing:
     """Where a task stands, and why."""
 
     task: Task
-    state: str  # of STATES
+    state: str  # of records.sweep.STATES
     reason: str = ""
     log: Path | None = None  # that tells more
     unmet: tuple[str, ...] = ()  # commands that are done, but have not met a tolerance
 
     def last_lines(self) -> list[str]:
         return last_lines(self.log) if self.log else []
+
+
+def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
+    """The record of where tasks stand."""
+    tasks = [
+        TaskStatus(
+            name=s.task.name,
+            state=s.state,
+            reason=s.reason or None,
+            log=str(s.log) if s.log else None,
+            last_lines=s.last_lines(),
+            tolerance_not_met=list(s.unmet),
+        )
+        for s in standings
+    ]
+    return SweepStatus(plan=str(plan.path), out=str(plan.out), tasks=tasks)
 
 
 def record_path(plan: Plan, task: Task, suffix: str) -> Path:
@@ -122,42 +140,35 @@ def remaining(task: Task) -> list[tuple[str, tuple[str, ...]]]:
     return [(command, arguments) for command, arguments in task.commands if result(task, command) is None]
 
 
-def result(task: Task, command: str) -> dict[str, Any] | None:
+def result(task: Task, command: str) -> Record | None:
     """The record that a command has left, where it is of these options and of the checkpoint as it is now."""
     return examined(task, command)[0]
 
 
-def examined(task: Task, command: str) -> tuple[dict[str, Any] | None, str]:
+def examined(task: Task, command: str) -> tuple[Record | None, str]:
     """`result`, and what is wrong with a file that is there but was not written by the command, or has been edited."""
     path = task.directory / f"{command}.json"
     try:
-        _, record = read(path, [command])
+        _, record = load(path, [command])
     except SpectraError as error:
         return None, str(error) if os.path.lexists(path) else ""
-    asked, options = task.recorded.get(command, {}), record["problem"].get("options", {})
-    if not (isinstance(options, dict) and all(whole(entry) for entry in record["results"])):
-        return None, f"RESULT {path}: is not as spectra {command} wrote it; it is made anew by 'spectra sweep run'"
+    asked, options = task.recorded.get(command, {}), record.problem.options or {}
     if any(asked[name] != options[name] for name in (asked.keys() & options.keys()) - FREE):
         return None, ""
     return (record if same_checkpoint(task, path, record) else None), ""
 
 
-def whole(entry: Any) -> bool:
-    """Whether an entry of a record has its times as numbers, and says whether it converged."""
-    times = [entry.get(key) or 0 for key in ("seconds", "setup_seconds")] if isinstance(entry, dict) else [None]
-    return all(isinstance(time, (int, float)) for time in times) and isinstance(entry.get("converged", True), bool)
-
-
-def same_checkpoint(task: Task, path: Path, record: Mapping[str, Any]) -> bool:
+def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
     """By time where the checkpoint was there long before the command can have read it, else by SHA-256."""
     if task.checkpoint is None:
         return True
-    spent = sum(entry.get(key) or 0 for entry in record["results"] for key in ("seconds", "setup_seconds"))
+    times = [getattr(entry, key, 0) for entry in record.results for key in ("seconds", "setup_seconds")]
+    spent = sum(time for time in times if math.isfinite(time))
     try:
         changed, written = task.checkpoint.stat().st_ctime, path.stat().st_mtime
         if changed < written - spent - LONGEST_LOADING and task.checkpoint.suffix != ".json":
             return True
-        return digest(task.checkpoint, changed) == record["problem"].get("checkpoint_sha256")
+        return digest(task.checkpoint, changed) == record.problem.checkpoint_sha256
     except (OSError, SpectraError):
         return False
 
@@ -172,8 +183,8 @@ def digest(checkpoint: Path, _changed: float) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def converged(record: Mapping[str, Any]) -> bool:
-    return all(entry.get("converged", True) for entry in record["results"])
+def converged(record: Record) -> bool:
+    return all(getattr(entry, "converged", True) for entry in record.results)
 
 
 def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:

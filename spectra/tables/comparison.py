@@ -1,238 +1,155 @@
-"""What is shown of a comparison: entries of the JSON record, arrays, tables of 80 columns."""
+"""What is shown of a comparison, in tables of 80 columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
-
 from spectra.quoting import readable
-from spectra.spectrum.estimates import Estimate, brief
+from spectra.records.compare import Agreement, CompareResult, Pair, Subsample
+from spectra.records.entry import Estimate
+from spectra.records.record import Record
+from spectra.spectrum.estimates import brief
 from spectra.tables.outliers import class_table, outlier_table
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 
 MOST_OVERLAPS = 6  # columns of the short table
 MOST_RANKS = 10  # rows of it
 MOST_FITTED = 5  # eigenvalues of which fits are shown
-Entry = dict[str, Any]
 
 
-def compare_results(found: Sequence[Any], k: int) -> list[Entry]:
-    """An entry for each matrix, of measurements whose answers are portraits."""
-    return [
-        {
-            "curvature": m.curvature,
-            "method": "comparison",
-            "eigenvalues": m.answer.eigenpairs.values[:k].tolist(),
-            "residuals": m.answer.eigenpairs.residuals[:k].tolist(),
-            "norm": plain(m.answer.norm),
-            "trace": plain(m.answer.trace),
-            **measure_entry(m.answer.measure),
-            **m.cost(),
-        }
-        for m in found
-    ]
-
-
-def measure_entry(measure: Any) -> Entry:
-    """Nodes and weights as `density` writes them."""
-    if measure is None:
-        return {"nodes": None, "weights": None, "dimension": None, "deflated": None}
-    numbers = {"nodes": measure.nodes.tolist(), "weights": measure.weights.tolist()}
-    return numbers | {"dimension": measure.dimension, "deflated": measure.deflated}
-
-
-def pair_entries(comparison: Any) -> list[Entry]:
-    """An entry for each pair; `overlaps` for j = 1 .. k, each with the overlap of two random spaces (`chance`)."""
-    entries = []
-    for pair in comparison.pairs:
-        entry = plain(vars(pair))
-        overlaps = [spaces | {"chance": spaces["j"] / comparison.dimension} for spaces in entry.pop("agreements")]
-        entries.append(entry | {"overlaps": overlaps})
-    return entries
-
-
-def cause_entries(found: Sequence[Any]) -> list[Entry]:
-    return [{"between": list(c.between), "sentence": c.sentence, **plain(c.numbers)} for c in found]
-
-
-def subsample_entries(found: Mapping[str, Any], comparison: Any, examples: int) -> list[Entry]:
-    """For each matrix its largest eigenvalues by number of examples and where they tend to, beside what they are."""
-    entries = []
-    for name, by_size in found.items():
-        here = comparison.portraits[name].eigenpairs.values
-        trends = [plain(one) for one in by_size.trends(examples)]
-        entry = {"curvature": name, "sizes": by_size.sizes, "eigenvalues": by_size.values.tolist(), "trends": trends}
-        cost = {"products": by_size.products, "converged": by_size.converged}
-        entries.append(entry | {"examples": examples, "measured": here[here > 0].tolist()} | cost)
-    return entries
-
-
-def compare_arrays(record: Entry) -> dict[str, np.ndarray]:
-    """Eigenvalues, residuals, nodes and weights, named `<what>_<matrix>`."""
-    arrays = {}
-    for entry in record["results"]:
-        for key in ("eigenvalues", "residuals", "nodes", "weights"):
-            if entry[key] is not None:
-                arrays[f"{key}_{entry['curvature']}"] = np.array(entry[key], dtype=np.float64)
-    return arrays
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: estimates and dataclasses are objects, arrays lists; an error that is not known is null."""
-    if isinstance(value, Estimate):
-        unknown = math.isfinite(value.value) and math.isnan(value.standard_error)
-        return {"value": value.value, "standard_error": None if unknown else value.standard_error}
-    if hasattr(value, "_asdict"):
-        return value._asdict()
-    if is_dataclass(value):
-        return plain({name: getattr(value, name) for name in value.__dataclass_fields__})
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [plain(item) for item in value] if isinstance(value, list) else value
-
-
-def compare_text(record: Entry) -> str:
+def compare_text(record: Record) -> str:
     return rendered(*compare_parts(readable(record)), *figure_lines(record))
 
 
-def compare_parts(record: Entry) -> list[Any]:
+def compare_parts(record: Record) -> list[Any]:
     """Matrices, pairs by what is asked of them, causes; then what other data and fewer examples give; the cost."""
-    results, pairs = record["results"], record["pairs"]
-    parts = [heading(record), matrix_table(results)]
+    results, pairs = record.results, record.pairs or []
+    parts = [heading(record.problem), matrix_table(results)]
     if pairs:
         parts += ["A against B: distance |A - B| / |A|, best scale c* = <A, B> / |B|²", distance_table(pairs)]
         parts += [
             "A - B: trace, ends of its spectrum ± residual; W1 of the spectra of A and B",
             difference_table(pairs),
         ]
-    if any(pair["overlaps"] for pair in pairs):
+    if any(pair.overlaps for pair in pairs):
         parts += ["overlap of the leading j-spaces of A and B; (in brackets: no gap behind j)", overlap_table(pairs)]
-        parts += [f"u'Bu for the eigenvectors u of {results[0]['curvature']}", rayleigh_table(record)]
-    parts += outlier_table(results) + (class_table(record) if "class_structure" in record else [""])
-    parts += [line for cause in record["causes"] for line in (cause["sentence"], "")]
-    if other := record.get("held_out"):
-        accuracy = "" if other["accuracy"] is None else f", accuracy {100 * other['accuracy']:.2f} %"
-        told = f"{other['data']}: {other['examples']:,} examples, loss {other['loss_value']:.4g}{accuracy}"
+        parts += [f"u'Bu for the eigenvectors u of {results[0].curvature}", rayleigh_table(record)]
+    parts += outlier_table(results) + (class_table(record.class_structure) if record.class_structure else [""])
+    parts += [line for cause in record.causes or [] for line in (cause.sentence, "")]
+    if other := record.held_out:
+        accuracy = "" if other.accuracy is None else f", accuracy {100 * other.accuracy:.2f} %"
+        told = f"{other.data}: {other.examples:,} examples, loss {other.loss_value:.4g}{accuracy}"
         parts += [f"held out {told}; λ here, u'Au of the same eigenvectors there", held_out_table(record)]
-    for entry in record.get("subsample", []):
+    for entry in record.subsample or []:
         parts += [
-            f"{entry['curvature']}: largest λ by number N of examples, and the line a + b / N",
+            f"{entry.curvature}: largest λ by number N of examples, and the line a + b / N",
             subsample_table(entry),
         ]
     return [*parts, cost_table(results), *remarks(record)]
 
 
-def held_out_table(record: Entry):
+def held_out_table(record: Record):
     """Eigenvalues of every matrix beside what the other data make of its eigenvectors."""
-    own = {entry["curvature"]: entry for entry in record["results"]}
-    found = [pair for pair in record["pairs"] if held_out(pair)]
-    table = new_table("", *[name for pair in found for name in (pair["first"], "there")])
-    for i in range(max(len(pair["first_by_second"]) for pair in found)):
-        cells = [(own[pair["first"]]["eigenvalues"], pair["first_by_second"]) for pair in found]
+    own = {entry.curvature: entry for entry in record.results}
+    found = [pair for pair in record.pairs or [] if pair.held_out]
+    table = new_table("", *[name for pair in found for name in (pair.first, "there")])
+    for i in range(max(len(pair.first_by_second) for pair in found)):
+        cells = [(own[pair.first].values, pair.first_by_second) for pair in found]
         table.add_row(str(i + 1), *[f"{x[i]:.3g}" if i < len(x) else "" for two in cells for x in two])
     return table
 
 
-def subsample_table(entry: Entry):
-    total = f"{entry['examples']:,}"
-    sizes = [f"{size:,}" for size in entry["sizes"]]
+def subsample_table(entry: Subsample):
+    total = f"{entry.examples:,}"
+    sizes = [f"{size:,}" for size in entry.sizes]
     table = new_table("", *sizes, f"line at {total}", f"λ at {total}", "line at ∞")
-    for i, (trend, measured) in enumerate(zip_longest(entry["trends"][:MOST_FITTED], entry["measured"][:MOST_FITTED])):
+    for i, (trend, measured) in enumerate(zip_longest(entry.trends[:MOST_FITTED], entry.measured[:MOST_FITTED])):
         if trend:
-            means = [f"{mean['value']:.4g}" for mean in trend["means"]]
+            means = [f"{mean.value:.4g}" for mean in trend.means]
             there = "" if measured is None else f"{measured:.4g}"
-            table.add_row(str(i + 1), *means, estimate(trend["at_all"]), there, estimate(trend["limit"]))
+            table.add_row(str(i + 1), *means, estimate(trend.at_all), there, estimate(trend.limit))
     return table
 
 
-def matrix_table(results: Sequence[Entry]):
+def matrix_table(results: Sequence[CompareResult]):
     table = new_table("", "|A|", "trace", "leading λ ± residual")
     for r in results:
-        leading = brief(r["eigenvalues"][0], r["residuals"][0]) if r["eigenvalues"] else ""
-        table.add_row(r["curvature"], estimate(r["norm"]), estimate(r["trace"]), leading)
+        leading = brief(r.values[0], r.residuals[0]) if len(r.values) else ""
+        table.add_row(r.curvature, estimate(r.norm), estimate(r.trace), leading)
     return table
 
 
-def cost_table(results: Sequence[Entry]):
+def cost_table(results: Sequence[CompareResult]):
     table = new_table("", "products", "s", "set-up s", "converged")
     for r in results:
-        table.add_row(r["curvature"], *cost_cells(r))
+        table.add_row(r.curvature, *cost_cells(r))
     return table
 
 
-def distance_table(pairs: Sequence[Entry]):
+def distance_table(pairs: Sequence[Pair]):
     keys = {"distance": "distance", "cosine": "cosine", "scale c*": "scale", "at that scale": "scaled_distance"}
 
-    def cells(pair: Entry) -> list[str]:
-        found = [pair[key] for key in keys.values()]
-        return [f"{e['value']:.2g}" for e in found] if pair["rounding"] else [*map(estimate, found)]
+    def cells(pair: Pair) -> list[str]:
+        found = [getattr(pair, key) for key in keys.values()]
+        return [f"{e.value:.2g}" for e in found] if pair.rounding else [*map(estimate, found)]
 
     return pair_table(pairs, list(keys), cells)
 
 
-def difference_table(pairs: Sequence[Entry]):
-    def cells(pair: Entry) -> list[str]:
-        if pair["rounding"]:
+def difference_table(pairs: Sequence[Pair]):
+    def cells(pair: Pair) -> list[str]:
+        if pair.rounding:
             return ["rounding"]
-        ends = ["" if e is None else brief(e["value"], e["residual"]) for e in (pair["largest"], pair["smallest"])]
-        return [estimate(pair["trace_difference"]), *ends, estimate(pair["wasserstein_share"])]
+        ends = ["" if e is None else brief(e.value, e.residual) for e in (pair.largest, pair.smallest)]
+        return [estimate(pair.trace_difference), *ends, estimate(pair.wasserstein_share)]
 
     return pair_table(pairs, ["trace", "largest λ", "smallest λ", "W1 / mean |λ|"], cells)
 
 
-def overlap_table(pairs: Sequence[Entry]):
-    k = max(len(pair["overlaps"]) for pair in pairs)
+def overlap_table(pairs: Sequence[Pair]):
+    k = max(len(pair.overlaps) for pair in pairs)
     shown = [*[j for j in (1, 2, 3, 5, 10, 20, 50, 100) if j < k][: MOST_OVERLAPS - 1], k]
 
-    def cells(pair: Entry) -> list[str]:
-        found = {spaces["j"]: spaces for spaces in pair["overlaps"]}
+    def cells(pair: Pair) -> list[str]:
+        found = {spaces.j: spaces for spaces in pair.overlaps}
         return [overlap_cell(found.get(j)) for j in shown]
 
     return pair_table(pairs, [f"j = {j}" for j in shown], cells)
 
 
-def overlap_cell(spaces: Entry | None) -> str:
+def overlap_cell(spaces: Agreement | None) -> str:
     if spaces is None:
         return ""
-    return f"{spaces['overlap']:.3f} " if spaces["told"] else f"({spaces['overlap']:.3f})"
+    return f"{spaces.overlap:.3f} " if spaces.told else f"({spaces.overlap:.3f})"
 
 
-def rayleigh_table(record: Entry):
+def rayleigh_table(record: Record):
     """The first matrix's eigenvalues beside what the others make of its eigenvectors."""
-    first = record["results"][0]
-    others = [pair for pair in record["pairs"] if pair["first"] == first["curvature"] and not held_out(pair)]
-    table = new_table("", first["curvature"], *[pair["second"] for pair in others])
-    columns = [first["eigenvalues"], *(pair["first_by_second"] for pair in others)]  # the latter short where not finite
+    first: CompareResult = record.results[0]
+    others = [pair for pair in record.pairs or [] if pair.first == first.curvature and not pair.held_out]
+    table = new_table("", first.curvature, *[pair.second for pair in others])
+    columns = [first.values, *(pair.first_by_second for pair in others)]  # the latter short where not finite
     for i, numbers in enumerate(list(zip_longest(*columns))[:MOST_RANKS]):
         table.add_row(str(i + 1), *["" if number is None else f"{number:.4g}" for number in numbers])
     return table
 
 
-def pair_table(pairs: Sequence[Entry], columns: Sequence[str], cells: Callable[[Entry], list[str]]):
+def pair_table(pairs: Sequence[Pair], columns: Sequence[str], cells: Callable[[Pair], list[str]]):
     """A line for each pair, under one for its first matrix."""
     table = new_table("A / B", *columns)
-    for first in dict.fromkeys(pair["first"] for pair in pairs):
+    for first in dict.fromkeys(pair.first for pair in pairs):
         table.add_row(first)
-        for pair in (pair for pair in pairs if pair["first"] == first):
-            table.add_row(f" {'held out' if held_out(pair) else pair['second']}", *cells(pair))
+        for pair in (pair for pair in pairs if pair.first == first):
+            table.add_row(f" {'held out' if pair.held_out else pair.second}", *cells(pair))
     return table
 
 
-def held_out(pair: Entry) -> bool:
-    """Whether it is of one matrix on two data sets."""
-    return pair["second"] == f"{pair['first']}, held out"
-
-
-def estimate(found: Entry | None) -> str:
+def estimate(found: Estimate | None) -> str:
     """With its error, where that is known."""
     if found is None:
         return ""
-    error = found["standard_error"]
-    return brief(found["value"], math.nan if error is None else error)
+    error = found.standard_error
+    return brief(found.value, math.nan if error is None else error)

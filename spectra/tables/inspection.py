@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 
 from spectra.quoting import quoted, readable
+from spectra.records.inspect import CommandCost, InspectResult
+from spectra.records.problem import LayerRecord, ProblemRecord
+from spectra.records.record import Record
 from spectra.tables.results import new_table, rendered
 
 MOST_ROWS = 40
@@ -17,91 +18,79 @@ SHOWN = 5  # ignored names in a line
 UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
 
 
-def inspect_results(found: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "curvature": m.curvature,
-            "seconds_per_product": m.answer.seconds_per_product,
-            "estimates": [asdict(estimate) for estimate in m.answer.estimates],
-            **m.cost(),
-        }
-        for m in found
-    ]
-
-
-def inspect_text(record: dict[str, Any]) -> str:
+def inspect_text(record: Record) -> str:
     return rendered(*inspect_parts(readable(record)))
 
 
-def inspect_parts(record: dict[str, Any]) -> list[str | Table]:
+def inspect_parts(record: Record) -> list[str | Table]:
     """The model, its checkpoint and layers; with data what the loss is there, and what commands will cost."""
-    problem, results = record["problem"], record["results"]
+    problem, results = record.problem, record.results
     parts = model_parts(problem)
-    if problem["data"]:
+    if problem.data:
         parts += [*data_parts(problem), "", cost_table(results)]
-        if any(e["method"] == "gram" for r in results for e in worth_telling(r["estimates"])):
+        if any(e.method == "gram" for r in results for e in worth_telling(r.estimates)):
             parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
-        if any(estimate["at_least"] for r in results for estimate in r["estimates"]):
+        if any(estimate.at_least for r in results for estimate in r.estimates):
             parts.append("> at least: how much more, the pilot run cannot tell")
     return parts
 
 
-def model_parts(problem: dict[str, Any]) -> list[str | Table]:
+def model_parts(problem: ProblemRecord) -> list[str | Table]:
     """What is known once the model is there."""
-    return [model_line(problem), checkpoint_line(problem), "", layer_table(problem["layers"])]
+    return [model_line(problem), checkpoint_line(problem), "", layer_table(problem.layers)]
 
 
-def data_parts(problem: dict[str, Any]) -> list[str | Table]:
+def data_parts(problem: ProblemRecord) -> list[str | Table]:
     """What the data show of it."""
-    return ["", data_line(problem), *problem["notes"]]
+    return ["", data_line(problem), *(problem.notes or [])]
 
 
-def model_line(problem: dict[str, Any]) -> str:
-    chosen, every = problem["parameters"], sum(layer["parameters"] for layer in problem["layers"])
+def model_line(problem: ProblemRecord) -> str:
+    chosen, every = problem.parameters, sum(layer.parameters for layer in problem.layers)
     rest = f" chosen of {every:,}" if chosen < every else ""
-    return f"{quoted(problem['model'])}: {chosen:,} parameters{rest}"
+    return f"{quoted(problem.model)}: {chosen:,} parameters{rest}"
 
 
-def checkpoint_line(problem: dict[str, Any]) -> str:
-    loaded = problem["checkpoint_match"]
+def checkpoint_line(problem: ProblemRecord) -> str:
+    loaded = problem.checkpoint_match
     if loaded is None:
-        return f"no checkpoint: weights as built with seed {problem['seed']}"
-    text = f"{quoted(loaded['path'])}: all {loaded['tensors']} tensors match"
-    text += f" under {quoted(loaded['key'])}" if loaded["key"] else ""
-    text += f", without their prefix {quoted(loaded['prefix'])}" if loaded["prefix"] else ""
-    text += f", with the model's prefix {quoted(loaded['added'])}" if loaded.get("added") else ""
-    text += f"; {', '.join(loaded['dtypes'])}" if loaded["dtypes"] else ""
-    if ignored := loaded["ignored"]:
+        return f"no checkpoint: weights as built with seed {problem.seed}"
+    text = f"{quoted(loaded.path)}: all {loaded.tensors} tensors match"
+    text += f" under {quoted(loaded.key)}" if loaded.key else ""
+    text += f", without their prefix {quoted(loaded.prefix)}" if loaded.prefix else ""
+    text += f", with the model's prefix {quoted(loaded.added)}" if loaded.added else ""
+    text += f"; {', '.join(loaded.dtypes)}" if loaded.dtypes else ""
+    if ignored := loaded.ignored:
         more = ", ..." if len(ignored) > SHOWN else ""
         kind = "other" if len(ignored) == 1 else "others"
         text += f"; {len(ignored)} {kind} ignored ({', '.join(quoted(name, 60) for name in ignored[:SHOWN])}{more})"
     return text
 
 
-def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
+def layer_table(layers: Sequence[LayerRecord]) -> Table:
     """Layers in groups of the deepest level that leaves `MOST_ROWS` rows."""
-    deepest = max(layer["name"].count(".") + 1 for layer in layers)
+    deepest = max(layer.name.count(".") + 1 for layer in layers)
     depth = next((d for d in range(deepest, 1, -1) if len(grouped(layers, d)) <= MOST_ROWS), 1)
     table = new_table("layer", "type", "parameters", "")
     for name, group in list(grouped(layers, depth).items())[:MOST_ROWS]:
-        kind = group[0]["type"] if [layer["name"] for layer in group] == [name] else f"{len(group)} layers"
-        count = sum(layer["parameters"] for layer in group)
+        kind = group[0].type if [layer.name for layer in group] == [name] else f"{len(group)} layers"
+        count = sum(layer.parameters for layer in group)
         table.add_row(name or "(itself)", kind, f"{count:,}", state(group, count))
     if left := len(grouped(layers, depth)) - MOST_ROWS:
         table.add_row(f"and {left} more", "", "", "") if left > 0 else None
     return table
 
 
-def grouped(layers: Sequence[dict[str, Any]], depth: int) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def grouped(layers: Sequence[LayerRecord], depth: int) -> dict[str, list[LayerRecord]]:
+    groups: dict[str, list[LayerRecord]] = {}
     for layer in layers:
-        groups.setdefault(".".join(layer["name"].split(".")[:depth]), []).append(layer)
+        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
     return groups
 
 
-def state(group: Sequence[dict[str, Any]], count: int) -> str:
-    trainable, chosen = (sum(layer[key] for layer in group) for key in ("trainable", "chosen"))
-    tied = [name for layer in group for name in layer["tied"]]
+def state(group: Sequence[LayerRecord], count: int) -> str:
+    trainable, chosen = sum(layer.trainable for layer in group), sum(layer.chosen for layer in group)
+    tied = [name for layer in group for name in layer.tied]
     parts = [f"tied to {', '.join(tied)}"] if tied else []
     if count:
         frozen = "frozen" if not trainable else f"{count - trainable:,} frozen"
@@ -110,32 +99,32 @@ def state(group: Sequence[dict[str, Any]], count: int) -> str:
     return "; ".join(parts) or "trainable"
 
 
-def data_line(problem: dict[str, Any]) -> str:
-    data, loss = quoted(problem["data"]), quoted(problem["loss"])
-    text = f"{data}: {problem['examples']:,} examples, {loss} {problem['loss_value']:.4g}"
-    if problem["accuracy"] is not None:
-        text += f", accuracy {100 * problem['accuracy']:.4g} %"
-    transform = f"; transform: {quoted(problem['transform'])}" if problem["transform"] else ""
-    return f"{text}, gradient norm {problem['gradient_norm']:.3g}{transform}"
+def data_line(problem: ProblemRecord) -> str:
+    data, loss = quoted(problem.data), quoted(problem.loss)
+    text = f"{data}: {problem.examples:,} examples, {loss} {problem.loss_value:.4g}"
+    if problem.accuracy is not None:
+        text += f", accuracy {100 * problem.accuracy:.4g} %"
+    transform = f"; transform: {quoted(problem.transform)}" if problem.transform else ""
+    return f"{text}, gradient norm {problem.gradient_norm:.3g}{transform}"
 
 
-def cost_table(results: Sequence[dict[str, Any]]) -> Table:
+def cost_table(results: Sequence[InspectResult]) -> Table:
     table = new_table("", "s a product", "command", "products", "time", "memory")
     for r in results:
-        first = [r["curvature"], f"{r['seconds_per_product']:.2g}"]
-        for estimate in worth_telling(r["estimates"]):
-            sign = "> " if estimate["at_least"] else ""
-            duration, memory = in_time(estimate["seconds"]), in_bytes(estimate["bytes"])
-            command = estimate["command"] + (", exact" if estimate["method"] == "gram" else "")
-            table.add_row(*first, command, f"{sign}{estimate['products']:,}", sign + duration, memory)
+        first = [r.curvature, f"{r.seconds_per_product:.2g}"]
+        for estimate in worth_telling(r.estimates):
+            sign = "> " if estimate.at_least else ""
+            duration, memory = in_time(estimate.seconds), in_bytes(estimate.bytes)
+            command = estimate.command + (", exact" if estimate.method == "gram" else "")
+            table.add_row(*first, command, f"{sign}{estimate.products:,}", sign + duration, memory)
             first = ["", ""]
     return table
 
 
-def worth_telling(estimates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def worth_telling(estimates: Sequence[CommandCost]) -> list[CommandCost]:
     """All but exact ways that would take longer than the iteration does."""
-    fastest = {e["command"]: e["seconds"] for e in estimates if e["method"] != "gram"}
-    return [e for e in estimates if e["method"] != "gram" or e["seconds"] < fastest.get(e["command"], math.inf)]
+    fastest = {e.command: e.seconds for e in estimates if e.method != "gram"}
+    return [e for e in estimates if e.method != "gram" or e.seconds < fastest.get(e.command, math.inf)]
 
 
 def in_time(seconds: float) -> str:

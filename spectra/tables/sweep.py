@@ -4,45 +4,44 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spectra.quoting import LINE, quoted
-from spectra.sweeps.cost import Cost, Costs
-from spectra.sweeps.plan import Plan
-from spectra.sweeps.tasks import STATES, Standing
+from spectra.records.sweep import STATES, Cost, Costs, SweepStatus, TaskStatus
 
 SHOWN = 12  # tasks in a list
 
 
-def counts(standings: Sequence[Standing]) -> str:
+def counts(states: Iterable[str]) -> str:
     """`36 tasks: 20 finished, 4 running, 12 waiting`."""
-    count = Counter(standing.state for standing in standings)
+    count = Counter(states)
     parts = [f"{count[state]} {state}" for state in STATES if count[state]]
-    return f"{len(standings)} task{'s' * (len(standings) != 1)}: {', '.join(parts)}"
+    return f"{count.total()} task{'s' * (count.total() != 1)}: {', '.join(parts)}"
 
 
-def status_text(standings: Sequence[Standing]) -> str:
-    standings = [replace(s, task=replace(s.task, name=quoted(s.task.name))) for s in standings]
-    lines = [counts(standings), *running(standings)]
-    for standing in abridged([s for s in standings if s.reason]):
-        lines += ["", *trouble(standing)] if isinstance(standing, Standing) else ["", standing]
-    if unmet := [s for s in standings if s.unmet]:
+def status_text(status: SweepStatus) -> str:
+    tasks = [task.changed(name=quoted(task.name)) for task in status.tasks]
+    lines = [counts(task.state for task in tasks), *running(tasks)]
+    for task in abridged([task for task in tasks if task.reason]):
+        lines += ["", *trouble(task)] if isinstance(task, TaskStatus) else ["", task]
+    if unmet := [task for task in tasks if task.tolerance_not_met]:
         lines += ["", "Tolerance not met:"]
-        lines += [f"  {s.task.name}: {', '.join(s.unmet)}" if isinstance(s, Standing) else s for s in abridged(unmet)]
+        for task in abridged(unmet):
+            known = isinstance(task, TaskStatus)
+            lines.append(f"  {task.name}: {', '.join(task.tolerance_not_met)}" if known else task)
     return "\n".join(lines)
 
 
-def running(standings: Sequence[Standing]) -> list[str]:
-    names = [standing.task.name for standing in standings if standing.state == "running"]
+def running(tasks: Sequence[TaskStatus]) -> list[str]:
+    names = [task.name for task in tasks if task.state == "running"]
     return [f"  running: {name}" for name in abridged(names)]
 
 
-def trouble(standing: Standing) -> list[str]:
+def trouble(task: TaskStatus) -> list[str]:
     """What became of a task, and the last lines of its log."""
-    head = f"{standing.task.name} {standing.state}: {standing.reason}" + (f" ({standing.log})" if standing.log else "")
-    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in standing.last_lines())]
+    head = f"{task.name} {task.state}: {task.reason}" + (f" ({task.log})" if task.log else "")
+    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in task.last_lines)]
 
 
 def abridged(items: Sequence[Any]) -> list[Any]:
@@ -51,29 +50,15 @@ def abridged(items: Sequence[Any]) -> list[Any]:
     return list(items) if left <= 1 else [*items[:SHOWN], f"  and {left} more"]
 
 
-def status_record(plan: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
-    tasks = [
-        {
-            "name": s.task.name,
-            "state": s.state,
-            "reason": s.reason or None,
-            "log": str(s.log) if s.log else None,
-            "last_lines": s.last_lines(),
-            "tolerance_not_met": list(s.unmet),
-        }
-        for s in standings
-    ]
-    return {"schema": 1, "command": "sweep status", "plan": str(plan.path), "out": str(plan.out), "tasks": tasks}
-
-
-def dry_run_text(plan: Plan, standings: Sequence[Standing], costs: Costs) -> str:
+def dry_run_text(status: SweepStatus, commands: Sequence[str], costs: Costs) -> str:
+    """Tasks, each of these commands, and what those that are left will cost."""
     from spectra.tables.inspection import in_bytes, in_time
     from spectra.tables.results import new_table, rendered
 
     tasks = new_table("task", "commands", "state")
-    for item in abridged(standings):
-        known = isinstance(item, Standing)
-        tasks.add_row(*((item.task.name, ", ".join(plan.commands), item.state) if known else (item.strip(), "", "")))
+    for task in abridged(status.tasks):
+        known = isinstance(task, TaskStatus)
+        tasks.add_row(*((task.name, ", ".join(commands), task.state) if known else (task.strip(), "", "")))
     table = new_table("", "command", "times", "products", "time", "memory")
     previous = ""
     for row in costs.rows:
@@ -84,7 +69,7 @@ def dry_run_text(plan: Plan, standings: Sequence[Standing], costs: Costs) -> str
         table.add_row(row.curvature if row.curvature != previous else "", row.command, str(row.times), *cells)
         previous = row.curvature
     return rendered(
-        counts(standings),
+        counts(task.state for task in status.tasks),
         tasks,
         "each, by a look at the first checkpoint:",
         table,

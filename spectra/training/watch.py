@@ -24,7 +24,11 @@ from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.undisturbed import undisturbed
-from spectra.records.files import make_record, prepare_directory, save
+from spectra.records.eig import EigResult
+from spectra.records.files import prepare_directory
+from spectra.records.problem import ProblemRecord
+from spectra.records.record import Record
+from spectra.records.trace import TraceResult
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
 
@@ -193,61 +197,52 @@ class Watch:
         return Recording(
             step,
             directory,
-            about["loss_value"],
+            about.loss_value,
             {m.curvature: m.answer for m, _, _ in found},
             {m.curvature: m.answer for _, m, _ in found},
             time.perf_counter() - start,
         )
 
-    def _write(self, directory: Path, about: dict[str, Any], found: list[Found]) -> None:
-        from spectra.tables.results import (  # rich draws a random number when imported
-            eig_arrays,
-            eig_results,
-            trace_results,
-        )
-
-        pairs = [f.eigenpairs for f in found]
-        arrays = eig_arrays(pairs, self.save_vectors)
-        if not self.save_vectors:
-            arrays = {name: array for name, array in arrays.items() if not name.startswith("eigenvectors")}
-        traces = [entry for f in found for entry in trace_results([f.trace], f.trace_method)]
+    def _write(self, directory: Path, about: ProblemRecord, found: list[Found]) -> None:
+        pairs = [EigResult.of(f.eigenpairs, "lanczos", vectors=self.save_vectors) for f in found]
+        traces = [TraceResult.of(f.trace, f.trace_method) for f in found]
         prepare_directory(directory)
-        save(directory, make_record("eig", about, eig_results(pairs, "lanczos")), arrays)
-        save(directory, make_record("trace", about, traces), {})
+        Record(command="eig", problem=about, results=pairs).save(directory)
+        Record(command="trace", problem=about, results=traces).save(directory)
 
-    def _about(self, step: int, problem: Problem) -> dict[str, Any]:
+    def _about(self, step: int, problem: Problem) -> ProblemRecord:
         """The problem as results of the command line tell it, as far as it has such names."""
         value, name, device = evaluate(problem), type(self.model).__name__, problem.device
-        return {
-            "parameters": problem.size,
-            "parameters_in_all": sum(p.numel() for p in self.model.parameters()),
-            "examples": problem.examples,
-            "step": step,
-            "model": name,
-            "checkpoint": f"{name} at step {step}",
-            "data": "the examples watched",
-            "transform": None,
-            "loss": getattr(problem.loss, "name", "cross_entropy"),
-            "samples": sum(map(len, problem.batches)),
-            "batch_size": max(map(len, problem.batches)),
-            "weight_decay": problem.weight_decay,
-            "mc_samples": problem.mc_samples,
-            "output": problem.output_key,
-            "memory": self.memory,
-            "seed": self.seed,
-            "max_products": self.products,
-            "k": self.k,
-            "which": "LM",
-            "tol": self.tolerance,
-            "rtol": self.rtol,
-            "device": device.type,
-            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "dtype": str(problem.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "loss_value": value.loss,
-            "accuracy": value.accuracy,
-            "versions": versions(),
-        }
+        return ProblemRecord.known(
+            parameters=problem.size,
+            parameters_in_all=sum(p.numel() for p in self.model.parameters()),
+            examples=problem.examples,
+            step=step,
+            model=name,
+            checkpoint=f"{name} at step {step}",
+            data="the examples watched",
+            transform=None,
+            loss=getattr(problem.loss, "name", "cross_entropy"),
+            samples=sum(map(len, problem.batches)),
+            batch_size=max(map(len, problem.batches)),
+            weight_decay=problem.weight_decay,
+            mc_samples=problem.mc_samples,
+            output=problem.output_key,
+            memory=self.memory,
+            seed=self.seed,
+            max_products=self.products,
+            k=self.k,
+            which="LM",
+            tol=self.tolerance,
+            rtol=self.rtol,
+            device=device.type,
+            device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            dtype=str(problem.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            loss_value=value.loss,
+            accuracy=value.accuracy,
+            versions=versions(),
+        )
 
 
 watch = Watch  # as a loop calls it

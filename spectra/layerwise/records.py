@@ -1,0 +1,96 @@
+"""What is kept of a matrix block by block: its record, from what `layers` has found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spectra.layerwise.layers import Layers, distinct
+from spectra.records.density import measure_fields
+from spectra.records.eig import LARGEST_VECTORS
+from spectra.records.entry import Estimate, cost_of
+from spectra.records.layers import Block, LayersResult, LowRank
+from spectra.vectors import at_first
+
+
+def layers_results(found: Sequence[Any], by: str, sort: str, method: str) -> list[LayersResult]:
+    """An entry for each matrix, of measurements whose answers are `Layers`."""
+    return [layers_result(measurement, by, sort, method) for measurement in found]
+
+
+def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersResult:
+    found: Layers = measurement.answer
+    error = Estimate.of(*found.trace).standard_error
+    return LayersResult(
+        method=method,
+        by=by,
+        sort=sort,
+        trace=found.trace.value,
+        standard_error=math.inf if error is None else error,
+        **pairs_fields(found.leading),
+        blocks=[block_record(found, i) for i in range(len(found.blocks))],
+        diagonal=held_whole(found.diagonal.values),
+        diagonal_errors=held_whole(found.diagonal.standard_errors),
+        block_eigenvectors=side_by_side(found),
+        **cost_of(measurement),
+    )
+
+
+def pairs_fields(pairs: Any) -> dict[str, Any]:
+    if pairs is None:
+        return {"values": None, "residuals": None}
+    return {"values": pairs.values.numpy(), "residuals": pairs.residuals.numpy()}
+
+
+def block_record(found: Layers, i: int) -> Block:
+    """One block: what is not asked for is None."""
+    block, trace, share = found.blocks[i], Estimate.of(*found.traces[i]), Estimate.of(*found.shares[i])
+    sensitivity, size = Estimate.of(*found.sensitivities[i]), len(block.index)
+    mean = Estimate.of(*(number / size for number in found.traces[i]))
+    pairs = found.eigenpairs[i] if found.eigenpairs else None
+    return Block(
+        name=block.name,
+        parameters=size,
+        trace=trace.value,
+        standard_error=trace.standard_error,
+        share=share.value if found.trace.value else None,
+        share_error=share.standard_error if found.trace.value else None,
+        mean=mean.value,
+        mean_error=mean.standard_error,
+        sensitivity=sensitivity.value,
+        sensitivity_error=sensitivity.standard_error,
+        **pairs_fields(pairs),
+        complete=pairs.complete if pairs else None,
+        mass=found.mass(i) if found.leading and distinct(found.leading) else None,
+        overlap=found.overlap(i) if pairs else None,
+        low_rank=low_ranks(found, i) if pairs else None,
+        **measure_fields(found.measures[i] if found.measures else None),
+    )
+
+
+def low_ranks(found: Layers, i: int) -> list[LowRank]:
+    """Stable ranks of the block's own leading eigenvector and of the whole matrix's, by weight."""
+    own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu()) if found.told(i) else []
+    everything = dict(found.low_ranks(i, found.vector[found.blocks[i].index])) if found.told_of_whole(i) else {}
+    return [LowRank(weight=w, stable_rank=rank, of_whole=everything.get(w)) for w, rank in own]
+
+
+def held_whole(vector: Any) -> np.ndarray | None:
+    """All of a vector at the process that writes; None at the others."""
+    rows = at_first(vector[None]).cpu().numpy()
+    return rows[0] if len(rows) else None
+
+
+def side_by_side(found: Layers) -> np.ndarray | None:
+    """The blocks' eigenvectors (k, n), up to 1 GiB: see `LayersResult.block_eigenvectors`."""
+    size = sum(pairs.vectors.nbytes for pairs in found.eigenpairs)
+    if not 0 < size <= LARGEST_VECTORS:
+        return None
+    k, n = max(len(pairs.values) for pairs in found.eigenpairs), sum(len(block.index) for block in found.blocks)
+    rows = np.full((k, n), np.nan, dtype=found.eigenpairs[0].vectors.cpu().numpy().dtype)
+    for block, pairs in zip(found.blocks, found.eigenpairs, strict=True):
+        rows[: len(pairs.values), block.index.numpy()] = pairs.vectors.cpu().numpy()
+    return rows

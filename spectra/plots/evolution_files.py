@@ -1,0 +1,25 @@
+"""The files of an evolution: its table as CSV and JSON, its figure as PNG and PDF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spectra.plots.evolution import evolution_figure
+from spectra.plots.style import save_figure
+from spectra.records.files import prepare_directory, write_atomically
+from spectra.records.sweep import Evolution
+
+
+def evolution_files(evolution: Evolution, directory: Path) -> list[Path]:
+    """Write table.csv, table.json, evolution.png and evolution.pdf, each replaced whole. Raises SpectraError."""
+    prepare_directory(directory)
+    figure = evolution_figure(evolution)
+    writers = {
+        "table.csv": lambda file: file.write(evolution.to_csv().encode()),
+        "table.json": lambda file: file.write(f"{evolution.to_json()}\n".encode()),
+        "evolution.png": lambda file: save_figure(figure, file, "png"),
+        "evolution.pdf": lambda file: save_figure(figure, file, "pdf"),
+    }
+    for name, write in writers.items():
+        write_atomically(directory / name, write)
+    return [directory / name for name in writers]

@@ -1,0 +1,241 @@
+"""What `compare` tells: of each matrix, of each pair of them, and why they differ."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from spectra.records.density import Outliers, measure_fields, measure_of
+from spectra.records.entry import Entry, Estimate, cost_of, with_errors
+from spectra.records.fields import Matrix, Stored, Vector, stored, written
+
+if TYPE_CHECKING:
+    from spectra.krylov.results import SpectralMeasure
+
+HELD_OUT = ", held out"  # behind the name of a matrix on the data held out
+
+
+def on_held_out_data(name: str) -> str:
+    return f"{name}{HELD_OUT}"
+
+
+@stored
+class CompareResult(Entry):
+    """One of the matrices compared: leading eigenvalues, norm, trace and spectral measure."""
+
+    method: str
+    values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,) by falling magnitude
+    residuals: Vector = field(metadata=written(array="residuals"))  # (k,)
+    norm: Estimate | None = None  # Frobenius
+    trace: Estimate | None = None
+    nodes: Matrix | None = field(metadata=written(array="nodes"))  # (probes, steps); None: not measured
+    weights: Matrix | None = field(metadata=written(array="weights"))
+    dimension: int | None
+    deflated: int | None
+    outliers: Outliers | None = field(default=None, metadata=written(omitted=lambda entry: entry.held_out))
+
+    @classmethod
+    def of(cls, measurement: Any, k: int, outliers: Outliers | None = None) -> CompareResult:
+        """From a measurement of a `Portrait`."""
+        found = measurement.answer
+        return cls(
+            method="comparison",
+            values=found.eigenpairs.values[:k].numpy(),
+            residuals=found.eigenpairs.residuals[:k].numpy(),
+            norm=found.norm and Estimate.of(*found.norm),
+            trace=found.trace and Estimate.of(*found.trace),
+            outliers=outliers,
+            **measure_fields(found.measure),
+            **cost_of(measurement),
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is of the data held out."""
+        return self.curvature.endswith(HELD_OUT)
+
+    def measure(self) -> SpectralMeasure | None:
+        """What the functions for spectra take; None where there is none."""
+        return None if self.nodes is None else measure_of(self)
+
+    def summary(self) -> str:
+        return with_errors(self.values, self.residuals)
+
+
+@stored
+class Extreme(Stored):
+    """An eigenvalue at an end of a spectrum: a true one lies within `residual` of it."""
+
+    value: float
+    residual: float
+
+
+@stored
+class Agreement(Stored):
+    """How far the leading eigenspaces of two matrices agree, those of the first j eigenvectors of each."""
+
+    j: int
+    overlap: float  # |U_A U_B'|_F^2 / j
+    error: float  # bound, from residuals
+    angles: Vector  # (j,) radians, rising
+    gap: float  # the smaller of the relative gaps behind j in A and in B
+    told: bool  # there is a gap behind j
+    chance: float  # the overlap of two random spaces
+
+
+@stored
+class Pair(Stored):
+    """Two matrices, A named `first` and B named `second`."""
+
+    first: str
+    second: str
+    distance: Estimate  # |A - B|_F / |A|_F
+    cosine: Estimate  # <A, B> / (|A|_F |B|_F)
+    scale: Estimate  # c* = <A, B> / |B|_F^2
+    scaled_distance: Estimate  # |A - c* B|_F / |A|_F
+    trace_difference: Estimate  # tr (A - B)
+    rounding: bool  # the distance is no more than rounding of products makes
+    first_by_second: Vector  # u'B u (k,) for the eigenvectors u of A
+    second_by_first: Vector  # u'A u (k,) for the eigenvectors u of B
+    largest: Extreme | None  # eigenvalue of A - B
+    smallest: Extreme | None
+    wasserstein: Estimate | None  # W1 of the spectra
+    wasserstein_share: Estimate | None  # over the mean |eigenvalue| of A
+    overlaps: list[Agreement]  # for j = 1 .. k
+
+    @classmethod
+    def of(cls, pair: Any, dimension: int) -> Pair:
+        """From a `comparison.pairs.Pair` of matrices of this many rows."""
+        estimates = ("distance", "cosine", "scale", "scaled_distance", "trace_difference")
+        spectra = ("wasserstein", "wasserstein_share")
+        return cls(
+            first=pair.first,
+            second=pair.second,
+            rounding=pair.rounding,
+            first_by_second=pair.first_by_second,
+            second_by_first=pair.second_by_first,
+            largest=pair.largest and Extreme(**pair.largest._asdict()),
+            smallest=pair.smallest and Extreme(**pair.smallest._asdict()),
+            overlaps=[Agreement(**vars(spaces), chance=spaces.j / dimension) for spaces in pair.agreements],
+            **{name: Estimate.of(*getattr(pair, name)) for name in estimates},
+            **{name: found and Estimate.of(*found) for name in spectra for found in [getattr(pair, name)]},
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is of one matrix on two data sets."""
+        return self.second == on_held_out_data(self.first)
+
+    def row(self) -> dict[str, Any]:
+        """Of a table with a column for each number and one for its error."""
+        row: dict[str, Any] = {"first": self.first, "second": self.second, "rounding": self.rounding}
+        names = ("distance", "cosine", "scale", "scaled_distance", "trace_difference", "wasserstein")
+        for name in names:
+            found = getattr(self, name)
+            row |= {name: found and found.value, f"{name}_error": found and found.standard_error}
+        for name in ("largest", "smallest"):
+            found = getattr(self, name)
+            row |= {name: found and found.value, f"{name}_residual": found and found.residual}
+        last = self.overlaps[-1] if self.overlaps else None
+        return row | {"j": last and last.j, "overlap": last and last.overlap, "overlap_error": last and last.error}
+
+
+@stored
+class Cause(Stored):
+    """Why two matrices differ, in a sentence and in the numbers that it is made of."""
+
+    between: list[str]
+    sentence: str
+    numbers: dict[str, Any] = field(default_factory=dict, metadata=written(rest=True))
+
+    @classmethod
+    def of(cls, cause: Any) -> Cause:
+        """From a `comparison.causes.Cause`."""
+        return cls(between=list(cause.between), sentence=cause.sentence, numbers=plain(cause.numbers))
+
+
+def plain(value: Any) -> Any:
+    """Numbers by name, estimates among them as records."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return Estimate.of(*value) if isinstance(value, tuple) else value
+
+
+@stored
+class HeldOut(Stored):
+    """The data held out, on which every matrix is compared with itself."""
+
+    data: str
+    examples: int
+    loss_value: float
+    accuracy: float | None
+
+
+@stored
+class Trend(Stored):
+    """One eigenvalue by number of examples N: its mean at every size, and the line a + b / N."""
+
+    means: list[Estimate]
+    at_all: Estimate  # the line at all examples
+    limit: Estimate  # a: for infinitely many examples
+
+
+@stored
+class Subsample(Stored):
+    """The largest eigenvalues of a matrix on fewer examples, and where they tend to."""
+
+    curvature: str
+    sizes: list[int]
+    eigenvalues: Annotated[np.ndarray, 3]  # (chains of nested subsets, sizes, k)
+    trends: list[Trend]  # of each eigenvalue, largest first
+    examples: int  # in all
+    measured: Vector  # the eigenvalues above zero on all of them
+    products: int
+    converged: bool
+
+    @classmethod
+    def of(cls, name: str, by_size: Any, here: np.ndarray, examples: int) -> Subsample:
+        """From a `comparison.subsample.BySize`, and the matrix's eigenvalues (k,) on all `examples`."""
+        return cls(
+            curvature=name,
+            sizes=by_size.sizes,
+            eigenvalues=by_size.values,
+            trends=[
+                Trend(
+                    means=[Estimate.of(*mean) for mean in trend.means],
+                    at_all=Estimate.of(*trend.at_all),
+                    limit=Estimate.of(*trend.limit),
+                )
+                for trend in by_size.trends(examples)
+            ],
+            examples=examples,
+            measured=here[here > 0],
+            products=by_size.products,
+            converged=by_size.converged,
+        )
+
+
+@stored
+class ClassStructure(Stored):
+    """Levels of the GGN of cross entropy, and what each leading eigenvalue consists of; see `spectrum.classes`."""
+
+    classes: int
+    trace: float
+    class_trace: float
+    cross_trace: float
+    within_trace: float
+    class_eigenvalues: Vector  # (C,)
+    mean_eigenvalues: Vector  # (C^2,)
+    eigenvalues: Vector  # (k,) of the GGN without weight decay
+    attribution: Matrix  # (k, 3): what class, cross and within give of each, in parts of one
+    overlaps: Matrix  # (k, 2): |P u|^2, P onto the span of all class means, of all cross-class means
+
+    @classmethod
+    def of(cls, structure: Any) -> ClassStructure:
+        """From a `spectrum.classes.ClassStructure`."""
+        numbers = ("classes", "trace", "class_trace", "cross_trace", "within_trace")
+        arrays = ("class_eigenvalues", "mean_eigenvalues", "eigenvalues", "attribution", "overlaps")
+        found = {name: getattr(structure, name) for name in numbers}
+        return cls(**found, **{name: getattr(structure, name).numpy() for name in arrays})

@@ -1,0 +1,51 @@
+"""What `inspect` tells of a matrix: what the commands will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from spectra.records.entry import Entry, cost_of
+from spectra.records.fields import Stored, stored
+
+
+@stored
+class CommandCost(Stored):
+    """What a command will cost on one matrix."""
+
+    command: str
+    method: str  # gram: exact
+    products: int
+    seconds: float
+    bytes: int  # at its peak, besides model and data
+    at_least: bool  # whether it may be far more
+
+
+@stored
+class InspectResult(Entry):
+    """What a pilot run has found out about one matrix."""
+
+    seconds_per_product: float
+    estimates: list[CommandCost]
+
+    @classmethod
+    def of(cls, measurement: Any) -> InspectResult:
+        """From a measurement of an `Outlook`."""
+        found = measurement.answer
+        estimates = [CommandCost(**vars(estimate)) for estimate in found.estimates]
+        return cls(seconds_per_product=found.seconds_per_product, estimates=estimates, **cost_of(measurement))
+
+    def summary(self) -> str:
+        return ", ".join(f"{cost.command} by {cost.method}: {cost.products} products" for cost in self.estimates)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One an estimate, whose numbers begin with `expected`."""
+        for cost in self.estimates:
+            expected = {"expected_products": cost.products, "expected_seconds": cost.seconds}
+            yield {
+                "of": cost.command,
+                "method": cost.method,
+                **expected,
+                "bytes": cost.bytes,
+                "at_least": cost.at_least,
+            }

@@ -1,0 +1,119 @@
+"""What sweeps tell: where tasks stand, and how spectra evolve over checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+from spectra.records.fields import Stored, stored
+from spectra.records.files import SCHEMA, to_json
+
+Number = int | float
+STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")  # of a task
+
+
+@stored
+class TaskStatus(Stored):
+    """Where a task of a sweep stands."""
+
+    name: str
+    state: str  # of STATES
+    reason: str | None
+    log: str | None  # path of a file that tells more
+    last_lines: list[str]  # of that
+    tolerance_not_met: list[str]  # commands that are done
+
+
+@stored
+class SweepStatus(Stored):
+    """Where all tasks of a plan stand."""
+
+    schema: int = SCHEMA
+    command: str = "sweep status"
+    plan: str  # path
+    out: str  # directory
+    tasks: list[TaskStatus]
+
+    def to_json(self) -> str:
+        """Strict JSON in one line."""
+        return to_json(self.to_dict())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one command on one matrix will cost, each time; `math.nan` where `inspect` knows no such method."""
+
+    curvature: str
+    command: str
+    times: int  # how often it is to run
+    products: float
+    seconds: float
+    bytes: float
+    at_least: bool  # whether it may be far more
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is left of a sweep will cost."""
+
+    rows: tuple[Cost, ...]
+    loading: float  # seconds before the first product of each command: start, model and data
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number; its fields are the columns. Empty (None) is what does not apply.
+
+    `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
+    is no gap that residuals could tell: the number then says nothing.
+    """
+
+    checkpoint: str
+    step: Number
+    curvature: str | None
+    seed: int | None
+    quantity: str  # of `sweeps.rows.QUANTITIES`, which says what index and error are
+    index: int | None
+    value: float | None
+    error: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    products: int | None = None
+    converged: bool | None = None
+    command: str | None = None
+
+
+@stored
+class Evolution(Stored):
+    """How spectra evolve over checkpoints: a table, in the order of steps, matrices, seeds, quantities, ranks."""
+
+    schema: int = SCHEMA
+    command: str = "collect"
+    axis: str  # what steps count: "training step", "epoch", or "checkpoint", their place in the order
+    learning_rate: float | None = None
+    unfinished: tuple[str, ...] = ()  # names of tasks that lack a result
+    notes: tuple[str, ...] = ()  # what could not be read, and what the table lacks for it
+    rows: tuple[Row, ...]
+
+    def select(self, quantity: str, **fields: Any) -> list[Row]:
+        """The rows of a quantity whose other fields are these."""
+        return [r for r in self.rows if r.quantity == quantity and all(getattr(r, k) == v for k, v in fields.items())]
+
+    def series(self) -> list[tuple[str, int]]:
+        """Every matrix with every seed, as (curvature, seed), in the table's order."""
+        return list(dict.fromkeys((r.curvature, r.seed) for r in self.rows if r.curvature))
+
+    def to_json(self) -> str:
+        """One JSON object in one line; `rows` is a list of objects with the columns as keys."""
+        return to_json(self.to_dict())
+
+    def to_csv(self) -> str:
+        """The rows below a line of names; what does not apply is empty, numbers are written in full."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.name for column in fields(Row)])
+        words = {True: "true", False: "false"}
+        writer.writerows([words[v] if isinstance(v, bool) else v for v in astuple(row)] for row in self.rows)
+        return text.getvalue()

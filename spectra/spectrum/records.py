@@ -1,0 +1,73 @@
+"""What is kept of a spectral measure: nodes and weights, and the numbers that are read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectra.krylov.results import SpectralMeasure
+from spectra.records.density import METHOD, DensityResult, EffectiveDimension, End, Outliers, Share, measure_fields
+from spectra.records.entry import cost_of
+from spectra.records.files import finite
+from spectra.spectrum.curves import NOISE, cumulative
+from spectra.spectrum.outliers import outliers
+from spectra.spectrum.summaries import condition_number, effective_dimension
+
+
+def density_results(
+    found: Sequence[Any], figure: Path | None, classes: int | None = None, damping: float | None = None
+) -> list[DensityResult]:
+    """An entry for each matrix, of measurements whose answers are spectral measures.
+
+    Args:
+        classes: how many the loss has, to compare the number of outliers with.
+        damping: tell of the matrix plus damping times the identity, too.
+    """
+    return [density_result(measurement, figure, classes, damping) for measurement in found]
+
+
+def density_result(measurement: Any, figure: Path | None, classes: int | None, damping: float | None) -> DensityResult:
+    measure, semidefinite = measurement.answer, measurement.semidefinite
+    return DensityResult(
+        method=METHOD,
+        **measure_fields(measure),
+        negative=negative_share(measure, semidefinite),
+        figure=str(figure) if figure else None,
+        outliers=outliers_of(measure, classes),
+        **damped(measure, damping, semidefinite),
+        **cost_of(measurement),
+    )
+
+
+def negative_share(measure: SpectralMeasure, semidefinite: bool) -> Share | None:
+    """The share of eigenvalues below zero by more than rounding, between its 95 % limits; zero by definition, if so."""
+    if not measure.nodes.isfinite().all():
+        return None
+    if semidefinite:
+        return Share(value=0.0, lower=0.0, upper=0.0)
+    # Beyond rounding, and the rounding that the limits of a measure known exactly leave to either side.
+    rounding = 2 * NOISE * measure.nodes.abs().max().item()
+    band = cumulative(measure, np.nextafter([-rounding], -np.inf))
+    return Share(value=band.value.item(), lower=band.lower.item(), upper=band.upper.item())
+
+
+def outliers_of(measure: SpectralMeasure | None, classes: int | None) -> Outliers | None:
+    """Outliers above and below the bulk, and how many classes there are; None without finite nodes."""
+    if measure is None or not measure.nodes.isfinite().all():
+        return None
+    found = outliers(measure)
+    above, below = (End(**finite(vars(end))) for end in (found.above, found.below))
+    return Outliers(classes=classes, above=above, below=below)
+
+
+def damped(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> dict[str, Any]:
+    """The fields that tell of A + damping I: None unless that is positive definite."""
+    if damping is None or not measure.nodes.isfinite().all():
+        return {"damping": damping}
+    dimension = effective_dimension(measure, damping, semidefinite)
+    told = dimension and EffectiveDimension(**finite(dimension._asdict()))
+    condition = condition_number(measure, damping, semidefinite)
+    return {"damping": damping, "effective_dimension": told, "condition": condition}

@@ -1,0 +1,66 @@
+"""What is kept of a landscape: its record, from what `landscape` has found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from spectra.records.entry import cost_of
+from spectra.records.landscape import Direction, Holds, LandscapeResult, Line, Plane, Spread, SpreadAlong
+from spectra.surfaces.landscape import Landscape
+from spectra.surfaces.quadratic import SHARE
+from spectra.surfaces.spread import QUANTILES
+from spectra.vectors import norm
+
+
+def landscape_results(found: Sequence[Any]) -> list[LandscapeResult]:
+    """An entry for each matrix, of measurements whose answers are `Landscape`."""
+    return [landscape_result(measurement) for measurement in found]
+
+
+def landscape_result(measurement: Any) -> LandscapeResult:
+    found: Landscape = measurement.answer
+    return LandscapeResult(
+        method="landscape",
+        loss=found.point.loss,
+        gradient_norm=norm(found.point.gradient),
+        parameter_norm=found.point.norm,
+        directions=list(directions(found)),
+        lines=[line_record(name, line) for name, line in found.lines.items()],
+        planes=[plane_record(names, plane) for names, plane in found.planes.items()],
+        spread=[spread_record(name, *both) for name, both in found.spread.items()] or None,
+        without_spread=found.without or None,
+        evaluations=found.evaluations,
+        **cost_of(measurement),
+    )
+
+
+def directions(found: Landscape) -> Iterator[Direction]:
+    """`slope` g'd, `curvature` d'Ad; the residual bounds how far the latter is from the eigenvalue."""
+    places = {name: i for i, name in enumerate(found.used)}
+    for name, d in found.directions.items():
+        i = places.get(name)
+        yield Direction(
+            name=name,
+            kind=d.kind,
+            source=d.source,
+            eigenvalue=d.eigenvalue,
+            residual=d.residual,
+            norm=norm(d.vector),
+            slope=None if i is None else float(found.model.slopes[i]),
+            curvature=None if i is None else float(found.model.curvatures[i, i]),
+        )
+
+
+def line_record(name: str, line: Any) -> Line:
+    numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
+    return Line(along=name, holds=Holds(share=SHARE, **line.holds._asdict()), **numbers)
+
+
+def plane_record(names: Sequence[str], plane: Any) -> Plane:
+    return Plane(along=list(names), **vars(plane))
+
+
+def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:
+    told = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
+    return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=told[0], slope=told[1])
