@@ -32,7 +32,7 @@ from spectra.run.density import density as densities
 from spectra.run.eig import EigSettings
 from spectra.run.eig import eig as eigenvalues
 from spectra.run.listener import Caller
-from spectra.run.request import Request, Settings, plain
+from spectra.run.request import Request, S
 from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
 from spectra.run.trace import trace as traces
@@ -157,7 +157,7 @@ def trace(
         None if method is None else among("method", method, TRACE),
         None if probes is None else whole("probes", probes, 2),
     )
-    asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": plain(as_path(deflate))}
+    asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
     request = requested(
         settings,
         asked,
@@ -217,7 +217,7 @@ def density(
     asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
     request = requested(
         settings,
-        asked | {"deflate": plain(as_path(deflate))},
+        asked | {"deflate": deflate and str(deflate)},
         (model, loss, data, problem),
         curvature=curvature,
         seed=seed,
@@ -239,7 +239,7 @@ def draw(measures: dict[str, Any], path: Path) -> None:
 
 
 def requested(
-    settings: Settings,
+    settings: S,
     asked: Mapping[str, Any],
     given: tuple[Any, Any, Any, dict[str, Any]],
     *,
@@ -250,7 +250,7 @@ def requested(
     check: bool,
     save_every: float,
     deflate: str | Path | None = None,
-) -> Request:
+) -> Request[S]:
     """The request of a call; `asked` are its own settings as the command line calls them, `given` names the problem."""
     names = named_matrices(curvature)
     seed = whole("seed", seed, 0)
@@ -294,10 +294,11 @@ def problem_of(
     checked = checked_options(options)
     loss = loss if isinstance(loss, str) else own_loss(loss)
     kind = str(kind_of(model, checked.get("dtype"))).removeprefix("torch.")
-    told = {name: plain(checked.get(name, default)) for name, default in DEFAULTS.items()}
-    told |= {"dtype": kind, "device": str(checked.get("device") or "auto")}
+    told = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
+    told |= {"params": list(told["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):
-        told |= {"model": model} | {name: plain(checked.get(name)) for name in ("checkpoint", "checkpoint_key")}
+        path = checked.get("checkpoint")
+        told |= {"model": model, "checkpoint": path and str(path), "checkpoint_key": checked.get("checkpoint_key")}
     if isinstance(data, str):
         told |= {"data": data, "transform": checked.get("transform")}
     if not isinstance(loss, CustomLoss):

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
 
 if TYPE_CHECKING:
-    from spectra.run.request import Request, Settings
+    from spectra.run.request import Request, S
 
 # What names the problem: arguments of `load_problem`.
 PROBLEM = (
@@ -22,7 +22,7 @@ PROBLEM = (
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
 
-def request(settings: Settings, home: Path | None = None) -> Request:
+def request(settings: S, home: Path | None = None) -> Request[S]:
     """What the command line asks for: `settings` of the command's own, the rest as typed; see `Request`."""
     from spectra.run.request import Request
 

@@ -74,7 +74,7 @@ class Compared:
 class Comparing:
     """A comparison in a session, with what all of its parts need."""
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session[CompareSettings]):
         self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
         self.together = Together(session, len(session.names) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
@@ -133,7 +133,7 @@ class Comparing:
         gradient = mean_gradient(problem)
         held = [portrait for name, portrait in comparison.portraits.items() if name in TAKEN_FOR]
         if held and not problem.weight_decay and self.limit is None:
-            split = problem if self.session.request.problem["batch_size"] else in_usual_batches(problem)
+            split = problem if self.session.request.named.get("batch_size") else in_usual_batches(problem)
             batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
             with self.session.listener.work("gradients of batches"), timed(held):
                 batch = batch_products(split, comparison, batches, gradient, probes, self.seeded())
@@ -185,7 +185,7 @@ class Comparing:
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
-def compare_matrices(session: Session) -> Compared:
+def compare_matrices(session: Session[CompareSettings]) -> Compared:
     """The matrices that are asked for, compared."""
     session.load()
     other = other_data(session)
@@ -193,12 +193,12 @@ def compare_matrices(session: Session) -> Compared:
         return Comparing(session).all_of_it(other)
 
 
-def other_data(session: Session) -> tuple[Problem, dict[str, Any]] | None:
+def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:
     """The problem on the data held out, and what is to be said of them; None where none are.
 
     Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
     """
-    asked, named = session.request.settings, session.request.problem
+    asked, named = session.request.settings, session.request.named
     if asked.subsample:
         refuse_sizes(asked.subsample, session.loaded.record.samples)
     if not asked.held_out:

@@ -51,7 +51,7 @@ class LayersSettings(AnySize):
         )
 
 
-def layerwise(session: Session) -> Record:
+def layerwise(session: Session[LayersSettings]) -> Record:
     """The record of the blocks of each matrix."""
     asked, problem = session.request.settings.settled(), session.load().problem
     blocks = parameter_blocks(problem, asked.by)
@@ -61,7 +61,7 @@ def layerwise(session: Session) -> Record:
     return record.changed(problem=record.problem.changed(notes=[*record.problem.notes, *tied(problem)]))
 
 
-def measured(session: Session, name: str, blocks: list[ParameterBlock]) -> Measurement:
+def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
     """The answer for one matrix, and what it cost."""
     asked, limit, problem = session.request.settings.settled(), session.request.max_products, session.problem
     generator = torch.Generator().manual_seed(session.request.seed)
@@ -91,7 +91,7 @@ def measured(session: Session, name: str, blocks: list[ParameterBlock]) -> Measu
     return matrix.measured(found, found.products, time.perf_counter() - start)
 
 
-def leading(session: Session, matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
+def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
     """The leading eigenpair that an earlier eig has left, if there is one."""
     path, agree = session.request.arrays_of_earlier(), session.processes.least
     if not agree(path is not None and end_of(path) in LEADING):

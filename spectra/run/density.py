@@ -30,13 +30,13 @@ class DensitySettings(AnySize):
     less_memory = ("--steps", "take fewer, or choose fewer parameters with --params")
 
 
-def density(session: Session, draw: Draw) -> Record:
+def density(session: Session[DensitySettings], draw: Draw) -> Record:
     """The record of the spectral measures that are asked for, kept.
 
     `draw` makes the figure of those that are finite, where there is a place for it.
     """
     session.load()
-    asked: DensitySettings = session.request.settings
+    asked = session.request.settings
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
     found = session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}

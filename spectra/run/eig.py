@@ -40,10 +40,10 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def eig(session: Session, save_vectors: bool = False) -> Record:
+def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     """The record of the eigenvalues that are asked for, kept; with eigenvectors up to 1 GiB, or if asked for."""
     session.load()
-    asked: EigSettings = session.request.settings
+    asked = session.request.settings
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     found = session.measure(solve, products=3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k)
     record = session.record(found, eig_results(found, asked.method, save_vectors))

@@ -166,9 +166,9 @@ class InspectSettings(AnySize):
     less_memory = ("--params", "choose fewer parameters")
 
 
-def inspection(session: Session) -> Record:
+def inspection(session: Session[InspectSettings]) -> Record:
     """The record of a model and its checkpoint, kept; with data also of what commands will cost on each matrix."""
-    if session.request.problem["data"] is None:
+    if session.request.named["data"] is None:
         found = []
         model_alone(session)
     else:
@@ -178,7 +178,7 @@ def inspection(session: Session) -> Record:
     return record
 
 
-def outlooks(session: Session) -> list[Measurement]:
+def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
     """What commands will cost on each matrix; into the problem's record layers, checkpoint and gradient."""
     asked = session.request.settings
     session.load(with_layers)
@@ -205,10 +205,10 @@ def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: di
     return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
 
 
-def model_alone(session: Session) -> None:
+def model_alone(session: Session[InspectSettings]) -> None:
     """What there is to know of a model without data: all that is loaded."""
     session.prepare()
-    asked = session.request.problem
+    asked = session.request.named
     model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, asked["params"])
     record = ProblemRecord.known(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.matrices import refuse_weight_decay
 from spectra.problem.problem import Problem
@@ -18,14 +18,22 @@ SAVE_EVERY = 5.0  # minutes
 class Settings(Protocol):
     """What is asked of a command's method, and what can be refused before a matrix is made."""
 
-    command: str
-    less_memory: tuple[str, str]  # the argument by which less is taken, beside the products, and how
+    @property
+    def command(self) -> str:
+        """The command that asks for it."""
+
+    @property
+    def less_memory(self) -> tuple[str, str]:
+        """The argument by which less memory is taken, beside the products', and how."""
 
     def refuse(self, matrices: Sequence[str]) -> None:
         """Raise SpectraError where the settings suit neither each other nor these matrices."""
 
     def refuse_size(self, size: int, products: int | None) -> None:
         """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
+
+
+S = TypeVar("S", bound=Settings)
 
 
 class AnySize:
@@ -43,7 +51,7 @@ def anything(_record: ProblemRecord) -> None:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Generic[S]):
     """What is asked for.
 
     Attributes:
@@ -64,7 +72,7 @@ class Request:
         verify: is given the record of the problem once loaded, and raises SpectraError where it is another than meant.
     """
 
-    settings: Settings
+    settings: S
     problem: Problem | Mapping[str, Any]
     curvature: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,9 +90,14 @@ class Request:
     verify: Callable[[ProblemRecord], None] = anything
 
     @property
+    def named(self) -> Mapping[str, Any]:
+        """What names the problem; nothing does where it is there already."""
+        return self.problem if isinstance(self.problem, Mapping) else {}
+
+    @property
     def weight_decay(self) -> float:
-        named = isinstance(self.problem, Mapping)
-        return self.problem.get("weight_decay", 0.0) if named else self.problem.weight_decay
+        given = self.problem
+        return given.weight_decay if isinstance(given, Problem) else given.get("weight_decay", 0.0)
 
     def refuse(self) -> None:
         """Raise SpectraError where arguments cannot go together, or name an earlier result that is none.
@@ -100,10 +113,3 @@ class Request:
     def arrays_of_earlier(self) -> Path | None:
         """The arrays of the earlier result of `eig`, if there is one. Raises SpectraError where none is as named."""
         return source(self.earlier, self.earlier_option, self.out)
-
-
-def plain(value: Any) -> Any:
-    """An option's value as JSON has it."""
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +36,21 @@ from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, device_of, load, processes_of
 from spectra.run.measurement import Measurement, imprecise, measure
-from spectra.run.request import Request
+from spectra.run.request import Request, S
 from spectra.vectors import sizes, without_autocast
 
 
-class Session:
+class Session(Generic[S]):
     """What is asked, who is told, and what stands so far; to be used as a context, which leaves all as it was found."""
 
-    def __init__(self, request: Request, listener: Listener | None = None):
+    def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
         self.names = tuple(dict.fromkeys(request.curvature))  # of the matrices, once loaded those that the loss has
         self.processes = Processes()
         self.state: State | None = None  # of a run that can be resumed
         self._stack = ExitStack()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Session[S]:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -107,10 +107,13 @@ class Session:
 
     def _leave_undisturbed(self) -> None:
         """A model of the caller's own is in eval mode from now on, and on leaving as it was found."""
-        given = self.request.problem
-        model = given.model if isinstance(given, Problem) else given["model"]
-        if isinstance(model, nn.Module):
+        if isinstance(model := self._own_model(), nn.Module):
             self._stack.enter_context(undisturbed(model))
+
+    def _own_model(self) -> Any:
+        """The caller's own model, or the name of one."""
+        given = self.request.problem
+        return given.model if isinstance(given, Problem) else given["model"]
 
     @property
     def checks(self) -> int:
@@ -124,7 +127,7 @@ class Session:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the numbers of this command depend on."""
-        record, given = self.loaded.record, self.request.problem
+        record = self.loaded.record
         found = {
             "command": self.request.settings.command,
             **self.asked(),
@@ -135,7 +138,7 @@ class Session:
             "device": record.device,
             "ranks": record.ranks,
         }
-        if isinstance(given, Problem) or isinstance(given["model"], nn.Module):
+        if isinstance(self._own_model(), nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
             found["labels_seed"] = self.problem.seed
         return found

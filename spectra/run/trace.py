@@ -40,7 +40,7 @@ class TraceSettings:
             refuse_dense(size, products)
 
 
-def trace(session: Session) -> Record:
+def trace(session: Session[TraceSettings]) -> Record:
     """The record of the traces that are asked for, kept."""
     session.load()
     found, results = [], []
@@ -52,7 +52,7 @@ def trace(session: Session) -> Record:
     return record
 
 
-def methods(session: Session) -> dict[str, str]:
+def methods(session: Session[TraceSettings]) -> dict[str, str]:
     """What each matrix's trace is found by. Settings that are XTrace's own ask for it."""
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
@@ -61,7 +61,7 @@ def methods(session: Session) -> dict[str, str]:
     return {matrix.name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for matrix in matrices}
 
 
-def trace_of(session: Session, name: str, method: str) -> Measurement:
+def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
     """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
     asked, found = session.request.settings, resolve_name(TRACE[method])
     settings = {"rtol": asked.rtol, "probes": asked.probes}

@@ -47,7 +47,7 @@ class LandscapeSettings:
         refuse_ranks(self.ranks, size)
 
 
-def landscapes(session: Session) -> Record:
+def landscapes(session: Session[LandscapeSettings]) -> Record:
     """The record of the loss along what is asked for, beside each matrix."""
     problem, asked = session.load().problem, session.request.settings
     with session.resumable():
@@ -67,7 +67,7 @@ def landscapes(session: Session) -> Record:
 class Look:
     """A look at the loss from one point, beside one matrix after the other."""
 
-    session: Session
+    session: Session[LandscapeSettings]
     point: Point
     earlier: Path | None  # arrays of an earlier eig
 
