@@ -1,5 +1,8 @@
 """Every public name and where it is, for type checkers and editors; `__init__.py` reads the names here too."""
 
+from spectra.calls import density as density
+from spectra.calls import eig as eig
+from spectra.calls import trace as trace
 from spectra.comparison.comparison import compare as compare
 from spectra.curvature.engine.gradients import mean_gradient as mean_gradient
 from spectra.curvature.evaluation import accuracy as accuracy

@@ -30,7 +30,7 @@ ROOMS = [
     {"plots"},
     {"tables"},
     {"page"},
-    {"cli", "training"},
+    {"calls", "cli", "training"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 ALONE = {

@@ -211,7 +211,7 @@ def test_the_choice_sees_the_memory_that_is_allowed(trace, monkeypatch):
 
 
 def test_all_matrices_are_made_before_any_is_computed(capfd, monkeypatch):
-    monkeypatch.setattr("spectra.cli.session.Session.measure", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("spectra.run.session.Session.measure", lambda *_, **__: pytest.fail("computed"))
     for method in ("", "--method dense"):
         line = f"{LINE} --curvature ggn --curvature fisher-empirical --weight-decay 1 {method}"
         assert run(["trace", *line.split()]) == 2

@@ -309,11 +309,22 @@ def test_malformed_options_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("option", "came"), [("model", nn.Linear(2, 1)), ("data", torch.ones(3)), ("loss", F.mse_loss)]
+    ("option", "came", "told"),
+    [
+        ("model", 3, "`model` int: names are text"),
+        ("data", 3, "`data`: int is no data"),
+        ("data", torch.ones(3), "`data`: batch 0 of Tensor is a Tensor"),
+        ("data", {"x": 1}, "`data`: dict is no data"),
+        ("loss", 3, "`loss`: int is no loss"),
+        ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is no loss; call it first"),
+        ("loss", nn.MSELoss(reduction="sum"), "`loss`: its reduction is sum"),
+        ("dtype", "float16", "`dtype` float16: is none of float32, float64"),
+        ("device", "nowhere", "`device` nowhere: is not there"),
+    ],
 )
-def test_objects_in_place_of_names(option, came):
+def test_objects_that_are_neither_names_nor_what_they_stand_for(option, came, told):
     names = {"model": "spectra.demo:mlp", "data": "digits", option: came}
-    with refused(f"`{option}` {type(came).__name__}: names are text", "spectra.Problem", "In Python"):
+    with refused(told):
         load_problem(**names)
 
 

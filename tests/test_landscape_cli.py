@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from matplotlib.colors import to_hex
 
 import spectra
 from spectra.cli import run
-from spectra.cli.session import Session
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
@@ -394,7 +394,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
         return counted
 
     monkeypatch.setattr(Curvature, "__matmul__", counting(Curvature.__matmul__))
-    monkeypatch.setattr(Session, "draw", lambda *_: [])
+    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "drawn", lambda session, record, figures: record)
     monkeypatch.setattr(displacement, "total_loss", counting(displacement.total_loss))
     assert run([*line, "--out", "whole"]) == 0
     whole_calls, last = calls, int(part * calls)

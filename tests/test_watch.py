@@ -21,8 +21,8 @@ import spectra
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.plots.saved import saved_figure
+from spectra.problem.undisturbed import undisturbed
 from spectra.records.files import read, read_arrays
-from spectra.training.undisturbed import undisturbed
 
 X = torch.randn(40, 6, generator=seeded(1), dtype=torch.float64)
 Y = torch.randint(3, (40,), generator=seeded(2))

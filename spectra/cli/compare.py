@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from spectra.cli.figures import drawn
 from spectra.cli.options import SAVE_EVERY, with_data
-from spectra.cli.progress import progress_line
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, note, prints_to_stderr
-from spectra.cli.together import Prepared, Together
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
+
+if TYPE_CHECKING:
+    from spectra.comparison.pipeline import Compared
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -53,185 +55,26 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
+        from spectra.comparison.pipeline import CompareSettings, compare_matrices
+        from spectra.run.session import Session
         from spectra.tables.comparison import compare_text
 
-        session = Session()
-        refuse_at_once(options["curvature"], subsample)
-        session.load()
-        other = other_data(session)
-        with session.resumable():
-            record, figures = answered(session, other, k, probes, steps)
-        record = record.changed(figures=session.draw(figures) if options["out"] else [])
-        session.write(record)
+        settings = CompareSettings(k, probes, steps, held_out, subsample)
+        with Session(request(settings), TERMINAL) as session:
+            found = compare_matrices(session)
+            record = drawn(session, found.record, lambda _: figures(found))
+            session.keep(record)
     return finish(record, options["as_json"], compare_text(record))
 
 
-def refuse_at_once(names: Sequence[str], sizes: Sequence[int] | None) -> None:
-    """Raise SpectraError where there are no two matrices, or no two sizes of subsets."""
-    from spectra.comparison.comparison import refuse_alone
-    from spectra.comparison.subsample import refuse_sizes
-
-    refuse_alone(dict.fromkeys(names))
-    if sizes:
-        refuse_sizes(sizes)
-
-
-def other_data(session: Session):
-    """The problem on the data held out, and what is to be said of them; None where none are.
-
-    Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
-    """
-    from spectra.comparison.held_out import on_other_data
-    from spectra.comparison.subsample import refuse_sizes
-
-    options, problem = session.options, session.loaded.problem
-    if options["subsample"]:
-        refuse_sizes(options["subsample"], session.loaded.record.samples)
-    if not options["held_out"]:
-        return None
-    with progress_line("held-out data") as line:
-        line.stage("loading")
-        return on_other_data(problem, options["held_out"], options["transform"], options["model"])
-
-
-def answered(session: Session, other, k: int, probes: int, steps: int):
-    """The record, and the figures that go with it by their names."""
+def figures(found: Compared) -> dict[str, Any]:
+    """All figures of a comparison, by the names of their files."""
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
-    from spectra.records.compare import Cause, CompareResult, HeldOut, Pair, Subsample
-    from spectra.spectrum.classes import class_count
-    from spectra.spectrum.records import outliers_of
 
-    problem, names = session.loaded.problem, list(dict.fromkeys(session.options["curvature"]))
-    together, products = Together(session, len(names) + 2), (probes + 1) * steps
-    matrices = {name: together.matrix(problem, name, products) for name in names}
-    comparison = compared(session, matrices, k, probes, steps)
-    causes = explained(session, together, comparison, probes)
-    found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
-    classes = class_count(problem)
-    results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
-    pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
-    figures, more = {"compare": comparison_figure(comparison)}, {}
-    others = []
-    if other:
-        there, about = other
-        others, again = on_held_out(session, there, together, matrices, comparison, k, probes, steps)
-        pairs += [Pair.of(pair, one.dimension) for one in again.values() for pair in one.pairs]
-        figures["compare-held-out"] = held_out_figure(again)
-        more["held_out"] = HeldOut(**about)
-    if session.options["subsample"]:
-        of_sizes = on_subsets(session, together, names, k)
-        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
-        samples = session.loaded.record.samples
-        more["subsample"] = [Subsample.of(name, found, here[name], samples) for name, found in of_sizes.items()]
-        figures["compare-subsample"] = subsample_figure(more["subsample"])
-        results = [
-            entry.changed(converged=entry.converged and of_sizes[entry.curvature].converged) for entry in results
-        ]
-    more["class_structure"] = levels(problem, comparison) if classes else None
-    results += [CompareResult.of(m, k) for m in others]
-    return session.record([], results, pairs=pairs, causes=[Cause.of(cause) for cause in causes], **more), figures
-
-
-def compared(session: Session, matrices: dict[str, Prepared], k: int, probes: int, steps: int, known=()):
-    """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
-    from spectra.comparison.comparison import compare
-
-    limit = session.options["max_products"]
-    for name, matrix in matrices.items():
-        if name not in known:
-            matrix.check(seeded(session), limit)
-    left = None if limit is None else limit - max(matrix.checks for matrix in matrices.values())
-    return compare(
-        {name: matrix.operator for name, matrix in matrices.items()},
-        k=k,
-        probes=probes,
-        steps=steps,
-        generator=seeded(session),
-        max_products=left,
-        known=dict(known),
-        watch=progress_line,
-    )
-
-
-def explained(session: Session, together: Together, comparison, probes: int) -> list:
-    """Why the matrices differ; what batches give is left out where it would take too many products."""
-    from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
-    from spectra.comparison.causes import causes
-    from spectra.comparison.portrait import timed
-    from spectra.comparison.residuals import residuals
-    from spectra.curvature.engine.gradients import mean_gradient
-    from spectra.vectors import norm
-
-    if not comparison.pairs:
-        return []
-    problem, batch = session.loaded.problem, None
-    gradient = mean_gradient(problem)
-    held = [portrait for name, portrait in comparison.portraits.items() if name in TAKEN_FOR]
-    if held and not problem.weight_decay and session.options["max_products"] is None:
-        split = problem if session.options["batch_size"] else in_usual_batches(problem)
-        batches = together.matrix(split, "fisher-batch", probes, "batches").operator
-        with progress_line("gradients of batches"), timed(held):
-            batch = batch_products(split, comparison, batches, gradient, probes, seeded(session))
-    return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
-
-
-def levels(problem, comparison):
-    """What means of classes give of the GGN, where it was asked for and they fit memory."""
-    from spectra.curvature.factor.gram import Factor
-    from spectra.errors import SpectraError
-    from spectra.records.compare import ClassStructure
-    from spectra.spectrum.classes import class_structure
-
-    portrait = comparison.portraits.get("ggn", comparison.portraits.get("fisher"))
-    if portrait is None or not portrait.eigenpairs.values.isfinite().all():
-        return None
-    estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
-    exact = Factor(problem, "ggn").trace_work() <= portrait.products
-    try:
-        return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
-    except SpectraError as error:
-        note(str(error))
-        return None
-
-
-def on_held_out(session: Session, other, together: Together, matrices: dict, comparison, k, probes, steps):
-    """Measurements on the other data; every matrix compared with itself there."""
-    found, comparisons = [], {}
-    for name, matrix in matrices.items():
-        there = f"{name}, held out"
-        two = {name: matrix, there: together.matrix(other, name, (probes + 1) * steps, there)}
-        known = {name: comparison.portraits[name]}
-        comparisons[name] = one = compared(session, two, k, probes, steps, known)
-        portrait = one.portraits[there]
-        found.append((there, two[there].measured(portrait, portrait.products, portrait.seconds)))
-    return [renamed(name, m) for name, m in found], comparisons
-
-
-def renamed(name: str, measurement):
-    from dataclasses import replace
-
-    return replace(measurement, curvature=name)
-
-
-def on_subsets(session: Session, together: Together, names: list[str], k: int) -> dict:
-    """Largest eigenvalues of each matrix on subsets of the examples."""
-    from spectra.comparison.subsample import BySize, chains
-    from spectra.krylov.eigenpairs import eigenpairs
-
-    options = session.options
-    found = {name: BySize() for name in names}
-    for chain, size, problem in chains(session.loaded.problem, options["subsample"], options["seed"]):
-        for name in names:
-            what = f"{name}, {size} examples, {chain + 1}"
-            matrix = together.matrix(problem, name, 20 + 3 * k, what)
-            with progress_line(what) as progress:
-                cost = {"max_products": options["max_products"], "progress": progress}
-                found[name].add(size, eigenpairs(matrix.operator, k, which="LA", generator=seeded(session), **cost))
-    return found
-
-
-def seeded(session: Session):
-    import torch
-
-    return torch.Generator().manual_seed(session.options["seed"])
+    made = {"compare": comparison_figure(found.comparison)}
+    if found.held_out:
+        made["compare-held-out"] = held_out_figure(found.held_out)
+    if found.record.subsample:
+        made["compare-subsample"] = subsample_figure(found.record.subsample)
+    return made

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from spectra.cli.options import DEFLATE, Positive, problem_and_output
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, prints_to_stderr
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
 
 @click.command()
@@ -33,25 +33,15 @@ def density(steps, probes, log, damping, **options) -> int:
     spectra density ... --curvature hessian --curvature ggn --log --out run1
     """
     with prints_to_stderr():
-        from spectra.krylov.quadrature import spectral_measure
-        from spectra.plots import density_figure, save_figure
+        from spectra.plots.files import draw_density
         from spectra.quoting import readable
-        from spectra.records.files import write_atomically
-        from spectra.spectrum.classes import class_count
-        from spectra.spectrum.records import density_results
+        from spectra.run.density import DensitySettings
+        from spectra.run.density import density as densities
+        from spectra.run.session import Session
         from spectra.tables.outliers import density_parts
         from spectra.tables.results import rendered
 
-        session = Session()
-        home = options["out"] or Path()
-        classes = class_count(session.load(home).problem)
-        method = partial(spectral_measure, steps=steps, probes=probes)
-        found = session.measure(method, reuse=True, products=(probes + 1) * steps)
-        finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
-        path = home / "density.png" if finite else None
-        record = session.record(found, density_results(found, path, classes, damping))
-        if path and session.first:
-            figure = density_figure(finite, log=log)
-            write_atomically(path, lambda file: save_figure(figure, file, "png"))
-        session.write(record)
+        settings, home = DensitySettings(steps, probes, damping), options["out"] or Path()
+        with Session(request(settings, home), TERMINAL) as session:
+            record = densities(session, partial(draw_density, log=log))
     return finish(record, options["as_json"], rendered(*density_parts(readable(record))))

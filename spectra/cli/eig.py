@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 from spectra.cli.options import Positive, problem_and_output
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, prints_to_stderr
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.krylov.methods import EIG
 
 
@@ -31,15 +29,11 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
     spectra eig ... --curvature hessian --curvature ggn -k 20 --out run1
     """
     with prints_to_stderr():
-        from pkgutil import resolve_name
-
-        from spectra.records.eig import eig_results
+        from spectra.run.eig import EigSettings
+        from spectra.run.eig import eig as eigenvalues
+        from spectra.run.session import Session
         from spectra.tables.results import eig_text
 
-        session = Session()
-        session.load()
-        solve = partial(resolve_name(EIG[method]), k=k, which=which, tolerance=tol)
-        found = session.measure(solve, products=3 + 2 * k if method == "gram" else 20 + 3 * k)
-        record = session.record(found, eig_results(found, method, save_vectors))
-        session.write(record)
+        with Session(request(EigSettings(k, which, method, tol)), TERMINAL) as session:
+            record = eigenvalues(session, save_vectors)
     return finish(record, options["as_json"], eig_text(record))

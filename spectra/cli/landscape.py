@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from itertools import takewhile
-from pathlib import Path
-
 import click
 
+from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
-from spectra.cli.progress import progress_line
-from spectra.cli.reuse import eigenpairs, end_of, source
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, note, prints_to_stderr
-from spectra.cli.together import Prepared, Together
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
 NAMES = "name 1, 2, ... (eigenvectors by |eigenvalue|), lowest or random; one, or two with a comma"
 FURTHEST = 1e6  # far beyond |theta| of any network
@@ -87,94 +81,13 @@ def landscape(along, radius, points, tol, **options) -> int:
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures
+        from spectra.run.session import Session
         from spectra.surfaces.landscape import Grid
+        from spectra.surfaces.pipeline import LandscapeSettings, landscapes
         from spectra.tables.landscape import landscape_text
 
-        session = Session()
-        session.load()
-        with session.resumable():
-            record = answered(session, along, Grid(radius, points), tol)
-        record = record.changed(figures=session.draw(landscape_figures(record)) if options["out"] else [])
-        session.write(record)
+        settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)
+        with Session(request(settings), TERMINAL) as session:
+            record = drawn(session, landscapes(session), landscape_figures)
+            session.keep(record)
     return finish(record, options["as_json"], landscape_text(record))
-
-
-def answered(session: Session, along, grid, tol: float):
-    """The record: every matrix in turn."""
-    from spectra.surfaces.directions import numbered
-    from spectra.surfaces.landscape import Point
-    from spectra.surfaces.records import landscape_results
-
-    lines, names = numbered([one.names for one in along]), list(dict.fromkeys(session.options["curvature"]))
-    problem, together = session.loaded.problem, Together(session, 1)
-    ranks = [int(name) for one in along for name in one.names if name.isdigit()]
-    matrices = [together.matrix(problem, name, 20 + 3 * max(ranks, default=0)) for name in names]
-    earlier = source(session.options, "eigenvectors")
-    if not session.processes.least(earlier is not None):
-        earlier = None
-    point, found = Point.of(problem), []
-    while matrices:  # each gives its memory back in the end
-        found.append(looked_at(session, matrices.pop(0), point, lines, grid, tol, earlier))
-    record = session.record([], landscape_results(found))
-    if any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
-        record.problem.options["eigenvectors"] = str(earlier.with_suffix(".json"))  # for --config elsewhere
-    return record
-
-
-def looked_at(session: Session, matrix: Prepared, point, along, grid, tol: float, earlier: Path | None):
-    """The landscape of one matrix, with what it cost."""
-    from dataclasses import replace
-
-    import torch
-
-    from spectra.operator import Counting, once
-    from spectra.surfaces.directions import find_directions
-    from spectra.surfaces.landscape import landscape
-
-    problem, name, limit = session.loaded.problem, matrix.curvature.name, session.options["max_products"]
-    generator = torch.Generator().manual_seed(session.options["seed"])
-    wanted = list(dict.fromkeys(direction for one in along for direction in one))
-    matrix.check(generator, limit)
-    start, counted = time.perf_counter(), Counting(matrix.operator)
-    left = None if limit is None else max(0, limit - matrix.checks - len(wanted))
-    with progress_line(name) as progress:
-        room = None if left is None else left // 2  # for the checks of known eigenpairs
-        known = {} if room == 0 else taken(session, earlier, counted, name, wanted, tol, room)
-        directions, good = find_directions(problem, counted, wanted, known, generator, tol, left, progress)
-        if limit is not None and matrix.checks + counted.products + len(directions) > limit:
-            directions = {}
-
-        def step(compute):
-            return once(counted, compute, generator)
-
-        def watch():
-            progress(products=counted.products)
-
-        found = landscape(problem, counted, name, point, directions, along, grid, step, watch)
-    found = replace(found, converged=found.converged and good)
-    return matrix.measured(found, counted.products, time.perf_counter() - start)
-
-
-def taken(session: Session, earlier: Path | None, operator, name: str, wanted: list[str], tol: float, room) -> dict:
-    """Eigenpairs of an earlier `eig` that serve all names of a kind, and their file, by the end that they are of."""
-    from spectra.records.files import read_arrays
-
-    ranks = [int(direction) for direction in wanted if direction.isdigit()]
-    needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int("lowest" in wanted))) if k}
-    if earlier is None or not needed:
-        return {}
-    which, agree = end_of(earlier), session.processes.least
-    if not agree(which in needed):
-        note(f"{name}: {earlier} holds eigenvectors of --which {which or 'unknown'}, so those named are computed")
-        return {}
-    most = min(needed["LM"], needed[which] if room is None else room) if which == "LM" else room
-    pairs = eigenpairs(earlier, operator, name, agree, use="taken", most=most)
-    if pairs is None:
-        return {}
-    stored = read_arrays(earlier, [f"eigenvalues_{name}"])[f"eigenvalues_{name}"].tolist()
-    rows = zip(stored, pairs.values.tolist(), pairs.residuals.tolist(), strict=False)
-    count = sum(1 for _ in takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tol * abs(row[1]), rows))
-    if count < needed[which]:
-        note(f"{name}: {earlier} holds {count} eigenvectors within --tol, not {needed[which]}, so they are computed")
-        return {}
-    return {which: (pairs, str(earlier.with_suffix(".json")))}

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
+from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
-from spectra.cli.progress import progress_line
-from spectra.cli.reuse import eigenpairs, end_of, source
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, prints_to_stderr
-from spectra.cli.together import Prepared, Together
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
 SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
-LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude
 
 
 @click.command()
@@ -40,79 +35,13 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.layerwise.parameter_blocks import parameter_blocks, tied
-        from spectra.layerwise.records import layers_results
+        from spectra.layerwise.pipeline import LayersSettings, layerwise
         from spectra.plots.layers import layers_figures
+        from spectra.run.session import Session
         from spectra.tables.layers import layers_text
 
-        session = Session()
-        problem = session.load().problem
-        blocks = parameter_blocks(problem, by)
-        k = (0 if by == "channel" else 1) if k is None else k
-        sort = sort or ("sensitivity" if by == "channel" else "order")
-        rtol = (0.05 if by == "channel" else 0.01) if rtol is None else rtol
-        ranked = by == "channel" or sort == "sensitivity"
-        settings = {"k": k, "method": method, "rtol": rtol, "ranked": ranked, "tolerance": tol}
-        settings |= {"steps": steps if density else 0, "probes": probes}
-        with session.resumable():
-            found = [measured(session, name, blocks, settings) for name in dict.fromkeys(options["curvature"])]
-        record = session.record([], layers_results(found, by, sort, method))
-        about = record.problem.changed(notes=[*record.problem.notes, *tied(problem)])
-        record = record.changed(problem=about, figures=session.draw(layers_figures(record)) if options["out"] else [])
-        session.write(record)
+        settings = LayersSettings(by, k, sort, method, rtol, tol, steps if density else 0, probes)
+        with Session(request(settings), TERMINAL) as session:
+            record = drawn(session, layerwise(session), layers_figures)
+            session.keep(record)
     return finish(record, options["as_json"], layers_text(record))
-
-
-def measured(session: Session, name: str, blocks: list, settings: dict):
-    """The answer for one matrix, and what it cost."""
-    import torch
-
-    from spectra.cluster.distributed import distributed
-    from spectra.layerwise.layers import layers
-    from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks
-
-    limit = session.options["max_products"]
-    generator = torch.Generator().manual_seed(session.options["seed"])
-    together = Together(session, 2)
-    matrix = together.matrix(session.loaded.problem, name, 200)
-    with progress_line(name):
-        matrix.check(generator, limit)
-    own = diagonal_blocks(distributed(matrix.curvature), blocks, session.loaded.problem, name, together.memory)
-    start = time.perf_counter()
-    found = layers(
-        matrix.operator,
-        session.remembered(own, f"{name}-blocks"),
-        blocks,
-        block_sums(session.loaded.problem, blocks, matrix.operator),
-        known=leading(session, matrix, name, limit) if settings["k"] else None,
-        generator=generator,
-        max_products=None if limit is None else limit - matrix.checks,
-        watch=lambda what: progress_line(f"{name}, {what}"),
-        **settings,
-    )
-    return matrix.measured(found, found.products, time.perf_counter() - start)
-
-
-def leading(session: Session, matrix: Prepared, name: str, limit: int | None):
-    """The leading eigenpair that an earlier eig has left, if there is one."""
-    from dataclasses import replace
-
-    from spectra.krylov.bounds import kato_temple
-    from spectra.vectors import taken
-
-    path = source(session.options, "eigenvectors")
-    if not session.processes.least(path is not None and end_of(path) in LEADING):
-        return None
-    room = None if limit is None else max(0, limit - matrix.checks) // 4
-    known = eigenpairs(path, matrix.operator, name, session.processes.least, "taken", room)
-    if known is None:
-        return None
-    first = [int(known.values.abs().argmax())]
-    values, residuals = known.values[first], known.residuals[first]
-    return replace(
-        known,
-        values=values,
-        vectors=taken(known.vectors, first),
-        residuals=residuals,
-        error_estimates=kato_temple(values, residuals, known.values),
-    )

@@ -6,16 +6,22 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from spectra.cli.flags import with_flags
-from spectra.cli.progress import Telling, clear_line
+from spectra.cli.progress import Line, Telling, begin_work, clear_line, progress_line, tell_heading
 from spectra.commands import COMMANDS
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
+
+if TYPE_CHECKING:
+    from spectra.records.problem import ProblemRecord
+    from spectra.records.record import Record
 
 _printed = ""  # of the present command's answer, before the rest of it was known
 
@@ -67,11 +73,33 @@ def prints_to_stderr() -> Iterator[None]:
         _printed = telling.printed if watched else ""
 
 
-def usual_heading(loaded) -> str:
+def usual_heading(problem: ProblemRecord) -> str:
     """What is looked at, and its loss."""
     from spectra.tables.results import heading, rendered
 
-    return rendered(heading(loaded.record))
+    return rendered(heading(problem))
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The listener of a command's run: what passes goes to standard error, the heading to where the answer goes."""
+
+    text: Callable[[ProblemRecord], str] = usual_heading
+
+    def begin(self) -> None:
+        begin_work()
+
+    def work(self, name: str) -> AbstractContextManager[Line]:
+        return progress_line(name)
+
+    def heading(self, problem: ProblemRecord) -> None:
+        tell_heading(self.text(problem))
+
+    def note(self, text: str) -> None:
+        note(text)
+
+
+TERMINAL = Terminal()
 
 
 def answer(text: str) -> None:
@@ -85,7 +113,7 @@ def answer(text: str) -> None:
         raise SpectraError(f"standard output: {text}") from error
 
 
-def finish(record, as_json: bool, text: str) -> int:
+def finish(record: Record, as_json: bool, text: str) -> int:
     """Print, and say by the exit status whether every tolerance was met and every number is finite."""
     if as_json:
         answer(record.to_json())
@@ -98,19 +126,7 @@ def finish(record, as_json: bool, text: str) -> int:
     return 1 if reason else 0
 
 
-FEWER = "or choose fewer parameters with --params"
-LESS_MEMORY = {  # where it runs out beside the products, which name --batch-size
-    "eig": ("-k", f"ask for fewer, {FEWER}"),
-    "trace": ("--method", f"take hutchinson, {FEWER}"),
-    "density": ("--steps", f"take fewer, {FEWER}"),
-    "inspect": ("--params", "choose fewer parameters"),
-    "compare": ("-k", f"ask for fewer, for fewer --probes, {FEWER}"),
-    "layers": ("-k", f"ask for fewer, {FEWER}"),
-    "landscape": ("--along", f"name fewer at a time, {FEWER}"),
-}
-
-
-def why_not(record) -> str:
+def why_not(record: Record) -> str:
     """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
     limit = record.problem.option("max_products")
     for result in record.results:

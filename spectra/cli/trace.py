@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 from spectra.cli.options import DEFLATE, Positive, problem_and_output
-from spectra.cli.session import Session
-from spectra.cli.terminal import finish, prints_to_stderr
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.krylov.methods import TRACE
 
 
@@ -31,41 +29,11 @@ def trace(method, rtol, probes, **options) -> int:
     spectra trace --model nets.py:build --checkpoint last.pt --data digits
     """
     with prints_to_stderr():
-        from spectra.records.trace import TraceResult
+        from spectra.run.session import Session
+        from spectra.run.trace import TraceSettings
+        from spectra.run.trace import trace as traces
         from spectra.tables.results import trace_text
 
-        session = Session()
-        session.load()
-        found, results = [], []
-        for name, chosen in methods(session, method).items():
-            answer = measure(session, name, chosen, rtol=rtol, probes=probes)
-            found += answer
-            results += [TraceResult.of(m, chosen) for m in answer]
-        record = session.record(found, results)
-        session.write(record)
+        with Session(request(TraceSettings(rtol, method, probes)), TERMINAL) as session:
+            record = traces(session)
     return finish(record, options["as_json"], trace_text(record))
-
-
-def methods(session: Session, method: str | None) -> dict[str, str]:
-    """What each matrix's trace is found by. Options that are XTrace's own ask for it."""
-    from spectra.krylov.gram import exact_trace_pays
-    from spectra.operator import CHECKS
-
-    options, matrices = session.options, session.matrices()
-    if method or options["probes"] or options["deflate"]:
-        return {matrix.name: method or "xtrace" for matrix in matrices}
-    left = options["max_products"] and options["max_products"] - CHECKS
-    return {matrix.name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for matrix in matrices}
-
-
-def measure(session: Session, name: str, method: str, **settings) -> list:
-    """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
-    from pkgutil import resolve_name
-
-    from spectra.krylov.deflation import trace_beside
-    from spectra.operator import CHECKS
-
-    found = resolve_name(TRACE[method])
-    if method == "gram":
-        return session.measure(partial(found, **settings), products=CHECKS, names=[name])
-    return session.measure(partial(trace_beside(found), **settings), reuse=True, names=[name])

@@ -51,8 +51,8 @@ def read(
         examples = tree_map(lambda tensor: tensor[indices], pair)
     else:
         examples = _stacked(Pairs(*pair) if pair else source, indices.tolist(), transform, name)
-    inputs, targets = tree_map(_widened, examples)
-    _check(inputs, targets, indices, name, transform)
+    inputs, targets = widened(examples)
+    checked(inputs, targets, indices, name, transform)
     return inputs, targets, indices
 
 
@@ -63,7 +63,7 @@ def _as_pair(source: Any, name: str) -> tuple[Any, Tensor] | None:
     if not all(isinstance(leaf, Tensor | np.ndarray) for leaf in [*tree_leaves(source[0]), source[1]]):
         return None
     try:
-        return tree_map(_tensor, _plain(source[0])), _tensor(source[1])
+        return tree_map(_tensor, plain(source[0])), _tensor(source[1])
     except TypeError as error:
         raise input_error(
             OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
@@ -118,7 +118,7 @@ def _stacked(dataset: Any, chosen: list[int], transform: Transform | None, name:
 
     def item(index: int) -> tuple[Any, Any]:
         x, y = _item(dataset, index, name)
-        return (_plain(transform(x, index)) if transform else x), y
+        return (plain(transform(x, index)) if transform else x), y
 
     head = [item(index) for index in chosen[:READ_TWICE]]
     again = [item(index) for index in chosen[:READ_TWICE]]
@@ -129,7 +129,7 @@ def _stacked(dataset: Any, chosen: list[int], transform: Transform | None, name:
             raise input_error(OPTION, name, text)
     items = head + [item(index) for index in chosen[READ_TWICE:]]
     try:
-        return _plain(default_collate([x for x, _ in items])), _plain(default_collate([y for _, y in items]))
+        return plain(default_collate([x for x, _ in items])), plain(default_collate([y for _, y in items]))
     except Exception as error:
         raise input_error(OPTION, name, _unstackable(items, chosen, error)) from error
 
@@ -139,9 +139,9 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
     try:
         item = dataset[index]
         if isinstance(item, tuple | list) and len(item) == 2:
-            return _plain(item[0]), _plain(item[1])
+            return plain(item[0]), plain(item[1])
         if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
-            rest = _plain(item)
+            rest = plain(item)
             return rest, rest.pop(under[0])
     except Exception as error:
         raise input_error(OPTION, name, f"reading example {index} failed with {describe(error)}; {WHERE}") from error
@@ -154,14 +154,14 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
     raise input_error(OPTION, name, f"example {index} is a {came}; every item has to be {wanted}")
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
     """Mappings as dicts, sequences as tuples, lists of numbers as tensors (torch takes them apart)."""
     if isinstance(tree, Mapping):
-        return {key: _plain(value) for key, value in tree.items()}
+        return {key: plain(value) for key, value in tree.items()}
     if _is_numbers(tree):
         return torch.tensor(tree)
     if isinstance(tree, tuple | list):
-        return tuple(_plain(value) for value in tree)
+        return tuple(plain(value) for value in tree)
     return tree.detach().cpu() if isinstance(tree, Tensor) else tree
 
 
@@ -211,14 +211,18 @@ def named(x: Any) -> list[tuple[str, Any]]:
     return [(what, leaf) for what, tree in entries.items() for leaf in tree_leaves(tree)]
 
 
-def _widened(leaf: Any) -> Any:
+def widened(tree: Any) -> Any:
     """Integers as int64, which labels and token ids have to be; all else as it is."""
+    return tree_map(_widened, tree)
+
+
+def _widened(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor) or leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
         return leaf
     return leaf.long()
 
 
-def _check(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Transform | None) -> None:
+def checked(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Transform | None = None) -> None:
     """Raise a SpectraError unless all are finite tensors, y a single one."""
     if not isinstance(targets, Tensor):
         came = type(targets).__name__

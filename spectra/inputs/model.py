@@ -39,13 +39,19 @@ def build_model(spec: str, seed: int) -> nn.Module:
         came = type(model).__name__
         raise input_error(OPTION, name, f"it gave an object of type {came}; it has to return a torch.nn.Module")
     model = uncompiled(model)
-    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-        text = "its lazy layers have no shapes yet; run one batch through it before returning it"
-        raise input_error(OPTION, name, text)
-    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
-        raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
+    refuse_unmade(model, name)
     outside_inference_mode(model)
     return model
+
+
+def refuse_unmade(model: nn.Module, name: str) -> None:
+    """Raise SpectraError where parameters or buffers have no shapes or no values yet."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        text = "its lazy layers have no shapes yet; run one batch through it before returning it"
+        raise input_error(OPTION, name, text)
+    if any(tensor.is_meta for tensor in tensors):
+        raise input_error(OPTION, name, "it is on the meta device, without values; build it on the CPU")
 
 
 def outside_inference_mode(model: nn.Module) -> None:

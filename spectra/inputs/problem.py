@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_choice, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.curvature.checks.notes import model_notes
-from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
-from spectra.errors import SpectraError
+from spectra.curvature.evaluation import Evaluation, cut_batches, evaluate, fitting_batch_size
+from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
+from spectra.inputs.given import GIVEN, data_name, loss_name, own_data, own_kind, own_loss, own_model, unwrapped
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
-from spectra.problem.problem import Problem, Processes, choose_parameters
+from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
 from spectra.quoting import foreign
 from spectra.records.problem import ProblemRecord
 
@@ -54,9 +55,9 @@ def anything(_loss: Loss, _size: int) -> None:
 
 def load_problem(
     *,
-    model: str,
-    data: str,
-    loss: str = "cross_entropy",
+    model: str | nn.Module,
+    data: Any,
+    loss: Any = "cross_entropy",
     checkpoint: str | Path | None = None,
     checkpoint_key: str | None = None,
     transform: str | None = None,
@@ -67,8 +68,8 @@ def load_problem(
     params: Sequence[str] = (),
     mc_samples: int = 1,
     weight_decay: float = 0.0,
-    device: str = "auto",
-    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     processes: Processes | None = None,
     begins: Callable[[str], None] = unheard,
@@ -76,9 +77,11 @@ def load_problem(
 ) -> Loaded:
     """Build the model, load its weights and data, and check that they fit each other; specs as on the command line.
 
-    The model sits in eval mode, its floating tensors and those of the data cast to `dtype`. Each of several `processes`
-    loads all of it. `begins` is told of each stage; `fits` gets the loss and the number of parameters, and may raise
-    before data are loaded. Raises SpectraError.
+    A model that is named sits in eval mode, its floating tensors and those of the data cast to `dtype`, by default
+    float32. In place of names there may be objects: a module, as it is (where its dtype or device is to be another, a
+    copy); a loss as `own_loss` takes it; data as `own_data` does.
+    Each of several `processes` loads all of it. `begins` is told of each stage; `fits` gets the loss and the number of
+    parameters, and may raise before data are loaded. Raises SpectraError.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     processes = typed.pop("processes") or Processes()
@@ -88,27 +91,44 @@ def load_problem(
     require_integer("seed", seed, 0, LARGEST_SEED)
     require_integer("mc_samples", mc_samples)
     require_number("weight_decay", weight_decay, finite=True)
-    require_choice("device", device, DEVICES)
-    require_choice("dtype", dtype, DTYPES)
-    place, kind = choose_device(device), DTYPES[dtype]
-    objective = build_loss(loss, place, kind)
+    place, kind = place_of(model, device), kind_of(model, dtype)
+    objective = build_loss(loss, place, kind) if isinstance(loss, str) else own_loss(loss, place, kind)
     begins("building the model, reading its weights")
-    network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
-    with taking_memory(f"`model` {model}", LARGE_MODEL):
-        network = cast(network, place, kind)
-    renormalised = renormalise_embeddings(network)
+    if isinstance(model, nn.Module):
+        refuse_of_names(
+            {"checkpoint": checkpoint, "checkpoint_key": checkpoint_key}, "`model` load its weights into it"
+        )
+        network, renormalised, loaded = *own_model(model, place, kind), None
+    else:
+        network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
+        with taking_memory(f"`model` {model}", LARGE_MODEL):
+            network = cast(network, place, kind)
+        renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
     begins("reading the data")
-    with taking_memory(f"`data` {data}", "take fewer `samples`"):
-        examples = load_data(data, samples, seed, choose_transform(transform, model))
-        inputs = to_kind(examples.inputs, place, kind)
-        targets, indices = to_kind(examples.targets, place, kind), examples.indices.to(place)
+    typed |= names_of(model, objective, data, loss) | {"dtype": str(kind).removeprefix("torch.")}
+    with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
+        if isinstance(data, str):
+            examples = load_data(data, samples, seed, choose_transform(transform, typed["model"]))
+        else:
+            refuse_of_names({"transform": transform}, "`data` apply it to them")
+            examples = own_data(data, samples, seed, batch_size)
+        whole = isinstance(examples, Data)
+        given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples
+        given = [
+            Batch(to_kind(b.inputs, place, kind), to_kind(b.targets, place, kind), b.indices.to(place)) for b in given
+        ]
+    count = sum(map(len, given))
+
+    def cut(size: int) -> list[Batch]:
+        """The examples in batches of this size, if they did not come in batches."""
+        return cut_batches(given[0].inputs, given[0].targets, given[0].indices, size) if whole else given
 
     problem = Problem(
         network,
         objective,
-        cut_batches(inputs, targets, indices, batch_size or min(len(examples), 256)),
+        cut(batch_size or min(count, 256)),
         parameters,
         weight_decay=weight_decay,
         seed=seed,
@@ -118,38 +138,78 @@ def load_problem(
     )
     begins("the loss over the data")
     value = evaluate(problem)
-    if batch_size is None:
+    if batch_size is None and whole:
         begins("the memory of a product")
-        batch_size = fitting_batch_size(problem, len(examples), memory)
-        problem = replace(problem, batches=cut_batches(inputs, targets, indices, batch_size))
+        problem = replace(problem, batches=cut(fitting_batch_size(problem, count, memory)))
         if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
             value = evaluate(problem)
-    record = ProblemRecord.known(
+    typed |= {
+        "params": list(params),
+        "transform": examples.transform if whole else None,
+        "checkpoint_key": loaded and loaded["key"],
+        "checkpoint_prefix": loaded and loaded["prefix"],
+        "checkpoint_ignored": loaded and len(loaded["ignored"]),
+        "checkpoint_sha256": loaded and loaded["sha256"],
+    }
+    told = [*(notes(examples) if whole else ()), *renormalised]
+    return Loaded(problem, problem_record(problem, typed, value, told), loaded)
+
+
+def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
+    """The record of a Problem that was made in Python: the loss over its data is computed. Raises SpectraError."""
+    typed = names_of(problem.model, problem.loss, problem.batches) | {
+        "checkpoint_key": None,
+        "transform": None,
+        "output": problem.output_key,
+        "memory": memory,
+        "params": list(problem.parameters),
+        "mc_samples": problem.mc_samples,
+        "weight_decay": problem.weight_decay,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "seed": problem.seed,
+        "checkpoint_prefix": None,
+        "checkpoint_ignored": None,
+        "checkpoint_sha256": None,
+    }
+    return problem_record(problem, typed, evaluate(problem))
+
+
+def problem_record(
+    problem: Problem, typed: dict[str, Any], value: Evaluation, told: Sequence[str] = ()
+) -> ProblemRecord:
+    """What results say of a problem: what was typed, what that came to, the loss over the data, and notes."""
+    place, sizes = problem.device, [len(batch) for batch in problem.batches]
+    return ProblemRecord.known(
         parameters=problem.size,
-        shapes={name: list(parameter.shape) for name, parameter in parameters.items()},
-        parameters_in_all=sum(p.numel() for p in network.parameters()),
+        shapes={name: list(parameter.shape) for name, parameter in problem.parameters.items()},
+        parameters_in_all=sum(p.numel() for p in problem.model.parameters()),
         examples=problem.examples,
-        **typed
-        | {
-            "params": list(params),
-            "transform": examples.transform,
-            "checkpoint_key": loaded and loaded["key"],
-            "samples": len(examples),
-            "batch_size": min(batch_size, len(examples)),
-            "device": place.type,
-        },
-        checkpoint_prefix=loaded and loaded["prefix"],
-        checkpoint_ignored=loaded and len(loaded["ignored"]),
-        checkpoint_sha256=loaded and loaded["sha256"],
+        **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": place.type},
         device_name=torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
         threads=torch.get_num_threads(),
-        ranks=processes.count,
+        ranks=problem.processes.count,
         loss_value=value.loss,
         accuracy=value.accuracy,
-        notes=[*notes(examples), *renormalised, *model_notes(problem)],
+        notes=[*told, *model_notes(problem)],
         versions=versions(),
     )
-    return Loaded(problem, record, loaded)
+
+
+def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:
+    """What a record calls model, data and loss: names as they were typed, of objects their types."""
+    found: dict[str, Any] = {"model": model} if isinstance(model, str) else {}
+    if not found:
+        name = type(unwrapped(model)).__name__
+        found = {"model": name, "checkpoint": f"{name} {GIVEN}"}
+    found["data"] = data if isinstance(data, str) else f"{data_name(data)} {GIVEN}"
+    return found | {"loss": loss if isinstance(loss, str) else loss_name(objective)}
+
+
+def refuse_of_names(given: dict[str, Any], way_out: str) -> None:
+    """Raise SpectraError where there is an argument that goes with names alone."""
+    for name, value in given.items():
+        if value is not None:
+            raise SpectraError(f"`{name}` {value}: goes with names, as on the command line; of your own {way_out}")
 
 
 def load_model(
@@ -186,10 +246,35 @@ def notes(data: Data) -> list[str]:
     ]
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def choose_device(name: str | torch.device) -> torch.device:
+    """auto, cpu, cuda, or a device as PyTorch names it. Raises SpectraError where it is not there."""
+    if str(name) not in ("auto", "cpu", "cuda"):
+        try:
+            return torch.empty(0, device=name).device
+        except Exception as error:
+            raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+    if str(name) == "cuda" and not torch.cuda.is_available():
         raise SpectraError("`device` cuda: torch sees no CUDA device here; use `device` cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if str(name) != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def place_of(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
+    """Where a problem is to be: for a module where it is, unless it is to be elsewhere. Raises SpectraError."""
+    if device is None and isinstance(model, nn.Module):
+        return own_kind(model)[0]
+    return choose_device("auto" if device is None else device)
+
+
+def kind_of(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
+    """In which type: for a module its own, unless it is to be another. Raises SpectraError."""
+    own = dtype is None and isinstance(model, nn.Module)
+    kind = own_kind(model)[1] if own else DTYPES.get(str("float32" if dtype is None else dtype).removeprefix("torch."))
+    if kind not in DTYPES.values():
+        if own:
+            text = f"its parameters are {kind}, too short for eigenvalues; give `dtype` float32, for a copy in that"
+            raise SpectraError(f"`model`: {text}")
+        raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
+    return kind
 
 
 def to_kind(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:

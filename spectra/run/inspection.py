@@ -6,13 +6,17 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
 from spectra.errors import SpectraError
+from spectra.inputs.problem import Loaded, load_model, versions
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,
@@ -25,7 +29,14 @@ from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
-from spectra.vectors import sizes
+from spectra.problem.problem import choose_parameters
+from spectra.records.inspect import InspectResult
+from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord
+from spectra.records.record import Record
+from spectra.run.measurement import Measurement
+from spectra.run.request import AnySize
+from spectra.run.session import Session
+from spectra.vectors import norm, sizes
 
 
 @dataclass(frozen=True)
@@ -141,3 +152,77 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
         if factor.trace_work() < math.inf:
             products, seconds = factor.trace_cost(), trace_seconds(factor)
             yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
+
+
+@dataclass(frozen=True)
+class InspectSettings(AnySize):
+    """What the commands that are forecast will be asked for."""
+
+    k: int = 10
+    tolerance: float = 1e-3
+    rtol: float = 0.01
+
+    command = "inspect"
+    less_memory = ("`params`", "choose fewer parameters")
+
+
+def inspection(session: Session[InspectSettings]) -> Record:
+    """The record of a model and its checkpoint, kept; with data also of what commands will cost on each matrix."""
+    if session.request.named["data"] is None:
+        found = []
+        model_alone(session)
+    else:
+        found = outlooks(session)
+    record = session.record(found, [InspectResult.of(measurement) for measurement in found])
+    session.keep(record)
+    return record
+
+
+def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
+    """What commands will cost on each matrix; into the problem's record layers, checkpoint and gradient."""
+    asked = session.request.settings
+    session.load(with_layers)
+    with session.listener.work("gradient"):
+        session.loaded = with_gradient(session.loaded)
+    session.listener.heading(session.loaded.record)
+    return session.measure(partial(look_ahead, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
+
+
+def with_layers(loaded: Loaded) -> Loaded:
+    """The same with what the layers and the checkpoint are in its record."""
+    fields = model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint)
+    return replace(loaded, record=loaded.record.changed(**fields))
+
+
+def with_gradient(loaded: Loaded) -> Loaded:
+    """The same with the gradient's norm."""
+    return replace(loaded, record=loaded.record.changed(gradient_norm=norm(mean_gradient(loaded.problem))))
+
+
+def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: dict[str, Any] | None) -> dict[str, Any]:
+    """The fields of a record that tell of a model's layers, and how its checkpoint fitted them."""
+    found = [LayerRecord(**asdict(layer) | {"tied": list(layer.tied)}) for layer in layers(model, chosen)]
+    return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
+
+
+def model_alone(session: Session[InspectSettings]) -> None:
+    """What there is to know of a model without data: all that is loaded."""
+    session.prepare()
+    asked = session.request.named
+    model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
+    chosen = choose_parameters(model, asked["params"])
+    record = ProblemRecord.known(
+        parameters=sum(p.numel() for p in chosen.values()),
+        parameters_in_all=sum(p.numel() for p in model.parameters()),
+        model=asked["model"],
+        checkpoint=asked["checkpoint"] and str(asked["checkpoint"]),
+        checkpoint_key=match and match["key"],
+        checkpoint_sha256=match and match["sha256"],
+        params=list(asked["params"]),
+        seed=asked["seed"],
+        data=None,
+        notes=[],
+        versions=versions(),
+        **model_fields(model, chosen, match),
+    )
+    session.loaded = Loaded(None, record, match)

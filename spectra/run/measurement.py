@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from spectra.curvature.operator import Curvature
+from spectra.krylov import results
+from spectra.krylov.results import Eigenpairs, Progress
+from spectra.operator import Counting, SymmetricOperator, check_operator
+from spectra.vectors import at_first
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,6 @@ class Measurement:
     @classmethod
     def of(cls, packed: dict[str, Any]) -> Measurement:
         """The one that was `packed`."""
-        from spectra.krylov import results
-
         kind, fields = packed["answer"]
         earlier = packed["earlier"] and Path(packed["earlier"])
         return cls(**{**packed, "answer": getattr(results, kind)(**fields), "earlier": earlier})
@@ -56,6 +63,58 @@ class Measurement:
         }
 
 
+def measure(
+    matrix: Curvature,
+    method: Callable[..., Any],
+    operator: SymmetricOperator | None = None,
+    *,
+    seed: int,
+    check: bool = True,
+    known: Callable[[Counting], Eigenpairs | None] | None = None,
+    earlier: Path | None = None,
+    left: Callable[[int], int | None] = lambda spent: None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """One matrix prepared, checked, and given to `method(operator, generator=, max_products=, progress=)`.
+
+    Args:
+        operator: what the method multiplies by, where that is not the matrix itself.
+        check: see first that products are repeatable and symmetric. Raises SpectraError where they are not.
+        known: finds eigenpairs of an earlier run, by products that count; the method is then given them as `known=`.
+        earlier: that run's arrays.
+        left: how many products the method may make, when so many have been made before it.
+    """
+    matrix.prepare()
+    start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
+    generator = torch.Generator().manual_seed(seed)
+    noise = check_operator(counted, generator) if check else None
+    pairs = known(counted) if known else None
+    spent = counted.products
+    answer = method(
+        counted,
+        **({"known": pairs} if known else {}),
+        generator=generator,
+        max_products=left(spent),
+        progress=progress,
+    )
+    seconds = time.perf_counter() - start
+    return measured(
+        matrix,
+        gathered(answer),
+        products=spent + answer.products,
+        seconds=seconds,
+        setup_seconds=matrix.setup_seconds,
+        noise=noise,
+        projected_out=len(pairs.values) if pairs else 0,
+        earlier=earlier if pairs else None,
+    )
+
+
+def gathered(answer: Any) -> Any:
+    """The same with eigenvectors that are sharded all at rank 0, where they are written."""
+    return replace(answer, vectors=at_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+
+
 def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
     """The answer beside what a `Curvature` tells of itself."""
     return Measurement(
@@ -72,8 +131,6 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
 
 def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
     """A line for each matrix whose products `check_operator` has found less precise than vectors of this type."""
-    import torch
-
     limit = torch.finfo(dtype).eps ** 0.5
     return [
         f"{m.curvature}: products are off by {m.noise:.0e} of their size, as a part of the model computes in a lower "

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
-
-import torch
 
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import trace_beside
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.methods import TRACE
-from spectra.operator import CHECKS, Counting, check_operator
-from spectra.run.measurement import Measurement, measured
+from spectra.operator import CHECKS
+from spectra.run.measurement import Measurement
+from spectra.run.measurement import measure as measure_by
 
 FEWEST = 4  # products for a trace: of fewer there is no standard error
 
@@ -37,34 +37,20 @@ def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: fl
     Where the exact trace costs no more it is taken instead. The set-up and the checks count with the eigenvalues.
     `vectors` is where the eigenvectors will lie that are projected out.
     """
-    matrix.prepare()
-    start, counted = time.perf_counter(), Counting(matrix)
-    generator = torch.Generator().manual_seed(seed)
-    noise = check_operator(counted, generator)
     half = (products - CHECKS) // 2
-    pairs = eigenpairs(counted, k, tolerance=tolerance, generator=generator, max_products=half)
-    spent, middle = counted.products, time.perf_counter()
+    solve = partial(eigenpairs, k=k, tolerance=tolerance)
+    pairs = measure_by(matrix, solve, seed=seed, left=lambda spent: half)
 
-    left = products - spent
+    left = products - pairs.products
     method = "gram" if exact_trace_pays(matrix, left) else "xtrace"
-    known = pairs if method == "xtrace" and pairs.values.isfinite().all() else None
-    generator = torch.Generator().manual_seed(seed + 1)  # probes have to know nothing of the eigenvectors
-    estimate = trace_beside(resolve_name(TRACE[method]))
-    trace = estimate(counted, known, rtol=rtol, generator=generator, max_products=left)
-    end = time.perf_counter()
-    return Found(
-        measured(
-            matrix, pairs, products=spent, seconds=middle - start, setup_seconds=matrix.setup_seconds, noise=noise
-        ),
-        measured(
-            matrix,
-            trace,
-            products=trace.products,
-            seconds=end - middle,
-            setup_seconds=0.0,
-            noise=noise,
-            projected_out=len(known.values) if known else 0,
-            earlier=vectors if known else None,
-        ),
-        method,
+    known = pairs.answer if method == "xtrace" and pairs.answer.values.isfinite().all() else None
+    trace = measure_by(
+        matrix,
+        partial(trace_beside(resolve_name(TRACE[method])), rtol=rtol),
+        seed=seed + 1,  # probes have to know nothing of the eigenvectors
+        check=False,
+        known=lambda _: known,
+        earlier=vectors,
+        left=lambda spent: left,
     )
+    return Found(pairs, replace(trace, setup_seconds=0.0, noise=pairs.noise), method)

@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from spectra.arguments import require_integer, require_number
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError, describe
+from spectra.inputs.given import unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.inputs.problem import DTYPES, to_kind, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.undisturbed import undisturbed
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
 from spectra.records.problem import ProblemRecord
@@ -31,7 +32,6 @@ from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
-from spectra.training.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
 
@@ -256,18 +256,6 @@ def as_batches(batches: Any) -> Any:
         return batches
     inputs, targets = batches
     return cut_batches(inputs, targets, torch.arange(len(targets)), BATCH)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
-    if hasattr(model, "_orig_mod"):
-        return unwrapped(model._orig_mod)
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        return unwrapped(model.module)
-    fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
-        raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
-    return model
 
 
 def first_process() -> bool:

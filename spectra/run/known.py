@@ -1,49 +1,49 @@
-"""Eigenpairs that an earlier `eig` has left where an option says, or else in --out: they spare products."""
+"""Eigenpairs that an earlier `eig` has left where a request names them, or where its files go: they spare products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from spectra.cli.terminal import note
+import torch
+
+from spectra.errors import SpectraError
+from spectra.krylov.deflation import known_pairs
+from spectra.krylov.results import Eigenpairs
+from spectra.operator import SymmetricOperator
+from spectra.records.files import read_arrays
+from spectra.records.record import load
 
 
-def source(options: dict[str, Any], option: str = "deflate") -> Path | None:
-    """The arrays of the earlier result, if there is one. Raises SpectraError where the option names none."""
-    from spectra.records.record import load
-
-    if options[option]:
-        path, _ = load(options[option], ("eig",), f"--{option}")
+def source(named: Path | None, option: str, out: Path | None) -> Path | None:
+    """The arrays of the earlier result, if there is one. Raises SpectraError where none is as named."""
+    if named:
+        path, _ = load(named, ("eig",), f"--{option}")
         return path.with_suffix(".npz")
-    if options["out"] and (options["out"] / "eig.npz").exists():
-        return options["out"] / "eig.npz"
+    if out and (out / "eig.npz").exists():
+        return out / "eig.npz"
     return None
 
 
 def eigenpairs(
     path: Path,
-    operator,
+    operator: SymmetricOperator,
     name: str,
+    note: Callable[[str], None],
     agree: Callable[[int], int] = int,
     use: str = "projected out",
     most: int | None = None,
-):
+) -> Eigenpairs | None:
     """What the file knows of this matrix, checked by a product a pair, `most` at most; None, and why, if it serves not.
 
-    `agree` tells each of several processes the least of their numbers: all must be able to read it.
+    `note` is told why. `agree` tells each of several processes the least of their numbers: all must be able to read it.
     """
-    import torch
-
-    from spectra.krylov.deflation import known_pairs
-    from spectra.records.files import read_arrays
-
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None and are_pairs(*arrays.values())):
-        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with --out), so none are {use}")
+        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with `out`), so none are {use}")
         return None
     if most == 0:
-        note(f"{name}: --max-products leaves no room to check the eigenvectors of {path}, so none are {use}")
+        note(f"{name}: `max_products` leaves no room to check the eigenvectors of {path}, so none are {use}")
         return None
     known = known_pairs(operator, *(torch.from_numpy(array) for array in arrays.values()), most=most)
     if known is None:
@@ -60,9 +60,6 @@ def are_pairs(values, vectors, residuals) -> bool:
 
 def end_of(arrays: Path) -> str | None:
     """The --which of an earlier `eig`, where its record tells."""
-    from spectra.errors import SpectraError
-    from spectra.records.record import load
-
     try:
         _, record = load(arrays.with_suffix(".json"), ("eig",))
     except SpectraError:

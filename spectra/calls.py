@@ -1,0 +1,377 @@
+"""`spectra.eig`, `spectra.trace` and `spectra.density`: the commands as calls from Python.
+
+They check, resume, deflate and record as the commands do, since both hand a request to `spectra.run`. A call prints
+nothing, and leaves the caller's model as it was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from spectra.curvature.matrices import MATRICES
+from spectra.errors import ArgumentError, SpectraError
+from spectra.inputs.given import loss_name, own_loss
+from spectra.inputs.problem import kind_of, load_problem
+from spectra.inputs.spec import suggest
+from spectra.krylov.methods import EIG, TRACE
+from spectra.problem.losses import CustomLoss
+from spectra.problem.problem import Problem
+from spectra.records.density import DensityResult
+from spectra.records.eig import EigResult
+from spectra.records.entry import Entry
+from spectra.records.trace import TraceResult
+from spectra.run.density import DensitySettings
+from spectra.run.density import density as densities
+from spectra.run.eig import EigSettings
+from spectra.run.eig import eig as eigenvalues
+from spectra.run.listener import Caller
+from spectra.run.request import Request, S
+from spectra.run.session import Session
+from spectra.run.trace import TraceSettings
+from spectra.run.trace import trace as traces
+
+SAVE_EVERY = 5.0  # minutes
+ENDS = ("LM", "LA", "SA", "BE")
+# Keywords that name the problem, beside model, loss, data and seed.
+PROBLEM = tuple(
+    name
+    for name in signature(load_problem).parameters
+    if name not in ("model", "loss", "data", "seed", "processes", "begins", "fits")
+)
+Progress = Callable[..., None]
+Result = TypeVar("Result", bound=Entry)
+
+
+def eig(
+    model: str | nn.Module | Problem,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    curvature: str | Sequence[str] = "hessian",
+    k: int = 10,
+    which: str = "LM",
+    method: str = "lanczos",
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    out: str | Path | None = None,
+    max_products: int | None = None,
+    check: bool = True,
+    save_vectors: bool = False,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+    **problem: Any,
+) -> EigResult | list[EigResult]:
+    """Compute eigenvalues at the ends of the spectrum of a matrix of a network, with residuals.
+
+    Args:
+        model: a module, a name as on the command line, or a Problem; then loss and data are left out. A module is
+            looked at in eval mode, and left as it was found.
+        loss: a loss of spectra or PyTorch, a function (output, target) that returns values of the examples or the
+            batch's mean, or a name.
+        data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
+        curvature: a name of spectra.MATRICES, or several.
+        k: how many eigenvalues.
+        which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
+        method: lanczos, power, dense or gram.
+        tolerance: of a residual over |eigenvalue|.
+        seed: of starting vectors, of labels that are drawn, and of the choice of `samples`.
+        out: a directory: eig.json and eig.npz are written there, and a call that was cut off goes on from there.
+        max_products: stop after so many products of a matrix with a vector.
+        check: compare derivatives with finite differences first.
+        save_vectors: write eigenvectors even beyond 1 GiB, k n numbers.
+        save_every: minutes between two savings of what is done to `out`.
+        progress: called as progress("hessian", products=12, ...) while the call is at work.
+        problem: further arguments of `load_problem`: params, weight_decay, mc_samples, samples, batch_size, output,
+            memory, device, dtype (of a module, for a copy of it); where a name is given also checkpoint,
+            checkpoint_key and transform.
+
+    Returns:
+        the result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`; a
+        list of them in the order of `curvature`, where that is a sequence.
+
+    Raises:
+        SpectraError: an argument that has to be put right.
+        TypeError: an argument that there is not.
+    """
+    settings = EigSettings(
+        whole("k", k, 1), among("which", which, ENDS), among("method", method, EIG), positive("tolerance", tolerance)
+    )
+    asked = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
+    request = requested(
+        settings,
+        asked,
+        (model, loss, data, problem),
+        curvature=curvature,
+        seed=seed,
+        out=out,
+        max_products=max_products,
+        check=check,
+        save_every=save_every,
+    )
+    with Session(request, Caller(progress)) as session:
+        return as_asked(eigenvalues(session, save_vectors).results, curvature)
+
+
+def trace(
+    model: str | nn.Module | Problem,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    curvature: str | Sequence[str] = "hessian",
+    rtol: float = 0.01,
+    method: str | None = None,
+    probes: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    deflate: str | Path | None = None,
+    max_products: int | None = None,
+    check: bool = True,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+    **problem: Any,
+) -> TraceResult | list[TraceResult]:
+    """Estimate the trace of a matrix of a network, with its standard error.
+
+    Args:
+        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        rtol: standard error over |trace| at which to stop.
+        method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
+        probes: exactly so many random vectors, 2 or more; None: as `rtol` needs.
+        deflate: project out the eigenvectors of this result of eig; None: those in `out`, if there are any.
+
+    Returns:
+        the result with `trace`, `standard_error`, `converged` and `products`, or a list, as `spectra.eig`.
+
+    Raises:
+        SpectraError, TypeError: as `spectra.eig`.
+    """
+    settings = TraceSettings(
+        positive("rtol", rtol),
+        None if method is None else among("method", method, TRACE),
+        None if probes is None else whole("probes", probes, 2),
+    )
+    asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
+    request = requested(
+        settings,
+        asked,
+        (model, loss, data, problem),
+        curvature=curvature,
+        seed=seed,
+        out=out,
+        max_products=max_products,
+        check=check,
+        save_every=save_every,
+        deflate=deflate,
+    )
+    with Session(request, Caller(progress)) as session:
+        return as_asked(traces(session).results, curvature)
+
+
+def density(
+    model: str | nn.Module | Problem,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    curvature: str | Sequence[str] = "hessian",
+    steps: int = 80,
+    probes: int = 10,
+    damping: float | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    deflate: str | Path | None = None,
+    max_products: int | None = None,
+    check: bool = True,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+    **problem: Any,
+) -> DensityResult | list[DensityResult]:
+    """Compute the spectral density of a matrix of a network, as nodes and weights.
+
+    Args:
+        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+            With `out` the figure density.png is written too; without, nothing is.
+        steps: products a probe, 2 or more.
+        probes: random vectors.
+        damping: X, to be told of A + X I: effective dimension and condition number.
+        deflate: project out the eigenvectors of this result of eig; None: those in `out`, if there are any.
+
+    Returns:
+        the result with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`, or a list, as
+        `spectra.eig`.
+
+    Raises:
+        SpectraError, TypeError: as `spectra.eig`.
+    """
+    settings = DensitySettings(
+        whole("steps", steps, 2),
+        whole("probes", probes, 1),
+        None if damping is None else positive("damping", damping),
+    )
+    asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
+    request = requested(
+        settings,
+        asked | {"deflate": deflate and str(deflate)},
+        (model, loss, data, problem),
+        curvature=curvature,
+        seed=seed,
+        out=out,
+        max_products=max_products,
+        check=check,
+        save_every=save_every,
+        deflate=deflate,
+    )
+    with Session(request, Caller(progress)) as session:
+        return as_asked(densities(session, draw).results, curvature)
+
+
+def draw(measures: dict[str, Any], path: Path) -> None:
+    """Write the figure of densities."""
+    from spectra.plots.files import draw_density  # matplotlib, which a call without `out` does not need
+
+    draw_density(measures, path)
+
+
+def requested(
+    settings: S,
+    asked: Mapping[str, Any],
+    given: tuple[Any, Any, Any, dict[str, Any]],
+    *,
+    curvature: str | Sequence[str],
+    seed: int,
+    out: str | Path | None,
+    max_products: int | None,
+    check: bool,
+    save_every: float,
+    deflate: str | Path | None = None,
+) -> Request[S]:
+    """The request of a call; `asked` are its own settings as the command line calls them, `given` names the problem."""
+    names = named_matrices(curvature)
+    seed = whole("seed", seed, 0)
+    problem, told = problem_of(settings.command, *given, seed)
+    max_products = None if max_products is None else whole("max_products", max_products, 1)
+    told |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    return Request(
+        settings,
+        problem,
+        names,
+        options={**asked, **told},
+        seed=seed,
+        max_products=max_products,
+        memory=given[3].get("memory"),
+        check=bool(check),
+        out=as_path(out),
+        save_every=positive("save_every", save_every),
+        earlier=as_path(deflate),
+    )
+
+
+def problem_of(
+    command: str, model: Any, loss: Any, data: Any, options: dict[str, Any], seed: int
+) -> tuple[Problem | dict[str, Any], dict[str, Any]]:
+    """What names the problem, for a request, and how a record tells it: as options of the command, if there are such.
+
+    Raises TypeError for an argument that there is not, or one too many or too few.
+    """
+    for name in options:
+        if name not in PROBLEM:
+            raise TypeError(f"{command}() got an unexpected keyword argument '{name}'; {suggest(name, PROBLEM)}")
+    if isinstance(model, Problem):
+        more = {"loss": loss, "data": data} | {key: value for key, value in options.items() if key != "memory"}
+        for name, value in more.items():
+            if value is not None:
+                raise TypeError(f"{command}() takes no {name} beside a Problem, which has its own")
+        return model, {"memory": options.get("memory")}
+    for name, value in {"loss": loss, "data": data}.items():
+        if value is None:
+            raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
+    checked = checked_options(options)
+    loss = loss if isinstance(loss, str) else own_loss(loss)
+    kind = str(kind_of(model, checked.get("dtype"))).removeprefix("torch.")
+    told = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
+    told |= {"params": list(told["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
+    if isinstance(model, str):
+        path = checked.get("checkpoint")
+        told |= {"model": model, "checkpoint": path and str(path), "checkpoint_key": checked.get("checkpoint_key")}
+    if isinstance(data, str):
+        told |= {"data": data, "transform": checked.get("transform")}
+    if not isinstance(loss, CustomLoss):
+        told["loss"] = loss if isinstance(loss, str) else loss_name(loss)
+    return {"model": model, "loss": loss, "data": data, "seed": seed, **checked}, told
+
+
+# What a record lists of a problem whatever it is made of, by default.
+DEFAULTS: dict[str, Any] = {
+    "output": None,
+    "samples": None,
+    "batch_size": None,
+    "memory": None,
+    "params": [],
+    "mc_samples": 1,
+    "weight_decay": 0.0,
+}
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that name a problem, each of its type. Raises SpectraError."""
+    found = {name: value for name, value in options.items() if value is not None}
+    for name in ("samples", "batch_size", "mc_samples", "memory"):
+        if name in found:
+            found[name] = whole(name, found[name], 0 if name == "memory" else 1)
+    if "weight_decay" in found:
+        found["weight_decay"] = positive("weight_decay", found["weight_decay"], or_zero=True)
+    if "params" in found:
+        found["params"] = (found["params"],) if isinstance(found["params"], str) else tuple(found["params"])
+    if "checkpoint" in found:
+        found["checkpoint"] = as_path(found["checkpoint"])
+    return found
+
+
+def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of matrices. Raises SpectraError where there is no such matrix, or none."""
+    names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
+    for name in names:
+        among("curvature", name, MATRICES)
+    if not names:
+        raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
+    return names
+
+
+def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | list[Result]:
+    """One result where one matrix was named, else a list in that order."""
+    if isinstance(curvature, str):
+        return results[0]
+    found = {result.curvature: result for result in results}
+    return [found[name] for name in curvature]
+
+
+def as_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least so much, and at most what 64 bits hold. Raises SpectraError."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**63:
+        raise ArgumentError(f"`{name}` {value!r}: is not a whole number >= {least}; give one")
+    return int(value)
+
+
+def positive(name: str, value: Any, or_zero: bool = False) -> float:
+    """A finite number above zero. Raises SpectraError."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not or_zero):
+        raise ArgumentError(f"`{name}` {value!r}: is not a finite number {'>= 0' if or_zero else 'above 0'}; give one")
+    return float(value)
+
+
+def among(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of the names. Raises SpectraError."""
+    if value not in known:
+        raise ArgumentError(f"`{name}` {value!r}: {suggest(str(value), known)}")
+    return value

@@ -1,0 +1,23 @@
+"""Figures of a command, written beside its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectra.records.record import Record
+    from spectra.run.session import Session
+
+
+def drawn(session: Session, record: Record, figures: Callable[[Record], Mapping[str, Any]]) -> Record:
+    """The record with the paths of its figures, each written to --out as `<name>.png`; without --out there are none."""
+    from spectra.plots.files import write_png
+
+    out, paths = session.request.out, []
+    for name, figure in figures(record).items() if out else ():
+        if figure:
+            paths.append(out / f"{name}.png")
+            if session.first:
+                write_png(figure, paths[-1])
+    return record.changed(figures=list(map(str, paths)))

@@ -1,0 +1,55 @@
+"""What was typed -> what is asked: the options of the running command as a request to `spectra.run`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
+
+if TYPE_CHECKING:
+    from spectra.run.request import Request, S
+
+# What names the problem: arguments of `load_problem`.
+PROBLEM = (
+    *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "samples", "batch_size"),
+    *("memory", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
+)
+EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
+
+
+def request(settings: S, home: Path | None = None) -> Request[S]:
+    """What the command line asks for: `settings` of the command's own, the rest as typed; see `Request`."""
+    from spectra.run.request import Request
+
+    context = click.get_current_context()
+    refuse_beyond(context)
+    options = context.params
+    option = next((name for name in EARLIER if name in options), None)
+    return Request(
+        settings,
+        {name: options[name] for name in PROBLEM},
+        tuple(options["curvature"]),
+        options=asked(context),
+        seed=options["seed"],
+        max_products=options["max_products"],
+        memory=options["memory"],
+        check=not options["no_check"],
+        out=options["out"],
+        home=home,
+        save_every=options.get("save_every"),
+        earlier=options[option] if option else None,
+        earlier_option=option or EARLIER[0],
+        lenient=context.get_parameter_source("curvature") is ParameterSource.DEFAULT,
+        ranks=True,
+        verify=partial(refuse_changed, context),
+    )
+
+
+def asked(context: click.Context) -> dict[str, Any]:
+    """The options that say what is to be computed, as a record lists them."""
+    return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}

@@ -1,0 +1,208 @@
+"""Matrices of a problem compared, from a request to what was found: with causes, on other data, on fewer examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
+from spectra.comparison.causes import Cause as Reason
+from spectra.comparison.causes import causes
+from spectra.comparison.comparison import Comparison, compare, refuse_alone
+from spectra.comparison.held_out import on_other_data
+from spectra.comparison.portrait import Portrait, timed
+from spectra.comparison.residuals import residuals
+from spectra.comparison.subsample import BySize, chains, refuse_sizes
+from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.factor.gram import Factor
+from spectra.errors import SpectraError
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.limits import refuse_k
+from spectra.problem.problem import Problem
+from spectra.records.compare import (
+    Cause,
+    ClassStructure,
+    CompareResult,
+    HeldOut,
+    Pair,
+    Subsample,
+    on_held_out_data,
+)
+from spectra.records.record import Record
+from spectra.run.measurement import Measurement
+from spectra.run.session import Session
+from spectra.run.together import Prepared, Together
+from spectra.spectrum.classes import class_count, class_structure
+from spectra.spectrum.records import outliers_of
+from spectra.vectors import norm
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """How many eigenvectors, probes, products a probe; other data, by name; and sizes of subsets."""
+
+    k: int = 10
+    probes: int = 16
+    steps: int = 40
+    held_out: str | None = None
+    subsample: tuple[int, ...] | None = None
+
+    command = "compare"
+    less_memory = ("`k`", "ask for fewer, for fewer `probes`, or choose fewer parameters with `params`")
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        refuse_alone(dict.fromkeys(matrices))
+        if self.subsample:
+            refuse_sizes(self.subsample)
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        refuse_k(self.k, size)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The record of a comparison, and what its figures are drawn from."""
+
+    record: Record
+    comparison: Comparison
+    held_out: dict[str, Comparison]  # every matrix with itself on the data held out, if there are any
+
+
+class Comparing:
+    """A comparison in a session, with what all of its parts need."""
+
+    def __init__(self, session: Session[CompareSettings]):
+        self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
+        self.together = Together(session, len(session.names) + 2)
+        self.products = (self.asked.probes + 1) * self.asked.steps
+
+    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
+        """Whatever was asked for; `other` is the problem on the data held out, and what is to be said of them."""
+        problem, names, k = self.session.problem, self.session.names, self.asked.k
+        matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
+        comparison = self.compared(matrices)
+        reasons = self.explained(comparison)
+        found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
+        there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
+        by_size = self.on_subsets() if self.asked.subsample else {}
+        classes = class_count(problem)
+        structure = self.levels(comparison) if classes else None
+
+        results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
+        if by_size:
+            results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
+        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
+        samples = self.session.loaded.record.samples
+        record = self.session.record(
+            [],
+            results + [CompareResult.of(m, k) for m in there],
+            pairs=[Pair.of(pair, one.dimension) for one in (comparison, *again.values()) for pair in one.pairs],
+            causes=[Cause.of(reason) for reason in reasons],
+            held_out=HeldOut(**other[1]) if other else None,
+            subsample=[Subsample.of(name, one, here[name], samples) for name, one in by_size.items()] or None,
+            class_structure=structure,
+        )
+        return Compared(record, comparison, again)
+
+    def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
+        """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
+        known = known or {}
+        for name, matrix in matrices.items():
+            if name not in known:
+                matrix.check(self.seeded(), self.limit)
+        left = None if self.limit is None else self.limit - max(matrix.checks for matrix in matrices.values())
+        return compare(
+            {name: matrix.operator for name, matrix in matrices.items()},
+            k=self.asked.k,
+            probes=self.asked.probes,
+            steps=self.asked.steps,
+            generator=self.seeded(),
+            max_products=left,
+            known=known,
+            watch=self.session.listener.work,
+        )
+
+    def explained(self, comparison: Comparison) -> list[Reason]:
+        """Why the matrices differ; what batches give is left out where it would take too many products."""
+        if not comparison.pairs:
+            return []
+        problem, batch, probes = self.session.problem, None, self.asked.probes
+        gradient = mean_gradient(problem)
+        held = [portrait for name, portrait in comparison.portraits.items() if name in TAKEN_FOR]
+        if held and not problem.weight_decay and self.limit is None:
+            split = problem if self.session.request.named.get("batch_size") else in_usual_batches(problem)
+            batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
+            with self.session.listener.work("gradients of batches"), timed(held):
+                batch = batch_products(split, comparison, batches, gradient, probes, self.seeded())
+        return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
+
+    def levels(self, comparison: Comparison) -> ClassStructure | None:
+        """What means of classes give of the GGN, where it was asked for and they fit memory."""
+        problem, portraits = self.session.problem, comparison.portraits
+        portrait = portraits.get("ggn", portraits.get("fisher"))
+        if portrait is None or not portrait.eigenpairs.values.isfinite().all():
+            return None
+        estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
+        exact = Factor(problem, "ggn").trace_work() <= portrait.products
+        try:
+            return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
+        except SpectraError as error:
+            self.session.listener.note(str(error))
+            return None
+
+    def on_held_out(
+        self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
+    ) -> tuple[list[Measurement], dict[str, Comparison]]:
+        """Measurements on the other data; every matrix compared with itself there."""
+        found, comparisons = [], {}
+        for name, matrix in matrices.items():
+            there = on_held_out_data(name)
+            two = {name: matrix, there: self.together.matrix(other, name, self.products, there)}
+            comparisons[name] = one = self.compared(two, {name: comparison.portraits[name]})
+            portrait = one.portraits[there]
+            measurement = two[there].measured(portrait, portrait.products, portrait.seconds)
+            found.append(replace(measurement, curvature=there))
+        return found, comparisons
+
+    def on_subsets(self) -> dict[str, BySize]:
+        """Largest eigenvalues of each matrix on subsets of the examples."""
+        names, k = self.session.names, self.asked.k
+        found = {name: BySize() for name in names}
+        for chain, size, problem in chains(self.session.problem, self.asked.subsample, self.session.request.seed):
+            for name in names:
+                what = f"{name}, {size} examples, {chain + 1}"
+                matrix = self.together.matrix(problem, name, 20 + 3 * k, what)
+                with self.session.listener.work(what) as progress:
+                    cost = {"max_products": self.limit, "progress": progress}
+                    pairs = eigenpairs(matrix.operator, k, which="LA", generator=self.seeded(), **cost)
+                    found[name].add(size, pairs)
+        return found
+
+    def seeded(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.session.request.seed)
+
+
+def compare_matrices(session: Session[CompareSettings]) -> Compared:
+    """The matrices that are asked for, compared."""
+    session.load()
+    other = other_data(session)
+    with session.resumable():
+        return Comparing(session).all_of_it(other)
+
+
+def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:
+    """The problem on the data held out, and what is to be said of them; None where none are.
+
+    Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
+    """
+    asked, named = session.request.settings, session.request.named
+    if asked.subsample:
+        refuse_sizes(asked.subsample, session.loaded.record.samples)
+    if not asked.held_out:
+        return None
+    with session.listener.work("held-out data") as line:
+        line.stage("loading")
+        return on_other_data(session.problem, asked.held_out, named["transform"], named["model"])

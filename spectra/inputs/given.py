@@ -1,0 +1,239 @@
+"""Objects of a caller's own in place of names: a module, a loss of PyTorch or a function, batches and tensors.
+
+What they are asked for is read here; none of them is changed. A module that would have to be another is copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, IterableDataset
+
+from spectra.curvature.evaluation import cut_batches
+from spectra.errors import SpectraError, describe
+from spectra.inputs.chance import seeded
+from spectra.inputs.data import Data
+from spectra.inputs.examples import TARGETS, checked, plain, read, widened
+from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.problem.problem import Batch
+
+GIVEN = "given in Python"  # in records, of what has no name
+
+
+def own_kind(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module is, and in which type its numbers are, by the first of its parameters that are trained."""
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    first = next((p for p in floating if p.requires_grad), floating[0] if floating else torch.empty(0))
+    return first.device, first.dtype
+
+
+def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """The module on that device and in that type, and what there is to note of it.
+
+    It is the caller's own, unless something in it has to be another for that: then a copy. Raises SpectraError.
+    """
+    model = unwrapped(model)
+    name = type(model).__name__
+    refuse_unmade(model, name)
+    tensors = [*model.parameters(), *model.buffers()]
+    moved = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
+    limited = any(getattr(module, "max_norm", None) is not None for module in model.modules())
+    compiled = any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules())
+    bare = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
+    if not (moved or limited or compiled or bare):
+        return model, []
+    try:
+        model = uncompiled(copy.deepcopy(model))
+    except Exception as error:
+        way_out = "leave dtype and device out" if moved else "take that out of the module"
+        raise SpectraError(f"`model`: {name} cannot be copied ({describe(error)}); {way_out}") from error
+    return cast(model, device, dtype), renormalise_embeddings(model)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
+    if hasattr(model, "_orig_mod"):
+        return unwrapped(model._orig_mod)
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return unwrapped(model.module)
+    fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
+    return model
+
+
+def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
+    """The loss that an object stands for: PyTorch's own as ours, which know their distributions, others as CustomLoss.
+
+    Args:
+        loss: a loss of ours, as it is; torch.nn.CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; another module or
+            function of (output, target) that returns values of the examples, or the batch's mean.
+        device, dtype: where a module with tensors of its own is needed.
+
+    Raises:
+        SpectraError: a class, something that cannot be called, or a sum over the batch.
+    """
+    if isinstance(loss, type) or not (isinstance(loss, Loss) or callable(loss)):
+        came = getattr(loss, "__name__", type(loss).__name__)
+        way_out = f"call it first: {came}()" if isinstance(loss, type) else "give a loss or a function (output, target)"
+        raise SpectraError(f"`loss`: {came} is no loss; {way_out}")
+    if isinstance(loss, Loss):
+        return loss
+    if getattr(loss, "reduction", "mean") == "sum":
+        raise SpectraError("`loss`: its reduction is sum, which would depend on the batches; make it none or mean")
+    if loss is F.cross_entropy or type(loss) is nn.CrossEntropyLoss:
+        module = nn.CrossEntropyLoss() if loss is F.cross_entropy else loss
+        weight = None if module.weight is None else module.weight.detach().double().cpu()
+        return CrossEntropy(weight, module.ignore_index, module.label_smoothing, class_dim=1)
+    if loss is F.mse_loss or type(loss) is nn.MSELoss:
+        return MeanSquaredError()
+    plain_bce = type(loss) is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None
+    if loss is F.binary_cross_entropy_with_logits or plain_bce:
+        return BinaryCrossEntropy()
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, nn.Module):
+        loss = cast(copy.deepcopy(loss), device, dtype)
+    return CustomLoss(loss, name)
+
+
+def loss_name(loss: Loss) -> str:
+    """What the command line calls a loss, with its options; of a custom one its own name."""
+    name = getattr(loss, "name", "cross_entropy")
+    if not isinstance(loss, CrossEntropy):
+        return name
+    options = {
+        "label_smoothing": loss.label_smoothing or None,
+        "ignore_index": None if loss.ignore_index == CrossEntropy.ignore_index else loss.ignore_index,
+        "weight": None if loss.class_weights is None else ",".join(map(repr, loss.class_weights.tolist())),
+        "class_dim": None if loss.class_dim == 1 else loss.class_dim,  # 1 is what PyTorch's own loss means
+    }
+    told = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
+    return f"{name}?{told}" if told else name
+
+
+def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) -> list[Batch] | Data:
+    """The examples of an object: one piece where they come as tensors or one by one, batches where they come as such.
+
+    Args:
+        data: a pair (x, y) of tensors or arrays; a map-style data set of items (x, y); a DataLoader or another iterable
+            of batches (x, y), read once; or a list of `Batch`. Items and batches may be mappings that hold y under
+            `labels` or `label`.
+        samples: so many examples, chosen by the seed.
+        batch_size: batches are joined and cut anew, in this size.
+
+    Raises:
+        SpectraError: no examples, of another form, or not finite.
+    """
+    name = data_name(data)
+    if isinstance(data, Data):
+        data = (data.inputs, data.targets)
+    if is_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
+        with seeded(seed):
+            return Data(*read(tuple(data) if is_pair(data) else data, samples, seed, None, name))
+    with seeded(seed):  # from which a loader that shuffles draws
+        batches = list(read_batches(data, name))
+    if not batches:
+        raise SpectraError(f"`data`: {name} is empty; give one batch at least")
+    if samples is not None:
+        batches = chosen(batches, samples, seed)
+    if batch_size is not None:
+        batches = recut(batches, batch_size)
+    return batches
+
+
+def data_name(data: Any) -> str:
+    """What a record calls the data."""
+    return "tensors" if is_pair(data) else type(data).__name__
+
+
+def is_pair(data: Any) -> bool:
+    """Whether this is x and y of all examples, and not two batches."""
+    if not (isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray)):
+        return False
+    leaves = tree_leaves(data[0])
+    return bool(leaves) and all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves)
+
+
+def read_batches(data: Any, name: str) -> Iterator[Batch]:
+    """What an iterable gives, one after the other; examples are numbered as they come. Raises SpectraError."""
+    if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
+        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
+    count = 0
+    for number, item in enumerate(data):
+        if isinstance(item, Batch):
+            yield item
+            continue
+        x, y = halves(item, f"batch {number} of {name}")
+        x, y = tree_map(ordinary, widened(x)), ordinary(widened(y))
+        indices = torch.arange(count, count + length(x, y, f"batch {number} of {name}"))
+        checked(x, y, indices, name)
+        yield Batch(x, y, indices)
+        count += len(indices)
+
+
+def halves(item: Any, what: str) -> tuple[Any, Any]:
+    """x and y of a batch. Raises SpectraError."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return plain(item[0]), plain(item[1])
+    if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
+        rest = plain(item)
+        return rest, rest.pop(under[0])
+    wanted = f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
+    raise SpectraError(f"`data`: {what} is a {type(item).__name__}; every batch has to be {wanted}")
+
+
+def ordinary(leaf: Any) -> Any:
+    """A tensor that may take part in derivatives, which those made under torch.inference_mode() may not."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
+def length(x: Any, y: Any, what: str) -> int:
+    """How many examples there are in a batch. Raises SpectraError."""
+    leaves = tree_leaves((x, y))
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        came = next(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor))
+        raise SpectraError(f"`data`: {what} holds a {came}; give tensors")
+    sizes = {tuple(leaf.shape[:1]) for leaf in leaves}
+    if len(sizes) != 1 or () in sizes:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise SpectraError(
+            f"`data`: x and y of {what} have shapes {shapes}; give them one and the same first dimension"
+        )
+    return sizes.pop()[0]
+
+
+def chosen(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
+    """So many of the examples, chosen by the seed, in the batches in which they are. Raises SpectraError."""
+    total = sum(map(len, batches))
+    if not 1 <= samples <= total:
+        raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
+    picked = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    found, first = [], 0
+    for batch in batches:
+        own = picked[(picked >= first) & (picked < first + len(batch))] - first
+        first += len(batch)
+        if len(own):
+            found.append(batch.part(own.to(batch.indices.device)))
+    return found
+
+
+def recut(batches: list[Batch], size: int) -> list[Batch]:
+    """The same examples in batches of this size. Raises SpectraError where they cannot be joined."""
+    from spectra.curvature.engine.batches import joined
+
+    try:
+        whole = joined(batches)
+    except Exception as error:
+        text = f"the batches cannot be joined ({describe(error)})"
+        raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
+    return cut_batches(whole.inputs, whole.targets, whole.indices, size)

@@ -1,0 +1,22 @@
+"""Figures as files that are never half written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from spectra.krylov.results import SpectralMeasure
+from spectra.plots.density import density_figure
+from spectra.plots.style import save_figure
+from spectra.records.files import write_atomically
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure, replacing what is there at once. Raises SpectraError."""
+    write_atomically(path, lambda file: save_figure(figure, file, "png"))
+
+
+def draw_density(measures: dict[str, SpectralMeasure], path: Path, log: bool = False) -> None:
+    """Draw the spectral densities of named matrices, and write the figure."""
+    write_png(density_figure(measures, log=log), path)

@@ -1,0 +1,50 @@
+"""The spectral density: what can be asked, and the way from a request to what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.results import SpectralMeasure
+from spectra.records.record import Record
+from spectra.run.request import AnySize
+from spectra.run.session import Session
+from spectra.spectrum.classes import class_count
+from spectra.spectrum.records import density_results
+
+Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
+
+
+@dataclass(frozen=True)
+class DensitySettings(AnySize):
+    """How many random vectors, how many products of each; and X, to be told of A + X I."""
+
+    steps: int = 80
+    probes: int = 10
+    damping: float | None = None
+
+    command = "density"
+    less_memory = ("`steps`", "take fewer, or choose fewer parameters with `params`")
+
+
+def density(session: Session[DensitySettings], draw: Draw) -> Record:
+    """The record of the spectral measures that are asked for, kept.
+
+    `draw` makes the figure of those that are finite, where there is a place for it.
+    """
+    session.load()
+    asked = session.request.settings
+    method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
+    found = session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
+    finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
+    home = session.request.home or session.request.out
+    path = home / "density.png" if home and finite else None
+    classes = class_count(session.problem)
+    record = session.record(found, density_results(found, path, classes, asked.damping))
+    if path and session.first:
+        draw(finite, path)
+    session.keep(record)
+    return record

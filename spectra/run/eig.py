@@ -1,0 +1,51 @@
+"""Eigenvalues at the ends of the spectrum: what can be asked, and the way from a request to what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pkgutil import resolve_name
+
+from spectra.curvature.matrices import refuse_gram
+from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
+from spectra.krylov.methods import EIG
+from spectra.records.eig import eig_results
+from spectra.records.record import Record
+from spectra.run.session import Session
+
+
+@dataclass(frozen=True)
+class EigSettings:
+    """How many eigenvalues, at which end (LM, LA, SA, BE), by which method of EIG, to which residual over |value|."""
+
+    k: int = 10
+    which: str = "LM"
+    method: str = "lanczos"
+    tolerance: float = 1e-3
+
+    command = "eig"
+    less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        if self.method == "gram":
+            for name in matrices:
+                refuse_gram(name)
+        if self.method == "power":
+            refuse_which(self.which)
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        refuse_k(self.k, size)
+        if self.method == "dense":
+            refuse_dense(size, products)
+
+
+def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
+    """The record of the eigenvalues that are asked for, kept; with eigenvectors up to 1 GiB, or if asked for."""
+    session.load()
+    asked = session.request.settings
+    solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
+    found = session.measure(solve, products=3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k)
+    record = session.record(found, eig_results(found, asked.method, save_vectors))
+    session.keep(record)
+    return record

@@ -1,0 +1,68 @@
+"""The problem of a request, loaded, with what is refused on the way: the model before data are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from spectra.cluster import ranks
+from spectra.curvature.matrices import refuse_unsuited, suits
+from spectra.inputs.problem import Loaded, describe_problem, load_problem, place_of
+from spectra.operator import CHECKS
+from spectra.problem.problem import Problem, Processes
+from spectra.run.request import Request
+
+SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
+
+
+def device_of(request: Request) -> torch.device:
+    """Where the problem is, or will be. Raises SpectraError where there is no such device."""
+    given = request.problem
+    return given.device if isinstance(given, Problem) else place_of(given["model"], given.get("device"))
+
+
+def processes_of(request: Request, device: torch.device) -> Processes:
+    """The ranks that torchrun has started, met; or those of a Problem; or this process alone."""
+    if isinstance(request.problem, Problem):
+        return request.problem.processes
+    if request.ranks and ranks.world() > 1:
+        from spectra.cluster.distributed import join
+
+        return join(device)
+    return Processes()
+
+
+def checks_of(request: Request) -> int:
+    """Products that go to seeing that a matrix is one; none where too few would be left."""
+    limit = request.max_products
+    return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
+
+
+def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:
+    """The problem, and the matrices that it has of those asked for; `begins` is told of each stage.
+
+    A note in the record tells of the others. Raises SpectraError.
+    """
+    names = request.curvature
+
+    def fits(loss: Any, size: int) -> None:
+        nonlocal names
+        if request.lenient:
+            names = tuple(name for name in request.curvature if suits(name, loss))
+        for name in names:
+            refuse_unsuited(name, loss, request.weight_decay)
+        limit = request.max_products
+        request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
+
+    if isinstance(request.problem, Mapping):
+        loaded = load_problem(**request.problem, processes=processes, begins=begins, fits=fits)
+    else:
+        fits(request.problem.loss, request.problem.size)
+        begins("the loss over the data")
+        loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
+    why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
+    missing = [f"{name} {why}" for name in request.curvature if name not in names]
+    return replace(loaded, record=loaded.record.changed(notes=[*loaded.record.notes, *missing])), names

@@ -1,0 +1,115 @@
+"""What is asked: which matrices of which problem, by which method, for how many products, and where the answer goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from spectra.curvature.matrices import refuse_weight_decay
+from spectra.problem.problem import Problem
+from spectra.records.problem import ProblemRecord
+from spectra.run.known import source
+
+SAVE_EVERY = 5.0  # minutes
+
+
+class Settings(Protocol):
+    """What is asked of a command's method, and what can be refused before a matrix is made."""
+
+    @property
+    def command(self) -> str:
+        """The command that asks for it."""
+
+    @property
+    def less_memory(self) -> tuple[str, str]:
+        """The argument by which less memory is taken, beside the products', and how."""
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        """Raise SpectraError where the settings suit neither each other nor these matrices."""
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class AnySize:
+    """Settings that suit every matrix."""
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        pass
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        pass
+
+
+def anything(_record: ProblemRecord) -> None:
+    """Every problem is as it should be."""
+
+
+@dataclass(frozen=True)
+class Request(Generic[S]):
+    """What is asked for.
+
+    Attributes:
+        problem: a Problem, or the keyword arguments by which `load_problem` makes one.
+        curvature: names of matrices.
+        options: what a record lists as having been asked, as JSON has it: the command line's names and values.
+        seed: of starting vectors and probes.
+        max_products: of each matrix, all counted; None is without end.
+        memory: bytes that products may take besides model and data; None: a quarter of the device's.
+        check: compare derivatives with differences first.
+        out: the directory of the files; None: nothing is written.
+        home: a directory into which something is written without `out`.
+        save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
+        earlier: a result of `eig` whose eigenpairs are used; None: that in `out`, if there is one.
+        earlier_option: what the user calls that.
+        lenient: matrices that the loss does not have are left out, and not refused.
+        ranks: this may be one of several processes, which torchrun has started.
+        verify: is given the record of the problem once loaded, and raises SpectraError where it is another than meant.
+    """
+
+    settings: S
+    problem: Problem | Mapping[str, Any]
+    curvature: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    max_products: int | None = None
+    memory: int | None = None
+    check: bool = True
+    out: Path | None = None
+    home: Path | None = None
+    save_every: float | None = None
+    earlier: Path | None = None
+    earlier_option: str = "deflate"
+    lenient: bool = False
+    ranks: bool = False
+    verify: Callable[[ProblemRecord], None] = anything
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """What names the problem; nothing does where it is there already."""
+        return self.problem if isinstance(self.problem, Mapping) else {}
+
+    @property
+    def weight_decay(self) -> float:
+        given = self.problem
+        return given.weight_decay if isinstance(given, Problem) else given.get("weight_decay", 0.0)
+
+    def refuse(self) -> None:
+        """Raise SpectraError where arguments cannot go together, or name an earlier result that is none.
+
+        Each refusal is made where the mechanism is, and again there; here, before anything is loaded.
+        """
+        for name in self.curvature:
+            refuse_weight_decay(name, self.weight_decay)
+        self.settings.refuse(self.curvature)
+        if self.earlier:
+            self.arrays_of_earlier()
+
+    def arrays_of_earlier(self) -> Path | None:
+        """The arrays of the earlier result of `eig`, if there is one. Raises SpectraError where none is as named."""
+        return source(self.earlier, self.earlier_option, self.out)

@@ -1,0 +1,271 @@
+"""A request being carried out: its problem loaded, methods applied to each matrix, what comes out kept.
+
+Nothing here prints or knows of a command line: a `Listener` is told what passes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+
+from spectra.cluster import ranks
+from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.footprint import tensors
+from spectra.curvature.operator import Curvature
+from spectra.errors import SpectraError
+from spectra.inputs.problem import Loaded
+from spectra.krylov.results import Eigenpairs
+from spectra.memory import memory_share, settled_share, taking_memory
+from spectra.operator import SymmetricOperator, mesh_of
+from spectra.problem.problem import Problem, Processes
+from spectra.problem.undisturbed import undisturbed
+from spectra.records.entry import Entry
+from spectra.records.files import prepare_directory, remove_empty
+from spectra.records.record import Record
+from spectra.resume.journal import Remembering, as_bytes
+from spectra.resume.state import State
+from spectra.run.known import eigenpairs
+from spectra.run.listener import Caller, Listener
+from spectra.run.loading import checks_of, device_of, load, processes_of
+from spectra.run.measurement import Measurement, imprecise, measure
+from spectra.run.request import Request, S
+from spectra.vectors import sizes, without_autocast
+
+
+class Session(Generic[S]):
+    """What is asked, who is told, and what stands so far; to be used as a context, which leaves all as it was found."""
+
+    def __init__(self, request: Request[S], listener: Listener | None = None):
+        self.request, self.listener = request, listener or Caller()
+        self.names = tuple(dict.fromkeys(request.curvature))  # of the matrices, once loaded those that the loss has
+        self.processes = Processes()
+        self.state: State | None = None  # of a run that can be resumed
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session[S]:
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def load(self, complete: Callable[[Loaded], Loaded] = lambda loaded: loaded) -> Loaded:
+        """The problem, ready for products, and its record.
+
+        What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
+        may add to the record, and then its heading is told.
+        """
+        request = self.request
+        request.refuse()
+        with self.listener.work("loading") as line:
+            line.stage("PyTorch")
+            device = device_of(request)
+            line.stage("waiting for the other ranks")
+            self.processes = processes_of(request, device)
+            self.listener.begin()
+            self.prepare()
+            if request.out and request.save_every:
+                self.state = self._open_state(request.out / f"{request.settings.command}.state")
+            settled = self.state and self.state.settled
+            share = settled["memory_share"] if settled else memory_share(device)
+            share = self.processes.least(share)
+            self._stack.enter_context(settled_share(share))
+            self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever is around a call
+            self._leave_undisturbed()
+            self.loaded, names = load(request, self.processes, line.stage)
+            self.names = tuple(dict.fromkeys(names))
+            self._stack.enter_context(without_autocast())  # which the user's file may have switched on
+            request.verify(self.loaded.record)
+            if self.state:
+                self._stack.callback(self.state.close)
+                self.state.begin(self.fingerprint(), {"memory_share": share})
+        self.loaded = complete(self.loaded)
+        self.listener.heading(self.loaded.record)
+        return self.loaded
+
+    @property
+    def problem(self) -> Problem:
+        return self.loaded.problem
+
+    def prepare(self) -> None:
+        """See that files can be written; a directory that is made for that goes if nothing comes into it."""
+        home = self.request.home or self.request.out
+        if home and self.first:
+            self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
+
+    def _open_state(self, directory: Path) -> State:
+        """What an unfinished run of the same command has left, or an empty place for it."""
+        note, shared = self.listener.note, self.processes
+        return State(directory, 60 * self.request.save_every, note, shared.rank, shared.least)
+
+    def _leave_undisturbed(self) -> None:
+        """A model of the caller's own is in eval mode from now on, and on leaving as it was found."""
+        if isinstance(model := self._own_model(), nn.Module):
+            self._stack.enter_context(undisturbed(model))
+
+    def _own_model(self) -> Any:
+        """The caller's own model, or the name of one."""
+        given = self.request.problem
+        return given.model if isinstance(given, Problem) else given["model"]
+
+    @property
+    def checks(self) -> int:
+        """Products that go to seeing that a matrix is one."""
+        return checks_of(self.request)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and tells: of torchrun's ranks one does."""
+        return (ranks.rank() if self.request.ranks else self.processes.rank) == 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the numbers of this command depend on."""
+        record = self.loaded.record
+        found = {
+            "command": self.request.settings.command,
+            **self.asked(),
+            "version": record.versions["spectra"],
+            "mean loss": record.loss_value,  # which tells of code that has changed
+            "checkpoint_sha256": record.checkpoint_sha256,
+            "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
+            "device": record.device,
+            "ranks": record.ranks,
+        }
+        if isinstance(self._own_model(), nn.Module):
+            found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
+            found["labels_seed"] = self.problem.seed
+        return found
+
+    def asked(self) -> dict[str, Any]:
+        """The options that say what is to be computed."""
+        asked = dict(self.request.options)
+        return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
+
+    def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list[Curvature]:
+        """Those asked for, or named, for so many products each: all can be made before any is computed."""
+        return [self.matrix(self.problem, name, products, self.request.memory) for name in names or self.names]
+
+    def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
+        """The matrix `name` of a problem, for so many products, within so much memory."""
+        expected = min(products, self.request.max_products or products)
+        return Curvature(problem, name, memory, expected, self.request.check)
+
+    def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
+        """`method(operator, generator=, max_products=, progress=)` on each of `matrices(**which)`, from the same seed.
+
+        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
+        """
+        matrices, found = self.matrices(**which), []
+        earlier = self.arrays_of_earlier() if reuse else None
+        while matrices:
+            matrix = matrices.pop(0)  # gives its memory back in the end
+            with self.resumable():
+                found.append(self._measure_resumable(matrix, method, reuse, earlier))
+        return found
+
+    def arrays_of_earlier(self) -> Path | None:
+        """The arrays of an earlier `eig`, where each process finds them."""
+        earlier = self.request.arrays_of_earlier()
+        return earlier if self.processes.least(earlier is not None) else None
+
+    def _measure_resumable(self, matrix: Curvature, *how) -> Measurement:
+        """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
+        operator = self.operator(matrix, matrix.name)
+        if not self.state:
+            return self._measure_one(matrix, operator, *how)
+        if kept := operator.answer():
+            return Measurement.of(kept)
+        found = self._measure_one(matrix, operator, *how)
+        found = replace(found, seconds=found.seconds + operator.journal.seconds)
+        operator.journal.finish(found.packed())
+        return found
+
+    def operator(self, matrix: Curvature, name: str) -> SymmetricOperator:
+        """A matrix to be multiplied by: of all ranks, its products written down under this name where results are."""
+        return self.remembered(distributed(matrix), name)
+
+    def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
+        """The same operator, its products written down where results are."""
+        if not self.state:
+            return operator
+        journal = self.state.journal(name)
+        part = sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
+        if held := journal.held(part * operator.dtype.itemsize):
+            self.listener.note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
+        return Remembering(operator, journal)
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Tell where what is done is held, if interrupted; leave nothing after an error that would come again."""
+        try:
+            with taking_memory(*self.request.settings.less_memory):
+                yield
+        except SpectraError:
+            if self.state and not self.state.settled:  # else what an earlier run has done would be lost
+                self.state.remove()
+            raise
+        except KeyboardInterrupt as error:
+            if self.state:
+                error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
+            raise
+
+    def _measure_one(
+        self, matrix: Curvature, operator: SymmetricOperator, method: Callable, reuse: bool, earlier: Path | None
+    ) -> Measurement:
+        limit, agree = self.request.max_products, self.processes.least
+
+        def known(counted: SymmetricOperator) -> Eigenpairs | None:
+            if not (earlier and self.checks):
+                return None
+            room = None if limit is None else (limit - counted.products) // 4  # for their checks
+            return eigenpairs(earlier, counted, matrix.name, self.listener.note, agree, most=room)
+
+        with self.listener.work(matrix.name) as progress:
+            return measure(
+                matrix,
+                method,
+                operator,
+                seed=self.request.seed,
+                check=bool(self.checks),
+                known=known if reuse else None,
+                earlier=earlier,
+                left=lambda spent: None if limit is None else limit - spent,
+                progress=progress,
+            )
+
+    def record(self, found: Sequence[Measurement], results: Sequence[Entry], **parts: Any) -> Record:
+        """The whole record: what was asked, of which problem, and what came out; `parts` are further fields of it."""
+        asked = self.asked()
+        if used := [m.earlier for m in found if m.earlier]:
+            asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
+        notes = [*self.loaded.record.notes, *(imprecise(found, self.problem.dtype) if found else ())]
+        problem = self.loaded.record.changed(notes=notes, options=asked)
+        return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
+
+    def keep(self, record: Record) -> None:
+        """Write the record and its arrays to `out`; what was kept of the way there is no longer needed."""
+        if self.request.out and self.first:
+            record.save(self.request.out)
+        if self.state:
+            self.state.remove()
+
+
+def state_of(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a type that NumPy knows."""
+    found = [*model.parameters(), *model.buffers()]
+    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
+
+
+def checksum_of(found: Iterable[Tensor]) -> int:
+    """Of all these tensors."""
+    total = 0
+    for tensor in found:
+        total = zlib.crc32(as_bytes(tensor), total)
+    return total

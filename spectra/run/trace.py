@@ -1,0 +1,72 @@
+"""The trace: what can be asked, and the way from a request to what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pkgutil import resolve_name
+
+from spectra.curvature.matrices import refuse_gram
+from spectra.krylov.deflation import trace_beside
+from spectra.krylov.gram import exact_trace_pays
+from spectra.krylov.limits import refuse_dense
+from spectra.krylov.methods import TRACE
+from spectra.operator import CHECKS
+from spectra.records.record import Record
+from spectra.records.trace import TraceResult
+from spectra.run.measurement import Measurement
+from spectra.run.session import Session
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """Which method of TRACE, None for the cheapest, to which standard error over |trace|; or exactly so many probes."""
+
+    rtol: float = 0.01
+    method: str | None = None
+    probes: int | None = None
+
+    command = "trace"
+    less_memory = ("`method`", "take hutchinson, or choose fewer parameters with `params`")
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        if self.method == "gram":
+            for name in matrices:
+                refuse_gram(name)
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        if self.method == "dense":
+            refuse_dense(size, products)
+
+
+def trace(session: Session[TraceSettings]) -> Record:
+    """The record of the traces that are asked for, kept."""
+    session.load()
+    found, results = [], []
+    for name, method in methods(session).items():
+        found.append(trace_of(session, name, method))
+        results.append(TraceResult.of(found[-1], method))
+    record = session.record(found, results)
+    session.keep(record)
+    return record
+
+
+def methods(session: Session[TraceSettings]) -> dict[str, str]:
+    """What each matrix's trace is found by. Settings that are XTrace's own ask for it."""
+    asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
+    if asked.method or asked.probes or session.request.earlier:
+        return {matrix.name: asked.method or "xtrace" for matrix in matrices}
+    left = limit and limit - CHECKS
+    return {matrix.name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for matrix in matrices}
+
+
+def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
+    """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
+    asked, found = session.request.settings, resolve_name(TRACE[method])
+    settings = {"rtol": asked.rtol, "probes": asked.probes}
+    if method == "gram":
+        (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name])
+    else:
+        (measurement,) = session.measure(partial(trace_beside(found), **settings), reuse=True, names=[name])
+    return measurement
