@@ -18,6 +18,7 @@ from spectra.plots.evolution import evolution_figure
 from spectra.records.files import make_record, save
 from spectra.spectrum.subspaces import (
     cosine,
+    gap_behind,
     overlap,
     overlap_error,
     principal_angles,
@@ -268,6 +269,18 @@ def test_where_there_is_no_gap_overlaps_say_so(plan):
     assert "no gap" in evolution_text(evolution)
     entries = [text.get_text() for text in evolution_figure(evolution).legends[0].get_texts()]
     assert "hollow: not converged, or no gap" in entries
+
+
+def test_a_gap_is_judged_as_compare_judges_it(plan):
+    """Residuals resolve 5 and 4.9, but a change of the matrix by 2 % would turn their eigenvectors at will."""
+    point = plan.parent / "points" / "p2.pt"
+    write_results(plan.parent / "plan" / "p2" / "ggn", "ggn", 2, point, values=[5.0, 4.9, 1.0])
+    evolution = collect(read_plan(plan))
+    assert [row.converged for row in evolution.select("alignment_next", curvature="ggn")] == [True, False, False]
+    assert [row.converged for row in evolution.select("overlap_next", curvature="ggn")] == [True] * 3  # of 2-spaces
+    gap = gap_behind(np.array([5.0, 4.9, 1.0]), np.array(RESIDUALS), 1)
+    assert gap.bound < 1
+    assert not gap.told
 
 
 def test_what_is_not_finished_is_left_out(plan):

@@ -30,7 +30,7 @@ class Row:
     """One number; its fields are the columns. Empty (None) is what does not apply.
 
     `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
-    is no gap that residuals could tell: the number then says nothing.
+    is no gap (`spectrum.subspaces.Gap`): the number then says nothing.
     """
 
     checkpoint: str
