@@ -5,8 +5,9 @@ import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
+from spectra.spectrum.estimates import with_error
 from spectra.tables.layers import LONGEST, shown
-from spectra.tables.results import negative_share, percentage, with_error
+from spectra.tables.results import negative_share, percentage
 
 
 @pytest.mark.parametrize(
@@ -14,14 +15,14 @@ from spectra.tables.results import negative_share, percentage, with_error
     [
         (17.404, 0.155, "17.40 ± 0.15"),
         (17.34, 0.0953, "17.340 ± 0.095"),
-        (3.87317532, 8.1e-7, "3.8731753 ± 8e-07"),
-        (-0.293790, 4.2e-7, "-0.29379 ± 4e-07"),
-        (0.004151, 1.62e-5, "0.004151 ± 1.6e-05"),
+        (3.87317532, 8.1e-7, "3.8731753 ± 8e-7"),
+        (-0.293790, 4.2e-7, "-0.2937900 ± 4e-7"),
+        (0.004151, 1.62e-5, "0.004151 ± 1.6e-5"),
         (26.1, 8.2, "26.1 ± 8.2"),
         (5.2, 0.9996, "5.2 ± 1.0"),
         (100.0, 9.96, "100 ± 10"),
-        (1234567.0, 12345.0, "1.235e+06 ± 1.2e+04"),
-        (0.0, 3e-9, "0 ± 3e-09"),
+        (1234567.0, 12345.0, "1.235e+6 ± 1.2e+4"),
+        (0.0, 3e-9, "0 ± 3e-9"),
         (1e-12, 3e-10, "1e-12 ± 3e-10"),
         (4.03573382, 0.0, "4.0357338 ± 0"),
         (0.25, float("nan"), "0.25"),

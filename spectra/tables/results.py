@@ -15,6 +15,7 @@ from rich.table import Table
 
 from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.spectrum.curves import NOISE, cumulative
+from spectra.spectrum.estimates import with_error
 
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
@@ -214,27 +215,6 @@ def cost_cells(result: dict[str, Any]) -> list[str]:
 
 def standard_error(samples: np.ndarray) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
-
-
-def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
-    """`17.40 ± 0.16`, `3.8731753 ± 8e-07`: the value to the last digit of its error, `most` digits at most.
-
-    An error above 1e-4 of the value has so many `digits`, a smaller one a single digit.
-    """
-    if math.isnan(error):
-        return f"{value:.{min(most, 6)}g}"
-    if not (math.isfinite(value) and math.isfinite(error)):
-        return f"{value:.6g} ± {error:.1g}"
-    if error == 0:
-        return f"{value:.{min(most, 8)}g} ± 0"
-    shown = digits if error > 1e-4 * abs(value) else 1
-    last = math.floor(math.log10(float(f"{error:.{shown - 1}e}"))) - shown + 1  # the place of the error's last digit
-    leading = math.floor(math.log10(abs(value))) if abs(value) > 10.0**last else last
-    kept = max(1, min(most, leading - last + 1))
-    if 1e-4 <= abs(value) < 1e6 and 1e-4 <= error < 1e6:
-        places = max(0, min(-last, kept - 1 - leading))
-        return f"{value:.{places}f} ± {error:.{places}f}"
-    return f"{value:.{kept}g} ± {error:.{shown}g}"
 
 
 def new_table(*columns: str) -> Table:
