@@ -21,10 +21,11 @@ from spectra.krylov.quadrature import gauss_quadrature
 from spectra.operator import Counting
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure
-from spectra.spectrum.estimates import Estimate, brief, of_means
+from spectra.spectrum.estimates import Estimate, of_means
 from spectra.spectrum.subspaces import LEAST_GAP
 from spectra.spectrum.transport import halved
 from spectra.vectors import orthonormal
+from spectra.wording import brief
 
 N = 60
 OUTLIERS = np.concatenate([[9, -6, 4, 2.5], uniform(N - 4, -0.5, 1)])
@@ -324,6 +325,12 @@ def test_a_zero_matrix_is_at_no_relative_distance():
     assert math.isinf(pair.distance.value) or math.isnan(pair.distance.value)
     assert math.isnan(pair.cosine.value)
     assert pair.wasserstein.value == pytest.approx(torch.linalg.eigvalsh(A).abs().mean().item(), rel=0.2)
+
+
+def test_a_figure_of_zero_matrices():
+    """No pair has a relative distance: a warning of matplotlib's would be an error here."""
+    zero = torch.zeros_like(A)
+    comparison_figure(compare({"a": zero, "b": zero}, k=2, probes=2, steps=4, generator=seeded(0)))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
-from spectra.spectrum.estimates import with_error
 from spectra.tables.layers import LONGEST, shown
 from spectra.tables.results import negative_share, percentage
+from spectra.wording import with_error
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ from spectra.tables.results import negative_share, percentage
         (5.2, 0.9996, "5.2 ± 1.0"),
         (100.0, 9.96, "100 ± 10"),
         (1234567.0, 12345.0, "1.235e+6 ± 1.2e+4"),
+        (1234567.0, 2.0, "1.2345670e+6 ± 2"),
+        (1e-7, 0.5, "1e-7 ± 0.5"),
         (0.0, 3e-9, "0 ± 3e-9"),
         (1e-12, 3e-10, "1e-12 ± 3e-10"),
         (4.03573382, 0.0, "4.0357338 ± 0"),

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.hutchinson import FEWEST, budgeted, random_signs
+from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress
-from spectra.krylov.sketch import Coordinates, Sketch, jackknife, others
+from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
 from spectra.vectors import local, mapped, without_autocast
@@ -57,7 +58,7 @@ class DiagonalEstimate:
         """Standard errors (m,) of the sums: zero where they are exact."""
         if not len(self.replicates):
             return torch.zeros_like(self.sums)
-        return torch.hypot(jackknife(self.replicates), self.rounding)
+        return torch.hypot(jackknife_error(self.replicates), self.rounding)
 
     @property
     def finite(self) -> bool:
@@ -126,7 +127,7 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
     weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
     rows = sketched(sketch, weights)
     values, without = rows[0], rows[1:]
-    errors = mapped(lambda rows: (groups - 1) / groups**0.5 * rows.std(dim=0), without)  # the jackknife
+    errors = mapped(jackknife_error, without)
     replicates = torch.stack([sums(one) for one in without])
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 

@@ -17,8 +17,9 @@ import torch
 
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, sample
+from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
-from spectra.krylov.sketch import Coordinates, Sketch, jackknife
+from spectra.krylov.sketch import Coordinates, Sketch
 from spectra.operator import Counting, SymmetricOperator
 from spectra.vectors import without_autocast
 
@@ -100,7 +101,7 @@ def estimate(sketch: Sketch) -> tuple[float, float]:
     groups = min(q, GROUPS)
     partial = as_cpu_float64([mean(coordinates.without(range(g, q, groups)), n) for g in range(groups)])
     rounding = torch.finfo(sketch.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
-    return mean(coordinates, n), torch.hypot(jackknife(partial), rounding).item()
+    return mean(coordinates, n), torch.hypot(jackknife_error(partial), rounding).item()
 
 
 def mean(c: Coordinates, n: int) -> float:

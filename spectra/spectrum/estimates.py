@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+from spectra.krylov.jackknife import jackknife_error
+from spectra.wording import brief
 
 
 class Estimate(NamedTuple):
@@ -19,56 +22,10 @@ class Estimate(NamedTuple):
         return brief(*self)
 
 
-def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
-    """`17.40 ± 0.16`, `3.8731753 ± 8e-7`: the value to the last digit of its error.
-
-    Args:
-        value: the number; written with an exponent below 1e-4 and from 1e6 on.
-        error: its standard error or residual, with an exponent below 1e-3, and where either is 1e6 or more; 0 where the
-            value is exact, nan where it is unknown and left out.
-        most: digits of the value at most.
-        digits: digits of an error from 1e-4 of the value to the value itself; any other has a single one.
-    """
-    if math.isnan(error):
-        return short_exponent(f"{value:.{min(most, 6)}g}")
-    if not (math.isfinite(value) and math.isfinite(error)):
-        return short_exponent(f"{value:.6g} ± {error:.1g}")
-    if error == 0:
-        return short_exponent(f"{value:.{min(most, 8)}g} ± 0")
-    shown = digits if 1e-4 * abs(value) < error <= abs(value) else 1
-    last = math.floor(math.log10(float(f"{error:.{shown - 1}e}"))) - shown + 1  # the place of the error's last digit
-    leading = math.floor(math.log10(abs(value))) if abs(value) > 10.0**last else last
-    kept = max(1, min(most, leading - last + 1))
-    if not value:
-        number = "0"
-    elif 1e-4 <= abs(value) < 1e6:
-        number = f"{value:.{max(0, min(-last, kept - 1 - leading))}f}"
-    else:
-        number = f"{value:.{kept - 1}e}"
-    plain = error >= 1e-3 and max(error, abs(value)) < 1e6
-    spread = f"{error:.{max(0, -last)}f}" if plain else f"{error:.{shown - 1}e}"
-    return short_exponent(f"{number} ± {spread}")
-
-
-def brief(value: float, error: float) -> str:
-    """`0.6488 ± 2e-4`: `with_error` in four digits at most, one of the error; four such fit a line of 80."""
-    return with_error(value, error, most=4, digits=1)
-
-
-def short_exponent(text: str) -> str:
-    """`8e-7` of `8e-07`."""
-    return text.replace("e-0", "e-").replace("e+0", "e+")
-
-
 def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Estimate:
-    """`value` of all probes, with the spread of the values (m,) that come out as each probe is left out.
-
-    Miller 1974, *The jackknife: a review*: for smooth functions of means.
-    """
-    m, left_out = len(left_out), np.asarray(left_out, dtype=np.float64)
-    if m < 2:
-        return Estimate(float(value), math.nan)
-    return Estimate(float(value), float(np.sqrt((m - 1) / m * np.square(left_out - left_out.mean()).sum())))
+    """`value` of all probes, with its standard error from the values (m,) that come out as each probe is left out."""
+    replicates = torch.as_tensor(np.asarray(left_out, dtype=np.float64))
+    return Estimate(float(value), jackknife_error(replicates).item())
 
 
 def of_means(statistic: Callable[[np.ndarray], np.ndarray], exact: np.ndarray, samples: np.ndarray) -> Estimate:

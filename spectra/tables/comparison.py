@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from spectra.quoting import readable
-from spectra.spectrum.estimates import Estimate, brief
+from spectra.spectrum.estimates import Estimate
 from spectra.tables.outliers import class_table, outlier_table
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.wording import brief
 
 MOST_OVERLAPS = 6  # columns of the short table
 MOST_RANKS = 10  # rows of it

@@ -13,10 +13,10 @@ from spectra.plots.evolution import evolution_figure
 from spectra.plots.style import save_figure
 from spectra.quoting import quoted
 from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
-from spectra.spectrum.estimates import with_error
 from spectra.sweeps.evolution import Evolution
 from spectra.sweeps.rows import Row
 from spectra.tables.results import new_table, percentage, rendered
+from spectra.wording import with_error
 
 MOST_LINES = 12  # of a matrix in the short table
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from spectra.quoting import readable
 from spectra.records.files import finite
-from spectra.spectrum.estimates import brief
 from spectra.surfaces.quadratic import SHARE
 from spectra.surfaces.spread import QUANTILES
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.vectors import norm
+from spectra.wording import brief
 
 Entry = dict[str, Any]
 MEANING = f"holds for t in theta + t d: departure within {100 * SHARE:.0f} % of the quadratic term"

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from spectra.layerwise.layers import distinct
 from spectra.quoting import readable
-from spectra.spectrum.estimates import Estimate, brief
+from spectra.spectrum.estimates import Estimate
 from spectra.tables.results import LARGEST_VECTORS, cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.wording import brief
 
 MOST = 40  # rows of a table
 LONGEST = 24  # characters of a name

@@ -9,11 +9,11 @@ from typing import Any
 from spectra.krylov.results import SpectralMeasure
 from spectra.records.files import finite
 from spectra.spectrum.classes import ClassStructure
-from spectra.spectrum.estimates import with_error
 from spectra.spectrum.outliers import CLEAR, DEPTH, beside_classes, outliers
 from spectra.spectrum.summaries import condition_number, effective_dimension
 from spectra.tables.results import density_parts as distribution_parts
 from spectra.tables.results import new_table
+from spectra.wording import with_error
 
 Entry = dict[str, Any]
 RULE = f"outliers, by the gap against the span of the next {DEPTH} eigenvalues inside"

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.spectrum.curves import NOISE, cumulative
-from spectra.spectrum.estimates import with_error
+from spectra.wording import with_error
 
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
