@@ -117,7 +117,8 @@ def class_table(entry: Entry) -> list[Any]:
     for i, (value, parts, overlaps) in enumerate(
         zip(found["eigenvalues"], found["attribution"], found["overlaps"], strict=True)
     ):
-        percent = [f"{100 * part:.0f} %" for part in parts]
-        table.add_row(str(i + 1), f"{value:.4g}", *percent, *[f"{overlap:.2f}" for overlap in overlaps])
+        percent = ["" if part is None else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
+        inside = ["" if overlap is None else f"{overlap:.2f}" for overlap in overlaps]
+        table.add_row(str(i + 1), f"{value:.4g}", *percent, *inside)
     note = "what class and cross-class means give; |Pu|² inside their spans (Papyan 2020)"
     return ["", note, table]
