@@ -87,7 +87,8 @@ def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
     chance = np.full(len(grid), KOLMOGOROV * parts.share * parts.deviation)
     if parts.exact:  # no probe has any mass beyond, so that no eigenvalue lies there
         chance[(bounds[2] == 0) | (bounds[0] >= parts.share * (1 - EPSILON))] = 0
-    return Band(grid, value, np.clip(lower - chance, 0, 1), np.clip(upper + chance, 0, 1))
+    most = np.minimum(atoms + parts.share, 1)
+    return Band(grid, value, np.maximum(lower - chance, atoms), np.minimum(upper + chance, most))
 
 
 def mass_near_zero(measure: SpectralMeasure, scale: float) -> Fraction:
