@@ -1,7 +1,8 @@
-"""The command line that makes a result again."""
+"""The command lines that make a result again."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,23 @@ from spectra.cli.inspect import inspect
 from spectra.cli.landscape import landscape
 from spectra.cli.layers import layers
 from spectra.cli.trace import trace
+from spectra.inputs.origin import RUN, is_strange
 
 COMMANDS = {command.name: command for command in (eig, trace, density, inspect, compare, layers, landscape)}
+
+
+def ways(path: Path, record: dict[str, Any]) -> list[list[str]]:
+    """Its options typed out, where this spectra understands them alike; and read from its own file by --config.
+
+    There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now.
+    """
+    command, asked = COMMANDS[record["command"]], record["problem"].get("options")
+    if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
+        return []
+    code = {name: text for name in RUN if isinstance(text := asked.get(name), str) and is_strange(text)}
+    typed_again = [word for name, text in code.items() for word in (f"--{name.replace('_', '-')}", text)]
+    by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code for its reader
+    return [line for line in (command_line(record), by_file) if line]
 
 
 def command_line(record: dict[str, Any]) -> list[str]:
@@ -26,8 +42,12 @@ def command_line(record: dict[str, Any]) -> list[str]:
     command, asked = COMMANDS[record["command"]], record["problem"].get("options")
     if not isinstance(asked, dict):
         return []
-    words = [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
+    words = words_of(command, asked)
     return ["spectra", command.name, *words] if understood(command, words) == asked else []
+
+
+def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
+    return [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
 
 
 def typed(option: click.Parameter, value: Any) -> list[str]:
