@@ -9,7 +9,6 @@ OUT/.sweep/NAME.log         what commands printed
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -17,13 +16,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.records.files import read, write_atomically
+from spectra.sweeps.digests import digest
 from spectra.sweeps.plan import Plan, Task
 
 STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")
@@ -157,19 +156,9 @@ def same_checkpoint(task: Task, path: Path, record: Mapping[str, Any]) -> bool:
         changed, written = task.checkpoint.stat().st_ctime, path.stat().st_mtime
         if changed < written - spent - LONGEST_LOADING and task.checkpoint.suffix != ".json":
             return True
-        return digest(task.checkpoint, changed) == record["problem"].get("checkpoint_sha256")
+        return digest(task.checkpoint, task.directory) == record["problem"].get("checkpoint_sha256")
     except (OSError, SpectraError):
         return False
-
-
-@cache
-def digest(checkpoint: Path, _changed: float) -> str:
-    if checkpoint.suffix == ".json":
-        from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
-
-        return digest_of_index(checkpoint)
-    with open_regular(checkpoint) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def converged(record: Mapping[str, Any]) -> bool:
