@@ -183,20 +183,21 @@ class Session:
             raise
 
     def _measure_one(self, matrix, operator, method: Callable, reuse: bool, earlier: Path | None) -> Measurement:
-        import torch
-
+        from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
         from spectra.operator import Counting, check_operator
 
         with progress_line(matrix.name) as progress:
             matrix.prepare()
             start = time.perf_counter()
             counted = Counting(operator)
-            generator = torch.Generator().manual_seed(self.options["seed"])
+            generator = stream(self.options["seed"])
             limit = self.options["max_products"]
             noise = check_operator(counted, generator) if self.checks else None
             room = None if limit is None else (limit - counted.products) // 4  # for the checks of known eigenpairs
             agree = self.processes.least
             known = eigenpairs(earlier, counted, matrix.name, agree, most=room) if earlier and self.checks else None
+            if known:
+                generator = stream(self.options["seed"], BESIDE_EIGENVECTORS)
             spent = counted.products
             answer = method(
                 counted,

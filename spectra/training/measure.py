@@ -7,13 +7,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-import torch
-
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import trace_beside
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.methods import TRACE
+from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.operator import CHECKS, Counting, check_operator
 from spectra.run.measurement import Measurement, measured
 
@@ -39,7 +38,7 @@ def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: fl
     """
     matrix.prepare()
     start, counted = time.perf_counter(), Counting(matrix)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed)
     noise = check_operator(counted, generator)
     half = (products - CHECKS) // 2
     pairs = eigenpairs(counted, k, tolerance=tolerance, generator=generator, max_products=half)
@@ -48,7 +47,7 @@ def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: fl
     left = products - spent
     method = "gram" if exact_trace_pays(matrix, left) else "xtrace"
     known = pairs if method == "xtrace" and pairs.values.isfinite().all() else None
-    generator = torch.Generator().manual_seed(seed + 1)  # probes have to know nothing of the eigenvectors
+    generator = stream(seed, BESIDE_EIGENVECTORS)
     estimate = trace_beside(resolve_name(TRACE[method]))
     trace = estimate(counted, known, rtol=rtol, generator=generator, max_products=left)
     end = time.perf_counter()
