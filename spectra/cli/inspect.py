@@ -6,14 +6,14 @@ from functools import partial
 
 import click
 
-from spectra.cli.options import Positive, model_and_output
+from spectra.cli.options import Count, Positive, model_and_output
 from spectra.cli.progress import progress_line, tell_heading
 from spectra.cli.session import Session
 from spectra.cli.terminal import finish, prints_to_stderr
 
 
 @click.command()
-@click.option("-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Tolerance of eig.")
 @click.option("--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Tolerance of trace.")
 @model_and_output
