@@ -70,6 +70,10 @@ def test_a_time_of_slurms_has_few_digits():
     assert minutes("9" * 5000 + ":00:00") is None
 
 
+def test_labels_are_drawn_as_often_as_their_keys_count(capsys):
+    assert "'--mc-samples'" in refused(capsys, "eig", *PROBLEM, "--mc-samples", str(2**23))
+
+
 @pytest.mark.parametrize("spec", ["cross_entropy?ignore_index={}", "cross_entropy?label_smoothing={}"])
 @pytest.mark.parametrize("number", LONG)
 def test_options_of_names(spec, number, capsys):

@@ -47,10 +47,14 @@ class NonNegative(Positive):
 
 
 class Count(click.IntRange):
-    """A whole number from `min` on that int64 holds; that bound is not in the help, where it would be noise."""
+    """A whole number from `min` on that int64 holds; that bound, or `most`, is not in the help: it would be noise."""
+
+    def __init__(self, min: int, max: int | None = None, most: int = LARGEST):
+        super().__init__(min, max)
+        self.most = most
 
     def convert(self, value, param, ctx):
-        if len(str(value).strip()) > LONGEST or (number := super().convert(value, param, ctx)) > LARGEST:
+        if len(str(value).strip()) > LONGEST or (number := super().convert(value, param, ctx)) > self.most:
             self.fail(f"{quoted(value, 40)} is beyond all bounds; give a smaller number.", param, ctx)
         return number
 
@@ -113,7 +117,7 @@ AFTER_DATA = [
 ]  # fmt: skip
 
 NUMBERS = [
-    click.option("--mc-samples", metavar="S", type=Count(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
+    click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),

@@ -15,6 +15,7 @@ import click
 from spectra.cli.progress import Telling, clear_line
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
+from spectra.wording import counted
 
 _printed = ""  # of the present command's answer, before the rest of it was known
 
@@ -132,5 +133,5 @@ def why_not(record: dict[str, Any]) -> str:
         if finite(known) != known and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
         if not result["converged"]:
-            return f"{name}: not converged in {result['products']} products; {WAYS_OUT[record['command']]}"
+            return f"{name}: not converged in {counted(result['products'], 'product')}; {WAYS_OUT[record['command']]}"
     return ""

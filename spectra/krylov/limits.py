@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectra.errors import SpectraError
+from spectra.wording import counted
 
 LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
 
@@ -10,7 +11,7 @@ LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvec
 def refuse_k(k: int, n: int) -> None:
     """Raise SpectraError where a matrix of n rows has fewer than k eigenvalues."""
     if k > n:
-        raise SpectraError(f"-k: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+        raise SpectraError(f"-k: {counted(k, 'eigenvalue')} of a matrix with {counted(n, 'row')}; ask for at most {n}")
 
 
 def refuse_dense(n: int, max_products: int | None = None) -> None:
@@ -21,7 +22,7 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
         )
     if n > LARGEST_DENSE:
         raise SpectraError(
-            f"--method dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
+            f"--method dense: the matrix has {counted(n, 'row')}, and dense holds {LARGEST_DENSE:,} at most; "
             "choose another method, or fewer parameters with --params"
         )
 

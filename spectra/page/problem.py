@@ -7,6 +7,7 @@ from typing import Any
 
 from spectra.page.markup import Markup, element
 from spectra.quoting import LINE, quoted
+from spectra.wording import counted
 
 DIGITS = 12  # of a SHA-256
 Facts = dict[str, str]
@@ -25,7 +26,7 @@ def facts(record: dict[str, Any]) -> Facts:
         "Weight decay": problem.get("weight_decay") or None,
         "Parameters": parameters(problem),
         "Labels drawn": labels(record),
-        "Batch size": counted(problem.get("batch_size")),
+        "Batch size": grouped(problem.get("batch_size")),
         "Precision": problem.get("dtype"),
         "Device": device(problem),
         "Seed": problem.get("seed"),
@@ -48,11 +49,11 @@ def checkpoint(problem: dict[str, Any]) -> str:
 
 
 def data(problem: dict[str, Any]) -> str | None:
-    examples = counted(problem.get("examples"))
-    return f"{problem.get('data')}, {examples} examples" if examples else problem.get("data")
+    examples = problem.get("examples")
+    return f"{problem.get('data')}, {counted(examples, 'example')}" if examples is not None else problem.get("data")
 
 
-def counted(number: int | None) -> str | None:
+def grouped(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spectra.quoting import quoted, readable
 from spectra.tables.results import new_table, rendered
+from spectra.wording import counted
 
 MOST_ROWS = 40
 SHOWN = 5  # ignored names in a line
@@ -59,7 +60,7 @@ def data_parts(problem: dict[str, Any]) -> list[str | Table]:
 def model_line(problem: dict[str, Any]) -> str:
     chosen, every = problem["parameters"], sum(layer["parameters"] for layer in problem["layers"])
     rest = f" chosen of {every:,}" if chosen < every else ""
-    return f"{quoted(problem['model'])}: {chosen:,} parameters{rest}"
+    return f"{quoted(problem['model'])}: {counted(chosen, 'parameter')}{rest}"
 
 
 def checkpoint_line(problem: dict[str, Any]) -> str:
@@ -112,7 +113,7 @@ def state(group: Sequence[dict[str, Any]], count: int) -> str:
 
 def data_line(problem: dict[str, Any]) -> str:
     data, loss = quoted(problem["data"]), quoted(problem["loss"])
-    text = f"{data}: {problem['examples']:,} examples, {loss} {problem['loss_value']:.4g}"
+    text = f"{data}: {counted(problem['examples'], 'example')}, {loss} {problem['loss_value']:.4g}"
     if problem["accuracy"] is not None:
         text += f", accuracy {100 * problem['accuracy']:.4g} %"
     transform = f"; transform: {quoted(problem['transform'])}" if problem["transform"] else ""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.spectrum.curves import NOISE, cumulative
-from spectra.wording import with_error
+from spectra.wording import counted, with_error
 
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
@@ -162,7 +162,7 @@ def density_parts(record: dict[str, Any], *more: str | Table) -> list[str | Tabl
         )
     probes = len(record["results"][0]["nodes"])
     figure = record["results"][0]["figure"] or "no figure"
-    note = f"{figure}: {probes} probes; mean ± standard error; share below 0 (95 %)"
+    note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
     return [heading(record), note, table, *more, *remarks(record)]
 
 
@@ -171,10 +171,11 @@ def heading(record: dict[str, Any]) -> str:
     model, checkpoint, data, loss = (quoted(problem[name]) for name in ("model", "checkpoint", "data", "loss"))
     where = checkpoint if problem["checkpoint"] else f"{model}, as built with seed {problem['seed']}"
     chosen, total = problem["parameters"], problem.get("parameters_in_all", problem["parameters"])
+    some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem['transform'])})" if problem["transform"] else ""
     return (
         f"{where} on {data}{transform}: "
-        f"{chosen:,} {f'of {total:,} ' if total > chosen else ''}parameters, {problem['examples']:,} examples, "
+        f"{some}{counted(total, 'parameter')}, {counted(problem['examples'], 'example')}, "
         f"{loss} {problem['loss_value']:.4g}"
     )
 
@@ -184,12 +185,13 @@ def remarks(record: dict[str, Any]) -> list[str]:
     problem = record["problem"]
     size, examples = problem["batch_size"], problem["examples"]
     lines = [
-        f"{r['curvature']}: {r['projected_out']} eigenpairs of {r['projected_from']} projected out"
+        f"{r['curvature']}: {counted(r['projected_out'], 'eigenpair')} of {r['projected_from']} projected out"
         for r in record["results"]
         if "projected_out" in r
     ]
     if any(r["curvature"] == "fisher-batch" for r in record["results"]):
-        lines.append(f"fisher-batch depends on the split: here batches of {size} of {examples} examples (--batch-size)")
+        split = f"batches of {size} of {counted(examples, 'example')}"
+        lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [
         f"{r['curvature']}: derivatives are not compared with differences: {check['not_checked']}"
         for r in record["results"]
