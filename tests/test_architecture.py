@@ -13,7 +13,7 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one layer may use each other, except krylov and curvature.
 LAYERS = [
-    {"cgroup", "files", "quoting", "wording"},
+    {"cgroup", "files", "locks", "quoting", "wording"},
     {"errors", "memory", "vectors"},
     {"operator"},
     {"problem"},

@@ -20,9 +20,10 @@ from spectra.cli.terminal import finish, prints_to_stderr
 @DEFLATE
 @problem_and_output
 def density(steps, probes, log, damping, **options) -> int:
-    """The spectral density and its figure.
+    """Spectral density, drawn in density.png here or in --out.
 
-    And how many eigenvalues stand apart from the bulk.
+    Without --out the figure is written to the current directory, and nothing else.
+    The tables also tell how many eigenvalues stand apart from the bulk.
 
     \b
     spectra density --model nets.py:build --checkpoint last.pt --data digits

@@ -8,7 +8,6 @@ OUT/.sweep/NAME.log         what commands printed
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.locks import lock
 from spectra.records.files import read, write_atomically
 from spectra.sweeps.digests import digest
 from spectra.sweeps.plan import Plan, Task
@@ -29,7 +29,8 @@ STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")
 # Options that change no number beyond rounding, or that a run fills in itself.
 FREE = frozenset({"memory", "device", "deflate"})
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-KILLED = tuple(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGKILL))
+ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGKILL")  # of which Windows lacks some
+KILLED = tuple(-getattr(signal, name) for name in ENDING if hasattr(signal, name))
 LAST_LINES = 3
 LONGEST_LOADING = 600  # seconds from a command's start to its first product, with room to spare
 
@@ -185,7 +186,7 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
     with path.open("a") as file:
-        while not (mine := try_lock(file, fcntl.LOCK_EX)) and time.monotonic() < end:
+        while not (mine := try_lock(file)) and time.monotonic() < end:
             time.sleep(0.05)
         yield file if mine else None
 
@@ -193,14 +194,14 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
 def is_held(path: Path) -> bool:
     try:
         with path.open() as file:
-            return not try_lock(file, fcntl.LOCK_SH)
+            return not try_lock(file, shared=True)
     except FileNotFoundError:
         return False
 
 
-def try_lock(file: IO, kind: int) -> bool:
+def try_lock(file: IO, shared: bool = False) -> bool:
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        lock(file, shared)
     except BlockingIOError:
         return False
     return True
