@@ -18,6 +18,8 @@ MEBIBYTE = 2**20
 WRITTEN_BY_HAND = MEBIBYTE // 4  # bytes of a TOML file or a plan
 WRITTEN_BY_US = 64 * MEBIBYTE  # of a result's JSON, an index of shards
 DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
+# A pipe that has taken a file's place does not hang, and Windows changes no line ends; each system has one of the two.
+READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 KINDS = {
     stat.S_IFIFO: "it is a named pipe",
     stat.S_IFSOCK: "it is a socket",
@@ -30,7 +32,7 @@ KINDS = {
 def open_regular(path: Path | str) -> IO[bytes]:
     """The file, open for reading; raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
     refuse_special(path)  # a socket cannot be opened, and says so in other words
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe that has taken its place does not hang
+    file = os.fdopen(os.open(path, READING), "rb")
     try:
         _refuse(os.fstat(file.fileno()).st_mode, path)
     except OSError:
@@ -61,9 +63,23 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     if DEEP_KEY.search(text):  # tomllib takes time as the square of their number
         raise ValueError("a key of a hundred parts")
     try:
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
+        refuse_long_integers(content)
+    except tomllib.TOMLDecodeError:
+        raise
     except RecursionError as error:
         raise ValueError("its arrays or tables are nested too deeply") from error
+    except ValueError as error:  # Python makes no integer of more than 4,300 digits
+        raise ValueError("it holds an integer that 64 bits do not hold") from error
+    return content
+
+
+def refuse_long_integers(value: Any) -> None:
+    """Raise ValueError where a value of TOML holds an integer of more than 64 bits, for which TOML demands an error."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        refuse_long_integers(item)
 
 
 def in_units(size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import weakref
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from spectra.cgroup import group_memory
 from spectra.errors import OutOfMemory, describe
 
 SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
+UNKNOWN = 8 * 2**30  # bytes, taken for the memory of a machine that does not tell
 _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
 
 
@@ -31,18 +34,17 @@ def settled_share(share: int) -> Iterator[None]:
 
 
 def memory_share(device: torch.device) -> int:
-    """Bytes: a quarter of all memory, so that two runs are alike, but no more than half of what is free now."""
+    """Bytes: a quarter of all memory that the process may have, so that two runs are alike.
+
+    It is no more than half of what is free now.
+    """
     if (settled := _SETTLED.get()) is not None:
         return settled
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        free = available(total)
-        limit = Path("/sys/fs/cgroup/memory.max")  # what a container or a Slurm job may use
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            total = min(total, int(text))
+        total, free = (min(pair) for pair in zip(machine_memory(), group_memory(), strict=True))
     return int(min(SHARE * total, free / 2))
 
 
@@ -73,11 +75,23 @@ def shortage(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def available(total: int) -> int:
-    """Bytes that new work may take without swapping, where the system tells."""
+def machine_memory() -> tuple[int, int]:
+    """Bytes of the machine, and those that new work may take without swapping, where the system tells."""
     table = Path("/proc/meminfo")
     lines = table.read_text().splitlines() if table.exists() else ()
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total)
+    total = physical_memory()
+    return total, next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total)
+
+
+def physical_memory() -> int:
+    """Bytes; `UNKNOWN` where the system does not tell."""
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(AttributeError, OSError):  # Windows
+        kibibytes = ctypes.c_ulonglong()
+        if ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes)):
+            return 1024 * kibibytes.value
+    return UNKNOWN
 
 
 def storages(tensor: Tensor) -> Iterator[UntypedStorage]:

@@ -11,7 +11,7 @@ from helpers import not_finite, seeded, uniform, with_spectrum
 from matplotlib.text import Text
 from torch import Tensor
 
-from spectra.comparison.agreement import LEAST_GAP, Leading, agreements
+from spectra.comparison.agreement import Leading, agreements
 from spectra.comparison.comparison import compare
 from spectra.comparison.frobenius import frobenius_products
 from spectra.comparison.pairs import Difference
@@ -21,9 +21,11 @@ from spectra.krylov.quadrature import gauss_quadrature
 from spectra.operator import Counting
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure
-from spectra.spectrum.estimates import Estimate, brief, of_means
+from spectra.spectrum.estimates import Estimate, of_means
+from spectra.spectrum.subspaces import LEAST_GAP
 from spectra.spectrum.transport import halved
 from spectra.vectors import orthonormal
+from spectra.wording import brief
 
 N = 60
 OUTLIERS = np.concatenate([[9, -6, 4, 2.5], uniform(N - 4, -0.5, 1)])
@@ -271,11 +273,12 @@ def test_jackknife_of_a_mean_is_its_standard_error():
         (17.34, 0.19, "17.3 ± 0.2"),
         (0.94, 0.0979, "0.9 ± 0.1"),
         (5.03664, 0.00134, "5.037 ± 0.001"),
-        (1.37e-7, 1.2e-10, "1.370e-07 ± 1e-10"),
-        (23.1, 12.3, "23 ± 10"),
-        (0.5, 0.0, "0.5000 ± 0"),
-        (0.0, 0.0, "0"),
-        (math.nan, 0.1, "nan"),
+        (1.37e-7, 1.2e-10, "1.370e-7 ± 1e-10"),
+        (23.1, 12.3, "23 ± 12"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (0.0, 0.0, "0 ± 0"),
+        (math.nan, 0.1, "nan ± 0.1"),
+        (0.123456, math.nan, "0.1235"),
     ],
 )
 def test_numbers_are_short(value, error, text):
@@ -322,6 +325,12 @@ def test_a_zero_matrix_is_at_no_relative_distance():
     assert math.isinf(pair.distance.value) or math.isnan(pair.distance.value)
     assert math.isnan(pair.cosine.value)
     assert pair.wasserstein.value == pytest.approx(torch.linalg.eigvalsh(A).abs().mean().item(), rel=0.2)
+
+
+def test_a_figure_of_zero_matrices():
+    """No pair has a relative distance: a warning of matplotlib's would be an error here."""
+    zero = torch.zeros_like(A)
+    comparison_figure(compare({"a": zero, "b": zero}, k=2, probes=2, steps=4, generator=seeded(0)))
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,35 @@ def test_numbers_that_are_not_finite(call):
     assert json.loads(out)["results"][0]["eigenvalues"][0] is None
 
 
+ZEROS = """
+import torch
+
+def certain():
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight *= 1e9
+    return model
+
+def nothing(output, y):
+    return (output * 0).sum()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [("cross_entropy", "no share of |fisher|, which is zero"), ("zeros.py:nothing", "no share of |fisher-empirical|")],
+)
+def test_matrices_that_are_zero(loss, told, call, folder):
+    (folder / "zeros.py").write_text(ZEROS)
+    names = FOUR if loss == "cross_entropy" else ["hessian", "ggn", "fisher-empirical"]
+    curvatures = " ".join(f"--curvature {name}" for name in [*names, "fisher-batch"])
+    status, out, err = call(f"compare --model zeros.py:certain --data points.npz --loss {loss} --steps 5 {curvatures}")
+    assert (status, err) == (0, "")
+    assert told in " ".join(out.split())
+    assert "nan %" not in out
+    assert "None" not in out
+
+
 def test_one_probe_tells_no_error(record, call):
     found = record(f"{LINE} --probes 1 --curvature ggn --curvature hessian")
     assert found["pairs"][0]["distance"]["standard_error"] is None

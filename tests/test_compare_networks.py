@@ -161,6 +161,32 @@ def test_a_loss_of_ones_own_has_residuals_alone():
     assert "Mean |dl/df|" in told[0].sentence
 
 
+def certain(wrong: bool):
+    """A linear model whose probabilities are exactly 0 and 1: GGN and Fisher are zero.
+
+    Of right labels the empirical Fisher is zero, too.
+    """
+    labels = (torch.arange(9) + wrong) % 3
+    case = Case("certain", lambda: nn.Linear(3, 3, bias=False), torch.eye(3).repeat(3, 1), labels)
+    model = case.model()
+    with torch.no_grad():
+        model.weight.copy_(1e9 * torch.eye(3))
+    return case.problem(sizes=(9,), model=model)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_causes_of_matrices_that_are_zero(wrong):
+    problem = certain(wrong)
+    found = compared(problem, k=1, steps=2)
+    assert found.portraits["fisher"].norm.value == 0
+    batch = products_of_batches(problem, found, 3)
+    told = causes(found, residuals(problem), mean_gradient(problem).square().sum().item(), batch)
+    assert len(told) == 4
+    for cause in told:
+        assert not {"nan", "inf", "None"} & set(cause.sentence.replace(",", " ").split()), cause.sentence
+    assert "no share of |fisher|, which is zero" in told[2].sentence
+
+
 def split(problem, size: int, order: Tensor | None = None):
     batch = problem.batches[0]
     order = torch.arange(len(batch)) if order is None else order
@@ -241,7 +267,7 @@ def test_all_examples_give_the_eigenvalues_themselves():
     assert [trend.means[1].value for trend in by_size.trends(7)] == pytest.approx(whole.values.tolist())
 
 
-@pytest.mark.parametrize(("sizes", "told"), [([4, 8], "there are 7 examples"), ([4, 4], "one size shows no trend")])
+@pytest.mark.parametrize(("sizes", "told"), [([4, 8], "the data hold 7 examples"), ([4, 4], "one size shows no trend")])
 def test_sizes_that_do_not_serve(sizes, told):
     with pytest.raises(SpectraError, match=told):
         next(chains(BY_NAME["mlp"].problem(), sizes, 0))

@@ -10,6 +10,8 @@ import torch
 
 from spectra.cli import run
 from spectra.demo import mlp
+from spectra.krylov.hutchinson import random_signs
+from spectra.krylov.streams import BESIDE_EIGENVECTORS, METHOD, stream
 
 NETS = """
 from torch import nn
@@ -273,6 +275,27 @@ def test_what_was_projected_out_is_part_of_a_repeated_result(digits, good):
     first = good(f"trace {DIGITS} --rtol 0.3 --out both")
     again = good("trace --config both/trace.json --out elsewhere")
     assert numbers(again) == numbers(first)
+
+
+def test_probes_beside_eigenvectors_have_a_stream_of_their_own(digits, good, monkeypatch):
+    """Of the same seed: those of eig began as the first numbers of the stream of the seed itself."""
+    streams = []
+
+    def signs(operator, generator):
+        streams.append(generator.initial_seed())
+        return random_signs(operator, generator)
+
+    monkeypatch.setattr("spectra.krylov.hutchinson.random_signs", signs)
+    line = f"trace {DIGITS} --method hutchinson --probes 3"
+    good(f"eig {DIGITS} -k 6 --out here")
+    for more, seed in (("", 0), ("--out here", stream(0, BESIDE_EIGENVECTORS).initial_seed())):
+        streams.clear()
+        good(f"{line} {more}")
+        assert set(streams) == {seed}
+    assert stream(0).initial_seed() == 0
+    drawn = [torch.rand(1000, generator=stream(seed, use)) for seed in (0, 1) for use in (METHOD, BESIDE_EIGENVECTORS)]
+    correlations = torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0)
+    assert correlations.abs().max() < 0.15
 
 
 def test_eigenvectors_elsewhere_are_named_by_deflate(digits, good, refused):

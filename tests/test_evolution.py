@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_record, with_spectrum
+from safetensors.torch import save_file
 from test_plots import assert_readable
 
 from spectra.errors import SpectraError
+from spectra.inputs.checkpoint_file import digest_of_index, sha256
 from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.evolution_files import evolution_files
@@ -20,6 +22,7 @@ from spectra.records.files import save
 from spectra.records.record import load
 from spectra.spectrum.subspaces import (
     cosine,
+    gap_behind,
     overlap,
     overlap_error,
     principal_angles,
@@ -29,6 +32,7 @@ from spectra.spectrum.subspaces import (
     widest_gap,
 )
 from spectra.sweeps.checkpoints import training_steps
+from spectra.sweeps.digests import computed, digest
 from spectra.sweeps.eigenspaces import leading, ranks
 from spectra.sweeps.evolution import collect, evolution_of
 from spectra.sweeps.plan import read_plan
@@ -273,6 +277,18 @@ def test_where_there_is_no_gap_overlaps_say_so(plan):
     assert "hollow: not converged, or no gap" in entries
 
 
+def test_a_gap_is_judged_as_compare_judges_it(plan):
+    """Residuals resolve 5 and 4.9, but a change of the matrix by 2 % would turn their eigenvectors at will."""
+    point = plan.parent / "points" / "p2.pt"
+    write_results(plan.parent / "plan" / "p2" / "ggn", "ggn", 2, point, values=[5.0, 4.9, 1.0])
+    evolution = collect(read_plan(plan))
+    assert [row.converged for row in evolution.select("alignment_next", curvature="ggn")] == [True, False, False]
+    assert [row.converged for row in evolution.select("overlap_next", curvature="ggn")] == [True] * 3  # of 2-spaces
+    gap = gap_behind(np.array([5.0, 4.9, 1.0]), np.array(RESIDUALS), 1)
+    assert gap.bound < 1
+    assert not gap.told
+
+
 def test_what_is_not_finished_is_left_out(plan):
     (plan.parent / "plan" / "p1" / "ggn" / "eig.json").unlink()
     (plan.parent / "plan" / "p3" / "hessian" / "trace.json").unlink()
@@ -381,6 +397,56 @@ def test_the_step_of_a_checkpoint(tmp_path, entries, names, meaning, steps):
         paths[name] = tmp_path / f"{i}.pt"
         torch.save({"model": {"weight": torch.zeros(1)}} | held, paths[name])
     assert training_steps(paths) == (meaning, dict(zip(names, steps, strict=True)))
+
+
+def test_weights_are_not_read_to_find_a_step(tmp_path, monkeypatch):
+    """Neither is a file hashed: mapped, it is as good as free."""
+    paths = {}
+    for i in range(2):
+        paths[f"a{i}"] = tmp_path / f"{i}.pt"
+        torch.save({"weight": torch.zeros(1000), "step": torch.tensor(i + 7)}, paths[f"a{i}"])
+    monkeypatch.setattr("hashlib.file_digest", None)
+    monkeypatch.setattr("spectra.inputs.checkpoint_file.read_checkpoint", None)
+    assert training_steps(paths) == ("training step", {"a0": 7, "a1": 8})
+
+
+def test_the_step_in_a_file_of_the_old_format(tmp_path):
+    paths = {}
+    for i in range(2):
+        paths[f"a{i}"] = tmp_path / f"{i}.pt"
+        torch.save({"step": i + 7}, paths[f"a{i}"], _use_new_zipfile_serialization=False)
+    assert training_steps(paths) == ("training step", {"a0": 7, "a1": 8})
+
+
+def index_of_shards(folder):
+    tensors = {"a": torch.zeros(3), "b": torch.ones(3)}
+    for name, tensor in tensors.items():
+        save_file({name: tensor}, folder / f"{name}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.safetensors" for name in tensors}}))
+    return index, folder / "b.safetensors"
+
+
+def one_file(folder):
+    (folder / "one.pt").write_bytes(b"some bytes")
+    return folder / "one.pt", folder / "one.pt"
+
+
+@pytest.mark.parametrize("make", [one_file, index_of_shards])
+def test_a_checkpoint_is_hashed_once_while_it_is_the_same(make, tmp_path, monkeypatch):
+    checkpoint, part = make(tmp_path)
+    home = tmp_path / "task"
+    home.mkdir()
+    before = digest(checkpoint, home)
+    assert before == (digest_of_index(checkpoint) if make is index_of_shards else sha256(checkpoint))
+    computed.cache_clear()  # as another process would begin
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", None)
+        assert digest(checkpoint, home) == before
+    part.write_bytes(part.read_bytes()[:-1] + b"\1")  # of the same size
+    assert digest(checkpoint, home) != before
+    (home / ".checkpoint.json").write_text("rubbish")
+    assert digest(checkpoint, home) == digest(checkpoint, tmp_path / "no such directory") != before
 
 
 def test_files_that_cannot_be_read_have_the_step_of_their_name(tmp_path):

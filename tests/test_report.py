@@ -1,14 +1,17 @@
 """What is shown of a number: its error, and no digit that the error has eaten."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import known, seeded
 
 from spectra.krylov.quadrature import spectral_measure
 from spectra.records.density import Share
+from spectra.spectrum.curves import cumulative
 from spectra.spectrum.records import negative_share
 from spectra.tables.layers import LONGEST, shown
-from spectra.tables.results import percentage, with_error
+from spectra.tables.results import percentage
+from spectra.wording import with_error
 
 
 @pytest.mark.parametrize(
@@ -16,14 +19,16 @@ from spectra.tables.results import percentage, with_error
     [
         (17.404, 0.155, "17.40 ± 0.15"),
         (17.34, 0.0953, "17.340 ± 0.095"),
-        (3.87317532, 8.1e-7, "3.8731753 ± 8e-07"),
-        (-0.293790, 4.2e-7, "-0.29379 ± 4e-07"),
-        (0.004151, 1.62e-5, "0.004151 ± 1.6e-05"),
+        (3.87317532, 8.1e-7, "3.8731753 ± 8e-7"),
+        (-0.293790, 4.2e-7, "-0.2937900 ± 4e-7"),
+        (0.004151, 1.62e-5, "0.004151 ± 1.6e-5"),
         (26.1, 8.2, "26.1 ± 8.2"),
         (5.2, 0.9996, "5.2 ± 1.0"),
         (100.0, 9.96, "100 ± 10"),
-        (1234567.0, 12345.0, "1.235e+06 ± 1.2e+04"),
-        (0.0, 3e-9, "0 ± 3e-09"),
+        (1234567.0, 12345.0, "1.235e+6 ± 1.2e+4"),
+        (1234567.0, 2.0, "1.234567e+6 ± 2"),
+        (1e-7, 0.5, "1e-7 ± 0.5"),
+        (0.0, 3e-9, "0 ± 3e-9"),
         (1e-12, 3e-10, "1e-12 ± 3e-10"),
         (4.03573382, 0.0, "4.0357338 ± 0"),
         (0.25, float("nan"), "0.25"),
@@ -51,6 +56,22 @@ def test_nothing_is_negative_by_definition_or_unknown():
     assert percentage(negative_share(measure, semidefinite=True)) == "0"
     assert percentage(Share(value=0.259, lower=0.13, upper=0.694)) == "26 (13-69)"
     assert percentage(None) == ""
+
+
+@pytest.mark.parametrize("probes", [1, 2, 10])
+def test_no_eigenvalue_of_a_zero_matrix_is_negative(probes):
+    measure = spectral_measure(torch.zeros(30, 30, dtype=torch.float64), probes=probes, steps=5, generator=seeded())
+    assert negative_share(measure, semidefinite=False) == Share(value=0.0, lower=0.0, upper=0.0)
+
+
+def test_beyond_a_spectrum_known_exactly_there_is_nothing():
+    """Two probes that agree on all three eigenvalues leave chance to their shares alone."""
+    matrix = known(np.repeat([0.0, 1.0, 3.0], 10)).matrix
+    measure = spectral_measure(matrix, probes=2, steps=8, generator=seeded())
+    assert percentage(negative_share(measure, semidefinite=False)) == "0"
+    band = cumulative(measure, np.array([-0.1, 0.5, 2.0, 3.1]))
+    assert (band.lower[0], band.upper[0], band.lower[-1], band.upper[-1]) == pytest.approx((0, 0, 1, 1))
+    assert (band.upper - band.lower)[1:-1].min() > 0.1
 
 
 def test_long_names_of_layers_stay_different():

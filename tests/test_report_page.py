@@ -61,7 +61,7 @@ def whole(folder) -> Page:
         return Page(Path("pages/whole.html").read_text(encoding="utf-8"))
 
 
-def page_of(*records, title=None, repeat=lambda record: []) -> Page:
+def page_of(*records, title=None, repeat=lambda path, record: []) -> Page:
     return Page(document([(Path(f"{i}.json"), record) for i, record in enumerate(records)], title, repeat))
 
 
@@ -271,7 +271,7 @@ def test_what_others_have_written_is_text():
     evil = {"model": EVIL, "data": EVIL, "checkpoint": EVIL, "notes": [EVIL], "versions": {EVIL: EVIL}}
     results = [record.results[0].changed(curvature=EVIL), *record.results[1:]]
     record = record.changed(problem=record.problem.changed(**evil), results=results)
-    page = page_of(record, title=EVIL, repeat=lambda _: ["spectra", EVIL])
+    page = page_of(record, title=EVIL, repeat=lambda path, record: [["spectra", EVIL]])
     assert not page.all("script")
     assert len(page.all("img")) == 1
     assert page.one("title").text == page.one("h1").text == EVIL

@@ -237,6 +237,29 @@ def test_what_this_spectra_would_not_understand_alike_is_not_repeated(change):
     assert command_line(recorded("eig", None)) == []
 
 
+def test_only_ways_that_this_spectra_takes_are_shown(capsys):
+    """A result of spectra.watch lists no options, and one of a later spectra may list values that are refused."""
+    record = json.loads(Path("eig.json").read_text())
+    options = record["problem"]["options"]
+    for changed_options, count in (
+        (options, 2),
+        ({**options, "later": 1}, 1),
+        ({**options, "which": "XX"}, 0),
+        (None, 0),
+    ):
+        problem = {**record["problem"], "options": changed_options}
+        file = Path("other/eig.json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({**record, "problem": problem}))
+        run(capsys, str(file), "--out", "other.html")
+        page = Page(Path("other.html").read_text(encoding="utf-8"))
+        lines = [part.text for part in page.all("pre")]
+        assert len(lines) == count
+        assert ("How to repeat it" in page.text) == bool(count)
+        for line in lines:
+            assert spectra.cli.run([*shlex.split(line)[1:], "--json"]) == 0
+
+
 def test_every_kind_of_result_has_its_command():
     assert COMMANDS.keys() == KINDS.keys()
     assert all(COMMANDS[name] is spectra.cli.spectra.commands[name] for name in COMMANDS)

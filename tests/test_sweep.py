@@ -3,7 +3,6 @@
 But for the last test, a small stand-in runs as `python -m spectra`: what is tested is which commands run.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -308,7 +307,7 @@ def test_a_look_does_not_keep_a_task_from_running(home):
     lock = record_path(plan, plan.tasks[0], "lock")
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
-        assert try_lock(file, fcntl.LOCK_SH)
+        assert try_lock(file, shared=True)
         thread = threading.Thread(target=run_here, args=(plan, plan.tasks[:1], lambda task: None))
         thread.start()
         time.sleep(0.2)

@@ -14,7 +14,7 @@ from spectra.krylov import hutchinson as hutchinson_module
 from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.forecast import Scales
-from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
+from spectra.krylov.hutchinson import affordable, hutch_plus_plus, hutchinson
 from spectra.krylov.sketch import Sketch
 from spectra.krylov.xtrace import GROUPS, estimate, mean, xtrace
 from spectra.operator import Counting, Deflated
@@ -30,6 +30,12 @@ SPECTRA = {
     "step": np.concatenate([np.ones(10), np.full(190, 1e-3)]),
     "indefinite": uniform(200, -1, 2),
 }
+
+
+def test_a_budget_without_end_pays_for_any_number_of_vectors():
+    """By itself inf // 2 is nan, and what `min` makes of that depends on the order of its arguments."""
+    assert affordable(math.inf) == affordable(math.inf, 3) == math.inf
+    assert [affordable(7), affordable(7, 2), affordable(7, 3), affordable(0, 2)] == [7, 3, 2, 0]
 
 
 def least_coverage(samples, seeds):

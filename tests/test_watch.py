@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import spectra
+from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.plots.saved import saved_figure
@@ -410,6 +411,15 @@ def test_figures_of_what_was_recorded(tmp_path):
         figure, files = saved_figure([directory / f"{name}.json" for directory in directories])
         assert len(files) == 3
         assert figure.axes
+
+
+def test_a_page_of_a_recording_shows_no_command_that_would_fail(tmp_path):
+    spectra.watch(network(), LOSS, (X, Y), tmp_path, every=1, k=2)(0)
+    assert run(["report", str(tmp_path / "step-000000"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "step 0" in page
+    assert "--config" not in page
+    assert "How to repeat it" not in page
 
 
 def test_batches_of_the_caller_and_options_of_the_problem(tmp_path):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spectra.cli.figures import drawn
-from spectra.cli.options import SAVE_EVERY, with_data
+from spectra.cli.options import LARGEST, SAVE_EVERY, Count, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
+from spectra.quoting import quoted
 
 if TYPE_CHECKING:
     from spectra.comparison.pipeline import Compared
@@ -30,15 +31,15 @@ class Sizes(click.ParamType):
             sizes = tuple(int(part) for part in str(value).split(","))
         except ValueError:
             sizes = (0,)
-        if min(sizes) < 1:
-            self.fail(f"{value!r} is no list of numbers of examples; write it as 256,512,1024.", param, ctx)
+        if not 1 <= min(sizes) <= max(sizes) <= LARGEST:
+            self.fail(f"{quoted(value, 40)!r} is no list of numbers of examples; write it as 256,512,1024.", param, ctx)
         return sizes
 
 
 @click.command()
-@click.option("-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
-@click.option("--probes", metavar="P", type=click.IntRange(min=1), default=16, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
-@click.option("--steps", metavar="M", type=click.IntRange(min=2), default=40, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=16, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
+@click.option("--steps", metavar="M", type=Count(min=2), default=40, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
 @click.option(
     "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
 )

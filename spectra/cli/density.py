@@ -7,26 +7,23 @@ from pathlib import Path
 
 import click
 
-from spectra.cli.options import DEFLATE, Positive, problem_and_output
+from spectra.cli.options import DEFLATE, Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
 
 @click.command()
-@click.option(
-    "--steps", metavar="M", type=click.IntRange(min=2), default=80, show_default=True, help="Products a probe."
-)
-@click.option(
-    "--probes", metavar="P", type=click.IntRange(min=1), default=10, show_default=True, help="Random vectors."
-)
+@click.option("--steps", metavar="M", type=Count(min=2), default=80, show_default=True, help="Products a probe.")
+@click.option("--probes", metavar="P", type=Count(min=1), default=10, show_default=True, help="Random vectors.")
 @click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
 @click.option("--damping", metavar="X", type=Positive(), help="Tell of A + X I: effective dimension, condition number.")
 @DEFLATE
 @problem_and_output
 def density(steps, probes, log, damping, **options) -> int:
-    """The spectral density and its figure.
+    """Spectral density, drawn in density.png here or in --out.
 
-    And how many eigenvalues stand apart from the bulk.
+    Without --out the figure is written to the current directory, and nothing else.
+    The tables also tell how many eigenvalues stand apart from the bulk.
 
     \b
     spectra density --model nets.py:build --checkpoint last.pt --data digits

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import click
 
-from spectra.cli.options import Positive, problem_and_output
+from spectra.cli.options import Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.krylov.methods import EIG
 
 
 @click.command()
-@click.option(
-    "-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="How many eigenvalues."
-)
+@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="How many eigenvalues.")
 @click.option("--which", type=click.Choice(["LM", "LA", "SA", "BE"]), default="LM", show_default=True, help="Largest magnitude, largest, smallest, or both ends.")  # fmt: skip
 @click.option("--method", type=click.Choice(list(EIG)), default="lanczos", show_default=True, help="How.")
 @click.option(

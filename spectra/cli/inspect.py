@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spectra.cli.options import Positive, model_and_output
+from spectra.cli.options import Count, Positive, model_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import Terminal, finish, prints_to_stderr
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-k", metavar="K", type=click.IntRange(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Tolerance of eig.")
 @click.option("--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Tolerance of trace.")
 @model_and_output

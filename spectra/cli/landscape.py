@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from spectra.cli.figures import drawn
-from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Positive, with_data
+from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 
@@ -37,7 +37,7 @@ class Directions(click.ParamType):
 
 
 def known(name: str) -> bool:
-    return name in ("lowest", "random") or (name.isascii() and name.isdigit() and 0 < int(name) < 10**9)
+    return name in ("lowest", "random") or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
 
 
 class Odd(click.ParamType):
@@ -46,7 +46,7 @@ class Odd(click.ParamType):
     name = "integer"
 
     def convert(self, value, param, ctx):
-        number = click.IntRange(3, 9999).convert(value, param, ctx)
+        number = Count(3, 9999).convert(value, param, ctx)
         if number % 2 == 0:
             self.fail(f"{value} is even; give an odd number, so that the middle one is the checkpoint.", param, ctx)
         return number

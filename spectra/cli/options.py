@@ -14,6 +14,9 @@ from spectra.cli.trust import TRUST, vouched
 from spectra.curvature.matrices import MATRICES
 from spectra.quoting import quoted
 
+LARGEST = 2**63 - 1  # that int64 holds
+LONGEST = 4000  # characters; of more than 4,300 digits Python makes no integer
+
 
 class Positive(click.ParamType):
     """A finite number above zero."""
@@ -27,7 +30,7 @@ class Positive(click.ParamType):
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and self.holds(number)):
-            self.fail(f"{value!r} is not {self.wanted}.", param, ctx)
+            self.fail(f"{quoted(value, 40)!r} is not {self.wanted}.", param, ctx)
         return number
 
     def holds(self, number: float) -> bool:
@@ -43,13 +46,26 @@ class NonNegative(Positive):
         return number >= 0
 
 
+class Count(click.IntRange):
+    """A whole number from `min` on that int64 holds; that bound, or `most`, is not in the help: it would be noise."""
+
+    def __init__(self, min: int, max: int | None = None, most: int = LARGEST):
+        super().__init__(min, max)
+        self.most = most
+
+    def convert(self, value, param, ctx):
+        if len(str(value).strip()) > LONGEST or (number := super().convert(value, param, ctx)) > self.most:
+            self.fail(f"{quoted(value, 40)} is beyond all bounds; give a smaller number.", param, ctx)
+        return number
+
+
 class Seed(click.ParamType):
     """An integer that torch's generators and int64 both hold; no range in the help, where it would be noise."""
 
     name = "integer"
 
     def convert(self, value, param, ctx):
-        return click.IntRange(0, 2**63 - 1).convert(value, param, ctx)
+        return Count(min=0).convert(value, param, ctx)
 
 
 class Size(click.ParamType):
@@ -65,7 +81,7 @@ class Size(click.ParamType):
             self.fail(f"{value!r} is no size; write it as 2GiB, 500MB or a number of bytes.", param, ctx)
         number, prefix, binary = match.groups()
         size = float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
-        if not math.isfinite(size):
+        if size > LARGEST:
             self.fail(f"{quoted(value, 40)!r} is beyond all memory; write it as 2GiB, or leave it out.", param, ctx)
         return int(size)
 
@@ -94,14 +110,14 @@ AFTER_DATA = [
     click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
     click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
-    click.option("--samples", metavar="N", type=click.IntRange(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
-    click.option("--batch-size", metavar="B", type=click.IntRange(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
+    click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
+    click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
 ]  # fmt: skip
 
 NUMBERS = [
-    click.option("--mc-samples", metavar="S", type=click.IntRange(min=1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
+    click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
@@ -110,7 +126,7 @@ NUMBERS = [
 
 DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
 EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig.  [default: those in --out]")  # fmt: skip
-MAX_PRODUCTS = click.option("--max-products", metavar="N", type=click.IntRange(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
+MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from spectra.cli.signals import raise_received
 from spectra.quoting import quoted
+from spectra.wording import counted
 
 # Seconds of work after which it is told of where nobody watches a terminal: by the clock, if half of that was spent on
 # it (a crowded machine makes short work long), or in any case; then between two lines.
@@ -150,8 +151,8 @@ def clear_line() -> None:
 
 def describe(numbers: dict[str, float]) -> str:
     if "gram_rows" in numbers:
-        return f"eigenvalues of a Gram matrix of {numbers['gram_rows']:,} rows"
-    parts = [f"{numbers['products']} products"]
+        return f"eigenvalues of a Gram matrix of {counted(numbers['gram_rows'], 'row')}"
+    parts = [counted(numbers["products"], "product")]
     if "converged" in numbers:
         parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")
     if "residual" in numbers and math.isfinite(numbers["residual"]):

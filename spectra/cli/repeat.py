@@ -1,18 +1,35 @@
-"""The command line that makes a result again."""
+"""The command lines that make a result again."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spectra.cli.config import NOT_RECORDED, plain
 from spectra.commands import cli_command, with_results
+from spectra.inputs.origin import RUN, is_strange
+from spectra.records.record import Record
 
 COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
-def command_line(record) -> list[str]:
+def ways(path: Path, record: Record) -> list[list[str]]:
+    """Its options typed out, where this spectra understands them alike; and read from its own file by --config.
+
+    There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now.
+    """
+    command, asked = COMMANDS[record.command], record.problem.options
+    if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
+        return []
+    code = {name: text for name in RUN if isinstance(text := asked.get(name), str) and is_strange(text)}
+    typed_again = [word for name, text in code.items() for word in (f"--{name.replace('_', '-')}", text)]
+    by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code for its reader
+    return [line for line in (command_line(record), by_file) if line]
+
+
+def command_line(record: Record) -> list[str]:
     """The words of `spectra eig --model ...`, with the options that are not as they are by default.
 
     None of them where the record lists no options, or such that this spectra would not understand alike.
@@ -20,8 +37,12 @@ def command_line(record) -> list[str]:
     command, asked = COMMANDS[record.command], record.problem.options
     if asked is None:
         return []
-    words = [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
+    words = words_of(command, asked)
     return ["spectra", command.name, *words] if understood(command, words) == asked else []
+
+
+def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
+    return [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
 
 
 def typed(option: click.Parameter, value: Any) -> list[str]:

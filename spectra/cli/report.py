@@ -43,13 +43,13 @@ def report(results, out, title, as_json) -> int:
     spectra report run1 --out run1.html
     spectra report start/eig.json end/eig.json --out training.html
     """
-    from spectra.cli.repeat import command_line
+    from spectra.cli.repeat import ways
     from spectra.page.document import document
     from spectra.page.results import read_all
     from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
 
     found = read_all(results)
-    page = document(found, title, command_line).encode()
+    page = document(found, title, ways).encode()
     prepare_directory(out.parent)
     write_atomically(out, lambda file: file.write(page))
     record = {"schema": SCHEMA, "command": "report", "page": str(out), "results": [str(path) for path, _ in found]}

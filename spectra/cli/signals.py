@@ -7,7 +7,7 @@ import signal
 INTERRUPTED = 130
 TERMINATED = 143
 # Slurm ends a job by SIGTERM, and before its time limit sends the signal that was asked for.
-ENDING = (signal.SIGTERM, signal.SIGUSR1)
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows: one
 _received: list[type[KeyboardInterrupt]] = []
 
 

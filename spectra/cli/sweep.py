@@ -15,6 +15,7 @@ from spectra.cli.terminal import answer, note
 from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
 from spectra.errors import SpectraError
 from spectra.quoting import quoted
+from spectra.wording import counted
 
 TO_RUN, TO_RETRY = ("waiting", "interrupted"), ("failed", "interrupted")
 
@@ -100,7 +101,7 @@ def collect(path, as_json) -> int:
     for text in evolution.notes:
         note(text)
     if evolution.unfinished:
-        note(f"{len(evolution.unfinished)} of {len(plan.tasks)} tasks are not finished yet")
+        note(f"{len(evolution.unfinished)} of {counted(len(plan.tasks), 'task')} not finished yet")
     paths = "\n".join(quoted(os.path.relpath(file), None) for file in files)
     answer(evolution.to_json() if as_json else f"{evolution_text(evolution)}\n\n{paths}")
     return 0

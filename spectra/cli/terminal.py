@@ -18,6 +18,7 @@ from spectra.cli.progress import Line, Telling, begin_work, clear_line, progress
 from spectra.commands import COMMANDS
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
+from spectra.wording import counted
 
 if TYPE_CHECKING:
     from spectra.records.problem import ProblemRecord
@@ -136,5 +137,5 @@ def why_not(record: Record) -> str:
         if not result.is_finite() and not short:
             return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
         if not result.converged:
-            return f"{name}: not converged in {result.products} products; {COMMANDS[record.command].way_out}"
+            return f"{name}: not converged in {counted(result.products, 'product')}; {COMMANDS[record.command].way_out}"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from spectra.cli.options import DEFLATE, Positive, problem_and_output
+from spectra.cli.options import DEFLATE, Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.krylov.methods import TRACE
@@ -17,9 +17,7 @@ from spectra.krylov.methods import TRACE
 @click.option(
     "--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Standard error over |trace|."
 )
-@click.option(
-    "--probes", metavar="P", type=click.IntRange(min=2), help="Exactly P random vectors.  [default: as --rtol needs]"
-)
+@click.option("--probes", metavar="P", type=Count(min=2), help="Exactly P random vectors.  [default: as --rtol needs]")
 @DEFLATE
 @problem_and_output
 def trace(method, rtol, probes, **options) -> int:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spectra.spectrum.subspaces import overlap, overlap_error, principal_angles, relative_gap, turning_bound
-
-LEAST_GAP = 0.05  # of an eigenvalue: behind a smaller one, so small a change of the matrix may turn the space at will
+from spectra.spectrum.subspaces import WHOLE_SPACE, Gap, gap_behind, overlap, overlap_error, principal_angles
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,9 @@ class Leading:
     residuals: np.ndarray  # (k + 1,)
     coordinates: np.ndarray  # (k + 1, r), orthonormal rows
 
-    def gap(self, j: int) -> float:
-        """Behind the first j, relative to the j-th; infinite where nothing follows, as they span the whole space."""
-        return relative_gap(np.abs(self.values), j) if j < len(self.values) else np.inf
-
-    def bound(self, j: int) -> float:
-        """Of the |sin angles|_F between the computed j-space and the true one."""
-        return turning_bound(np.abs(self.values), self.residuals, j) if j < len(self.values) else 0.0
+    def gap(self, j: int) -> Gap:
+        """The gap behind the first j; where nothing follows they span the whole space."""
+        return gap_behind(np.abs(self.values), self.residuals, j) or WHOLE_SPACE
 
 
 @dataclass(frozen=True)
@@ -37,27 +31,23 @@ class Agreement:
     error: float  # bound, from residuals
     angles: np.ndarray  # (j,) radians, rising
     gap: float  # the smaller of the relative gaps behind j in A and in B
-    told: bool  # the gap is there: residuals resolve it, and it is no smaller than LEAST_GAP
+    told: bool  # there is a gap behind j in A and in B (`Gap.told`)
 
 
 def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
-    """For j = 1 .. k, or as many as both have.
-
-    By the theorem of Davis and Kahan (1970) a change of the size of the gap behind j may turn a j-space by any angle:
-    without a gap, overlap and angles say nothing, and `told` is false.
-    """
+    """The agreement of the leading j-spaces for j = 1 .. k, or for as many as both matrices have."""
     found = []
     for j in range(1, 1 + min(k, len(first.values), len(second.values))):
         here, there = first.coordinates[:j], second.coordinates[:j]
-        bounds, gap = (first.bound(j), second.bound(j)), min(first.gap(j), second.gap(j))
+        gaps = first.gap(j), second.gap(j)
         found.append(
             Agreement(
                 j=j,
                 overlap=min(overlap(here, there), 1.0),
-                error=overlap_error(*bounds, j),
+                error=overlap_error(*(gap.bound for gap in gaps), j),
                 angles=principal_angles(here, there),
-                gap=gap,
-                told=max(bounds) < 1 and gap >= LEAST_GAP,
+                gap=min(gap.relative for gap in gaps),
+                told=all(gap.told for gap in gaps),
             )
         )
     return found

@@ -8,6 +8,7 @@ batch gradients     about g g' + covariance / b, whatever the empirical Fisher i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from spectra.comparison.batch_products import BatchProducts
 from spectra.comparison.comparison import Comparison
 from spectra.comparison.pairs import Pair
 from spectra.comparison.residuals import Residuals
-from spectra.spectrum.estimates import Estimate, brief
+from spectra.spectrum.estimates import Estimate
+from spectra.wording import brief
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
     if pair.rounding:
         text = f"is rounding: the model is linear in these parameters, or nothing is left of dl/df (now {size(found)})"
     else:
+        part = share(pair.distance, comparison, pair.first)
         ends = f", its eigenvalues from {pair.smallest.value:.2g} to {pair.largest.value:.2g}" if pair.largest else ""
         text = (
-            f"is the model's own curvature, weighted by dl/df: it makes {percent(pair.distance)} of |{pair.first}|, "
+            f"is the model's own curvature, weighted by dl/df: it makes {part}, "
             f"its trace is {pair.trace_difference}{ends}. {size(found)}; gradient norm {gradient_square**0.5:.3g}"
         )
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
@@ -69,30 +72,37 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
 def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
     """GGN - Fisher."""
     verdict = "which is rounding" if pair.rounding else "which is more than rounding: look at the size of the outputs"
-    text = f"is zero by definition for this loss; found {pair.distance.value:.1e} of |{pair.first}|, {verdict}"
+    seen = f"{pair.distance.value:.1e} of |{pair.first}|, {verdict}"
+    if not math.isfinite(pair.distance.value):
+        seen = share(pair.distance, comparison, pair.first)
+    text = f"is zero by definition for this loss; found {seen}"
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", {"distance": pair.distance})
 
 
 def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
     """Fisher - empirical Fisher."""
     trace = comparison.portraits["fisher-empirical"].trace.value
-    share = gradient_square / trace if trace else None
+    part = gradient_square / trace if trace else None
     numbers = {
         "residuals": asdict(found),
         "observed_over_expected": found.ratio,
         "gradient_square": gradient_square,
-        "gradient_share": share,
+        "gradient_share": part,
         "distance": pair.distance,
         "scale": pair.scale,
         "scaled_distance": pair.scaled_distance,
     }
+    seen = f"{found.observed:.3g} where the model expects 0"
+    if found.ratio is not None:
+        seen = f"{found.ratio:.3g} times what the model expects"
     text = (
-        f"is labels of the model against those of the data: |dl/df|^2 is {found.ratio:.3g} times what the model "
-        f"expects{calibration(found)}. The distance is {percent(pair.distance)} of |{pair.first}|, and "
-        f"{percent(pair.scaled_distance)} at the best scale {pair.scale}"
+        f"is labels of the model against those of the data: |dl/df|^2 is {seen}{calibration(found)}. "
+        f"The distance is {share(pair.distance, comparison, pair.first)}"
     )
-    if share is not None:
-        text += f"; the mean gradient makes {100 * share:.2g} % of the trace of fisher-empirical"
+    if math.isfinite(pair.scaled_distance.value):
+        text += f", and {percent(pair.scaled_distance)} at the best scale {pair.scale}"
+    if part is not None:
+        text += f"; the mean gradient makes {100 * part:.2g} % of the trace of fisher-empirical"
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
 
 
@@ -102,11 +112,13 @@ def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterato
     b = f"{batch.batch_size:,}"
     predicted = f", of trace {batch.predicted_trace:.3g} for a split by chance" if batch.predicted_trace else ""
     for name, distance in list(batch.distances.items())[:1]:
+        best = batch.scaled_distances[name]
+        scaled = f", {percent(best)} at the best scale" if math.isfinite(best.value) else ""
         text = (
             f"{name} - fisher-batch: outer products of the gradients of batches of {b} are about g g' + covariance / "
             f"{b}{predicted}; the trace of theirs is {batch.trace}, that of {name} {comparison.portraits[name].trace}. "
-            f"The distance is {percent(distance)} of |{name}|, {percent(batch.scaled_distances[name])} at the best "
-            f"scale. One batch of all examples has trace {batch.whole_trace:.3g}, and none where the gradient is zero."
+            f"The distance is {share(distance, comparison, name)}{scaled}. "
+            f"One batch of all examples has trace {batch.whole_trace:.3g}, and none where the gradient is zero."
         )
         yield Cause((name, "fisher-batch"), text, asdict(batch))
 
@@ -127,6 +139,14 @@ def calibration(found: Residuals) -> str:
         f" (confidence {100 * found.confidence:.1f} %, accuracy {100 * found.accuracy:.1f} %, calibration error "
         f"{100 * found.calibration_error:.1f} %, 1 - p_y {found.missing:.3g})"
     )
+
+
+def share(distance: Estimate, comparison: Comparison, name: str) -> str:
+    """A distance as a share of the norm of the matrix `name`, which may be zero or not finite."""
+    if math.isfinite(distance.value):
+        return f"{percent(distance)} of |{name}|"
+    zero = comparison.portraits[name].norm.value == 0
+    return f"no share of |{name}|, which is zero" if zero else f"an unknown share of |{name}|"
 
 
 def percent(estimate: Estimate) -> str:

@@ -20,6 +20,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.problem.problem import Problem
 from spectra.spectrum.estimates import Estimate
+from spectra.wording import counted
 
 CHAINS = 4
 
@@ -103,6 +104,8 @@ def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[
 def refuse_sizes(sizes: Sequence[int], examples: float = math.inf) -> None:
     """Raise SpectraError where subsets of these sizes, out of so many examples, show no trend."""
     if max(sizes) > examples:
-        raise SpectraError(f"`subsample` {max(sizes)}: there are {examples:,} examples; name smaller numbers")
+        raise SpectraError(
+            f"`subsample` {max(sizes)}: the data hold {counted(examples, 'example')}; name smaller numbers"
+        )
     if len(set(sizes)) < 2:
         raise SpectraError(f"`subsample` {sizes[0]}: one size shows no trend; name two or more, as 256,512,1024")

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,24 @@ def read_checkpoint(path: str | Path) -> tuple[Any, str]:
         raise input_error(OPTION, path, f"{reason}; check the path and the rights") from error
 
 
+def read_entries(path: str | Path) -> Any:
+    """What is in a file of torch's, to look at what lies beside the weights: numbers are read where they are looked at.
+
+    An archive is mapped into memory; files of the old format are read whole.
+
+    Raises:
+        SpectraError: as `read_checkpoint` does.
+    """
+    file = Path(path)
+    try:
+        with open_regular(file) as opened:
+            if zipfile.is_zipfile(opened):
+                return _load(opened, os.fstat(opened.fileno()).st_size, mapped=file)
+    except Exception:  # whatever it is, reading the whole file says it
+        pass
+    return read_checkpoint(path)[0]
+
+
 def sha256(file: Path) -> str:
     """Of a regular file; raises OSError."""
     with open_regular(file) as opened:
@@ -160,12 +179,12 @@ def _format_of(file: Path) -> Format:
     return next((format for format in FORMATS if file.suffix in format.suffixes), FORMATS[-1])
 
 
-def _load(held: IO[bytes], size: int) -> Any:
+def _load(held: IO[bytes], size: int, mapped: Path | None = None) -> Any:
     if text := fault(held, size):
         raise Damaged(text)
     with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(STAND_INS + _of_packages(held)):
         held.seek(0)
-        return torch.load(held, map_location="cpu", weights_only=True)
+        return torch.load(mapped or held, map_location="cpu", weights_only=True, mmap=mapped is not None)
 
 
 def _of_packages(file: IO[bytes]) -> list[tuple[type, str]]:

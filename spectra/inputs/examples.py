@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from spectra.errors import describe
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.transform import Transform
+from spectra.wording import counted
 
 OPTION = "`data`"
 READ_TWICE = 8  # examples read a second time, to catch augmentation
@@ -108,7 +109,7 @@ def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
     if samples is None:
         return torch.arange(size)
     if not 1 <= samples <= size:
-        raise input_error("`samples`", samples, f"{name} has {size} examples; choose from 1 to {size}")
+        raise input_error("`samples`", samples, f"{name} has {counted(size, 'example')}; choose from 1 to {size}")
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(size, generator=generator)[:samples].sort().values
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
-from spectra.krylov.hutchinson import FEWEST, budgeted, random_signs
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, random_signs
+from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress
-from spectra.krylov.sketch import Coordinates, Sketch, jackknife, others
+from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
 from spectra.vectors import local, mapped, without_autocast
@@ -57,7 +58,7 @@ class DiagonalEstimate:
         """Standard errors (m,) of the sums: zero where they are exact."""
         if not len(self.replicates):
             return torch.zeros_like(self.sums)
-        return torch.hypot(jackknife(self.replicates), self.rounding)
+        return torch.hypot(jackknife_error(self.replicates), self.rounding)
 
     @property
     def finite(self) -> bool:
@@ -97,22 +98,22 @@ def xdiag(
         left = budget - counted.products
         if n <= min(left, max(2 * wanted, SMALL)):
             return exact_diagonal(counted, sums)
-        affordable = int(min(wanted, len(sketch.tests) + left // 2, n - 1))
-        if affordable < 2 or not fits:
+        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        if count < 2 or not fits:
             return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
-        if affordable == len(sketch.tests):
+        if count == len(sketch.tests):
             return found
         if wanted > largest:
             known = sketched(sketch, [small(sketch.coordinates(), ())])[0]
             rest = Deflated(counted, sketch.basis)
             return sample(counted, rest, known, sums, enough, generator, budget, progress)
-        sketch.grow(affordable, generator)
+        sketch.grow(count, generator)
         found = from_sketch(counted, sketch, sums)
         if progress:
             progress(products=counted.products)
-        if not found.finite or (affordable >= FEWEST and enough(found.sums, found.sum_errors)):
+        if not found.finite or (count >= FEWEST and enough(found.sums, found.sum_errors)):
             return replace(found, converged=found.finite)
-        wanted = affordable + math.ceil(affordable / 2)
+        wanted = count + math.ceil(count / 2)
 
 
 def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstimate:
@@ -126,7 +127,7 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
     weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
     rows = sketched(sketch, weights)
     values, without = rows[0], rows[1:]
-    errors = mapped(lambda rows: (groups - 1) / groups**0.5 * rows.std(dim=0), without)  # the jackknife
+    errors = mapped(jackknife_error, without)
     replicates = torch.stack([sums(one) for one in without])
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
@@ -219,7 +220,7 @@ def sample(
         return mapped(lambda own: part.to(own.device), known)
 
     while not met and counted.products < budget:
-        count = int(min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, budget - counted.products))
+        count = min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, affordable(budget - counted.products))
         _, mean, squares, several = once(operator, partial(draw, count), generator)
         moments = merged(moments, (count, here(mean), here(squares)))
         reads += several

@@ -63,7 +63,7 @@ def hutch_plus_plus(
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
-    sketch = int(min(n, FEWEST if probes is None else probes // 2, budget // 3))
+    sketch = min(n, FEWEST if probes is None else probes // 2, affordable(budget, 3))
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
@@ -78,6 +78,14 @@ def budgeted(max_products: int | None, probes: int | None) -> float:
     if max_products is not None:
         return max_products
     return PRODUCTS if probes is None else math.inf
+
+
+def affordable(products: float, each: int = 1) -> float:
+    """How many vectors of `each` products so many products pay for: a whole number, or infinite as they are.
+
+    (inf // each is nan, which min and max return or not by the order of their arguments.)
+    """
+    return products if math.isinf(products) else int(products // each)
 
 
 def deflated_hutchinson(
@@ -122,7 +130,7 @@ def sample(
 
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
-        count = int(min(wanted, widest, budget - counted.products))
+        count = min(wanted, widest, affordable(budget - counted.products))
         samples += once(operator, partial(draw, count), generator)
         value, error = known + mean(samples), standard_error(samples)
         if progress:

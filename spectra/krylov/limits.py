@@ -7,6 +7,7 @@ from typing import Any
 
 from spectra.arguments import require_choice, require_integer, require_matrix, require_number
 from spectra.errors import ArgumentError, SpectraError
+from spectra.wording import counted
 
 ENDS = ("LM", "LA", "SA", "BE")  # by magnitude, from the top, from the bottom, from both
 LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvectors as much again
@@ -16,7 +17,8 @@ def refuse_k(k: int, n: int) -> None:
     """Raise ArgumentError where k is no number of eigenvalues, or a matrix of n rows has fewer."""
     require_integer("k", k)
     if k > n:
-        raise ArgumentError(f"`k`: {k} eigenvalues of a matrix with {n} rows; ask for at most {n}")
+        came = f"{counted(k, 'eigenvalue')} of a matrix with {counted(n, 'row')}"
+        raise ArgumentError(f"`k`: {came}; ask for at most {n}")
 
 
 def refuse_search(operator: Any, k: int, which: str, tolerance: float, max_products: int | None) -> None:
@@ -45,7 +47,7 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
         )
     if n > LARGEST_DENSE:
         raise SpectraError(
-            f"`method` dense: the matrix has {n:,} rows, and dense holds {LARGEST_DENSE:,} at most; "
+            f"`method` dense: the matrix has {counted(n, 'row')}, and dense holds {LARGEST_DENSE:,} at most; "
             "choose another method, or fewer parameters with `params`"
         )
 

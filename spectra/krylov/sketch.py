@@ -92,12 +92,6 @@ def others(count: int, left_out: Sequence[int]) -> list[int]:
     return sorted(set(range(count)) - set(left_out))
 
 
-def jackknife(replicates: Tensor) -> Tensor:
-    """Standard errors (m,), or one, from estimates (g, m) or (g,) that each leave one of g out (Miller 1974)."""
-    g = len(replicates)
-    return ((g - 1) / g * (replicates - replicates.mean(dim=0)).square().sum(dim=0)).sqrt()
-
-
 def inverse(triangle: Tensor) -> Tensor:
     """Of R; zero where A W is short of rank: then A W without any one column spans the same."""
     diagonal = triangle.diagonal().abs()

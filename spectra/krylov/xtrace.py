@@ -17,10 +17,11 @@ import torch
 
 from spectra.arguments import chosen_generator
 from spectra.krylov.dense import dense_trace
-from spectra.krylov.hutchinson import FEWEST, budgeted, deflated_hutchinson, sample
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
+from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
-from spectra.krylov.sketch import Coordinates, Sketch, jackknife
+from spectra.krylov.sketch import Coordinates, Sketch
 from spectra.operator import Counting, SymmetricOperator
 from spectra.vectors import without_autocast
 
@@ -60,24 +61,24 @@ def xtrace(
         cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
-        affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
-        if affordable == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
+        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        if count == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
             return sample(counted, counted, known, rtol, None, generator, budget, progress)
-        if affordable == len(sketch.tests):
+        if count == len(sketch.tests):
             return TraceEstimate(value, error, counted.products, converged=False)
         if not probes and wanted > largest:
             return deflated_hutchinson(
                 counted, sketch.basis, sketch.basis_images, known, rtol, None, generator, budget, progress
             )
-        sketch.grow(affordable, generator)
+        sketch.grow(count, generator)
         value, error = estimate(sketch)
         value += known
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
-        met = affordable >= FEWEST and error <= rtol * abs(value)
-        if met or affordable == probes or not math.isfinite(value):
+        met = count >= FEWEST and error <= rtol * abs(value)
+        if met or count == probes or not math.isfinite(value):
             return TraceEstimate(value, error, counted.products, converged=math.isfinite(error))
-        wanted = affordable + math.ceil(affordable / 2)
+        wanted = count + math.ceil(count / 2)
 
 
 def foreseen(products: int, error: float, wanted: float, n: int) -> float:
@@ -105,7 +106,7 @@ def estimate(sketch: Sketch) -> tuple[float, float]:
     groups = min(q, GROUPS)
     partial = as_cpu_float64([mean(coordinates.without(range(g, q, groups)), n) for g in range(groups)])
     rounding = torch.finfo(sketch.operator.dtype).eps * coordinates.projected.diagonal().abs().sum()
-    return mean(coordinates, n), torch.hypot(jackknife(partial), rounding).item()
+    return mean(coordinates, n), torch.hypot(jackknife_error(partial), rounding).item()
 
 
 def mean(c: Coordinates, n: int) -> float:

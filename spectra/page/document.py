@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 
-from spectra.inputs.origin import RUN, is_strange
 from spectra.page.figures import figures
 from spectra.page.markup import Markup, element, joined, opening
 from spectra.page.problem import Facts, facts, listed, shared
@@ -18,6 +17,7 @@ from spectra.plots.saved import intact
 from spectra.quoting import quoted, readable
 from spectra.records.record import Record
 
+Repeat = Callable[[Path, Record], Sequence[Sequence[str]]]
 NOTHING_ELSE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may load or run
 UNITS = (
     "A product is one multiplication of a matrix with a vector: the unit of cost. Times are in seconds, those of "
@@ -25,15 +25,14 @@ UNITS = (
 )
 
 
-def document(
-    results: Sequence[tuple[Path, Record]], title: str | None, repeat: Callable[[Record], Sequence[str]]
-) -> Markup:
+def document(results: Sequence[tuple[Path, Record]], title: str | None, repeat: Repeat) -> Markup:
     """HTML of results, in this order; the same bytes for the same results.
 
     Args:
         results: files and records.
         title: by default what the page is of.
-        repeat: the words of the command line that makes a record again; none where that is not known.
+        repeat: command lines that make the record in a file again, as words: the options typed out, and read from
+            the file; none where it is not known what would.
 
     Raises SpectraError: a record that is not whole.
     """
@@ -79,31 +78,26 @@ def contents(results: Sequence[tuple[Path, Record]]) -> Markup:
     return element("nav", element("ol", *lines(links)), aria_label="Contents")
 
 
-def section(number: int, path: Path, record: Record, own: Facts, repeat: Callable[[Record], Sequence[str]]) -> Markup:
+def section(number: int, path: Path, record: Record, own: Facts, repeat: Repeat) -> Markup:
     kind = KINDS[record.command]
     with intact(path, record.command):
         shown = readable(record)
         first, rest = paragraphs_and_tables(resolve_name(kind.parts)(shown))
         drawn = list(figures(path, shown))
-        again = how_to_repeat(path, record.command, repeat(record), code_of(record))
+        again = how_to_repeat(repeat(path, record))
     parts = [element("h2", kind.title), first, listed(own) if own else "", *drawn, rest, again]
     return element("section", *lines(parts), id=f"result-{number}")
 
 
-def code_of(record: Record) -> list[str]:
-    """Options of a result that name code, which `--config` does not take from it."""
-    options = record.problem.options or {}
-    named = {name: options.get(name) for name in RUN}
-    strange = {name: text for name, text in named.items() if isinstance(text, str) and is_strange(text)}
-    return [word for name, text in strange.items() for word in (f"--{name.replace('_', '-')}", text)]
-
-
-def how_to_repeat(path: Path, command: str, words: Sequence[str], code: Sequence[str]) -> Markup:
-    """`words` make the result again; `code` are those of them that a file may not say for its reader."""
-    parts = [element("h3", "How to repeat it")]
-    if words:
-        parts += [command_line(words), element("p", "or, with the options in its own file:")]
-    return joined(*lines([*parts, command_line(["spectra", command, "--config", str(path), *code])]))
+def how_to_repeat(ways: Sequence[Sequence[str]]) -> Markup | str:
+    """One way after the other; nothing where none is known."""
+    if not ways:
+        return ""
+    first, *others = map(command_line, ways)
+    parts = [element("h3", "How to repeat it"), first]
+    for other in others:
+        parts += [element("p", "or, with the options in its own file:"), other]
+    return joined(*lines(parts))
 
 
 def command_line(words: Sequence[str]) -> Markup:

@@ -8,6 +8,7 @@ from spectra.page.markup import Markup, element
 from spectra.quoting import LINE, quoted
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.wording import counted
 
 DIGITS = 12  # of a SHA-256
 Facts = dict[str, str]
@@ -26,7 +27,7 @@ def facts(record: Record) -> Facts:
         "Weight decay": problem.weight_decay or None,
         "Parameters": parameters(problem),
         "Labels drawn": labels(record),
-        "Batch size": counted(problem.get("batch_size")),
+        "Batch size": grouped(problem.get("batch_size")),
         "Precision": problem.dtype,
         "Device": device(problem),
         "Seed": problem.get("seed"),
@@ -49,11 +50,11 @@ def checkpoint(problem: ProblemRecord) -> str:
 
 
 def data(problem: ProblemRecord) -> str | None:
-    examples = counted(problem.get("examples"))
-    return f"{problem.get('data')}, {examples} examples" if examples else problem.get("data")
+    examples = problem.get("examples")
+    return f"{problem.get('data')}, {counted(examples, 'example')}" if examples is not None else problem.get("data")
 
 
-def counted(number: int | None) -> str | None:
+def grouped(number: int | None) -> str | None:
     return None if number is None else f"{number:,}"
 
 

@@ -84,6 +84,10 @@ def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, 
 
 def draw_distances(axes: Axes, pairs: list[Any]) -> None:
     """A line a pair, on a logarithmic axis; what is below `LOW` is an arrow at its end."""
+    if not pairs:
+        head(axes, "distance |A − B| / |A|: none is finite")
+        axes.set(xticks=[], yticks=[])
+        return
     values = [e.value for pair in pairs for e in (pair.distance, pair.scaled_distance) if e.value >= LOW]
     log = bool(values) and max(values) > WIDE * min(values)
     low, high = min(values, default=0.0) / 1.6 if log else 0.0, max(values, default=1.0)

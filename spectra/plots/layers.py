@@ -18,6 +18,7 @@ from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style,
 from spectra.records.layers import Block
 from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density
+from spectra.wording import counted
 
 PAGE = 6.5  # width in inches
 ROW = 0.17  # height in inches of a block's bar
@@ -205,7 +206,9 @@ def channel_figure(results: dict[str, list[Block]]) -> Figure:
                 style = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
                 axes.errorbar(at[held], np.abs(values[held]), 2 * errors[held], mfc=face, **style)
             drawn += [*np.abs(values[values != 0])]
-        head(axes, shortened([f"{settable(layer)}, {len(layers[layer])} channels"], 72 * PAGE / 3 - 30, 8)[0])
+        head(
+            axes, shortened([f"{settable(layer)}, {counted(len(layers[layer]), 'channel')}"], 72 * PAGE / 3 - 30, 8)[0]
+        )
         axes.tick_params(labelsize=7)
     if drawn:
         magnitude_axis(panels[0], "y", np.array(drawn))

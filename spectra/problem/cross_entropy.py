@@ -11,6 +11,7 @@ from torch import Tensor
 from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.logits import gaps_to, others, softmax, top_class
 from spectra.problem.losses import mismatch
+from spectra.wording import counted
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class CrossEntropy:
         rows = output.movedim(dims[0], -1).flatten(0, -2)
         if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
             raise SpectraError(
-                f"`loss` cross_entropy: weight has {len(self.class_weights)} numbers for {rows.shape[1]} classes; "
-                "give one for each"
+                f"`loss` cross_entropy: weight has {counted(len(self.class_weights), 'number')} for "
+                f"{counted(rows.shape[1], 'class', 'classes')}; give one for each"
             )
         return rows
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.logits import both_sigmoids, distance_from_zero
+from spectra.wording import counted
 
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
@@ -171,7 +172,7 @@ class CustomLoss:
             return values * len(rows)
         if len(values) != len(rows):
             raise SpectraError(
-                f"`loss` {self.name}: returned shape {tuple(values.shape)} for {len(rows)} examples; "
+                f"`loss` {self.name}: returned shape {tuple(values.shape)} for {counted(len(rows), 'example')}; "
                 "return one value for each example, or the mean over the batch"
             )
         return values.reshape(len(rows), -1).mean(dim=1).sum()

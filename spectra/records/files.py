@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.locks import AVAILABLE, lock
 
 SCHEMA = 1
 TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
@@ -139,6 +139,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~current_umask())
+            if not AVAILABLE:
+                file.close()  # Windows renames no file that is open, and there is no lock to keep
             os.replace(file.name, path)
     finally:
         with suppress(FileNotFoundError):
@@ -150,7 +152,7 @@ def locked_temporary(path: Path) -> IO[bytes]:
     while True:
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         if os.path.exists(file.name):
             return file
         file.close()  # another run has taken it for abandoned before it was locked
@@ -162,13 +164,13 @@ def remove_abandoned(directory: Path, chosen: Callable[[str], bool]) -> None:
         found = TEMPORARY.fullmatch(name)
         if found and chosen(found[1]):
             with suppress(OSError), open(directory / name, "rb", opener=without_waiting) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises OSError where it is still being written
+                lock(file)  # raises OSError where it is still being written
                 os.unlink(directory / name)
 
 
 def without_waiting(path: str, flags: int) -> int:
     """Open a file as `open` does, but neither through a link nor waiting at a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def reason(error: Exception) -> str:

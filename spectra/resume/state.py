@@ -9,7 +9,6 @@ has its checksum, and those of matrices tell the manifest that they belong to.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spectra.errors import SpectraError
+from spectra.locks import lock as take_lock
 from spectra.records.files import finite, reason, write_atomically
 from spectra.resume.files import opened, refuse_another_kind
 from spectra.resume.journal import KINDS, Journal, Keeper
@@ -155,7 +155,7 @@ def locked(directory: Path) -> IO:
             told = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
             raise SpectraError(told) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock)
         except BlockingIOError as error:
             lock.close()
             text = "another run is at work there; wait for its end, or name another directory"

@@ -13,6 +13,7 @@ import torch
 from spectra.curvature.operator import Curvature
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
+from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.operator import Counting, SymmetricOperator, check_operator
 from spectra.vectors import at_first
 
@@ -86,9 +87,11 @@ def measure(
     """
     matrix.prepare()
     start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed)
     noise = check_operator(counted, generator) if check else None
     pairs = known(counted) if known else None
+    if pairs:
+        generator = stream(seed, BESIDE_EIGENVECTORS)
     spent = counted.products
     answer = method(
         counted,

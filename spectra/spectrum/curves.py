@@ -23,6 +23,7 @@ from spectra.krylov.results import SpectralMeasure, as_cpu_float64
 WIDTH = 1.0
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
 KOLMOGOROV = 1.358099  # 95 % point of sup |Brownian bridge| (Smirnov 1948)
+EPSILON = 1e-12  # of the mass of a probe, which is a sum of weights
 NOISE = float(np.finfo(np.float32).eps)  # of the largest |eigenvalue|; products are float32 by default
 TAIL = 4.5  # kernel widths that a grid leaves beyond the outermost nodes: a mass of 7e-6 is cut
 
@@ -76,14 +77,18 @@ def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
     bounds, without exception. Around the truth it moves by chance, and the law of that is known: sums of
     Dirichlet(1/2) coordinates have the covariance of a Brownian bridge in F, 2/(n+2) F(x)(1-F(y)), so with P
     probes sup |mean F_v - F| stays below Kolmogorov's 1.358 * sqrt(2 / (P (n+2))) in 95 % of runs. This
-    needs no bootstrap, holds from one probe on, and for all x at once. Deflated eigenvalues are exact.
+    needs no bootstrap, holds from one probe on, and for all x at once. Deflated eigenvalues are exact, and so are the
+    fractions 0 and 1 beyond the ends of a spectrum of which every distinct eigenvalue is known.
     """
     parts = _split(measure)
     atoms = np.searchsorted(np.sort(parts.atoms), grid, side="right") / measure.dimension
     bounds = _probe_bounds(parts, grid).mean(axis=0)
     lower, value, upper = atoms + bounds
-    chance = KOLMOGOROV * parts.share * parts.deviation
-    return Band(grid, value, np.clip(lower - chance, 0, 1), np.clip(upper + chance, 0, 1))
+    chance = np.full(len(grid), KOLMOGOROV * parts.share * parts.deviation)
+    if parts.exact:  # no probe has any mass beyond, so that no eigenvalue lies there
+        chance[(bounds[2] == 0) | (bounds[0] >= parts.share * (1 - EPSILON))] = 0
+    most = np.minimum(atoms + parts.share, 1)
+    return Band(grid, value, np.maximum(lower - chance, atoms), np.minimum(upper + chance, most))
 
 
 def mass_near_zero(measure: SpectralMeasure, scale: float) -> Fraction:
@@ -228,8 +233,11 @@ def _ended_exactly(nodes: np.ndarray, held: np.ndarray, noise: float) -> bool:
     """Whether the quadrature has no error: independent probes that share all their nodes.
 
     A node that two random probes agree on has converged to an eigenvalue; where all have, the Krylov space is
-    invariant (low rank, a zero matrix, as many steps as dimensions) and nodes and weights are the measure.
+    invariant (low rank, as many steps as dimensions) and nodes and weights are the measure. One probe is enough
+    for a zero matrix.
     """
+    if not nodes.any():
+        return True
     if len(nodes) < 2 or (held != held[0]).any():
         return False
     return bool((np.ptp(np.sort(nodes, axis=1), axis=0) <= noise).all())

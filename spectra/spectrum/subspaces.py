@@ -1,4 +1,4 @@
-"""Eigenspaces compared, and how far residuals let them be told. Knows arrays, nothing of files.
+"""Eigenspaces compared, and whether the gap behind one makes the comparison reliable. Knows arrays, nothing of files.
 
 Bases are orthonormal rows (k, n), as eigenvectors are saved.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import subspace_angles
+
+LEAST_GAP = 0.05  # of an eigenvalue: behind a smaller one, so small a change of the matrix may turn the space at will
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
@@ -64,6 +67,37 @@ def turning_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:
     error = math.sqrt(np.square(residuals[:k]).sum())
     distance = abs(values[k - 1] - values[k]) - residuals[k]
     return float(min(error / distance, math.sqrt(k))) if distance > 0 else math.sqrt(k)
+
+
+class Gap(NamedTuple):
+    """The gap behind the first k eigenvalues of a matrix."""
+
+    relative: float  # `relative_gap`; infinite where the k eigenvectors span the whole space
+    bound: float  # `turning_bound` of the leading k-space
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a gap: residuals resolve it, and it is no smaller than `LEAST_GAP`.
+
+        By the theorem of Davis and Kahan (1970) a change of the matrix of the size of the gap may turn the k-space by
+        any angle. Without a gap, overlaps and angles say nothing.
+        """
+        return self.bound < 1 and self.relative >= LEAST_GAP
+
+
+WHOLE_SPACE = Gap(math.inf, 0.0)  # nothing follows, and nothing can turn
+
+
+def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
+    """The gap behind the first k of the eigenvalues (m,); None where it is not known, since none was found beyond.
+
+    Args:
+        values: from one end of the order inwards; |values| where they are ordered by magnitude.
+        residuals: (m,), |A u - lambda u| of each.
+    """
+    if k >= len(values):
+        return None
+    return Gap(relative_gap(values, k), turning_bound(values, residuals, k))
 
 
 def overlap_error(first: float, second: float, k: int) -> float:

@@ -15,6 +15,7 @@ from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.vectors import taken, whole
+from spectra.wording import counted
 
 EIGENVECTOR, RANDOM, LOWEST = "eigenvector", "random", "lowest"
 
@@ -82,7 +83,9 @@ def find_directions(
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
     if ranks and max(ranks) > n:
-        raise SpectraError(f"`along` {max(ranks)}: a matrix with {n} rows has {n} eigenvectors; name one of them")
+        raise SpectraError(
+            f"`along` {max(ranks)}: a matrix with {counted(n, 'row')} has {counted(n, 'eigenvector')}; name one of them"
+        )
 
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:

@@ -13,7 +13,7 @@ import torch
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import read_parameters
-from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.inputs.checkpoint_file import read_entries
 from spectra.records.sweep import Number, Row
 from spectra.spectrum.subspaces import cosine
 from spectra.sweeps.rows import Found
@@ -45,7 +45,7 @@ def _entries(path: Path) -> dict[str, Number]:
     if path.suffix in (".safetensors", ".json"):
         return {}
     try:
-        content, _ = read_checkpoint(path)
+        content = read_entries(path)
     except SpectraError:
         return {}
     found = {name: content[name] for name in ENTRIES if name in content} if isinstance(content, Mapping) else {}

@@ -12,12 +12,12 @@ import numpy as np
 from spectra.records.files import read_arrays
 from spectra.records.sweep import Row
 from spectra.spectrum.subspaces import (
+    Gap,
+    gap_behind,
     overlap,
     overlap_error,
     principal_angles,
-    relative_gap,
     share_inside,
-    turning_bound,
     widest_gap,
 )
 from spectra.sweeps.rows import Found
@@ -55,7 +55,7 @@ def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 @dataclass(frozen=True)
-class Leading:
+class SavedPairs:
     """Eigenvalues from the top inwards (with --which SA from the bottom), and the places of their saved vectors."""
 
     found: Found
@@ -69,12 +69,12 @@ class Leading:
         arrays = read_arrays(self.found.file.with_suffix(".npz"), [name])
         return None if arrays is None else arrays[name][self.places[:k]].astype(np.float64)
 
-    def bound(self, k: int) -> float | None:
-        """`turning_bound`; None where the gap is not known, since no further eigenvalue was found."""
-        return turning_bound(self.values, self.residuals, k) if k < len(self.values) else None
+    def gap(self, k: int) -> Gap | None:
+        """The gap behind the first k; None where no further eigenvalue was found."""
+        return gap_behind(self.values, self.residuals, k)
 
 
-def leading(found: Found) -> Leading | None:
+def leading(found: Found) -> SavedPairs | None:
     """None where a number is not finite."""
     values, residuals, which = numbers(found)
     if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
@@ -82,7 +82,7 @@ def leading(found: Found) -> Leading | None:
     order = ranks(values, which)
     held = np.flatnonzero(order < 0 if which == "SA" else order > 0)
     places = held[np.argsort(np.abs(order[held]))]
-    return Leading(found, values[places], residuals[places], places) if len(places) else None
+    return SavedPairs(found, values[places], residuals[places], places) if len(places) else None
 
 
 def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
@@ -102,13 +102,13 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
         yield from turning_rows(known, k, weights, note)
 
 
-def gap_rows(known: Sequence[Leading], k: int) -> Iterator[Row]:
+def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
     for pairs in known:
         error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
-        yield derived(pairs, "gap", k, relative_gap(pairs.values, k), float(error), there_is_a_gap(pairs, k))
+        yield derived(pairs, "gap", k, pairs.gap(k).relative, float(error), gap_is_told(k, pairs))
 
 
-def turning_rows(known: Sequence[Leading], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
+def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
     """One pass, with the vectors of two checkpoints and of the last in memory."""
     last = known[-1]
     final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
@@ -120,20 +120,20 @@ def turning_rows(known: Sequence[Leading], k: int | None, weights: Weights, note
         if comparable(here, there):
             error = bound_of_overlap(pairs, following, 1)
             cosine = min(abs(float(here[0] @ there[0])), 1.0)
-            yield derived(pairs, "alignment_next", 1, cosine, error, there_is_a_gap(pairs, 1, following))
+            yield derived(pairs, "alignment_next", 1, cosine, error, gap_is_told(1, pairs, following))
         if k and comparable(here, there):
             yield from compared("next", pairs, following, here, there)
         if k and comparable(here, final):
             yield from compared("last", pairs, last, here, final)
         if k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
-            yield derived(pairs, "update_share", k, share, min(pairs.bound(k), 1.0), there_is_a_gap(pairs, k))
+            yield derived(pairs, "update_share", k, share, min(pairs.gap(k).bound, 1.0), gap_is_told(k, pairs))
         here, start = there, end
 
 
-def compared(which: str, pairs: Leading, other: Leading, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
+def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
     k = len(here)
-    told = there_is_a_gap(pairs, k, other)
+    told = gap_is_told(k, pairs, other)
     error = bound_of_overlap(pairs, other, k)
     yield derived(pairs, f"overlap_{which}", k, overlap(here, there), error, told)
     for i, angle in enumerate(principal_angles(here, there), start=1):
@@ -144,17 +144,17 @@ def comparable(here: np.ndarray | None, there: np.ndarray | None) -> bool:
     return here is not None and there is not None and here.shape == there.shape
 
 
-def bound_of_overlap(pairs: Leading, other: Leading, k: int) -> float | None:
-    one, two = pairs.bound(k), other.bound(k)
-    return None if one is None or two is None else overlap_error(one, two, k)
+def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | None:
+    one, two = pairs.gap(k), other.gap(k)
+    return None if one is None or two is None else overlap_error(one.bound, two.bound, k)
 
 
-def there_is_a_gap(pairs: Leading, k: int, other: Leading | None = None) -> bool:
-    """Behind the first k eigenvalues, as far as is known, and wider than residuals."""
-    return all(p.bound(k) is None or p.bound(k) < 1 for p in (pairs, other or pairs))
+def gap_is_told(k: int, *some: SavedPairs) -> bool:
+    """Whether there is a gap behind the first k eigenvalues of each, as far as it is known (`Gap.told`)."""
+    return all(gap is None or gap.told for gap in (pairs.gap(k) for pairs in some))
 
 
-def derived(pairs: Leading, quantity: str, index: int, value: float, error: float | None, told: bool) -> Row:
+def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, told: bool) -> Row:
     """A number that took no products of its own."""
     converged = pairs.found.entry.converged and told
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

@@ -24,7 +24,7 @@ from typing import Any
 
 from spectra.sweeps.plan_file import PlanFile, shown
 
-TIME = re.compile(r"((?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d)(:(?P<seconds>\d\d))?")
+TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(?P<seconds>\d\d))?")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ OUT/.sweep/NAME.log         what commands printed
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import math
 import os
@@ -18,21 +16,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO
 
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.locks import lock
 from spectra.records.files import write_atomically
 from spectra.records.record import Record, load
 from spectra.records.sweep import SweepStatus, TaskStatus
+from spectra.sweeps.digests import digest
 from spectra.sweeps.plan import Plan, Task
 
 # Options that change no number beyond rounding, or that a run fills in itself.
 FREE = frozenset({"memory", "device", "deflate"})
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-KILLED = tuple(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGKILL))
+ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGKILL")  # of which Windows lacks some
+KILLED = tuple(-getattr(signal, name) for name in ENDING if hasattr(signal, name))
 LAST_LINES = 3
 LONGEST_LOADING = 600  # seconds from a command's start to its first product, with room to spare
 
@@ -168,19 +168,9 @@ def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
         changed, written = task.checkpoint.stat().st_ctime, path.stat().st_mtime
         if changed < written - spent - LONGEST_LOADING and task.checkpoint.suffix != ".json":
             return True
-        return digest(task.checkpoint, changed) == record.problem.checkpoint_sha256
+        return digest(task.checkpoint, task.directory) == record.problem.checkpoint_sha256
     except (OSError, SpectraError):
         return False
-
-
-@cache
-def digest(checkpoint: Path, _changed: float) -> str:
-    if checkpoint.suffix == ".json":
-        from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
-
-        return digest_of_index(checkpoint)
-    with open_regular(checkpoint) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def converged(record: Record) -> bool:
@@ -207,7 +197,7 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
     with path.open("a") as file:
-        while not (mine := try_lock(file, fcntl.LOCK_EX)) and time.monotonic() < end:
+        while not (mine := try_lock(file)) and time.monotonic() < end:
             time.sleep(0.05)
         yield file if mine else None
 
@@ -215,14 +205,14 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
 def is_held(path: Path) -> bool:
     try:
         with path.open() as file:
-            return not try_lock(file, fcntl.LOCK_SH)
+            return not try_lock(file, shared=True)
     except FileNotFoundError:
         return False
 
 
-def try_lock(file: IO, kind: int) -> bool:
+def try_lock(file: IO, shared: bool = False) -> bool:
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        lock(file, shared)
     except BlockingIOError:
         return False
     return True

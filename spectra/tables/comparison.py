@@ -11,9 +11,9 @@ from spectra.quoting import readable
 from spectra.records.compare import Agreement, CompareResult, Pair, Subsample
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
-from spectra.spectrum.estimates import brief
 from spectra.tables.outliers import class_table, outlier_table
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.wording import brief, counted
 
 MOST_OVERLAPS = 6  # columns of the short table
 MOST_RANKS = 10  # rows of it
@@ -41,7 +41,7 @@ def compare_parts(record: Record) -> list[Any]:
     parts += [line for cause in record.causes or [] for line in (cause.sentence, "")]
     if other := record.held_out:
         accuracy = "" if other.accuracy is None else f", accuracy {100 * other.accuracy:.2f} %"
-        told = f"{other.data}: {other.examples:,} examples, loss {other.loss_value:.4g}{accuracy}"
+        told = f"{other.data}: {counted(other.examples, 'example')}, loss {other.loss_value:.4g}{accuracy}"
         parts += [f"held out {told}; λ here, u'Au of the same eigenvectors there", held_out_table(record)]
     for entry in record.subsample or []:
         parts += [

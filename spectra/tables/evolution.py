@@ -8,7 +8,8 @@ from typing import Any
 from spectra.quoting import quoted
 from spectra.records.density import Share
 from spectra.records.sweep import Evolution, Row
-from spectra.tables.results import new_table, percentage, rendered, with_error
+from spectra.tables.results import new_table, percentage, rendered
+from spectra.wording import with_error
 
 MOST_LINES = 12  # of a matrix in the short table
 

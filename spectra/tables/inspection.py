@@ -12,6 +12,7 @@ from spectra.records.inspect import CommandCost, InspectResult
 from spectra.records.problem import LayerRecord, ProblemRecord
 from spectra.records.record import Record
 from spectra.tables.results import new_table, rendered
+from spectra.wording import counted
 
 MOST_ROWS = 40
 SHOWN = 5  # ignored names in a line
@@ -48,7 +49,7 @@ def data_parts(problem: ProblemRecord) -> list[str | Table]:
 def model_line(problem: ProblemRecord) -> str:
     chosen, every = problem.parameters, sum(layer.parameters for layer in problem.layers)
     rest = f" chosen of {every:,}" if chosen < every else ""
-    return f"{quoted(problem.model)}: {chosen:,} parameters{rest}"
+    return f"{quoted(problem.model)}: {counted(chosen, 'parameter')}{rest}"
 
 
 def checkpoint_line(problem: ProblemRecord) -> str:
@@ -101,7 +102,7 @@ def state(group: Sequence[LayerRecord], count: int) -> str:
 
 def data_line(problem: ProblemRecord) -> str:
     data, loss = quoted(problem.data), quoted(problem.loss)
-    text = f"{data}: {problem.examples:,} examples, {loss} {problem.loss_value:.4g}"
+    text = f"{data}: {counted(problem.examples, 'example')}, {loss} {problem.loss_value:.4g}"
     if problem.accuracy is not None:
         text += f", accuracy {100 * problem.accuracy:.4g} %"
     transform = f"; transform: {quoted(problem.transform)}" if problem.transform else ""

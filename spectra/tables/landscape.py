@@ -10,8 +10,8 @@ import numpy as np
 from spectra.quoting import readable
 from spectra.records.landscape import LandscapeResult, Line, Plane
 from spectra.records.record import Record
-from spectra.spectrum.estimates import brief
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.wording import brief
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"

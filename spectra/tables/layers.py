@@ -10,8 +10,8 @@ from rich.table import Table
 from spectra.quoting import readable
 from spectra.records.layers import Block, LayersResult
 from spectra.records.record import Record
-from spectra.spectrum.estimates import brief
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.wording import brief
 
 MOST = 40  # rows of a table
 LONGEST = 24  # characters of a name

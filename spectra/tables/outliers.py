@@ -9,7 +9,8 @@ from spectra.records.compare import ClassStructure, CompareResult
 from spectra.records.density import CLEAR, DEPTH, DensityResult, End
 from spectra.records.record import Record
 from spectra.tables.results import density_parts as distribution_parts
-from spectra.tables.results import new_table, with_error
+from spectra.tables.results import new_table
+from spectra.wording import with_error
 
 RULE = f"outliers, by the gap against the span of the next {DEPTH} eigenvalues inside"
 
@@ -91,7 +92,8 @@ def class_table(found: ClassStructure) -> list[Any]:
     for i, (value, parts, overlaps) in enumerate(
         zip(found.eigenvalues, found.attribution, found.overlaps, strict=True)
     ):
-        percent = [f"{100 * part:.0f} %" for part in parts]
-        table.add_row(str(i + 1), f"{value:.4g}", *percent, *[f"{overlap:.2f}" for overlap in overlaps])
+        percent = ["" if part is None else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
+        inside = ["" if overlap is None else f"{overlap:.2f}" for overlap in overlaps]
+        table.add_row(str(i + 1), f"{value:.4g}", *percent, *inside)
     note = "what class and cross-class means give; |Pu|² inside their spans (Papyan 2020)"
     return ["", note, table]

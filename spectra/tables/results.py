@@ -16,6 +16,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.wording import counted, with_error
 
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
@@ -86,7 +87,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
         )
     probes = len(record.results[0].nodes)
     figure = record.results[0].figure or "no figure"
-    note = f"{figure}: {probes} probes; mean ± standard error; share below 0 (95 %)"
+    note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
     return [heading(record.problem), note, table, *more, *remarks(record)]
 
 
@@ -95,10 +96,11 @@ def heading(problem: ProblemRecord) -> str:
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     where = checkpoint if problem.checkpoint else f"{model}, as built with seed {problem.seed}"
     chosen, total = problem.parameters, problem.parameters_in_all or problem.parameters
+    some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""
     return (
         f"{where} on {data}{transform}: "
-        f"{chosen:,} {f'of {total:,} ' if total > chosen else ''}parameters, {problem.examples:,} examples, "
+        f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}, "
         f"{loss} {problem.loss_value:.4g}"
     )
 
@@ -107,12 +109,13 @@ def remarks(record: Record) -> list[str]:
     """What a reader of the numbers has to know besides."""
     size, examples = record.problem.batch_size, record.problem.examples
     lines = [
-        f"{r.curvature}: {r.projected_out} eigenpairs of {r.projected_from} projected out"
+        f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
         for r in record.results
         if r.projected_from
     ]
     if any(r.curvature == "fisher-batch" for r in record.results):
-        lines.append(f"fisher-batch depends on the split: here batches of {size} of {examples} examples (--batch-size)")
+        split = f"batches of {size} of {counted(examples, 'example')}"
+        lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [
         f"{r.curvature}: derivatives are not compared with differences: {r.derivative_check.not_checked}"
         for r in record.results
@@ -138,27 +141,6 @@ def cost_cells(result: Entry) -> list[str]:
 
 def standard_error(samples: np.ndarray) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
-
-
-def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
-    """`17.40 ± 0.16`, `3.8731753 ± 8e-07`: the value to the last digit of its error, `most` digits at most.
-
-    An error above 1e-4 of the value has so many `digits`, a smaller one a single digit.
-    """
-    if math.isnan(error):
-        return f"{value:.{min(most, 6)}g}"
-    if not (math.isfinite(value) and math.isfinite(error)):
-        return f"{value:.6g} ± {error:.1g}"
-    if error == 0:
-        return f"{value:.{min(most, 8)}g} ± 0"
-    shown = digits if error > 1e-4 * abs(value) else 1
-    last = math.floor(math.log10(float(f"{error:.{shown - 1}e}"))) - shown + 1  # the place of the error's last digit
-    leading = math.floor(math.log10(abs(value))) if abs(value) > 10.0**last else last
-    kept = max(1, min(most, leading - last + 1))
-    if 1e-4 <= abs(value) < 1e6 and 1e-4 <= error < 1e6:
-        places = max(0, min(-last, kept - 1 - leading))
-        return f"{value:.{places}f} ± {error:.{places}f}"
-    return f"{value:.{kept}g} ± {error:.{shown}g}"
 
 
 def new_table(*columns: str) -> Table:

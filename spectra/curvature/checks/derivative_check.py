@@ -33,6 +33,7 @@ from spectra.curvature.engine.gradients import batch_gradient
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
 from spectra.problem.problem import Batch, Problem
+from spectra.wording import counted
 
 EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples
 ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
@@ -232,8 +233,8 @@ def rounded(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> f
     if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
         raise Contradicted(
             f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
-            f"float64 ({found.norm():.4g} and {size:.4g} on {len(batch)} examples), as it does where outputs saturate; "
-            "use `dtype` float64"
+            f"float64 ({found.norm():.4g} and {size:.4g} on {counted(len(batch), 'example')}), as it does where "
+            "outputs saturate; use `dtype` float64"
         )
     return off / size if size else 0.0
 
@@ -245,8 +246,8 @@ def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
     return (
         f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
         f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
-        f"apart on {len(local.batch)} examples); {whose}. Values kept outside the graph, fused kernels, detach() and "
-        "caches do this; write it in differentiable operations, or give `check=False`"
+        f"apart on {counted(len(local.batch), 'example')}); {whose}. Values kept outside the graph, fused kernels, "
+        "detach() and caches do this; write it in differentiable operations, or give `check=False`"
     )
 
 

@@ -12,6 +12,7 @@ from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.problem.hooks import HookTable, hook_tables, watched
 from spectra.problem.model_checks import fewest
 from spectra.problem.problem import Problem
+from spectra.wording import counted
 
 SHOWN = 5  # names in a line
 
@@ -33,7 +34,9 @@ def model_notes(problem: Problem) -> list[str]:
         notes.append(f"hooks that change gradients are left out: {listed(hooks)}")
     if missing:
         size = sum(problem.parameters[name].numel() for name in missing)
-        notes.append(f"unused or detached: {listed(missing)} ({size:,} parameters; their rows of the matrix are zero)")
+        notes.append(
+            f"unused or detached: {listed(missing)} ({counted(size, 'parameter')}; their rows of the matrix are zero)"
+        )
     if around:
         notes.append(
             f"autocast to {around} around the call is left out: products are taken in {name_of(problem.dtype)}"

@@ -1,0 +1,67 @@
+"""SHA-256 of checkpoints, each computed once while its files keep their sizes and times.
+
+DIRECTORY/.checkpoint.json     the digest that a task's results were last held against, with those sizes and times
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.records.files import replace_file
+
+NAME = ".checkpoint.json"
+Stamps = tuple[tuple[str, int, int, int], ...]  # of each file: path, size, times of its last change in ns
+
+
+def digest(checkpoint: Path, directory: Path) -> str:
+    """The SHA-256 that a result of this checkpoint lists; it is remembered in `directory`, if that can be written.
+
+    Raises OSError where a file cannot be read, and SpectraError where an index of shards is none.
+    """
+    seen = stamps(checkpoint)
+    if (found := remembered(directory, seen)) is None:
+        found = computed(checkpoint, seen)
+        with suppress(OSError):
+            content = json.dumps({"files": seen, "sha256": found}).encode()
+            replace_file(directory / NAME, lambda file: file.write(content))
+    return found
+
+
+@cache
+def computed(checkpoint: Path, _seen: Stamps) -> str:
+    if checkpoint.suffix == ".json":
+        from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
+
+        return digest_of_index(checkpoint)
+    with open_regular(checkpoint) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered(directory: Path, seen: Stamps) -> str | None:
+    try:
+        content = json.loads(read_bounded(directory / NAME, WRITTEN_BY_US))
+        same = tuple(tuple(stamp) for stamp in content["files"]) == seen
+        return content["sha256"] if same and isinstance(content["sha256"], str) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def stamps(checkpoint: Path) -> Stamps:
+    files = [checkpoint, *shards(checkpoint)] if checkpoint.suffix == ".json" else [checkpoint]
+    found = [(str(file), os.stat(file)) for file in files]
+    return tuple((name, held.st_size, held.st_mtime_ns, held.st_ctime_ns) for name, held in found)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, none where it is no index: whoever reads it says so."""
+    try:
+        places = json.loads(read_bounded(index, WRITTEN_BY_US))["weight_map"].values()
+        return [index.parent / Path(name).name for name in sorted(set(places))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []

@@ -1,0 +1,59 @@
+"""Numbers as text: with their error, and with their noun. Knows neither arrays nor records."""
+
+from __future__ import annotations
+
+import math
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 probe`, `10 probes`, `3,466 parameters`: a count with its noun.
+
+    Args:
+        plural: of a noun that does not form it with s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
+    """`17.40 ± 0.16`, `3.8731753 ± 8e-7`: the value to the last digit of its error.
+
+    Args:
+        value: the number; written with an exponent below 1e-4 and from 1e6 on.
+        error: its standard error or residual, with an exponent below 1e-3, and where either is 1e6 or more; 0 where the
+            value is exact, nan where it is unknown and left out.
+        most: digits of the value at most.
+        digits: digits of an error from 1e-4 of the value to the value itself; any other has a single one.
+    """
+    if math.isnan(error):
+        return short_exponent(f"{value:.{min(most, 6)}g}")
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return short_exponent(f"{value:.6g} ± {error:.1g}")
+    if error == 0:
+        return short_exponent(f"{value:.{min(most, 8)}g} ± 0")
+    shown = digits if 1e-4 * abs(value) < error <= abs(value) else 1
+    last = math.floor(math.log10(float(f"{error:.{shown - 1}e}"))) - shown + 1  # the place of the error's last digit
+    leading = math.floor(math.log10(abs(value))) if abs(value) > 10.0**last else last
+    kept = max(1, min(most, leading - last + 1))
+    if not value:
+        number = "0"
+    elif 1e-4 <= abs(value) < 1e6:
+        number = f"{value:.{max(0, min(-last, kept - 1 - leading))}f}"
+    else:
+        number = f"{value:.{kept - 1}e}"
+    if error < 1e-3:
+        spread = f"{error:.{shown - 1}e}"
+    elif max(error, abs(value)) < 1e6:
+        spread = f"{error:.{max(0, -last)}f}"
+    else:
+        spread = f"{error:.{shown}g}"
+    return short_exponent(f"{number} ± {spread}")
+
+
+def brief(value: float, error: float) -> str:
+    """`0.6488 ± 2e-4`: `with_error` in four digits at most, one of the error; four such fit a line of 80."""
+    return with_error(value, error, most=4, digits=1)
+
+
+def short_exponent(text: str) -> str:
+    """`8e-7` of `8e-07`."""
+    return text.replace("e-0", "e-").replace("e+0", "e+")
