@@ -9,14 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_record, with_spectrum
+from helpers import make_record, save, with_spectrum
 from test_plots import assert_readable
 
 from spectra.errors import SpectraError
 from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.evolution_files import evolution_files
-from spectra.records.files import save
 from spectra.records.record import load
 from spectra.spectrum.subspaces import (
     cosine,
