@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
 
+import spectra.records.drawn
 import spectra.records.record
 import spectra.records.schema
 import spectra.records.sweep
@@ -53,7 +54,7 @@ def records_fit_their_schema(monkeypatch):
         wrong.extend(misfits(json.loads(text)))
         return text
 
-    for module in ("record", "sweep"):
+    for module in ("record", "drawn", "sweep"):
         monkeypatch.setattr(f"spectra.records.{module}.to_json", written)
     yield
     assert not wrong
