@@ -19,6 +19,7 @@ try:
 except ImportError:  # as on the machine where tests run on a GPU, which has no registry
     Draft202012Validator = None
 
+import spectra.records.drawn
 import spectra.records.record
 import spectra.records.schema
 import spectra.records.sweep
@@ -83,7 +84,7 @@ def records_fit_their_schema(monkeypatch):
         wrong.extend(misfits(json.loads(text)))
         return text
 
-    for module in ("record", "sweep"):
+    for module in ("record", "drawn", "sweep"):
         monkeypatch.setattr(f"spectra.records.{module}.to_json", written)
     yield
     assert not wrong

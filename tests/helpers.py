@@ -4,13 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectra.operator import Wrapper
-from spectra.records.files import SCHEMA
+from spectra.records import files
 
 CPU = torch.device("cpu")
 WHOLE = os.environ.get("SPECTRA_TEST_ALL") == "1"  # as scripts/test-all sets it: heavy sets are run whole
@@ -18,7 +19,12 @@ WHOLE = os.environ.get("SPECTRA_TEST_ALL") == "1"  # as scripts/test-all sets it
 
 def make_record(command: str, problem: dict, results: list[dict]) -> dict:
     """A result as JSON has it, whole or not."""
-    return {"schema": SCHEMA, "command": command, "problem": problem, "results": results}
+    return {"schema": files.SCHEMA, "command": command, "problem": problem, "results": results}
+
+
+def save(directory: Path, record: dict, arrays: dict) -> None:
+    """Such a result as files."""
+    files.save(directory, record["command"], files.to_json(record), arrays)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

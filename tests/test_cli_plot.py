@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_record
+from helpers import make_record, save
 
 import spectra.cli
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots import density_figure, save_figure
 from spectra.plots.names import default_labels
 from spectra.plots.saved import saved_figure
-from spectra.records.files import save
 
 NODES, WEIGHTS = [[4.0, -0.1, 0.2, 0.9], [4.0, 0.0, 0.3, 0.0]], [[0.01, 0.5, 0.4, 0.09], [0.01, 0.3, 0.69, 0.0]]
 ENTRIES = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_record, with_spectrum
+from helpers import make_record, save, with_spectrum
 from safetensors.torch import save_file
 from test_plots import assert_readable
 
@@ -18,7 +18,6 @@ from spectra.inputs.checkpoint_file import digest_of_index, sha256
 from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.evolution_files import evolution_files
-from spectra.records.files import save
 from spectra.records.record import load
 from spectra.spectrum.subspaces import (
     cosine,

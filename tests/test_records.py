@@ -1,5 +1,6 @@
 """Records: what is written is read again, what is missing is named, what is of a wrong type is refused in one line."""
 
+import ast
 import json
 import math
 import subprocess
@@ -223,3 +224,11 @@ def test_a_dataframe_of_a_comparison_has_a_row_for_each_pair():
     assert len(frame) == len(record.pairs) > 0
     assert frame["distance"].tolist() == [pair.distance.value for pair in record.pairs]
     assert frame["overlap"].between(0, 1).all()
+
+
+def test_tables_need_records_alone():
+    allowed = ("spectra.records.", "spectra.quoting", "spectra.spectrum.estimates", "spectra.tables.")
+    for path in (Path(spectra.__file__).parent / "tables").glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        own = [node.module for node in nodes if node.module.startswith("spectra.")]
+        assert all(name.startswith(allowed) for name in own), path

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from helpers import make_record
+from helpers import make_record, save
 from pages import FIGURES, LINES, Page, cells, make, make_files
 from rich.table import Table
 
@@ -26,7 +26,6 @@ from spectra.plots.saved import record_figures
 from spectra.plots.style import save_figure
 from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
 from spectra.quoting import quoted
-from spectra.records.files import save
 from spectra.records.record import Record
 from spectra.tables.results import new_table
 

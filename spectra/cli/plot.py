@@ -68,11 +68,12 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     """
     from spectra.plots import save_figure
     from spectra.plots.saved import saved_figure
-    from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
+    from spectra.records.drawn import PlotRecord
+    from spectra.records.files import prepare_directory, write_atomically
 
     figure, files = saved_figure(results, label, curvature, title, log, width)
     prepare_directory(out.parent)
     write_atomically(out, lambda file: save_figure(figure, file, out.suffix[1:].lower()))
-    record = {"schema": SCHEMA, "command": "plot", "figure": str(out), "results": list(map(str, files))}
-    answer(to_json(record) if as_json else quoted(out, None))
+    record = PlotRecord(figure=str(out), results=list(map(str, files)))
+    answer(record.to_json() if as_json else quoted(out, None))
     return 0

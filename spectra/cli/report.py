@@ -46,12 +46,13 @@ def report(results, out, title, as_json) -> int:
     from spectra.cli.repeat import ways
     from spectra.page.document import document
     from spectra.page.results import read_all
-    from spectra.records.files import SCHEMA, prepare_directory, to_json, write_atomically
+    from spectra.records.drawn import ReportRecord
+    from spectra.records.files import prepare_directory, write_atomically
 
     found = read_all(results)
     page = document(found, title, ways).encode()
     prepare_directory(out.parent)
     write_atomically(out, lambda file: file.write(page))
-    record = {"schema": SCHEMA, "command": "report", "page": str(out), "results": [str(path) for path, _ in found]}
-    answer(to_json(record) if as_json else quoted(out, None))
+    record = ReportRecord(page=str(out), results=[str(path) for path, _ in found])
+    answer(record.to_json() if as_json else quoted(out, None))
     return 0

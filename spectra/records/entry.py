@@ -89,8 +89,9 @@ class Entry(Stored):
 
     def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
         """The same with the arrays that only the NPZ file holds."""
-        slots = {slot: f"{slot.array}_{self.curvature}" for slot in layout(type(self)) if slot.array and not slot.key}
-        return self.changed(**{slot.name: arrays[name] for slot, name in slots.items() if name in arrays})
+        slots = [slot for slot in layout(type(self)) if slot.array and not slot.key]
+        found = {slot.name: arrays.get(f"{slot.array}_{self.curvature}") for slot in slots}
+        return self.changed(**{name: array for name, array in found.items() if array is not None})
 
 
 def cost_of(measurement: Any) -> dict[str, Any]:

@@ -67,13 +67,11 @@ def remove_empty(directories: Sequence[Path]) -> None:
             directory.rmdir()
 
 
-def save(directory: Path, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """`<command>.npz` where there are arrays, then `<command>.json`, each replaced whole."""
-    name = record["command"]
+def save(directory: Path, command: str, text: str, arrays: Mapping[str, Any]) -> None:
+    """`<command>.npz` where there are arrays, then `<command>.json` with this text, each replaced whole."""
     if arrays:
-        write_atomically(directory / f"{name}.npz", lambda file: np.savez_compressed(file, **arrays))
-    text = to_json(record) + "\n"
-    write_atomically(directory / f"{name}.json", lambda file: file.write(text.encode()))
+        write_atomically(directory / f"{command}.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_atomically(directory / f"{command}.json", lambda file: file.write(f"{text}\n".encode()))
 
 
 def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple[Path, dict[str, Any]]:

@@ -54,9 +54,8 @@ class Record(Stored):
     held_out: HeldOut | None = field(default=None, metadata=given("held_out", "compare"))
     subsample: list[Subsample] | None = field(default=None, metadata=given("subsample", "compare"))
     class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure", "compare"))
-    figures: list[str] | None = field(
-        default=None, metadata=given("figures", "compare", "layers", "landscape")
-    )  # paths
+    # Paths of figures.
+    figures: list[str] | None = field(default=None, metadata=given("figures", "compare", "layers", "landscape"))
 
     def __repr__(self) -> str:
         return "\n".join([f"spectra {self.command}:", *(f"  {entry!r}" for entry in self.results)])
@@ -72,7 +71,7 @@ class Record(Stored):
 
     def save(self, directory: Path) -> None:
         """Write `<command>.npz` where there are arrays, then `<command>.json`, each replaced whole."""
-        save(directory, self.to_dict(), self.arrays)
+        save(directory, self.command, self.to_json(), self.arrays)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """A table of the numbers, for statistics and plots.
@@ -88,9 +87,8 @@ class Record(Stored):
         try:
             import pandas
         except ImportError as error:
-            raise SpectraError(
-                "pandas is not installed; install it with: pip install 'loss-spectra[pandas]'"
-            ) from error
+            told = "pandas is not installed; install it with: pip install 'loss-spectra[pandas]'"
+            raise SpectraError(told) from error
         return pandas.DataFrame(list(self.rows()))
 
     def rows(self) -> Iterator[dict[str, Any]]:

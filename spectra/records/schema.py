@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from spectra.records.drawn import PlotRecord, ReportRecord
 from spectra.records.fields import layout
 from spectra.records.files import SCHEMA
 from spectra.records.record import RESULTS, Record
@@ -28,7 +29,7 @@ def schema(strict: bool = False) -> Tree:
     """
     types: Tree = {}
     records = {command: of_record(command, types, strict) for command in RESULTS}
-    for cls in (Evolution, SweepStatus):
+    for cls in (PlotRecord, ReportRecord, Evolution, SweepStatus):
         command = next(slot.default for slot in layout(cls) if slot.name == "command")
         records[command] = of_class(cls, types, strict) | {"description": cls.__doc__}
         fix(records[command], command)

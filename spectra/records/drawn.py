@@ -1,0 +1,34 @@
+"""What `plot` and `report` tell of the file that they have written."""
+
+from __future__ import annotations
+
+from spectra.records.fields import Stored, stored
+from spectra.records.files import SCHEMA, to_json
+
+
+@stored
+class PlotRecord(Stored):
+    """A figure, and the results that are in it."""
+
+    schema: int = SCHEMA
+    command: str = "plot"
+    figure: str  # path
+    results: list[str]  # paths
+
+    def to_json(self) -> str:
+        """Strict JSON in one line."""
+        return to_json(self.to_dict())
+
+
+@stored
+class ReportRecord(Stored):
+    """A page, and the results that are in it."""
+
+    schema: int = SCHEMA
+    command: str = "report"
+    page: str  # path
+    results: list[str]  # paths
+
+    def to_json(self) -> str:
+        """Strict JSON in one line."""
+        return to_json(self.to_dict())
