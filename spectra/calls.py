@@ -357,7 +357,7 @@ def as_path(path: str | Path | None) -> Path | None:
 
 def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least so much, and at most what 64 bits hold. Raises SpectraError."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**63:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**63:
         raise ArgumentError(f"`{name}` {value!r}: is not a whole number >= {least}; give one")
     return int(value)
 

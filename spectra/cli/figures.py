@@ -14,10 +14,9 @@ def drawn(session: Session, record: Record, figures: Callable[[Record], Mapping[
     """The record with the paths of its figures, each written to --out as `<name>.png`; without --out there are none."""
     from spectra.plots.files import write_png
 
-    out, paths = session.request.out, []
-    for name, figure in figures(record).items() if out else ():
-        if figure:
-            paths.append(out / f"{name}.png")
-            if session.first:
-                write_png(figure, paths[-1])
+    out = session.request.out
+    paths = {out / f"{name}.png": figure for name, figure in figures(record).items() if figure} if out else {}
+    if session.first:
+        for path, figure in paths.items():
+            write_png(figure, path)
     return record.changed(figures=list(map(str, paths)))

@@ -95,7 +95,7 @@ class Comparing:
         if by_size:
             results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
         here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
-        samples = self.session.loaded.record.samples
+        samples = self.session.about.samples
         record = self.session.record(
             [],
             results + [CompareResult.of(m, k) for m in there],
@@ -200,7 +200,7 @@ def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, An
     """
     asked, named = session.request.settings, session.request.named
     if asked.subsample:
-        refuse_sizes(asked.subsample, session.loaded.record.samples)
+        refuse_sizes(asked.subsample, session.about.samples)
     if not asked.held_out:
         return None
     with session.listener.work("held-out data") as line:

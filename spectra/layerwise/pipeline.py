@@ -53,12 +53,12 @@ class LayersSettings(AnySize):
 
 def layerwise(session: Session[LayersSettings]) -> Record:
     """The record of the blocks of each matrix."""
-    asked, problem = session.request.settings.settled(), session.load().problem
+    asked, problem = session.request.settings.settled(), session.load()
     blocks = parameter_blocks(problem, asked.by)
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
     record = session.record([], layers_results(found, asked.by, asked.sort, asked.method))
-    return record.changed(problem=record.problem.changed(notes=[*record.problem.notes, *tied(problem)]))
+    return record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *tied(problem)]))
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:

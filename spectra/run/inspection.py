@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -183,25 +183,20 @@ def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
     asked = session.request.settings
     session.load(with_layers)
     with session.listener.work("gradient"):
-        session.loaded = with_gradient(session.loaded)
-    session.listener.heading(session.loaded.record)
+        session.about = session.about.changed(gradient_norm=norm(mean_gradient(session.problem)))
+    session.listener.heading(session.about)
     return session.measure(partial(look_ahead, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
 
 
-def with_layers(loaded: Loaded) -> Loaded:
-    """The same with what the layers and the checkpoint are in its record."""
-    fields = model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint)
-    return replace(loaded, record=loaded.record.changed(**fields))
-
-
-def with_gradient(loaded: Loaded) -> Loaded:
-    """The same with the gradient's norm."""
-    return replace(loaded, record=loaded.record.changed(gradient_norm=norm(mean_gradient(loaded.problem))))
+def with_layers(loaded: Loaded) -> ProblemRecord:
+    """The record with what the layers and the checkpoint are."""
+    return loaded.record.changed(**model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint))
 
 
 def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: dict[str, Any] | None) -> dict[str, Any]:
     """The fields of a record that tell of a model's layers, and how its checkpoint fitted them."""
-    found = [LayerRecord(**asdict(layer) | {"tied": list(layer.tied)}) for layer in layers(model, chosen)]
+    told: list[dict[str, Any]] = [asdict(layer) | {"tied": list(layer.tied)} for layer in layers(model, chosen)]
+    found = [LayerRecord(**layer) for layer in told]
     return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
 
 
@@ -211,7 +206,7 @@ def model_alone(session: Session[InspectSettings]) -> None:
     asked = session.request.named
     model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, asked["params"])
-    record = ProblemRecord.known(
+    session.about = ProblemRecord.known(
         parameters=sum(p.numel() for p in chosen.values()),
         parameters_in_all=sum(p.numel() for p in model.parameters()),
         model=asked["model"],
@@ -225,4 +220,3 @@ def model_alone(session: Session[InspectSettings]) -> None:
         versions=versions(),
         **model_fields(model, chosen, match),
     )
-    session.loaded = Loaded(None, record, match)

@@ -39,7 +39,7 @@ def eigenpairs(
     `note` is told why. `agree` tells each of several processes the least of their numbers: all must be able to read it.
     """
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
-    if not agree(arrays is not None and are_pairs(*arrays.values())):
+    if not agree(arrays is not None and are_pairs(*arrays.values())) or arrays is None:
         note(f"{name}: {path} holds no eigenvectors of it (eig writes them with `out`), so none are {use}")
         return None
     if most == 0:

@@ -24,6 +24,7 @@ class Work(Protocol):
 
     def stage(self, name: str) -> None:
         """Say what is done next."""
+        ...
 
 
 class Listener(Protocol):
@@ -31,15 +32,19 @@ class Listener(Protocol):
 
     def begin(self) -> None:
         """All is set up that every run needs, as PyTorch; what comes is work on this problem."""
+        ...
 
     def work(self, name: str) -> AbstractContextManager[Work]:
         """A piece of work begins, and lasts as long as the context does."""
+        ...
 
     def heading(self, problem: ProblemRecord) -> None:
         """The problem is loaded; this is its record."""
+        ...
 
     def note(self, text: str) -> None:
         """A sentence that the user has to know."""
+        ...
 
 
 Progress = Callable[..., None]

@@ -65,4 +65,4 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
     missing = [f"{name} {why}" for name in request.curvature if name not in names]
-    return replace(loaded, record=loaded.record.changed(notes=[*loaded.record.notes, *missing])), names
+    return replace(loaded, record=loaded.record.changed(notes=[*(loaded.record.notes or ()), *missing])), names

@@ -21,16 +21,20 @@ class Settings(Protocol):
     @property
     def command(self) -> str:
         """The command that asks for it."""
+        ...
 
     @property
     def less_memory(self) -> tuple[str, str]:
         """The argument by which less memory is taken, beside the products', and how."""
+        ...
 
     def refuse(self, matrices: Sequence[str]) -> None:
         """Raise SpectraError where the settings suit neither each other nor these matrices."""
+        ...
 
     def refuse_size(self, size: int, products: int | None) -> None:
         """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
+        ...
 
 
 S = TypeVar("S", bound=Settings)

@@ -24,11 +24,12 @@ from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import memory_share, settled_share, taking_memory
-from spectra.operator import SymmetricOperator, mesh_of
+from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.entry import Entry
 from spectra.records.files import prepare_directory, remove_empty
+from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.resume.journal import Remembering, as_bytes
 from spectra.resume.state import State
@@ -48,6 +49,8 @@ class Session(Generic[S]):
         self.names = tuple(dict.fromkeys(request.curvature))  # of the matrices, once loaded those that the loss has
         self.processes = Processes()
         self.state: State | None = None  # of a run that can be resumed
+        self.problem: Problem  # once loaded
+        self.about: ProblemRecord
         self._stack = ExitStack()
 
     def __enter__(self) -> Session[S]:
@@ -56,11 +59,11 @@ class Session(Generic[S]):
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def load(self, complete: Callable[[Loaded], Loaded] = lambda loaded: loaded) -> Loaded:
-        """The problem, ready for products, and its record.
+    def load(self, complete: Callable[[Loaded], ProblemRecord] = lambda loaded: loaded.record) -> Problem:
+        """The problem, ready for products.
 
         What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
-        may add to the record, and then its heading is told.
+        may add to the record, and its heading is told.
         """
         request = self.request
         request.refuse()
@@ -72,27 +75,23 @@ class Session(Generic[S]):
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
-                self.state = self._open_state(request.out / f"{request.settings.command}.state")
+                self.state = self._open_state(request.out / f"{request.settings.command}.state", request.save_every)
             settled = self.state and self.state.settled
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever is around a call
             self._leave_undisturbed()
-            self.loaded, names = load(request, self.processes, line.stage)
-            self.names = tuple(dict.fromkeys(names))
+            loaded, names = load(request, self.processes, line.stage)
+            self.names, self.problem, self.about = tuple(dict.fromkeys(names)), loaded.problem, loaded.record
             self._stack.enter_context(without_autocast())  # which the user's file may have switched on
-            request.verify(self.loaded.record)
+            request.verify(self.about)
             if self.state:
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), {"memory_share": share})
-        self.loaded = complete(self.loaded)
-        self.listener.heading(self.loaded.record)
-        return self.loaded
-
-    @property
-    def problem(self) -> Problem:
-        return self.loaded.problem
+        self.about = complete(loaded)
+        self.listener.heading(self.about)
+        return self.problem
 
     def prepare(self) -> None:
         """See that files can be written; a directory that is made for that goes if nothing comes into it."""
@@ -100,10 +99,10 @@ class Session(Generic[S]):
         if home and self.first:
             self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
 
-    def _open_state(self, directory: Path) -> State:
+    def _open_state(self, directory: Path, minutes: float) -> State:
         """What an unfinished run of the same command has left, or an empty place for it."""
         note, shared = self.listener.note, self.processes
-        return State(directory, 60 * self.request.save_every, note, shared.rank, shared.least)
+        return State(directory, 60 * minutes, note, shared.rank, shared.least)
 
     def _leave_undisturbed(self) -> None:
         """A model of the caller's own is in eval mode from now on, and on leaving as it was found."""
@@ -127,11 +126,11 @@ class Session(Generic[S]):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the numbers of this command depend on."""
-        record = self.loaded.record
+        record = self.about
         found = {
             "command": self.request.settings.command,
             **self.asked(),
-            "version": record.versions["spectra"],
+            "version": (record.versions or {})["spectra"],
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
@@ -178,7 +177,7 @@ class Session(Generic[S]):
     def _measure_resumable(self, matrix: Curvature, *how) -> Measurement:
         """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
         operator = self.operator(matrix, matrix.name)
-        if not self.state:
+        if not isinstance(operator, Remembering):
             return self._measure_one(matrix, operator, *how)
         if kept := operator.answer():
             return Measurement.of(kept)
@@ -221,7 +220,7 @@ class Session(Generic[S]):
     ) -> Measurement:
         limit, agree = self.request.max_products, self.processes.least
 
-        def known(counted: SymmetricOperator) -> Eigenpairs | None:
+        def known(counted: Counting) -> Eigenpairs | None:
             if not (earlier and self.checks):
                 return None
             room = None if limit is None else (limit - counted.products) // 4  # for their checks
@@ -245,8 +244,8 @@ class Session(Generic[S]):
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*self.loaded.record.notes, *(imprecise(found, self.problem.dtype) if found else ())]
-        problem = self.loaded.record.changed(notes=notes, options=asked)
+        notes = [*(self.about.notes or ()), *(imprecise(found, self.problem.dtype) if found else ())]
+        problem = self.about.changed(notes=notes, options=asked)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
     def keep(self, record: Record) -> None:
@@ -267,5 +266,5 @@ def checksum_of(found: Iterable[Tensor]) -> int:
     """Of all these tensors."""
     total = 0
     for tensor in found:
-        total = zlib.crc32(as_bytes(tensor), total)
+        total = zlib.crc32(as_bytes(tensor).data, total)
     return total

@@ -49,7 +49,7 @@ class LandscapeSettings:
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:
     """The record of the loss along what is asked for, beside each matrix."""
-    problem, asked = session.load().problem, session.request.settings
+    problem, asked = session.load(), session.request.settings
     with session.resumable():
         together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
         matrices = [together.matrix(problem, name, products) for name in session.names]
@@ -58,8 +58,9 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
         while matrices:  # each gives its memory back in the end
             found.append(look(matrices.pop(0)))
         record = session.record([], landscape_results(found))
-    if any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
-        record.problem.options["eigenvectors"] = str(earlier.with_suffix(".json"))  # for --config elsewhere
+    if earlier and any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
+        options = (record.problem.options or {}) | {"eigenvectors": str(earlier.with_suffix(".json"))}
+        return record.changed(problem=record.problem.changed(options=options))  # for --config elsewhere
     return record
 
 
@@ -109,14 +110,14 @@ class Look:
         if earlier is None or not needed:
             return {}
         which, agree = end_of(earlier), self.session.processes.least
-        if not agree(which in needed):
+        if not agree(which in needed) or which is None:
             note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so those named are computed")
             return {}
         most = min(needed["LM"], needed[which] if room is None else room) if which == "LM" else room
         pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=most)
         if pairs is None:
             return {}
-        stored = read_arrays(earlier, [f"eigenvalues_{name}"])[f"eigenvalues_{name}"].tolist()
+        stored = (read_arrays(earlier, [f"eigenvalues_{name}"]) or {})[f"eigenvalues_{name}"].tolist()
         tolerance = self.session.request.settings.tolerance
         rows = zip(stored, pairs.values.tolist(), pairs.residuals.tolist(), strict=False)
         good = takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tolerance * abs(row[1]), rows)
