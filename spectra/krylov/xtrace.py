@@ -60,7 +60,7 @@ def xtrace(
         cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
-        affordable = min(wanted, len(sketch.tests) + left // 2, n - 1)
+        affordable = int(min(wanted, len(sketch.tests) + left // 2, n - 1))
         if affordable == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
             return sample(counted, counted, known, rtol, None, generator, budget, progress)
         if affordable == len(sketch.tests):

@@ -97,13 +97,15 @@ def draw_trends(axes: Axes, entry: Mapping[str, Any], looks: Sequence[dict[str, 
     inverse = 1e3 / np.array(entry["sizes"])
     all_of_them = 1e3 / entry["examples"]
     for i, trend in enumerate(entry["trends"][:shown]):
-        limit, look = trend["limit"], looks[i] | {"markersize": 3.8, "elinewidth": 0.9, "clip_on": False}
+        limit = trend["limit"]
+        look: dict[str, Any] = looks[i] | {"markersize": 3.8, "elinewidth": 0.9, "clip_on": False}
+        straight: dict[str, Any] = line_style(i, shown) | {"linewidth": 1.0}
         slope = (trend["at_all"]["value"] - limit["value"]) / all_of_them
         ends = np.array([0.0, inverse.max()])
-        axes.plot(ends, limit["value"] + slope * ends, **(line_style(i, shown) | {"linewidth": 1.0}))
+        axes.plot(ends, limit["value"] + slope * ends, **straight)
         means = np.array([[mean["value"], mean["standard_error"]] for mean in trend["means"]]).T
         axes.errorbar(inverse, means[0], 2 * means[1], **look)
-        axes.errorbar(0, limit["value"], 2 * limit["standard_error"], **(look | {"mfc": "white"}))
+        axes.errorbar(0, limit["value"], 2 * limit["standard_error"], **{**look, "mfc": "white"})
         if i < len(entry["measured"]):
             axes.plot(all_of_them, entry["measured"][i], "*", color="0.3", markersize=6, zorder=12)
     axes.set_xlim(-0.04 * inverse.max(), 1.05 * inverse.max())

@@ -158,7 +158,8 @@ def small_multiples(results: dict[str, list[Entry]]) -> Figure:
     grid = asinh_grid(every, scale, points=501)
     legend = lay_out_legend(list(results), None, PAGE)
     figure, panels = grid_of(len(rows), legend, each=1.35)
-    heights, known = [], []
+    heights: list[float] = []
+    known: list[float] = []
     for j, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         for name, some in measures.items():
             curve = density(some[j], grid)
@@ -166,7 +167,7 @@ def small_multiples(results: dict[str, list[Entry]]) -> Figure:
             axes.fill_between(grid, curve.lower, curve.upper, color=style["color"], alpha=0.2, linewidth=0)
             axes.plot(grid, curve.value, **style)
             heights.append(curve.value.max())
-            known += np.interp(some[j].nodes[0, : some[j].deflated], grid, curve.value).tolist()
+            known.extend(np.interp(some[j].nodes[0, : some[j].deflated].numpy(), grid, curve.value))
         title = shortened([settable(first[row]["name"])], 72 * PAGE / 3 - 60, 8)[0]
         head(axes, f"{title}, n = {first[row]['parameters']:,}")
         axes.tick_params(labelsize=7)
@@ -206,7 +207,7 @@ def channel_figure(results: dict[str, list[Entry]]) -> Figure:
             errors = np.array([block["sensitivity_error"] for block in some], dtype=float)
             at = np.arange(1, len(values) + 1)
             for held, face in ((values > 0, looks[name]["color"]), (values < 0, "white")):
-                style = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
+                style: dict[str, Any] = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
                 axes.errorbar(at[held], np.abs(values[held]), 2 * errors[held], mfc=face, **style)
             drawn += [*np.abs(values[values != 0])]
         head(axes, shortened([f"{settable(layer)}, {len(layers[layer])} channels"], 72 * PAGE / 3 - 30, 8)[0])

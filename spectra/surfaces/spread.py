@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from spectra.curvature.engine.differentiation import Jacobian, explained, gradie
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.output_space import output_gradient
 from spectra.curvature.roots import ROOTS
+from spectra.problem.losses import Distribution
 from spectra.problem.problem import Batch, Problem, Processes
 from spectra.spectrum.curves import NOISE
 
@@ -49,7 +51,8 @@ def spread(values: np.ndarray) -> Spread:
     """Of (N,) values."""
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
     error, negative = deviation / len(values) ** 0.5, (values < -NOISE * np.abs(values).max()).mean()
-    return Spread(*map(float, (values.mean(), deviation, error, negative)), np.quantile(values, QUANTILES).tolist())
+    quantiles = np.quantile(values, QUANTILES).tolist()
+    return Spread(float(values.mean()), float(deviation), float(error), float(negative), quantiles)
 
 
 def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +107,9 @@ def acceleration(jacobian: Jacobian, d: Tensor) -> Tensor:
 def in_output_space(problem: Problem, name: str, batch: Batch, rows: Tensor, velocity: Tensor) -> Tensor:
     """v_i'M_i v_i (E,) for the velocities v of rows."""
     if name == "fisher":
-        scales = problem.loss.scales(rows, batch.targets) / problem.weight
-        return by_row(velocity * scales * problem.loss.expected(rows, velocity))
+        loss = cast(Distribution, problem.loss)
+        scales = loss.scales(rows, batch.targets) / problem.weight
+        return by_row(velocity * scales * loss.expected(rows, velocity))
     roots = ROOTS[name](problem, batch, rows)  # (units, s, positions, D)
     along = (roots * velocity.reshape(len(roots), 1, roots.shape[2], -1)).sum(dim=3)
     return along.square().sum(dim=1).flatten()

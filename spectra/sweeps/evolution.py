@@ -37,7 +37,7 @@ class Evolution:
         """The rows of a quantity whose other fields are these."""
         return [r for r in self.rows if r.quantity == quantity and all(getattr(r, k) == v for k, v in fields.items())]
 
-    def series(self) -> list[tuple[str, int]]:
+    def series(self) -> list[tuple[str, int | None]]:
         """Every matrix with every seed, as (curvature, seed), in the table's order."""
         return list(dict.fromkeys((r.curvature, r.seed) for r in self.rows if r.curvature))
 

@@ -265,8 +265,8 @@ def as_batches(batches: Any) -> Any:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
-    if hasattr(model, "_orig_mod"):
-        return unwrapped(model._orig_mod)
+    if isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
+        return unwrapped(inside)
     if isinstance(model, DataParallel | DistributedDataParallel):
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
