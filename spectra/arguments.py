@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from spectra.errors import ArgumentError
 from spectra.quoting import quoted
@@ -20,28 +20,35 @@ if TYPE_CHECKING:
 LARGEST_SEED = 2**63 - 1
 
 
-def require_integer(name: str, value: Any, least: int = 1, most: int | None = None, optional: bool = False) -> None:
+def require_integer(name: str, value: object, least: int = 1, most: int | None = None, optional: bool = False) -> None:
     """Raise ArgumentError where `value` is no integer from `least` to `most`; None passes where it is `optional`."""
-    if value is None and optional:
+    if optional and value is None:
         return
     allowed = f"an integer from {least:,} to {most:,}" if most is not None else f"an integer of {least:,} or more"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise wrong(name, value, allowed) from None
-    if isinstance(value, bool) or number < least or (most is not None and number > most):
+    number = as_integer(value)
+    if number is None or number < least or (most is not None and number > most):
         raise wrong(name, value, allowed)
 
 
-def require_number(name: str, value: Any, least: float = 0.0, finite: bool = False) -> None:
+def as_integer(value: object) -> int | None:
+    """What Python takes for an index, as an int; None for anything else, bool among it."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # as of a tensor that holds no integer
+        return None
+
+
+def require_number(name: str, value: object, least: float = 0.0, finite: bool = False) -> None:
     """Raise ArgumentError where `value` is no real number of `least` or more; nan is none."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not value >= least or (finite and not math.isfinite(value)):
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not number >= least or (finite and not math.isfinite(number)):
         kind = "a finite number" if finite else "a number"
         raise wrong(name, value, kind if least == -math.inf else f"{kind} >= {least:g}")
 
 
-def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ArgumentError where `value` is none of the `choices`."""
     choices = list(choices)
     if value not in choices:

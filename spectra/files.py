@@ -11,8 +11,9 @@ import os
 import re
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 MEBIBYTE = 2**20
 WRITTEN_BY_HAND = MEBIBYTE // 4  # bytes of a TOML file or a plan
@@ -29,7 +30,7 @@ KINDS = {
 }
 
 
-def open_regular(path: Path | str) -> IO[bytes]:
+def open_regular(path: Path | str) -> BufferedReader:
     """The file, open for reading; raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
     refuse_special(path)  # a socket cannot be opened, and says so in other words
     file = os.fdopen(os.open(path, READING), "rb")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class SymmetricOperator(Protocol):
-    """A real symmetric (n, n) matrix, known by its products."""
+class Shaped(Protocol):
+    """What is known of a matrix before any product."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -31,7 +31,12 @@ class SymmetricOperator(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
-    def __matmul__(self, vectors: Tensor) -> Tensor:
+
+
+class SymmetricOperator(Shaped, Protocol):
+    """A real symmetric (n, n) matrix, known by its products."""
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
         """Multiply (n,) to (n,), or (n, k) to (n, k), of the operator's own dtype."""
         ...
 
@@ -45,24 +50,31 @@ class SymmetricFactor(Protocol):
     def products(self) -> int: ...
     def cost(self) -> int:
         """The products that `gram` will take."""
+        ...
 
     def gram(self) -> Tensor:
         """F F', (rows, rows), float64."""
+        ...
 
     def trace_cost(self) -> int:
         """The products that `trace` will take."""
+        ...
 
     def trace_work(self) -> float:
         """The same from shapes alone, work that runs one by one counted dearer: for choices."""
+        ...
 
     def trace(self) -> float:
         """tr F'F."""
+        ...
 
     def times(self, vectors: Tensor) -> Tensor:
         """(k, n) -> (k, rows)."""
+        ...
 
     def transposed_times(self, weights: Tensor) -> Tensor:
         """(k, rows) -> (k, n)."""
+        ...
 
 
 class Factored(SymmetricOperator, Protocol):
@@ -117,8 +129,8 @@ class Counting(Wrapper):
         return outcome
 
     def factor(self) -> SymmetricFactor:
-        """The operator's own, which counts what it costs by itself."""
-        return self.operator.factor()
+        """The operator's own, which counts what it costs by itself; AttributeError where it has none."""
+        return cast(Factored, self.operator).factor()
 
 
 @dataclass
@@ -169,7 +181,7 @@ def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: tor
     return remembering(compute, generator) if remembering else compute()
 
 
-def mesh_of(operator: SymmetricOperator) -> DeviceMesh | None:
+def mesh_of(operator: Shaped) -> DeviceMesh | None:
     """The processes over which the operator's vectors are sharded; None where they are plain tensors."""
     return getattr(operator, "mesh", None)
 
@@ -185,7 +197,8 @@ def to_scipy(operator: SymmetricOperator) -> LinearOperator:
         return (operator @ given).cpu().numpy()
 
     dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
-    return LinearOperator(tuple(operator.shape), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=dtype)
+    products = {"matvec": multiply, "rmatvec": multiply, "matmat": multiply}
+    return LinearOperator(shape=tuple(operator.shape), dtype=dtype, **products)  # pyright: ignore[reportCallIssue]  (SciPy's __new__ is untyped)
 
 
 CHECKS = 3  # products that `check_operator` takes, and one more where the first show less than their precision
@@ -244,9 +257,10 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
 
 def suspect_of(operator: SymmetricOperator) -> str | None:
     """What is wrong with products, and the way out, where the operator, or one that it wraps, knows (`suspect`)."""
-    while operator is not None and not hasattr(operator, "suspect"):
-        operator = getattr(operator, "operator", None)
-    return operator.suspect() if operator is not None else None
+    inner: Any = operator
+    while inner is not None and not hasattr(inner, "suspect"):
+        inner = getattr(inner, "operator", None)
+    return inner.suspect() if inner is not None else None
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
 
 
 DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
@@ -32,7 +33,7 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
-def sharded(vectors: Tensor) -> bool:
+def sharded(vectors: Tensor) -> TypeGuard[DTensor]:
     return hasattr(vectors, "device_mesh")
 
 
@@ -46,7 +47,8 @@ def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     made = function(*map(local, vectors))
     if not sharded(first := vectors[0]):
         return made
-    dimension = first.placements[0].dim
+    (placement,) = first.placements
+    dimension = cast("Shard", placement).dim
     n, own = first.shape[dimension], dimension if made.ndim == first.ndim else made.ndim - 1
     return from_part(made, first.device_mesh, n, own)
 
@@ -54,10 +56,10 @@ def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
 def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """The sum over all parts of the function of each, a plain tensor."""
     part = function(*map(local, vectors))
-    if not sharded(vectors[0]) or not part.numel():
+    if not sharded(first := vectors[0]) or not part.numel():
         return part
     part = part.contiguous()
-    torch.distributed.all_reduce(part, group=vectors[0].device_mesh.get_group())
+    torch.distributed.all_reduce(part, group=first.device_mesh.get_group())
     return part
 
 
@@ -95,7 +97,7 @@ def at_first(rows: Tensor) -> Tensor:
     if not sharded(rows):
         return rows
     first = rows.device_mesh.get_local_rank() == 0
-    gathered = ((row.full_tensor(), first) for row in rows)  # one at a time: all may be more than a device holds
+    gathered = ((whole(row), first) for row in rows)  # one at a time: all may be more than a device holds
     kept = [row.cpu() for row, wanted in gathered if wanted]
     return torch.stack(kept) if kept else torch.empty(0, rows.shape[1], dtype=rows.dtype)
 

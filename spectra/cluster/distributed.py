@@ -8,13 +8,16 @@ Each rank holds n / ranks numbers of every vector, as a DTensor, and moves 2 n (
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor  # noqa: F401  (seconds, which else the first product would take)
 
 from spectra.cluster import ranks
@@ -38,7 +41,7 @@ _joined = None  # the Ranks, once there
 class Ranks(Processes):
     """The processes of one job."""
 
-    mesh: DeviceMesh | None = None
+    mesh: DeviceMesh = field(kw_only=True)
 
     def total(self, part: Tensor) -> Tensor:
         moved = part.to(self.mesh.device_type, copy=True)
@@ -57,8 +60,8 @@ def join(device: torch.device) -> Ranks:
     global _joined
     if _joined is not None:
         return _joined
-    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    ranks.meet(dist.PrefixStore("spectra", store.clone()))
+    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    ranks.meet(PrefixStore("spectra", store.clone()))
     if device.type == "cuda":
         place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= count:
@@ -69,7 +72,7 @@ def join(device: torch.device) -> Ranks:
         torch.cuda.set_device(place)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-    _joined = Ranks(rank, world, init_device_mesh(device.type, (world,)))
+    _joined = Ranks(rank, world, mesh=init_device_mesh(device.type, (world,)))
     return _joined
 
 
@@ -83,7 +86,7 @@ class Distributed:
 
     def __init__(self, part: Curvature):
         self.part = part
-        self.mesh = part.problem.processes.mesh
+        self.mesh = cast(Ranks, part.problem.processes).mesh
         self._sizes = sizes(self.mesh, part.shape[0])
 
     @property

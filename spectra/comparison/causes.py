@@ -61,7 +61,11 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
         text = f"is rounding: the model is linear in these parameters, or nothing is left of dl/df (now {size(found)})"
     else:
         part = share(pair.distance, comparison, pair.first)
-        ends = f", its eigenvalues from {pair.smallest.value:.2g} to {pair.largest.value:.2g}" if pair.largest else ""
+        ends = (
+            f", its eigenvalues from {pair.smallest.value:.2g} to {pair.largest.value:.2g}"
+            if pair.smallest and pair.largest
+            else ""
+        )
         text = (
             f"is the model's own curvature, weighted by dl/df: it makes {part}, "
             f"its trace is {pair.trace_difference}{ends}. {size(found)}; gradient norm {gradient_square**0.5:.3g}"
@@ -127,13 +131,13 @@ def size(found: Residuals) -> str:
     """The residuals in words."""
     if found.deviation is not None:
         return f"Root mean square of f - y {found.residual_rms:.3g}, of y about its mean {found.deviation:.3g}"
-    if found.missing is None:
+    if found.missing is None or found.accuracy is None:
         return f"Mean |dl/df| {found.gradient:.3g}"
     return f"Mean |p - y| {found.residual:.3g}, 1 - p_y {found.missing:.3g}, accuracy {100 * found.accuracy:.1f} %"
 
 
 def calibration(found: Residuals) -> str:
-    if found.confidence is None:
+    if found.confidence is None or found.accuracy is None or found.calibration_error is None:
         return ""
     return (
         f" (confidence {100 * found.confidence:.1f} %, accuracy {100 * found.accuracy:.1f} %, calibration error "

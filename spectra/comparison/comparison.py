@@ -111,7 +111,9 @@ def compare(
         with watch(f"{name}, spectrum") as progress, timed([portrait]):
             find_measure(portrait, probes, steps, limit, again(2), progress)
     comparison = Comparison(k, portraits, basis)
-    for names in combinations(portraits, 2) if products else ():
+    if not products:
+        return comparison
+    for names in combinations(portraits, 2):
         two = portraits[names[0]], portraits[names[1]]
         with watch(" - ".join(names)) as progress, timed(two):
             ends = Ends(steps, limit, again(3), progress)

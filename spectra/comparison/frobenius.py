@@ -98,10 +98,12 @@ def frobenius_products(
     width = columns(fitting_vectors(first), 2 * len(operators))
     done = 0
 
-    def images(vectors: Tensor) -> dict[str, Tensor]:
+    def images(vectors: Tensor) -> dict[Hashable, Tensor]:
         nonlocal done
         done += len(vectors) * len(operators)
-        made = {name: (operator @ vectors.T.contiguous()).T for name, operator in operators.items()}
+        made: dict[Hashable, Tensor] = {
+            name: (operator @ vectors.T.contiguous()).T for name, operator in operators.items()
+        }
         if progress:
             progress(products=done)
         return made | {(a, b): made[a] - made[b] for a, b in pairs}

@@ -87,8 +87,8 @@ def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, L
     Of a matrix whose products were not finite there are none.
     """
     found = {name: p.eigenpairs for name, p in portraits.items() if all_finite(p.eigenpairs.vectors)}
-    rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else ()
-    if not len(rows):
+    rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else None
+    if rows is None or not len(rows):
         none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
         return empty_rows(next(iter(portraits.values())).operator, 0), dict.fromkeys(portraits, none)
     basis, triangle = orthonormal(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,9 +83,9 @@ def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
 
 def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
     """(E,) booleans: rows that are examples."""
-    labels = isinstance(loss, CrossEntropy) and not targets.is_floating_point()
-    everything = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    return targets.reshape(-1) != loss.ignore_index if labels else everything
+    if isinstance(loss, CrossEntropy) and not targets.is_floating_point():
+        return targets.reshape(-1) != loss.ignore_index
+    return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
 
 
 def probabilities(
@@ -111,12 +112,12 @@ def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"choices": torch.tensor(len(p)), "missing": (rest * y).sum(), "bins": torch.stack(held)}
 
 
-def averaged(totals: dict[str, Tensor]) -> dict[str, float | None]:
+def averaged(totals: dict[str, Tensor]) -> dict[str, Any]:
     n = totals["examples"].item()
     means = {
         name: totals[name].item() / n for name in ("gradient", "observed", "expected", "residual") if name in totals
     }
-    found: dict[str, float | None] = {"expected": None} | means
+    found: dict[str, Any] = {"expected": None} | means
     if "square" in totals:
         spread = totals["y_square"].item() / n - totals["y"].div(n).square().sum().item()
         found |= {"residual_rms": math.sqrt(totals["square"].item() / n), "deviation": math.sqrt(max(spread, 0.0))}

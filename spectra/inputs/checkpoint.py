@@ -53,7 +53,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
         raise input_error(OPTION, path, f"it is {ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
     if (known := versions(stored, match, wanted)) is not None:
-        state._metadata = known
+        setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict leaves it there
     _load(model, state, path)
     tensors = [value for value in state.values() if isinstance(value, Tensor)]
     return {
@@ -88,7 +88,7 @@ def _state_dicts(content: Any, path: str | Path) -> dict[str | None, Mapping]:
     if not isinstance(content, Mapping):
         text = f"it holds an object of type {type(content).__name__}, no state dict; save one with {RESAVE}"
         raise input_error(OPTION, path, text)
-    found = {None: content} if is_state_dict(content) else dict(state_dicts(content))
+    found: dict[str | None, Mapping] = {None: content} if is_state_dict(content) else dict(state_dicts(content))
     if not found:
         holds = some([f"{name} ({type(value).__name__})" for name, value in content.items()]) or "nothing"
         raise input_error(OPTION, path, f"no state dict in it, it holds {holds}; save one with {RESAVE}")

@@ -58,7 +58,8 @@ def outside_inference_mode(model: nn.Module) -> None:
     """Put ordinary tensors in place of those made under torch.inference_mode(), which have no derivatives."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [vars(module)[kind] for kind in ("_parameters", "_buffers")]
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is not None and tensor.is_inference():
                     if id(tensor) not in made:
@@ -95,8 +96,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
         if module._compiled_call_impl:  # what module.compile() leaves
             module._compiled_call_impl = None
         for name, child in module._modules.items():
-            if hasattr(child, "_orig_mod"):  # what torch.compile(module) makes; its type is in a module slow to import
-                module._modules[name] = child._orig_mod
+            # What torch.compile(module) makes has it; the type of that is in a module slow to import.
+            module._modules[name] = getattr(child, "_orig_mod", child)
     return getattr(model, "_orig_mod", model)
 
 

@@ -95,9 +95,8 @@ def lies_beside(spec: str, folder: Path, start: Path) -> bool:
     top = place.partition(".")[0]
     if top in sys.modules or not (found := PathFinder.find_spec(top, [str(start)])):
         return True  # installed, or nowhere: who imports it says so
-    return all(
-        _inside(file, folder) for file in [found.origin] * bool(found.origin) or found.submodule_search_locations
-    )
+    files = [found.origin] if found.origin else found.submodule_search_locations or ()
+    return all(_inside(file, folder) for file in files)
 
 
 def is_standard(spec: str) -> bool:

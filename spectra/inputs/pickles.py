@@ -72,6 +72,7 @@ def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
     """Follow the stack of one pickle: what is wrong with its tuples; the bytes of its storages go into `storages`."""
     stack: list[Value] = []
     memo: dict[int, Value] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(pickle):
         name = opcode.name
         if name == "MARK":

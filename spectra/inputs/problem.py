@@ -84,8 +84,8 @@ def load_problem(
     parameters, and may raise before data are loaded. Raises SpectraError.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
-    processes = typed.pop("processes") or Processes()
-    del typed["begins"], typed["fits"]
+    del typed["processes"], typed["begins"], typed["fits"]
+    processes = processes or Processes()
     require_integer("batch_size", batch_size, optional=True)
     require_integer("memory", memory, least=0, optional=True)
     require_integer("seed", seed, 0, LARGEST_SEED)

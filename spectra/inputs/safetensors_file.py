@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from typing import IO, Any, NamedTuple
+from io import BufferedReader
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Place(NamedTuple):
     end: int
 
 
-def read_safetensors(file: IO[bytes]) -> tuple[dict[str, Tensor], str]:
+def read_safetensors(file: BufferedReader) -> tuple[dict[str, Tensor], str]:
     """All tensors, views of one buffer, and the SHA-256 of the bytes that they were read from.
 
     Raises Damaged where the file holds less than its header promises, or no such header.

@@ -213,6 +213,8 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
     if unique in sys.modules:
         return sys.modules[unique]
     specification = importlib.util.spec_from_file_location(unique, path)
+    assert specification
+    assert specification.loader  # as all have whose names end in .py
     module = importlib.util.module_from_spec(specification)
     sys.modules[unique] = module  # before it runs: dataclasses and pickle look their module up
     try:

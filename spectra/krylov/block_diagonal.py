@@ -6,7 +6,7 @@ it. The runs of the blocks, each in vectors of its own length, lie side by side 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -111,7 +111,7 @@ def in_lockstep(
 ) -> list[Any]:
     """What generators that ask for products of their blocks come to; all that wait are served at once."""
     answers: list[Any] = [None] * len(asking)
-    products: dict[int, Tensor | None] = dict.fromkeys(range(len(asking)))
+    products: Mapping[int, Tensor | None] = dict.fromkeys(range(len(asking)))
     while products:
         wanted = {}
         for i, product in products.items():
@@ -124,9 +124,7 @@ def in_lockstep(
     return answers
 
 
-def together(
-    operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]
-) -> dict[int, Tensor | None]:
+def together(operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]) -> dict[int, Tensor]:
     """Products of blocks with vectors (n_l,) or (n_l, j), by one call."""
     if not vectors:
         return {}
@@ -179,7 +177,7 @@ def block_measures(
     found = dict(zip(unknown, zip(*rows, strict=True), strict=True)) if rows else {}
     measures = []
     for i, (atoms, _) in enumerate(pairs):
-        own = found.get(i, [(atoms[:0], atoms[:0])] * probes)
+        own = list(found.get(i, [(atoms[:0], atoms[:0])] * probes))
         spent = sum(len(nodes) for nodes, _ in own)
         finite = all(nodes.isfinite().all() for nodes, _ in own)
         complete = i not in unknown or (limit >= probes * steps and finite)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from spectra.memory import memory_share
-from spectra.operator import SymmetricOperator, mesh_of
+from spectra.operator import Shaped, mesh_of
 from spectra.vectors import sizes
 
 WIDEST = 16  # columns; what they share is then a sixteenth each, and more of them would save next to nothing
 
 
-def fitting_vectors(operator: SymmetricOperator) -> int:
+def fitting_vectors(operator: Shaped) -> int:
     """Vectors (n,) that a method may hold: a share of the device's memory, or of several devices'."""
     most = max(sizes(mesh_of(operator), operator.shape[0]))
     bytes_each = most * torch.finfo(operator.dtype).bits // 8

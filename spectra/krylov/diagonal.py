@@ -65,8 +65,8 @@ class DiagonalEstimate:
         return bool(self.sums.isfinite().all())
 
 
-def estimate(operator: SymmetricOperator, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
-    """What all ways of estimation have in common; `operator` counts."""
+def estimate(operator: Counting, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
+    """What all ways of estimation have in common."""
     rounding = torch.finfo(operator.dtype).eps * sums(values.abs())
     parts = {"values": values, "standard_errors": errors, "sums": sums(values), "replicates": replicates}
     return parts | {"rounding": rounding, "products": operator.products}
@@ -101,7 +101,7 @@ def xdiag(
         count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
         if count < 2 or not fits:
             return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
-        if count == len(sketch.tests):
+        if found and count == len(sketch.tests):
             return found
         if wanted > largest:
             known = sketched(sketch, [small(sketch.coordinates(), ())])[0]
@@ -205,7 +205,7 @@ def sample(
 ) -> DiagonalEstimate:
     """`known` (n,) plus the mean of w o (B w) for the `operator` B, whose products `counted` counts."""
     widest = columns(fitting_vectors(operator), EACH)
-    moments, reads, met = None, [], False
+    moments, reads = None, []
 
     def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Their number, the mean, the sum of squares about it, and what each alone comes to."""
@@ -219,7 +219,7 @@ def sample(
         """Of this process's part on the CPU, the vector."""
         return mapped(lambda own: part.to(own.device), known)
 
-    while not met and counted.products < budget:
+    while True:
         count = min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, affordable(budget - counted.products))
         _, mean, squares, several = once(operator, partial(draw, count), generator)
         moments = merged(moments, (count, here(mean), here(squares)))
@@ -228,9 +228,8 @@ def sample(
         met = len(reads) >= FEWEST and enough(found.sums, found.sum_errors)
         if progress:
             progress(products=counted.products)
-        if not found.finite:
-            break
-    return replace(found, converged=met and found.finite)
+        if met or not found.finite or counted.products >= budget:
+            return replace(found, converged=met and found.finite)
 
 
 def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads: Tensor) -> DiagonalEstimate:

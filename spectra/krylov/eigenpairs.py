@@ -9,7 +9,7 @@ from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigensolver import Asking, Search
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress
-from spectra.operator import SymmetricOperator
+from spectra.operator import Shaped, SymmetricOperator
 from spectra.vectors import without_autocast
 
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
@@ -73,5 +73,5 @@ def answered(asking: Asking, operator: SymmetricOperator):
         product = operator @ wanted
 
 
-def fitting_basis(operator: SymmetricOperator) -> int:
+def fitting_basis(operator: Shaped) -> int:
     return min(LARGEST_BASIS, fitting_vectors(operator))

@@ -25,7 +25,7 @@ from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
 from spectra.vectors import mapped, norm, norms, taken
 
-Asking = Generator[Tensor, Tensor, Any]  # yields vectors, is sent their products, returns an answer
+Asking = Generator[Tensor, Any, Any]  # yields vectors, is sent None at first, then products; returns an answer
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 
 
@@ -189,15 +189,15 @@ class Search:
         start = random_start(self.operator, self.generator)
         run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
         size = 2 if self.which == "BE" else 1
+        values, coordinates, residuals = run.ritz()
         while len(run.pending) and self.k + run.size < self.capacity:
             if self.spent(reserve=self.k):
                 return None, pairs.vectors
             yield from self.extend(run)
             values, coordinates, residuals = run.ritz()
-            converged = residuals <= self.allowed(values)
-            if converged[select(values, size, self.which)].all():
+            if (residuals <= self.allowed(values))[select(values, size, self.which)].all():
                 break
-        good = converged.nonzero().flatten()
+        good = (residuals <= self.allowed(values)).nonzero().flatten()
         return values[good], run.vectors(coordinates[:, good])
 
     @property

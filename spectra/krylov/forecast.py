@@ -170,16 +170,22 @@ def largest_group(counts: Tensor) -> int:
 
 def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, generator: torch.Generator) -> Forecast:
     """What `eigenpairs` will cost for the k of largest magnitude."""
-    settings = {"max_products": LONGEST, "largest_basis": fitting_basis(seen)}
-    run = partial(eigenpairs, k=k, tolerance=tolerance, generator=generator, **settings)
+    run = partial(
+        eigenpairs,
+        k=k,
+        tolerance=tolerance,
+        generator=generator,
+        max_products=LONGEST,
+        largest_basis=fitting_basis(seen),
+    )
     answer, cost = watched(run, surrogate(seen, generator), seen)
     return replace(cost, at_least=not answer.converged)
 
 
 def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
     """What `spectral_measure` will cost."""
-    settings = {"probes": probes, "steps": steps, "largest_basis": fitting_vectors(seen)}
-    run = partial(spectral_measure, generator=generator, **settings)
+    basis = fitting_vectors(seen)
+    run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
     return watched(run, surrogate(seen, generator), seen)[1]
 
 

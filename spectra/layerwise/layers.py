@@ -100,6 +100,7 @@ class Layers:
 
     def mass(self, i: int) -> float:
         """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
+        assert self.vector is not None  # where eigenpairs were asked for
         return float(self.vector[self.blocks[i].index].double().square().sum())
 
     def overlap(self, i: int) -> float | None:
@@ -107,7 +108,7 @@ class Layers:
 
         None where either is noise.
         """
-        if not (self.told_of_whole(i) and self.told(i)):
+        if self.vector is None or not (self.told_of_whole(i) and self.told(i)):
             return None
         part = self.vector[self.blocks[i].index].double()
         return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
@@ -118,6 +119,8 @@ class Layers:
 
     def told_of_whole(self, i: int) -> bool:
         """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
+        assert self.leading  # where eigenpairs were asked for
+        assert self.vector is not None
         wrong = self.leading.residuals[0] / self.leading.values[0].abs()
         return distinct(self.leading) and self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
 

@@ -120,9 +120,10 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
     """
     part = part_of(mesh_of(operator), problem.size)
     ids = torch.empty(problem.size, dtype=torch.int64)
-    for i, block in enumerate(blocks):
-        ids[block.index] = i
-    ids, count = ids[part], i + 1
+    count = 0
+    for count, block in enumerate(blocks, start=1):
+        ids[block.index] = count - 1
+    ids = ids[part]
     theta = problem.vector([p.detach() for p in problem.leaves])[part]
     halves = theta.cpu().double().square() / 2
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from spectra.errors import SpectraError
+from spectra.plots.style import figure_of
 
 FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs more labels than powers of ten
 
@@ -16,7 +17,7 @@ def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float, inches:
     axes = panels[-1]
     axes.set_xscale("function", functions=(lambda x: np.arcsinh(x / scale), lambda u: scale * np.sinh(u)))
     axes.set_xlim(grid[0], grid[-1])
-    inches = inches or axes.figure.get_figwidth() - 1.2
+    inches = inches or figure_of(axes).get_figwidth() - 1.2
     major, minor = asinh_ticks(grid[0], grid[-1], scale, labels=inches / 0.5)
     axes.xaxis.set_major_locator(FixedLocator(list(major)))
     axes.xaxis.set_major_formatter(FixedFormatter(list(major.values())))

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
-from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style, shortened
+from spectra.plots.style import STYLE, figure_of, lay_out_legend, line_style, marker_style, shortened
 from spectra.spectrum.curves import NOISE, asinh_grid, asinh_scale, cumulative
 
 PAGE = 6.5  # width in inches
@@ -75,11 +75,11 @@ def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks
 
 def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, full: np.ndarray, look: dict) -> None:
     """Markers without a line: full ones, and hollow ones."""
-    style = look | {"linestyle": "none", "markersize": 3.8, "mew": 0.9}
+    style: dict[str, Any] = look | {"linestyle": "none", "markersize": 3.8, "mew": 0.9}
     for held, face in ((full, look["color"]), (~full, "white")):
         if held.any():
             bars = None if errors is None else errors[held]
-            axes.errorbar(x[held], y[held], bars, elinewidth=0.9, **(style | {"mfc": face}))
+            axes.errorbar(x[held], y[held], bars, elinewidth=0.9, mfc=face, **style)
 
 
 def draw_distances(axes: Axes, pairs: list[Any]) -> None:
@@ -93,7 +93,14 @@ def draw_distances(axes: Axes, pairs: list[Any]) -> None:
     low, high = min(values, default=0.0) / 1.6 if log else 0.0, max(values, default=1.0)
     for i, pair in enumerate(pairs):
         for found, shift, face in ((pair.distance, -0.16, "0.15"), (pair.scaled_distance, 0.16, "white")):
-            style = {"color": "0.15", "mfc": face, "mew": 0.9, "markersize": 4, "clip_on": False, "zorder": 3}
+            style: dict[str, Any] = {
+                "color": "0.15",
+                "mfc": face,
+                "mew": 0.9,
+                "markersize": 4,
+                "clip_on": False,
+                "zorder": 3,
+            }
             if log and found.value < LOW:
                 axes.plot(low, i + shift, marker="<", **style)
             else:
@@ -101,7 +108,7 @@ def draw_distances(axes: Axes, pairs: list[Any]) -> None:
     if log:
         magnitude_axis(axes, "x", np.array([low, high]))
     axes.set(xlim=(low, 1.1 * high), ylim=(len(pairs) - 0.5, -0.5), yticks=range(len(pairs)))
-    room = 72 * axes.figure.get_figwidth() * 0.35
+    room = 72 * figure_of(axes).get_figwidth() * 0.35
     axes.set_yticklabels(shortened([f"{pair.first} − {pair.second}" for pair in pairs], room, 7.5), fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9", linewidth=0.6)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, plain, scientific
-from spectra.plots.style import STYLE, lay_out_legend, line_style, shortened, text_width
+from spectra.plots.style import STYLE, figure_of, lay_out_legend, line_style, shortened, text_width
 from spectra.spectrum.curves import (
     NOISE,
     Band,
@@ -32,7 +32,7 @@ def density_figure(
     it, a bulk that is a sliver of the axis is drawn a second time, enlarged.
     """
     scale = asinh_scale(measures.values()) if log else None
-    grid = asinh_grid(measures.values(), scale) if log else linear_grid(measures.values())
+    grid = asinh_grid(measures.values(), scale) if scale is not None else linear_grid(measures.values())
     styles = {name: line_style(index, len(measures)) for index, name in enumerate(measures)}
     known = {name: atoms for name, measure in measures.items() if (atoms := _deflated(measure)).size}
     with matplotlib.style.context(STYLE):
@@ -136,13 +136,15 @@ def _axis_label(scale: float | None, width: float) -> str:
 def _draw_known(rug: Axes, known: dict[str, np.ndarray], colours: dict[str, str]) -> None:
     """One row a matrix: a mark at each known eigenvalue, largest values written where there is room."""
     rug.set(ylim=(max(len(known), 1) - 0.5, -0.5), yticks=range(len(known)))
-    room = 0.25 * 72 * rug.figure.get_figwidth()
+    figure = figure_of(rug)
+    room = 0.25 * 72 * figure.get_figwidth()
     rug.set_yticklabels(shortened(list(known), room, 7), fontsize=7)
     rug.tick_params(axis="both", which="both", length=0)
     rug.tick_params(axis="x", which="both", labelbottom=False)
     rug.spines[:].set_visible(False)
-    rug.figure.get_layout_engine().execute(rug.figure)
-    rug.figure.set_layout_engine("none")  # positions are final: there is room for what is written now
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")  # positions are final: there is room for what is written now
     for row, (name, values) in enumerate(known.items()):
         rug.plot(values, np.full(values.size, row), "|", color=colours[name], markersize=6, markeredgewidth=1.1)
         _write_values(rug, row, values)
@@ -155,7 +157,7 @@ def _write_values(rug: Axes, row: int, values: np.ndarray) -> None:
     window = rug.get_window_extent()
     taken = [(mark - 1, mark + 1) for mark in marks]
     for index in np.argsort(-np.abs(values), kind="stable")[:40]:
-        text, mark = plain(values[index], 3), marks[index]
+        text, mark = plain(float(values[index]), 3), marks[index]
         length = text_width(text, size) + gap
         for side, anchor in ((1, "left"), (-1, "right")):
             start, stop = sorted((mark + side * gap / 2, mark + side * (gap + length)))

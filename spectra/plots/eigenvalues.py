@@ -23,8 +23,10 @@ LARGEST, SMALLEST = 4.2, 2.0  # markers, points
 class Eigenvalues(Protocol):
     """What is drawn: values (k,) and residuals (k,); `spectra.Eigenpairs` has them."""
 
-    values: ArrayLike
-    residuals: ArrayLike
+    @property
+    def values(self) -> ArrayLike: ...
+    @property
+    def residuals(self) -> ArrayLike: ...
 
 
 def eigenvalue_figure(

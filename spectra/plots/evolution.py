@@ -135,7 +135,7 @@ def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, di
     rows = evolution.select(quantity)
     for curvature, seed in dict.fromkeys((row.curvature, row.seed) for row in rows):
         some = [row for row in rows if (row.curvature, row.seed) == (curvature, seed)]
-        curve(axes, some, looks.get(curvature, OF_ALL), band=quantity == "negative_share")
+        curve(axes, some, looks.get(curvature or "", OF_ALL), band=quantity == "negative_share")
     axes.set_title(TITLES[quantity], **HEAD)
     values = np.array([row.value for row in rows if row.value is not None])
     wide = values.size and values.min() > 0 and values.max() > MANY_TIMES * values.min()

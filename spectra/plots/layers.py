@@ -160,7 +160,8 @@ def small_multiples(results: dict[str, list[Block]]) -> Figure:
     grid = asinh_grid(every, scale, points=501)
     legend = lay_out_legend(list(results), None, PAGE)
     figure, panels = grid_of(len(rows), legend, each=1.35)
-    heights, known = [], []
+    heights: list[float] = []
+    known: list[float] = []
     for j, (axes, row) in enumerate(zip(panels, rows, strict=True)):
         for name, some in measures.items():
             curve = density(some[j], grid)
@@ -203,7 +204,7 @@ def channel_figure(results: dict[str, list[Block]]) -> Figure:
             errors = np.array([block.sensitivity_error for block in some], dtype=float)
             at = np.arange(1, len(values) + 1)
             for held, face in ((values > 0, looks[name]["color"]), (values < 0, "white")):
-                style = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
+                style: dict[str, Any] = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
                 axes.errorbar(at[held], np.abs(values[held]), 2 * errors[held], mfc=face, **style)
             drawn += [*np.abs(values[values != 0])]
         head(

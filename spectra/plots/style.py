@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
@@ -157,8 +158,14 @@ def wrapped(text: str, points: float, size: float) -> str:
     return "\n".join(_cut(line, points, size, head=0.5) for line in lines)
 
 
+def figure_of(axes: Axes) -> Figure:
+    """The figure that the axes are drawn in, itself no part of another."""
+    return cast(Figure, axes.figure)
+
+
 def save_figure(figure: Figure, target: Path | str | BinaryIO, format: str | None = None) -> None:
     """Write a png (200 dpi), pdf or svg, the same bytes for the same figure; a buffer needs `format`."""
-    format = format or Path(target).suffix.lstrip(".").lower()
+    if format is None and isinstance(target, Path | str):
+        format = Path(target).suffix.lstrip(".").lower()
     with matplotlib.style.context(STYLE):
-        figure.savefig(target, format=format, metadata=NO_DATES.get(format))
+        figure.savefig(target, format=format, metadata=NO_DATES.get(format or ""))

@@ -33,7 +33,7 @@ class HookTable:
 
     owner: Any
     table: str
-    hooks: OrderedDict[int, Callable]  # which the handles of hooks know
+    hooks: Any  # an OrderedDict of functions, which the handles of hooks know, or None
 
     def put(self, hooks: OrderedDict[int, Callable] | None) -> None:
         setattr(self.owner, self.table, hooks)
@@ -52,6 +52,11 @@ def hook_tables(model: nn.Module) -> list[HookTable]:
     return [each for each in found if each.hooks]
 
 
+def set_register(register: Callable[[Tensor, Callable], Any]) -> None:
+    """Let `register` do what `tensor.register_hook(hook)` does, for all tensors."""
+    setattr(Tensor, "register_hook", register)  # noqa: B010, to a type checker it is fixed
+
+
 @contextmanager
 def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
     """Inside, no hook on a gradient runs, and none is registered on a tensor; on leaving, each is in its place.
@@ -60,12 +65,12 @@ def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
     """
     places, register = hook_tables(model), Tensor.register_hook
     try:
-        Tensor.register_hook = lambda tensor, hook: RemovableHandle(OrderedDict())
+        set_register(lambda tensor, hook: RemovableHandle(OrderedDict()))
         for each in places:
             each.clear()
         yield
     finally:
-        Tensor.register_hook = register
+        set_register(register)
         for each in places:
             each.put(each.hooks)
 
@@ -87,12 +92,12 @@ def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> It
 
     parameters = [(parameter, parameter._backward_hooks) for parameter in model.parameters()]
     try:
-        Tensor.register_hook = register
+        set_register(register)
         for each, name in zip(places, tuple(owners), strict=True):
             each.put(OrderedDict((key, watching(hook, name, report)) for key, hook in each.hooks.items()))
         yield owners
     finally:
-        Tensor.register_hook = unheard
+        set_register(unheard)
         for each in places:
             each.clear()
         for parameter, hooks in parameters:  # on which the forward may have registered some

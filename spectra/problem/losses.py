@@ -30,9 +30,11 @@ class Loss(Protocol):
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         """Raises SpectraError where the shapes do not fit; looks at no value, so that it can be traced."""
+        ...
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
         """Raise SpectraError where values of targets do not fit rows of this width; once, before the first use."""
+        ...
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
     def weight(self, targets: Tensor) -> float: ...
@@ -44,12 +46,15 @@ class Distribution(Protocol):
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """s_i: (E, 1) or (E, K)."""
+        ...
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """E_{y~p}[r r'] u for each row u, where r = d(-log p(y|f)) / df."""
+        ...
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """r (E, K) for labels y drawn from p, given `uniform(j)`: numbers (E,) in (0, 1), new for each j."""
+        ...
 
 
 class Elementwise:

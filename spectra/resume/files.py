@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import stat
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import Literal, cast, overload
 
 from spectra.errors import SpectraError
 from spectra.records.files import replace_file, without_waiting
@@ -20,14 +21,18 @@ KINDS = {
 }
 
 
-def opened(path: Path, mode: str = "rb") -> IO[bytes]:
+@overload
+def opened(path: Path, mode: Literal["rb"] = "rb") -> BufferedReader: ...
+@overload
+def opened(path: Path, mode: Literal["r+b", "x+b", "a+b"]) -> BufferedRandom: ...
+def opened(path: Path, mode: Literal["rb", "r+b", "x+b", "a+b"] = "rb") -> BufferedReader | BufferedRandom:
     """The regular file at `path`, as `open` opens it.
 
     Raises SpectraError where something else stands there, FileNotFoundError where nothing does and `mode` makes none,
     and OSError where the file cannot be opened.
     """
     refuse_another_kind(path)
-    return open(path, mode, opener=without_waiting)
+    return cast("BufferedReader | BufferedRandom", open(path, mode, opener=without_waiting))
 
 
 def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:

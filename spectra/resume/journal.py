@@ -17,14 +17,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.operator import SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
+from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
 from spectra.resume.log import Entry, Log, write_whole
 from spectra.vectors import local, mapped, norm
 
@@ -94,7 +94,7 @@ class Journal:
                 self.seconds += self._products.entries[self._next].seconds
                 self._next += 1
                 self._advance()
-                return found
+                return cast(Tensor, found)  # all agree that each has it
             self._stop_repeating()
         start = time.perf_counter()
         product = operator @ vectors
@@ -117,7 +117,7 @@ class Journal:
         self._trust(operator)
         step = self._finished()
         if self._keeper.agree(step is not None):
-            outcome, state, seconds = step
+            outcome, state, seconds = cast("tuple[Any, Tensor, float]", step)  # all agree that each has it
             generator.set_state(state)
             self.seconds += seconds
         else:
@@ -280,7 +280,7 @@ class Remembering(Wrapper):
 
     def factor(self) -> SymmetricFactor:
         """The operator's own, whose passes over the data are not written down."""
-        return self.operator.factor()
+        return cast(Factored, self.operator).factor()
 
 
 def filled(part: Tensor, log: Log, entry: Entry) -> bool:

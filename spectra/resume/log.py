@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,10 +62,10 @@ class Log:
         self.path, self.head = path, head(path, owner)
         self.damaged = False
         self.entries: list[Entry] = []
-        self._file: IO[bytes] | None = None
+        self._opened: BufferedRandom | None = None
         with suppress(FileNotFoundError):
             own_copy(path)
-            self._file = opened(path, "r+b")
+            self._opened = opened(path, "r+b")
             self.entries = list(self._read())
             self.cut(len(self.entries))
 
@@ -80,7 +81,7 @@ class Log:
             if CHECKSUM.unpack(checksum)[0] != zlib.crc32(header):
                 self.damaged = True
                 return
-            entry = Entry(*HEADER.unpack(header), start + RECORD)
+            entry = Entry(*HEADER.unpack(header), start=start + RECORD)
             if entry.end > length:
                 return
             yield entry
@@ -111,8 +112,8 @@ class Log:
         before = self.end
         start = (before or len(self.head)) + RECORD
         entry = Entry(position, place, mark, seconds, content.nbytes, zlib.crc32(content), start)
-        if self._file is None:
-            self._file = opened(self.path, "x+b")
+        if self._opened is None:
+            self._opened = opened(self.path, "x+b")
         try:
             self._file.seek(before)
             self._file.write((b"" if before else self.head) + entry.packed())
@@ -122,7 +123,7 @@ class Log:
             with suppress(OSError):
                 self._file.close()  # tries again to write what it holds
             os.truncate(self.path, before)
-            self._file = opened(self.path, "r+b")
+            self._opened = opened(self.path, "r+b")
             raise
         self.entries.append(entry)
 
@@ -147,7 +148,13 @@ class Log:
 
     @property
     def _open(self) -> bool:
-        return self._file is not None and not self._file.closed
+        return self._opened is not None and not self._opened.closed
+
+    @property
+    def _file(self) -> BufferedRandom:
+        """The open file; there is one wherever there are entries."""
+        assert self._opened
+        return self._opened
 
 
 def head(path: Path, owner: str) -> bytes:

@@ -80,7 +80,7 @@ class State:
     @cached_property
     def _keeper(self) -> Keeper:
         """What its journals share; files of all ranks belong to the manifest of the first."""
-        owner = LARGEST if self._rank else int(checksum(self._manifest)[:15], 16)
+        owner = LARGEST if self._rank else int(checksum(self._manifest or {})[:15], 16)
         return Keeper(str(self._agree(owner)), self._save_every, self._failed, self._agree, self._note)
 
     def journal(self, name: str) -> Journal:

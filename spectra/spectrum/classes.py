@@ -159,6 +159,7 @@ def by_class(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
 def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, weights: Tensor) -> None:
     """Add the batch's sums over i of w_icc' delta_icc', c' != c, to `sums`, and all its w_icc' to `weights`."""
     loss, targets = problem.loss, batch.targets
+    assert isinstance(loss, CrossEntropy)  # as `class_count` has seen
     counted = [label for label in labels if label != loss.ignore_index]
     if not counted:
         return

@@ -162,7 +162,8 @@ def linear_grid(measures: Iterable[SpectralMeasure], points: int = 1001) -> np.n
 
 def asinh_grid(measures: Iterable[SpectralMeasure], scale: float, points: int = 1001) -> np.ndarray:
     """The same, even in asinh(x / scale): linear within `scale` of zero, logarithmic beyond."""
-    return scale * np.sinh(_even(*np.arcsinh(np.array(_reach(measures)) / scale), points))
+    low, high = np.arcsinh(np.array(_reach(measures)) / scale)
+    return scale * np.sinh(_even(low, high, points))
 
 
 def asinh_scale(measures: Iterable[SpectralMeasure]) -> float:

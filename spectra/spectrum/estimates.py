@@ -37,4 +37,4 @@ def of_means(statistic: Callable[[np.ndarray], np.ndarray], exact: np.ndarray, s
         return Estimate(float(statistic(exact)), 0.0)
     mean = samples.mean(axis=0)
     left_out = (len(samples) * mean - samples) / max(len(samples) - 1, 1)
-    return jackknife(statistic(exact + mean), statistic(exact + left_out))
+    return jackknife(float(statistic(exact + mean)), statistic(exact + left_out))

@@ -54,7 +54,7 @@ def widest_gap(spectra: Sequence[np.ndarray]) -> int | None:
     """
     counts = range(1, min(map(len, spectra), default=0))
     medians = {k: np.median([relative_gap(values, k) for values in spectra]) for k in counts}
-    return max(medians, key=medians.get, default=None)
+    return max(medians, key=lambda k: medians[k], default=None)
 
 
 def turning_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:

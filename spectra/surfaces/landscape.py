@@ -134,9 +134,9 @@ def landscape(
             for key, curvature in zip(names, np.diag(sides.curvatures), strict=True)
         ]
         if len(names) == 1:
-            lines[names[0]] = line(problem, *those, *axes, sides, step, watch)
+            lines[names[0]] = line(problem, those[0], axes[0], sides, step, watch)
         else:
-            planes[names] = plane(problem, those, *axes, sides, step, watch)
+            planes[names] = plane(problem, those, axes[0], axes[1], sides, step, watch)
     spreads, without = spread_along(problem, name, used, vectors, step)
     evaluations = sum(found.loss.size for found in (*lines.values(), *planes.values()))
     found = {"lines": lines, "planes": planes, "spread": spreads, "without": without, "evaluations": evaluations}

@@ -48,7 +48,8 @@ def spread(values: np.ndarray) -> Spread:
     """Of (N,) values."""
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
     error, negative = deviation / len(values) ** 0.5, (values < -NOISE * np.abs(values).max()).mean()
-    return Spread(*map(float, (values.mean(), deviation, error, negative)), np.quantile(values, QUANTILES).tolist())
+    quantiles = np.quantile(values, QUANTILES).tolist()
+    return Spread(float(values.mean()), float(deviation), float(error), float(negative), quantiles)
 
 
 def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:

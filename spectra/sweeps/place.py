@@ -103,4 +103,5 @@ def read_place(file: PlanFile) -> Place:
         raise file.error(f'{min(idle)} does nothing where on = "{here}"; leave it out, or write on = "{there}"', "run")
     if on == "slurm" and "time" not in table:
         raise file.error('time is missing; write how long a task may take, as time = "01:00:00"', "run")
-    return Place(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Place(**fields)

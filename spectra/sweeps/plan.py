@@ -144,7 +144,7 @@ def make_tasks(
             "seed": seed,
             "out": relative(home, file.path.parent),
         }
-        commands = tuple((command, tuple(typed(own | multiplied))) for command, own in options.items())
+        commands = tuple((command, tuple(typed({**own, **multiplied}))) for command, own in options.items())
         for command, line in commands:
             check_length(file, command, line)
         absolute = Path(os.path.abspath(file.path.parent / checkpoint)) if checkpoint else None

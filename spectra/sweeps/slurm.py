@@ -59,6 +59,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read as submitit is imported
     try:
         import submitit
+        from submitit.core.utils import FailedJobError
     except ImportError as error:
         text = "needs submitit, which is not installed; pip install 'loss-spectra[slurm]'"
         raise SpectraError(f'PLAN {plan.path}: [run] on = "slurm" {text}') from error
@@ -71,7 +72,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
     try:
         with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints there what it raises
             submitted = [executor.submit(job) for job in jobs]
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         reason = "; ".join(line.split("error: ")[-1] for line in str(error).splitlines() if line.strip())
         raise SpectraError(f"PLAN {plan.path}: [run] Slurm refuses it ({reason}); put [run] right") from error
     return {task.name: job.job_id for task, job in zip(tasks, submitted, strict=True)}
@@ -91,7 +92,7 @@ def parameters(plan: Plan) -> dict:
         **{key: value for key, value in given.items() if value is not None},
         "job_name": f"spectra-{plan.path.stem}",
         "time": run.minutes,
-        "signal_delay_s": min(NOTICE, run.minutes * 60 // 4),
+        "signal_delay_s": min(NOTICE, (run.minutes or 0) * 60 // 4),
         "setup": [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", *run.setup],
         "additional_parameters": {"requeue" if run.requeue else "no-requeue": True},
     }
