@@ -15,7 +15,7 @@ FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs
 def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float, inches: float | None = None) -> None:
     """Of panels that share it: linear within `scale` of zero (shaded), logarithmic beyond; by default a page wide."""
     axes = panels[-1]
-    axes.set_xscale("function", functions=(lambda x: np.arcsinh(x / scale), lambda u: scale * np.sinh(u)))
+    axes.set_xscale("asinh", linear_width=scale)
     axes.set_xlim(grid[0], grid[-1])
     inches = inches or figure_of(axes).get_figwidth() - 1.2
     major, minor = asinh_ticks(grid[0], grid[-1], scale, labels=inches / 0.5)
