@@ -65,22 +65,26 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         raise ValueError("a key of a hundred parts")
     try:
         content = tomllib.loads(text)
-        refuse_long_integers(content)
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError as error:
         raise ValueError("its arrays or tables are nested too deeply") from error
     except ValueError as error:  # Python makes no integer of more than 4,300 digits
         raise ValueError("it holds an integer that 64 bits do not hold") from error
+    refuse_long_integers(content)
     return content
 
 
-def refuse_long_integers(value: Any) -> None:
+def refuse_long_integers(value: Any, key: str = "") -> None:
     """Raise ValueError where a value of TOML holds an integer of more than 64 bits, for which TOML demands an error."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        refuse_long_integers(item)
+        raise ValueError(f"{key} is an integer that 64 bits do not hold")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_long_integers(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_long_integers(item, key)
 
 
 def in_units(size: float) -> str:
