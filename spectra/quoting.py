@@ -60,7 +60,7 @@ def with_texts(tree: Any, change: Callable[[str], str]) -> Any:
         return shown
     if isinstance(tree, dict):
         return {with_texts(key, change): with_texts(value, change) for key, value in tree.items()}
-    return type(tree)(with_texts(value, change) for value in tree) if type(tree) in (list, tuple) else tree
+    return [with_texts(value, change) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _as_text(text: object) -> str:

@@ -19,6 +19,7 @@ from sweeps import PLAN, TASKS, calls, change, make_home, states, wait, waiting
 from spectra.cli import run
 from spectra.cli.plans import COMMANDS, understood
 from spectra.demo import mlp
+from spectra.records.inspect import CommandCost, InspectResult
 from spectra.sweeps.cost import cost
 from spectra.sweeps.local import environments, run_here
 from spectra.sweeps.place import minutes
@@ -382,16 +383,14 @@ def test_times_are_those_of_slurm(text, expected):
     assert minutes(text) == expected
 
 
-LOOK = {
-    "curvature": "ggn",
-    "estimates": [
-        {"command": "eig", "method": "lanczos", "products": 30, "seconds": 3.0, "bytes": 5, "at_least": False},
-        {"command": "eig", "method": "gram", "products": 10, "seconds": 1.0, "bytes": 7, "at_least": False},
-        {"command": "trace", "method": "xtrace", "products": 100, "seconds": 10.0, "bytes": 5, "at_least": True},
-        {"command": "trace", "method": "gram", "products": 8, "seconds": 0.8, "bytes": 7, "at_least": False},
-        {"command": "density", "method": "lanczos", "products": 800, "seconds": 80.0, "bytes": 5, "at_least": False},
-    ],
-}
+ESTIMATES = [
+    {"command": "eig", "method": "lanczos", "products": 30, "seconds": 3.0, "bytes": 5, "at_least": False},
+    {"command": "eig", "method": "gram", "products": 10, "seconds": 1.0, "bytes": 7, "at_least": False},
+    {"command": "trace", "method": "xtrace", "products": 100, "seconds": 10.0, "bytes": 5, "at_least": True},
+    {"command": "trace", "method": "gram", "products": 8, "seconds": 0.8, "bytes": 7, "at_least": False},
+    {"command": "density", "method": "lanczos", "products": 800, "seconds": 80.0, "bytes": 5, "at_least": False},
+]
+LOOK = InspectResult.known(curvature="ggn", estimates=[CommandCost(**estimate) for estimate in ESTIMATES])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,8 +93,8 @@ def class_table(found: ClassStructure) -> list[Any]:
     for i, (value, parts, overlaps) in enumerate(
         zip(found.eigenvalues, found.attribution, found.overlaps, strict=True)
     ):
-        percent = ["" if part is None else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
-        inside = ["" if overlap is None else f"{overlap:.2f}" for overlap in overlaps]
+        percent = ["" if math.isnan(part) else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
+        inside = ["" if math.isnan(overlap) else f"{overlap:.2f}" for overlap in overlaps]
         table.add_row(str(i + 1), f"{value:.4g}", *percent, *inside)
     note = "what class and cross-class means give; |Pu|² inside their spans (Papyan 2020)"
     return ["", note, table]
