@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,6 @@ from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from spectra.comparison.pipeline import Compared
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
@@ -69,7 +67,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     return finish(record, options["as_json"], compare_text(record))
 
 
-def figures(found: Compared) -> dict[str, Figure | None]:
+def figures(found: Compared) -> dict[str, Any]:
     """All figures of a comparison, by the names of their files."""
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
