@@ -205,7 +205,7 @@ def test_the_exact_trace_leaves_eigenpairs_of_an_earlier_run_alone(trace, capfd,
 
 def test_the_choice_sees_the_memory_that_is_allowed(trace, monkeypatch):
     seen = []
-    monkeypatch.setattr("spectra.krylov.gram.exact_trace_pays", lambda matrix, left: bool(seen.append(matrix.memory)))
+    monkeypatch.setattr("spectra.run.trace.exact_trace_pays", lambda matrix, left: bool(seen.append(matrix.memory)))
     trace("--curvature ggn --memory 5MB --rtol 0.5")
     assert seen == [5_000_000]
 
