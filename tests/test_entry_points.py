@@ -60,6 +60,8 @@ POINTS = """
 toy = toy_package:Doubled
 broken = toy_package_that_is_gone:Matrix
 hessian = toy_package:Doubled
+function = toy_package:net
+without-middle = spectra.curvature.definition:Definition
 
 [spectra.losses]
 toy-squares = toy_package:Squares
@@ -166,10 +168,16 @@ def test_a_broken_entry_point_is_refused_when_it_is_used(register, use, group):
 def test_a_broken_entry_point_harms_no_other(call):
     status, out, _ = call("eig --help")
     assert status == 0
-    assert "fisher-batch,toy,broken;" in "".join(out.split())
+    assert "fisher-batch,toy,broken,function,without-middle;" in "".join(out.split())
     status, out, err = call(f"eig {TOY} --curvature broken")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "toy-package" in err
+
+
+@pytest.mark.parametrize("name", ["function", "without-middle"])
+def test_what_is_no_matrix_is_refused(name):
+    with pytest.raises(SpectraError, match=rf"curvature\W* {name}: \S+ is no matrix; .*Definition"):
+        definition(name)
 
 
 def test_our_names_win_and_a_clash_is_told():

@@ -1,1 +1,1 @@
-"""The matrices of a problem: what each of them is. Knows nothing of methods."""
+"""The matrices of a problem, one file each, and what they are made by. Knows no method of linear algebra."""

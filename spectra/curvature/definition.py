@@ -1,4 +1,4 @@
-"""What a matrix is: the one type that every file of a matrix defines, and that whoever uses a matrix asks.
+"""Definition: the type of a matrix. Each matrix is one subclass in a file of its own.
 
 Every matrix is a sum over batches, and for all but the Hessian a term is of the form
 

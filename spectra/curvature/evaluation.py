@@ -1,4 +1,4 @@
-"""The mean loss and the accuracy, and batches cut to fit memory."""
+"""Evaluate the mean loss and the accuracy, and choose a batch size that fits memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The diagonal blocks of a matrix that belong to whole parameters: one graph for all, of which each takes its part."""
+"""Diagonal blocks that belong to whole parameters, multiplied through one shared graph."""
 
 from __future__ import annotations
 

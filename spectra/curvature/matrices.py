@@ -7,6 +7,7 @@ of somebody else's, an entry point of the group `spectra.matrices` that names su
 from __future__ import annotations
 
 from functools import cache
+from inspect import isabstract
 from typing import TYPE_CHECKING
 
 from spectra.errors import SpectraError
@@ -62,7 +63,15 @@ def definition(name: str) -> Definition:
 
 @cache
 def defined(name: str, _entry: Entry) -> Definition:
-    return MATRICES.load(name, OPTION)(name)
+    from spectra.curvature.definition import Definition
+
+    found = MATRICES.load(name, OPTION)
+    if not (isinstance(found, type) and issubclass(found, Definition)) or isabstract(found):
+        raise SpectraError(
+            f"{OPTION} {name}: {MATRICES[name].path} is no matrix; it has to be a class that inherits from "
+            "spectra.curvature.definition.Definition and has its method `middle`; mend the package that adds it"
+        )
+    return found(name)
 
 
 def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:

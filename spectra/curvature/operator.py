@@ -1,4 +1,4 @@
-"""Any matrix of the register as a symmetric operator: the one place that sums over batches."""
+"""Curvature: any matrix of the register as a symmetric operator, summed over the batches of a problem."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Curvature:
 
     @property
     def peak_bytes(self) -> int:
-        """The same with what one product takes."""
+        """Bytes that are kept between products, and what one product takes beside them at most; 0 before the first."""
         return self._products.peak_bytes if self._products else 0
 
     @cached_property
@@ -155,7 +155,7 @@ class Curvature:
                 costs = footprint(self.linearise, self.problem)
                 self._compare(costs)
             if self.definition.subtracts_mean_gradient:
-                refuse_one_example(self.problem)
+                refuse_one_example(self.problem, self.name)
                 mean = mean_gradient(self.problem)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with twice_differentiable(self.problem.model), explained():

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an example: a function of seed, index, position, sample and nothing else.
+"""Random numbers that belong to an example: a function of seed, index, position and sample alone.
 
 So the labels of fisher-mc do not depend on batches, their order, the number of processes or the device. Counter-based,
 as in Salmon, Moraes, Dror, Shaw (2011), with the mixing function of SplitMix64 (Steele, Lea, Flood 2014).

@@ -1,4 +1,4 @@
-"""The root S of a matrix M in output space, M = S'S: by the eigenvalues of M's blocks."""
+"""Compute the root S of a matrix M = S'S in output space from the eigenvalues of M's blocks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A model, a loss, batches and parameters at one point: the Problem. Knows no matrix and no method."""
+"""The Problem: a model, a loss, batches of data and the parameters at one point. It knows no matrix and no method."""

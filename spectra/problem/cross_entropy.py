@@ -1,4 +1,4 @@
-"""Cross entropy: softmax over classes, with class weights, ignored targets, smoothing and soft targets."""
+"""The cross-entropy loss: softmax over classes, with class weights, ignored targets, smoothing and soft targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks on gradients: of parameters, of modules, of all modules, and those that a forward registers on tensors.
+"""Find and disable hooks on gradients: of parameters, of modules, of all modules, and of tensors inside a forward pass.
 
 One that changes a gradient changes products, which are then no longer those of a derivative; one that only observes
 would see vectors in place of gradients. So none runs while products are taken.

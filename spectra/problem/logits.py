@@ -1,4 +1,4 @@
-"""Sigmoid and softmax without cancellation, however sure the model is.
+"""Compute sigmoid and softmax without cancellation, also where the model is certain.
 
 Where p is near 1, rounding loses 1 - p, and with it the gradients p - y and the curvature p (1 - p) of every example
 that is fitted well. So no number near 1 is taken from 1 here: a sigmoid is made of exp(-|x|), and a softmax of the

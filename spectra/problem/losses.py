@@ -1,4 +1,4 @@
-"""Losses, seen from output space: values, weights, and the distribution p(y|f) behind them.
+"""Losses as functions of the model's output: their values, weights, and the distribution p(y|f) behind them.
 
 A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
 a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean

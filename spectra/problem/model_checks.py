@@ -1,4 +1,4 @@
-"""Whether a model gives each example an output of its own, the same at every call.
+"""Check that a model gives each example an output of its own, and the same one at every call.
 
 Compared are: two examples at 8 calls, or at 64 where the model draws random numbers; the first batch at two calls, in
 halves, in a third and the rest, and in another order; halves of up to three other batches; and the first batch that

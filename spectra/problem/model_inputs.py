@@ -1,4 +1,4 @@
-"""The data as a model is called with them: tensors of its own, so that nothing it does to them reaches the data.
+"""Make the tensors that a model is called with: new ones, so that nothing it does to them reaches the data.
 
 A model that asks for gradients by its inputs sets `requires_grad` on them; one that preprocesses in place writes to
 them. The first needs another tensor of the same memory, the second a copy.
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 
 def detached_inputs(inputs: Any, copies: bool) -> Any:
-    """The same inputs as tensors of their own: of the same memory, or `copies`."""
+    """The inputs as new tensors, detached: on the same memory, or as copies."""
     return map_tensors(lambda x: x.detach().clone() if copies else x.detach(), inputs)
 
 

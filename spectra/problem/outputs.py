@@ -1,4 +1,4 @@
-"""Which tensor of a model's output the loss is taken of: dicts, tuples, named tuples, dataclasses, nested ones too."""
+"""Choose the tensor of a model's output that the loss is taken of, from dicts, tuples, dataclasses and nested ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters by which there is no second derivative that fits a vector of real numbers, and what to do about it."""
+"""Refuse parameters that have no real second derivative: complex and sparse ones, and those of inference mode."""
 
 from __future__ import annotations
 

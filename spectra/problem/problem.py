@@ -1,4 +1,4 @@
-"""A problem: a model, a loss and examples, at the model's present parameters."""
+"""The Problem: a model, a loss and examples, at the model's present parameters."""
 
 from __future__ import annotations
 

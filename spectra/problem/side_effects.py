@@ -1,7 +1,8 @@
-"""Calls of a model that leave no tensors behind: attributes of modules and the global generators are put back.
+"""Call a model without side effects: attributes of its modules and the global random generators are put back.
 
-A matrix made of the weights that a model keeps between its calls would else be detached from them, where a call under
-no_grad has made it, or be one of other weights. Each call starts the generators elsewhere, so that chance shows.
+A model may keep tensors between calls, as a matrix made of its weights. Such a tensor would be detached from the
+weights where a call under no_grad has made it, or belong to other weights. Each call starts the random generators
+elsewhere, so that chance in the model shows.
 """
 
 from __future__ import annotations

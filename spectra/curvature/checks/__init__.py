@@ -1,1 +1,1 @@
-"""What is looked at before the first product: the model, the loss, and the derivatives that PyTorch gives."""
+"""Checks before the first product: of the model, of the loss, and of the derivatives that PyTorch gives."""

@@ -1,4 +1,4 @@
-"""One look before iterating: does the product that autograd makes agree with differences of what it is made from?
+"""Compare one product of a matrix with finite differences, before any method starts.
 
 A wrong second derivative is symmetric and repeatable all the same: of a function whose backward uses values outside
 the graph, of a fused kernel that keeps its gradient, of parameters that a cache or a checkpoint has detached. So, on a

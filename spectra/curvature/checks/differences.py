@@ -1,4 +1,4 @@
-"""A derivative against central differences: do they agree, differ, or can't it be told?
+"""Judge a derivative by central differences: they agree, they differ, or they cannot tell.
 
     (f(x + h v) - f(x - h v)) / 2h  ->  f'(x) v        as h -> 0, where f is smooth
 

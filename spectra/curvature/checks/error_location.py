@@ -1,4 +1,4 @@
-"""Whose derivative is wrong, where the whole problem's is: the loss, or the first module that fails by itself."""
+"""Locate a wrong derivative: in the loss, or in the first module that fails by itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Call:
 
 
 def locate_error(local: LocalProblem) -> tuple[str, str]:
-    """The option to blame, and in words who does it."""
+    """The option that names the faulty part, and in words where the fault lies."""
     problem, batch = local.problem, local.batch
     calls: list[Call] = []
     with recorded(problem.model, calls):

@@ -1,4 +1,4 @@
-"""What is refused of a user's own loss before the first product: chance, tied examples, no second derivative.
+"""Refuse a user's loss that is random, ties examples together, or has no second derivative.
 
 All of it is looked for in output space, on rows that the model has made once.
 """

@@ -1,4 +1,4 @@
-"""What a reader of a matrix should know of its model: hooks and autocast left out, parameters out of the graph."""
+"""Collect notes on the model: hooks and autocast that are left out, and parameters that no output depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A problem on a few of its examples, at points near its own: on a copy in float64, or on the model itself.
+"""A problem on a few of its examples, evaluated beside its point: on a copy in float64, or on the model itself.
 
 with copied(problem, batch) as local, local.moved(1e-6):
     ...  # local.problem stands at theta + 1e-6 v

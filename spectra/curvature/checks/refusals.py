@@ -1,4 +1,4 @@
-"""What is refused before the first product, in words that say how to put it right."""
+"""Refuse, before the first product, a model whose outputs do not fit, and say how to put it right."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refuse_misfit(problem: Problem) -> None:
         problem.loss.check(rows, each.targets)
 
 
-def refuse_one_example(problem: Problem) -> None:
+def refuse_one_example(problem: Problem, name: str) -> None:
     """Raise SpectraError where a covariance would be zero by definition, and rounding is all that is left."""
     if problem.examples < 2:
-        raise SpectraError("--curvature gradient-covariance: one example has no covariance; take more --samples")
+        raise SpectraError(f"--curvature {name}: one example has no covariance; take more --samples")

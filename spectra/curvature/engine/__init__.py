@@ -1,1 +1,1 @@
-"""How products of matrices with vectors are made: batches, derivatives, traced graphs, memory."""
+"""How products of matrices with vectors are made: batches, derivatives, traced graphs, and memory."""

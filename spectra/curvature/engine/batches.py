@@ -1,4 +1,4 @@
-"""The batches that products are made of: as given, or small ones merged and large ones cut.
+"""Choose the batches that products are made of: small ones are merged and large ones cut.
 
 No matrix but fisher-batch depends on the split, and that one keeps it.
 """

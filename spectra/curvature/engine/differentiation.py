@@ -1,4 +1,4 @@
-"""Derivatives of derivatives by autograd, and the settings under which every model has them."""
+"""Derivatives of derivatives by autograd, and the PyTorch settings under which every model has them."""
 
 from __future__ import annotations
 

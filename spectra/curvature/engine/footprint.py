@@ -1,4 +1,4 @@
-"""What a product of one batch takes in memory, as a function of the batch's size."""
+"""Predict the memory that a product of one batch takes from the size of the batch."""
 
 from __future__ import annotations
 

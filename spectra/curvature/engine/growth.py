@@ -1,4 +1,4 @@
-"""How the memory of a user's own loss grows with the batch: a comparison of pairs takes its square, triplets its cube.
+"""Measure how the memory of a user's own loss grows with the batch: of pairs by its square, of triplets by its cube.
 
 Measured in output space at a few sizes, each twice the one before, and continued as a polynomial.
 """

@@ -1,4 +1,4 @@
-"""How much memory a product takes."""
+"""Measure the memory that a computation takes, by watching every operation of PyTorch in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spectra.memory import Ledger
 
 
 class Meter(TorchDispatchMode):
-    """Weighs what is computed inside: `bytes` alive now and at the `peak`, and the `history` after each operation."""
+    """Inside, counts the bytes of tensors: `bytes` alive now, their `peak`, and the `history` after each operation."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

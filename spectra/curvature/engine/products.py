@@ -1,4 +1,4 @@
-"""How the products of batches are made: traced and hoisted where that pays, else by double backward.
+"""Make the products of batches: by a traced and hoisted graph where that pays, else by double backward.
 
 Either way what does not depend on the vector is kept between products while memory lasts, and made anew beyond.
 """

@@ -1,4 +1,4 @@
-"""PyTorch's functions that have no second derivative, or a wrong one, in forms that have the right one.
+"""Replace functions of PyTorch that have no second derivative, or a wrong one, by forms that have the right one.
 
 `REPLACED` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their places.
 """

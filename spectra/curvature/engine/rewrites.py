@@ -1,4 +1,4 @@
-"""Cheaper forms of what autograd writes: rewrites of plain ATen graphs that change values by rounding alone."""
+"""Rewrite plain ATen graphs of derivatives into cheaper forms, which change values by rounding alone."""
 
 from __future__ import annotations
 

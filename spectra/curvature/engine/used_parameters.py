@@ -1,4 +1,4 @@
-"""Which parameters an output is computed from, as autograd sees it."""
+"""Find the parameters that an output is computed from, by autograd's graph."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unused_parameters(problem: Problem) -> list[str]:
 
 
 def leaves_behind(output: Tensor) -> set[int]:
-    """Of the leaves that a tensor is computed from, the identities."""
+    """The identities of the leaves that a tensor is computed from."""
     return {id(node.variable) for node in nodes_behind([output]) if hasattr(node, "variable")}
 
 

@@ -1,1 +1,1 @@
-"""Factors F of matrices A = F'F, and their Gram matrices F F'."""
+"""Factors F of matrices A = F'F, and the Gram matrices F F'."""

@@ -1,4 +1,4 @@
-"""How long a factor will take, from a few of its rows that are made and timed."""
+"""Predict the time that a factor will take, from a few of its rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gram_seconds(factor: Factor) -> float:
 
 
 def inner_product_seconds(factor: Factor) -> float:
-    """What an inner product of two rows takes, of many."""
+    """Seconds that an inner product of two rows takes, measured on many."""
     width = min(factor.columns, COLUMNS)
     vectors = torch.ones(2 * TILE, width, dtype=factor.problem.dtype, device=factor.problem.device)
     total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
@@ -39,7 +39,7 @@ def inner_product_seconds(factor: Factor) -> float:
 
 
 def gram_bytes(factor: Factor) -> int:
-    """At its peak, beside S: F F' and a copy for LAPACK, and what F is made by."""
+    """Bytes that `gram` takes at its peak, beside S: F F', a copy for LAPACK, and what F is made by."""
     making = min(factor.memory, factor.rows * factor.columns * factor.problem.dtype.itemsize)
     return 2 * torch.float64.itemsize * factor.rows**2 + making
 
@@ -53,7 +53,7 @@ def trace_seconds(factor: Factor) -> float:
 
 
 def sample(factor: Factor) -> tuple[Factor, float]:
-    """The same of a few examples, or of a batch where that is the unit, and their share of all."""
+    """A factor of a few examples, or of one batch where that is the unit, and their share of all the data."""
     problem, batch = factor.problem, factor.problem.batches[0]
     few = batch
     if not factor.definition.depends_on_batches:

@@ -1,4 +1,4 @@
-"""Inner products of all rows with all, added up in float64, tile by tile."""
+"""Sum inner products of rows in float64, tile by tile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of single examples by linear layers, never formed: each is an outer product of what went in and came back.
+"""Inner products of the gradients of single examples by linear layers, without forming the gradients.
 
 A call y = x W' + c on a batch, row u of x belonging to unit u, has the derivative s_u (z_u, 1)' by (W, c), where z_u is
 the row of x and s_u the derivative by the row of y: inner products of such gradients are (z'z + 1)(s's) (Goodfellow

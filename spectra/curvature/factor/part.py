@@ -1,4 +1,4 @@
-"""The rows of S, M = S'S in output space, that one batch has: F = S J is then a factor of J'M J."""
+"""Part: the rows of the root S that one batch has. F = S J is then a factor of J'M J."""
 
 from __future__ import annotations
 
