@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 
 from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
-from spectra.problem.losses import Loss
+from spectra.problem.losses import Distribution, Loss
 from spectra.problem.problem import Batch, Problem
 
 # Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
@@ -107,6 +107,11 @@ class Definition(ABC):
 def has_distribution(loss: Loss) -> bool:
     """Whether the loss is -log p(y|f) of a distribution that it can draw labels from."""
     return hasattr(loss, "draw")
+
+
+def distribution_of(loss: Loss) -> Distribution:
+    """The loss as the distribution that it is -log p of, as `needs_distribution` has it."""
+    return cast(Distribution, loss)
 
 
 def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:

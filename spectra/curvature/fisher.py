@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.curvature.definition import Definition
+from spectra.curvature.definition import Definition, distribution_of
 from spectra.curvature.engine.differentiation import Apply
 from spectra.problem.problem import Batch, Problem
 
@@ -14,6 +14,6 @@ class Fisher(Definition):
     root_is_of_full_rank = True
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
-        rows, loss = rows.detach(), problem.loss
+        rows, loss = rows.detach(), distribution_of(problem.loss)
         scales = loss.scales(rows, batch.targets) / problem.weight
         return lambda vectors: scales * loss.expected(rows, vectors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import Definition
+from spectra.curvature.definition import Definition, distribution_of
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.random_labels import uniforms
 from spectra.curvature.roots import by_example
@@ -33,9 +33,10 @@ class SampledFisher(Definition):
 
 def sampled(problem: Problem, batch: Batch, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Scales s (E, 1) or (E, K), over W and the number of samples, and for each sample r = d(-log p) / df (E, K)."""
-    scales = problem.loss.scales(rows, batch.targets) / (problem.weight * problem.mc_samples)
+    loss = distribution_of(problem.loss)
+    scales = loss.scales(rows, batch.targets) / (problem.weight * problem.mc_samples)
     draws = [
-        problem.loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample))
+        loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample))
         for sample in range(problem.mc_samples)
     ]
     return scales, draws
