@@ -28,7 +28,8 @@ jobs = 2
 PACKAGE = f"""
 from pathlib import Path
 __path__.append({str(Path(spectra.__file__).parent)!r})
-exec(Path(__path__[-1], "__init__.py").read_text())
+__file__ = str(Path(__path__[-1], "__init__.py"))  # beside which the public names are
+exec(Path(__file__).read_text())
 """
 STAND_IN = """
 import hashlib, json, os, signal, sys, time

@@ -19,7 +19,7 @@ BATCHES = spectra.cut_batches(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]), torc
 PROBLEM = spectra.Problem(MODEL, spectra.CrossEntropy(), BATCHES)
 
 COUNTS = [0, -1, 2.5, "3", True, math.nan]
-OPTIONAL = [number for number in COUNTS if number is not None]
+BASES = [-1, 2.5, "3", True]
 TOLERANCES = [-1e-3, math.nan, "0.1", None]
 SEEDS = [-1, 0.5, "0", None, 2**63]
 GENERATORS = [0, "cpu", np.random.default_rng(0)]
@@ -39,23 +39,23 @@ SEARCH = {
     "k": [*COUNTS, None, 11],
     "which": ["SM", "lm", "", None, 0],
     "tolerance": TOLERANCES,
-    "max_products": OPTIONAL,
+    "max_products": COUNTS,
     "seed": SEEDS,
     "generator": GENERATORS,
 }
 ESTIMATE = {
     "operator": MATRICES,
     "rtol": TOLERANCES,
-    "probes": OPTIONAL,
+    "probes": COUNTS,
     "known": [math.nan, "0", None],
-    "max_products": OPTIONAL,
+    "max_products": COUNTS,
     "seed": SEEDS,
     "generator": GENERATORS,
 }
 NAMED = {"model": "spectra.demo:mlp", "data": "digits", "samples": 9}
 PARTS = {"model": MODEL, "loss": spectra.CrossEntropy(), "batches": BATCHES}
 TABLE = {  # of each function: arguments that do, and for each name values that do not
-    spectra.eigenpairs: ({"operator": A, "k": 2}, SEARCH | {"largest_basis": OPTIONAL}),
+    spectra.eigenpairs: ({"operator": A, "k": 2}, SEARCH | {"largest_basis": BASES}),
     power_iteration: ({"operator": A, "k": 2}, SEARCH | {"which": ["SM", None]}),
     dense_eigenpairs: ({"operator": A, "k": 2}, {name: SEARCH[name] for name in list(SEARCH)[:4]}),
     gram_eigenpairs: (
@@ -71,8 +71,8 @@ TABLE = {  # of each function: arguments that do, and for each name values that 
             "operator": MATRICES,
             "probes": [*COUNTS, None],
             "steps": [*COUNTS, None],
-            "max_products": OPTIONAL,
-            "largest_basis": OPTIONAL,
+            "max_products": COUNTS,
+            "largest_basis": BASES,
             "seed": SEEDS,
             "generator": GENERATORS,
         },
@@ -90,7 +90,7 @@ TABLE = {  # of each function: arguments that do, and for each name values that 
             "probes": [*COUNTS, None],
             "steps": [-1, 2.5, None],
             "tolerance": TOLERANCES,
-            "max_products": OPTIONAL,
+            "max_products": COUNTS,
             "seed": SEEDS,
             "generator": GENERATORS,
         },
@@ -105,7 +105,7 @@ TABLE = {  # of each function: arguments that do, and for each name values that 
             "tolerance": TOLERANCES,
             "steps": [-1, 2.5, None],
             "probes": [*COUNTS, None],
-            "max_products": OPTIONAL,
+            "max_products": COUNTS,
             "seed": SEEDS,
             "generator": GENERATORS,
         },
@@ -134,7 +134,7 @@ TABLE = {  # of each function: arguments that do, and for each name values that 
     spectra.load_problem: (
         NAMED,
         {
-            "batch_size": OPTIONAL,
+            "batch_size": COUNTS,
             "memory": [-1, 0.5, "2GiB"],
             "mc_samples": [*COUNTS, None],
             "weight_decay": [math.nan, math.inf, "0.1"],

@@ -100,7 +100,7 @@ def test_products_are_counted_and_bounded():
     assert gram_trace(matrix).products == 1
     with refused("`max_products`", "0 are left"):
         gram_trace(matrix, max_products=0)
-    with refused("-k", "100"):
+    with refused("`k`", "100"):
         gram_eigenpairs(matrix, 100, generator=seeded())
 
 

@@ -39,7 +39,7 @@ def eigenpairs(
     Raises SpectraError (a ValueError) when k > n, and where another argument is not one of these.
     """
     refuse_search(operator, k, which, tolerance, max_products)
-    require_integer("largest_basis", largest_basis, optional=True)
+    require_integer("largest_basis", largest_basis, least=0, optional=True)
     generator = chosen_generator(seed, generator)
     return searched(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
 

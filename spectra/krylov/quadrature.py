@@ -48,7 +48,7 @@ def spectral_measure(
     require_integer("probes", probes)
     require_integer("steps", steps)
     require_integer("max_products", max_products, optional=True)
-    require_integer("largest_basis", largest_basis, optional=True)
+    require_integer("largest_basis", largest_basis, least=0, optional=True)
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     limit = (1 + probes) * steps if max_products is None else max_products
