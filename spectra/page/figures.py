@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from spectra.page.markup import Markup, element, opening
 from spectra.plots.saved import KINDS, WHOLE, record_figures
 from spectra.plots.svg import svg
 
@@ -27,17 +26,21 @@ CAPTIONS = {
 }
 
 
-def figures(path: Path, record: dict[str, Any]) -> Iterator[Markup]:
+class Drawing(NamedTuple):
+    caption: str
+    alternative: str
+    address: str  # the image itself
+    width: int
+    height: int
+
+
+def figures(path: Path, record: dict[str, Any]) -> Iterator[Drawing]:
     """All figures of a result, drawn again from its numbers. Raises SpectraError."""
     if record["command"] not in KINDS | WHOLE:
         return
     matrices = ", ".join(dict.fromkeys(str(entry["curvature"]) for entry in record["results"] if "curvature" in entry))
     for name, drawn in record_figures(path, record).items():
         caption = CAPTIONS.get(name, name.replace("-", " ").capitalize())
-        yield element("figure", image(drawn, f"{caption}: {matrices}"), element("figcaption", f"{caption}."))
-
-
-def image(drawn: Any, alternative: str) -> Markup:
-    address = base64.b64encode(svg(drawn)).decode()
-    width, height = (round(96 * inches) for inches in drawn.get_size_inches())
-    return opening("img", src=f"data:image/svg+xml;base64,{address}", alt=alternative, width=width, height=height)
+        address = f"data:image/svg+xml;base64,{base64.b64encode(svg(drawn)).decode()}"
+        width, height = (round(96 * inches) for inches in drawn.get_size_inches())
+        yield Drawing(caption, f"{caption}: {matrices}", address, width, height)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spectra.page.markup import Markup, element
 from spectra.quoting import LINE, quoted
 from spectra.wording import counted
 
@@ -86,7 +85,7 @@ def device(problem: dict[str, Any]) -> str | None:
     if problem.get("device") is None:
         return None
     counts = [
-        f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+        counted(threads, "thread") if threads else "",
         f"{ranks} ranks" if ranks and ranks > 1 else "",
     ]
     return ", ".join(filter(None, [f"{problem['device']} ({name})" if name else str(problem["device"]), *counts]))
@@ -95,10 +94,3 @@ def device(problem: dict[str, Any]) -> str | None:
 def shared(found: Sequence[Facts]) -> Facts:
     """Those that all results have alike."""
     return {name: text for name, text in found[0].items() if all(other.get(name) == text for other in found)}
-
-
-def listed(found: Facts) -> Markup:
-    return element(
-        "dl",
-        *[part for name, text in found.items() for part in (element("dt", name), element("dd", text), Markup("\n"))],
-    )
