@@ -16,7 +16,7 @@ from torch import nn
 
 from spectra.cli import run
 from spectra.errors import SpectraError
-from spectra.page.markup import text as markup
+from spectra.page.templating import TEMPLATES
 from spectra.plots.names import settable
 from spectra.quoting import LINE, NAME, quoted, readable
 
@@ -41,7 +41,7 @@ def test_quoting(text, most):
     assert found.isprintable()
     assert len(found) <= most
     assert quoted(found, most) == found
-    assert "\n" not in markup(text)
+    assert "\n" not in TEMPLATES.from_string("{{ text }}").render(text=text)
     if text.isprintable() and len(text) <= most:
         assert found == text
 

@@ -14,14 +14,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from helpers import make_record, save
+from jinja2 import UndefinedError
 from pages import FIGURES, LINES, Page, cells, make, make_files
 from rich.table import Table
 
 from spectra.cli import run
 from spectra.page.document import document
-from spectra.page.markup import element, text
 from spectra.page.results import KINDS, read_all
 from spectra.page.tables import blocks, paragraphs_and_tables
+from spectra.page.templating import TEMPLATES, Markup
 from spectra.plots.saved import record_figures
 from spectra.plots.style import save_figure
 from spectra.plots.svg import TOLERANCE, distances, needed, shortened, svg
@@ -58,6 +59,11 @@ def whole(folder) -> Page:
         patch.chdir(folder)
         assert run(["report", "all", "--out", "pages/whole.html"]) == 0
         return Page(Path("pages/whole.html").read_text(encoding="utf-8"))
+
+
+def content(parts) -> str:
+    """HTML of paragraphs and tables."""
+    return TEMPLATES.get_template("parts.html").module.content(list(parts))
 
 
 def page_of(*records, title=None, repeat=lambda path, record: []) -> Page:
@@ -102,7 +108,7 @@ def test_numbers_stand_to_the_right_and_names_name_their_rows():
     table = new_table("A / B", "distance", "")
     table.add_row("hessian")
     table.add_row(" ggn", "0.1 ± 0.2", "x")
-    page = Page("".join(blocks([table])))
+    page = Page(content(blocks([table])))
     head, alone, below = page.all("tr")
     assert [(c.tag, c.classes, c.attributes.get("scope")) for c in cells(head)] == [
         ("th", [], "col"),
@@ -117,8 +123,8 @@ def test_a_line_above_a_table_is_its_caption_and_all_others_are_paragraphs():
     table = new_table("", "a")
     table.add_row("x", "1")
     lead, rest = paragraphs_and_tables(["what it is of", table, "caption", table, "note", "", table, "last"])
-    page = Page(rest)
-    assert Page(lead).one("p").text == "what it is of"
+    page = Page(content(rest))
+    assert lead == "what it is of"
     assert [part.text for part in page.all("figcaption")] == ["caption"]
     assert [part.text for part in page.all("p")] == ["note", "last"]
     assert [part.attributes["aria-label"] for part in page.all("div")] == ["table", "caption", "table"]
@@ -283,18 +289,20 @@ def test_what_others_have_written_is_text():
 
 @pytest.mark.parametrize("value", ["\ud800", "\x00", "\x1b[31m", "\u202eabc", "\x7f", "a\rb"])
 def test_what_no_page_can_hold_is_quoted(value):
-    found = element("p", value, title=value)
+    found = TEMPLATES.from_string('<p title="{{ value }}">{{ value }}</p>').render(value=value)
     found.encode()
     assert Page(found).one("p").text == quoted(value) != value
     assert Page(found).one("p").attributes["title"] == quoted(value)
 
 
 def test_markup_is_not_escaped_twice():
-    assert (
-        element("p", element("b", "<"), "&", class_="x", hidden=True, id=None)
-        == '<p class="x" hidden><b>&lt;</b>&amp;</p>'
-    )
-    assert text("a\nb") == "a\\nb"
+    template = TEMPLATES.from_string("{{ html }}{{ text }}{{ number }}")
+    assert template.render(html=Markup("<b>&lt;</b>"), text="a\n&", number=7) == "<b>&lt;</b>a\\n&amp;7"
+
+
+def test_what_a_template_is_not_given_is_an_error():
+    with pytest.raises(UndefinedError):
+        TEMPLATES.from_string("{{ nothing }}").render()
 
 
 # The problem

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from spectra.commands import COMMANDS
-from spectra.page.markup import Markup, element, opening
 from spectra.plots.saved import KINDS, WHOLE, record_figures
 from spectra.plots.svg import svg
 from spectra.records.record import Record
@@ -16,17 +15,21 @@ from spectra.records.record import Record
 CAPTIONS = {name: text for command in COMMANDS.values() for name, text in command.captions.items()}
 
 
-def figures(path: Path, record: Record) -> Iterator[Markup]:
+class Drawing(NamedTuple):
+    caption: str
+    alternative: str
+    address: str  # the image itself
+    width: int
+    height: int
+
+
+def figures(path: Path, record: Record) -> Iterator[Drawing]:
     """All figures of a result, drawn again from its numbers. Raises SpectraError."""
     if record.command not in KINDS | WHOLE:
         return
     matrices = ", ".join(dict.fromkeys(entry.curvature for entry in record.results))
     for name, drawn in record_figures(path, record).items():
         caption = CAPTIONS.get(name, name.replace("-", " ").capitalize())
-        yield element("figure", image(drawn, f"{caption}: {matrices}"), element("figcaption", f"{caption}."))
-
-
-def image(drawn: Any, alternative: str) -> Markup:
-    address = base64.b64encode(svg(drawn)).decode()
-    width, height = (round(96 * inches) for inches in drawn.get_size_inches())
-    return opening("img", src=f"data:image/svg+xml;base64,{address}", alt=alternative, width=width, height=height)
+        address = f"data:image/svg+xml;base64,{base64.b64encode(svg(drawn)).decode()}"
+        width, height = (round(96 * inches) for inches in drawn.get_size_inches())
+        yield Drawing(caption, f"{caption}: {matrices}", address, width, height)

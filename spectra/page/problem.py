@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spectra.page.markup import Markup, element
 from spectra.quoting import LINE, quoted
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
@@ -87,7 +86,7 @@ def device(problem: ProblemRecord) -> str | None:
     if problem.device is None:
         return None
     counts = [
-        f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+        counted(threads, "thread") if threads else "",
         f"{ranks} ranks" if ranks and ranks > 1 else "",
     ]
     return ", ".join(filter(None, [f"{problem.device} ({name})" if name else problem.device, *counts]))
@@ -96,10 +95,3 @@ def device(problem: ProblemRecord) -> str | None:
 def shared(found: Sequence[Facts]) -> Facts:
     """Those that all results have alike."""
     return {name: text for name, text in found[0].items() if all(other.get(name) == text for other in found)}
-
-
-def listed(found: Facts) -> Markup:
-    return element(
-        "dl",
-        *[part for name, text in found.items() for part in (element("dt", name), element("dd", text), Markup("\n"))],
-    )
