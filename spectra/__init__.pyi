@@ -41,7 +41,11 @@ from spectra.problem.losses import CustomLoss as CustomLoss
 from spectra.problem.losses import MeanSquaredError as MeanSquaredError
 from spectra.problem.problem import Batch as Batch
 from spectra.problem.problem import Problem as Problem
+from spectra.records.density import DensityResult as DensityResult
+from spectra.records.eig import EigResult as EigResult
+from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
+from spectra.records.trace import TraceResult as TraceResult
 from spectra.sweeps.evolution import evolution_of as evolution_of
 from spectra.training.watch import watch as watch
 
