@@ -42,7 +42,10 @@ def as_integer(value: object) -> int | None:
 
 def require_number(name: str, value: object, least: float = 0.0, finite: bool = False) -> None:
     """Raise ArgumentError where `value` is no real number of `least` or more; nan is none."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of an integer with hundreds of digits
+        number = math.nan
     if not number >= least or (finite and not math.isfinite(number)):
         kind = "a finite number" if finite else "a number"
         raise wrong(name, value, kind if least == -math.inf else f"{kind} >= {least:g}")

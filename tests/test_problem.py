@@ -440,7 +440,7 @@ def test_vectors_of_another_length(shape):
 
 
 def test_no_examples():
-    with refused("`data`", "no target counts"):
+    with refused("`batches`", "there are none", "one spectra.Batch or more"):
         multiply(Problem(mlp(), CrossEntropy(), []))
 
 
