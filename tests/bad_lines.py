@@ -43,7 +43,7 @@ VALID = {
 HARMLESS = {
     "--checkpoint": st.sampled_from(WEIGHTS),
     "--samples": st.integers(2, 11),
-    "--batch-size": st.integers(1, 10**30),
+    "--batch-size": st.integers(1, 2**63 - 1),
     "--memory": st.sampled_from(["0", "1GiB", "100 MB", "4000000000", "1.5gib"]),
     "--params": st.lists(st.sampled_from(["*", "weight", "*bias"]), min_size=1, max_size=2),
     "--curvature": st.lists(st.sampled_from(list(MATRICES)), min_size=2, max_size=3, unique=True),
@@ -51,7 +51,7 @@ HARMLESS = {
     "--device": st.sampled_from(["auto", "cpu"]),
     "--dtype": st.sampled_from(["float32", "float64"]),
     "--seed": st.integers(0, 2**63 - 1),
-    "--max-products": st.integers(1, 10**30),
+    "--max-products": st.integers(1, 2**63 - 1),
     "--out": st.sampled_from(["out", "new", "new/deeper", "folder"]),
     "--config": st.just("options.toml"),
     "--json": st.none(),
