@@ -230,8 +230,8 @@ def test_a_file_is_written_whole_where_out_says(record, tmp_path):
 def test_what_does_not_fit_is_refused(call, data):
     for line, named in (
         ("--model spectra.demo:mlp --checkpoint none.pt", "`checkpoint` none.pt"),
-        ("--model spectra.demo:mlp --checkpoint-key ema", "--checkpoint-key ema"),
-        ("--model spectra.demo:mlp --params 9.*", "--params 9.*"),
+        ("--model spectra.demo:mlp --checkpoint-key ema", "`checkpoint_key` ema"),
+        ("--model spectra.demo:mlp --params 9.*", "`params` 9.*"),
     ):
         with pytest.raises(SpectraError, match=named.replace("*", r"\*")):
             call(f"{line} {data}")
