@@ -34,8 +34,9 @@ SPECTRA = {
 
 def test_a_budget_without_end_pays_for_any_number_of_vectors():
     """By itself inf // 2 is nan, and what `min` makes of that depends on the order of its arguments."""
-    assert affordable(math.inf) == affordable(math.inf, 3) == math.inf
-    assert [affordable(7), affordable(7, 2), affordable(7, 3), affordable(0, 2)] == [7, 3, 2, 0]
+    assert affordable(9, math.inf) == affordable(9, math.inf, 3) == 9
+    assert [affordable(9, 7), affordable(9, 7, 2), affordable(9, 7, 3), affordable(9, 0, 2)] == [7, 3, 2, 0]
+    assert [affordable(2, 7), affordable(2, 7, 3), affordable(0, 7)] == [2, 2, 0]
 
 
 def least_coverage(samples, seeds):

@@ -17,7 +17,7 @@ from spectra.curvature.engine.footprint import elements, footprint
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
-from spectra.problem.losses import CustomLoss
+from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.problem import Batch, Problem
 
 
@@ -40,7 +40,7 @@ def evaluate(problem: Problem) -> Evaluation:
             rows = problem.loss.rows(problem.output(batch), batch.targets)
             problem.loss.check(rows, batch.targets)
             total += problem.loss.total(rows, batch.targets).item()
-            if hasattr(problem.loss, "hits"):
+            if isinstance(problem.loss, ClassificationLoss):
                 hits = problem.loss.hits(rows, batch.targets)
                 right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)

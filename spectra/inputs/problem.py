@@ -197,8 +197,9 @@ def problem_record(
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:
     """What a record calls model, data and loss: names as they were typed, of objects their types."""
-    found: dict[str, Any] = {"model": model} if isinstance(model, str) else {}
-    if not found:
+    if isinstance(model, str):
+        found: dict[str, Any] = {"model": model}
+    else:
         name = type(unwrapped(model)).__name__
         found = {"model": name, "checkpoint": f"{name} {GIVEN}"}
     found["data"] = data if isinstance(data, str) else f"{data_name(data)} {GIVEN}"
@@ -267,14 +268,16 @@ def place_of(model: str | nn.Module, device: str | torch.device | None) -> torch
 
 def kind_of(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
     """In which type: for a module its own, unless it is to be another. Raises SpectraError."""
-    own = dtype is None and isinstance(model, nn.Module)
-    kind = own_kind(model)[1] if own else DTYPES.get(str("float32" if dtype is None else dtype).removeprefix("torch."))
-    if kind not in DTYPES.values():
-        if own:
-            text = f"its parameters are {kind}, too short for eigenvalues; give `dtype` float32, for a copy in that"
+    if dtype is None and isinstance(model, nn.Module):
+        own = own_kind(model)[1]
+        if own not in DTYPES.values():
+            text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
             raise SpectraError(f"`model`: {text}")
+        return own
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
-    return kind
+    return DTYPES[name]
 
 
 def to_kind(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:

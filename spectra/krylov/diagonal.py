@@ -98,7 +98,8 @@ def xdiag(
         left = budget - counted.products
         if n <= min(left, max(2 * wanted, SMALL)):
             return exact_diagonal(counted, sums)
-        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        held = len(sketch.tests)
+        count = min(held + affordable(wanted - held, left, 2), n - 1)
         if count < 2 or not fits:
             return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
         if found and count == len(sketch.tests):
@@ -220,7 +221,8 @@ def sample(
         return mapped(lambda own: part.to(own.device), known)
 
     while True:
-        count = min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, affordable(budget - counted.products))
+        wanted = max(FEWEST - len(reads), len(reads) // 8, 1)
+        count = affordable(min(wanted, widest), budget - counted.products)
         _, mean, squares, several = once(operator, partial(draw, count), generator)
         moments = merged(moments, (count, here(mean), here(squares)))
         reads += several

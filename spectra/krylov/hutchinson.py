@@ -63,7 +63,7 @@ def hutch_plus_plus(
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
-    sketch = min(n, FEWEST if probes is None else probes // 2, affordable(budget, 3))
+    sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
@@ -80,12 +80,9 @@ def budgeted(max_products: int | None, probes: int | None) -> float:
     return PRODUCTS if probes is None else math.inf
 
 
-def affordable(products: float, each: int = 1) -> float:
-    """How many vectors of `each` products so many products pay for: a whole number, or infinite as they are.
-
-    (inf // each is nan, which min and max return or not by the order of their arguments.)
-    """
-    return products if math.isinf(products) else int(products // each)
+def affordable(wanted: int, products: float, each: int = 1) -> int:
+    """The number of vectors that `products` pay for at `each` products a vector, `wanted` at most."""
+    return wanted if each * wanted <= products else int(products // each)
 
 
 def deflated_hutchinson(
@@ -130,7 +127,7 @@ def sample(
 
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
-        count = min(wanted, widest, affordable(budget - counted.products))
+        count = affordable(min(wanted, widest), budget - counted.products)
         samples += once(operator, partial(draw, count), generator)
         value, error = known + mean(samples), standard_error(samples)
         if progress:

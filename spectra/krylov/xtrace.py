@@ -61,7 +61,8 @@ def xtrace(
         cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
-        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        held = len(sketch.tests)
+        count = min(held + affordable(wanted - held, left, 2), n - 1)
         if count == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
             return sample(counted, counted, known, rtol, None, generator, budget, progress)
         if count == len(sketch.tests):

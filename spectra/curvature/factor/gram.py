@@ -265,8 +265,12 @@ class Factor:
         for part in parts:
             for key, pair in linear_features(self.problem, part, keys).items():
                 found.setdefault(key, []).append(pair)
-        whole = {key: zip(*pairs, strict=True) for key, pairs in found.items() if len(pairs) == len(parts)}
-        return {key: tuple(map(torch.cat, pair)) for key, pair in whole.items()}
+        features: Features = {}
+        for key, pairs in found.items():
+            if len(pairs) == len(parts):
+                inputs, slopes = zip(*pairs, strict=True)
+                features[key] = torch.cat(inputs), torch.cat(slopes)
+        return features
 
     # The other parameters, row by row.
 

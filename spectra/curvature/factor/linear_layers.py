@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from spectra.curvature.engine.differentiation import gradient, nodes_behind
+from spectra.curvature.engine.differentiation import gradient, leaf_of, nodes_behind
 from spectra.curvature.factor.part import Part
 from spectra.problem.problem import Batch, Problem
 
@@ -82,7 +82,7 @@ def alone(calls: Iterable[LinearCall], rows: Tensor, units: int, leaves: Iterabl
 def uses_behind(tensor: Tensor) -> Counter[int]:
     """How many nodes of the graph take each leaf, by its id."""
     parents = (parent for node in nodes_behind([tensor]) for parent, _ in node.next_functions)
-    return Counter(id(parent.variable) for parent in parents if hasattr(parent, "variable"))
+    return Counter(id(leaf) for parent in parents if (leaf := leaf_of(parent)) is not None)
 
 
 def linear_features(problem: Problem, part: Part, keys: Container[tuple[int, ...]]) -> Features:
