@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed, without_autocast
+from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -108,8 +108,8 @@ class Wrapper:
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.operator @ vectors
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        return once(self.operator, compute, generator)
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        return checkpointed(self.operator, compute, generator)
 
 
 @dataclass
@@ -122,9 +122,9 @@ class Counting(Wrapper):
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return self.operator @ vectors
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         before = self.products
-        outcome, spent = once(self.operator, lambda: (compute(), self.products - before), generator)
+        outcome, spent = checkpointed(self.operator, lambda: (compute(), self.products - before), generator)
         self.products = before + spent
         return outcome
 
@@ -152,11 +152,11 @@ class Deflated(Wrapper):
     def project(self, vectors: Tensor) -> Tensor:
         """P vectors, applied twice: once leaves a part of the size of the rounding of what it removes."""
         for _ in range(2):
-            vectors = self._complement(vectors, summed(torch.matmul, self.basis, vectors))
+            vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
         return vectors
 
     def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
-        return mapped(lambda part, basis: part - basis.T @ along, vectors, self.basis)
+        return map_shards(lambda part, basis: part - basis.T @ along, vectors, self.basis)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         refuse_other_dtype(self, vectors)
@@ -172,13 +172,13 @@ def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
         )
 
 
-def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
     """`compute()`: a step of a method of which only the outcome matters further, of CPU tensors and numbers.
 
     An operator that remembers its products (`spectra.resume`) then keeps the outcome in place of the step's products.
     """
-    remembering = getattr(operator, "once", None)
-    return remembering(compute, generator) if remembering else compute()
+    method = getattr(operator, "checkpointed", None)
+    return method(compute, generator) if method else compute()
 
 
 def mesh_of(operator: Shaped) -> DeviceMesh | None:
@@ -208,7 +208,7 @@ ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its
 
 @without_autocast()
 def check_operator(operator: SymmetricOperator, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
-    """Multiply twice by one vector and once by another; three products, a finished step of a run (`once`).
+    """Multiply twice by one vector and once by another; three products, a finished step of a run (`checkpointed`).
 
     Returns the relative noise of a product, max(|Av - Av again|, |u'Av - v'Au|) over |Av|. For random u the second
     is of the size of |(A - A')v|, whatever the dimension.
@@ -218,7 +218,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
     """
     require_matrix("operator", operator, symmetric=False)
     generator = chosen_generator(seed, generator)
-    return once(operator, lambda: _noise(operator, generator), generator)
+    return checkpointed(operator, lambda: _noise(operator, generator), generator)
 
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
@@ -278,13 +278,13 @@ def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
     if (mesh := mesh_of(operator)) is None:
         return vectors.to(operator.device, operator.dtype)
     n = operator.shape[0]
-    part = vectors[..., part_of(mesh, n)].to(operator.device, operator.dtype)
-    return from_part(part, mesh, n, vectors.ndim - 1)
+    part = vectors[..., shard_of(mesh, n)].to(operator.device, operator.dtype)
+    return from_shard(part, mesh, n, vectors.ndim - 1)
 
 
 def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
     """Room for vectors of the operator, (count, n)."""
     n, mesh = operator.shape[0], mesh_of(operator)
-    held = part_of(mesh, n)
+    held = shard_of(mesh, n)
     part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
-    return part if mesh is None else from_part(part, mesh, n, 1)
+    return part if mesh is None else from_shard(part, mesh, n, 1)

@@ -1,8 +1,8 @@
-"""Vectors (n,) and rows of them (k, n): tensors, or DTensors of which each process holds its part of n.
+"""Vectors (n,) and rows of vectors (k, n): plain tensors, or DTensors of which each process holds a shard of n.
 
-Arithmetic of vectors alike, slices of rows, stacking and transposing are the same for both. The rest goes through here:
-`mapped` does something to each part, `summed` adds up over the parts what each comes to. What is summed is a plain
-tensor, and the same bits on every process, so that all decide alike.
+Arithmetic, slices of rows, stacking and transposing work on both kinds alike. Everything else goes through this module:
+`map_shards` applies a function to each shard, `sum_shards` adds up the results over all shards. A sum is a plain tensor
+with the same bits on every process, so that all processes decide alike.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def local(vectors: Tensor) -> Tensor:
     return vectors.to_local() if sharded(vectors) else vectors
 
 
-def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+def map_shards(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """The function of each part of the vectors, as vectors again: laid out as the first are, or in rows."""
     made = function(*map(local, vectors))
     if not sharded(first := vectors[0]):
@@ -50,10 +50,10 @@ def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     (placement,) = first.placements
     dimension = cast("Shard", placement).dim
     n, own = first.shape[dimension], dimension if made.ndim == first.ndim else made.ndim - 1
-    return from_part(made, first.device_mesh, n, own)
+    return from_shard(made, first.device_mesh, n, own)
 
 
-def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+def sum_shards(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """The sum over all parts of the function of each, a plain tensor."""
     part = function(*map(local, vectors))
     if not sharded(first := vectors[0]) or not part.numel():
@@ -63,7 +63,7 @@ def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     return part
 
 
-def from_part(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
+def from_shard(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
     """The DTensor of which `part` is what this process holds, of n along this dimension."""
     from torch.distributed.tensor import DTensor, Shard
 
@@ -72,7 +72,7 @@ def from_part(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
     return DTensor.from_local(part.contiguous(), mesh, [Shard(dimension)], run_check=False, shape=shape, stride=stride)
 
 
-def sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
+def shard_sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
     """How many of n each process holds, as Shard deals them: all alike but the last ones, which may hold none."""
     if mesh is None:
         return [n]
@@ -80,35 +80,35 @@ def sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
     return [max(0, min(most, n - most * rank)) for rank in range(mesh.size())]
 
 
-def part_of(mesh: DeviceMesh | None, n: int) -> slice:
+def shard_of(mesh: DeviceMesh | None, n: int) -> slice:
     """Where of n this process's part lies."""
     rank = 0 if mesh is None else mesh.get_local_rank()
-    held = sizes(mesh, n)
+    held = shard_sizes(mesh, n)
     return slice(sum(held[:rank]), sum(held[: rank + 1]))
 
 
-def whole(vectors: Tensor) -> Tensor:
+def full_tensor(vectors: Tensor) -> Tensor:
     """All of the vectors, on every process."""
     return vectors.full_tensor() if sharded(vectors) else vectors
 
 
-def at_first(rows: Tensor) -> Tensor:
+def gather_on_first(rows: Tensor) -> Tensor:
     """All of the rows (k, n) on the CPU of the first process; others are left with none."""
     if not sharded(rows):
         return rows
     first = rows.device_mesh.get_local_rank() == 0
-    gathered = ((whole(row), first) for row in rows)  # one at a time: all may be more than a device holds
+    gathered = ((full_tensor(row), first) for row in rows)  # one at a time: all may be more than a device holds
     kept = [row.cpu() for row, wanted in gathered if wanted]
     return torch.stack(kept) if kept else torch.empty(0, rows.shape[1], dtype=rows.dtype)
 
 
-def taken(rows: Tensor, index: list[int] | Tensor) -> Tensor:
+def take_rows(rows: Tensor, index: list[int] | Tensor) -> Tensor:
     """Those rows."""
-    return mapped(lambda part: part[index], rows)
+    return map_shards(lambda part: part[index], rows)
 
 
 def all_finite(vectors: Tensor) -> bool:
-    return not summed(_not_finite, vectors)
+    return not sum_shards(_not_finite, vectors)
 
 
 def _not_finite(part: Tensor) -> Tensor:
@@ -126,15 +126,15 @@ def norm(vector: Tensor) -> float:
 def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """The Euclidean norms (k,) of rows, or that of all of it for None, accumulated in this dtype."""
     if dim is None and dtype == torch.float64:
-        return summed(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
+        return sum_shards(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
     if not sharded(rows):
         return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
-    return summed(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+    return sum_shards(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
 
 
 def dot(u: Tensor, v: Tensor) -> float:
     """u'v, accumulated in float64."""
-    return summed(_dot, u, v).item()
+    return sum_shards(_dot, u, v).item()
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def _dot(u: Tensor, v: Tensor) -> Tensor:
 
 def row_dots(these: Tensor, others: Tensor) -> Tensor:
     """u_i'v_i (k,) of rows, accumulated in float64."""
-    return summed(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
+    return sum_shards(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
 
 
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
         return basis.T, triangle
     own, triangle = torch.linalg.qr(local(rows).T)
     mesh, (k, n) = rows.device_mesh, rows.shape
-    heights = [min(k, size) for size in sizes(mesh, n)]
+    heights = [min(k, size) for size in shard_sizes(mesh, n)]
     padded = torch.zeros(k, k, dtype=rows.dtype, device=triangle.device)
     padded[: len(triangle)] = triangle
     stack = torch.empty(mesh.size() * k, k, dtype=rows.dtype, device=triangle.device)
@@ -169,4 +169,4 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     pieces = [piece[:height] for piece, height in zip(stack.split(k), heights, strict=True)]
     together, triangle = torch.linalg.qr(torch.cat(pieces))
     mine = together.split(heights)[mesh.get_local_rank()]
-    return from_part((own @ mine).T, mesh, n, 1), triangle
+    return from_shard((own @ mine).T, mesh, n, 1), triangle

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import require_integer
-from spectra.curvature.checks.derivative_check import Checked, check_derivatives
+from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
@@ -54,7 +54,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.setup_seconds = 0.0
-        self.derivative_check: Checked | None = None  # where one was asked for, once it is made
+        self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
         self._check = check
         self._loss_fits = False  # whether that has been looked at

@@ -30,7 +30,7 @@ from spectra.problem.problem import Batch
 GIVEN = "given in Python"  # in records, of what has no name
 
 
-def own_kind(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module is, and in which type its numbers are, by the first of its parameters that are trained."""
     floating = [p for p in model.parameters() if p.is_floating_point()]
     first = next((p for p in floating if p.requires_grad), floating[0] if floating else torch.empty(0))

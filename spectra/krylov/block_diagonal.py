@@ -17,12 +17,12 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.eigenpairs import fitting_basis
-from spectra.krylov.eigensolver import Asking, Search
+from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import SymmetricOperator, Wrapper, once, placed, refuse_other_dtype
-from spectra.vectors import whole, without_autocast
+from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
+from spectra.vectors import full_tensor, without_autocast
 
 EACH = 3  # vectors (n,) that a column of a product holds: what is multiplied, its image, and both on their way
 
@@ -52,7 +52,7 @@ class BlockDiagonal(Wrapper):
             rows = given.new_zeros(len(some), len(given))
             for row, (block, j) in zip(rows, some, strict=True):
                 row[self.blocks[block]] = given[self.blocks[block], j]
-            images = whole(self.operator @ placed(rows, self.operator).T)
+            images = full_tensor(self.operator @ placed(rows, self.operator).T)
             for image, (block, j) in zip(images.T, some, strict=True):
                 products[self.blocks[block], j] = image[self.blocks[block]]
         return products.view_as(vectors)
@@ -96,18 +96,21 @@ def block_eigenpairs(
         wanted = min(k, len(block))
         budget = 1000 + 20 * wanted if max_products is None else max_products
         place = Block(operator, len(block))
-        searches.append(Search(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
+        searches.append(Eigensolver(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
 
     def tell(waiting: int) -> None:
         if progress:
             spent = sum(search.products for search in searches)
             progress(products=spent, converged=len(blocks) - waiting, wanted=len(blocks))
 
-    return in_lockstep([search.answer() for search in searches], operator, blocks, tell)
+    return serve_all([search.solve() for search in searches], operator, blocks, tell)
 
 
-def in_lockstep(
-    asking: Sequence[Asking], operator: SymmetricOperator, blocks: Sequence[Tensor], tell: Callable[[int], None]
+def serve_all(
+    asking: Sequence[ReverseCommunication],
+    operator: SymmetricOperator,
+    blocks: Sequence[Tensor],
+    tell: Callable[[int], None],
 ) -> list[Any]:
     """What generators that ask for products of their blocks come to; all that wait are served at once."""
     answers: list[Any] = [None] * len(asking)
@@ -119,12 +122,14 @@ def in_lockstep(
                 wanted[i] = asking[i].send(product)
             except StopIteration as end:
                 answers[i] = end.value
-        products = together(operator, blocks, wanted)
+        products = block_products(operator, blocks, wanted)
         tell(len(wanted))
     return answers
 
 
-def together(operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]) -> dict[int, Tensor]:
+def block_products(
+    operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]
+) -> dict[int, Tensor]:
     """Products of blocks with vectors (n_l,) or (n_l, j), by one call."""
     if not vectors:
         return {}
@@ -170,7 +175,7 @@ def block_measures(
 
     rows = []
     while unknown and len(rows) < probes and (room := limit - len(rows) * steps) > 0:
-        rows.append(once(operator, partial(probe, min(steps, room)), generator))
+        rows.append(checkpointed(operator, partial(probe, min(steps, room)), generator))
         if progress:
             spent = sum(len(nodes) for row in rows for nodes, _ in row)
             progress(products=spent, converged=len(rows), wanted=probes)
@@ -189,7 +194,7 @@ def take_steps(states: dict[int, Lanczos], operator: SymmetricOperator, blocks: 
     """Every block's run to its end: so many products, an exhausted space, or a product that is not finite."""
     going = states
     while going:
-        images = together(operator, blocks, {i: state.take() for i, state in going.items()})
+        images = block_products(operator, blocks, {i: state.take() for i, state in going.items()})
         for i, state in going.items():
             state.absorb(images[i])
         going = {i: s for i, s in going.items() if s.size < steps and len(s.pending) and s.finite}

@@ -6,14 +6,14 @@ import torch
 
 from spectra.memory import memory_share
 from spectra.operator import Shaped, mesh_of
-from spectra.vectors import sizes
+from spectra.vectors import shard_sizes
 
 WIDEST = 16  # columns; what they share is then a sixteenth each, and more of them would save next to nothing
 
 
 def fitting_vectors(operator: Shaped) -> int:
     """Vectors (n,) that a method may hold: a share of the device's memory, or of several devices'."""
-    most = max(sizes(mesh_of(operator), operator.shape[0]))
+    most = max(shard_sizes(mesh_of(operator), operator.shape[0]))
     bytes_each = most * torch.finfo(operator.dtype).bits // 8
     return memory_share(operator.device) // max(bytes_each, 1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
-from spectra.vectors import mapped, norms
+from spectra.vectors import map_shards, norms
 
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
@@ -25,13 +25,13 @@ def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torc
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
     """|A u - lambda u| for unit vectors (k, n), by k products."""
-    return departures((operator @ vectors.T).T, values, vectors)
+    return residual_norms((operator @ vectors.T).T, values, vectors)
 
 
-def departures(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+def residual_norms(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     """The same for products A u (k, n) that are there."""
     scales = values.to(vectors.device, vectors.dtype)[:, None]
-    return norms(mapped(lambda image, part: image - scales * part, images, vectors)).cpu()
+    return norms(map_shards(lambda image, part: image - scales * part, images, vectors)).cpu()
 
 
 def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
-from spectra.krylov.bounds import departures
+from spectra.krylov.bounds import residual_norms
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import Deflated, SymmetricOperator, placed
-from spectra.vectors import mapped, orthonormal, row_dots
+from spectra.vectors import map_shards, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
 EACH = 3  # vectors that a column of a product takes: itself, its image, its part of the images
@@ -37,10 +37,10 @@ def known_pairs(
     if not (triangle.diagonal().abs() - 1).abs().max() <= precision**0.5:
         return None
     signs = triangle.diagonal().sign()
-    basis = mapped(lambda rows: (rows.T * signs).T.contiguous(), basis)
+    basis = map_shards(lambda rows: (rows.T * signs).T.contiguous(), basis)
     images = products(operator, basis)
     found = row_dots(images, basis).cpu()
-    left = departures(images, found, basis)
+    left = residual_norms(images, found, basis)
     allowed = residuals + precision ** (2 / 3) * values.abs().max()
     if not ((left <= allowed) & ((found - values).abs() <= allowed)).all():
         return None
@@ -53,7 +53,7 @@ def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
     return torch.cat([(operator @ rows[first : first + width].T).T for first in range(0, len(rows), width)])
 
 
-def trace_beside(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
+def with_deflation(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
     """The method on what known pairs leave, plus their eigenvalues.
 
     For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, eigenvectors or not; Ritz values are u_i'A u_i.

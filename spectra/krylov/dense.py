@@ -9,7 +9,7 @@ from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed
-from spectra.vectors import whole, without_autocast
+from spectra.vectors import full_tensor, without_autocast
 
 BLOCK = 64
 
@@ -22,7 +22,7 @@ def columns(operator: SymmetricOperator, progress: Progress | None = None):
         width = min(BLOCK, n - first)
         identity = torch.zeros(width, n)
         identity[torch.arange(width), first + torch.arange(width)] = 1
-        yield first, whole(operator @ placed(identity, operator).T.contiguous()).double().cpu()
+        yield first, full_tensor(operator @ placed(identity, operator).T.contiguous()).double().cpu()
         if progress:
             progress(products=first + width, wanted=n)
 

@@ -25,8 +25,8 @@ from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress
 from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
-from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
-from spectra.vectors import local, mapped, without_autocast
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, empty_rows, placed
+from spectra.vectors import local, map_shards, without_autocast
 
 EACH = 5  # vectors that a sample holds at its peak
 GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
@@ -128,7 +128,7 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
     weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
     rows = sketched(sketch, weights)
     values, without = rows[0], rows[1:]
-    errors = mapped(jackknife_error, without)
+    errors = map_shards(jackknife_error, without)
     replicates = torch.stack([sums(one) for one in without])
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
@@ -172,7 +172,7 @@ def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
             rows[:, cut] = ((across @ both) * z).sum(dim=1) - ((within @ both) * q).sum(dim=1) + own @ (w * aw)
         return rows
 
-    return mapped(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
+    return map_shards(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
 
 
 @without_autocast()
@@ -211,19 +211,19 @@ def sample(
     def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Their number, the mean, the sum of squares about it, and what each alone comes to."""
         signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
-        each = mapped(lambda w, image: w * image, signs, (operator @ signs.T).T)
-        mean = mapped(lambda rows: rows.mean(dim=0), each)
-        squares = mapped(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)
+        each = map_shards(lambda w, image: w * image, signs, (operator @ signs.T).T)
+        mean = map_shards(lambda rows: rows.mean(dim=0), each)
+        squares = map_shards(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)
         return count, local(mean).cpu(), local(squares).cpu(), torch.stack([sums(row) for row in each])
 
     def here(part: Tensor) -> Tensor:
         """Of this process's part on the CPU, the vector."""
-        return mapped(lambda own: part.to(own.device), known)
+        return map_shards(lambda own: part.to(own.device), known)
 
     while True:
         wanted = max(FEWEST - len(reads), len(reads) // 8, 1)
         count = affordable(min(wanted, widest), budget - counted.products)
-        _, mean, squares, several = once(operator, partial(draw, count), generator)
+        _, mean, squares, several = checkpointed(operator, partial(draw, count), generator)
         moments = merged(moments, (count, here(mean), here(squares)))
         reads += several
         found = sampled(counted, moments, known, sums, torch.stack(reads))
@@ -237,7 +237,7 @@ def sample(
 def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads: Tensor) -> DiagonalEstimate:
     m = len(reads)
     less_one = sums(known) + (reads.sum(dim=0) - reads) / max(m - 1, 1)
-    errors = mapped(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
+    errors = map_shards(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
     if m == 1:
         errors, less_one = errors * math.nan, less_one * math.nan
     return DiagonalEstimate(**estimate(counted, known + moments[1], errors, sums, less_one), converged=False)
@@ -260,7 +260,7 @@ def exact_diagonal(counted: Counting, sums: Sums) -> DiagonalEstimate:
         units = torch.zeros(min(widest, n - first), n)
         units[range(len(units)), range(first, first + len(units))] = 1
         units = placed(units, counted)
-        values = values + mapped(lambda u, v: (u * v).sum(dim=0), units, (counted @ units.T).T)
+        values = values + map_shards(lambda u, v: (u * v).sum(dim=0), units, (counted @ units.T).T)
     nothing = sums(values).new_zeros(0, len(sums(values)))
     found = DiagonalEstimate(**estimate(counted, values, torch.zeros_like(values), sums, nothing), converged=True)
     return replace(found, converged=found.finite)

@@ -6,7 +6,7 @@ import torch
 
 from spectra.arguments import chosen_generator, require_integer
 from spectra.krylov.blocks import fitting_vectors
-from spectra.krylov.eigensolver import Asking, Search
+from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.operator import Shaped, SymmetricOperator
@@ -41,11 +41,11 @@ def eigenpairs(
     refuse_search(operator, k, which, tolerance, max_products)
     require_integer("largest_basis", largest_basis, least=0, optional=True)
     generator = chosen_generator(seed, generator)
-    return searched(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+    return eigenpairs_unchecked(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
 
 
 @without_autocast()
-def searched(
+def eigenpairs_unchecked(
     operator: SymmetricOperator,
     k: int,
     which: str,
@@ -58,11 +58,11 @@ def searched(
     """`eigenpairs`, its arguments judged before; no pairs where `max_products` is 0."""
     largest_basis = fitting_basis(operator) if largest_basis is None else largest_basis
     max_products = 1000 + 20 * k if max_products is None else max_products
-    search = Search(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
-    return answered(search.answer(), operator)
+    search = Eigensolver(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+    return serve_products(search.solve(), operator)
 
 
-def answered(asking: Asking, operator: SymmetricOperator):
+def serve_products(asking: ReverseCommunication, operator: SymmetricOperator):
     """What a generator that asks for products comes to."""
     product = None
     while True:

@@ -18,19 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.krylov.bounds import allowed_residuals, complement_bounds, departures, kato_temple
+from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, residual_norms
 from spectra.krylov.lanczos import Lanczos, begin, random_start
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
-from spectra.vectors import mapped, norm, norms, taken
+from spectra.vectors import map_shards, norm, norms, take_rows
 
-Asking = Generator[Tensor, Any, Any]  # yields vectors, is sent None at first, then products; returns an answer
+ReverseCommunication = Generator[
+    Tensor, Any, Any
+]  # yields vectors, is sent None at first, then products; returns an answer
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 
 
 @dataclass
-class Search:
+class Eigensolver:
     operator: SymmetricOperator  # which is asked for its shape, dtype and place alone
     k: int
     which: str
@@ -42,28 +44,28 @@ class Search:
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
 
-    def times(self, vectors: Tensor) -> Asking:
+    def multiply(self, vectors: Tensor) -> ReverseCommunication:
         """The product, asked for."""
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return (yield vectors)
 
-    def extend(self, state: Lanczos, index: int = -1) -> Asking:
+    def extend(self, state: Lanczos, index: int = -1) -> ReverseCommunication:
         """Take a run one product further."""
-        state.absorb((yield from self.times(state.take(index))))
+        state.absorb((yield from self.multiply(state.take(index))))
 
-    def residuals_of(self, values: Tensor, vectors: Tensor) -> Asking:
+    def residuals_of(self, values: Tensor, vectors: Tensor) -> ReverseCommunication:
         """|A u - lambda u| for unit vectors (k, n), by k products."""
-        images = yield from self.times(vectors.T)
-        return departures(images.T, values, vectors)
+        images = yield from self.multiply(vectors.T)
+        return residual_norms(images.T, values, vectors)
 
-    def answer(self) -> Asking:
+    def solve(self) -> ReverseCommunication:
         """The eigenpairs, and what was missed of them."""
-        pairs = yield from self.run()
+        pairs = yield from self.search()
         if self.multiple:
             pairs = yield from self.validate(pairs)
         return replace(pairs, products=self.products)
 
-    def run(self) -> Asking:
+    def search(self) -> ReverseCommunication:
         n = self.operator.shape[0]
         refuse_k(self.k, n)
         self.kept = self.k + math.ceil(self.k / 2) + 1
@@ -73,16 +75,16 @@ class Search:
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
-            if searched is not None and self.alike(values, searched):
+            if searched is not None and self.unchanged(values, searched):
                 break
             self.multiple |= searched is not None
             searched = values
             bounds = yield from self.search_complement()
-        if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
+        if bounds and not self.excludes_better(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
-        return (yield from self.found(bounds))
+        return (yield from self.result(bounds))
 
-    def alike(self, values: Tensor, before: Tensor) -> bool:
+    def unchanged(self, values: Tensor, before: Tensor) -> bool:
         """Whether wanted values have changed by no more than their tolerance and rounding; nan never are alike."""
         return bool(((values - before).abs() <= self.allowed(values) + self.rounding()).all())
 
@@ -90,10 +92,10 @@ class Search:
         """What rounding may leave of a zero."""
         return 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
 
-    def converge(self) -> Asking:
+    def converge(self) -> ReverseCommunication:
         """Extend until every wanted pair has converged; False where the budget ends first."""
         while not self.wanted_converged():
-            if self.spent():
+            if self.out_of_budget():
                 return False
             if not len(self.state.pending):
                 if self.state.exhausted:
@@ -102,17 +104,17 @@ class Search:
             if self.state.size >= self.capacity and self.state.size < self.state.dimension:
                 self.restart(self.kept)
             yield from self.extend_until_test()
-            self.observe()
+            self.report()
         return True
 
-    def extend_until_test(self) -> Asking:
+    def extend_until_test(self) -> ReverseCommunication:
         """One product between tests of convergence, until the eigenproblem of T is no longer cheap."""
-        yield from self.extend(self.state, self.neediest())
+        yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
-            if len(self.state.pending) == 1 and not self.spent():
+            if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
-    def search_complement(self) -> Asking:
+    def search_complement(self) -> ReverseCommunication:
         """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
 
         None where the budget or the complement is empty. Of a complement that is no larger than the search, or all
@@ -129,59 +131,59 @@ class Search:
         along = self.state.start(random_start(self.operator, self.generator))
         bounds, before = None, self.values[self.wanted()]
         for _ in range(steps):
-            if self.spent():
+            if self.out_of_budget():
                 return bounds
             self.state.align(along)
             yield from self.extend(self.state)
-            self.observe()
-            if not self.wanted_converged() and not self.alike(self.values[self.wanted()], before):
+            self.report()
+            if not self.wanted_converged() and not self.unchanged(self.values[self.wanted()], before):
                 return None
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
             coupling = length if length > self.rounding() else 0.0
             bounds = complement_bounds(self.state.projected[first:, first:], coupling, dimension)
-            if not coupling or self.inside(bounds):
+            if not coupling or self.excludes_better(bounds):
                 return bounds
         return bounds
 
-    def finish(self) -> Asking:
+    def finish(self) -> ReverseCommunication:
         """Take all that is left of the space into the basis."""
-        while not self.whole and not self.spent():
+        while not self.spans_space and not self.out_of_budget():
             if not len(self.state.pending):
                 self.state.start(random_start(self.operator, self.generator))
             yield from self.extend(self.state)
 
-    def validate(self, pairs: Eigenpairs) -> Asking:
+    def validate(self, pairs: Eigenpairs) -> ReverseCommunication:
         """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
 
         Of several copies one may lie half inside the basis and half outside, where a search of its complement is
         blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
         """
-        while pairs.converged and not self.whole:
-            values, vectors = yield from self.leftover(pairs)
+        while pairs.converged and not self.spans_space:
+            values, vectors = yield from self.complement_pairs(pairs)
             if values is None:
                 return replace(pairs, complete=False)
             everything = torch.cat([pairs.values, values])
             best = select(everything, self.k, self.which)
-            if self.alike(everything[best], pairs.values):
+            if self.unchanged(everything[best], pairs.values):
                 break
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            new = yield from self.residuals_of(values[chosen], taken(vectors, chosen))
+            new = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
             residuals[self.k + chosen] = new
             residuals = residuals[best]
             pairs = replace(
                 pairs,
                 values=everything[best],
-                vectors=taken(torch.cat([pairs.vectors, vectors]), best),
+                vectors=take_rows(torch.cat([pairs.vectors, vectors]), best),
                 residuals=residuals,
                 error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
                 converged=bool((residuals <= self.allowed(everything[best])).all()),
             )
         return pairs
 
-    def leftover(self, pairs: Eigenpairs) -> Asking:
+    def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
         """Converged pairs orthogonal to those given, what is wanted most among them; None where the budget ends.
 
         Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
@@ -191,7 +193,7 @@ class Search:
         size = 2 if self.which == "BE" else 1
         values, coordinates, residuals = run.ritz()
         while len(run.pending) and self.k + run.size < self.capacity:
-            if self.spent(reserve=self.k):
+            if self.out_of_budget(reserve=self.k):
                 return None, pairs.vectors
             yield from self.extend(run)
             values, coordinates, residuals = run.ritz()
@@ -201,7 +203,7 @@ class Search:
         return values[good], run.vectors(coordinates[:, good])
 
     @property
-    def whole(self) -> bool:
+    def spans_space(self) -> bool:
         """Whether the basis spans the whole space: nothing can have been missed."""
         return self.state.size == self.state.dimension
 
@@ -218,7 +220,7 @@ class Search:
     def allowed(self, values: Tensor) -> Tensor:
         return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
 
-    def neediest(self) -> int:
+    def most_needed(self) -> int:
         """The pending direction that holds most of the residuals of wanted pairs."""
         if self.state.size == 0 or len(self.state.pending) == 1:
             return -1
@@ -231,7 +233,7 @@ class Search:
         self.state.restart(coordinates[:, select(values, kept, self.which)])
         self.values, self.coordinates, self.residuals = self.state.ritz()
 
-    def inside(self, bounds: tuple[float, float]) -> bool:
+    def excludes_better(self, bounds: tuple[float, float]) -> bool:
         """Whether nothing within the bounds would be among the wanted."""
         listed = self.values[self.wanted()]
         lower, upper = bounds
@@ -242,18 +244,18 @@ class Search:
         below = self.which == "LA" or not bottom or lower > listed[-1]
         return bool(above and below)
 
-    def spent(self, reserve: int = 1) -> bool:
+    def out_of_budget(self, reserve: int = 1) -> bool:
         """Whether products are no longer finite, or no more than `reserve` are left; one serves the answer's check."""
         return not self.state.finite or self.products + reserve >= self.max_products
 
-    def observe(self) -> None:
+    def report(self) -> None:
         if self.progress and len(self.wanted()):
             residuals = self.residuals[self.wanted()]
             good = int((residuals <= self.allowed(self.values[self.wanted()])).sum())
             worst = residuals.max().item()
             self.progress(products=self.products, converged=good, wanted=self.k, residual=worst)
 
-    def found(self, bounds: tuple[float, float] | None) -> Asking:
+    def result(self, bounds: tuple[float, float] | None) -> ReverseCommunication:
         """The wanted pairs as they are, with their residuals."""
         if self.state.size == 0 or not self.state.finite:
             found = 0 if self.state.finite else self.k
@@ -263,8 +265,8 @@ class Search:
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
-        vectors = mapped(lambda rows: rows / lengths, vectors)
-        rounding = yield from self.departure(values, coordinates, vectors)
+        vectors = map_shards(lambda rows: rows / lengths, vectors)
+        rounding = yield from self.relation_error(values, coordinates, vectors)
         residuals = torch.hypot(self.residuals[wanted], rounding)
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
@@ -276,11 +278,11 @@ class Search:
             error_estimates=kato_temple(values, residuals, self.values),
             products=self.products,
             converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
-            complete=self.whole or (None if bounds is None else self.inside(bounds)),
+            complete=self.spans_space or (None if bounds is None else self.excludes_better(bounds)),
             complement=bounds,
         )
 
-    def departure(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> Asking:
+    def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
         """How far A V's is from V'T s + Q'C s, in norm: all wanted pairs at once, by one product.
 
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
@@ -289,8 +291,8 @@ class Search:
         outside = self.state.coupling @ coordinates @ signs.double()
 
         def combined(weights: Tensor, rows: Tensor) -> Tensor:
-            return mapped(weights.to(vectors.device, vectors.dtype).matmul, rows)
+            return map_shards(weights.to(vectors.device, vectors.dtype).matmul, rows)
 
         expected = combined(signs * values, vectors) + combined(outside, self.state.pending)
-        image = yield from self.times(combined(signs, vectors).contiguous())
+        image = yield from self.multiply(combined(signs, vectors).contiguous())
         return torch.tensor(norm(image - expected), dtype=torch.float64)

@@ -178,7 +178,7 @@ def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, gener
         max_products=LONGEST,
         largest_basis=fitting_basis(seen),
     )
-    answer, cost = watched(run, surrogate(seen, generator), seen)
+    answer, cost = run_measured(run, surrogate(seen, generator), seen)
     return replace(cost, at_least=not answer.converged)
 
 
@@ -186,7 +186,7 @@ def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, genera
     """What `spectral_measure` will cost."""
     basis = fitting_vectors(seen)
     run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
-    return watched(run, surrogate(seen, generator), seen)[1]
+    return run_measured(run, surrogate(seen, generator), seen)[1]
 
 
 def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Generator) -> Forecast:
@@ -211,18 +211,18 @@ def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generat
         generator=generator,
         max_products=min(LONGEST, 2 * largest),
     )
-    answer, cost = watched(run, matrix, seen)
+    answer, cost = run_measured(run, matrix, seen)
     if answer.converged or not math.isfinite(answer.standard_error):
         return cost
     vectors = cost.products // 2
     shortfall = answer.standard_error / (rtol * abs(answer.value))
     if vectors == largest:  # signs on the complement of the sketch, a product each where its vectors took two
         return replace(cost, products=min(PRODUCTS, cost.products + int(vectors * min(shortfall**2, PRODUCTS))))
-    products = min(PRODUCTS, grown(vectors, shortfall, seen.shape[0]))
+    products = min(PRODUCTS, products_needed(vectors, shortfall, seen.shape[0]))
     return replace(cost, products=products, bytes=cost.bytes * products // cost.products)
 
 
-def grown(vectors: int, shortfall: float, n: int) -> int:
+def products_needed(vectors: int, shortfall: float, n: int) -> int:
     """Products of `xtrace` where so many vectors leave an error of `shortfall` times what is asked for.
 
     It grows by half at a time, and the error falls with the root of the number; or it takes the trace exactly.
@@ -236,16 +236,16 @@ def grown(vectors: int, shortfall: float, n: int) -> int:
     return 2 * vectors
 
 
-def watched(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[Any, Forecast]:
+def run_measured(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[Any, Forecast]:
     """Run a method on a surrogate, and what it cost: bytes of vectors as for the true n."""
     start = time.perf_counter()
-    with Scales(len(matrix.values)) as scales:
+    with VectorMeter(len(matrix.values)) as scales:
         answer = method(matrix)
     seconds = time.perf_counter() - start - matrix.seconds
     return answer, Forecast(matrix.products, scales.peak * seen.shape[0] // len(matrix.values), seconds)
 
 
-class Scales(TorchFunctionMode):
+class VectorMeter(TorchFunctionMode):
     """Weighs the tensors made inside that have a dimension of size n: `peak` bytes alive at once."""
 
     def __init__(self, n: int):

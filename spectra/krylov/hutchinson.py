@@ -17,8 +17,8 @@ from spectra.arguments import chosen_generator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, once, placed
-from spectra.vectors import orthonormal, row_dots, summed, without_autocast
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, placed
+from spectra.vectors import orthonormal, row_dots, sum_shards, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -97,7 +97,7 @@ def deflated_hutchinson(
     progress: Progress | None,
 ) -> TraceEstimate:
     """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
-    inside = known + summed(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
+    inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)
@@ -128,7 +128,7 @@ def sample(
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
         count = affordable(min(wanted, widest), budget - counted.products)
-        samples += once(operator, partial(draw, count), generator)
+        samples += checkpointed(operator, partial(draw, count), generator)
         value, error = known + mean(samples), standard_error(samples)
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows, random_vectors
-from spectra.vectors import local, mapped, norms, summed, taken
+from spectra.vectors import local, map_shards, norms, sum_shards, take_rows
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Lanczos:
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
         turn = rotation.to(self.storage.device, self.storage.dtype)
-        self.pending.copy_(mapped(turn.matmul, self.pending))
+        self.pending.copy_(map_shards(turn.matmul, self.pending))
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
@@ -90,7 +90,7 @@ class Lanczos:
         index %= p
         if index:
             others = [i for i in range(p) if i != index]
-            self.pending.copy_(taken(self.pending, [index, *others]))
+            self.pending.copy_(take_rows(self.pending, [index, *others]))
             self.coupling = self.coupling[[index, *others]]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
@@ -140,7 +140,7 @@ class Lanczos:
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Vectors (k, n) of coordinates (m, k)."""
-        return mapped(coordinates.T.to(self.storage.device, self.storage.dtype).matmul, self.basis)
+        return map_shards(coordinates.T.to(self.storage.device, self.storage.dtype).matmul, self.basis)
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of some Ritz vectors, given by coordinates (m, k); T becomes diagonal."""
@@ -174,7 +174,7 @@ class Lanczos:
             wanted = min(max(2 * rows, 32), self.dimension)
             if self.capacity:
                 wanted = min(wanted, self.capacity + len(self.coupling) + 1)
-            grown = mapped(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
+            grown = map_shards(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
             grown[:place] = self.storage
             self.storage = grown
         return self.storage[place]
@@ -182,7 +182,7 @@ class Lanczos:
 
 def subtract(vector: Tensor, rows: Tensor) -> Tensor:
     """Take from a vector, in place, its parts along orthonormal rows; returns their coefficients."""
-    along = summed(torch.matmul, rows, vector)
+    along = sum_shards(torch.matmul, rows, vector)
     local(vector).addmv_(local(rows).T, along, alpha=-1)
     return along
 

@@ -13,7 +13,7 @@ from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
-from spectra.vectors import dot, mapped, norm, norms, summed, without_autocast
+from spectra.vectors import dot, map_shards, norm, norms, sum_shards, without_autocast
 
 
 @without_autocast()
@@ -77,11 +77,11 @@ def power_iteration(
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values, vectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images under A."""
-    projected = as_cpu_float64(summed(lambda u, v: u @ v.T, basis, images))
+    projected = as_cpu_float64(sum_shards(lambda u, v: u @ v.T, basis, images))
     values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)
     order = select(values, len(values), "LM")
     values, rows = values[order], coordinates.T[order].to(basis.device, basis.dtype)
-    vectors, images = mapped(rows.matmul, basis), mapped(rows.matmul, images)
+    vectors, images = map_shards(rows.matmul, basis), map_shards(rows.matmul, images)
     scales = values.to(rows)[:, None]
-    residuals = norms(mapped(lambda image, part: image - scales * part, images, vectors))
+    residuals = norms(map_shards(lambda image, part: image - scales * part, images, vectors))
     return values, vectors, residuals.cpu()

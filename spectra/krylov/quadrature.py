@@ -18,7 +18,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, SymmetricOperator, once
+from spectra.operator import Counting, SymmetricOperator, checkpointed
 from spectra.vectors import without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
@@ -86,7 +86,7 @@ def spectral_measure(
     while len(rows) < probes and counted.products < limit and complete:
         finishing = max(1, (limit - counted.products) // steps)
         step = partial(quadratures, min(probes - len(rows), finishing, widest), pairs, len(rows))
-        found, complete = once(counted, step, generator)
+        found, complete = checkpointed(counted, step, generator)
         rows += found
     return pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from spectra.krylov.hutchinson import random_signs
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows
-from spectra.vectors import mapped, orthonormal, row_dots, summed
+from spectra.vectors import map_shards, orthonormal, row_dots, sum_shards
 
 
 class Sketch:
@@ -60,7 +60,7 @@ class Sketch:
             return directions
         drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
         drawn = without(drawn, self.basis, inner(self.basis, drawn))
-        return orthonormal(mapped(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
+        return orthonormal(map_shards(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
 
     def coordinates(self) -> Coordinates:
         """All of it along Q."""
@@ -80,12 +80,12 @@ class Sketch:
 
 def inner(these: Tensor, others: Tensor) -> Tensor:
     """u_i'v_j of rows."""
-    return summed(lambda u, v: u @ v.T, these, others)
+    return sum_shards(lambda u, v: u @ v.T, these, others)
 
 
 def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
     """Rows less what they have `along` a basis, coefficients (q, k) by columns."""
-    return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
+    return map_shards(lambda part, basis: part - along.T @ basis, rows, basis)
 
 
 def others(count: int, left_out: Sequence[int]) -> list[int]:
