@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier run has left: taken on the evidence of a product each, then projected out."""
+"""Eigenpairs that an earlier run has saved: each is verified by a product, then projected out."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ EACH = 3  # vectors that a column of a product takes: itself, its image, its par
 def known_pairs(
     operator: SymmetricOperator, values: Tensor, vectors: Tensor, residuals: Tensor, most: int | None = None
 ) -> Eigenpairs | None:
-    """The converged ones of stored pairs, values (k,) and vectors (k, n), or None if they are not this matrix's.
+    """The converged ones of stored eigenpairs, verified by one product each; None where they are not this matrix's.
 
-    Whatever was stored is judged by products, one a pair and `most` at most: the values returned are u'Au of vectors
-    that are made orthonormal here, the residuals |Au - (u'Au) u|. Pairs whose stored residuals are no longer true
-    belong to another matrix.
+    The values returned are u'Au of vectors that are made orthonormal here, and the residuals are |Au - (u'Au) u|. Pairs
+    whose stored residuals are no longer true belong to another matrix.
+
+    Args:
+        operator: the matrix (n, n).
+        values: stored eigenvalues (k,).
+        vectors: stored eigenvectors (k, n).
+        residuals: stored residuals (k,).
+        most: the largest number of pairs to take.
     """
     values, residuals = as_cpu_float64(values), as_cpu_float64(residuals)
     good = (residuals <= CONVERGED * values.abs()).nonzero().flatten()
@@ -48,15 +54,15 @@ def known_pairs(
 
 
 def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
-    """A of each of the rows (k, n), in blocks that fit memory."""
+    """The products A u (k, n) of rows (k, n), in blocks that fit memory."""
     width = columns(fitting_vectors(operator), EACH)
     return torch.cat([(operator @ rows[first : first + width].T).T for first in range(0, len(rows), width)])
 
 
 def with_deflation(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """The method on what known pairs leave, plus their eigenvalues.
+    """Wrap a trace estimator, so that it estimates only what known pairs leave, and adds their eigenvalues.
 
-    For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, eigenvectors or not; Ritz values are u_i'A u_i.
+    For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, for any orthonormal U; Ritz values are u_i'A u_i.
     """
 
     def estimate(operator: SymmetricOperator, known: Eigenpairs | None, **options) -> TraceEstimate:

@@ -1,12 +1,12 @@
-"""The diagonal of a matrix, and sums over parts of it, by random signs.
+"""Estimates of the diagonal of a matrix, and of sums over parts of it, by random signs.
 
 For w of random signs E w o (A w) = diag A, o taking entries one by one (Bekas, Kokiopoulou, Saad 2007). XDiag (Epperly,
-Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. Of a symmetric
-matrix, with P = I - QQ', all of it is
+Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. For a symmetric
+matrix, with P = I - QQ',
 
     diag A = 2 diag QQ'A - diag QQ'AQQ' + diag PAP,
 
-whose last term is small on both sides; each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
+whose last term is small on both sides. Each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Enough = Callable[[Tensor, Tensor], bool]  # whether sums (m,) with these standa
 
 @dataclass(frozen=True)
 class DiagonalEstimate:
-    """diag A with standard errors, and sums over parts of it.
+    """An estimate of diag A with standard errors, and of sums over parts of it.
 
-    `replicates` are what the sums come to as each probe, or group of probes, is left out: from them the error of any
-    function of the sums follows (the jackknife). There are none where all is exact.
+    `replicates` are the values of the sums as each probe, or group of probes, is left out: from them the error of any
+    function of the sums follows (the jackknife). There are none where the estimate is exact.
     """
 
     values: Tensor  # (n,)
@@ -62,11 +62,12 @@ class DiagonalEstimate:
 
     @property
     def finite(self) -> bool:
+        """Whether the sums are finite."""
         return bool(self.sums.isfinite().all())
 
 
 def estimate(operator: Counting, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
-    """What all ways of estimation have in common."""
+    """The fields that every way of estimation fills alike."""
     rounding = torch.finfo(operator.dtype).eps * sums(values.abs())
     parts = {"values": values, "standard_errors": errors, "sums": sums(values), "replicates": replicates}
     return parts | {"rounding": rounding, "products": operator.products}
@@ -82,10 +83,19 @@ def xdiag(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """By 16 test vectors (two products each), half as many again until the sums are known well `enough`.
+    """Estimate the diagonal by XDiag, until its sums are known well `enough`.
 
-    Exact, by n products, where the next stage would take as many. Where the arrays no longer fit, signs go on beside
-    the basis found so far; where not even the first would, there are signs alone.
+    The sketch has 16 test vectors, of two products each, and grows by half. The diagonal is taken exactly, by n
+    products, where the next stage would take as many. Where the arrays no longer fit memory, signs go on beside the
+    basis found so far; where not even the first would fit, there are signs alone.
+
+    Args:
+        operator: the matrix (n, n).
+        sums: linear sums over a diagonal (n,), with weights >= 0: (m,), float64 on the CPU.
+        enough: whether sums (m,) with these standard errors (m,) are precise enough.
+        generator: a CPU generator.
+        max_products: the largest number of products.
+        progress: called with the products so far.
     """
     n = operator.shape[0]
     counted = Counting(operator)
@@ -185,12 +195,13 @@ def hutchinson_diagonal(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """By the mean of w o (A w), until the sums are known well `enough`."""
+    """Estimate the diagonal by the mean of w o (A w) over sign vectors w, until its sums are known well `enough`."""
     counted = Counting(operator)
     return sample(counted, counted, zero(counted), sums, enough, generator, budgeted(max_products, None), progress)
 
 
 def zero(operator: SymmetricOperator) -> Tensor:
+    """A vector of zeros (n,)."""
     return torch.zeros_like(empty_rows(operator, 1)[0])
 
 
@@ -235,6 +246,7 @@ def sample(
 
 
 def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads: Tensor) -> DiagonalEstimate:
+    """The estimate from the mean and spread of single samples."""
     m = len(reads)
     less_one = sums(known) + (reads.sum(dim=0) - reads) / max(m - 1, 1)
     errors = map_shards(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
@@ -244,7 +256,7 @@ def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads:
 
 
 def merged(one: tuple[int, Tensor, Tensor] | None, other: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Number, mean and sum of squares about it, of both samples together (Chan, Golub, LeVeque 1983)."""
+    """Count, mean and sum of squared deviations of two samples together (Chan, Golub, LeVeque 1983)."""
     if one is None:
         return other
     count, gap = one[0] + other[0], other[1] - one[1]
@@ -253,7 +265,7 @@ def merged(one: tuple[int, Tensor, Tensor] | None, other: tuple[int, Tensor, Ten
 
 
 def exact_diagonal(counted: Counting, sums: Sums) -> DiagonalEstimate:
-    """By all n products."""
+    """The exact diagonal, by n products."""
     n = counted.shape[0]
     widest, values = columns(fitting_vectors(counted), EACH), zero(counted)
     for first in range(0, n, widest):

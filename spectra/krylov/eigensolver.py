@@ -1,11 +1,12 @@
-"""The search for extremal eigenpairs: tested at every step, restarted when memory binds, then for what was missed.
+"""The solver for extremal eigenpairs: Lanczos with thick restarts, and a search for eigenpairs that were missed.
 
-One random start sees one copy of a multiple eigenvalue. So once the wanted pairs have converged, a fresh random
-direction is sent into the orthogonal complement of everything searched so far. A missed copy lies there whole; and
-what a few steps from a random start can still overlook is bounded (`spectra.krylov.bounds.complement_bounds`).
+Convergence is tested at every step. One random start sees one copy of a multiple eigenvalue. So once the wanted pairs
+have converged, a fresh random direction is sent into the orthogonal complement of everything searched so far. A missed
+copy lies there whole; and what a few steps from a random start can still overlook is bounded
+(`spectra.krylov.bounds.complement_bounds`).
 
-A search is a generator: it yields what it wants multiplied, (n,) or (n, j), and is sent the product, so that several
-may share one (`spectra.krylov.block_diagonal`).
+The solver works by reverse communication: its methods are generators that yield the vectors to be multiplied, (n,) or
+(n, j), and are sent the products. So several solvers may share one product (`spectra.krylov.block_diagonal`).
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
 from spectra.vectors import map_shards, norm, norms, take_rows
 
-ReverseCommunication = Generator[
-    Tensor, Any, Any
-]  # yields vectors, is sent None at first, then products; returns an answer
+# Yields vectors to be multiplied, is sent None first and then the products, and returns an answer (as ARPACK does it).
+ReverseCommunication = Generator[Tensor, Any, Any]
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 
 
 @dataclass
 class Eigensolver:
+    """One computation of eigenpairs; `solve` runs it.
+
+    The operator is only asked for its shape, dtype and device. The other fields are the arguments of `eigenpairs`.
+    """
+
     operator: SymmetricOperator  # which is asked for its shape, dtype and place alone
     k: int
     which: str
@@ -45,27 +50,28 @@ class Eigensolver:
     products: int = 0
 
     def multiply(self, vectors: Tensor) -> ReverseCommunication:
-        """The product, asked for."""
+        """Request the product with vectors (n,) or (n, j)."""
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return (yield vectors)
 
     def extend(self, state: Lanczos, index: int = -1) -> ReverseCommunication:
-        """Take a run one product further."""
+        """Extend a Lanczos run by one product, with the pending direction of this index."""
         state.absorb((yield from self.multiply(state.take(index))))
 
     def residuals_of(self, values: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """|A u - lambda u| for unit vectors (k, n), by k products."""
+        """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products."""
         images = yield from self.multiply(vectors.T)
         return residual_norms(images.T, values, vectors)
 
     def solve(self) -> ReverseCommunication:
-        """The eigenpairs, and what was missed of them."""
+        """Compute the eigenpairs, and those of their copies that the first search missed."""
         pairs = yield from self.search()
         if self.multiple:
             pairs = yield from self.validate(pairs)
         return replace(pairs, products=self.products)
 
     def search(self) -> ReverseCommunication:
+        """Search from random starts until the wanted pairs have converged and the complement holds no better ones."""
         n = self.operator.shape[0]
         refuse_k(self.k, n)
         self.kept = self.k + math.ceil(self.k / 2) + 1
@@ -85,15 +91,15 @@ class Eigensolver:
         return (yield from self.result(bounds))
 
     def unchanged(self, values: Tensor, before: Tensor) -> bool:
-        """Whether wanted values have changed by no more than their tolerance and rounding; nan never are alike."""
+        """Whether wanted values have changed by no more than their tolerance and rounding; nan counts as changed."""
         return bool(((values - before).abs() <= self.allowed(values) + self.rounding()).all())
 
     def rounding(self) -> float:
-        """What rounding may leave of a zero."""
+        """The size up to which a number may be the rounding error of zero."""
         return 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
 
     def converge(self) -> ReverseCommunication:
-        """Extend until every wanted pair has converged; False where the budget ends first."""
+        """Extend the basis until every wanted pair has converged. Returns False where the budget ends first."""
         while not self.wanted_converged():
             if self.out_of_budget():
                 return False
@@ -108,18 +114,24 @@ class Eigensolver:
         return True
 
     def extend_until_test(self) -> ReverseCommunication:
-        """One product between tests of convergence, until the eigenproblem of T is no longer cheap."""
+        """Extend by one product, and by more once the eigenproblem of T is no longer cheap, before convergence is
+        tested.
+        """
         yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
             if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
     def search_complement(self) -> ReverseCommunication:
-        """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
+        """Bound the matrix on the complement of the basis, with probability 0.99; stop as soon as a better pair is
+        found.
 
-        None where the budget or the complement is empty. Of a complement that is no larger than the search, or all
-        pending, everything is taken into the basis. Else a Lanczos run of its own goes through the complement,
-        pending directions included: what rounding makes pending leans towards a missed copy.
+        Where the complement is no larger than the search, or is all pending, it is taken into the basis whole. Else a
+        Lanczos run of its own goes through the complement, pending directions included: directions that rounding made
+        pending lean towards a missed copy.
+
+        Returns:
+            The bounds (lower, upper); None where the budget or the complement is empty, or a better pair was found.
         """
         steps = max(16, self.state.size // 4)
         if self.capacity < min(self.state.size + steps, self.state.dimension):
@@ -147,17 +159,20 @@ class Eigensolver:
         return bounds
 
     def finish(self) -> ReverseCommunication:
-        """Take all that is left of the space into the basis."""
+        """Take the rest of the space into the basis."""
         while not self.spans_space and not self.out_of_budget():
             if not len(self.state.pending):
                 self.state.start(random_start(self.operator, self.generator))
             yield from self.extend(self.state)
 
     def validate(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
+        """Look for further copies, once one was missed, by new runs on the complement of the pairs (McCombs,
+        Stathopoulos 2006).
 
-        Of several copies one may lie half inside the basis and half outside, where a search of its complement is
-        blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
+        Of several copies one may lie half inside the basis and half outside, where a search of the complement is blind.
+
+        Returns:
+            The pairs, with those that had been missed; `complete` is False where the budget ended first.
         """
         while pairs.converged and not self.spans_space:
             values, vectors = yield from self.complement_pairs(pairs)
@@ -184,9 +199,10 @@ class Eigensolver:
         return pairs
 
     def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Converged pairs orthogonal to those given, what is wanted most among them; None where the budget ends.
+        """Find converged pairs orthogonal to those given, the most wanted first; None in place of values where the
+        budget ends.
 
-        Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
+        The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
         """
         start = random_start(self.operator, self.generator)
         run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
@@ -204,13 +220,15 @@ class Eigensolver:
 
     @property
     def spans_space(self) -> bool:
-        """Whether the basis spans the whole space: nothing can have been missed."""
+        """Whether the basis spans the whole space, so that nothing can have been missed."""
         return self.state.size == self.state.dimension
 
     def wanted(self) -> Tensor:
+        """The indices of the wanted Ritz values, in the order asked for."""
         return select(self.values, self.k, self.which)
 
     def wanted_converged(self) -> bool:
+        """Update the Ritz pairs, and tell whether all wanted ones have converged."""
         if self.state.size == 0:
             return False
         self.values, self.coordinates, self.residuals = self.state.ritz()
@@ -218,23 +236,24 @@ class Eigensolver:
         return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(self.values[wanted])).all())
 
     def allowed(self, values: Tensor) -> Tensor:
+        """The largest residuals of converged pairs with these values."""
         return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
 
     def most_needed(self) -> int:
-        """The pending direction that holds most of the residuals of wanted pairs."""
+        """The index of the pending direction that holds most of the residuals of wanted pairs."""
         if self.state.size == 0 or len(self.state.pending) == 1:
             return -1
         held = self.state.coupling @ self.coordinates[:, self.wanted()]
         return int(held.square().sum(dim=1).argmax())
 
     def restart(self, kept: int) -> None:
-        """Thick restart (Wu, Simon 2000): keep the best Ritz vectors."""
+        """Restart with the `kept` best Ritz vectors (thick restart: Wu, Simon 2000)."""
         values, coordinates, _ = self.state.ritz()
         self.state.restart(coordinates[:, select(values, kept, self.which)])
         self.values, self.coordinates, self.residuals = self.state.ritz()
 
     def excludes_better(self, bounds: tuple[float, float]) -> bool:
-        """Whether nothing within the bounds would be among the wanted."""
+        """Whether no value within the bounds would be among the wanted ones."""
         listed = self.values[self.wanted()]
         lower, upper = bounds
         if self.which == "LM":
@@ -245,10 +264,11 @@ class Eigensolver:
         return bool(above and below)
 
     def out_of_budget(self, reserve: int = 1) -> bool:
-        """Whether products are no longer finite, or no more than `reserve` are left; one serves the answer's check."""
+        """Whether a product was not finite, or at most `reserve` products are left; one serves to check the answer."""
         return not self.state.finite or self.products + reserve >= self.max_products
 
     def report(self) -> None:
+        """Call `progress` with the products so far, the number of converged pairs and the largest residual."""
         if self.progress and len(self.wanted()):
             residuals = self.residuals[self.wanted()]
             good = int((residuals <= self.allowed(self.values[self.wanted()])).sum())
@@ -256,7 +276,7 @@ class Eigensolver:
             self.progress(products=self.products, converged=good, wanted=self.k, residual=worst)
 
     def result(self, bounds: tuple[float, float] | None) -> ReverseCommunication:
-        """The wanted pairs as they are, with their residuals."""
+        """The wanted pairs as they are now, with their residuals."""
         if self.state.size == 0 or not self.state.finite:
             found = 0 if self.state.finite else self.k
             return no_eigenpairs(self.operator, found, self.products)
@@ -283,7 +303,8 @@ class Eigensolver:
         )
 
     def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """How far A V's is from V'T s + Q'C s, in norm: all wanted pairs at once, by one product.
+        """The violation of the Lanczos relation, |A V's - V'T s - Q'C s|, for all wanted pairs together, by one
+        product.
 
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
         """

@@ -37,7 +37,20 @@ def hutchinson(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
+    """Estimate tr A + known by the mean of w'Aw over random sign vectors w (Hutchinson 1990).
+
+    Samples are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead.
+
+    Args:
+        operator: the matrix (n, n).
+        rtol: the relative standard error asked for.
+        probes: the number of samples, in place of `rtol`.
+        known: a number added to the trace, to which `rtol` is relative too.
+        seed: the seed of the random vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products.
+        progress: called with products, trace and standard error.
+    """
     refuse_estimate(operator, rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
@@ -57,7 +70,10 @@ def hutch_plus_plus(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
+    """Estimate tr A + known by Hutch++ (Meyer, Musco, Musco, Woodruff 2021), with the arguments of `hutchinson`.
+
+    The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
+    """
     refuse_estimate(operator, rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
@@ -74,7 +90,7 @@ def hutch_plus_plus(
 
 
 def budgeted(max_products: int | None, probes: int | None) -> float:
-    """The largest number of products: as given, else PRODUCTS, else as many as the probes asked for take."""
+    """The largest number of products: `max_products`, else PRODUCTS, else infinite where `probes` bounds them."""
     if max_products is not None:
         return max_products
     return PRODUCTS if probes is None else math.inf
@@ -96,7 +112,9 @@ def deflated_hutchinson(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
+    """Estimate `known` plus the trace on an orthonormal `basis` (q, n), given its `images` A u, plus Hutchinson
+    on its complement.
+    """
     inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
@@ -113,9 +131,10 @@ def sample(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """`known` plus the mean of w'Aw, with its standard error.
+    """Estimate `known` plus the mean of w'Aw, with its standard error.
 
-    Samples go through one product in blocks, small against those that there are: few are taken beyond need.
+    Samples go through one product in blocks that are small against the number there is, so that few are taken beyond
+    need.
     """
     samples: list[float] = []
     value = error = math.nan
@@ -146,10 +165,12 @@ def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Ten
 
 
 def mean(samples: list[float]) -> float:
+    """The mean of samples; nan where one is not finite."""
     return math.fsum(samples) / len(samples) if all(map(math.isfinite, samples)) else math.nan
 
 
 def standard_error(samples: list[float]) -> float:
+    """The standard error of the mean; infinite for fewer than two samples."""
     if len(samples) < 2:
         return math.inf
     centre = mean(samples)

@@ -2,8 +2,8 @@
 
 A method is a function of the products it is given and of a seed: with the same products it takes the same way, bit for
 bit. A product is given again only for the very vector it was made of; from the first that differs, as on another kind
-of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its outcome
-replaces its products. Once a matrix is finished, its answer replaces everything.
+of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its
+outcome replaces its products. Once a matrix is finished, its answer replaces everything.
 
 The first vector and its product are kept as a sample. A later run makes that product once more and compares, before it
 trusts anything else.
