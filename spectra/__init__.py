@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _IMPORTS = (get_data(__name__, "__init__.pyi") or b"").decode()
 _HOMES = {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as \2$", _IMPORTS, re.MULTILINE)}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  (type checkers read `__init__.pyi`)
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ from torch import nn
 from spectra.curvature.matrices import MATRICES
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.given import loss_name, own_loss
-from spectra.inputs.problem import kind_of, load_problem
+from spectra.inputs.problem import choose_dtype, load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.problem.losses import CustomLoss
@@ -293,7 +293,7 @@ def problem_of(
             raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
     checked = checked_options(options)
     loss = loss if isinstance(loss, str) else own_loss(loss)
-    kind = str(kind_of(model, checked.get("dtype"))).removeprefix("torch.")
+    kind = str(choose_dtype(model, checked.get("dtype"))).removeprefix("torch.")
     told = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
     told |= {"params": list(told["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):

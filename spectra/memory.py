@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -87,10 +88,11 @@ def physical_memory() -> int:
     """Bytes; `UNKNOWN` where the system does not tell."""
     with suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(AttributeError, OSError):  # Windows
+    if sys.platform == "win32":
         kibibytes = ctypes.c_ulonglong()
-        if ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes)):
-            return 1024 * kibibytes.value
+        with suppress(AttributeError, OSError):
+            if ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes)):
+                return 1024 * kibibytes.value
     return UNKNOWN
 
 

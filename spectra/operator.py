@@ -1,7 +1,7 @@
-"""What a method asks of a matrix, and small wrappers around one.
+"""The interface between methods and matrices: symmetric operators, and small wrappers around one.
 
-A symmetric operator multiplies vectors and says its shape, dtype and device; a plain symmetric
-`torch.Tensor` is one. Methods (`spectra.krylov`) and matrices (`spectra.curvature`) meet only here.
+A symmetric operator multiplies vectors and has a shape, a dtype and a device; a plain symmetric `torch.Tensor` is one.
+Methods (`spectra.krylov`) and matrices (`spectra.curvature`) meet only here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_part, mapped, norm, part_of, summed, without_autocast
+from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -23,98 +23,122 @@ if TYPE_CHECKING:
 
 
 class Shaped(Protocol):
-    """What is known of a matrix before any product."""
+    """The shape, dtype and device of a matrix: all that is known before any product."""
 
     @property
-    def shape(self) -> torch.Size: ...
+    def shape(self) -> torch.Size:
+        """The shape (n, n)."""
+        ...
+
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vectors that the matrix multiplies."""
+        ...
+
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of the vectors that the matrix multiplies."""
+        ...
 
 
 class SymmetricOperator(Shaped, Protocol):
-    """A real symmetric (n, n) matrix, known by its products."""
+    """A real symmetric (n, n) matrix, known only by its products with vectors."""
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        """Multiply (n,) to (n,), or (n, k) to (n, k), of the operator's own dtype."""
+        """Multiply a vector (n,) or the columns of (n, k); both in the operator's dtype, and the product has the same
+        shape.
+        """
         ...
 
 
 class SymmetricFactor(Protocol):
-    """F (rows, n) of a matrix F'F + shift I; `products` counts what it has cost."""
+    """The factor F (rows, n) of a matrix A = F'F + shift I."""
 
     shift: float
 
     @property
-    def products(self) -> int: ...
+    def products(self) -> int:
+        """The products of A that the factor has cost so far."""
+        ...
+
     def cost(self) -> int:
-        """The products that `gram` will take."""
+        """The number of products that `gram` will cost."""
         ...
 
     def gram(self) -> Tensor:
-        """F F', (rows, rows), float64."""
+        """The Gram matrix F F' (rows, rows), in float64."""
         ...
 
     def trace_cost(self) -> int:
-        """The products that `trace` will take."""
+        """The number of products that `trace` will cost."""
         ...
 
     def trace_work(self) -> float:
-        """The same from shapes alone, work that runs one by one counted dearer: for choices."""
+        """The work of `trace` in products, estimated from shapes alone.
+
+        Work that runs example by example counts more than `trace_cost` says. The estimate serves to choose between
+        methods.
+        """
         ...
 
     def trace(self) -> float:
-        """tr F'F."""
+        """The trace of F'F."""
         ...
 
     def times(self, vectors: Tensor) -> Tensor:
-        """(k, n) -> (k, rows)."""
+        """F v for each row v of `vectors` (k, n): (k, rows)."""
         ...
 
     def transposed_times(self, weights: Tensor) -> Tensor:
-        """(k, rows) -> (k, n)."""
+        """F'w for each row w of `weights` (k, rows): (k, n)."""
         ...
 
 
 class Factored(SymmetricOperator, Protocol):
-    """A matrix that has a factor of few rows, or says why not."""
+    """A symmetric operator that may have a factor of few rows."""
 
-    def factor(self) -> SymmetricFactor: ...
+    def factor(self) -> SymmetricFactor:
+        """The factor F. Raises SpectraError where the matrix has none."""
+        ...
 
 
 @dataclass
 class Wrapper:
-    """An operator around an operator: same shape, dtype and device."""
+    """An operator around another operator, of the same shape, dtype and device."""
 
     operator: SymmetricOperator
 
     @property
     def shape(self) -> torch.Size:
+        """The shape (n, n) of the wrapped operator."""
         return self.operator.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the wrapped operator."""
         return self.operator.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of the wrapped operator."""
         return self.operator.device
 
     @property
     def mesh(self) -> DeviceMesh | None:
+        """The processes over which vectors are sharded, or None."""
         return mesh_of(self.operator)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.operator @ vectors
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        return once(self.operator, compute, generator)
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        """Run `compute()` as a checkpointed step of the wrapped operator."""
+        return checkpointed(self.operator, compute, generator)
 
 
 @dataclass
 class Counting(Wrapper):
-    """The same matrix, counting `products`: one for each vector multiplied."""
+    """The wrapped matrix, with `products` counting one for each vector multiplied."""
 
     products: int = 0
 
@@ -122,20 +146,21 @@ class Counting(Wrapper):
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return self.operator @ vectors
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        """Run `compute()` as a checkpointed step; products that an earlier run spent on it are counted too."""
         before = self.products
-        outcome, spent = once(self.operator, lambda: (compute(), self.products - before), generator)
+        outcome, spent = checkpointed(self.operator, lambda: (compute(), self.products - before), generator)
         self.products = before + spent
         return outcome
 
     def factor(self) -> SymmetricFactor:
-        """The operator's own, which counts what it costs by itself; AttributeError where it has none."""
+        """The wrapped operator's factor, which counts its own products. Raises AttributeError where there is none."""
         return cast(Factored, self.operator).factor()
 
 
 @dataclass
 class Shifted(Wrapper):
-    """A + shift I."""
+    """The matrix A + shift I."""
 
     shift: float
 
@@ -145,18 +170,20 @@ class Shifted(Wrapper):
 
 @dataclass
 class Deflated(Wrapper):
-    """P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
+    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
 
     basis: Tensor
 
     def project(self, vectors: Tensor) -> Tensor:
-        """P vectors, applied twice: once leaves a part of the size of the rounding of what it removes."""
+        """P v for vectors (n,) or (n, k). P is applied twice: once leaves a rounding error as large as that of the part
+        removed.
+        """
         for _ in range(2):
-            vectors = self._complement(vectors, summed(torch.matmul, self.basis, vectors))
+            vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
         return vectors
 
     def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
-        return mapped(lambda part, basis: part - basis.T @ along, vectors, self.basis)
+        return map_shards(lambda part, basis: part - basis.T @ along, vectors, self.basis)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         refuse_other_dtype(self, vectors)
@@ -164,7 +191,9 @@ class Deflated(Wrapper):
 
 
 def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
-    """Raise TypeError where vectors have another dtype than the operator: as in torch's own products, none is cast."""
+    """Raise TypeError where vectors have another dtype than the operator; nothing is cast, as in torch's own
+    products.
+    """
     if vectors.dtype != operator.dtype:
         raise TypeError(
             f"expected vectors of the operator's dtype {operator.dtype}, got {vectors.dtype}; convert them with "
@@ -172,22 +201,32 @@ def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
         )
 
 
-def once(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-    """`compute()`: a step of a method of which only the outcome matters further, of CPU tensors and numbers.
+def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    """Run `compute()` as a checkpointable step: on resume its saved result is returned instead.
 
-    An operator that remembers its products (`spectra.resume`) then keeps the outcome in place of the step's products.
+    Args:
+        operator: the operator whose products the step takes. One that saves its products (`spectra.resume`) then keeps
+            the result in their place.
+        compute: a function of no arguments, whose result consists of CPU tensors, numbers and containers of them.
+        generator: the generator that `compute` draws from; on resume it is left in the state in which the step left it.
+
+    Returns:
+        What `compute()` returned, now or in the earlier run.
     """
-    remembering = getattr(operator, "once", None)
-    return remembering(compute, generator) if remembering else compute()
+    method = getattr(operator, "checkpointed", None)
+    return method(compute, generator) if method else compute()
 
 
 def mesh_of(operator: Shaped) -> DeviceMesh | None:
-    """The processes over which the operator's vectors are sharded; None where they are plain tensors."""
+    """The processes over which the operator's vectors are sharded; None where vectors are plain tensors."""
     return getattr(operator, "mesh", None)
 
 
 def to_scipy(operator: SymmetricOperator) -> LinearOperator:
-    """The operator for SciPy, in NumPy arrays on the host (`scipy.sparse.linalg.eigsh` and its kin)."""
+    """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays, for `eigsh` and other SciPy functions.
+
+    Raises ArgumentError where `operator` is not a matrix.
+    """
     from scipy.sparse.linalg import LinearOperator
 
     require_matrix("operator", operator)
@@ -208,17 +247,26 @@ ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its
 
 @without_autocast()
 def check_operator(operator: SymmetricOperator, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
-    """Multiply twice by one vector and once by another; three products, a finished step of a run (`once`).
+    """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
 
-    Returns the relative noise of a product, max(|Av - Av again|, |u'Av - v'Au|) over |Av|. For random u the second
-    is of the size of |(A - A')v|, whatever the dimension.
-    The vectors are drawn from `generator`, one of the CPU, or else from `seed`.
-    Raises SpectraError where the matrix is not repeatable or not symmetric: no method can then give
-    a number that means anything.
+    The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
+    is as large as |(A - A')v|, whatever the dimension. The check is one checkpointed step of a run.
+
+    Args:
+        operator: the matrix (n, n).
+        generator: a CPU generator, from which u and v are drawn.
+        seed: the seed of the generator, where none is given.
+
+    Returns:
+        The noise, relative to |Av|; nan where a product is not finite.
+
+    Raises:
+        SpectraError: the matrix changes from product to product, or is not symmetric. No method gives a meaningful
+            number then.
     """
     require_matrix("operator", operator, symmetric=False)
     generator = chosen_generator(seed, generator)
-    return once(operator, lambda: _noise(operator, generator), generator)
+    return checkpointed(operator, lambda: _noise(operator, generator), generator)
 
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
@@ -256,7 +304,9 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
 
 
 def suspect_of(operator: SymmetricOperator) -> str | None:
-    """What is wrong with products, and the way out, where the operator, or one that it wraps, knows (`suspect`)."""
+    """The likely cause of bad products and the way out, as the operator or one that it wraps knows it (`suspect`); else
+    None.
+    """
     inner: Any = operator
     while inner is not None and not hasattr(inner, "suspect"):
         inner = getattr(inner, "operator", None)
@@ -264,9 +314,9 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """`count` standard normal vectors, (count, n), drawn in float64 by a CPU generator, one after the other.
+    """Draw `count` standard normal vectors as rows (count, n), in float64 by a CPU generator, one after the other.
 
-    Neither the operator's device nor the number asked for at once changes what is drawn.
+    What is drawn depends neither on the operator's device nor on how many vectors are drawn at once.
     """
     n = operator.shape[0]
     drawn = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count))
@@ -274,17 +324,17 @@ def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Gen
 
 
 def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
-    """Vectors (n,) or rows (k, n) as the operator's are: on its device, in its dtype, sharded where those are."""
+    """Vectors (n,) or rows (k, n) on the operator's device, in its dtype, and sharded as its vectors are."""
     if (mesh := mesh_of(operator)) is None:
         return vectors.to(operator.device, operator.dtype)
     n = operator.shape[0]
-    part = vectors[..., part_of(mesh, n)].to(operator.device, operator.dtype)
-    return from_part(part, mesh, n, vectors.ndim - 1)
+    part = vectors[..., shard_of(mesh, n)].to(operator.device, operator.dtype)
+    return from_shard(part, mesh, n, vectors.ndim - 1)
 
 
 def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
-    """Room for vectors of the operator, (count, n)."""
+    """Uninitialised rows (count, n) for vectors of the operator."""
     n, mesh = operator.shape[0], mesh_of(operator)
-    held = part_of(mesh, n)
+    held = shard_of(mesh, n)
     part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
-    return part if mesh is None else from_part(part, mesh, n, 1)
+    return part if mesh is None else from_shard(part, mesh, n, 1)

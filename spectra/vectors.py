@@ -1,8 +1,8 @@
-"""Vectors (n,) and rows of them (k, n): tensors, or DTensors of which each process holds its part of n.
+"""Vectors (n,) and rows of vectors (k, n): plain tensors, or DTensors of which each process holds a shard of n.
 
-Arithmetic of vectors alike, slices of rows, stacking and transposing are the same for both. The rest goes through here:
-`mapped` does something to each part, `summed` adds up over the parts what each comes to. What is summed is a plain
-tensor, and the same bits on every process, so that all decide alike.
+Arithmetic, slices of rows, stacking and transposing work on both kinds alike. Everything else goes through this module:
+`map_shards` applies a function to each shard, `sum_shards` adds up the results over all shards. A sum is a plain tensor
+with the same bits on every process, so that all processes decide alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched o
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Inside, arithmetic is in the precision of its operands; autocast that was active is again on leaving."""
+    """Inside this context, arithmetic is done in the precision of its operands; the caller's autocast is restored on
+    leaving.
+    """
     with ExitStack() as stack:
         for kind in DEVICES:
             if torch.is_autocast_enabled(kind):
@@ -34,27 +36,32 @@ def without_autocast() -> Iterator[None]:
 
 
 def sharded(vectors: Tensor) -> TypeGuard[DTensor]:
+    """Whether vectors are a DTensor, of which each process holds a shard."""
     return hasattr(vectors, "device_mesh")
 
 
 def local(vectors: Tensor) -> Tensor:
-    """What this process holds: all of it, unless it is sharded over several."""
+    """The shard that this process holds; the whole tensor where it is not sharded."""
     return vectors.to_local() if sharded(vectors) else vectors
 
 
-def mapped(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-    """The function of each part of the vectors, as vectors again: laid out as the first are, or in rows."""
+def map_shards(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """Apply `function` to each process's shard, and wrap the result as a DTensor with the layout of the first argument.
+
+    Where the result has one dimension more or less than the first argument, its last dimension is the sharded one.
+    Plain tensors are given to `function` as they are.
+    """
     made = function(*map(local, vectors))
     if not sharded(first := vectors[0]):
         return made
     (placement,) = first.placements
     dimension = cast("Shard", placement).dim
     n, own = first.shape[dimension], dimension if made.ndim == first.ndim else made.ndim - 1
-    return from_part(made, first.device_mesh, n, own)
+    return from_shard(made, first.device_mesh, n, own)
 
 
-def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-    """The sum over all parts of the function of each, a plain tensor."""
+def sum_shards(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """Apply `function` to each process's shard, and return the sum over all processes as a plain tensor."""
     part = function(*map(local, vectors))
     if not sharded(first := vectors[0]) or not part.numel():
         return part
@@ -63,8 +70,8 @@ def summed(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     return part
 
 
-def from_part(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
-    """The DTensor of which `part` is what this process holds, of n along this dimension."""
+def from_shard(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
+    """The DTensor of which `part` is this process's shard, with n entries along the sharded `dimension`."""
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size((*part.shape[:dimension], n, *part.shape[dimension + 1 :]))
@@ -72,95 +79,102 @@ def from_part(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
     return DTensor.from_local(part.contiguous(), mesh, [Shard(dimension)], run_check=False, shape=shape, stride=stride)
 
 
-def sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
-    """How many of n each process holds, as Shard deals them: all alike but the last ones, which may hold none."""
+def shard_sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
+    """The number of entries out of n that each process holds, in the order of ranks.
+
+    All shards are of one size, as `torch.distributed.tensor.Shard` deals them, but the last ones, which may be shorter
+    or empty.
+    """
     if mesh is None:
         return [n]
     most = -(-n // mesh.size())
     return [max(0, min(most, n - most * rank)) for rank in range(mesh.size())]
 
 
-def part_of(mesh: DeviceMesh | None, n: int) -> slice:
-    """Where of n this process's part lies."""
+def shard_of(mesh: DeviceMesh | None, n: int) -> slice:
+    """The range of entries out of n that this process holds."""
     rank = 0 if mesh is None else mesh.get_local_rank()
-    held = sizes(mesh, n)
+    held = shard_sizes(mesh, n)
     return slice(sum(held[:rank]), sum(held[: rank + 1]))
 
 
-def whole(vectors: Tensor) -> Tensor:
-    """All of the vectors, on every process."""
+def full_tensor(vectors: Tensor) -> Tensor:
+    """The whole of the vectors, on every process."""
     return vectors.full_tensor() if sharded(vectors) else vectors
 
 
-def at_first(rows: Tensor) -> Tensor:
-    """All of the rows (k, n) on the CPU of the first process; others are left with none."""
+def gather_on_first(rows: Tensor) -> Tensor:
+    """The whole of the rows (k, n) on the CPU of the first process; other processes get (0, n)."""
     if not sharded(rows):
         return rows
     first = rows.device_mesh.get_local_rank() == 0
-    gathered = ((whole(row), first) for row in rows)  # one at a time: all may be more than a device holds
+    gathered = ((full_tensor(row), first) for row in rows)  # one at a time: all may be more than a device holds
     kept = [row.cpu() for row, wanted in gathered if wanted]
     return torch.stack(kept) if kept else torch.empty(0, rows.shape[1], dtype=rows.dtype)
 
 
-def taken(rows: Tensor, index: list[int] | Tensor) -> Tensor:
-    """Those rows."""
-    return mapped(lambda part: part[index], rows)
+def take_rows(rows: Tensor, index: list[int] | Tensor) -> Tensor:
+    """The rows of the given index."""
+    return map_shards(lambda part: part[index], rows)
 
 
 def all_finite(vectors: Tensor) -> bool:
-    return not summed(_not_finite, vectors)
+    """Whether every number is finite."""
+    return not sum_shards(_not_finite, vectors)
 
 
 def _not_finite(part: Tensor) -> Tensor:
-    """How many numbers are not finite; of those that are, the sum shows it at once, unless it overflows."""
+    """The number of entries that are not finite. Where all are, their sum shows it at once, unless it overflows."""
     if part.sum().isfinite():
         return torch.zeros((), dtype=torch.int64, device=part.device)
     return (~torch.isfinite(part)).sum()
 
 
 def norm(vector: Tensor) -> float:
-    """The Euclidean norm, accumulated in float64."""
+    """The Euclidean norm of a vector (n,), accumulated in float64."""
     return norms(vector, dim=None).item()
 
 
 def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The Euclidean norms (k,) of rows, or that of all of it for None, accumulated in this dtype."""
+    """The Euclidean norms (k,) of rows (k, n), or for `dim` None the norm of all entries, accumulated in `dtype`."""
     if dim is None and dtype == torch.float64:
-        return summed(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
+        return sum_shards(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
     if not sharded(rows):
         return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
-    return summed(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+    return sum_shards(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
 
 
 def dot(u: Tensor, v: Tensor) -> float:
-    """u'v, accumulated in float64."""
-    return summed(_dot, u, v).item()
+    """The inner product u'v of vectors (n,), accumulated in float64."""
+    return sum_shards(_dot, u, v).item()
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
-    """Of plain vectors, in float64, to which NumPy converts piece by piece, six times faster than torch does all."""
+    """The inner product of plain vectors in float64. NumPy converts piece by piece, which is six times faster than
+    torch, which converts all.
+    """
     if u.is_cpu and u.dtype == torch.float32:
         return torch.tensor(np.einsum("i,i->", u.detach().numpy(), v.detach().numpy(), dtype=np.float64))
     return torch.dot(u.double(), v.double())
 
 
 def row_dots(these: Tensor, others: Tensor) -> Tensor:
-    """u_i'v_i (k,) of rows, accumulated in float64."""
-    return summed(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
+    """The inner products u_i'v_i (k,) of rows (k, n), accumulated in float64."""
+    return sum_shards(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
 
 
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (min(k, n), n) with orthonormal rows and R with rows = R'Q; Q is orthonormal whatever the rank.
+    """The QR decomposition of rows (k, n): Q (min(k, n), n) with orthonormal rows, and R with rows = R'Q.
 
-    Of parts: each takes its own QR, and all that of their triangles one above the other (TSQR: Demmel, Grigori,
-    Hoemmen, Langou 2012).
+    Q is orthonormal whatever the rank. Of sharded rows, each process decomposes its own shard, and all decompose the
+    stacked triangles (TSQR: Demmel, Grigori, Hoemmen, Langou 2012).
     """
     if not sharded(rows):
         basis, triangle = torch.linalg.qr(rows.T)
         return basis.T, triangle
     own, triangle = torch.linalg.qr(local(rows).T)
     mesh, (k, n) = rows.device_mesh, rows.shape
-    heights = [min(k, size) for size in sizes(mesh, n)]
+    heights = [min(k, size) for size in shard_sizes(mesh, n)]
     padded = torch.zeros(k, k, dtype=rows.dtype, device=triangle.device)
     padded[: len(triangle)] = triangle
     stack = torch.empty(mesh.size() * k, k, dtype=rows.dtype, device=triangle.device)
@@ -169,4 +183,4 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     pieces = [piece[:height] for piece, height in zip(stack.split(k), heights, strict=True)]
     together, triangle = torch.linalg.qr(torch.cat(pieces))
     mine = together.split(heights)[mesh.get_local_rank()]
-    return from_part((own @ mine).T, mesh, n, 1), triangle
+    return from_shard((own @ mine).T, mesh, n, 1), triangle

@@ -30,7 +30,7 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
 from spectra.run.inspection import look_ahead
-from spectra.vectors import orthonormal, whole
+from spectra.vectors import full_tensor, orthonormal
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -78,7 +78,7 @@ def vectors_of(operator, count: int):
 
 def eig(method: str, operator, **options) -> dict:
     found = resolve_name(EIG[method])(operator, 3, generator=seeded(), tolerance=1e-6, **options)
-    vectors = whole(found.vectors)
+    vectors = full_tensor(found.vectors)
     return {
         "values": found.values,
         "residuals are small": bool(found.residuals.max() < 1e-5),
@@ -111,10 +111,10 @@ def blocks(by: str, operator) -> dict:
     signs = hutchinson_diagonal(operator, sums, never, generator=seeded(), max_products=7)
     return {
         "sketch": sketch.replicates,
-        "sketch's errors": whole(sketch.standard_errors),
-        "signs": whole(signs.values),
-        "signs' errors": whole(signs.standard_errors),
-        "diagonal": whole(found.diagonal.values),
+        "sketch's errors": full_tensor(sketch.standard_errors),
+        "signs": full_tensor(signs.values),
+        "signs' errors": full_tensor(signs.standard_errors),
+        "diagonal": full_tensor(found.diagonal.values),
         "sums": found.diagonal.sums,
         "values": torch.cat([pairs.values for pairs in found.eigenpairs]),
         "masses": torch.tensor([found.mass(i) for i in count]),
@@ -131,7 +131,7 @@ def forecast(operator) -> dict:
 
 def reuse(operator) -> dict:
     """Known eigenpairs, as files hold them, of this matrix and of another; and what is made of them."""
-    matrix = whole(operator @ placed(torch.eye(operator.shape[0]), operator).T)
+    matrix = full_tensor(operator @ placed(torch.eye(operator.shape[0]), operator).T)
     values, vectors = torch.linalg.eigh(matrix)
     known = known_pairs(operator, values[-2:], vectors.T[-2:], torch.full((2,), 1e-12))
     other = known_pairs(operator, values[-2:] + 1, vectors.T[-2:], torch.full((2,), 1e-12))
@@ -145,7 +145,7 @@ def noise(operator) -> dict:
 
 def krylov_basis(operator) -> dict:
     state = lanczos(operator, random_start(operator, seeded()), 12)
-    basis = whole(state.basis)
+    basis = full_tensor(state.basis)
     return {"diagonal": state.projected.diagonal(), "gram": basis @ basis.T}
 
 
@@ -158,8 +158,12 @@ def short_of_rank(operator) -> dict:
     mixture[-1] = 0
     rows = placed(mixture @ drawn, operator)
     basis, triangle = orthonormal(rows)
-    again = triangle.T @ whole(basis)
-    return {"gram": whole(basis) @ whole(basis).T, "rows": again, "change": torch.dist(again, whole(rows)) < 1e-12}
+    again = triangle.T @ full_tensor(basis)
+    return {
+        "gram": full_tensor(basis) @ full_tensor(basis).T,
+        "rows": again,
+        "change": torch.dist(again, full_tensor(rows)) < 1e-12,
+    }
 
 
 def past_the_rank(operator) -> dict:
@@ -167,7 +171,10 @@ def past_the_rank(operator) -> dict:
     sketch, generator = Sketch(operator), seeded()
     for size in (2, 9, 20):
         sketch.grow(size, generator)
-    return {"gram": whole(sketch.basis) @ whole(sketch.basis).T, "mean": mean(sketch.coordinates(), operator.shape[0])}
+    return {
+        "gram": full_tensor(sketch.basis) @ full_tensor(sketch.basis).T,
+        "mean": mean(sketch.coordinates(), operator.shape[0]),
+    }
 
 
 MANY = tuple(MATRICES)
@@ -216,7 +223,8 @@ def answers(processes: Processes) -> dict:
         told = evaluate(made)
         found[of] = {"loss": told.loss, "accuracy": told.accuracy or math.nan, "gradient": mean_gradient(made)}
     return {
-        case: {what: whole(x) if torch.is_tensor(x) else x for what, x in told.items()} for case, told in found.items()
+        case: {what: full_tensor(x) if torch.is_tensor(x) else x for what, x in told.items()}
+        for case, told in found.items()
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import TABLE, known, seeded, with_spectrum
 
-from spectra.krylov.deflation import known_pairs, trace_beside
+from spectra.krylov.deflation import known_pairs, with_deflation
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
@@ -73,7 +73,7 @@ def test_what_a_forged_file_says_of_pairs_does_not_count(name, forge):
 
 
 def dense_beside(case, pairs):
-    return trace_beside(dense_trace)(case.matrix, known=pairs, generator=seeded()).value
+    return with_deflation(dense_trace)(case.matrix, known=pairs, generator=seeded()).value
 
 
 def test_a_budget_takes_the_largest_pairs():
@@ -116,7 +116,7 @@ def test_pairs_that_have_not_converged_stay_behind():
 def test_the_trace_beside_pairs_is_within_its_error(name, method):
     case = TABLE[name]()
     pairs = taken(case.matrix, earlier(case))
-    estimate = trace_beside(method)(case.matrix, known=pairs, rtol=0.02, generator=seeded(1))
+    estimate = with_deflation(method)(case.matrix, known=pairs, rtol=0.02, generator=seeded(1))
     assert estimate.converged
     true = case.spectrum.sum().item()
     assert abs(estimate.value - true) <= 4 * estimate.standard_error + 1e-6 * case.spectrum.abs().sum().item()
@@ -128,7 +128,7 @@ def test_the_tolerance_is_relative_to_the_whole_trace():
     case = known([1000.0, 800.0, *torch.linspace(-0.1, 0.1, 198).tolist()])
     pairs = taken(case.matrix, earlier(case, k=2))
     counted = Counting(case.matrix)
-    estimate = trace_beside(hutchinson)(counted, known=pairs, rtol=1e-3, generator=seeded())
+    estimate = with_deflation(hutchinson)(counted, known=pairs, rtol=1e-3, generator=seeded())
     assert counted.products == 16
     assert abs(estimate.value - case.spectrum.sum().item()) <= 4 * estimate.standard_error
 
@@ -139,13 +139,13 @@ def test_pairs_spare_products(seed):
     pairs = taken(case.matrix, earlier(case, k=10))
     alone, beside = Counting(case.matrix), Counting(case.matrix)
     hutchinson(alone, rtol=0.05, generator=seeded(seed))
-    trace_beside(hutchinson)(beside, known=pairs, rtol=0.05, generator=seeded(seed))
+    with_deflation(hutchinson)(beside, known=pairs, rtol=0.05, generator=seeded(seed))
     assert beside.products < alone.products / 4
 
 
 def test_without_pairs_the_method_is_as_it_was():
     case = TABLE["network"]()
-    one = trace_beside(xtrace)(case.matrix, known=None, generator=seeded())
+    one = with_deflation(xtrace)(case.matrix, known=None, generator=seeded())
     assert one == xtrace(case.matrix, generator=seeded())
 
 

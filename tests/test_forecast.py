@@ -17,12 +17,12 @@ from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.forecast import (
     PILOT,
     PRODUCTS,
-    Scales,
+    VectorMeter,
     forecast_eigenpairs,
     forecast_measure,
     forecast_trace,
-    grown,
     outline,
+    products_needed,
     surrogate,
 )
 from spectra.krylov.lanczos import lanczos, random_start
@@ -175,14 +175,14 @@ def test_a_trace_that_may_be_zero_is_told_as_at_least():
 
 
 def test_growth_ends_exactly_or_at_the_budget():
-    assert grown(100, 1.0, 10**6) == 200
-    assert grown(100, 1.2, 10**6) == 300  # one stage: error falls by the root of 1.5
-    assert grown(100, 100.0, 101) == 301
-    assert grown(100, 1e9, 10**9) >= PRODUCTS
+    assert products_needed(100, 1.0, 10**6) == 200
+    assert products_needed(100, 1.2, 10**6) == 300  # one stage: error falls by the root of 1.5
+    assert products_needed(100, 100.0, 101) == 301
+    assert products_needed(100, 1e9, 10**9) >= PRODUCTS
 
 
 def test_scales_weigh_what_is_alive():
-    with Scales(1000) as scales:
+    with VectorMeter(1000) as scales:
         first = torch.zeros(3, 1000)
         assert scales.peak == 12_000
         view = first[1:]
@@ -211,7 +211,7 @@ def test_bytes_are_foretold(digits, method, forecast):
     operator = Curvature(digits["final"], "ggn")
     operator.prepare()
     foretold = forecast(seen(operator)).bytes
-    with Scales(operator.shape[0]) as scales:
+    with VectorMeter(operator.shape[0]) as scales:
         method(operator)
     assert 0.5 <= foretold / scales.peak <= 2
 

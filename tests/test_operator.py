@@ -12,7 +12,7 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.operator import Counting, Deflated, Shifted, Wrapper, check_operator, dot, norm, random_vectors, to_scipy
-from spectra.resume.journal import Remembering
+from spectra.resume.journal import CheckpointedOperator
 
 N = 40
 
@@ -88,7 +88,7 @@ def test_no_vector_of_another_dtype_is_multiplied(dtype):
         BlockDiagonal(hessian, blocks),
         LeafBlocks(hessian.problem, "hessian", [slice(0, leaves)]),
         Difference(hessian, Curvature(hessian.problem, "ggn")),
-        Remembering(hessian, journal=None),
+        CheckpointedOperator(hessian, journal=None),
     ]
     for operator in operators:
         for vectors in (torch.ones(n, dtype=dtype), torch.zeros(n, 2, dtype=dtype)):

@@ -8,7 +8,7 @@ from networks import BY_NAME, SOME, Case, Lambda, X, Y, floats, labels
 from torch import nn
 
 from spectra.curvature.engine import batches as batching
-from spectra.curvature.engine.batches import fitted, merged
+from spectra.curvature.engine.batches import merged, resized
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.footprint import Footprint, Highest, Line, elements, footprint, measured, tensors
 from spectra.curvature.engine.growth import Growth
@@ -272,15 +272,15 @@ def test_only_neighbours_of_one_kind_are_merged():
 
 @pytest.mark.parametrize(("memory", "wanted"), [(12, [12]), (11, 6 * [2]), (8, 6 * [2]), (4, 12 * [1]), (1, 12 * [1])])
 def test_cutting_makes_equal_parts_of_a_quarter_of_memory(memory, wanted):
-    found = fitted(examples(12), FREE, memory)
+    found = resized(examples(12), FREE, memory)
     assert sizes(found) == wanted
     assert torch.cat([batch.indices for batch in found]).tolist() == list(range(12))
 
 
 def test_batches_too_large_for_a_cpu_are_cut(monkeypatch):
     monkeypatch.setattr(batching, "LARGE", 3)
-    assert sizes(fitted(examples(12), FREE, 100)) == 4 * [3]
-    assert sizes(fitted(examples(7, 3, 2), FREE, 100)) == [3, 3, 1, 3, 2]
+    assert sizes(resized(examples(12), FREE, 100)) == 4 * [3]
+    assert sizes(resized(examples(7, 3, 2), FREE, 100)) == [3, 3, 1, 3, 2]
 
 
 def test_batches_of_a_users_loss_stay():

@@ -9,7 +9,7 @@ from helpers import TABLE, Products, Widths, known, matrix, not_finite, seeded, 
 
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.forecast import Scales
+from spectra.krylov.forecast import VectorMeter
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.quadrature import converged_pairs, gauss_quadrature, spectral_measure
 from spectra.operator import Counting, Deflated
@@ -279,7 +279,7 @@ def test_bases_of_all_probes_lie_within_what_they_may_take(monkeypatch, vectors,
     pairs = eigenpairs(operator.operator, 5, tolerance=1e-6, generator=seeded(1))
     pairs = known_pairs(operator.operator, pairs.values, pairs.vectors, pairs.residuals)
     monkeypatch.setattr("spectra.krylov.blocks.memory_share", lambda device: vectors * 8000)
-    with Scales(1000) as scales:
+    with VectorMeter(1000) as scales:
         measure = spectral_measure(operator, probes=9, steps=30, known=pairs, generator=seeded())
     assert measure.deflated == 5
     assert max(operator.widths) == width

@@ -20,7 +20,7 @@ from rank_cases import CASES, PROBLEMS, answers, problem
 from spectra.cli import run
 from spectra.cluster import ranks
 from spectra.cluster.siblings import Siblings
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.problem.problem import Processes
 
 HERE = Path(__file__).parent
@@ -123,7 +123,7 @@ def test_each_rank_holds_its_part_of_a_vector(several):
 @pytest.mark.parametrize("size", [1, 4, 10, 23])
 @pytest.mark.parametrize("whole", [True, False])
 def test_every_example_is_dealt_once(count, size, whole):
-    shares = [share(problem(Processes(rank, count), size=size), whole) for rank in range(count)]
+    shares = [own_batches(problem(Processes(rank, count), size=size), whole) for rank in range(count)]
     dealt = torch.cat([batch.indices for batches in shares for batch in batches])
     assert dealt.sort().values.tolist() == list(range(23))
     if whole:

@@ -26,7 +26,7 @@ from spectra.krylov.power import power_iteration
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
 from spectra.operator import Counting, Wrapper
-from spectra.resume.journal import Journal, Keeper, Remembering
+from spectra.resume.journal import CheckpointedOperator, Journal, JournalSettings
 from spectra.resume.log import RECORD, Log, head
 from spectra.resume.state import State
 
@@ -70,7 +70,7 @@ def unwritable(error):
     raise AssertionError(error)
 
 
-KEEPER = Keeper(failed=unwritable)
+SETTINGS = JournalSettings(failed=unwritable)
 
 
 def fields(answer):
@@ -79,9 +79,9 @@ def fields(answer):
 
 def measured(method, path, calls=10**9):
     """The method's answer beside a journal, from a matrix that gives so many products; and how many it gave."""
-    matrix, journal = Cutting(MATRIX, calls), Journal(path, KEEPER)
+    matrix, journal = Cutting(MATRIX, calls), Journal(path, SETTINGS)
     try:
-        answer = METHODS[method](Counting(Remembering(matrix, journal)), generator=seeded(1))
+        answer = METHODS[method](Counting(CheckpointedOperator(matrix, journal)), generator=seeded(1))
     finally:
         journal.close()
     return fields(answer), matrix.made
@@ -118,7 +118,7 @@ def test_a_finished_step_leaves_no_products(tmp_path):
     vector = MATRIX[0].nbytes
     first_run = 12 * (RECORD + vector)
     assert (tmp_path / "a.products").stat().st_size == len(head(tmp_path / "a", "")) + first_run
-    journal = Journal(tmp_path / "a", KEEPER)
+    journal = Journal(tmp_path / "a", SETTINGS)
     assert journal.held(vector) == 12 + 5 * 12
     journal.close()
 
@@ -150,8 +150,8 @@ def test_damaged_files_cost_products_and_nothing_else(method, kind, tmp_path):
 def test_the_products_of_another_vector_are_made_anew(tmp_path):
     measured("eigenpairs", tmp_path / "a")
     method = partial(eigenpairs, k=3, tolerance=1e-5)
-    matrix, journal = Cutting(MATRIX), Journal(tmp_path / "a", KEEPER)
-    other = method(Remembering(matrix, journal), generator=seeded(2))
+    matrix, journal = Cutting(MATRIX), Journal(tmp_path / "a", SETTINGS)
+    other = method(CheckpointedOperator(matrix, journal), generator=seeded(2))
     journal.close()
     assert matrix.made == other.products + 1  # that of the sample
     assert fields(other) == fields(method(MATRIX, generator=seeded(2)))
@@ -159,7 +159,7 @@ def test_the_products_of_another_vector_are_made_anew(tmp_path):
 
 def test_another_matrix_is_refused(tmp_path):
     measured("eigenpairs", tmp_path / "a")
-    changed = Remembering(MATRIX * 1.01, Journal(tmp_path / "a", KEEPER))
+    changed = CheckpointedOperator(MATRIX * 1.01, Journal(tmp_path / "a", SETTINGS))
     with pytest.raises(SpectraError, match="the matrix is not that of the unfinished run"):
         METHODS["eigenpairs"](changed, generator=seeded(1))
     changed.journal.close()

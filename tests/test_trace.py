@@ -13,7 +13,7 @@ from spectra.krylov import blocks
 from spectra.krylov import hutchinson as hutchinson_module
 from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
-from spectra.krylov.forecast import Scales
+from spectra.krylov.forecast import VectorMeter
 from spectra.krylov.hutchinson import affordable, hutch_plus_plus, hutchinson
 from spectra.krylov.sketch import Sketch
 from spectra.krylov.xtrace import GROUPS, estimate, mean, xtrace
@@ -34,8 +34,9 @@ SPECTRA = {
 
 def test_a_budget_without_end_pays_for_any_number_of_vectors():
     """By itself inf // 2 is nan, and what `min` makes of that depends on the order of its arguments."""
-    assert affordable(math.inf) == affordable(math.inf, 3) == math.inf
-    assert [affordable(7), affordable(7, 2), affordable(7, 3), affordable(0, 2)] == [7, 3, 2, 0]
+    assert affordable(9, math.inf) == affordable(9, math.inf, 3) == 9
+    assert [affordable(9, 7), affordable(9, 7, 2), affordable(9, 7, 3), affordable(9, 0, 2)] == [7, 3, 2, 0]
+    assert [affordable(2, 7), affordable(2, 7, 3), affordable(0, 7)] == [2, 2, 0]
 
 
 def least_coverage(samples, seeds):
@@ -342,7 +343,7 @@ def test_blocks_cost_few_samples_beyond_need(monkeypatch):
 def test_blocks_of_samples_lie_within_memory(monkeypatch, vectors, width):
     monkeypatch.setattr(blocks, "memory_share", lambda device: vectors * 8 * 400)
     operator = Widths(known(np.linspace(0, 1, 400)).matrix)
-    with Scales(400) as scales:
+    with VectorMeter(400) as scales:
         hutchinson(operator, probes=50, generator=seeded())
         deflated = Deflated(operator, torch.eye(2, 400, dtype=torch.float64))
         hutchinson(deflated, probes=50, generator=seeded())

@@ -27,7 +27,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.blocks import WIDEST
 from spectra.operator import SymmetricOperator, placed, refuse_other_dtype
 from spectra.problem.problem import Processes
-from spectra.vectors import from_part, local, sizes, whole
+from spectra.vectors import from_shard, full_tensor, local, shard_sizes
 
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that ends is missed at once
 # Torch 2.14 has new names for these two, and warns of the old ones.
@@ -87,7 +87,7 @@ class Distributed:
     def __init__(self, part: Curvature):
         self.part = part
         self.mesh = cast(Ranks, part.problem.processes).mesh
-        self._sizes = sizes(self.mesh, part.shape[0])
+        self._sizes = shard_sizes(self.mesh, part.shape[0])
 
     @property
     def shape(self) -> torch.Size:
@@ -114,7 +114,7 @@ class Distributed:
         parts = held.split(WIDEST, dim=1) if held.ndim == 2 else [held]  # each rank takes whole vectors of a part
         products = [self._scattered(self.part @ self._gathered(part)) for part in parts]
         product = torch.cat(products, dim=1) if held.ndim == 2 else products[0]
-        return from_part(product, self.mesh, self.shape[0], 0)
+        return from_shard(product, self.mesh, self.shape[0], 0)
 
     def _gathered(self, part: Tensor) -> Tensor:
         """All of the vectors of which this is the rank's part."""
@@ -158,7 +158,7 @@ class ShardedFactor(Factor):
         return gram
 
     def times(self, vectors: Tensor) -> Tensor:
-        return super().times(whole(vectors))
+        return super().times(full_tensor(vectors))
 
     def transposed_times(self, weights: Tensor) -> Tensor:
         return placed(super().transposed_times(weights), self.operator)

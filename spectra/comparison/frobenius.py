@@ -23,7 +23,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress
 from spectra.operator import Deflated, SymmetricOperator, random_vectors
 from spectra.spectrum.estimates import Estimate, of_means
-from spectra.vectors import mapped, norms, row_dots, summed
+from spectra.vectors import map_shards, norms, row_dots, sum_shards
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def frobenius_products(
     for block in basis.split(width) if len(basis) else ():
         made = images(block)
         grams.append(2 * gram(made).sum(axis=0))
-        inside.append([as_array(summed(torch.matmul, basis, image.T)) for image in made.values()])
+        inside.append([as_array(sum_shards(torch.matmul, basis, image.T)) for image in made.values()])
     count = len(operators) + len(pairs)
     inner = np.concatenate(inside, axis=2) if inside else np.zeros((count, 0, 0))
 
@@ -136,7 +136,7 @@ def frobenius_products(
 def gram(images: Mapping[Hashable, Tensor]) -> np.ndarray:
     """Inner products (c, s, s) of the same rows of s images (c, n), accumulated in float64."""
     rows = zip(*images.values(), strict=True)
-    return np.stack([as_array(summed(square, torch.stack(same))) for same in rows])
+    return np.stack([as_array(sum_shards(square, torch.stack(same))) for same in rows])
 
 
 def square(rows: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def root(squares: np.ndarray) -> np.ndarray:
 
 def unit(rows: Tensor) -> Tensor:
     lengths = norms(rows).to(rows.dtype)[:, None]
-    return mapped(lambda part: part / lengths, rows)
+    return map_shards(lambda part: part / lengths, rows)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
-from spectra.inputs.problem import to_kind
+from spectra.inputs.problem import cast_tensors
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
 from spectra.problem.problem import Problem
@@ -26,7 +26,9 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     try:
         with taking_memory(f"{OPTION} {data}", "name fewer examples"):
             examples = load_data(data, None, problem.seed, choose_transform(transform, model))
-            inputs, targets = (to_kind(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets))
+            inputs, targets = (
+                cast_tensors(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets)
+            )
         width = max(map(len, problem.batches))
         batches = cut_batches(inputs, targets, examples.indices.to(problem.device), width)
         other = replace(problem, batches=batches)

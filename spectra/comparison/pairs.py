@@ -12,7 +12,7 @@ import torch
 from spectra.comparison.agreement import Agreement, Leading, agreements, rayleigh_quotients
 from spectra.comparison.frobenius import FrobeniusProducts
 from spectra.comparison.portrait import Portrait
-from spectra.krylov.eigenpairs import searched
+from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator, Wrapper
 from spectra.spectrum.estimates import Estimate
@@ -115,7 +115,7 @@ def extremes(
         return Extreme(0.0, rounding), Extreme(0.0, rounding)
     difference = Difference(first.operator, second.operator)
     size = min(2, difference.shape[0])
-    pairs = searched(
+    pairs = eigenpairs_unchecked(
         difference,
         size,
         which="BE",

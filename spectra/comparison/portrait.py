@@ -20,7 +20,7 @@ from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator, empty_rows
 from spectra.spectrum.estimates import Estimate
-from spectra.vectors import all_finite, mapped, orthonormal, taken
+from spectra.vectors import all_finite, map_shards, orthonormal, take_rows
 
 
 @dataclass
@@ -69,7 +69,7 @@ def find_measure(
     if room < 1:
         return
     good = pairs.residuals <= CONVERGED * pairs.values.abs()
-    known = replace(pairs, values=pairs.values[good], vectors=taken(pairs.vectors, good)) if good.any() else None
+    known = replace(pairs, values=pairs.values[good], vectors=take_rows(pairs.vectors, good)) if good.any() else None
     portrait.measure = spectral_measure(
         portrait.operator,
         probes=probes,
@@ -95,7 +95,7 @@ def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, L
     # What equal matrices have in common stands there twice but for rounding, which is no direction of theirs.
     left, sizes, right = torch.linalg.svd(triangle.T, full_matrices=False)
     kept = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.max()
-    basis = mapped(right[kept].matmul, basis)
+    basis = map_shards(right[kept].matmul, basis)
     parts = as_array((left * sizes)[:, kept]), np.cumsum([len(pairs.values) for pairs in found.values()])[:-1]
     coordinates = dict(zip(found, np.split(*parts), strict=True))
     none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, len(basis))))

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
-from spectra.curvature.engine.batches import QUARTER, share
+from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.curvature.engine.footprint import elements, footprint
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
-from spectra.problem.losses import CustomLoss
+from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.problem import Batch, Problem
 
 
@@ -36,11 +36,11 @@ def evaluate(problem: Problem) -> Evaluation:
     """
     total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
-        for batch in share(problem):
+        for batch in own_batches(problem):
             rows = problem.loss.rows(problem.output(batch), batch.targets)
             problem.loss.check(rows, batch.targets)
             total += problem.loss.total(rows, batch.targets).item()
-            if hasattr(problem.loss, "hits"):
+            if isinstance(problem.loss, ClassificationLoss):
                 hits = problem.loss.hits(rows, batch.targets)
                 right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)

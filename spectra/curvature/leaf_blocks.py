@@ -22,7 +22,8 @@ class LeafBlocks(Wrapper):
     """
 
     def __init__(self, problem: Problem, name: str, leaves: Sequence[slice], memory: int | None = None):
-        super().__init__(Curvature(problem, name, memory, products=0, check=False))  # the whole is
+        self.matrix = Curvature(problem, name, memory, products=0, check=False)  # the whole is checked
+        super().__init__(self.matrix)
         self.leaves = leaves
         starts = [*accumulate((p.numel() for p in problem.leaves), initial=0)]
         self.places = [slice(starts[some.start], starts[some.stop]) for some in leaves]
@@ -35,9 +36,9 @@ class LeafBlocks(Wrapper):
         parts = [(block, j) for block, j in held.nonzero().tolist()]
         wanted = [(self.leaves[block], given[self.places[block], j]) for block, j in parts]
         products = torch.zeros_like(given)
-        for product, (block, j) in zip(self.operator.times_blocks(wanted), parts, strict=True):
+        for product, (block, j) in zip(self.matrix.times_blocks(wanted), parts, strict=True):
             products[self.places[block], j] = product
-        return self.operator.problem.processes.total(products).view_as(vectors)
+        return self.matrix.problem.processes.total(products).view_as(vectors)
 
 
 def leaf_slices(problem: Problem, blocks: Sequence[Tensor]) -> list[slice] | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import require_integer
-from spectra.curvature.checks.derivative_check import Checked, check_derivatives
+from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
@@ -54,7 +54,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.setup_seconds = 0.0
-        self.derivative_check: Checked | None = None  # where one was asked for, once it is made
+        self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
         self._check = check
         self._loss_fits = False  # whether that has been looked at
@@ -115,10 +115,10 @@ class Curvature:
         refuse_other_dtype(self, vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         self._refuse_changed()
-        self.prepare()
+        batches = self._prepared()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
-            for apply in chain(self._terms, self._products):
+            for apply in chain(self._terms, batches):
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
                 del apply  # what it holds goes before the next batch's is made
@@ -130,11 +130,11 @@ class Curvature:
         What belongs to other parameters alone is left out, so that one of a late layer costs little.
         """
         self._refuse_changed()
-        self.prepare()
+        batches = self._prepared()
         decay = self.problem.weight_decay if self._first else 0.0
         products = [vector * decay for _, vector in vectors]
         with twice_differentiable(self.problem.model), explained():
-            for apply in chain(self._terms, self._products):
+            for apply in chain(self._terms, batches):
                 for product, (leaves, vector) in zip(products, vectors, strict=True):
                     product += apply(vector, leaves)
                 del apply
@@ -150,6 +150,10 @@ class Curvature:
 
     def prepare(self) -> None:
         """Trace, and compute what is kept, as the first product would."""
+        self._prepared()
+
+    def _prepared(self) -> Products:
+        """The products of the batches, made ready at the first call."""
         if self._products is None:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
@@ -164,6 +168,7 @@ class Curvature:
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)
             self.setup_seconds += time.perf_counter() - start
+        return self._products
 
     def _refuse_unfit_loss(self) -> None:
         if not self._loss_fits:

@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,7 +152,7 @@ def _read_tensors(file: Path) -> tuple[Any, str]:
     return found
 
 
-def _read_torch(opened: IO[bytes]) -> tuple[Any, str] | None:
+def _read_torch(opened: BufferedReader) -> tuple[Any, str] | None:
     """A file of torch.save and its SHA-256; None where it has changed meanwhile."""
     before = os.fstat(opened.fileno())
     held = io.BytesIO(opened.read()) if before.st_size <= HELD else opened
@@ -168,7 +169,7 @@ class Format:
     """One kind of file that holds weights."""
 
     suffixes: tuple[str, ...]
-    read: Callable[[IO[bytes]], tuple[Any, str] | None]  # its content and SHA-256; None where it changed meanwhile
+    read: Callable[[BufferedReader], tuple[Any, str] | None]  # its content and SHA-256; None where it changed meanwhile
 
 
 FORMATS = (Format((".safetensors",), read_safetensors), Format((".pt", ".pth", ".ckpt", ".bin"), _read_torch))

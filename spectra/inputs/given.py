@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from spectra.problem.problem import Batch
 GIVEN = "given in Python"  # in records, of what has no name
 
 
-def own_kind(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module is, and in which type its numbers are, by the first of its parameters that are trained."""
     floating = [p for p in model.parameters() if p.is_floating_point()]
     first = next((p for p in floating if p.requires_grad), floating[0] if floating else torch.empty(0))
@@ -62,8 +62,8 @@ def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tup
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
-    if hasattr(model, "_orig_mod"):
-        return unwrapped(model._orig_mod)
+    if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+        return unwrapped(compiled)
     if isinstance(model, DataParallel | DistributedDataParallel):
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
@@ -83,7 +83,7 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     Raises:
         SpectraError: a class, something that cannot be called, or a sum over the batch.
     """
-    if isinstance(loss, type) or not (isinstance(loss, Loss) or callable(loss)):
+    if isinstance(loss, type) or not may_be_loss(loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         way_out = f"call it first: {came}()" if isinstance(loss, type) else "give a loss or a function (output, target)"
         raise SpectraError(f"`loss`: {came} is no loss; {way_out}")
@@ -91,10 +91,11 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
         return loss
     if getattr(loss, "reduction", "mean") == "sum":
         raise SpectraError("`loss`: its reduction is sum, which would depend on the batches; make it none or mean")
-    if loss is F.cross_entropy or type(loss) is nn.CrossEntropyLoss:
-        module = nn.CrossEntropyLoss() if loss is F.cross_entropy else loss
-        weight = None if module.weight is None else module.weight.detach().double().cpu()
-        return CrossEntropy(weight, module.ignore_index, module.label_smoothing, class_dim=1)
+    if loss is F.cross_entropy:
+        loss = nn.CrossEntropyLoss()
+    if type(loss) is nn.CrossEntropyLoss:
+        weight = None if loss.weight is None else loss.weight.detach().double().cpu()
+        return CrossEntropy(weight, loss.ignore_index, loss.label_smoothing, class_dim=1)
     if loss is F.mse_loss or type(loss) is nn.MSELoss:
         return MeanSquaredError()
     plain_bce = type(loss) is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None
@@ -104,6 +105,11 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     if isinstance(loss, nn.Module):
         loss = cast(copy.deepcopy(loss), device, dtype)
     return CustomLoss(loss, name)
+
+
+def may_be_loss(value: Any) -> bool:
+    """Whether it is a loss of ours, or can be called as a function of (output, target)."""
+    return isinstance(value, Loss) or callable(value)
 
 
 def loss_name(loss: Loss) -> str:
@@ -156,7 +162,7 @@ def data_name(data: Any) -> str:
     return "tensors" if is_pair(data) else type(data).__name__
 
 
-def is_pair(data: Any) -> bool:
+def is_pair(data: Any) -> TypeGuard[tuple[Any, Any] | list[Any]]:
     """Whether this is x and y of all examples, and not two batches."""
     if not (isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray)):
         return False

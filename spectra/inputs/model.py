@@ -1,7 +1,7 @@
 """`model`: a name becomes a network with the weights that a seed gives it."""
 
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def build_model(spec: str, seed: int) -> nn.Module:
@@ -101,7 +102,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def cast(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+def cast(module: Module, device: torch.device | None, dtype: torch.dtype | None) -> Module:
     """The module on the device, floating tensors in the dtype, complex ones in that of the same precision.
 
     Module.to(dtype) would drop their imaginary parts (rotary embeddings are such buffers). None leaves as it is.

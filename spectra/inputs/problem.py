@@ -20,7 +20,7 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
-from spectra.inputs.given import GIVEN, data_name, loss_name, own_data, own_kind, own_loss, own_model, unwrapped
+from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
@@ -91,7 +91,7 @@ def load_problem(
     require_integer("seed", seed, 0, LARGEST_SEED)
     require_integer("mc_samples", mc_samples)
     require_number("weight_decay", weight_decay, finite=True)
-    place, kind = place_of(model, device), kind_of(model, dtype)
+    place, kind = choose_own_device(model, device), choose_dtype(model, dtype)
     objective = build_loss(loss, place, kind) if isinstance(loss, str) else own_loss(loss, place, kind)
     begins("building the model, reading its weights")
     if isinstance(model, nn.Module):
@@ -117,7 +117,8 @@ def load_problem(
         whole = isinstance(examples, Data)
         given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples
         given = [
-            Batch(to_kind(b.inputs, place, kind), to_kind(b.targets, place, kind), b.indices.to(place)) for b in given
+            Batch(cast_tensors(b.inputs, place, kind), cast_tensors(b.targets, place, kind), b.indices.to(place))
+            for b in given
         ]
     count = sum(map(len, given))
 
@@ -197,8 +198,9 @@ def problem_record(
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:
     """What a record calls model, data and loss: names as they were typed, of objects their types."""
-    found: dict[str, Any] = {"model": model} if isinstance(model, str) else {}
-    if not found:
+    if isinstance(model, str):
+        found: dict[str, Any] = {"model": model}
+    else:
         name = type(unwrapped(model)).__name__
         found = {"model": name, "checkpoint": f"{name} {GIVEN}"}
     found["data"] = data if isinstance(data, str) else f"{data_name(data)} {GIVEN}"
@@ -258,32 +260,34 @@ def choose_device(name: str | torch.device) -> torch.device:
     return torch.device("cuda" if str(name) != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def place_of(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
+def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
     """Where a problem is to be: for a module where it is, unless it is to be elsewhere. Raises SpectraError."""
     if device is None and isinstance(model, nn.Module):
-        return own_kind(model)[0]
+        return device_and_dtype(model)[0]
     return choose_device("auto" if device is None else device)
 
 
-def kind_of(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
+def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
     """In which type: for a module its own, unless it is to be another. Raises SpectraError."""
-    own = dtype is None and isinstance(model, nn.Module)
-    kind = own_kind(model)[1] if own else DTYPES.get(str("float32" if dtype is None else dtype).removeprefix("torch."))
-    if kind not in DTYPES.values():
-        if own:
-            text = f"its parameters are {kind}, too short for eigenvalues; give `dtype` float32, for a copy in that"
+    if dtype is None and isinstance(model, nn.Module):
+        own = device_and_dtype(model)[1]
+        if own not in DTYPES.values():
+            text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
             raise SpectraError(f"`model`: {text}")
+        return own
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
-    return kind
+    return DTYPES[name]
 
 
-def to_kind(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Tensors on the device, floating ones in the dtype; integers and booleans as they are."""
     if isinstance(tree, Tensor):
         return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
     if isinstance(tree, dict):
-        return {key: to_kind(value, device, dtype) for key, value in tree.items()}
-    return tuple(to_kind(value, device, dtype) for value in tree)
+        return {key: cast_tensors(value, device, dtype) for key, value in tree.items()}
+    return tuple(cast_tensors(value, device, dtype) for value in tree)
 
 
 def versions() -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Methods: each sees a symmetric operator and a generator, and knows nothing of networks."""
+"""Methods of linear algebra. Each sees a symmetric operator and a random generator, and knows nothing of networks."""

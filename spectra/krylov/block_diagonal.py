@@ -1,7 +1,7 @@
-"""All diagonal blocks of one matrix at once: their eigenpairs and spectra advance together, a product of all a step.
+"""Eigenpairs and spectra of all diagonal blocks of a matrix at once: they advance together, one joint product a step.
 
-For disjoint sets of indices, D = diag(A_11, ..., A_LL) takes a vector to the products of all blocks with their parts of
-it. The runs of the blocks, each in vectors of its own length, lie side by side in the vectors that D multiplies.
+For disjoint sets of indices, D = diag(A_11, ..., A_LL) multiplies each part of a vector by the block that it belongs
+to. The runs of the blocks, each in vectors of its own length, lie side by side in the vectors that D multiplies.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.eigenpairs import fitting_basis
-from spectra.krylov.eigensolver import Asking, Search
+from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import SymmetricOperator, Wrapper, once, placed, refuse_other_dtype
-from spectra.vectors import whole, without_autocast
+from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
+from spectra.vectors import full_tensor, without_autocast
 
 EACH = 3  # vectors (n,) that a column of a product holds: what is multiplied, its image, and both on their way
 
 
 @dataclass
 class BlockDiagonal(Wrapper):
-    """D of A and disjoint `blocks`, each an index (n_l,); rows in no block are zero.
+    """The block-diagonal matrix D of a matrix A, for disjoint `blocks` of indices (n_l,); rows in no block are zero.
 
-    A product takes one of A for each block in which the vector is not zero, many in one call. Vectors are whole on
-    every process, as those of blocks are too small to share.
+    A product takes one product of A for each block in which the vector is not zero, many in one call. Vectors are whole
+    on every process, as those of blocks are too small to shard.
     """
 
     blocks: Sequence[Tensor]
 
     @property
     def mesh(self) -> None:
+        """None: vectors are not sharded."""
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -52,25 +53,26 @@ class BlockDiagonal(Wrapper):
             rows = given.new_zeros(len(some), len(given))
             for row, (block, j) in zip(rows, some, strict=True):
                 row[self.blocks[block]] = given[self.blocks[block], j]
-            images = whole(self.operator @ placed(rows, self.operator).T)
+            images = full_tensor(self.operator @ placed(rows, self.operator).T)
             for image, (block, j) in zip(images.T, some, strict=True):
                 products[self.blocks[block], j] = image[self.blocks[block]]
         return products.view_as(vectors)
 
     def not_zero(self, vectors: Tensor) -> list[tuple[int, int]]:
-        """Which blocks of which columns hold anything."""
+        """The pairs (block, column) of `vectors` (n, k) that are not zero."""
         held = torch.stack([vectors[block].any(dim=0) for block in self.blocks])
         return [(block, j) for block, j in held.nonzero().tolist()]
 
 
 @dataclass
 class Block(Wrapper):
-    """Where vectors of a diagonal block lie, for what asks no products of it."""
+    """The shape, dtype and device of one diagonal block, for a method whose products come from elsewhere."""
 
     size: int
 
     @property
     def shape(self) -> torch.Size:
+        """The shape (size, size)."""
         return torch.Size((self.size, self.size))
 
 
@@ -85,10 +87,18 @@ def block_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> list[Eigenpairs]:
-    """The first `k` eigenpairs by |value| of every block, fewer of smaller ones; `operator` is their BlockDiagonal.
+    """Compute the `k` eigenpairs of largest magnitude of every diagonal block; blocks of fewer rows have fewer.
 
-    As `eigenpairs` of each by itself: with residuals, restarts, and the search for what was missed. `max_products` is
-    for each block.
+    Every block is solved as `eigenpairs` would, with residuals, restarts, and the search for missed pairs.
+
+    Args:
+        operator: the BlockDiagonal of the blocks.
+        blocks: the indices (n_l,) of each block.
+        k: the number of eigenpairs a block.
+        tolerance: the relative residual of a converged pair.
+        generator: a CPU generator.
+        max_products: the largest number of products a block.
+        progress: called after each joint product.
     """
     largest = fitting_basis(operator)
     searches = []
@@ -96,36 +106,48 @@ def block_eigenpairs(
         wanted = min(k, len(block))
         budget = 1000 + 20 * wanted if max_products is None else max_products
         place = Block(operator, len(block))
-        searches.append(Search(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
+        searches.append(Eigensolver(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
 
-    def tell(waiting: int) -> None:
+    def report(waiting: int) -> None:
         if progress:
             spent = sum(search.products for search in searches)
             progress(products=spent, converged=len(blocks) - waiting, wanted=len(blocks))
 
-    return in_lockstep([search.answer() for search in searches], operator, blocks, tell)
+    return serve_all([search.solve() for search in searches], operator, blocks, report)
 
 
-def in_lockstep(
-    asking: Sequence[Asking], operator: SymmetricOperator, blocks: Sequence[Tensor], tell: Callable[[int], None]
+def serve_all(
+    runs: Sequence[ReverseCommunication],
+    operator: SymmetricOperator,
+    blocks: Sequence[Tensor],
+    report: Callable[[int], None],
 ) -> list[Any]:
-    """What generators that ask for products of their blocks come to; all that wait are served at once."""
-    answers: list[Any] = [None] * len(asking)
-    products: Mapping[int, Tensor | None] = dict.fromkeys(range(len(asking)))
+    """Run methods in reverse communication together, one joint product a step, and return their answers.
+
+    Args:
+        runs: the methods; run i requests products of block i.
+        operator: the BlockDiagonal of the blocks.
+        blocks: the indices (n_l,) of each block.
+        report: called after each product with the number of runs that still wait.
+    """
+    answers: list[Any] = [None] * len(runs)
+    products: Mapping[int, Tensor | None] = dict.fromkeys(range(len(runs)))
     while products:
         wanted = {}
         for i, product in products.items():
             try:
-                wanted[i] = asking[i].send(product)
+                wanted[i] = runs[i].send(product)
             except StopIteration as end:
                 answers[i] = end.value
-        products = together(operator, blocks, wanted)
-        tell(len(wanted))
+        products = block_products(operator, blocks, wanted)
+        report(len(wanted))
     return answers
 
 
-def together(operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Products of blocks with vectors (n_l,) or (n_l, j), by one call."""
+def block_products(
+    operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """Multiply blocks, by their number, with vectors (n_l,) or (n_l, j), in one call."""
     if not vectors:
         return {}
     width = max(v.shape[1] if v.ndim == 2 else 1 for v in vectors.values())
@@ -150,10 +172,17 @@ def block_measures(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> list[SpectralMeasure]:
-    """The spectral measure of every block beside its converged `known` pairs, by `probes` quadratures of `steps` nodes.
+    """Compute the spectral measure of every block beside its converged `known` pairs.
 
-    `known` are eigenpairs of each block, or empty.
-    One probe of all blocks at a time; where `max_products`, for each block, ends it, the probes there are.
+    Args:
+        operator: the BlockDiagonal of the blocks.
+        blocks: the indices (n_l,) of each block.
+        known: eigenpairs of each block, or nothing.
+        probes: the number of quadratures a block. All blocks take one at a time.
+        steps: the number of nodes of a quadrature.
+        generator: a CPU generator.
+        max_products: the largest number of products a block; where it ends early, the probes made so far are returned.
+        progress: called after each probe.
     """
     places = [Block(operator, len(block)) for block in blocks]
     pairs = [converged(found) for found in known] or [no_pairs(place) for place in places]
@@ -170,7 +199,7 @@ def block_measures(
 
     rows = []
     while unknown and len(rows) < probes and (room := limit - len(rows) * steps) > 0:
-        rows.append(once(operator, partial(probe, min(steps, room)), generator))
+        rows.append(checkpointed(operator, partial(probe, min(steps, room)), generator))
         if progress:
             spent = sum(len(nodes) for row in rows for nodes, _ in row)
             progress(products=spent, converged=len(rows), wanted=probes)
@@ -186,22 +215,24 @@ def block_measures(
 
 
 def take_steps(states: dict[int, Lanczos], operator: SymmetricOperator, blocks: Sequence[Tensor], steps: int) -> None:
-    """Every block's run to its end: so many products, an exhausted space, or a product that is not finite."""
+    """Extend every block's run until it has taken `steps` products, exhausts its space, or gets a product that is not
+    finite.
+    """
     going = states
     while going:
-        images = together(operator, blocks, {i: state.take() for i, state in going.items()})
+        images = block_products(operator, blocks, {i: state.take() for i, state in going.items()})
         for i, state in going.items():
             state.absorb(images[i])
         going = {i: s for i, s in going.items() if s.size < steps and len(s.pending) and s.finite}
 
 
 def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """A generator for each block, so that what one draws is nothing to the others."""
+    """One generator for each block, so that what one block draws does not depend on the others."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
 def converged(pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
-    """Values (k,) and vectors (k, n) of the pairs whose residuals are small against their values."""
+    """Values (k,) and vectors (k, n) of the pairs whose residuals are small relative to their values."""
     good = pairs.residuals <= CONVERGED * pairs.values.abs()
     return pairs.values[good], pairs.vectors[good]

@@ -1,4 +1,4 @@
-"""How far computed eigenvalues may be from true ones, and what a search may have missed."""
+"""Bounds on the errors of computed eigenvalues, and on eigenvalues that a search may have missed."""
 
 from __future__ import annotations
 
@@ -8,40 +8,55 @@ import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
-from spectra.vectors import mapped, norms
+from spectra.vectors import map_shards, norms
 
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
 
 def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torch.dtype) -> Tensor:
-    """The largest residuals (k,) of converged pairs, of a matrix of norm `size` whose products are of type `dtype`.
+    """The largest residuals (k,) of converged pairs: max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|).
 
-    max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|): the first floor is ARPACK's; below the second, residuals
-    are the rounding of products, and no search brings them further down.
+    The first floor is ARPACK's. Below the second, residuals are the rounding of products, and no search brings them
+    further down.
+
+    Args:
+        values: the eigenvalues (k,).
+        size: the norm |A| of the matrix.
+        tolerance: the relative residual asked for.
+        dtype: the type of the products, whose eps counts.
     """
     eps = torch.finfo(dtype).eps
     return (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
 
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
-    """|A u - lambda u| for unit vectors (k, n), by k products."""
-    return departures((operator @ vectors.T).T, values, vectors)
+    """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products."""
+    return residual_norms((operator @ vectors.T).T, values, vectors)
 
 
-def departures(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """The same for products A u (k, n) that are there."""
+def residual_norms(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """The residuals |A u - lambda u| (k,), given the products A u (k, n)."""
     scales = values.to(vectors.device, vectors.dtype)[:, None]
-    return norms(mapped(lambda image, part: image - scales * part, images, vectors)).cpu()
+    return norms(map_shards(lambda image, part: image - scales * part, images, vectors)).cpu()
 
 
 def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:
-    """Where the spectrum lies, seen by Lanczos from one random start, with probability 0.99 for all steps together.
+    """Bounds of the spectrum from one Lanczos run with a random start, which hold with probability 0.99 for all steps
+    together.
 
     Of a random unit vector the part along the eigenvector of the largest eigenvalue has a square of at least `seen`,
-    with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). Of a start with the Jacobi matrix
-    `projected` (m, m) and the next `coupling` at most 1 / sum of p_j(x)^2 lies beyond some x outside the Ritz values,
-    p_j its orthonormal polynomials of degrees 0 to m (Chebyshev, Markov, Stieltjes: Szego 1939, section 3.41). Where
-    that is less than `seen` there is no eigenvalue. An ended Krylov space, of coupling 0, has seen all there is.
+    with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). At most 1 / sum of p_j(x)^2 of the start
+    lies beyond some x outside the Ritz values, for the orthonormal polynomials p_j of degrees 0 to m (Chebyshev,
+    Markov, Stieltjes: Szego 1939, section 3.41). Where that is less than `seen` there is no eigenvalue beyond x. An
+    exhausted Krylov space, of coupling 0, has seen all eigenvalues.
+
+    Args:
+        projected: the Jacobi matrix T (m, m) of the run.
+        coupling: the next coupling, 0 where the Krylov space is exhausted.
+        dimension: the dimension of the space.
+
+    Returns:
+        The lower and the upper bound.
     """
     values = torch.linalg.eigvalsh(projected)
     low, high = values[0].item(), values[-1].item()
@@ -54,7 +69,9 @@ def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tup
 
 
 def beyond(largest: float, diagonal: list[float], couplings: list[float], seen: float) -> float:
-    """The smallest x from the `largest` Ritz value on that nothing is beyond, to a thousandth of its distance."""
+    """The smallest x from the `largest` Ritz value on beyond which there is no eigenvalue, to a thousandth of its
+    distance.
+    """
     lower, step = largest, max(couplings)
     while not nothing_beyond(upper := largest + step, diagonal, couplings, seen):
         lower, step = upper, 2 * step
@@ -64,7 +81,7 @@ def beyond(largest: float, diagonal: list[float], couplings: list[float], seen: 
 
 
 def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen: float) -> bool:
-    """Whether 1 / sum of p_j(x)^2 is less than `seen`, the p_j by their three-term recurrence."""
+    """Whether 1 / sum of p_j(x)^2 is less than `seen`, for the p_j given by their three-term recurrence."""
     before, p, total, last = 0.0, 1.0, 1.0, 0.0
     for center, coupling in zip(diagonal, couplings, strict=True):
         before, p = p, ((x - center) * p - last * before) / coupling
@@ -75,9 +92,9 @@ def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen
 
 
 def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor) -> Tensor:
-    """residual^2 / gap where that is smaller than the residual (Kato 1949, Temple 1928).
+    """The error estimates residual^2 / gap (k,), where they are smaller than the residuals (Kato 1949, Temple 1928).
 
-    An estimate: the gap is to the other Ritz values, which stand in for the rest of the spectrum.
+    They are estimates: the gap is to the other Ritz values, which stand in for the rest of the spectrum.
     """
     distance = (ritz[None, :] - values[:, None]).abs()
     own = distance.argmin(dim=1, keepdim=True)

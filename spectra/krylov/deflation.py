@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier run has left: taken on the evidence of a product each, then projected out."""
+"""Eigenpairs that an earlier run has saved: each is verified by a product, then projected out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
-from spectra.krylov.bounds import departures
+from spectra.krylov.bounds import residual_norms
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import Deflated, SymmetricOperator, placed
-from spectra.vectors import mapped, orthonormal, row_dots
+from spectra.vectors import map_shards, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
 EACH = 3  # vectors that a column of a product takes: itself, its image, its part of the images
@@ -20,11 +20,17 @@ EACH = 3  # vectors that a column of a product takes: itself, its image, its par
 def known_pairs(
     operator: SymmetricOperator, values: Tensor, vectors: Tensor, residuals: Tensor, most: int | None = None
 ) -> Eigenpairs | None:
-    """The converged ones of stored pairs, values (k,) and vectors (k, n), or None if they are not this matrix's.
+    """The converged ones of stored eigenpairs, verified by one product each; None where they are not this matrix's.
 
-    Whatever was stored is judged by products, one a pair and `most` at most: the values returned are u'Au of vectors
-    that are made orthonormal here, the residuals |Au - (u'Au) u|. Pairs whose stored residuals are no longer true
-    belong to another matrix.
+    The values returned are u'Au of vectors that are made orthonormal here, and the residuals are |Au - (u'Au) u|. Pairs
+    whose stored residuals are no longer true belong to another matrix.
+
+    Args:
+        operator: the matrix (n, n).
+        values: stored eigenvalues (k,).
+        vectors: stored eigenvectors (k, n).
+        residuals: stored residuals (k,).
+        most: the largest number of pairs to take.
     """
     values, residuals = as_cpu_float64(values), as_cpu_float64(residuals)
     good = (residuals <= CONVERGED * values.abs()).nonzero().flatten()
@@ -37,10 +43,10 @@ def known_pairs(
     if not (triangle.diagonal().abs() - 1).abs().max() <= precision**0.5:
         return None
     signs = triangle.diagonal().sign()
-    basis = mapped(lambda rows: (rows.T * signs).T.contiguous(), basis)
+    basis = map_shards(lambda rows: (rows.T * signs).T.contiguous(), basis)
     images = products(operator, basis)
     found = row_dots(images, basis).cpu()
-    left = departures(images, found, basis)
+    left = residual_norms(images, found, basis)
     allowed = residuals + precision ** (2 / 3) * values.abs().max()
     if not ((left <= allowed) & ((found - values).abs() <= allowed)).all():
         return None
@@ -48,15 +54,15 @@ def known_pairs(
 
 
 def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
-    """A of each of the rows (k, n), in blocks that fit memory."""
+    """The products A u (k, n) of rows (k, n), in blocks that fit memory."""
     width = columns(fitting_vectors(operator), EACH)
     return torch.cat([(operator @ rows[first : first + width].T).T for first in range(0, len(rows), width)])
 
 
-def trace_beside(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """The method on what known pairs leave, plus their eigenvalues.
+def with_deflation(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
+    """Wrap a trace estimator, so that it estimates only what known pairs leave, and adds their eigenvalues.
 
-    For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, eigenvectors or not; Ritz values are u_i'A u_i.
+    For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, for any orthonormal U; Ritz values are u_i'A u_i.
     """
 
     def estimate(operator: SymmetricOperator, known: Eigenpairs | None, **options) -> TraceEstimate:

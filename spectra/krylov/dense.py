@@ -1,4 +1,4 @@
-"""The whole matrix, by products with the columns of the identity: exact, for some thousands of rows."""
+"""Methods that build the whole matrix, by products with the identity: exact, for some thousands of rows."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed
-from spectra.vectors import whole, without_autocast
+from spectra.vectors import full_tensor, without_autocast
 
 BLOCK = 64
 
 
 def columns(operator: SymmetricOperator, progress: Progress | None = None):
-    """Blocks of columns of the matrix: (first column, (n, block)), on the CPU in float64."""
+    """Yield blocks of columns of the matrix: the first column's number, and (n, block), on the CPU in float64."""
     n = operator.shape[0]
     refuse_dense(n)
     for first in range(0, n, BLOCK):
         width = min(BLOCK, n - first)
         identity = torch.zeros(width, n)
         identity[torch.arange(width), first + torch.arange(width)] = 1
-        yield first, whole(operator @ placed(identity, operator).T.contiguous()).double().cpu()
+        yield first, full_tensor(operator @ placed(identity, operator).T.contiguous()).double().cpu()
         if progress:
             progress(products=first + width, wanted=n)
 
 
 def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) -> Tensor:
-    """The matrix (n, n) as n products give it, in float64: symmetric up to their rounding."""
+    """The matrix (n, n) in float64, by n products: symmetric up to their rounding."""
     return torch.cat([block for _, block in columns(operator, progress)], dim=1)
 
 
@@ -43,11 +43,21 @@ def dense_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """`k` eigenpairs of the dense matrix's symmetric part, by n products.
+    """Compute `k` eigenpairs of the dense matrix's symmetric part, by n products.
 
-    Residuals are those of the matrix as it came, so that the rounding of products shows in them.
+    The residuals are those of the matrix before it is made symmetric, so that the rounding of products shows in them.
 
-    Raises SpectraError when k > n, when n is too large, or when n products are more than `max_products`.
+    Args:
+        operator: the matrix (n, n).
+        k: the number of eigenpairs.
+        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
+        tolerance: the relative residual of a converged pair.
+        generator: not used; all methods take one.
+        max_products: the largest number of products; None for no limit.
+        progress: called after each block of columns.
+
+    Raises:
+        SpectraError: k > n, n is too large, or n products are more than `max_products`.
     """
     refuse_search(operator, k, which, tolerance, max_products)
     n = operator.shape[0]
@@ -81,7 +91,7 @@ def dense_trace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known, the sum of the diagonal, exact, by n products."""
+    """Compute tr A + known exactly, as the sum of the diagonal, by n products."""
     refuse_dense(operator.shape[0], max_products)
     counted = Counting(operator)
     value = sum(torch.trace(block[first:]).item() for first, block in columns(counted, progress))

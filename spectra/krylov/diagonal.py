@@ -1,12 +1,12 @@
-"""The diagonal of a matrix, and sums over parts of it, by random signs.
+"""Estimates of the diagonal of a matrix, and of sums over parts of it, by random signs.
 
 For w of random signs E w o (A w) = diag A, o taking entries one by one (Bekas, Kokiopoulou, Saad 2007). XDiag (Epperly,
-Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. Of a symmetric
-matrix, with P = I - QQ', all of it is
+Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. For a symmetric
+matrix, with P = I - QQ',
 
     diag A = 2 diag QQ'A - diag QQ'AQQ' + diag PAP,
 
-whose last term is small on both sides; each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
+whose last term is small on both sides. Each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress
 from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
-from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, once, placed
-from spectra.vectors import local, mapped, without_autocast
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, empty_rows, placed
+from spectra.vectors import local, map_shards, without_autocast
 
 EACH = 5  # vectors that a sample holds at its peak
 GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
@@ -39,10 +39,10 @@ Enough = Callable[[Tensor, Tensor], bool]  # whether sums (m,) with these standa
 
 @dataclass(frozen=True)
 class DiagonalEstimate:
-    """diag A with standard errors, and sums over parts of it.
+    """An estimate of diag A with standard errors, and of sums over parts of it.
 
-    `replicates` are what the sums come to as each probe, or group of probes, is left out: from them the error of any
-    function of the sums follows (the jackknife). There are none where all is exact.
+    `replicates` are the values of the sums as each probe, or group of probes, is left out: from them the error of any
+    function of the sums follows (the jackknife). There are none where the estimate is exact.
     """
 
     values: Tensor  # (n,)
@@ -62,11 +62,12 @@ class DiagonalEstimate:
 
     @property
     def finite(self) -> bool:
+        """Whether the sums are finite."""
         return bool(self.sums.isfinite().all())
 
 
 def estimate(operator: Counting, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
-    """What all ways of estimation have in common."""
+    """The fields that every way of estimation fills alike."""
     rounding = torch.finfo(operator.dtype).eps * sums(values.abs())
     parts = {"values": values, "standard_errors": errors, "sums": sums(values), "replicates": replicates}
     return parts | {"rounding": rounding, "products": operator.products}
@@ -82,10 +83,19 @@ def xdiag(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """By 16 test vectors (two products each), half as many again until the sums are known well `enough`.
+    """Estimate the diagonal by XDiag, until its sums are known well `enough`.
 
-    Exact, by n products, where the next stage would take as many. Where the arrays no longer fit, signs go on beside
-    the basis found so far; where not even the first would, there are signs alone.
+    The sketch has 16 test vectors, of two products each, and grows by half. The diagonal is taken exactly, by n
+    products, where the next stage would take as many. Where the arrays no longer fit memory, signs go on beside the
+    basis found so far; where not even the first would fit, there are signs alone.
+
+    Args:
+        operator: the matrix (n, n).
+        sums: linear sums over a diagonal (n,), with weights >= 0: (m,), float64 on the CPU.
+        enough: whether sums (m,) with these standard errors (m,) are precise enough.
+        generator: a CPU generator.
+        max_products: the largest number of products.
+        progress: called with the products so far.
     """
     n = operator.shape[0]
     counted = Counting(operator)
@@ -98,7 +108,8 @@ def xdiag(
         left = budget - counted.products
         if n <= min(left, max(2 * wanted, SMALL)):
             return exact_diagonal(counted, sums)
-        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        held = len(sketch.tests)
+        count = min(held + affordable(wanted - held, left, 2), n - 1)
         if count < 2 or not fits:
             return sample(counted, counted, zero(counted), sums, enough, generator, budget, progress)
         if found and count == len(sketch.tests):
@@ -127,7 +138,7 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
     weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
     rows = sketched(sketch, weights)
     values, without = rows[0], rows[1:]
-    errors = mapped(jackknife_error, without)
+    errors = map_shards(jackknife_error, without)
     replicates = torch.stack([sums(one) for one in without])
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
@@ -171,7 +182,7 @@ def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
             rows[:, cut] = ((across @ both) * z).sum(dim=1) - ((within @ both) * q).sum(dim=1) + own @ (w * aw)
         return rows
 
-    return mapped(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
+    return map_shards(combine, sketch.basis, sketch.basis_images, sketch.tests, sketch.images)
 
 
 @without_autocast()
@@ -184,12 +195,13 @@ def hutchinson_diagonal(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """By the mean of w o (A w), until the sums are known well `enough`."""
+    """Estimate the diagonal by the mean of w o (A w) over sign vectors w, until its sums are known well `enough`."""
     counted = Counting(operator)
     return sample(counted, counted, zero(counted), sums, enough, generator, budgeted(max_products, None), progress)
 
 
 def zero(operator: SymmetricOperator) -> Tensor:
+    """A vector of zeros (n,)."""
     return torch.zeros_like(empty_rows(operator, 1)[0])
 
 
@@ -210,18 +222,19 @@ def sample(
     def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Their number, the mean, the sum of squares about it, and what each alone comes to."""
         signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
-        each = mapped(lambda w, image: w * image, signs, (operator @ signs.T).T)
-        mean = mapped(lambda rows: rows.mean(dim=0), each)
-        squares = mapped(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)
+        each = map_shards(lambda w, image: w * image, signs, (operator @ signs.T).T)
+        mean = map_shards(lambda rows: rows.mean(dim=0), each)
+        squares = map_shards(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)
         return count, local(mean).cpu(), local(squares).cpu(), torch.stack([sums(row) for row in each])
 
     def here(part: Tensor) -> Tensor:
         """Of this process's part on the CPU, the vector."""
-        return mapped(lambda own: part.to(own.device), known)
+        return map_shards(lambda own: part.to(own.device), known)
 
     while True:
-        count = min(max(FEWEST - len(reads), len(reads) // 8, 1), widest, affordable(budget - counted.products))
-        _, mean, squares, several = once(operator, partial(draw, count), generator)
+        wanted = max(FEWEST - len(reads), len(reads) // 8, 1)
+        count = affordable(min(wanted, widest), budget - counted.products)
+        _, mean, squares, several = checkpointed(operator, partial(draw, count), generator)
         moments = merged(moments, (count, here(mean), here(squares)))
         reads += several
         found = sampled(counted, moments, known, sums, torch.stack(reads))
@@ -233,16 +246,17 @@ def sample(
 
 
 def sampled(counted: Counting, moments: tuple, known: Tensor, sums: Sums, reads: Tensor) -> DiagonalEstimate:
+    """The estimate from the mean and spread of single samples."""
     m = len(reads)
     less_one = sums(known) + (reads.sum(dim=0) - reads) / max(m - 1, 1)
-    errors = mapped(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
+    errors = map_shards(lambda squares: (squares / (m * max(m - 1, 1))).sqrt(), moments[2])
     if m == 1:
         errors, less_one = errors * math.nan, less_one * math.nan
     return DiagonalEstimate(**estimate(counted, known + moments[1], errors, sums, less_one), converged=False)
 
 
 def merged(one: tuple[int, Tensor, Tensor] | None, other: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Number, mean and sum of squares about it, of both samples together (Chan, Golub, LeVeque 1983)."""
+    """Count, mean and sum of squared deviations of two samples together (Chan, Golub, LeVeque 1983)."""
     if one is None:
         return other
     count, gap = one[0] + other[0], other[1] - one[1]
@@ -251,14 +265,14 @@ def merged(one: tuple[int, Tensor, Tensor] | None, other: tuple[int, Tensor, Ten
 
 
 def exact_diagonal(counted: Counting, sums: Sums) -> DiagonalEstimate:
-    """By all n products."""
+    """The exact diagonal, by n products."""
     n = counted.shape[0]
     widest, values = columns(fitting_vectors(counted), EACH), zero(counted)
     for first in range(0, n, widest):
         units = torch.zeros(min(widest, n - first), n)
         units[range(len(units)), range(first, first + len(units))] = 1
         units = placed(units, counted)
-        values = values + mapped(lambda u, v: (u * v).sum(dim=0), units, (counted @ units.T).T)
+        values = values + map_shards(lambda u, v: (u * v).sum(dim=0), units, (counted @ units.T).T)
     nothing = sums(values).new_zeros(0, len(sums(values)))
     found = DiagonalEstimate(**estimate(counted, values, torch.zeros_like(values), sums, nothing), converged=True)
     return replace(found, converged=found.finite)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from spectra.arguments import chosen_generator, require_integer
 from spectra.krylov.blocks import fitting_vectors
-from spectra.krylov.eigensolver import Asking, Search
+from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.operator import Shaped, SymmetricOperator
@@ -28,24 +30,39 @@ def eigenpairs(
     largest_basis: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """`k` eigenpairs at the end(s) of the spectrum that `which` names (LM, LA, SA, BE).
+    """Compute `k` eigenpairs at the end or ends of the spectrum, by the thick-restart Lanczos method.
 
     A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|), or at
-    most 10 eps |A|, which is rounding.
-    Residuals follow from the law of the Lanczos basis; one more product measures how far rounding has taken the
-    basis from that law, and is added to them. `max_products` is 1000 + 20 k unless given: eigenvalues that crowd
-    together may need more, and `converged` says so. The basis is restarted at `largest_basis` vectors, by default
-    300 or what a quarter of the device's memory holds. Random starts come from `seed`, or from a CPU `generator`.
-    Raises SpectraError (a ValueError) when k > n, and where another argument is not one of these.
+    most 10 eps |A|, which is rounding. Residuals follow from the Lanczos relation; one more product measures how far
+    rounding has violated that relation, and this is added to them. Clustered eigenvalues may need more products than
+    the default; `converged` then says so.
+
+    Args:
+        operator: the matrix (n, n).
+        k: the number of eigenpairs.
+        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
+        tolerance: the relative residual of a converged pair.
+        seed: the seed of the random starting vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products, by default 1000 + 20 k.
+        largest_basis: the number of basis vectors at which the method restarts; by default 300, or what a quarter of
+            the device's memory holds.
+        progress: called after each test of convergence.
+
+    Returns:
+        Eigenpairs, in the order that `which` implies.
+
+    Raises:
+        ArgumentError: k > n, or another argument is wrong (a SpectraError and a ValueError).
     """
     refuse_search(operator, k, which, tolerance, max_products)
     require_integer("largest_basis", largest_basis, least=0, optional=True)
     generator = chosen_generator(seed, generator)
-    return searched(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+    return eigenpairs_unchecked(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
 
 
 @without_autocast()
-def searched(
+def eigenpairs_unchecked(
     operator: SymmetricOperator,
     k: int,
     which: str,
@@ -55,23 +72,24 @@ def searched(
     largest_basis: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """`eigenpairs`, its arguments judged before; no pairs where `max_products` is 0."""
+    """Compute `eigenpairs` from arguments that have been checked; no pairs where `max_products` is 0."""
     largest_basis = fitting_basis(operator) if largest_basis is None else largest_basis
     max_products = 1000 + 20 * k if max_products is None else max_products
-    search = Search(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
-    return answered(search.answer(), operator)
+    search = Eigensolver(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+    return serve_products(search.solve(), operator)
 
 
-def answered(asking: Asking, operator: SymmetricOperator):
-    """What a generator that asks for products comes to."""
+def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> Any:
+    """Run a method in reverse communication to its end, multiplying by `operator`, and return its answer."""
     product = None
     while True:
         try:
-            wanted = asking.send(product)
+            wanted = run.send(product)
         except StopIteration as end:
             return end.value
         product = operator @ wanted
 
 
 def fitting_basis(operator: Shaped) -> int:
+    """The number of basis vectors that memory holds, at most LARGEST_BASIS."""
     return min(LARGEST_BASIS, fitting_vectors(operator))

@@ -1,11 +1,12 @@
-"""The search for extremal eigenpairs: tested at every step, restarted when memory binds, then for what was missed.
+"""The solver for extremal eigenpairs: Lanczos with thick restarts, and a search for eigenpairs that were missed.
 
-One random start sees one copy of a multiple eigenvalue. So once the wanted pairs have converged, a fresh random
-direction is sent into the orthogonal complement of everything searched so far. A missed copy lies there whole; and
-what a few steps from a random start can still overlook is bounded (`spectra.krylov.bounds.complement_bounds`).
+Convergence is tested at every step. One random start sees one copy of a multiple eigenvalue. So once the wanted pairs
+have converged, a fresh random direction is sent into the orthogonal complement of everything searched so far. A missed
+copy lies there whole; and what a few steps from a random start can still overlook is bounded
+(`spectra.krylov.bounds.complement_bounds`).
 
-A search is a generator: it yields what it wants multiplied, (n,) or (n, j), and is sent the product, so that several
-may share one (`spectra.krylov.block_diagonal`).
+The solver works by reverse communication: its methods are generators that yield the vectors to be multiplied, (n,) or
+(n, j), and are sent the products. So several solvers may share one product (`spectra.krylov.block_diagonal`).
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.krylov.bounds import allowed_residuals, complement_bounds, departures, kato_temple
+from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, residual_norms
 from spectra.krylov.lanczos import Lanczos, begin, random_start
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
-from spectra.vectors import mapped, norm, norms, taken
+from spectra.vectors import map_shards, norm, norms, take_rows
 
-Asking = Generator[Tensor, Any, Any]  # yields vectors, is sent None at first, then products; returns an answer
+# Yields vectors to be multiplied, is sent None first and then the products, and returns an answer (as ARPACK does it).
+ReverseCommunication = Generator[Tensor, Any, Any]
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 
 
 @dataclass
-class Search:
+class Eigensolver:
+    """One computation of eigenpairs; `solve` runs it.
+
+    The operator is only asked for its shape, dtype and device. The other fields are the arguments of `eigenpairs`.
+    """
+
     operator: SymmetricOperator  # which is asked for its shape, dtype and place alone
     k: int
     which: str
@@ -42,28 +49,29 @@ class Search:
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
 
-    def times(self, vectors: Tensor) -> Asking:
-        """The product, asked for."""
+    def multiply(self, vectors: Tensor) -> ReverseCommunication:
+        """Request the product with vectors (n,) or (n, j)."""
         self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
         return (yield vectors)
 
-    def extend(self, state: Lanczos, index: int = -1) -> Asking:
-        """Take a run one product further."""
-        state.absorb((yield from self.times(state.take(index))))
+    def extend(self, state: Lanczos, index: int = -1) -> ReverseCommunication:
+        """Extend a Lanczos run by one product, with the pending direction of this index."""
+        state.absorb((yield from self.multiply(state.take(index))))
 
-    def residuals_of(self, values: Tensor, vectors: Tensor) -> Asking:
-        """|A u - lambda u| for unit vectors (k, n), by k products."""
-        images = yield from self.times(vectors.T)
-        return departures(images.T, values, vectors)
+    def residuals_of(self, values: Tensor, vectors: Tensor) -> ReverseCommunication:
+        """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products."""
+        images = yield from self.multiply(vectors.T)
+        return residual_norms(images.T, values, vectors)
 
-    def answer(self) -> Asking:
-        """The eigenpairs, and what was missed of them."""
-        pairs = yield from self.run()
+    def solve(self) -> ReverseCommunication:
+        """Compute the eigenpairs, and those of their copies that the first search missed."""
+        pairs = yield from self.search()
         if self.multiple:
             pairs = yield from self.validate(pairs)
         return replace(pairs, products=self.products)
 
-    def run(self) -> Asking:
+    def search(self) -> ReverseCommunication:
+        """Search from random starts until the wanted pairs have converged and the complement holds no better ones."""
         n = self.operator.shape[0]
         refuse_k(self.k, n)
         self.kept = self.k + math.ceil(self.k / 2) + 1
@@ -73,27 +81,27 @@ class Search:
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
-            if searched is not None and self.alike(values, searched):
+            if searched is not None and self.unchanged(values, searched):
                 break
             self.multiple |= searched is not None
             searched = values
             bounds = yield from self.search_complement()
-        if bounds and not self.inside(bounds) and self.state.dimension <= min(SMALL, self.capacity):
+        if bounds and not self.excludes_better(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
-        return (yield from self.found(bounds))
+        return (yield from self.result(bounds))
 
-    def alike(self, values: Tensor, before: Tensor) -> bool:
-        """Whether wanted values have changed by no more than their tolerance and rounding; nan never are alike."""
+    def unchanged(self, values: Tensor, before: Tensor) -> bool:
+        """Whether wanted values have changed by no more than their tolerance and rounding; nan counts as changed."""
         return bool(((values - before).abs() <= self.allowed(values) + self.rounding()).all())
 
     def rounding(self) -> float:
-        """What rounding may leave of a zero."""
+        """The size up to which a number may be the rounding error of zero."""
         return 10 * torch.finfo(self.operator.dtype).eps * self.state.scale
 
-    def converge(self) -> Asking:
-        """Extend until every wanted pair has converged; False where the budget ends first."""
+    def converge(self) -> ReverseCommunication:
+        """Extend the basis until every wanted pair has converged. Returns False where the budget ends first."""
         while not self.wanted_converged():
-            if self.spent():
+            if self.out_of_budget():
                 return False
             if not len(self.state.pending):
                 if self.state.exhausted:
@@ -102,22 +110,28 @@ class Search:
             if self.state.size >= self.capacity and self.state.size < self.state.dimension:
                 self.restart(self.kept)
             yield from self.extend_until_test()
-            self.observe()
+            self.report()
         return True
 
-    def extend_until_test(self) -> Asking:
-        """One product between tests of convergence, until the eigenproblem of T is no longer cheap."""
-        yield from self.extend(self.state, self.neediest())
+    def extend_until_test(self) -> ReverseCommunication:
+        """Extend by one product, and by more once the eigenproblem of T is no longer cheap, before convergence is
+        tested.
+        """
+        yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
-            if len(self.state.pending) == 1 and not self.spent():
+            if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
-    def search_complement(self) -> Asking:
-        """Bounds (probability 0.99) of the matrix on the complement of the basis; stops at once on a find.
+    def search_complement(self) -> ReverseCommunication:
+        """Bound the matrix on the complement of the basis, with probability 0.99; stop as soon as a better pair is
+        found.
 
-        None where the budget or the complement is empty. Of a complement that is no larger than the search, or all
-        pending, everything is taken into the basis. Else a Lanczos run of its own goes through the complement,
-        pending directions included: what rounding makes pending leans towards a missed copy.
+        Where the complement is no larger than the search, or is all pending, it is taken into the basis whole. Else a
+        Lanczos run of its own goes through the complement, pending directions included: directions that rounding made
+        pending lean towards a missed copy.
+
+        Returns:
+            The bounds (lower, upper); None where the budget or the complement is empty, or a better pair was found.
         """
         steps = max(16, self.state.size // 4)
         if self.capacity < min(self.state.size + steps, self.state.dimension):
@@ -129,69 +143,73 @@ class Search:
         along = self.state.start(random_start(self.operator, self.generator))
         bounds, before = None, self.values[self.wanted()]
         for _ in range(steps):
-            if self.spent():
+            if self.out_of_budget():
                 return bounds
             self.state.align(along)
             yield from self.extend(self.state)
-            self.observe()
-            if not self.wanted_converged() and not self.alike(self.values[self.wanted()], before):
+            self.report()
+            if not self.wanted_converged() and not self.unchanged(self.values[self.wanted()], before):
                 return None
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
             coupling = length if length > self.rounding() else 0.0
             bounds = complement_bounds(self.state.projected[first:, first:], coupling, dimension)
-            if not coupling or self.inside(bounds):
+            if not coupling or self.excludes_better(bounds):
                 return bounds
         return bounds
 
-    def finish(self) -> Asking:
-        """Take all that is left of the space into the basis."""
-        while not self.whole and not self.spent():
+    def finish(self) -> ReverseCommunication:
+        """Take the rest of the space into the basis."""
+        while not self.spans_space and not self.out_of_budget():
             if not len(self.state.pending):
                 self.state.start(random_start(self.operator, self.generator))
             yield from self.extend(self.state)
 
-    def validate(self, pairs: Eigenpairs) -> Asking:
-        """Once a copy was missed: runs of their own on what the pairs leave of the matrix (McCombs, Stathopoulos 2006).
+    def validate(self, pairs: Eigenpairs) -> ReverseCommunication:
+        """Look for further copies, once one was missed, by new runs on the complement of the pairs (McCombs,
+        Stathopoulos 2006).
 
-        Of several copies one may lie half inside the basis and half outside, where a search of its complement is
-        blind. Returns the pairs with those that had been missed; not `complete` where the budget ended before.
+        Of several copies one may lie half inside the basis and half outside, where a search of the complement is blind.
+
+        Returns:
+            The pairs, with those that had been missed; `complete` is False where the budget ended first.
         """
-        while pairs.converged and not self.whole:
-            values, vectors = yield from self.leftover(pairs)
+        while pairs.converged and not self.spans_space:
+            values, vectors = yield from self.complement_pairs(pairs)
             if values is None:
                 return replace(pairs, complete=False)
             everything = torch.cat([pairs.values, values])
             best = select(everything, self.k, self.which)
-            if self.alike(everything[best], pairs.values):
+            if self.unchanged(everything[best], pairs.values):
                 break
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            new = yield from self.residuals_of(values[chosen], taken(vectors, chosen))
+            new = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
             residuals[self.k + chosen] = new
             residuals = residuals[best]
             pairs = replace(
                 pairs,
                 values=everything[best],
-                vectors=taken(torch.cat([pairs.vectors, vectors]), best),
+                vectors=take_rows(torch.cat([pairs.vectors, vectors]), best),
                 residuals=residuals,
                 error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
                 converged=bool((residuals <= self.allowed(everything[best])).all()),
             )
         return pairs
 
-    def leftover(self, pairs: Eigenpairs) -> Asking:
-        """Converged pairs orthogonal to those given, what is wanted most among them; None where the budget ends.
+    def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
+        """Find converged pairs orthogonal to those given, the most wanted first; None in place of values where the
+        budget ends.
 
-        Orthogonal by Gram-Schmidt, not by Deflated, whose zeros may themselves be wanted.
+        The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
         """
         start = random_start(self.operator, self.generator)
         run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
         size = 2 if self.which == "BE" else 1
         values, coordinates, residuals = run.ritz()
         while len(run.pending) and self.k + run.size < self.capacity:
-            if self.spent(reserve=self.k):
+            if self.out_of_budget(reserve=self.k):
                 return None, pairs.vectors
             yield from self.extend(run)
             values, coordinates, residuals = run.ritz()
@@ -201,14 +219,16 @@ class Search:
         return values[good], run.vectors(coordinates[:, good])
 
     @property
-    def whole(self) -> bool:
-        """Whether the basis spans the whole space: nothing can have been missed."""
+    def spans_space(self) -> bool:
+        """Whether the basis spans the whole space, so that nothing can have been missed."""
         return self.state.size == self.state.dimension
 
     def wanted(self) -> Tensor:
+        """The indices of the wanted Ritz values, in the order asked for."""
         return select(self.values, self.k, self.which)
 
     def wanted_converged(self) -> bool:
+        """Update the Ritz pairs, and tell whether all wanted ones have converged."""
         if self.state.size == 0:
             return False
         self.values, self.coordinates, self.residuals = self.state.ritz()
@@ -216,23 +236,24 @@ class Search:
         return len(wanted) == self.k and bool((self.residuals[wanted] <= self.allowed(self.values[wanted])).all())
 
     def allowed(self, values: Tensor) -> Tensor:
+        """The largest residuals of converged pairs with these values."""
         return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
 
-    def neediest(self) -> int:
-        """The pending direction that holds most of the residuals of wanted pairs."""
+    def most_needed(self) -> int:
+        """The index of the pending direction that holds most of the residuals of wanted pairs."""
         if self.state.size == 0 or len(self.state.pending) == 1:
             return -1
         held = self.state.coupling @ self.coordinates[:, self.wanted()]
         return int(held.square().sum(dim=1).argmax())
 
     def restart(self, kept: int) -> None:
-        """Thick restart (Wu, Simon 2000): keep the best Ritz vectors."""
+        """Restart with the `kept` best Ritz vectors (thick restart: Wu, Simon 2000)."""
         values, coordinates, _ = self.state.ritz()
         self.state.restart(coordinates[:, select(values, kept, self.which)])
         self.values, self.coordinates, self.residuals = self.state.ritz()
 
-    def inside(self, bounds: tuple[float, float]) -> bool:
-        """Whether nothing within the bounds would be among the wanted."""
+    def excludes_better(self, bounds: tuple[float, float]) -> bool:
+        """Whether no value within the bounds would be among the wanted ones."""
         listed = self.values[self.wanted()]
         lower, upper = bounds
         if self.which == "LM":
@@ -242,19 +263,20 @@ class Search:
         below = self.which == "LA" or not bottom or lower > listed[-1]
         return bool(above and below)
 
-    def spent(self, reserve: int = 1) -> bool:
-        """Whether products are no longer finite, or no more than `reserve` are left; one serves the answer's check."""
+    def out_of_budget(self, reserve: int = 1) -> bool:
+        """Whether a product was not finite, or at most `reserve` products are left; one serves to check the answer."""
         return not self.state.finite or self.products + reserve >= self.max_products
 
-    def observe(self) -> None:
+    def report(self) -> None:
+        """Call `progress` with the products so far, the number of converged pairs and the largest residual."""
         if self.progress and len(self.wanted()):
             residuals = self.residuals[self.wanted()]
             good = int((residuals <= self.allowed(self.values[self.wanted()])).sum())
             worst = residuals.max().item()
             self.progress(products=self.products, converged=good, wanted=self.k, residual=worst)
 
-    def found(self, bounds: tuple[float, float] | None) -> Asking:
-        """The wanted pairs as they are, with their residuals."""
+    def result(self, bounds: tuple[float, float] | None) -> ReverseCommunication:
+        """The wanted pairs as they are now, with their residuals."""
         if self.state.size == 0 or not self.state.finite:
             found = 0 if self.state.finite else self.k
             return no_eigenpairs(self.operator, found, self.products)
@@ -263,8 +285,8 @@ class Search:
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
-        vectors = mapped(lambda rows: rows / lengths, vectors)
-        rounding = yield from self.departure(values, coordinates, vectors)
+        vectors = map_shards(lambda rows: rows / lengths, vectors)
+        rounding = yield from self.relation_error(values, coordinates, vectors)
         residuals = torch.hypot(self.residuals[wanted], rounding)
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
@@ -276,12 +298,13 @@ class Search:
             error_estimates=kato_temple(values, residuals, self.values),
             products=self.products,
             converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
-            complete=self.whole or (None if bounds is None else self.inside(bounds)),
+            complete=self.spans_space or (None if bounds is None else self.excludes_better(bounds)),
             complement=bounds,
         )
 
-    def departure(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> Asking:
-        """How far A V's is from V'T s + Q'C s, in norm: all wanted pairs at once, by one product.
+    def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
+        """The violation of the Lanczos relation, |A V's - V'T s - Q'C s|, for all wanted pairs together, by one
+        product.
 
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
         """
@@ -289,8 +312,8 @@ class Search:
         outside = self.state.coupling @ coordinates @ signs.double()
 
         def combined(weights: Tensor, rows: Tensor) -> Tensor:
-            return mapped(weights.to(vectors.device, vectors.dtype).matmul, rows)
+            return map_shards(weights.to(vectors.device, vectors.dtype).matmul, rows)
 
         expected = combined(signs * values, vectors) + combined(outside, self.state.pending)
-        image = yield from self.times(combined(signs, vectors).contiguous())
+        image = yield from self.multiply(combined(signs, vectors).contiguous())
         return torch.tensor(norm(image - expected), dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""What a method will cost on a matrix, before it is run: its products, and the memory of its vectors.
+"""Forecasts of what a method will cost on a matrix: its products, and the memory of its vectors.
 
-A short Lanczos run, the pilot, tells roughly which spectrum the matrix has. A surrogate with that spectrum, small and
-cheap to multiply by, is then given to the method itself, whose products are counted and whose vectors are weighed.
+A short Lanczos run, the pilot, shows roughly which spectrum the matrix has. A surrogate with that spectrum, small and
+cheap to multiply by, is then given to the method itself, whose products are counted and whose vectors are measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DOUBT = 0.25  # of the trace: products go with 1 / trace^2, so a larger error of
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one run of a method will cost."""
+    """The forecast cost of one run of a method."""
 
     products: int
     bytes: int  # of its vectors, at their peak
@@ -59,11 +59,13 @@ class Outline:
 
     @property
     def shape(self) -> torch.Size:
+        """The shape (n, n) of the matrix."""
         n = int(self.counts.sum())
         return torch.Size((n, n))
 
     @property
     def trace(self) -> float:
+        """The trace of the outlined spectrum."""
         return (self.counts * self.values).sum().item()
 
     @property
@@ -130,6 +132,7 @@ class Surrogate:
 
     @property
     def shape(self) -> torch.Size:
+        """The shape of the surrogate."""
         return torch.Size((len(self.values), len(self.values)))
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -169,7 +172,7 @@ def largest_group(counts: Tensor) -> int:
 
 
 def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, generator: torch.Generator) -> Forecast:
-    """What `eigenpairs` will cost for the k of largest magnitude."""
+    """Forecast the cost of `eigenpairs` for the k eigenvalues of largest magnitude."""
     run = partial(
         eigenpairs,
         k=k,
@@ -178,21 +181,22 @@ def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, gener
         max_products=LONGEST,
         largest_basis=fitting_basis(seen),
     )
-    answer, cost = watched(run, surrogate(seen, generator), seen)
+    answer, cost = run_measured(run, surrogate(seen, generator), seen)
     return replace(cost, at_least=not answer.converged)
 
 
 def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
-    """What `spectral_measure` will cost."""
+    """Forecast the cost of `spectral_measure`."""
     basis = fitting_vectors(seen)
     run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
-    return watched(run, surrogate(seen, generator), seen)[1]
+    return run_measured(run, surrogate(seen, generator), seen)[1]
 
 
 def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Generator) -> Forecast:
-    """What `xtrace` will cost. Where the pilot cannot tell how far from zero the trace is, at least that.
+    """Forecast the cost of `xtrace`: the median of some runs, since the standard error that ends a run is itself an
+    estimate.
 
-    The median of some runs: the standard error that ends one is itself an estimate, and ends it early or late.
+    Where the pilot leaves open how far the trace is from zero, the forecast is a lower bound (`at_least`).
     """
     at_least = seen.trace_error > DOUBT * abs(seen.trace)
     trace = math.copysign(abs(seen.trace) + 2 * at_least * seen.trace_error, seen.trace)
@@ -201,7 +205,7 @@ def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Genera
 
 
 def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
-    """What one run of `xtrace` will cost, if the trace is this."""
+    """Forecast the cost of one run of `xtrace` for a matrix of this trace."""
     matrix = surrogate(seen, generator, keep_norm=True)
     largest = max(FEWEST, LARGEST_ARRAYS // (4 * seen.shape[0] * seen.dtype.itemsize))
     run = partial(
@@ -211,21 +215,21 @@ def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generat
         generator=generator,
         max_products=min(LONGEST, 2 * largest),
     )
-    answer, cost = watched(run, matrix, seen)
+    answer, cost = run_measured(run, matrix, seen)
     if answer.converged or not math.isfinite(answer.standard_error):
         return cost
     vectors = cost.products // 2
     shortfall = answer.standard_error / (rtol * abs(answer.value))
     if vectors == largest:  # signs on the complement of the sketch, a product each where its vectors took two
         return replace(cost, products=min(PRODUCTS, cost.products + int(vectors * min(shortfall**2, PRODUCTS))))
-    products = min(PRODUCTS, grown(vectors, shortfall, seen.shape[0]))
+    products = min(PRODUCTS, products_needed(vectors, shortfall, seen.shape[0]))
     return replace(cost, products=products, bytes=cost.bytes * products // cost.products)
 
 
-def grown(vectors: int, shortfall: float, n: int) -> int:
-    """Products of `xtrace` where so many vectors leave an error of `shortfall` times what is asked for.
+def products_needed(vectors: int, shortfall: float, n: int) -> int:
+    """The products of `xtrace`, where so many vectors leave an error of `shortfall` times the one asked for.
 
-    It grows by half at a time, and the error falls with the root of the number; or it takes the trace exactly.
+    The number of vectors grows by half at a time, and the error falls with its root; or the trace is taken exactly.
     """
     while shortfall > 1 and 2 * vectors < PRODUCTS:
         wanted = min(vectors + math.ceil(vectors / 2), n - 1)
@@ -236,17 +240,19 @@ def grown(vectors: int, shortfall: float, n: int) -> int:
     return 2 * vectors
 
 
-def watched(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[Any, Forecast]:
-    """Run a method on a surrogate, and what it cost: bytes of vectors as for the true n."""
+def run_measured(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[Any, Forecast]:
+    """Run a method on a surrogate, and return its answer and its cost, with the bytes of vectors scaled to the
+    true n.
+    """
     start = time.perf_counter()
-    with Scales(len(matrix.values)) as scales:
+    with VectorMeter(len(matrix.values)) as scales:
         answer = method(matrix)
     seconds = time.perf_counter() - start - matrix.seconds
     return answer, Forecast(matrix.products, scales.peak * seen.shape[0] // len(matrix.values), seconds)
 
 
-class Scales(TorchFunctionMode):
-    """Weighs the tensors made inside that have a dimension of size n: `peak` bytes alive at once."""
+class VectorMeter(TorchFunctionMode):
+    """A meter of the tensors made inside its context that have a dimension of size n: `peak` bytes alive at once."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -254,10 +260,12 @@ class Scales(TorchFunctionMode):
 
     @property
     def bytes(self) -> int:
+        """The bytes of such tensors that are alive."""
         return self.ledger.bytes
 
     @property
     def peak(self) -> int:
+        """The largest number of such bytes so far."""
         return self.ledger.peak
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):

@@ -1,6 +1,8 @@
-"""Eigenpairs and trace of A = F'F + shift I by the Gram matrix F F' of its factor: exact, however many columns F has.
+"""Eigenpairs and trace of A = F'F + shift I from the Gram matrix F F' of its factor F: exact, for any number of
+columns.
 
-F F' w = lambda w makes F'w an eigenvector of F'F; whatever is orthogonal to all of these has eigenvalue zero.
+Where F F' w = lambda w, F'w is an eigenvector of F'F with the same eigenvalue. Vectors orthogonal to all of these have
+eigenvalue zero.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
-from spectra.vectors import orthonormal, taken, without_autocast
+from spectra.vectors import orthonormal, take_rows, without_autocast
 
 SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
 
@@ -36,10 +38,26 @@ def gram_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """`k` eigenpairs of a matrix that has a factor; residuals are true ones, by k products.
+    """Compute `k` exact eigenpairs of a matrix that has a factor of few rows, by decomposing the Gram matrix.
 
-    A pair has converged when its residual is at most max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|). Raises
-    SpectraError when k > n, where there is no factor or one of too many rows, and where `max_products` are too few.
+    The residuals are measured, by k products. A pair has converged when its residual is at most max(tolerance *
+    max(|lambda|, eps^(2/3) |A|), 10 eps |A|).
+
+    Args:
+        operator: the matrix (n, n), with a method `factor`.
+        k: the number of eigenpairs.
+        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
+        tolerance: the relative residual of a converged pair.
+        seed: the seed of the random vectors that complete the zero eigenspace, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products; None for no limit.
+        progress: called with the products so far and the rows of the Gram matrix.
+
+    Returns:
+        Eigenpairs, in the order that `which` implies; nan where F is not finite.
+
+    Raises:
+        SpectraError: k > n, the matrix has no factor or one of too many rows, or `max_products` are too few.
     """
     refuse_search(operator, k, which, tolerance, max_products)
     n = operator.shape[0]
@@ -58,7 +76,7 @@ def gram_eigenpairs(
     falling, back = chosen.sort()
     wanted = weights[:, falling[falling < len(values)]]
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
-    vectors, values = taken(vectors, back.argsort()), spectrum[chosen] + factor.shift
+    vectors, values = take_rows(vectors, back.argsort()), spectrum[chosen] + factor.shift
     residuals = true_residuals(operator, values, vectors)
     allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(
@@ -73,7 +91,9 @@ def gram_eigenpairs(
 
 
 def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues, falling, but those that rounding has made of zeros; eigenvectors (rows, k)."""
+    """The k largest eigenvalues of a Gram matrix, falling, and eigenvectors (rows, k); eigenvalues of the size of
+    rounding are left out.
+    """
     rows = len(gram)
     if not rows:
         return gram.new_zeros(0), gram
@@ -88,7 +108,9 @@ def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def decomposition_seconds(rows: int) -> float:
-    """What `decomposed` will take for some eigenvectors, by the cube of the rows from a sample of at most SAMPLE."""
+    """Predict the seconds that `decomposed` takes: those of at most SAMPLE rows, scaled by the cube of the number
+    of rows.
+    """
     few = min(rows, SAMPLE)
     sample = torch.rand(few, few, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = time.perf_counter()
@@ -105,7 +127,17 @@ def eigenvectors(
     weights: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """F'w for the `wanted` (rows, k), and `zeros` random vectors less their parts in the span of all: orthonormal."""
+    """Orthonormal eigenvectors of A, as rows (k + zeros, n).
+
+    Args:
+        operator: the matrix, for the place of its vectors.
+        factor: its factor F.
+        wanted: eigenvectors w of the Gram matrix, (rows, k); each gives F'w.
+        zeros: the number of vectors of the zero eigenspace: random ones less their parts in the span of all F'w.
+        values: all non-zero eigenvalues of the Gram matrix.
+        weights: the eigenvectors that belong to `values`, as columns.
+        generator: a CPU generator for the random vectors.
+    """
     vectors = factor.transposed_times(wanted.T)
     if zeros:
         others = random_vectors(operator, zeros, generator)
@@ -127,7 +159,9 @@ def gram_trace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known, exact: the sum of the squares of its factor. The errors of `gram_eigenpairs`."""
+    """Compute tr A + known exactly, as the sum of the squares of the factor. Raises SpectraError as `gram_eigenpairs`
+    does.
+    """
     factor = operator.factor()
     refuse_budget(factor.trace_cost(), max_products)
     value = factor.trace() + operator.shape[0] * factor.shift
@@ -135,9 +169,9 @@ def gram_trace(
 
 
 def exact_trace_pays(operator: Factored, max_products: int | None = None) -> bool:
-    """Whether `gram_trace` takes no more work than the least that XTrace can do, nor more than `max_products`.
+    """Whether `gram_trace` takes no more work than the first stage of XTrace, nor more than `max_products`.
 
-    Told by counts alone, so that it is the same on every machine.
+    The answer follows from counts alone, so that it is the same on every machine.
     """
     try:
         work = operator.factor().trace_work()
@@ -147,6 +181,7 @@ def exact_trace_pays(operator: Factored, max_products: int | None = None) -> boo
 
 
 def refuse_budget(products: int, max_products: int | None) -> None:
+    """Raise SpectraError where `products` are more than `max_products`."""
     if max_products is not None and products > max_products:
         raise SpectraError(
             f"`max_products`: {max_products} are left, but `method` gram takes {products:,} here; choose another method"

@@ -17,8 +17,8 @@ from spectra.arguments import chosen_generator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, once, placed
-from spectra.vectors import orthonormal, row_dots, summed, without_autocast
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, placed
+from spectra.vectors import orthonormal, row_dots, sum_shards, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -37,7 +37,20 @@ def hutchinson(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known by samples w'Aw, until the standard error is below rtol |trace|, or exactly `probes` of them."""
+    """Estimate tr A + known by the mean of w'Aw over random sign vectors w (Hutchinson 1990).
+
+    Samples are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead.
+
+    Args:
+        operator: the matrix (n, n).
+        rtol: the relative standard error asked for.
+        probes: the number of samples, in place of `rtol`.
+        known: a number added to the trace, to which `rtol` is relative too.
+        seed: the seed of the random vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products.
+        progress: called with products, trace and standard error.
+    """
     refuse_estimate(operator, rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
@@ -57,13 +70,16 @@ def hutch_plus_plus(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known with a sketch of 16 vectors (half of `probes` where given), the other samples on its complement."""
+    """Estimate tr A + known by Hutch++ (Meyer, Musco, Musco, Woodruff 2021), with the arguments of `hutchinson`.
+
+    The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
+    """
     refuse_estimate(operator, rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
-    sketch = min(n, FEWEST if probes is None else probes // 2, affordable(budget, 3))
+    sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
     image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
@@ -74,18 +90,15 @@ def hutch_plus_plus(
 
 
 def budgeted(max_products: int | None, probes: int | None) -> float:
-    """The largest number of products: as given, else PRODUCTS, else as many as the probes asked for take."""
+    """The largest number of products: `max_products`, else PRODUCTS, else infinite where `probes` bounds them."""
     if max_products is not None:
         return max_products
     return PRODUCTS if probes is None else math.inf
 
 
-def affordable(products: float, each: int = 1) -> float:
-    """How many vectors of `each` products so many products pay for: a whole number, or infinite as they are.
-
-    (inf // each is nan, which min and max return or not by the order of their arguments.)
-    """
-    return products if math.isinf(products) else int(products // each)
+def affordable(wanted: int, products: float, each: int = 1) -> int:
+    """The number of vectors that `products` pay for at `each` products a vector, `wanted` at most."""
+    return wanted if each * wanted <= products else int(products // each)
 
 
 def deflated_hutchinson(
@@ -99,8 +112,10 @@ def deflated_hutchinson(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """`known`, the trace on an orthonormal `basis` (q, n) with its `images`, and Hutchinson on its complement."""
-    inside = known + summed(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
+    """Estimate `known` plus the trace on an orthonormal `basis` (q, n), given its `images` A u, plus Hutchinson
+    on its complement.
+    """
+    inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)
@@ -116,9 +131,10 @@ def sample(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """`known` plus the mean of w'Aw, with its standard error.
+    """Estimate `known` plus the mean of w'Aw, with its standard error.
 
-    Samples go through one product in blocks, small against those that there are: few are taken beyond need.
+    Samples go through one product in blocks that are small against the number there is, so that few are taken beyond
+    need.
     """
     samples: list[float] = []
     value = error = math.nan
@@ -130,8 +146,8 @@ def sample(
 
     while counted.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
-        count = min(wanted, widest, affordable(budget - counted.products))
-        samples += once(operator, partial(draw, count), generator)
+        count = affordable(min(wanted, widest), budget - counted.products)
+        samples += checkpointed(operator, partial(draw, count), generator)
         value, error = known + mean(samples), standard_error(samples)
         if progress:
             progress(products=counted.products, trace=value, standard_error=error)
@@ -149,10 +165,12 @@ def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Ten
 
 
 def mean(samples: list[float]) -> float:
+    """The mean of samples; nan where one is not finite."""
     return math.fsum(samples) / len(samples) if all(map(math.isfinite, samples)) else math.nan
 
 
 def standard_error(samples: list[float]) -> float:
+    """The standard error of the mean; infinite for fewer than two samples."""
     if len(samples) < 2:
         return math.inf
     centre = mean(samples)

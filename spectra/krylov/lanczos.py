@@ -22,12 +22,15 @@ from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows, random_vectors
-from spectra.vectors import local, mapped, norms, summed, taken
+from spectra.vectors import local, map_shards, norms, sum_shards, take_rows
 
 
 @dataclass
 class Lanczos:
-    """The state of a run; `begin` makes one, `extend` takes it one product further, `extend_all` several at once."""
+    """The state of a Lanczos run.
+
+    `begin` makes one, `extend` takes it one product further, and `extend_all` takes several further at once.
+    """
 
     storage: Tensor  # (rows, n): V, then Q, then room
     projected: Tensor  # T
@@ -38,30 +41,34 @@ class Lanczos:
 
     @property
     def size(self) -> int:
+        """The number m of basis vectors."""
         return self.projected.shape[0]
 
     @property
     def basis(self) -> Tensor:
+        """The basis V (m, n)."""
         return self.storage[: self.size]
 
     @property
     def pending(self) -> Tensor:
+        """The pending directions Q (p, n)."""
         return self.storage[self.size : self.size + len(self.coupling)]
 
     @property
     def dimension(self) -> int:
-        """Of the space that the run can reach."""
+        """The dimension of the space that the run can reach: n less the number of known vectors."""
         return self.storage.shape[1] - len(self.known)
 
     @property
     def exhausted(self) -> bool:
-        """Whether V and Q already span the whole space."""
+        """Whether V and Q span the whole space."""
         return self.size + len(self.coupling) >= self.dimension
 
     def start(self, vector: Tensor) -> Tensor:
-        """Make what a vector (n,) has outside V and Q pending, without coupling to what is there.
+        """Make the part of a vector (n,) outside V and Q a pending direction, without coupling to V.
 
-        Returns the vector's coefficients along the pending directions, with the new one last.
+        Returns the vector's coefficients along the pending directions, with the new one last. Raises ValueError where
+        nothing of the vector is left.
         """
         rest, along, length = self._orthogonal_part(vector)
         if length == 0:
@@ -72,12 +79,14 @@ class Lanczos:
         return torch.cat([along[self.size :], along.new_tensor([length])])
 
     def align(self, weights: Tensor) -> None:
-        """Rotate the pending directions among themselves, so that the newest is along Q' weights."""
+        """Rotate the pending directions among themselves, so that the newest is along Q' weights, for `weights`
+        (p,).
+        """
         mirror = weights / torch.linalg.vector_norm(weights)
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
         turn = rotation.to(self.storage.device, self.storage.dtype)
-        self.pending.copy_(mapped(turn.matmul, self.pending))
+        self.pending.copy_(map_shards(turn.matmul, self.pending))
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
@@ -85,12 +94,14 @@ class Lanczos:
         self.absorb(operator @ self.take(index))
 
     def take(self, index: int = -1) -> Tensor:
-        """Take one pending direction into the basis; returns it, to be multiplied before anything else is done."""
+        """Take one pending direction into the basis and return it (n,); its product has to be given to `absorb`
+        next.
+        """
         m, p = self.coupling.shape[1], len(self.coupling)
         index %= p
         if index:
             others = [i for i in range(p) if i != index]
-            self.pending.copy_(taken(self.pending, [index, *others]))
+            self.pending.copy_(take_rows(self.pending, [index, *others]))
             self.coupling = self.coupling[[index, *others]]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
@@ -118,19 +129,20 @@ class Lanczos:
 
     @property
     def scale(self) -> float:
-        """A lower bound of |A|: the largest entry of T, or known value."""
+        """A lower bound of |A|: the largest entry of T, or the largest known value."""
         entries = (x.abs().max().item() for x in (self.projected, self.known_values) if x.numel())
         return max(entries, default=0.0)
 
     @property
     def finite(self) -> bool:
-        """Whether every product so far was."""
+        """Whether every product so far was finite."""
         return math.isfinite(self.scale)
 
     def ritz(self, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (m,) in rising order, their coordinates S (m, m) by columns, and residuals (m,).
+        """Ritz values (m,) in rising order, their coordinates S (m, m) as columns, and residuals (m,).
 
-        Of the basis from its vector `first` on. All nan where a product was not finite, since LAPACK raises then.
+        They are those of the basis from its vector `first` on. All are nan where a product was not finite, since LAPACK
+        would raise.
         """
         if not self.finite:
             missing = torch.full_like(self.projected[first:, first:], math.nan)
@@ -139,11 +151,11 @@ class Lanczos:
         return values, coordinates, torch.linalg.vector_norm(self.coupling[:, first:] @ coordinates, dim=0)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
-        """Vectors (k, n) of coordinates (m, k)."""
-        return mapped(coordinates.T.to(self.storage.device, self.storage.dtype).matmul, self.basis)
+        """The vectors (k, n) with these coordinates (m, k) in the basis."""
+        return map_shards(coordinates.T.to(self.storage.device, self.storage.dtype).matmul, self.basis)
 
     def restart(self, coordinates: Tensor) -> None:
-        """Keep only the span of some Ritz vectors, given by coordinates (m, k); T becomes diagonal."""
+        """Keep only the span of some Ritz vectors, given by their coordinates (m, k); T becomes diagonal."""
         kept, pending = self.vectors(coordinates), self.pending.clone()
         values = torch.diagonal(coordinates.T @ self.projected @ coordinates)
         self.projected = torch.diag(values)
@@ -152,9 +164,9 @@ class Lanczos:
         self.pending.copy_(pending)
 
     def _orthogonal_part(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
-        """What is left of a vector outside U, V and Q; its coefficients along V, then Q, and the norm of the rest.
+        """The part of a vector outside U, V and Q; its coefficients along V, then Q; and the norm of that part.
 
-        The rest is made in the row behind Q: new memory for each subtraction takes longer than the subtraction.
+        The part is made in the row behind Q: new memory for each subtraction takes longer than the subtraction.
         """
         rest = self._room()
         rest.copy_(vector)
@@ -168,21 +180,23 @@ class Lanczos:
         return rest, numbers[:-1], numbers[-1].item()
 
     def _room(self) -> Tensor:
-        """The row behind Q."""
+        """The row of storage behind Q, which grows where it is full."""
         place, rows = self.size + len(self.coupling), len(self.storage)
         if place == rows:
             wanted = min(max(2 * rows, 32), self.dimension)
             if self.capacity:
                 wanted = min(wanted, self.capacity + len(self.coupling) + 1)
-            grown = mapped(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
+            grown = map_shards(lambda rows: rows.new_empty(max(wanted, place + 1), rows.shape[1]), self.storage)
             grown[:place] = self.storage
             self.storage = grown
         return self.storage[place]
 
 
 def subtract(vector: Tensor, rows: Tensor) -> Tensor:
-    """Take from a vector, in place, its parts along orthonormal rows; returns their coefficients."""
-    along = summed(torch.matmul, rows, vector)
+    """Remove from a vector (n,), in place, its parts along orthonormal rows (k, n), and return their coefficients
+    (k,).
+    """
+    along = sum_shards(torch.matmul, rows, vector)
     local(vector).addmv_(local(rows).T, along, alpha=-1)
     return along
 
@@ -195,9 +209,14 @@ def begin(
     rows: int = 32,
     capacity: int | None = None,
 ) -> Lanczos:
-    """An empty basis with one pending direction, beside known eigenpairs, values (k,) and orthonormal vectors (k, n).
+    """Begin a run: an empty basis and one pending direction.
 
-    Storage has so many `rows` at first, and doubles as it fills, up to `capacity`.
+    Args:
+        operator: the matrix (n, n).
+        start: the starting vector (n,).
+        known: eigenvalues (k,) and orthonormal eigenvectors (k, n); the run stays in their complement.
+        rows: the vectors that storage first has room for; it doubles as it fills.
+        capacity: the number of basis vectors up to which storage doubles.
     """
     values, vectors = known or no_pairs(operator)
     state = Lanczos(
@@ -213,7 +232,7 @@ def begin(
 
 
 def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
-    """Values (0,) and vectors (0, n)."""
+    """Empty eigenvalues (0,) and eigenvectors (0, n)."""
     return torch.zeros(0, dtype=torch.float64), empty_rows(operator, 0)
 
 
@@ -225,7 +244,7 @@ def extend_all(states: list[Lanczos], operator: SymmetricOperator) -> None:
 
 
 def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> Lanczos:
-    """`steps` products from one start vector (n,), fewer where its Krylov space is exhausted."""
+    """Run `steps` products from one start vector (n,), fewer where its Krylov space is exhausted."""
     state = begin(operator, start)
     while state.size < steps and len(state.pending):
         state.extend(operator)
@@ -233,4 +252,5 @@ def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> Lanczos:
 
 
 def random_start(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+    """A standard normal starting vector (n,)."""
     return random_vectors(operator, 1, generator)[0]

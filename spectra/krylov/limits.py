@@ -1,4 +1,7 @@
-"""What can be asked of a matrix: what n alone decides is refused before there is a matrix, and without torch."""
+"""Checks of what is asked of a method, against the size of the matrix.
+
+They need neither the matrix nor torch, so that a wrong argument is refused before any work.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvec
 
 
 def refuse_k(k: int, n: int) -> None:
-    """Raise ArgumentError where k is no number of eigenvalues, or a matrix of n rows has fewer."""
+    """Raise ArgumentError where `k` is not a number of eigenvalues that a matrix of n rows has."""
     require_integer("k", k)
     if k > n:
         came = f"{counted(k, 'eigenvalue')} of a matrix with {counted(n, 'row')}"
@@ -22,7 +25,7 @@ def refuse_k(k: int, n: int) -> None:
 
 
 def refuse_search(operator: Any, k: int, which: str, tolerance: float, max_products: int | None) -> None:
-    """Raise ArgumentError where this cannot be asked of a search for eigenpairs."""
+    """Raise ArgumentError where an argument of an eigenvalue method is wrong."""
     require_matrix("operator", operator)
     refuse_k(k, operator.shape[0])
     require_choice("which", which, ENDS)
@@ -31,7 +34,7 @@ def refuse_search(operator: Any, k: int, which: str, tolerance: float, max_produ
 
 
 def refuse_estimate(operator: Any, rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
-    """Raise ArgumentError where this cannot be asked of an estimate of the trace."""
+    """Raise ArgumentError where an argument of a trace estimator is wrong."""
     require_matrix("operator", operator)
     require_number("rtol", rtol)
     require_integer("probes", probes, optional=True)
@@ -40,7 +43,9 @@ def refuse_estimate(operator: Any, rtol: float, probes: int | None, known: float
 
 
 def refuse_dense(n: int, max_products: int | None = None) -> None:
-    """Raise SpectraError where a matrix of n rows is too large to be held, or for the products that are left."""
+    """Raise SpectraError where a matrix of n rows is too large to be stored, or n products are more than
+    `max_products`.
+    """
     if max_products is not None and n > max_products:
         raise SpectraError(
             f"`max_products`: {max_products} are left, but `method` dense takes {n:,}, one a row; choose another method"
@@ -53,6 +58,6 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
 
 
 def refuse_which(which: str) -> None:
-    """Raise SpectraError for ends of the spectrum that power iteration does not find."""
+    """Raise SpectraError where `which` names an end of the spectrum that power iteration cannot find."""
     if which != "LM":
         raise SpectraError(f"`which` {which}: power iteration finds the largest magnitudes alone; use `method` lanczos")

@@ -13,7 +13,7 @@ from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
-from spectra.vectors import dot, mapped, norm, norms, summed, without_autocast
+from spectra.vectors import dot, map_shards, norm, norms, sum_shards, without_autocast
 
 
 @without_autocast()
@@ -28,12 +28,24 @@ def power_iteration(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """The `k` eigenvalues of largest magnitude, one after the other, each in the complement of those before.
+    """Compute the `k` eigenvalues of largest magnitude by power iteration, each in the complement of those before.
 
-    Stops on the residual |Au - lambda u| (not on the change of lambda, which says nothing of it); at the end the
-    vectors are rotated among themselves (Rayleigh, Ritz), which takes the error of one out of the others. Two
-    dominant eigenvalues of opposite sign never converge, and are reported so. `max_products` is 1000 k unless given.
-    Raises SpectraError when k > n or `which` is not LM.
+    The iteration stops on the residual |Au - lambda u|, since the change of lambda says nothing of it. At the end the
+    vectors are rotated among themselves (Rayleigh, Ritz), which takes the error of one out of the others. Two dominant
+    eigenvalues of opposite sign never converge, and are reported so.
+
+    Args:
+        operator: the matrix (n, n).
+        k: the number of eigenpairs.
+        which: LM, the only end that power iteration finds.
+        tolerance: the relative residual of a converged pair.
+        seed: the seed of the random starting vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products, by default 1000 k.
+        progress: called after each product.
+
+    Raises:
+        SpectraError: k > n, or `which` is not LM.
     """
     refuse_search(operator, k, which, tolerance, max_products)
     refuse_which(which)
@@ -76,12 +88,14 @@ def power_iteration(
 
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, vectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images under A."""
-    projected = as_cpu_float64(summed(lambda u, v: u @ v.T, basis, images))
+    """Eigenvalues, eigenvectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images A
+    u (k, n).
+    """
+    projected = as_cpu_float64(sum_shards(lambda u, v: u @ v.T, basis, images))
     values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)
     order = select(values, len(values), "LM")
     values, rows = values[order], coordinates.T[order].to(basis.device, basis.dtype)
-    vectors, images = mapped(rows.matmul, basis), mapped(rows.matmul, images)
+    vectors, images = map_shards(rows.matmul, basis), map_shards(rows.matmul, images)
     scales = values.to(rows)[:, None]
-    residuals = norms(mapped(lambda image, part: image - scales * part, images, vectors))
+    residuals = norms(map_shards(lambda image, part: image - scales * part, images, vectors))
     return values, vectors, residuals.cpu()

@@ -18,7 +18,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, SymmetricOperator, once
+from spectra.operator import Counting, SymmetricOperator, checkpointed
 from spectra.vectors import without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
@@ -37,12 +37,25 @@ def spectral_measure(
     largest_basis: int | None = None,
     progress: Progress | None = None,
 ) -> SpectralMeasure:
-    """`probes` quadratures of `steps` nodes each, after a first run of `steps` products for deflation.
+    """Estimate the spectral distribution by stochastic Lanczos quadrature, `probes` quadratures of `steps` nodes each.
 
-    `known` pairs are deflated from the start, and the first run looks for others beside them. Probes advance in
-    lockstep, one call for all, as many as `largest_basis` vectors hold the bases of (by default what a quarter of the
-    device's memory holds) and as `max_products` lets finish; where that ends it early, the last probe is short or
-    missing and `converged` is False.
+    A first run of `steps` products finds the eigenpairs that are then deflated. Probes advance together, one call for
+    all, as many as memory holds the bases of and as `max_products` lets finish.
+
+    Args:
+        operator: the matrix (n, n).
+        probes: the number of random vectors.
+        steps: the number of Lanczos steps a vector.
+        known: eigenpairs that are deflated from the start; the first run looks for others beside them.
+        seed: the seed of the random vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products, by default (1 + probes) steps. Where it ends the run early, the
+            last probe is short or missing and `converged` is False.
+        largest_basis: the number of vectors held at a time, by default what a quarter of the device's memory holds.
+        progress: called as the runs advance.
+
+    Returns:
+        A SpectralMeasure.
     """
     require_matrix("operator", operator)
     require_integer("probes", probes)
@@ -86,7 +99,7 @@ def spectral_measure(
     while len(rows) < probes and counted.products < limit and complete:
         finishing = max(1, (limit - counted.products) // steps)
         step = partial(quadratures, min(probes - len(rows), finishing, widest), pairs, len(rows))
-        found, complete = once(counted, step, generator)
+        found, complete = checkpointed(counted, step, generator)
         rows += found
     return pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
 

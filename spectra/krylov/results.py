@@ -1,4 +1,4 @@
-"""What methods return: each answer with how good it is and what it cost."""
+"""The results of methods: each number with its error and its cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spectra.operator import SymmetricOperator, empty_rows
 
 
 class Progress(Protocol):
-    """Called as a method goes, with the numbers that tell how far it is."""
+    """A function that a method calls as it goes on, with the products so far and other numbers by keyword."""
 
     def __call__(self, *, products: int, **numbers: float) -> None: ...
 
@@ -22,8 +22,8 @@ class Progress(Protocol):
 class Eigenpairs:
     """Eigenvalues in the order asked for, with unit eigenvectors.
 
-    Some eigenvalue lies within `residuals` of each value: that is rigorous. `error_estimates` are usually far
-    smaller, but rest on gaps between computed values.
+    Some eigenvalue lies within `residuals` of each value: that is rigorous. `error_estimates` are usually far smaller,
+    but rest on gaps between computed values.
     """
 
     values: Tensor  # (k,), float64
@@ -37,7 +37,7 @@ class Eigenpairs:
 
 
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
-    """What a method returns for a matrix whose products are not finite: `count` pairs of nan."""
+    """The result for a matrix whose products are not finite: `count` pairs of nan."""
     missing = torch.full((count,), float("nan"), dtype=torch.float64)
     vectors = empty_rows(operator, count)
     return Eigenpairs(missing, vectors.fill_(math.nan), missing, missing, products, converged=False)
@@ -45,7 +45,7 @@ def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eig
 
 @dataclass(frozen=True)
 class TraceEstimate:
-    """tr A with the standard error of the estimate; 0.0 where it is exact."""
+    """An estimate of tr A with its standard error, which is 0.0 where the trace is exact."""
 
     value: float
     standard_error: float
@@ -54,13 +54,13 @@ class TraceEstimate:
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
-    """An estimate without error, unless a product was not finite."""
+    """A trace without error; nan where a product was not finite."""
     finite = math.isfinite(value)
     return TraceEstimate(value, 0.0 if finite else math.nan, products, converged=finite)
 
 
 def select(values: Tensor, k: int, which: str) -> Tensor:
-    """Indices of k of the values: LM by falling |value|, LA falling, SA rising, BE half from either end."""
+    """The indices of k of the values (m,): LM by falling |value|, LA falling, SA rising, BE half from either end."""
     if which == "LM":
         return values.abs().argsort(descending=True, stable=True)[:k]
     rising = values.argsort(stable=True)
@@ -74,11 +74,11 @@ def select(values: Tensor, k: int, which: str) -> Tensor:
 
 @dataclass(frozen=True)
 class SpectralMeasure:
-    """Quadrature of the spectral distribution, one row a probe; everything about a density is read from it.
+    """Quadrature of the spectral distribution, one row a probe; every quantity of a density is computed from it.
 
-    Row l stands for the measure sum_i weights[l, i] delta(nodes[l, i]), whose mass is 1; rows shorter than the
-    longest end in nodes of weight zero. The first `deflated` nodes of every row are eigenvalues found
-    beforehand, each of weight exactly 1/dimension.
+    Row l stands for the measure sum_i weights[l, i] delta(nodes[l, i]), whose mass is 1. Rows shorter than the longest
+    end in nodes of weight zero. The first `deflated` nodes of every row are eigenvalues found beforehand, each of
+    weight exactly 1/dimension.
     """
 
     nodes: Tensor  # (probes, steps), float64
@@ -90,14 +90,16 @@ class SpectralMeasure:
 
     @property
     def probes(self) -> int:
+        """The number of probes."""
         return self.nodes.shape[0]
 
     def mean(self, function=lambda x: x) -> tuple[float, float]:
-        """(1/n) tr f(A): the mean over probes, and its standard error (nan for one probe)."""
+        """The estimate (1/n) tr f(A): its mean over probes, and its standard error (nan for one probe)."""
         values = (self.weights * function(self.nodes)).sum(dim=1)
         spread = values.std().item() if self.probes > 1 else float("nan")
         return values.mean().item(), spread / self.probes**0.5
 
 
 def as_cpu_float64(values) -> Tensor:
+    """Values as a float64 tensor on the CPU."""
     return torch.as_tensor(values, dtype=torch.float64, device="cpu")

@@ -1,7 +1,7 @@
-"""A sketch A W of a matrix by random signs W, and what its test vectors say as some of them are left out.
+"""A sketch A W of a matrix by random signs W, and estimates from it with some test vectors left out.
 
-Q is an orthonormal basis of A W = Q R. The columns of Q R^-T are orthogonal to all columns of A W but one each: what
-Q spans without some test vectors is the complement of theirs. So all that leaves vectors out happens along Q, without
+Q is an orthonormal basis of A W = Q R. The columns of Q R^-T are orthogonal to all columns of A W but one each: what Q
+spans without some test vectors is the complement of theirs. So all that leaves vectors out happens along Q, without
 products and without another factorisation (after Epperly, Tropp, Webber 2024, who leave out one at a time).
 """
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from spectra.krylov.hutchinson import random_signs
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows
-from spectra.vectors import mapped, orthonormal, row_dots, summed
+from spectra.vectors import map_shards, orthonormal, row_dots, sum_shards
 
 
 class Sketch:
-    """Test vectors W, A W, the basis Q of A W, and A Q; all (q, n) by rows. Products once made are kept."""
+    """Test vectors W, A W, the basis Q of A W, and A Q, all as rows (q, n). Products once made are kept."""
 
     def __init__(self, operator: SymmetricOperator):
         self.operator = operator
@@ -28,7 +28,7 @@ class Sketch:
         self.triangle = torch.zeros(0, 0, dtype=torch.float64)
 
     def grow(self, size: int, generator: torch.Generator) -> None:
-        """Take further test vectors until there are `size` of them."""
+        """Add test vectors until there are `size` of them."""
         q = len(self.tests)
         if size <= q:
             return
@@ -50,9 +50,11 @@ class Sketch:
         self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
 
     def outside(self, new: Tensor, generator: torch.Generator) -> Tensor:
-        """Directions (k, n), made orthonormal; random ones stand for those that the basis has taken much of.
+        """Orthonormal directions outside the basis, from `new` (k, n), in whose place random ones stand where the basis
+        holds most of them.
 
-        What A W brings was orthogonal to it before; not what stands for that where A W is short of rank.
+        New directions of A W are orthogonal to the basis; those in their place, where A W is short of rank, need not
+        be.
         """
         directions, triangle = orthonormal(new)
         spare = triangle.diagonal().abs()[:, None] < 0.5
@@ -60,10 +62,10 @@ class Sketch:
             return directions
         drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
         drawn = without(drawn, self.basis, inner(self.basis, drawn))
-        return orthonormal(mapped(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
+        return orthonormal(map_shards(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
 
     def coordinates(self) -> Coordinates:
-        """All of it along Q."""
+        """The coordinates of all test vectors along Q."""
         projected = as_cpu_float64(inner(self.basis, self.basis_images))
         along, lone = as_cpu_float64(inner(self.basis, self.tests)), inverse(self.triangle).T
         return Coordinates(
@@ -79,21 +81,22 @@ class Sketch:
 
 
 def inner(these: Tensor, others: Tensor) -> Tensor:
-    """u_i'v_j of rows."""
-    return summed(lambda u, v: u @ v.T, these, others)
+    """The inner products u_i'v_j of rows."""
+    return sum_shards(lambda u, v: u @ v.T, these, others)
 
 
 def without(rows: Tensor, basis: Tensor, along: Tensor) -> Tensor:
-    """Rows less what they have `along` a basis, coefficients (q, k) by columns."""
-    return mapped(lambda part, basis: part - along.T @ basis, rows, basis)
+    """Rows (k, n) less their parts along a basis (q, n), given the coefficients (q, k)."""
+    return map_shards(lambda part, basis: part - along.T @ basis, rows, basis)
 
 
 def others(count: int, left_out: Sequence[int]) -> list[int]:
+    """The numbers below `count` that are not left out, in order."""
     return sorted(set(range(count)) - set(left_out))
 
 
 def inverse(triangle: Tensor) -> Tensor:
-    """Of R; zero where A W is short of rank: then A W without any one column spans the same."""
+    """The inverse of R; zero where A W is short of rank, since A W without any one column then spans the same space."""
     diagonal = triangle.diagonal().abs()
     if diagonal.min() <= torch.finfo(torch.float64).eps * len(diagonal) * diagonal.max():
         return torch.zeros_like(triangle)
@@ -102,9 +105,9 @@ def inverse(triangle: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """What is known of some of the test vectors, along the Q of all: float64, one column a vector.
+    """The coordinates of some of the test vectors, along the Q of all: float64, one column a vector.
 
-    With P = I - NN', N what Q has lost with the others, it is of P Q'.
+    With P = I - NN', where N is what Q has lost with the test vectors left out, they are those of P Q'.
     """
 
     removed: Tensor  # N (q, g), orthonormal
@@ -117,7 +120,7 @@ class Coordinates:
     quadratic: Tensor  # w_i'A w_i
 
     def without(self, left_out: Sequence[int]) -> Coordinates:
-        """The same of fewer test vectors, of the Q that these span."""
+        """The coordinates of fewer test vectors, for the Q that these span."""
         kept = others(len(self.quadratic), left_out)
         removed = self.lone[:, left_out]
         removed = torch.linalg.qr(removed)[0] if removed.any() else removed[:, :0]
@@ -149,6 +152,6 @@ class Coordinates:
         return self.lone / lengths, self.projected_lone / lengths
 
     def left(self, alone: Tensor, projected_alone: Tensor) -> tuple[Tensor, Tensor]:
-        """Q_i'w_i, and H of it: of each vector along the Q that is left without it."""
+        """Q_i'w_i and H Q_i'w_i: the coordinates of each vector along the Q that is left without it."""
         own = (alone * self.along).sum(dim=0)
         return self.along - alone * own, self.projected_along - projected_alone * own

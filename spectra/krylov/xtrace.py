@@ -42,10 +42,24 @@ def xtrace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Tr A + known by 16 vectors (two products each) or more, half as many again until the error is below rtol |trace|.
+    """Estimate tr A + known by XTrace, until the standard error is below rtol |trace|.
 
-    `probes` fixes the number of vectors. Where all n products are no more than what is foreseen, the trace is taken
-    exactly; where the arrays no longer fit, the basis found so far serves deflated Hutchinson.
+    The sketch has 16 vectors, of two products each, and grows by half until the error is met. Where all n products are
+    no more than what is foreseen, the trace is taken exactly. Where the arrays no longer fit memory, the basis found so
+    far serves deflated Hutchinson.
+
+    Args:
+        operator: the matrix (n, n).
+        rtol: the relative standard error asked for.
+        probes: the number of vectors, in place of `rtol`.
+        known: a number added to the trace, to which `rtol` is relative too.
+        seed: the seed of the random vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products.
+        progress: called with products, trace and standard error.
+
+    Returns:
+        A TraceEstimate.
     """
     refuse_estimate(operator, rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
@@ -61,7 +75,8 @@ def xtrace(
         cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
-        count = min(wanted, len(sketch.tests) + affordable(left, 2), n - 1)
+        held = len(sketch.tests)
+        count = min(held + affordable(wanted - held, left, 2), n - 1)
         if count == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
             return sample(counted, counted, known, rtol, None, generator, budget, progress)
         if count == len(sketch.tests):
@@ -82,9 +97,9 @@ def xtrace(
 
 
 def foreseen(products: int, error: float, wanted: float, n: int) -> float:
-    """Products in all, where errors fall no faster than with the root of their number.
+    """Foresee the products in all, if the error falls no faster than with the root of their number.
 
-    Zero before half of n has been spent: of a spectrum that decays, the first stages know too little.
+    The answer is zero before half of n has been spent: for a decaying spectrum, the first stages know too little.
     """
     if 2 * products < n:
         return 0
@@ -92,10 +107,10 @@ def foreseen(products: int, error: float, wanted: float, n: int) -> float:
 
 
 def estimate(sketch: Sketch) -> tuple[float, float]:
-    """The mean of t_i, and its standard error by the jackknife (whole estimates without a group of vectors).
+    """The mean of t_i, and its standard error by the jackknife: from estimates without one group of vectors each.
 
-    The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they
-    share, and errs upwards (Efron, Stein 1981); all of it happens in coordinates along Q, without products.
+    The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they share,
+    and errs upwards (Efron, Stein 1981). All of it happens in coordinates along Q, without products.
     """
     q, n = sketch.tests.shape
     coordinates = sketch.coordinates()
@@ -110,7 +125,7 @@ def estimate(sketch: Sketch) -> tuple[float, float]:
 
 
 def mean(c: Coordinates, n: int) -> float:
-    """The mean of t_i."""
+    """The mean of the t_i over n rows."""
     alone, images = c.alone()
     kept, kept_images = c.left(alone, images)
     rest = c.quadratic - 2 * (kept * c.images_along).sum(dim=0) + (kept * kept_images).sum(dim=0)

@@ -22,7 +22,7 @@ from spectra.krylov.results import Eigenpairs, SpectralMeasure
 from spectra.layerwise.parameter_blocks import ParameterBlock
 from spectra.operator import SymmetricOperator
 from spectra.spectrum.estimates import Estimate, jackknife
-from spectra.vectors import whole
+from spectra.vectors import full_tensor
 
 APART = 0.1  # radians
 DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
@@ -201,7 +201,7 @@ def layers(
         with watch("leading eigenpair") as progress:
             cost = {"max_products": budget.left(), "progress": progress}
             found.leading = known or eigenpairs(operator, 1, tolerance=tolerance, generator=generator, **cost)
-        found.vector = whole(found.leading.vectors[0]).cpu()
+        found.vector = full_tensor(found.leading.vectors[0]).cpu()
         budget.spend(found.leading.products)
     if k and found.has_room(budget, PAIR * len(blocks)):
         with watch("blocks") as progress:

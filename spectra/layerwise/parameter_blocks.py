@@ -14,7 +14,7 @@ from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.krylov.diagonal import Sums
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem
-from spectra.vectors import part_of, summed
+from spectra.vectors import shard_of, sum_shards
 
 BY = ("layer", "module", "channel")
 
@@ -118,7 +118,7 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
     The first are traces. The second is what the loss would rise by, were the parameters of the block set to zero, if
     the matrix were diagonal and the gradient zero: the saliency of LeCun, Denker, Solla (1990, *Optimal brain damage*).
     """
-    part = part_of(mesh_of(operator), problem.size)
+    part = shard_of(mesh_of(operator), problem.size)
     ids = torch.empty(problem.size, dtype=torch.int64)
     count = 0
     for count, block in enumerate(blocks, start=1):
@@ -132,7 +132,7 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
         sums = [torch.bincount(ids, weights, minlength=count) for weights in (entries, entries * halves)]
         return torch.cat(sums).to(diagonal.device)
 
-    return lambda diagonal: summed(own, diagonal).cpu()
+    return lambda diagonal: sum_shards(own, diagonal).cpu()
 
 
 def diagonal_blocks(

@@ -19,7 +19,7 @@ from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.vectors import taken
+from spectra.vectors import take_rows
 
 LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude
 
@@ -105,7 +105,7 @@ def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit
     return replace(
         known,
         values=values,
-        vectors=taken(known.vectors, first),
+        vectors=take_rows(known.vectors, first),
         residuals=residuals,
         error_estimates=kato_temple(values, residuals, known.values),
     )

@@ -13,7 +13,7 @@ from spectra.records.density import measure_fields
 from spectra.records.eig import LARGEST_VECTORS
 from spectra.records.entry import Estimate, cost_of
 from spectra.records.layers import Block, LayersResult, LowRank
-from spectra.vectors import at_first
+from spectra.vectors import gather_on_first
 
 
 def layers_results(found: Sequence[Any], by: str, sort: str, method: str) -> list[LayersResult]:
@@ -81,7 +81,7 @@ def low_ranks(found: Layers, i: int) -> list[LowRank]:
 
 def held_whole(vector: Any) -> np.ndarray | None:
     """All of a vector at the process that writes; None at the others."""
-    rows = at_first(vector[None]).cpu().numpy()
+    rows = gather_on_first(vector[None]).cpu().numpy()
     return rows[0] if len(rows) else None
 
 

@@ -3,7 +3,7 @@
 A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
 a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean
 over the whole, whatever the batches. Write L_i = s_i times the Hessian of -log p at f_i; `scales` are the s_i.
-Losses of labels also tell which counted targets the output gets right: `hits(rows, targets)`, booleans (counted,).
+Losses of labels also tell which counted targets the output gets right (`ClassificationLoss`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ class Loss(Protocol):
     def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
     def weight(self, targets: Tensor) -> float: ...
     def examples(self, targets: Tensor) -> int: ...
+
+
+@runtime_checkable
+class ClassificationLoss(Protocol):
+    """A loss of labels, of which an accuracy can be told."""
+
+    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Which of the counted targets the output gets right: booleans (counted,)."""
+        ...
 
 
 class Distribution(Protocol):

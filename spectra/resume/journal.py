@@ -2,10 +2,11 @@
 
 A method is a function of the products it is given and of a seed: with the same products it takes the same way, bit for
 bit. A product is given again only for the very vector it was made of; from the first that differs, as on another kind
-of processor it may, all are made anew. Of a step that has ended, with nothing left but its outcome
-(`spectra.operator.once`), the outcome replaces the products; of a matrix that is finished, its answer replaces all.
+of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its
+outcome replaces its products. Once a matrix is finished, its answer replaces everything.
 
-Whatever is given again rests on a sample, the first vector and its product, which is made once more and compared.
+The first vector and its product are kept as a sample. A later run makes that product once more and compares, before it
+trusts anything else.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from torch import Tensor
 from spectra.errors import SpectraError
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
 from spectra.resume.log import Entry, Log, write_whole
-from spectra.vectors import local, mapped, norm
+from spectra.vectors import local, map_shards, norm
 
 KINDS = ("sample", "products", "steps", "done")
 
 
 @dataclass(frozen=True)
-class Keeper:
+class JournalSettings:
     """What the journals of one state share; each default is that of a journal alone.
 
     `owner` is what their files belong to. They are brought to the disk itself every `save_every` seconds; an error of
-    the disk is told to `failed`, and nothing more is written. `agree` tells each of several processes the least of
+    the disk is told to `failed`, and nothing more is written. `least` tells each of several processes the least of
     their numbers, so that all give again or all multiply. `note` tells the user what passes.
     """
 
     owner: str = ""
     save_every: float = 60.0
     failed: Callable[[Exception], None] = lambda error: None
-    agree: Callable[[int], int] = int
+    least: Callable[[int], int] = int
     note: Callable[[str], None] = lambda text: None
 
 
@@ -54,12 +55,12 @@ class Journal:
     answer of a finished matrix, and PATH.sample what they rest on.
     """
 
-    def __init__(self, path: Path, keeper: Keeper | None = None):
+    def __init__(self, path: Path, settings: JournalSettings | None = None):
         self.seconds = 0.0  # that what is given again took when it was made
-        self._path, self._keeper = path, keeper or Keeper()
+        self._path, self._settings = path, settings or JournalSettings()
         with ExitStack() as stack:  # closes those before one that is refused
             paths = (path.with_name(f"{path.name}.{kind}") for kind in KINDS)
-            logs = [stack.enter_context(closing(Log(each, self._keeper.owner))) for each in paths]
+            logs = [stack.enter_context(closing(Log(each, self._settings.owner))) for each in paths]
             stack.pop_all()
         self._sample, self._products, self._steps, self._done = logs
         finished = {entry.position for entry in self._steps.entries}
@@ -90,11 +91,11 @@ class Journal:
         mark = zlib.crc32(as_bytes(vectors))
         if self._repeating:
             found = self._made(mark, vectors)
-            if self._keeper.agree(found is not None):
+            if self._settings.least(found is not None):
                 self.seconds += self._products.entries[self._next].seconds
                 self._next += 1
                 self._advance()
-                return cast(Tensor, found)  # all agree that each has it
+                return cast(Tensor, found)  # all processes have it
             self._stop_repeating()
         start = time.perf_counter()
         product = operator @ vectors
@@ -110,14 +111,14 @@ class Journal:
         else:
             self._position += 1
 
-    def once(self, operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+    def checkpointed(self, operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """What `compute` came to in an earlier run, the generator being left as it left it; or computed now."""
         if self._inside:
             return compute()
         self._trust(operator)
         step = self._finished()
-        if self._keeper.agree(step is not None):
-            outcome, state, seconds = cast("tuple[Any, Tensor, float]", step)  # all agree that each has it
+        if self._settings.least(step is not None):
+            outcome, state, seconds = cast("tuple[Any, Tensor, float]", step)  # all processes have it
             generator.set_state(state)
             self.seconds += seconds
         else:
@@ -148,7 +149,7 @@ class Journal:
         if not self._writing:
             return
         try:
-            write_whole(self._done.path, self._keeper.owner, lambda file: torch.save(answer, file))
+            write_whole(self._done.path, self._settings.owner, lambda file: torch.save(answer, file))
         except (OSError, RuntimeError) as error:  # torch's writer hides what came of the disk
             self._fail(error)
         else:
@@ -161,7 +162,7 @@ class Journal:
         if self._done.entries:
             found = self._done.load(self._done.entries[0], lambda file: torch.load(file, weights_only=True))
             self._tell_damage(self._done)
-        if not self._keeper.agree(found is not None):
+        if not self._settings.least(found is not None):
             return None
         self._trust(operator)
         return found if self._done.entries else None
@@ -187,17 +188,17 @@ class Journal:
         vector, then = (empty_rows(operator, 1)[0] for _ in range(2))
         entries = self._sample.entries
         whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
-        if self._keeper.agree(whole):
+        if self._settings.least(whole):
             self._refuse_another(operator @ vector, then)
             return
-        self._keeper.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
+        self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
         for log in self._logs:
             log.cut(0)
 
     def _refuse_another(self, now: Tensor, then: Tensor) -> None:
         """Raise SpectraError where a product made again is not what it was: code or data are no longer the same."""
         change = norm(now - then) / max(norm(then), torch.finfo(then.dtype).tiny)
-        if not self._keeper.agree(change <= torch.finfo(then.dtype).eps ** 0.5):
+        if not self._settings.least(change <= torch.finfo(then.dtype).eps ** 0.5):
             home = self._path.parent
             raise SpectraError(
                 f"`out` {home.parent}: the matrix is not that of the unfinished run there, as a product shows, so the "
@@ -225,7 +226,7 @@ class Journal:
         """The first vector that is multiplied, and its product."""
         if self._writing and not self._sample.entries:
             for part in (vectors, product):
-                first = part if part.ndim == 1 else mapped(lambda columns: columns[:, 0], part)
+                first = part if part.ndim == 1 else map_shards(lambda columns: columns[:, 0], part)
                 self._write(self._sample, 0, 0, 0.0, as_bytes(first))
 
     def _write(self, log: Log, place: int, mark: int, seconds: float, content: np.ndarray) -> None:
@@ -233,18 +234,18 @@ class Journal:
             return
         try:
             log.append(self._position, place, mark, seconds, content)
-            if time.monotonic() > self._synced + self._keeper.save_every:
+            if time.monotonic() > self._synced + self._settings.save_every:
                 self.sync()
         except OSError as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._writing = False
-        self._keeper.failed(error)
+        self._settings.failed(error)
 
     def _tell_damage(self, log: Log) -> None:
         if log.damaged:
-            self._keeper.note(f"{log.path} is damaged, so what it held from there on is made anew")
+            self._settings.note(f"{log.path} is damaged, so what it held from there on is made anew")
             log.damaged = False
 
     def sync(self) -> None:
@@ -260,7 +261,7 @@ class Journal:
             log.close()
 
 
-class Remembering(Wrapper):
+class CheckpointedOperator(Wrapper):
     """The same matrix, its products written down in a journal."""
 
     def __init__(self, operator: SymmetricOperator, journal: Journal):
@@ -271,8 +272,8 @@ class Remembering(Wrapper):
         refuse_other_dtype(self, vectors)
         return self.journal.product(self.operator, vectors)
 
-    def once(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        return self.journal.once(self.operator, compute, generator)
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        return self.journal.checkpointed(self.operator, compute, generator)
 
     def answer(self) -> Any | None:
         """What the journal was given at the end of an earlier run (`Journal.finish`), or None."""

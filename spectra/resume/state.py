@@ -25,7 +25,7 @@ from spectra.errors import SpectraError
 from spectra.locks import lock as take_lock
 from spectra.records.files import finite, reason, write_atomically
 from spectra.resume.files import opened, refuse_another_kind
-from spectra.resume.journal import KINDS, Journal, Keeper
+from spectra.resume.journal import KINDS, Journal, JournalSettings
 
 Note = Callable[[str], None]
 LOSS = "mean loss"  # in a problem: a number, that rounding may change
@@ -40,10 +40,10 @@ class State:
     """
 
     def __init__(
-        self, directory: Path, save_every: float, note: Note, rank: int = 0, agree: Callable[[int], int] = int
+        self, directory: Path, save_every: float, note: Note, rank: int = 0, least: Callable[[int], int] = int
     ):
         self.directory, self._note = directory, note
-        self._save_every, self._rank, self._agree = save_every, rank, agree
+        self._save_every, self._rank, self._least = save_every, rank, least
         refuse_another_kind(directory, stat.S_IFDIR)
         self._manifest = read_manifest(directory)
         self.settled = self._manifest and self._manifest["settled"]  # by an unfinished run, for this one to take up
@@ -61,7 +61,7 @@ class State:
         refuse_changed(self.directory, self._manifest, now["problem"])
         if not self._rank:
             self._begin(now)
-        self._keeper  # noqa: B018, which all agree on
+        self._settings  # noqa: B018, which all processes agree on
 
     def _begin(self, now: dict[str, Any]) -> None:
         self._lock = locked(self.directory)
@@ -78,15 +78,15 @@ class State:
         self._manifest, self._ours = manifest, True
 
     @cached_property
-    def _keeper(self) -> Keeper:
+    def _settings(self) -> JournalSettings:
         """What its journals share; files of all ranks belong to the manifest of the first."""
         owner = LARGEST if self._rank else int(checksum(self._manifest or {})[:15], 16)
-        return Keeper(str(self._agree(owner)), self._save_every, self._failed, self._agree, self._note)
+        return JournalSettings(str(self._least(owner)), self._save_every, self._failed, self._least, self._note)
 
     def journal(self, name: str) -> Journal:
         """Of the products of matrix `name`."""
         path = self.directory / (f"{name}.rank{self._rank}" if self._rank else name)
-        self._journals[name] = Journal(path, self._keeper)
+        self._journals[name] = Journal(path, self._settings)
         return self._journals[name]
 
     def close(self) -> None:

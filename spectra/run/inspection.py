@@ -36,7 +36,7 @@ from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
-from spectra.vectors import norm, sizes
+from spectra.vectors import norm, shard_sizes
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def look_ahead(
         return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
     n = pilot.storage.shape[1]
-    held = max(sizes(seen.mesh, n)) / n  # by a process, of each vector
+    held = max(shard_sizes(seen.mesh, n)) / n  # by a process, of each vector
 
     def estimate(command: str, method: str, cost: Forecast) -> Estimate:
         products = CHECKS + cost.products

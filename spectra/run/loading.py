@@ -10,7 +10,7 @@ import torch
 
 from spectra.cluster import ranks
 from spectra.curvature.matrices import refuse_unsuited, suits
-from spectra.inputs.problem import Loaded, describe_problem, load_problem, place_of
+from spectra.inputs.problem import Loaded, choose_own_device, describe_problem, load_problem
 from spectra.operator import CHECKS
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
@@ -21,7 +21,7 @@ SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 def device_of(request: Request) -> torch.device:
     """Where the problem is, or will be. Raises SpectraError where there is no such device."""
     given = request.problem
-    return given.device if isinstance(given, Problem) else place_of(given["model"], given.get("device"))
+    return given.device if isinstance(given, Problem) else choose_own_device(given["model"], given.get("device"))
 
 
 def processes_of(request: Request, device: torch.device) -> Processes:

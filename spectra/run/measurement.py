@@ -15,7 +15,7 @@ from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.operator import Counting, SymmetricOperator, check_operator
-from spectra.vectors import at_first
+from spectra.vectors import gather_on_first
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def measure(
 
 def gathered(answer: Any) -> Any:
     """The same with eigenvectors that are sharded all at rank 0, where they are written."""
-    return replace(answer, vectors=at_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+    return replace(answer, vectors=gather_on_first(answer.vectors)) if hasattr(answer, "vectors") else answer
 
 
 def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:

@@ -31,14 +31,14 @@ from spectra.records.entry import Entry
 from spectra.records.files import prepare_directory, remove_empty
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.resume.journal import Remembering, as_bytes
+from spectra.resume.journal import CheckpointedOperator, as_bytes
 from spectra.resume.state import State
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, device_of, load, processes_of
 from spectra.run.measurement import Measurement, imprecise, measure
 from spectra.run.request import Request, S
-from spectra.vectors import sizes, without_autocast
+from spectra.vectors import shard_sizes, without_autocast
 
 
 class Session(Generic[S]):
@@ -177,7 +177,7 @@ class Session(Generic[S]):
     def _measure_resumable(self, matrix: Curvature, *how) -> Measurement:
         """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
         operator = self.operator(matrix, matrix.name)
-        if not isinstance(operator, Remembering):
+        if not isinstance(operator, CheckpointedOperator):
             return self._measure_one(matrix, operator, *how)
         if kept := operator.answer():
             return Measurement.of(kept)
@@ -195,10 +195,10 @@ class Session(Generic[S]):
         if not self.state:
             return operator
         journal = self.state.journal(name)
-        part = sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
+        part = shard_sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
         if held := journal.held(part * operator.dtype.itemsize):
             self.listener.note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
-        return Remembering(operator, journal)
+        return CheckpointedOperator(operator, journal)
 
     @contextmanager
     def resumable(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from spectra.curvature.operator import Curvature
 from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, check_operator
 from spectra.problem.problem import Problem
-from spectra.resume.journal import Remembering
+from spectra.resume.journal import CheckpointedOperator
 from spectra.run.loading import SMALLEST_CHECKED
 from spectra.run.measurement import Measurement, measured
 from spectra.run.session import Session
@@ -39,7 +39,7 @@ class Prepared:
 
     def measured(self, answer: Any, spent: int, seconds: float) -> Measurement:
         """A measurement of an answer that took so many products and seconds besides the checks."""
-        again = self.operator.journal.seconds if isinstance(self.operator, Remembering) else 0.0
+        again = self.operator.journal.seconds if isinstance(self.operator, CheckpointedOperator) else 0.0
         cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}
         return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, noise=self.noise, **cost)
 

@@ -8,7 +8,7 @@ from functools import partial
 from pkgutil import resolve_name
 
 from spectra.curvature.matrices import refuse_gram
-from spectra.krylov.deflation import trace_beside
+from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
@@ -68,5 +68,5 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     if method == "gram":
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name])
     else:
-        (measurement,) = session.measure(partial(trace_beside(found), **settings), reuse=True, names=[name])
+        (measurement,) = session.measure(partial(with_deflation(found), **settings), reuse=True, names=[name])
     return measurement

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.inner_products import add_gram
@@ -32,7 +32,7 @@ from spectra.memory import memory_share
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.logits import softmax
 from spectra.problem.problem import Batch, Problem
-from spectra.vectors import whole
+from spectra.vectors import full_tensor
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = N
     own = slice(0, None, classes + 1)  # the rows c' = c
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     add_gram(gram, rows)
-    gram, along = gram.cpu(), (whole(pairs.vectors).to(rows) @ rows.T).double().cpu()
+    gram, along = gram.cpu(), (full_tensor(pairs.vectors).to(rows) @ rows.T).double().cpu()
     class_gram = scales[:, None] * gram[own, own] * scales
     values = pairs.values - problem.weight_decay
     class_parts = (scales * along[:, own]).square().sum(dim=1) / values
@@ -128,7 +128,7 @@ def class_means(problem: Problem) -> ClassMeans:
     sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=problem.device)
     weights = torch.zeros(classes, classes, dtype=torch.float64, device=problem.device)
     with twice_differentiable(problem.model), explained():
-        for batch in share(problem):
+        for batch in own_batches(problem):
             for part, labels in by_class(batch):
                 add_sums(problem, part, labels, sums, weights)
     sums, weights = problem.processes.total(sums), problem.processes.total(weights)

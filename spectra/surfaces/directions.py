@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.krylov.eigenpairs import searched
+from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
-from spectra.vectors import taken, whole
+from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
 EIGENVECTOR, RANDOM, LOWEST = "eigenvector", "random", "lowest"
@@ -67,7 +67,7 @@ def find_directions(
         if k and which not in pairs:
             left = None if max_products is None else max_products - operator.products
             search = {"which": which, "tolerance": tolerance, "generator": generator, "progress": progress}
-            computed = searched(operator, k, max_products=left, **search)
+            computed = eigenpairs_unchecked(operator, k, max_products=left, **search)
             pairs[which], good = (computed, "computed"), good and computed.converged
     drawing = torch.Generator().manual_seed(problem.seed)  # the same directions for every matrix
     for name in names:
@@ -90,7 +90,7 @@ def refuse_ranks(ranks: Sequence[int], n: int) -> None:
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
     """The pair at this place."""
-    vector = whole(taken(pairs.vectors, [place]))[0]
+    vector = full_tensor(take_rows(pairs.vectors, [place]))[0]
     value, residual = pairs.values[place].item(), pairs.residuals[place].item()
     return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.problem.problem import Problem
 
@@ -53,7 +53,7 @@ def losses(
 
 def total_loss(problem: Problem) -> float:
     """The loss summed over this process's share of the examples."""
-    batches = ((problem.loss.rows(problem.output(b), b.targets), b.targets) for b in share(problem))
+    batches = ((problem.loss.rows(problem.output(b), b.targets), b.targets) for b in own_batches(problem))
     return sum(problem.loss.total(rows, targets).item() for rows, targets in batches)
 
 

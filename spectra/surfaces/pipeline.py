@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from spectra.krylov.results import Eigenpairs
-from spectra.operator import Counting, SymmetricOperator, once
+from spectra.operator import Counting, SymmetricOperator, checkpointed
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
@@ -91,7 +91,7 @@ class Look:
                 directions = {}
 
             def step(compute: Callable[[], Any]) -> Any:
-                return once(counted, compute, generator)
+                return checkpointed(counted, compute, generator)
 
             def watch() -> None:
                 progress(products=counted.products)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectra.comparison.residuals import counted
 from spectra.curvature.definition import Definition, loss_gradient
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.matrices import definition
 from spectra.problem.problem import Batch, Problem, Processes
@@ -64,7 +64,7 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
         raise ValueError(f"{name} is no mean over examples")
     parts = [torch.zeros(2, len(directions), 0, dtype=torch.float64)]
     with twice_differentiable(problem.model), explained():
-        for batch in share(problem):
+        for batch in own_batches(problem):
             parts.append(of_batch(problem, matrix, batch, directions))
     curvatures, slopes = problem.examples * gathered(torch.cat(parts, dim=2), problem.processes).numpy()
     if matrix.subtracts_mean_gradient:

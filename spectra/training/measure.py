@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from spectra.curvature.operator import Curvature
-from spectra.krylov.deflation import trace_beside
+from spectra.krylov.deflation import with_deflation
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.methods import TRACE
@@ -46,7 +46,7 @@ def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: fl
     known = pairs.answer if method == "xtrace" and pairs.answer.values.isfinite().all() else None
     trace = measure_by(
         matrix,
-        partial(trace_beside(resolve_name(TRACE[method])), rtol=rtol),
+        partial(with_deflation(resolve_name(TRACE[method])), rtol=rtol),
         seed=seed,
         check=False,
         known=lambda _: known,

@@ -20,7 +20,7 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError, describe
 from spectra.inputs.given import unwrapped
 from spectra.inputs.model import uncompiled
-from spectra.inputs.problem import DTYPES, to_kind, versions
+from spectra.inputs.problem import DTYPES, cast_tensors, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Batch, Problem
@@ -173,7 +173,7 @@ class Watch:
                 "torch.autocast"
             )
         moved = [
-            Batch(to_kind(b.inputs, device, dtype), to_kind(b.targets, device, dtype), b.indices.to(device))
+            Batch(cast_tensors(b.inputs, device, dtype), cast_tensors(b.targets, device, dtype), b.indices.to(device))
             for b in self.batches
         ]
         return replace(problem, batches=moved)

@@ -46,7 +46,7 @@ KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
 
 
 @dataclass(frozen=True)
-class Checked:
+class DerivativeCheckResult:
     """What was compared with differences, and how well it agreed: for the record."""
 
     examples: int = 0
@@ -57,7 +57,7 @@ class Checked:
     not_checked: str | None = None  # why, of all or of some parameters
 
 
-def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint) -> Checked:
+def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint) -> DerivativeCheckResult:
     """Compare one product of the matrix `name` with differences. Raises SpectraError where they contradict it.
 
     `memory` bounds the copies and the products, whose `costs` are those of the matrix; where it holds too little, or
@@ -67,22 +67,24 @@ def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint
         return _check(problem, name, memory, costs)
 
 
-def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Checked:
-    found = Checked(not_checked="--memory holds no copy of the model and a product of a few examples")
+def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> DerivativeCheckResult:
+    found = DerivativeCheckResult(not_checked="--memory holds no copy of the model and a product of a few examples")
     for way, dtype in ((copied, torch.float64), (in_place, problem.dtype)):
         if dtype not in STEPS or (batch := some_examples(problem, memory, costs, way is copied)) is None:
             continue
         try:
             with way(problem, batch) as local:
-                found = compared(local, name)
-                rounding = rounded(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
+                found = compare(local, name)
+                rounding = rounding_error(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
                 if found.not_checked and way is copied:
-                    found = compared_beside(local, name, found)
+                    found = compare_beside(local, name, found)
                 return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
         except Contradicted:
             raise
         except Exception as error:  # the model's own products will tell of what is its own
-            found = Checked(len(batch), not_checked=f"the model can't be evaluated beside itself ({describe(error)})")
+            found = DerivativeCheckResult(
+                len(batch), not_checked=f"the model can't be evaluated beside itself ({describe(error)})"
+            )
     return found
 
 
@@ -90,19 +92,19 @@ class Contradicted(SpectraError):
     """Differences contradict the derivative."""
 
 
-def compared(local: LocalProblem, name: str) -> Checked:
+def compare(local: LocalProblem, name: str) -> DerivativeCheckResult:
     """Each of the comparisons; raises Contradicted."""
     verdicts = [compare() for compare in comparisons(local, name)]
     wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
     if wrong:
         raise Contradicted(refusal(local, name, wrong))
-    return told(local, verdicts)
+    return agreement(local, verdicts)
 
 
-def compared_beside(local: LocalProblem, name: str, found: Checked) -> Checked:
+def compare_beside(local: LocalProblem, name: str, found: DerivativeCheckResult) -> DerivativeCheckResult:
     """What could not be told at the point itself is looked at beside it, where few functions have a kink."""
     local.step_aside()
-    beside = compared(local, name)
+    beside = compare(local, name)
     if beside.not_checked:
         return found
     return replace(found, error=beside.error, not_checked=f"{found.not_checked}; beside the point they agree")
@@ -193,24 +195,24 @@ def rows_of(local: LocalProblem) -> Tensor:
 def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
     """As `judge` does; in single precision, steps are long, and with so many kinks in reach nothing is said."""
     verdict = judge(derivative, function)
-    if verdict.wrong and local.problem.dtype != torch.float64 and kinked(local):
+    if verdict.wrong and local.problem.dtype != torch.float64 and has_kinks(local):
         return replace(verdict, wrong=False, unclear=len(derivative))
     return verdict
 
 
-def kinked(local: LocalProblem) -> bool:
+def has_kinks(local: LocalProblem) -> bool:
     problem, batch = local.problem, local.batch
     loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
     return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
 
 
-def told(local: LocalProblem, verdicts: Sequence[Verdict]) -> Checked:
+def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:
     """Nothing contradicts the derivatives."""
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
     finite = all(math.isfinite(verdict.derivative) for verdict in verdicts)
     why = "differences at several steps disagree (kinks at the point do this)" if finite else "a product is not finite"
-    return Checked(
+    return DerivativeCheckResult(
         examples=len(local.batch),
         dtype=str(local.problem.dtype).removeprefix("torch."),
         error=max((verdict.error for verdict in clear), default=None),
@@ -218,7 +220,7 @@ def told(local: LocalProblem, verdicts: Sequence[Verdict]) -> Checked:
     )
 
 
-def rounded(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
+def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
     """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
     matrix = definition(name).linearise
     exact = local.product

@@ -60,7 +60,8 @@ class Difference:
 
 def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
     """Compare f'(x) v, in parts, with central differences of `function(h)` = f(x + h v), in the same parts."""
-    dtype, own, here = derivative[0].dtype, norms(derivative), None
+    dtype, own = derivative[0].dtype, norms(derivative)
+    here: Parts | None = None  # f(x), once a part disagrees
     agreed = torch.zeros(len(derivative), dtype=torch.bool)
     found: list[Difference] = []
     for step in STEPS[dtype]:
@@ -71,11 +72,11 @@ def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
         floor = ROUNDING * torch.finfo(dtype).eps / STEPS[dtype][0] * norms(ahead).norm().item()
         larger = torch.maximum(own.where(own.isfinite(), 0), sizes)
         agreed |= off <= TOLERANCE[dtype] * larger + NEGLIGIBLE[dtype] * larger.norm() + floor
-        if not agreed.all():
-            here = function(0.0) if here is None else here
+        if here is None and not agreed.all():
+            here = function(0.0)
         bend = norms([(a + b - 2 * c) / step for a, b, c in zip(ahead, behind, here or ahead, strict=True)])
         found.append(Difference(step, parts, sizes, off, bend, floor))
-        if agreed.all() or (step <= FINE and jumps(ahead, here, ~agreed)):
+        if agreed.all() or (step <= FINE and here is not None and jumps(ahead, here, ~agreed)):
             break
     wrong = ~agreed & contradicted(found, TOLERANCE[dtype])
     nearest = min(found, key=lambda difference: difference.off.norm())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -92,10 +92,10 @@ def wrong(leaves: Sequence[Tensor], outputs, generator: torch.Generator) -> bool
         made = outputs()
         if weights is None:
             weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in made]
-        return sum((x * weight).sum() for x, weight in zip(made, weights, strict=True))
+        return total((x * weight).sum() for x, weight in zip(made, weights, strict=True))
 
     slopes = gradient(combined(), leaves, create_graph=True)
-    along = sum((g * v).sum() for g, v in zip(slopes, direction, strict=True))
+    along = total((g * v).sum() for g, v in zip(slopes, direction, strict=True))
     bend = gradient(along, leaves)
 
     def values(step: float) -> list[Tensor]:
@@ -107,3 +107,9 @@ def wrong(leaves: Sequence[Tensor], outputs, generator: torch.Generator) -> bool
             return [*gradient(combined(), leaves)]
 
     return judge([along.detach()], values).wrong or judge([b.detach() for b in bend], gradients).wrong
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    first, *others = terms
+    return sum(others, first)

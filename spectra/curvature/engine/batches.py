@@ -20,7 +20,7 @@ SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batc
 LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hessian by a half, for page faults
 
 
-def share(problem: Problem, whole: bool = True) -> Sequence[Batch]:
+def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
     """The batches of this process: one in so many, or none.
 
     Where there are fewer batches than processes and they need not stay `whole`, a part of each.
@@ -33,7 +33,7 @@ def share(problem: Problem, whole: bool = True) -> Sequence[Batch]:
     return [part for part in parts if len(part)]
 
 
-def fitted(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
+def resized(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
     """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
     largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
     room = fitting if largest <= fitting else fitting / QUARTER

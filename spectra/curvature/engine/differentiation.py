@@ -36,11 +36,11 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.cudnn, "benchmark", False),
         (backends.cudnn, "deterministic", True),
         # TF32 and bfloat16 by operation: PyTorch's older switches (allow_tf32, and the `flags` that set them) raise
-        # or warn where a program has used the newer ones.
-        (backends.cudnn.conv, "fp32_precision", "ieee"),
+        # or warn where a program has used the newer ones. Torch's stubs lack these: its modules are replaced at import.
+        (backends.cudnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.cuda.matmul, "fp32_precision", "ieee"),
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         *REPLACED,
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in modules(model)):
@@ -156,6 +156,11 @@ def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:
         new = {parent for parent, _ in node.next_functions if parent is not None} - seen
         seen |= new
         nodes.extend(new)
+
+
+def leaf_of(node: Node | None) -> Tensor | None:
+    """The leaf tensor whose gradient a node of the graph accumulates; None for any other node."""
+    return getattr(node, "variable", None)
 
 
 class Jacobian:

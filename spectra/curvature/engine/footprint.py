@@ -82,7 +82,7 @@ class Measured:
 def footprint(linearise: Linearise, problem: Problem) -> Footprint:
     """Measured on a few examples and on a few more; on the whole first batch where the model takes no others."""
     batch = problem.batches[0]
-    problem.weight, problem.examples, problem.writes_inputs  # noqa: B018 (found now, and not while the first is measured)
+    _ = problem.weight, problem.examples, problem.writes_inputs  # found now, and not while the first is measured
     if len(batch) > 1:
         counts = FEW if len(batch) > FEW[-1] else (1, len(batch))
         try:

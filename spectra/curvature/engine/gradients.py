@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
 from spectra.problem.problem import Batch, Problem
 
@@ -24,7 +24,7 @@ def mean_gradient(problem: Problem) -> Tensor:
     """
     total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     with twice_differentiable(problem.model), explained():
-        for batch in share(problem):
+        for batch in own_batches(problem):
             total += batch_gradient(problem, batch)
     return problem.processes.total(total) / problem.weight
 

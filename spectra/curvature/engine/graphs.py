@@ -33,15 +33,15 @@ def simplify(graph: Graph) -> None:
     """Remove mutation, aliases, repetition and dead code. Raises Mutation."""
     for node in graph.nodes:
         if node.target in (aten.alias.default, aten.detach.default):
-            substitute(node, node.args[0])
-        elif node.target is aten.t.default and node.args[0].target is aten.t.default:
-            substitute(node, node.args[0].args[0])
+            substitute(node, first_input(node))
+        elif node.target is aten.t.default and first_input(node).target is aten.t.default:
+            substitute(node, first_input(first_input(node)))
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # layouts may come to differ from those traced
-            if value(node).shape == value(node.args[0]).shape:
-                substitute(node, node.args[0])
+            if value(node).shape == value(first_input(node)).shape:
+                substitute(node, first_input(node))
         elif node.target is aten.permute.default and sorted(node.args[1]) == node.args[1]:
-            substitute(node, node.args[0])
+            substitute(node, first_input(node))
     eliminate(graph)
     without_mutation(graph)
     without_repetition(graph)
@@ -64,7 +64,7 @@ def without_mutation(graph: Graph) -> None:
     for node in graph.nodes:
         if not mutates(node):
             continue
-        changed, here = node.args[0], place[node]
+        changed, here = first_input(node), place[node]
         others = [other for other in sharing(storage(changed)) if other is not changed and place[other] < here]
         if any(place[user] > here for other in others for user in other.users):
             raise Mutation(f"{node.target} changes a tensor of which another view is in use")
@@ -100,31 +100,43 @@ def without_repetition(graph: Graph) -> None:
 def narrow_outputs(graph: Graph) -> None:
     """Backward operations make only those outputs that are in use."""
     for node in graph.nodes:
-        names = [argument.name for argument in schema(node).arguments] if schema(node) else []
+        found = schema(node)
+        names = [argument.name for argument in found.arguments] if found else []
         if "output_mask" in names and len(node.args) > (at := names.index("output_mask")):
             used = {user.args[1] for user in node.users}
             node.update_arg(at, [wanted and i in used for i, wanted in enumerate(node.args[at])])
 
 
-def schema(node: Node):
+def schema(node: Node) -> torch.FunctionSchema | None:
+    """The declaration of the operator that a node calls; None for other functions, inputs and outputs."""
     return getattr(node.target, "_schema", None)
 
 
+def first_input(node: Node) -> Node:
+    """The node that is the first argument of a call."""
+    found = node.args[0]
+    assert isinstance(found, Node)
+    return found
+
+
 def mutates(node: Node) -> bool:
-    return schema(node) is not None and schema(node).is_mutable
+    """Whether the call writes to one of its arguments."""
+    found = schema(node)
+    return found is not None and found.is_mutable
 
 
 def is_view(node: Node) -> bool:
     """Whether the result may share its first argument's memory."""
     if node.target is operator.getitem:
-        return is_view(node.args[0])
-    return schema(node) is not None and any(r.alias_info is not None for r in schema(node).returns)
+        return is_view(first_input(node))
+    found = schema(node)
+    return found is not None and any(r.alias_info is not None for r in found.returns)
 
 
 def storage(node: Node) -> Node:
     """The node that made the memory."""
     while is_view(node):
-        node = node.args[0]
+        node = first_input(node)
     return node
 
 
@@ -136,14 +148,27 @@ def sharing(owner: Node) -> Iterator[Node]:
             yield from sharing(user)
 
 
-def value(node: Node) -> Tensor | None:
-    """A fake tensor of the shape and type that the node had when it was traced; None where it made several."""
-    found = node.meta.get("val")
+def find_value(argument: object) -> Tensor | None:
+    """A fake tensor of the shape and type that a node had when it was traced.
+
+    None for what is no node, and for a node that made several tensors or none.
+    """
+    found = argument.meta.get("val") if isinstance(argument, Node) else None
     return found if isinstance(found, Tensor) else None
 
 
+def value(node: object) -> Tensor:
+    """The fake tensor of a node that made one. Raises ValueError for others."""
+    found = find_value(node)
+    if found is None:
+        raise ValueError(f"{node} is no single tensor")
+    return found
+
+
 def nbytes(node: Node) -> float:
-    return math.inf if value(node) is None else value(node).numel() * value(node).element_size()
+    """The bytes of the tensor that a node makes; infinite where it makes several."""
+    found = find_value(node)
+    return math.inf if found is None else found.numel() * found.element_size()
 
 
 def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:

@@ -86,7 +86,7 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
     from spectra.curvature.engine.graphs import Mutation, simplify
     from spectra.curvature.engine.rewrites import improve
 
-    problem.weight, problem.examples, problem.writes_inputs  # noqa: B018 (numbers of the whole data, found before the trace)
+    _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of the whole data, found before the trace
 
     def product(inputs, targets, indices, vector):
         return linearise(problem, Batch(inputs, targets, indices))(vector)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from spectra.curvature.engine.batches import fitted, share
+from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
@@ -54,7 +54,7 @@ class Products:
         resizable: bool,
     ):
         resizable = resizable and costs.scales
-        batches = list(share(problem, whole=not resizable))
+        batches = list(own_batches(problem, whole=not resizable))
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
         least = costs.peak(largest)
         if memory is None:
@@ -65,7 +65,7 @@ class Products:
                 f"{least:,}; give more, or choose fewer `params`"
             )
         if batches and resizable and memory:
-            given, batches = batches, fitted(batches, costs, memory)
+            given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
@@ -92,7 +92,7 @@ class Products:
     @property
     def peak_bytes(self) -> int:
         """What is kept, and what a product takes besides at most."""
-        return self.kept_bytes + besides(self.routes, len(self._kept))
+        return self.kept_bytes + transient_bytes(self.routes, len(self._kept))
 
     @property
     def path(self) -> str:
@@ -133,11 +133,11 @@ def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
 def affordable(routes: Sequence[Route], memory: int) -> int:
     """How many of the first batches may be kept, so that what they keep and a product fit in memory."""
     sums = accumulate((route.kept for route in routes), initial=0)
-    fitting = [i for i, kept in enumerate(sums) if kept + besides(routes, i) <= memory]
+    fitting = [i for i, kept in enumerate(sums) if kept + transient_bytes(routes, i) <= memory]
     return fitting[-1] if memory and fitting else 0
 
 
-def besides(routes: Sequence[Route], kept: int) -> int:
+def transient_bytes(routes: Sequence[Route], kept: int) -> int:
     """Bytes that a product takes besides what the first so many batches keep."""
     transients = [route.peak - route.kept for route in routes[:kept]] + [route.peak for route in routes[kept:]]
     return max(transients, default=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,17 +94,18 @@ class SparseTensor(torch.autograd.Function):
     """Of `values` at `indices`, as `make(values)`; PyTorch's own derivative by the values has no graph behind it."""
 
     @staticmethod
-    def forward(context, values: Tensor, indices: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        context.indices, context.dtype = tuple(indices), values.dtype
+    def forward(ctx, values: Tensor, indices: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.indices, ctx.dtype = tuple(indices), values.dtype
         return make(values)
 
     @staticmethod
-    def backward(context, slope: Tensor):
+    def backward(ctx, *slopes: Tensor):
+        (slope,) = slopes
         dense = slope.to_dense() if slope.is_sparse else slope
-        return dense[context.indices].to(context.dtype), None, None
+        return dense[ctx.indices].to(ctx.dtype), None, None
 
 
-def sparse_coo_tensor(indices, values=None, *arguments, requires_grad: bool = False, **keywords) -> Tensor:
+def sparse_coo_tensor(indices: Any, values: Any = None, *arguments, requires_grad: bool = False, **keywords) -> Tensor:
     """As `torch.sparse_coo_tensor`, of what can be differentiated twice by its values."""
     if not (isinstance(values, Tensor) and values.requires_grad):
         return SPARSE_COO_TENSOR(indices, values, *arguments, requires_grad=requires_grad, **keywords)

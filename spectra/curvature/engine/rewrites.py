@@ -5,12 +5,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from spectra.curvature.engine.graphs import eliminate, sharing, storage, substitute, value, without_repetition
+from spectra.curvature.engine.graphs import (
+    eliminate,
+    find_value,
+    first_input,
+    sharing,
+    storage,
+    substitute,
+    value,
+    without_repetition,
+)
 
 aten = torch.ops.aten
 
@@ -122,9 +132,11 @@ def gathered_slices(graph: Graph) -> None:
         substitute(node, total)
 
 
-def summands(node: Node) -> tuple[list, set[Node]]:
+def summands(node: Node) -> tuple[list[Any], set[Node]]:
     """The terms of a sum of sums, and the sums within."""
-    terms, inner, queue = [], set(), [node]
+    terms: list[Any] = []
+    inner: set[Node] = set()
+    queue: list[Any] = [node]
     while queue:
         x = queue.pop()
         if x is node or (is_call(x, aten.add.Tensor) and not x.kwargs and len(x.users) == 1 and alike(x, node)):
@@ -166,7 +178,9 @@ def transposed_products(graph: Graph) -> None:
 
 
 def transposed(graph: Graph, node: Node) -> Node:
-    return node.args[0] if node.target is aten.t.default else call(graph, aten.t.default, (node,), value(node).t())
+    if node.target is aten.t.default:
+        return first_input(node)
+    return call(graph, aten.t.default, (node,), value(node).t())
 
 
 def sums_of_products(graph: Graph) -> None:
@@ -247,7 +261,7 @@ def is_spare(x: Node, node: Node, place: dict[Node, int]) -> bool:
     """Whether the memory of x was made here, is all in x, and is read by this node last, as x and nothing else."""
     owner = storage(x)
     others = [user for view in sharing(owner) for user in view.users if user is not node]
-    made_here = owner.op == "call_function" and value(owner) is not None
+    made_here = owner.op == "call_function" and find_value(owner) is not None
     return (
         made_here
         and value(owner).numel() == value(x).numel()
@@ -263,7 +277,8 @@ def is_call(x, *targets) -> bool:
 
 def of_one_type(*arguments) -> bool:
     """Whether all are tensors, of one type."""
-    types = {value(x).dtype if isinstance(x, Node) and value(x) is not None else None for x in arguments}
+    values = [find_value(x) for x in arguments]
+    types = {None if x is None else x.dtype for x in values}
     return len(types) == 1 and None not in types
 
 

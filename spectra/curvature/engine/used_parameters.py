@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from spectra.curvature.engine.differentiation import nodes_behind
+from spectra.curvature.engine.differentiation import leaf_of, nodes_behind
 from spectra.errors import SpectraError
 from spectra.problem.problem import Batch, Problem
 
@@ -36,7 +36,7 @@ def unused_parameters(problem: Problem) -> list[str]:
 
 def leaves_behind(output: Tensor) -> set[int]:
     """The identities of the leaves that a tensor is computed from."""
-    return {id(node.variable) for node in nodes_behind([output]) if hasattr(node, "variable")}
+    return {id(leaf) for node in nodes_behind([output]) if (leaf := leaf_of(node)) is not None}
 
 
 def outputs_of_two(problem: Problem) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.batches import share
+from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.inner_products import add_gram
@@ -27,7 +27,7 @@ from spectra.curvature.factor.linear_layers import (
     linear_squares,
     row_squares,
 )
-from spectra.curvature.factor.part import Part
+from spectra.curvature.factor.part import BatchRoot
 from spectra.curvature.matrices import definition, refuse_gram
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
@@ -66,7 +66,7 @@ class Factor:
         return sum(part.size for part in self.parts)
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[BatchRoot]:
         """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
         self._refuse_wide()
         with self._settings():
@@ -132,7 +132,7 @@ class Factor:
         """tr F F' = tr F'F, the sum of all squares in F: for any number of rows, as none is stored."""
         total = passes = 0.0
         with self._settings():
-            for part in self._parts(share(self.problem)):
+            for part in self._parts(own_batches(self.problem)):
                 found = linear_squares(self.problem, part)
                 total += sum(found.values())
                 known = {i for key in found for i in key}
@@ -177,25 +177,25 @@ class Factor:
     def _rows(self, batch: Batch) -> Tensor:
         return self.problem.loss.rows(self.problem.output(batch), batch.targets)
 
-    def _parts(self, batches: Sequence[Batch]) -> Iterator[Part]:
+    def _parts(self, batches: Sequence[Batch]) -> Iterator[BatchRoot]:
         made = {id(part.batch): part for part in self._first_parts}
         for batch in batches:
             yield made[id(batch)] if id(batch) in made else self._part(batch)
 
     @cached_property
-    def _first_parts(self) -> list[Part]:
+    def _first_parts(self) -> list[BatchRoot]:
         """Those up to the first that has rows, which costs are told by."""
-        parts: list[Part] = []
+        parts: list[BatchRoot] = []
         for batch in self.problem.batches:
             if not parts or not parts[-1].size:
                 parts.append(self._part(batch))
         return parts
 
-    def _part(self, batch: Batch) -> Part:
+    def _part(self, batch: Batch) -> BatchRoot:
         with torch.no_grad():
             rows = self._rows(batch)
         self.problem.loss.check(rows, batch.targets)
-        return Part(batch, self.definition.root(self.problem, batch, rows))
+        return BatchRoot(batch, self.definition.root(self.problem, batch, rows))
 
     def _refuse_wide(self) -> None:
         """Before S is made, which takes the cube of the outputs: losses of ours curve in every direction but one."""
@@ -229,11 +229,11 @@ class Factor:
         blocks = len(self._spans(known))
         return sum(self._share(part) * self._passes_of(part, groups, blocks) for part in self.parts)
 
-    def _passes_of(self, part: Part, groups: int, blocks: int) -> float:
+    def _passes_of(self, part: BatchRoot, groups: int, blocks: int) -> float:
         """Over its own batch: for each group one for each kind of row and one as a test; one for each row and block."""
         return groups * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
 
-    def _share(self, part: Part) -> float:
+    def _share(self, part: BatchRoot) -> float:
         return len(part.batch) / sum(map(len, self.problem.batches))
 
     # Parameters of linear layers, all rows at once.
@@ -265,8 +265,12 @@ class Factor:
         for part in parts:
             for key, pair in linear_features(self.problem, part, keys).items():
                 found.setdefault(key, []).append(pair)
-        whole = {key: zip(*pairs, strict=True) for key, pairs in found.items() if len(pairs) == len(parts)}
-        return {key: tuple(map(torch.cat, pair)) for key, pair in whole.items()}
+        features: Features = {}
+        for key, pairs in found.items():
+            if len(pairs) == len(parts):
+                inputs, slopes = zip(*pairs, strict=True)
+                features[key] = torch.cat(inputs), torch.cat(slopes)
+        return features
 
     # The other parameters, row by row.
 
@@ -290,7 +294,7 @@ class Factor:
             target.copy_(row[first - start : last - start])
         return block
 
-    def _gradients(self, part: Part, leaves: list[Tensor]) -> Iterator[Tensor]:
+    def _gradients(self, part: BatchRoot, leaves: list[Tensor]) -> Iterator[Tensor]:
         """The part's rows of F by these parameters, one after the other."""
         for unit in part.units():
             rows = self._rows(unit.batch)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from spectra.curvature.engine.differentiation import gradient, nodes_behind
-from spectra.curvature.factor.part import Part
+from spectra.curvature.engine.differentiation import gradient, leaf_of, nodes_behind
+from spectra.curvature.factor.part import BatchRoot
 from spectra.problem.problem import Batch, Problem
 
 Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by the ids of the parameters that a pair stands for
@@ -82,10 +82,10 @@ def alone(calls: Iterable[LinearCall], rows: Tensor, units: int, leaves: Iterabl
 def uses_behind(tensor: Tensor) -> Counter[int]:
     """How many nodes of the graph take each leaf, by its id."""
     parents = (parent for node in nodes_behind([tensor]) for parent, _ in node.next_functions)
-    return Counter(id(parent.variable) for parent in parents if hasattr(parent, "variable"))
+    return Counter(id(leaf) for parent in parents if (leaf := leaf_of(parent)) is not None)
 
 
-def linear_features(problem: Problem, part: Part, keys: Container[tuple[int, ...]]) -> Features:
+def linear_features(problem: Problem, part: BatchRoot, keys: Container[tuple[int, ...]]) -> Features:
     """Inputs (rows, d) and slopes (rows, width) of linear layers: their outer products are the part's rows of F.
 
     Layers whose rows turn out not to belong to units are left out, as are those not among `keys`.
@@ -105,7 +105,7 @@ def linear_features(problem: Problem, part: Part, keys: Container[tuple[int, ...
     }
 
 
-def linear_squares(problem: Problem, part: Part) -> dict[tuple[int, ...], float]:
+def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], float]:
     """The sum of the squares of what `linear_features` of all layers stand for; no row is kept."""
     rows, calls = linear_calls(problem, part.batch, len(part.roots))
     sums = [torch.zeros_like(call.added) for call in calls]
@@ -122,13 +122,13 @@ def linear_squares(problem: Problem, part: Part) -> dict[tuple[int, ...], float]
     }
 
 
-def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: Part) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
+def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
     """Each kind of the part's rows, with their derivatives (units, width) by the results of the calls."""
     for kind in part.kinds if calls else ():
         yield kind, gradient(rows, [call.added for call in calls], part.of_kind(*kind).view_as(rows))
 
 
-def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: Part, sums: Sequence[Tensor]) -> list[bool]:
+def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot, sums: Sequence[Tensor]) -> list[bool]:
     """Whether the rows of each call belong to units, given the sum (units, width) of their slopes over all kinds.
 
     The slope of a unit has to grow with the weight that the unit is given, at random, and with no other's.

@@ -13,7 +13,7 @@ from spectra.problem.problem import Batch
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchRoot:
     """The rows of S that one batch has; those that are zero are left out."""
 
     batch: Batch
@@ -49,9 +49,9 @@ class Part:
         full[self.kept] = weights.to(full)
         return (full[..., None] * self.roots).sum(dim=1)
 
-    def units(self) -> Iterator[Part]:
+    def units(self) -> Iterator[BatchRoot]:
         """Each unit that has rows by itself, in order."""
         whole, count = self.batch, len(self.roots)
         singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
-        units = (Part(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
+        units = (BatchRoot(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
         return (unit for unit in units if unit.size)

@@ -7,7 +7,7 @@ from helpers import Widths, expected, not_finite, seeded, uniform, with_spectrum
 from torch import Tensor
 
 from spectra.krylov import blocks as widths
-from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures, together
+from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures, block_products
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.quadrature import spectral_measure
 from spectra.operator import Counting
@@ -143,7 +143,7 @@ def test_vectors_of_different_widths_share_a_call():
     operator = Widths(BlockDiagonal(A, UNEVEN))
     asked = {0: (60,), 2: (25, 1), 4: (30, 4), 5: (12, 2)}
     vectors = {i: torch.randn(shape, generator=seeded(i), dtype=torch.float64) for i, shape in asked.items()}
-    products = together(operator, UNEVEN, vectors)
+    products = block_products(operator, UNEVEN, vectors)
     assert operator.widths == [4]
     for i, given in vectors.items():
         torch.testing.assert_close(products[i], block_of(A, UNEVEN[i]) @ given, rtol=0, atol=1e-12)
