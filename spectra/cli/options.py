@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -151,7 +152,7 @@ class Matrix(click.Choice):
     """A matrix of the register, which installed packages are asked for when a name is first looked at."""
 
     name = "choice"
-    choices = property(lambda self: tuple(MATRICES), lambda self, _: None)
+    choices: Any = property(lambda self: tuple(MATRICES), lambda self, _: None)
 
     def __init__(self):
         super().__init__(())
@@ -160,7 +161,7 @@ class Matrix(click.Choice):
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+    help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
 
 
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:

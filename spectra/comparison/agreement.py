@@ -44,7 +44,7 @@ def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
             Agreement(
                 j=j,
                 overlap=min(overlap(here, there), 1.0),
-                error=overlap_error(*(gap.bound for gap in gaps), j),
+                error=overlap_error(gaps[0].bound, gaps[1].bound, j),
                 angles=principal_angles(here, there),
                 gap=min(gap.relative for gap in gaps),
                 told=all(gap.told for gap in gaps),

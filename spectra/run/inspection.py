@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
+from spectra.curvature.factor.gram import Factor
+from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded, load_model, versions
 from spectra.krylov.forecast import (
@@ -112,7 +114,7 @@ def look_ahead(
             progress(products=operator.products)
     spent = operator.products - before
     pace = (time.perf_counter() - start) / max(spent, 1)
-    taken = operator.operator.peak_bytes
+    taken = cast(Curvature, operator.operator).peak_bytes
     if not pilot.finite:
         return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
@@ -140,15 +142,15 @@ def look_ahead(
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
     """What `method gram` would cost, where it would not be refused."""
-    taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
+    taken, vector = cast(Curvature, operator.operator).peak_bytes, operator.shape[0] * operator.dtype.itemsize
     with suppress(SpectraError):
-        factor = operator.factor()
+        factor = cast(Factor, operator.factor())
         products, seconds = factor.cost() + k + math.ceil(k / 2), gram_seconds(factor) + 1.5 * k * pace
         seconds += decomposition_seconds(factor.rows)
         memory = gram_bytes(factor) + 2 * k * vector
         yield Estimate("eig", "gram", CHECKS + products, CHECKS * pace + seconds, taken + memory, False)
     with suppress(SpectraError):
-        factor = operator.factor()
+        factor = cast(Factor, operator.factor())
         if factor.trace_work() < math.inf:
             products, seconds = factor.trace_cost(), trace_seconds(factor)
             yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
