@@ -14,7 +14,7 @@ from spectra.cli.trust import vouched
 from spectra.quoting import quoted
 
 if TYPE_CHECKING:
-    from spectra.comparison.pipeline import Compared
+    from spectra.comparison.run import Compared
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -56,7 +56,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
-        from spectra.comparison.pipeline import CompareSettings, compare_matrices
+        from spectra.comparison.run import CompareSettings, compare_matrices
         from spectra.run.session import Session
         from spectra.tables.comparison import compare_text
 

@@ -83,7 +83,7 @@ def landscape(along, radius, points, tol, **options) -> int:
         from spectra.plots.landscape import landscape_figures
         from spectra.run.session import Session
         from spectra.surfaces.landscape import Grid
-        from spectra.surfaces.pipeline import LandscapeSettings, landscapes
+        from spectra.surfaces.run import LandscapeSettings, landscapes
         from spectra.tables.landscape import landscape_text
 
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)

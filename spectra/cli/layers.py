@@ -35,7 +35,7 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.layerwise.pipeline import LayersSettings, layerwise
+        from spectra.layerwise.run import LayersSettings, layerwise
         from spectra.plots.layers import layers_figures
         from spectra.run.session import Session
         from spectra.tables.layers import layers_text

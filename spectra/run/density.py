@@ -13,7 +13,7 @@ from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.classes import class_count
-from spectra.spectrum.records import density_results
+from spectra.spectrum.recording import density_results
 
 Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
 

@@ -7,7 +7,7 @@
     seed = [0, 1]
     [eig]                          # commands, in this order, with options of their own
     k = 5
-    [run]                          # where: spectra.sweeps.place
+    [run]                          # where: spectra.sweeps.plan_run
     [collect]
     learning_rate = 0.05
 
@@ -28,8 +28,8 @@ from typing import Any
 
 from spectra.commands import of_sweeps
 from spectra.quoting import quoted
-from spectra.sweeps.place import Place, read_place
-from spectra.sweeps.plan_file import PlanFile, shown
+from spectra.sweeps.plan_run import Place, read_place
+from spectra.sweeps.plan_tables import PlanFile, shown
 
 COMMANDS = of_sweeps()
 MULTIPLY = ("checkpoint", "curvature", "seed")

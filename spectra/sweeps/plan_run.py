@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spectra.sweeps.plan_file import PlanFile, shown
+from spectra.sweeps.plan_tables import PlanFile, shown
 
 TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(?P<seconds>\d\d))?")
 

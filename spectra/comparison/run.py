@@ -36,7 +36,7 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.spectrum.classes import class_count, class_structure
-from spectra.spectrum.records import outliers_of
+from spectra.spectrum.recording import outliers_of
 from spectra.vectors import norm
 
 

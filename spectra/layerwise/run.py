@@ -13,7 +13,7 @@ from spectra.krylov.bounds import kato_temple
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
-from spectra.layerwise.records import layers_results
+from spectra.layerwise.recording import layers_results
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement

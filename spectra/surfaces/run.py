@@ -21,7 +21,7 @@ from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import find_directions, numbered, refuse_ranks
 from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.records import landscape_results
+from spectra.surfaces.recording import landscape_results
 
 
 @dataclass(frozen=True)
