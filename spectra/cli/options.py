@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from spectra import defaults
 from spectra.cli.config import read_config
 from spectra.cli.trust import TRUST, vouched
 from spectra.curvature.matrices import MATRICES
@@ -134,7 +135,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
 
 
-SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=5.0, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
+SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=defaults.SAVE_EVERY, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
 
 
 def stacked(*options: Callable) -> Callable:

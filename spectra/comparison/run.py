@@ -18,6 +18,7 @@ from spectra.comparison.residuals import residuals
 from spectra.comparison.subsample import BySize, chains, refuse_sizes
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
+from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.limits import refuse_k
@@ -44,9 +45,9 @@ from spectra.vectors import norm
 class CompareSettings:
     """How many eigenvectors, probes, products a probe; other data, by name; and sizes of subsets."""
 
-    k: int = 10
-    probes: int = 16
-    steps: int = 40
+    k: int = K
+    probes: int = COMPARE_PROBES
+    steps: int = COMPARE_STEPS
     held_out: str | None = None
     subsample: tuple[int, ...] | None = None
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
 from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
 from spectra.krylov.hutchinson import FEWEST, PRODUCTS
@@ -168,7 +169,7 @@ def largest_group(counts: Tensor) -> int:
     return rising[-1]
 
 
-def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, generator: torch.Generator) -> Forecast:
+def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = TOLERANCE, generator: torch.Generator) -> Forecast:
     """What `eigenpairs` will cost for the k of largest magnitude."""
     run = partial(
         eigenpairs,
@@ -182,14 +183,16 @@ def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, gener
     return replace(cost, at_least=not answer.converged)
 
 
-def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
+def forecast_measure(
+    seen: Outline, *, probes: int = DENSITY_PROBES, steps: int = DENSITY_STEPS, generator: torch.Generator
+) -> Forecast:
     """What `spectral_measure` will cost."""
     basis = fitting_vectors(seen)
     run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
     return watched(run, surrogate(seen, generator), seen)[1]
 
 
-def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Generator) -> Forecast:
+def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Generator) -> Forecast:
     """What `xtrace` will cost. Where the pilot cannot tell how far from zero the trace is, at least that.
 
     The median of some runs: the standard error that ends one is itself an estimate, and ends it early or late.

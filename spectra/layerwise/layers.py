@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectra.comparison.comparison import Watch, quiet
+from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.block_diagonal import block_eigenpairs, block_measures
 from spectra.krylov.diagonal import DiagonalEstimate, Sums, hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
@@ -159,11 +160,11 @@ def layers(
     *,
     k: int = 1,
     method: str = "xdiag",
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     ranked: bool = False,
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     steps: int = 0,
-    probes: int = 4,
+    probes: int = LAYERS_PROBES,
     known: Eigenpairs | None = None,
     generator: torch.Generator,
     max_products: int | None = None,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from spectra.cluster.distributed import distributed
+from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.bounds import kato_temple
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
@@ -42,9 +43,9 @@ class LayersSettings(AnySize):
     sort: str | None = None
     method: str = "xdiag"
     rtol: float | None = None
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
     steps: int = 0
-    probes: int = 4
+    probes: int = LAYERS_PROBES
 
     command = "layers"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
@@ -55,7 +56,7 @@ class LayersSettings(AnySize):
         return Settled(
             k=(0 if channels else 1) if self.k is None else self.k,
             sort=self.sort or ("sensitivity" if channels else "order"),
-            rtol=(0.05 if channels else 0.01) if self.rtol is None else self.rtol,
+            rtol=(0.05 if channels else RTOL) if self.rtol is None else self.rtol,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.records.record import Record
@@ -22,8 +23,8 @@ Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of mat
 class DensitySettings(AnySize):
     """How many random vectors, how many products of each; and X, to be told of A + X I."""
 
-    steps: int = 80
-    probes: int = 10
+    steps: int = DENSITY_STEPS
+    probes: int = DENSITY_PROBES
     damping: float | None = None
 
     command = "density"

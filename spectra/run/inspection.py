@@ -17,6 +17,7 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
+from spectra.defaults import RTOL, TOLERANCE, K
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded, load_model, versions
 from spectra.krylov.forecast import (
@@ -27,7 +28,7 @@ from spectra.krylov.forecast import (
     forecast_trace,
     outline,
 )
-from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
+from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
@@ -38,6 +39,7 @@ from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
+from spectra.run.trace import usual_method
 from spectra.vectors import norm, sizes
 
 
@@ -95,9 +97,9 @@ class Outlook:
 def look_ahead(
     operator: Counting,
     *,
-    k: int = 10,
-    tolerance: float = 1e-3,
-    rtol: float = 0.01,
+    k: int = K,
+    tolerance: float = TOLERANCE,
+    rtol: float = RTOL,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
@@ -131,9 +133,9 @@ def look_ahead(
     estimates = [
         estimate("eig", "lanczos", forecast_eigenpairs(seen, k, tolerance=tolerance, generator=generator)),
         exact.get("eig"),
-        None
-        if exact_trace_pays(operator, max_products and max_products - CHECKS)
-        else estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator)),
+        estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator))
+        if usual_method(operator, max_products and max_products - CHECKS) == "xtrace"
+        else None,
         exact.get("trace"),
         estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
     ]
@@ -160,9 +162,9 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
 class InspectSettings(AnySize):
     """What the commands that are forecast will be asked for."""
 
-    k: int = 10
-    tolerance: float = 1e-3
-    rtol: float = 0.01
+    k: int = K
+    tolerance: float = TOLERANCE
+    rtol: float = RTOL
 
     command = "inspect"
     less_memory = ("`params`", "choose fewer parameters")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spectra.defaults import TOLERANCE
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, SymmetricOperator, once
 from spectra.records.files import read_arrays
@@ -30,7 +31,7 @@ class LandscapeSettings:
 
     along: tuple[tuple[str, ...], ...]
     grid: Grid
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
 
     command = "landscape"
     less_memory = ("`along`", "name fewer at a time, or choose fewer parameters with `params`")
