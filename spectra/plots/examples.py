@@ -64,10 +64,10 @@ def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
 def draw_overlap(axes: Axes, one: Any) -> None:
     found = one.pairs[0].agreements
     j, overlap = np.array([a.j for a in found]), np.array([a.overlap for a in found])
-    told = np.array([a.told for a in found])
+    reliable = np.array([a.reliable for a in found])
     axes.plot(j, overlap, color="0.5", linewidth=0.9, zorder=1)
-    axes.plot(j[told], overlap[told], "o", color="0.15", markersize=3.8)
-    axes.plot(j[~told], overlap[~told], "o", color="0.15", mfc="white", markersize=3.8)
+    axes.plot(j[reliable], overlap[reliable], "o", color="0.15", markersize=3.8)
+    axes.plot(j[~reliable], overlap[~reliable], "o", color="0.15", mfc="white", markersize=3.8)
     axes.plot(j, j / one.dimension, color="0.5", linestyle=(0, (1, 2)), linewidth=1.0)
     axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
 
