@@ -2,6 +2,9 @@
 
 They check, resume, deflate and record as the commands do, since both hand a request to `spectra.run`. A call prints
 nothing, and leaves the caller's model as it was found.
+
+`spectra.compare` and `spectra.layers` are methods, which take operators or a Problem, and write no files: they are in
+`spectra.comparison.comparison` and `spectra.layerwise.by_layer`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spectra.curvature.matrices import MATRICES
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.given import loss_name, own_loss
 from spectra.inputs.problem import choose_dtype, load_problem
@@ -37,7 +41,6 @@ from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
 from spectra.run.trace import trace as traces
 
-SAVE_EVERY = 5.0  # minutes
 ENDS = ("LM", "LA", "SA", "BE")
 # Keywords that name the problem, beside model, loss, data and seed.
 PROBLEM = tuple(
@@ -55,10 +58,10 @@ def eig(
     data: Any = None,
     *,
     curvature: str | Sequence[str] = "hessian",
-    k: int = 10,
+    k: int = K,
     which: str = "LM",
     method: str = "lanczos",
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     out: str | Path | None = None,
     max_products: int | None = None,
@@ -125,7 +128,7 @@ def trace(
     data: Any = None,
     *,
     curvature: str | Sequence[str] = "hessian",
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     method: str | None = None,
     probes: int | None = None,
     seed: int = 0,
@@ -180,8 +183,8 @@ def density(
     data: Any = None,
     *,
     curvature: str | Sequence[str] = "hessian",
-    steps: int = 80,
-    probes: int = 10,
+    steps: int = DENSITY_STEPS,
+    probes: int = DENSITY_PROBES,
     damping: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import spectra
-from spectra.cli.plans import understood
+from spectra.cli.plan_options import understood
 from spectra.sweeps.tasks import standing
 
 PLAN = """
@@ -57,7 +57,7 @@ if Path("fail").exists() and Path("fail").read_text().strip() in given["--out"]:
     sys.exit(2)
 if Path("kill").exists():
     os.kill(os.getpid(), signal.SIGKILL)
-from spectra.cli.plans import recorded
+from spectra.cli.plan_options import recorded
 digest = hashlib.sha256(Path(given["--checkpoint"]).read_bytes()).hexdigest()
 problem = {"options": recorded(command, arguments), "checkpoint_sha256": digest}
 results = [{"curvature": given["--curvature"], "converged": not Path("loose").exists()}]

@@ -15,7 +15,7 @@ import spectra
 ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one line may use each other, except krylov and curvature.
 ROOMS = [
-    {"cgroup", "commands", "files", "locks", "quoting", "wording"},
+    {"cgroup", "commands", "defaults", "files", "locks", "quoting", "wording"},
     {"errors", "arguments", "memory", "register", "vectors"},
     {"operator"},
     {"problem"},

@@ -33,7 +33,7 @@ FOLLOWS = [
     ("spectra.cli", "module.spectra.commands['toy'].help == 'A toy.'"),
     ("spectra.cli", "'toy' in module.ALONE"),
     ("spectra.cli.repeat", "module.COMMANDS['toy'].name == 'toy'"),
-    ("spectra.cli.plans", "module.COMMANDS['toy'].name == 'toy'"),
+    ("spectra.cli.plan_options", "module.COMMANDS['toy'].name == 'toy'"),
     ("spectra.page.results", "module.KINDS['toy'] == ('Toys', 'toy_module:parts')"),
     ("spectra.page.figures", "module.CAPTIONS['toy'] == 'Toys in a box'"),
     ("spectra.plots.saved", "module.WHOLE['toy'] == 'toy_module:figures'"),

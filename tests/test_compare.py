@@ -67,7 +67,7 @@ def test_all_is_exact_where_eigenvectors_span_the_space(name):
         assert error == 0
     assert pair.wasserstein == pytest.approx((transport(a, b), 0), rel=1e-9, abs=1e-12)
     assert pair.agreements[-1].overlap == pytest.approx(1)  # of the whole space with itself
-    assert pair.agreements[-1].told
+    assert pair.agreements[-1].reliable
     assert found.portraits["a"].norm == pytest.approx((a.norm().item(), 0))
     assert found.portraits["a"].trace == pytest.approx((a.trace().item(), 0), abs=1e-12)
 
@@ -151,7 +151,9 @@ def test_ratios_know_no_scale(scale):
         expected = [scale * x for x in getattr(one, quantity)]
         assert getattr(other, quantity) == pytest.approx(expected, rel=1e-6), quantity
     for here, there in zip(one.agreements, other.agreements, strict=True):
-        assert (there.overlap, there.gap, there.told) == pytest.approx((here.overlap, here.gap, here.told), rel=1e-6)
+        assert (there.overlap, there.gap, there.reliable) == pytest.approx(
+            (here.overlap, here.gap, here.reliable), rel=1e-6
+        )
 
 
 def test_commuting_matrices():
@@ -166,7 +168,7 @@ def test_commuting_matrices():
     assert [spaces.overlap for spaces in pair.agreements] == pytest.approx([s / j for j, s in enumerate(shared, 1)])
     for spaces, s in zip(pair.agreements, shared, strict=True):
         assert spaces.angles == pytest.approx([0] * s + [math.pi / 2] * (spaces.j - s), abs=1e-6)
-        assert spaces.told
+        assert spaces.reliable
     assert pair.first_by_second == pytest.approx([9, 3, 5, 0, 0], abs=1e-9)
     assert pair.second_by_first == pytest.approx([10, 0, 6, 8, 0], abs=1e-9)
 
@@ -189,7 +191,7 @@ def test_spaces_without_a_gap_are_marked():
     a = with_spectrum(spectrum)
     turned = a + 1e-9 * with_spectrum(uniform(N), seed=5)
     (pair,) = two(a, turned, k=5, steps=0, tolerance=1e-6).pairs
-    assert [spaces.told for spaces in pair.agreements] == [False, False, True, False, True]
+    assert [spaces.reliable for spaces in pair.agreements] == [False, False, True, False, True]
     assert pair.agreements[2].overlap == pytest.approx(1, abs=1e-9)
 
 
@@ -197,7 +199,7 @@ def test_a_gap_of_opposite_signs_is_none():
     """Which of 5 and -5 leads by |value| is a matter of rounding."""
     a = with_spectrum([5, -5, *uniform(N - 2, -1, 1)])
     pair = two(a, a + 1e-9 * APART, k=2, steps=0, tolerance=1e-6).pairs[0]
-    assert [spaces.told for spaces in pair.agreements] == [False, True]
+    assert [spaces.reliable for spaces in pair.agreements] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -210,12 +212,12 @@ def test_a_gap_of_opposite_signs_is_none():
         ([5, -4], 1e-6, True),
     ],
 )
-def test_a_gap_is_told_by_values_and_residuals(values, residual, told):
+def test_a_gap_is_reliable_by_values_and_residuals(values, residual, told):
     known = Leading(np.array([5.0, 1]), np.zeros(2), np.eye(2))
     one = Leading(np.array(values, float), np.full(2, residual), np.eye(2))
     for first, second in ((one, known), (known, one)):
         (spaces,) = agreements(first, second, 1)
-        assert spaces.told == told
+        assert spaces.reliable == told
         assert spaces.gap == pytest.approx(1 - abs(values[1]) / 5)
 
 

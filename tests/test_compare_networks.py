@@ -87,7 +87,7 @@ def test_softmax_at_zero_weights():
         assert portrait.norm == pytest.approx((math.sqrt(3 * spectrum.square().sum()), 0), abs=1e-6)
         assert portrait.trace == pytest.approx((3 * spectrum.sum().item(), 0), abs=1e-6)
     pair = found.pair("fisher", "fisher-empirical")
-    assert [spaces.told for spaces in pair.agreements[:3]][:2] == [False, False]  # inside the first multiplet
+    assert [spaces.reliable for spaces in pair.agreements[:3]][:2] == [False, False]  # inside the first multiplet
     seen = residuals(problem)
     assert (seen.missing, seen.confidence) == pytest.approx((3 / 4, 1 / 4))
     assert seen.residual == pytest.approx(math.sqrt(3 / 4))

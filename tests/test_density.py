@@ -17,7 +17,7 @@ from spectra.spectrum.curves import (
     student_quantile,
     wasserstein,
 )
-from spectra.spectrum.records import negative_share
+from spectra.spectrum.recording import negative_share
 from spectra.surfaces.spread import spread
 
 

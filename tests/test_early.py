@@ -264,7 +264,7 @@ OURS = {
     "density --probes 2": ("spectra.krylov.quadrature.begin", "--steps"),
     "trace --method xtrace": ("spectra.krylov.xtrace.Sketch", "--method"),
     f"compare {SMALL}": ("spectra.comparison.comparison.common_basis", "-k"),
-    "layers": ("spectra.layerwise.pipeline.layers", "-k"),
+    "layers": ("spectra.layerwise.run.layers", "-k"),
     "landscape": ("spectra.surfaces.landscape.Grid.axis", "--along"),
 }
 

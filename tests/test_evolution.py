@@ -285,7 +285,7 @@ def test_a_gap_is_judged_as_compare_judges_it(plan):
     assert [row.converged for row in evolution.select("overlap_next", curvature="ggn")] == [True] * 3  # of 2-spaces
     gap = gap_behind(np.array([5.0, 4.9, 1.0]), np.array(RESIDUALS), 1)
     assert gap.bound < 1
-    assert not gap.told
+    assert not gap.reliable
 
 
 def test_what_is_not_finished_is_left_out(plan):

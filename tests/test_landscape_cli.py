@@ -321,7 +321,8 @@ def test_a_layer_without_a_third_derivative_has_no_spread(record, call):
     assert entry["spread"] is None
     assert entry["without_spread"].startswith("no curvature of single examples, which takes third derivatives: ")
     assert entry["lines"][0]["loss"][3] == pytest.approx(entry["loss"], rel=1e-12)
-    assert "which takes third derivatives" in call(line)[1]
+    assert "`model`: a layer" in entry["without_spread"]
+    assert "which takes third derivatives: --model: a layer" in " ".join(call(line)[1].split())
 
 
 def test_one_example_has_no_spread(record, call):

@@ -20,7 +20,7 @@ from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import distinct, layers, stable_rank
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks
-from spectra.layerwise.records import block_record, low_ranks
+from spectra.layerwise.recording import block_record, low_ranks
 from spectra.operator import Counting
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem

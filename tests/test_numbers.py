@@ -6,7 +6,7 @@ import pytest
 from spectra.cli import run, spectra
 from spectra.cli.compare import Sizes
 from spectra.cli.options import Count, Positive, Seed, Size
-from spectra.sweeps.place import minutes
+from spectra.sweeps.plan_run import minutes
 from spectra.wording import counted
 
 PROBLEM = ["--model", "spectra.demo:mlp", "--data", "digits"]

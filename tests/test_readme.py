@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectra.cli.plans import understood
+from spectra.cli.plan_options import understood
 from spectra.demo import train
 from spectra.inputs.data import load_data
 

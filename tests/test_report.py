@@ -8,7 +8,7 @@ from helpers import known, seeded
 from spectra.krylov.quadrature import spectral_measure
 from spectra.records.density import Share
 from spectra.spectrum.curves import cumulative
-from spectra.spectrum.records import negative_share
+from spectra.spectrum.recording import negative_share
 from spectra.tables.layers import LONGEST, shown
 from spectra.tables.results import percentage
 from spectra.wording import with_error

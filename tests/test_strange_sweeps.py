@@ -8,7 +8,7 @@ import pytest
 from sweeps import TASKS, calls, change, make_home, states
 
 from spectra.cli import run
-from spectra.cli.plans import understood
+from spectra.cli.plan_options import understood
 from spectra.sweeps.evolution import collect as collected
 
 

@@ -17,13 +17,13 @@ import torch
 from sweeps import PLAN, TASKS, calls, change, make_home, states, wait, waiting
 
 from spectra.cli import run
-from spectra.cli.plans import COMMANDS, understood
+from spectra.cli.plan_options import COMMANDS, understood
 from spectra.demo import mlp
 from spectra.records.inspect import CommandCost, InspectResult
 from spectra.sweeps.cost import cost
 from spectra.sweeps.local import environments, run_here
-from spectra.sweeps.place import minutes
 from spectra.sweeps.plan import natural, read_plan
+from spectra.sweeps.plan_run import minutes
 from spectra.sweeps.runner import Runner
 from spectra.sweeps.tasks import held, record_path, try_lock
 

@@ -34,9 +34,9 @@ class Interrupted(Exception):
 
 
 class Group(click.Group):
-    def invoke(self, context):
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted from error
 
@@ -60,7 +60,8 @@ for name in COMMANDS:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted, 143 terminated."""
     open_streams()
-    sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
     if "GOMP_SPINCOUNT" not in os.environ:
         # Threads that wait for each other then sleep: where another job shares a core, spinning makes a product of 2 ms
         # one of 300, sleeping one of 4. Read by OpenMP as torch is imported.
@@ -187,10 +188,10 @@ def complain(message: str, lost: bool = False) -> None:
         _speaking.acquire()
         if threading.current_thread() is threading.main_thread():
             ignore_signals()  # what started the ranks ends all where one has left
-    if (message := ranks.wording(message, lost)) is not None:
-        line = quoted(" ".join(message.splitlines()), LINE)
+    if (said := ranks.wording(message, lost)) is not None:
+        line = quoted(" ".join(said.splitlines()), LINE)
         print("spectra:", line, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
-    if not lost or message is not None:
+    if not lost or said is not None:
         ranks.leave(lost)
 
 

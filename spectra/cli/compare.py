@@ -11,10 +11,11 @@ from spectra.cli.options import LARGEST, SAVE_EVERY, Count, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
+from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.quoting import quoted
 
 if TYPE_CHECKING:
-    from spectra.comparison.pipeline import Compared
+    from spectra.comparison.run import Compared
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -37,9 +38,9 @@ class Sizes(click.ParamType):
 
 
 @click.command()
-@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
-@click.option("--probes", metavar="P", type=Count(min=1), default=16, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
-@click.option("--steps", metavar="M", type=Count(min=2), default=40, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=COMPARE_PROBES, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
+@click.option("--steps", metavar="M", type=Count(min=2), default=COMPARE_STEPS, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
 @click.option(
     "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
 )
@@ -56,7 +57,7 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
     """
     with prints_to_stderr():
-        from spectra.comparison.pipeline import CompareSettings, compare_matrices
+        from spectra.comparison.run import CompareSettings, compare_matrices
         from spectra.run.session import Session
         from spectra.tables.comparison import compare_text
 

@@ -60,13 +60,13 @@ def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
         name = min(unknown)
         raise SpectraError(f"--config {path}: [{name}] is no command; there is {', '.join(known_commands(context))}")
     shared = {key: value for key, value in content.items() if key not in tables}
-    own = tables.get(context.command.name, {})
+    own = tables.get(str(context.command.name), {})
     return {**shared, **own}
 
 
 def known_commands(context: click.Context) -> list[str]:
-    parent = context.parent
-    return sorted(parent.command.commands) if parent else [context.command.name]
+    group = context.parent and context.parent.command
+    return sorted(group.commands) if isinstance(group, click.Group) else [str(context.command.name)]
 
 
 def option_name(context: click.Context, where: str, key: str) -> str:
@@ -81,15 +81,17 @@ def option_name(context: click.Context, where: str, key: str) -> str:
     raise SpectraError(f"{where}: spectra {context.command.name} has no option {key}; {suggest(key, known)}")
 
 
-def options_of(context: click.Context) -> dict[str, click.Parameter]:
-    return {p.name: p for p in context.command.params if p.name not in ("config", "trust", "help")}
+def options_of(context: click.Context) -> dict[str, click.Option]:
+    """The options that a file may set, by their names as parameters."""
+    apart = ("config", "trust", "help")
+    return {str(p.name): p for p in context.command.params if isinstance(p, click.Option) and p.name not in apart}
 
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
     from spectra.records.record import load
 
-    own = context.command.name
+    own = str(context.command.name)
     path, record = load(path, [own, *known_commands(context)], "--config")
     problem = vars(record.problem)  # the fields that there are, by name
     options = problem.get("options")

@@ -6,10 +6,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from spectra.cli.options import Named
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 LOOKED_ALONG = ("--along", "1", "--along", "lowest", "--along", "random", "--along", "1,2")
@@ -24,8 +28,6 @@ def demo(out) -> int:
     density of four matrices on the last, layers of two and landscape of one, and
     makes a page of all that, report.html. Takes about a minute.
     """
-    import torch
-
     from spectra.cli.density import density
     from spectra.cli.eig import eig
     from spectra.cli.landscape import landscape
@@ -34,17 +36,23 @@ def demo(out) -> int:
     from spectra.cli.trace import trace
     from spectra.demo import train
     from spectra.inputs.data import load_data
-    from spectra.records.files import prepare_directory, write_atomically
+    from spectra.records.files import prepare_directory
 
     prepare_directory(out)
     digits = load_data("digits", None, 0)
-    for name, network, loss in train(digits.inputs, digits.targets):
-        path = out / f"{name}.pt"
-        weights = network.state_dict()
-        write_atomically(path, lambda file, weights=weights: torch.save(weights, file))
-        print(f"{path}: cross entropy {loss:.4f}", file=sys.stderr)
-
-    problem = ["--model", "spectra.demo:mlp", "--checkpoint", str(path), "--data", "digits", "--out", str(out)]
+    checkpoints = [
+        saved(network, loss, out / f"{name}.pt") for name, network, loss in train(digits.inputs, digits.targets)
+    ]
+    problem = [
+        "--model",
+        "spectra.demo:mlp",
+        "--checkpoint",
+        str(checkpoints[-1]),
+        "--data",
+        "digits",
+        "--out",
+        str(out),
+    ]
     lines = [(command, [*problem, *named(MATRICES)]) for command in (eig, trace, density)]
     lines.append((layers, [*problem, *named(MATRICES[:2]), "--density"]))
     lines.append((landscape, [*problem, *LOOKED_ALONG]))
@@ -54,6 +62,18 @@ def demo(out) -> int:
         print(f"\n$ spectra {command.name} {shlex.join(arguments)}\n", flush=True)
         status = max(status, command.main(arguments, prog_name=f"spectra {command.name}", standalone_mode=False))
     return status
+
+
+def saved(network: nn.Module, loss: float, path: Path) -> Path:
+    """The path, once the network's weights are there, and standard error says with which loss."""
+    import torch
+
+    from spectra.records.files import write_atomically
+
+    weights = network.state_dict()
+    write_atomically(path, lambda file: torch.save(weights, file))
+    print(f"{path}: cross entropy {loss:.4f}", file=sys.stderr)
+    return path
 
 
 def named(matrices: Sequence[str]) -> list[str]:

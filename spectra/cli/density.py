@@ -10,11 +10,16 @@ import click
 from spectra.cli.options import DEFLATE, Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 
 
 @click.command()
-@click.option("--steps", metavar="M", type=Count(min=2), default=80, show_default=True, help="Products a probe.")
-@click.option("--probes", metavar="P", type=Count(min=1), default=10, show_default=True, help="Random vectors.")
+@click.option(
+    "--steps", metavar="M", type=Count(min=2), default=DENSITY_STEPS, show_default=True, help="Products a probe."
+)
+@click.option(
+    "--probes", metavar="P", type=Count(min=1), default=DENSITY_PROBES, show_default=True, help="Random vectors."
+)
 @click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
 @click.option("--damping", metavar="X", type=Positive(), help="Tell of A + X I: effective dimension, condition number.")
 @DEFLATE

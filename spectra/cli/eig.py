@@ -7,15 +7,16 @@ import click
 from spectra.cli.options import Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import TOLERANCE, K
 from spectra.krylov.methods import EIG
 
 
 @click.command()
-@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="How many eigenvalues.")
+@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="How many eigenvalues.")
 @click.option("--which", type=click.Choice(["LM", "LA", "SA", "BE"]), default="LM", show_default=True, help="Largest magnitude, largest, smallest, or both ends.")  # fmt: skip
 @click.option("--method", type=click.Choice(list(EIG)), default="lanczos", show_default=True, help="How.")
 @click.option(
-    "--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|."
+    "--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|."
 )
 @click.option("--save-vectors", is_flag=True, help="Write eigenvectors to --out even beyond 1 GiB.")
 @problem_and_output

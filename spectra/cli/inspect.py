@@ -9,15 +9,16 @@ import click
 from spectra.cli.options import Count, Positive, model_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import Terminal, finish, prints_to_stderr
+from spectra.defaults import RTOL, TOLERANCE, K
 
 if TYPE_CHECKING:
     from spectra.records.problem import ProblemRecord
 
 
 @click.command()
-@click.option("-k", metavar="K", type=Count(min=1), default=10, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Tolerance of eig.")
-@click.option("--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Tolerance of trace.")
+@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of eig.")
+@click.option("--rtol", metavar="X", type=Positive(), default=RTOL, show_default=True, help="Tolerance of trace.")
 @model_and_output
 def inspect(k, tol, rtol, **options) -> int:
     """What a checkpoint holds, and what a run will cost.

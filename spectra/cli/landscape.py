@@ -8,6 +8,7 @@ from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import TOLERANCE
 
 NAMES = "name 1, 2, ... (eigenvectors by |eigenvalue|), lowest or random; one, or two with a comma"
 FURTHEST = 1e6  # far beyond |theta| of any network
@@ -65,7 +66,7 @@ class Radius(Positive):
 @click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="A line along one direction or a plane of two; repeatable. 1, 2, ...: eigenvectors by |eigenvalue|; lowest: that of the lowest one; random: filter-normalised.")  # fmt: skip
 @click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|.  [default: where the quadratic term is 4 times the loss; random: 1]")  # fmt: skip
 @click.option("--points", metavar="P", type=Odd(), help="How many on a line or a side of a plane, odd.  [default: 41; of a plane 25]")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
 @with_data(SAVE_EVERY, required=True)
 def landscape(along, radius, points, tol, **options) -> int:
@@ -83,7 +84,7 @@ def landscape(along, radius, points, tol, **options) -> int:
         from spectra.plots.landscape import landscape_figures
         from spectra.run.session import Session
         from spectra.surfaces.landscape import Grid
-        from spectra.surfaces.pipeline import LandscapeSettings, landscapes
+        from spectra.surfaces.run import LandscapeSettings, landscapes
         from spectra.tables.landscape import landscape_text
 
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)

@@ -8,6 +8,7 @@ from spectra.cli.figures import drawn
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 
 SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 
@@ -18,10 +19,10 @@ SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 @click.option("--sort", type=click.Choice(SORTS), help="Order of the table, falling.  [default: order; of channels sensitivity]")  # fmt: skip
 @click.option("--method", type=click.Choice(["xdiag", "hutchinson"]), default="xdiag", show_default=True, help="How diagonal and traces are estimated.")  # fmt: skip
 @click.option("--rtol", metavar="X", type=Positive(), help="Standard error of each trace over that of all, and of channels' saliencies.  [default: 0.01; of channels 0.05]")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=1e-3, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @click.option("--density", is_flag=True, help="The spectral density of each block too.")
-@click.option("--steps", metavar="M", type=Count(min=2), default=40, show_default=True, help="Products a probe of a density.")  # fmt: skip
-@click.option("--probes", metavar="P", type=Count(min=1), default=4, show_default=True, help="Random vectors of a density.")  # fmt: skip
+@click.option("--steps", metavar="M", type=Count(min=2), default=LAYERS_STEPS, show_default=True, help="Products a probe of a density.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=LAYERS_PROBES, show_default=True, help="Random vectors of a density.")  # fmt: skip
 @EIGENVECTORS
 @with_data(SAVE_EVERY, required=True)
 def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) -> int:
@@ -35,7 +36,7 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
     spectra layers ... --by channel --sort sensitivity --out run1
     """
     with prints_to_stderr():
-        from spectra.layerwise.pipeline import LayersSettings, layerwise
+        from spectra.layerwise.run import LayersSettings, layerwise
         from spectra.plots.layers import layers_figures
         from spectra.run.session import Session
         from spectra.tables.layers import layers_text

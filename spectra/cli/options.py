@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
+from spectra import defaults
 from spectra.cli.config import read_config
 from spectra.cli.trust import TRUST, vouched
 from spectra.curvature.matrices import MATRICES
@@ -133,7 +135,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
 
 
-SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=5.0, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
+SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=defaults.SAVE_EVERY, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
 
 
 def stacked(*options: Callable) -> Callable:
@@ -151,7 +153,7 @@ class Matrix(click.Choice):
     """A matrix of the register, which installed packages are asked for when a name is first looked at."""
 
     name = "choice"
-    choices = property(lambda self: tuple(MATRICES), lambda self, _: None)
+    choices: Any = property(lambda self: tuple(MATRICES), lambda self, _: None)
 
     def __init__(self):
         super().__init__(())
@@ -160,7 +162,7 @@ class Matrix(click.Choice):
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+    help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
 
 
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ class FigurePath(Named):
     """A file whose suffix says which format it is."""
 
     def convert(self, value, param, ctx):
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() not in (".png", ".pdf", ".svg"):
             self.fail(f"{value!r} is no .png, .pdf or .svg; write {path.with_suffix('.png')}.", param, ctx)
         return path

@@ -151,8 +151,8 @@ def clear_line() -> None:
 
 def describe(numbers: dict[str, float]) -> str:
     if "gram_rows" in numbers:
-        return f"eigenvalues of a Gram matrix of {counted(numbers['gram_rows'], 'row')}"
-    parts = [counted(numbers["products"], "product")]
+        return f"eigenvalues of a Gram matrix of {counted(int(numbers['gram_rows']), 'row')}"
+    parts = [counted(int(numbers["products"]), "product")]
     if "converged" in numbers:
         parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")
     if "residual" in numbers and math.isfinite(numbers["residual"]):

@@ -42,10 +42,11 @@ def command_line(record: Record) -> list[str]:
 
 
 def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
-    return [word for option in command.params if option.name in asked for word in typed(option, asked[option.name])]
+    options = [option for option in command.params if isinstance(option, click.Option) and option.name in asked]
+    return [word for option in options for word in typed(option, asked[str(option.name)])]
 
 
-def typed(option: click.Parameter, value: Any) -> list[str]:
+def typed(option: click.Option, value: Any) -> list[str]:
     """An option as it is typed; nothing where it has its default."""
     name = max(option.opts, key=len)
     if option.is_flag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ class PagePath(Named):
     """A file that a browser takes for a page."""
 
     def convert(self, value, param, ctx):
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() != ".html":
             self.fail(f"{value!r} is no .html; write {path.with_suffix('.html')}.", param, ctx)
         return path

@@ -1,4 +1,7 @@
-"""Signals by which a machine ends a job: they end a command as Ctrl-C does, so that its state is brought to the disk."""
+"""Signals by which a machine ends a job: they end a command as Ctrl-C does, so that its state is brought to the disk.
+
+Ctrl-C of a sweep, which ends several commands at once, is handled in `spectra.sweeps.local`.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import click
 
 from spectra.cli.inspect import inspect
 from spectra.cli.options import JSON, Named
-from spectra.cli.plans import understood
+from spectra.cli.plan_options import understood
 from spectra.cli.terminal import answer, note
 from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
 from spectra.errors import SpectraError

@@ -30,9 +30,13 @@ _printed = ""  # of the present command's answer, before the rest of it was know
 def note(text: str) -> None:
     """One line on standard error."""
     clear_line()
-    if context := click.get_current_context(silent=True):
-        text = with_flags(text, context.find_root().command)
-    print(f"spectra: {quoted(text, LINE)}", file=sys.stderr, flush=True)
+    print(f"spectra: {quoted(for_terminal(text), LINE)}", file=sys.stderr, flush=True)
+
+
+def for_terminal(text: str) -> str:
+    """`text` with arguments of the library as options of the command line, where a command runs."""
+    context = click.get_current_context(silent=True)
+    return with_flags(text, context.find_root().command) if context else text
 
 
 @contextmanager
@@ -51,6 +55,7 @@ def prints_to_stderr() -> Iterator[None]:
     watched = not as_json and stdout.isatty()
 
     def print_at_once(text: str) -> None:
+        text = for_terminal(text)
         if watched:
             with suppress(OSError):  # the rest of the answer will meet the same
                 os.write(kept, text.encode(stdout.encoding or "utf-8", "replace"))
@@ -119,9 +124,9 @@ def finish(record: Record, as_json: bool, text: str) -> int:
     if as_json:
         answer(record.to_json())
     elif not _printed:
-        answer(text)
+        answer(for_terminal(text))
     elif rest := text.removeprefix(_printed).removeprefix("\n"):
-        answer(rest)
+        answer(for_terminal(rest))
     if reason := why_not(record):
         note(reason)
     return 1 if reason else 0

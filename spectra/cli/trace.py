@@ -7,6 +7,7 @@ import click
 from spectra.cli.options import DEFLATE, Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import RTOL
 from spectra.krylov.methods import TRACE
 
 
@@ -15,7 +16,7 @@ from spectra.krylov.methods import TRACE
     "--method", type=click.Choice(list(TRACE)), help="How.  [default: gram where exact is cheaper, else xtrace]"
 )
 @click.option(
-    "--rtol", metavar="X", type=Positive(), default=0.01, show_default=True, help="Standard error over |trace|."
+    "--rtol", metavar="X", type=Positive(), default=RTOL, show_default=True, help="Standard error over |trace|."
 )
 @click.option("--probes", metavar="P", type=Count(min=2), help="Exactly P random vectors.  [default: as --rtol needs]")
 @DEFLATE

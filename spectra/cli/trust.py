@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def vouched(context: click.Context, parameter: click.Parameter, value: str | Non
     raise SpectraError(f"--config {quoted(path)}: names {option} {quoted(value)}, {text}; {WAY_OUT.format(option)}")
 
 
-def refuse_elsewhere(path: Path, options: dict[str, dict[str, Any]]) -> None:
+def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise SpectraError where a plan names code of Python itself, or what does not lie beside it.
 
     Args:

@@ -31,7 +31,7 @@ class Agreement:
     error: float  # bound, from residuals
     angles: np.ndarray  # (j,) radians, rising
     gap: float  # the smaller of the relative gaps behind j in A and in B
-    told: bool  # there is a gap behind j in A and in B (`Gap.told`)
+    reliable: bool  # there is a gap behind j in A and in B (`Gap.reliable`)
 
 
 def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
@@ -44,10 +44,10 @@ def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
             Agreement(
                 j=j,
                 overlap=min(overlap(here, there), 1.0),
-                error=overlap_error(*(gap.bound for gap in gaps), j),
+                error=overlap_error(gaps[0].bound, gaps[1].bound, j),
                 angles=principal_angles(here, there),
                 gap=min(gap.relative for gap in gaps),
-                told=all(gap.told for gap in gaps),
+                reliable=all(gap.reliable for gap in gaps),
             )
         )
     return found

@@ -85,7 +85,7 @@ def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_squar
 
 def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
     """Fisher - empirical Fisher."""
-    trace = comparison.portraits["fisher-empirical"].trace.value
+    trace = traced(comparison, "fisher-empirical").value
     part = gradient_square / trace if trace else None
     numbers = {
         "residuals": asdict(found),
@@ -120,11 +120,18 @@ def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterato
         scaled = f", {percent(best)} at the best scale" if math.isfinite(best.value) else ""
         text = (
             f"{name} - fisher-batch: outer products of the gradients of batches of {b} are about g g' + covariance / "
-            f"{b}{predicted}; the trace of theirs is {batch.trace}, that of {name} {comparison.portraits[name].trace}. "
+            f"{b}{predicted}; the trace of theirs is {batch.trace}, that of {name} {traced(comparison, name)}. "
             f"The distance is {share(distance, comparison, name)}{scaled}. "
             f"One batch of all examples has trace {batch.whole_trace:.3g}, and none where the gradient is zero."
         )
         yield Cause((name, "fisher-batch"), text, asdict(batch))
+
+
+def traced(comparison: Comparison, name: str) -> Estimate:
+    """The trace of a matrix that has been compared with others, of which each has its trace estimated."""
+    trace = comparison.portraits[name].trace
+    assert trace is not None
+    return trace
 
 
 def size(found: Residuals) -> str:
@@ -149,7 +156,8 @@ def share(distance: Estimate, comparison: Comparison, name: str) -> str:
     """A distance as a share of the norm of the matrix `name`, which may be zero or not finite."""
     if math.isfinite(distance.value):
         return f"{percent(distance)} of |{name}|"
-    zero = comparison.portraits[name].norm.value == 0
+    norm = comparison.portraits[name].norm
+    zero = norm is not None and norm.value == 0
     return f"no share of |{name}|, which is zero" if zero else f"an unknown share of |{name}|"
 
 

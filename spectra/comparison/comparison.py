@@ -20,6 +20,7 @@ from spectra.arguments import chosen_generator, require_integer, require_matrix,
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
 from spectra.comparison.pairs import Ends, Pair, compare_pair
 from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
+from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
@@ -56,10 +57,10 @@ def quiet(what: str) -> Iterator[None]:
 def compare(
     operators: Mapping[str, SymmetricOperator],
     *,
-    k: int = 10,
-    probes: int = 16,
-    steps: int = 40,
-    tolerance: float = 1e-3,
+    k: int = K,
+    probes: int = COMPARE_PROBES,
+    steps: int = COMPARE_STEPS,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,

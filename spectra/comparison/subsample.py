@@ -105,7 +105,7 @@ def refuse_sizes(sizes: Sequence[int], examples: float = math.inf) -> None:
     """Raise SpectraError where subsets of these sizes, out of so many examples, show no trend."""
     if max(sizes) > examples:
         raise SpectraError(
-            f"`subsample` {max(sizes)}: the data hold {counted(examples, 'example')}; name smaller numbers"
+            f"`subsample` {max(sizes)}: the data hold {counted(int(examples), 'example')}; name smaller numbers"
         )
     if len(set(sizes)) < 2:
         raise SpectraError(f"`subsample` {sizes[0]}: one size shows no trend; name two or more, as 256,512,1024")

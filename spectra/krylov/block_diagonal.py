@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.eigenpairs import fitting_basis
@@ -82,7 +83,7 @@ def block_eigenpairs(
     blocks: Sequence[Tensor],
     k: int,
     *,
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
@@ -166,8 +167,8 @@ def block_measures(
     blocks: Sequence[Tensor],
     known: Sequence[Eigenpairs],
     *,
-    probes: int = 4,
-    steps: int = 40,
+    probes: int = LAYERS_PROBES,
+    steps: int = LAYERS_STEPS,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectra.defaults import RTOL, TOLERANCE
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
@@ -38,7 +39,7 @@ def dense_eigenpairs(
     k: int,
     *,
     which: str = "LM",
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     progress: Progress | None = None,
@@ -84,7 +85,7 @@ def dense_eigenpairs(
 def dense_trace(
     operator: SymmetricOperator,
     *,
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     probes: int | None = None,
     known: float = 0.0,
     generator: torch.Generator | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from spectra.arguments import chosen_generator, require_integer
+from spectra.defaults import TOLERANCE
 from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.limits import refuse_search
@@ -23,7 +24,7 @@ def eigenpairs(
     k: int,
     *,
     which: str = "LM",
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
 from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
 from spectra.krylov.hutchinson import FEWEST, PRODUCTS
@@ -171,7 +172,7 @@ def largest_group(counts: Tensor) -> int:
     return rising[-1]
 
 
-def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, generator: torch.Generator) -> Forecast:
+def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = TOLERANCE, generator: torch.Generator) -> Forecast:
     """Forecast the cost of `eigenpairs` for the k eigenvalues of largest magnitude."""
     run = partial(
         eigenpairs,
@@ -185,14 +186,16 @@ def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = 1e-3, gener
     return replace(cost, at_least=not answer.converged)
 
 
-def forecast_measure(seen: Outline, *, probes: int = 10, steps: int = 80, generator: torch.Generator) -> Forecast:
+def forecast_measure(
+    seen: Outline, *, probes: int = DENSITY_PROBES, steps: int = DENSITY_STEPS, generator: torch.Generator
+) -> Forecast:
     """Forecast the cost of `spectral_measure`."""
     basis = fitting_vectors(seen)
     run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
     return run_measured(run, surrogate(seen, generator), seen)[1]
 
 
-def forecast_trace(seen: Outline, *, rtol: float = 0.01, generator: torch.Generator) -> Forecast:
+def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Generator) -> Forecast:
     """Forecast the cost of `xtrace`: the median of some runs, since the standard error that ends a run is itself an
     estimate.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import chosen_generator
+from spectra.defaults import RTOL, TOLERANCE
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import allowed_residuals, true_residuals
 from spectra.krylov.hutchinson import FEWEST
@@ -32,7 +33,7 @@ def gram_eigenpairs(
     k: int,
     *,
     which: str = "LM",
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
@@ -152,7 +153,7 @@ def eigenvectors(
 def gram_trace(
     operator: Factored,
     *,
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     probes: int | None = None,
     known: float = 0.0,
     generator: torch.Generator | None = None,

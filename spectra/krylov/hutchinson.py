@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import chosen_generator
+from spectra.defaults import RTOL
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
@@ -29,7 +30,7 @@ PRODUCTS = 10_000  # budget unless it or the number of probes is given
 def hutchinson(
     operator: SymmetricOperator,
     *,
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     probes: int | None = None,
     known: float = 0.0,
     seed: int = 0,
@@ -62,7 +63,7 @@ def hutchinson(
 def hutch_plus_plus(
     operator: SymmetricOperator,
     *,
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     probes: int | None = None,
     known: float = 0.0,
     seed: int = 0,

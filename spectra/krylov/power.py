@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import chosen_generator
+from spectra.defaults import TOLERANCE
 from spectra.krylov.bounds import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
@@ -22,7 +23,7 @@ def power_iteration(
     k: int,
     *,
     which: str = "LM",
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,

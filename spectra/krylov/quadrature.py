@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_integer, require_matrix
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
@@ -28,8 +29,8 @@ BESIDES = 4  # vectors that a run holds besides its basis while a product is tak
 def spectral_measure(
     operator: SymmetricOperator,
     *,
-    probes: int = 10,
-    steps: int = 80,
+    probes: int = DENSITY_PROBES,
+    steps: int = DENSITY_STEPS,
     known: Eigenpairs | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,

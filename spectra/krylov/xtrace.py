@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from spectra.arguments import chosen_generator
+from spectra.defaults import RTOL
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.jackknife import jackknife_error
@@ -34,7 +35,7 @@ SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the firs
 def xtrace(
     operator: SymmetricOperator,
     *,
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     probes: int | None = None,
     known: float = 0.0,
     seed: int = 0,

@@ -8,6 +8,7 @@ from spectra.arguments import chosen_generator, require_choice, require_integer,
 from spectra.cluster.distributed import distributed
 from spectra.comparison.comparison import Watch, quiet
 from spectra.curvature.operator import Curvature
+from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
@@ -24,11 +25,11 @@ def layers(
     *,
     k: int = 1,
     method: str = "xdiag",
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     ranked: bool = False,
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     steps: int = 0,
-    probes: int = 4,
+    probes: int = LAYERS_PROBES,
     known: Eigenpairs | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,

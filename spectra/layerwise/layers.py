@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectra.comparison.comparison import Watch, quiet
+from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.block_diagonal import block_eigenpairs, block_measures
 from spectra.krylov.diagonal import DiagonalEstimate, Sums, hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
@@ -108,16 +109,16 @@ class Layers:
 
         None where either is noise.
         """
-        if self.vector is None or not (self.told_of_whole(i) and self.told(i)):
+        if self.vector is None or not (self.share_is_reliable(i) and self.leading_is_reliable(i)):
             return None
         part = self.vector[self.blocks[i].index].double()
         return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
 
-    def told(self, i: int) -> bool:
+    def leading_is_reliable(self, i: int) -> bool:
         """Whether the block's leading eigenvector is known: of a multiple eigenvalue, zero too, any would be one."""
         return distinct(self.eigenpairs[i])
 
-    def told_of_whole(self, i: int) -> bool:
+    def share_is_reliable(self, i: int) -> bool:
         """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
         assert self.leading  # where eigenpairs were asked for
         assert self.vector is not None
@@ -159,11 +160,11 @@ def layers(
     *,
     k: int = 1,
     method: str = "xdiag",
-    rtol: float = 0.01,
+    rtol: float = RTOL,
     ranked: bool = False,
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     steps: int = 0,
-    probes: int = 4,
+    probes: int = LAYERS_PROBES,
     known: Eigenpairs | None = None,
     generator: torch.Generator,
     max_products: int | None = None,

@@ -145,10 +145,10 @@ def draw_overlaps(axes: Axes, comparison: Any, looks: Looks) -> None:
             continue
         j, values = (np.array([getattr(a, key) for a in pair.agreements]) for key in ("j", "overlap"))
         at = j + SPREAD / 2 * ((list(looks).index(pair.second) + 0.5) / len(looks) - 0.5)
-        told, look = np.array([a.told for a in pair.agreements]), looks[pair.second]
-        errors = np.array([a.error if a.told else 0.0 for a in pair.agreements])
+        reliable, look = np.array([a.reliable for a in pair.agreements]), looks[pair.second]
+        errors = np.array([a.error if a.reliable else 0.0 for a in pair.agreements])
         axes.plot(at, values, **{key: look[key] for key in ("color", "linestyle", "linewidth")}, alpha=0.6, zorder=2)
-        points(axes, at, values, errors, told, look)
+        points(axes, at, values, errors, reliable, look)
     j = np.arange(1, comparison.k + 1)
     axes.plot(j, j / comparison.dimension, color="0.5", linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     axes.set(

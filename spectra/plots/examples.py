@@ -64,10 +64,10 @@ def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
 def draw_overlap(axes: Axes, one: Any) -> None:
     found = one.pairs[0].agreements
     j, overlap = np.array([a.j for a in found]), np.array([a.overlap for a in found])
-    told = np.array([a.told for a in found])
+    reliable = np.array([a.reliable for a in found])
     axes.plot(j, overlap, color="0.5", linewidth=0.9, zorder=1)
-    axes.plot(j[told], overlap[told], "o", color="0.15", markersize=3.8)
-    axes.plot(j[~told], overlap[~told], "o", color="0.15", mfc="white", markersize=3.8)
+    axes.plot(j[reliable], overlap[reliable], "o", color="0.15", markersize=3.8)
+    axes.plot(j[~reliable], overlap[~reliable], "o", color="0.15", mfc="white", markersize=3.8)
     axes.plot(j, j / one.dimension, color="0.5", linestyle=(0, (1, 2)), linewidth=1.0)
     axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
 
@@ -101,11 +101,13 @@ def draw_trends(axes: Axes, entry: Subsample, looks: Sequence[dict[str, Any]], s
         limit, look = trend.limit, looks[i] | {"markersize": 3.8, "elinewidth": 0.9, "clip_on": False}
         slope = (trend.at_all.value - limit.value) / all_of_them
         ends = np.array([0.0, inverse.max()])
-        axes.plot(ends, limit.value + slope * ends, **(line_style(i, shown) | {"linewidth": 1.0}))
+        line: dict[str, Any] = line_style(i, shown) | {"linewidth": 1.0}
+        axes.plot(ends, limit.value + slope * ends, **line)
         means = np.array([[mean.value, mean.standard_error] for mean in trend.means], dtype=float).T  # None is nan
         axes.errorbar(inverse, means[0], 2 * means[1], **look)
         error = np.array(limit.standard_error, dtype=float)
-        axes.errorbar(0, limit.value, 2 * error, **(look | {"mfc": "white"}))
+        hollow: dict[str, Any] = look | {"mfc": "white"}
+        axes.errorbar(0, limit.value, 2 * error, **hollow)
         if i < len(entry.measured):
             axes.plot(all_of_them, entry.measured[i], "*", color="0.3", markersize=6, zorder=12)
     axes.set_xlim(-0.04 * inverse.max(), 1.05 * inverse.max())

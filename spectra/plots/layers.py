@@ -169,7 +169,7 @@ def small_multiples(results: dict[str, list[Block]]) -> Figure:
             axes.fill_between(grid, curve.lower, curve.upper, color=style["color"], alpha=0.2, linewidth=0)
             axes.plot(grid, curve.value, **style)
             heights.append(curve.value.max())
-            known += np.interp(some[j].nodes[0, : some[j].deflated], grid, curve.value).tolist()
+            known.extend(np.atleast_1d(np.interp(some[j].nodes[0, : some[j].deflated], grid, curve.value)))
         title = shortened([settable(first[row].name)], 72 * PAGE / 3 - 60, 8)[0]
         head(axes, f"{title}, n = {first[row].parameters:,}")
         axes.tick_params(labelsize=7)

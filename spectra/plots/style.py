@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import matplotlib.style
 import numpy as np
@@ -163,7 +163,7 @@ def figure_of(axes: Axes) -> Figure:
     return cast(Figure, axes.figure)
 
 
-def save_figure(figure: Figure, target: Path | str | BinaryIO, format: str | None = None) -> None:
+def save_figure(figure: Figure, target: Path | str | IO[bytes], format: str | None = None) -> None:
     """Write a png (200 dpi), pdf or svg, the same bytes for the same figure; a buffer needs `format`."""
     if format is None and isinstance(target, Path | str):
         format = Path(target).suffix.lstrip(".").lower()

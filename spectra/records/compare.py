@@ -84,6 +84,17 @@ class Agreement(Stored):
     told: bool  # there is a gap behind j
     chance: float  # the overlap of two random spaces
 
+    @classmethod
+    def of(cls, spaces: Any, dimension: int) -> Agreement:
+        """Make the record of a `comparison.agreement.Agreement` of matrices of this many rows."""
+        numbers = {name: value for name, value in vars(spaces).items() if name != "reliable"}
+        return cls(**numbers, told=spaces.reliable, chance=spaces.j / dimension)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is a gap behind j in both matrices; files call it `told`."""
+        return self.told
+
 
 @stored
 class Pair(Stored):
@@ -118,7 +129,7 @@ class Pair(Stored):
             second_by_first=pair.second_by_first,
             largest=pair.largest and Extreme(**pair.largest._asdict()),
             smallest=pair.smallest and Extreme(**pair.smallest._asdict()),
-            overlaps=[Agreement(**vars(spaces), chance=spaces.j / dimension) for spaces in pair.agreements],
+            overlaps=[Agreement.of(spaces, dimension) for spaces in pair.agreements],
             **{name: Estimate.of(*getattr(pair, name)) for name in estimates},
             **{name: found and Estimate.of(*found) for name in spectra for found in [getattr(pair, name)]},
         )

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.classes import class_count
-from spectra.spectrum.records import density_results
+from spectra.spectrum.recording import density_results
 
 Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
 
@@ -22,8 +23,8 @@ Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of mat
 class DensitySettings(AnySize):
     """How many random vectors, how many products of each; and X, to be told of A + X I."""
 
-    steps: int = 80
-    probes: int = 10
+    steps: int = DENSITY_STEPS
+    probes: int = DENSITY_PROBES
     damping: float | None = None
 
     command = "density"

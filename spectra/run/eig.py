@@ -8,6 +8,7 @@ from functools import partial
 from pkgutil import resolve_name
 
 from spectra.curvature.matrices import refuse_gram
+from spectra.defaults import TOLERANCE, K
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG
 from spectra.records.eig import eig_results
@@ -19,10 +20,10 @@ from spectra.run.session import Session
 class EigSettings:
     """How many eigenvalues, at which end (LM, LA, SA, BE), by which method of EIG, to which residual over |value|."""
 
-    k: int = 10
+    k: int = K
     which: str = "LM"
     method: str = "lanczos"
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
 
     command = "eig"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.forecast import gram_bytes, gram_seconds, trace_seconds
+from spectra.curvature.factor.gram import Factor
+from spectra.curvature.operator import Curvature
+from spectra.defaults import RTOL, TOLERANCE, K
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded, load_model, versions
 from spectra.krylov.forecast import (
@@ -25,7 +28,7 @@ from spectra.krylov.forecast import (
     forecast_trace,
     outline,
 )
-from spectra.krylov.gram import decomposition_seconds, exact_trace_pays
+from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
@@ -36,6 +39,7 @@ from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
+from spectra.run.trace import usual_method
 from spectra.vectors import norm, shard_sizes
 
 
@@ -93,9 +97,9 @@ class Outlook:
 def look_ahead(
     operator: Counting,
     *,
-    k: int = 10,
-    tolerance: float = 1e-3,
-    rtol: float = 0.01,
+    k: int = K,
+    tolerance: float = TOLERANCE,
+    rtol: float = RTOL,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
@@ -112,7 +116,7 @@ def look_ahead(
             progress(products=operator.products)
     spent = operator.products - before
     pace = (time.perf_counter() - start) / max(spent, 1)
-    taken = operator.operator.peak_bytes
+    taken = cast(Curvature, operator.operator).peak_bytes
     if not pilot.finite:
         return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
@@ -129,9 +133,9 @@ def look_ahead(
     estimates = [
         estimate("eig", "lanczos", forecast_eigenpairs(seen, k, tolerance=tolerance, generator=generator)),
         exact.get("eig"),
-        None
-        if exact_trace_pays(operator, max_products and max_products - CHECKS)
-        else estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator)),
+        estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator))
+        if usual_method(operator, max_products and max_products - CHECKS) == "xtrace"
+        else None,
         exact.get("trace"),
         estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
     ]
@@ -140,15 +144,15 @@ def look_ahead(
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
     """What `method gram` would cost, where it would not be refused."""
-    taken, vector = operator.operator.peak_bytes, operator.shape[0] * operator.dtype.itemsize
+    taken, vector = cast(Curvature, operator.operator).peak_bytes, operator.shape[0] * operator.dtype.itemsize
     with suppress(SpectraError):
-        factor = operator.factor()
+        factor = cast(Factor, operator.factor())
         products, seconds = factor.cost() + k + math.ceil(k / 2), gram_seconds(factor) + 1.5 * k * pace
         seconds += decomposition_seconds(factor.rows)
         memory = gram_bytes(factor) + 2 * k * vector
         yield Estimate("eig", "gram", CHECKS + products, CHECKS * pace + seconds, taken + memory, False)
     with suppress(SpectraError):
-        factor = operator.factor()
+        factor = cast(Factor, operator.factor())
         if factor.trace_work() < math.inf:
             products, seconds = factor.trace_cost(), trace_seconds(factor)
             yield Estimate("trace", "gram", CHECKS + products, CHECKS * pace + seconds, taken + 2 * vector, False)
@@ -158,9 +162,9 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
 class InspectSettings(AnySize):
     """What the commands that are forecast will be asked for."""
 
-    k: int = 10
-    tolerance: float = 1e-3
-    rtol: float = 0.01
+    k: int = K
+    tolerance: float = TOLERANCE
+    rtol: float = RTOL
 
     command = "inspect"
     less_memory = ("`params`", "choose fewer parameters")

@@ -12,8 +12,6 @@ from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
 
-SAVE_EVERY = 5.0  # minutes
-
 
 class Settings(Protocol):
     """What is asked of a command's method, and what can be refused before a matrix is made."""

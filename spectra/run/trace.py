@@ -8,11 +8,12 @@ from functools import partial
 from pkgutil import resolve_name
 
 from spectra.curvature.matrices import refuse_gram
+from spectra.defaults import RTOL
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
-from spectra.operator import CHECKS
+from spectra.operator import CHECKS, Factored
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
@@ -23,7 +24,7 @@ from spectra.run.session import Session
 class TraceSettings:
     """Which method of TRACE, None for the cheapest, to which standard error over |trace|; or exactly so many probes."""
 
-    rtol: float = 0.01
+    rtol: float = RTOL
     method: str | None = None
     probes: int | None = None
 
@@ -57,8 +58,20 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    left = limit and limit - CHECKS
-    return {matrix.name: "gram" if exact_trace_pays(matrix, left) else "xtrace" for matrix in matrices}
+    return {matrix.name: usual_method(matrix, limit and limit - CHECKS) for matrix in matrices}
+
+
+def usual_method(matrix: Factored, products: int | None) -> str:
+    """The method of TRACE by which a trace is found unless another is asked for.
+
+    Args:
+        matrix: a Curvature, or a Counting around one.
+        products: how many there are for the trace; None is without end.
+
+    Returns:
+        "gram" where the exact trace costs no more than the first stage of XTrace, else "xtrace".
+    """
+    return "gram" if exact_trace_pays(matrix, products) else "xtrace"
 
 
 def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:

@@ -76,7 +76,7 @@ class Gap(NamedTuple):
     bound: float  # `turning_bound` of the leading k-space
 
     @property
-    def told(self) -> bool:
+    def reliable(self) -> bool:
         """Whether there is a gap: residuals resolve it, and it is no smaller than `LEAST_GAP`.
 
         By the theorem of Davis and Kahan (1970) a change of the matrix of the size of the gap may turn the k-space by

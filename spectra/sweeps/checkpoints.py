@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,10 @@ class Trajectory:
 
 def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
     """Whether training keeps to one direction: at each checkpoint, the step that led there and the one that follows."""
-    before = step = None
-    for previous, found in pairwise([None, *series]):
+    before = step = at = None
+    for found in series:
         here = weights(found)
         following = here - before if here is not None and before is not None else None
-        if step is not None and following is not None:
-            at = previous
+        if step is not None and following is not None and at is not None:
             yield Row(at.label, at.step, None, None, "update_cosine", None, cosine(step, following))
-        before, step = here, following
+        before, step, at = here, following, found

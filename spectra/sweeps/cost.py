@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 from spectra.errors import SpectraError
 from spectra.records.inspect import CommandCost, InspectResult
 from spectra.records.record import Record
@@ -18,7 +19,7 @@ from spectra.records.sweep import Cost, Costs
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.tasks import remaining
 
-DEFAULT_DENSITY = {"probes": 10, "steps": 80}  # which `inspect` counts with
+DEFAULT_DENSITY = {"probes": DENSITY_PROBES, "steps": DENSITY_STEPS}  # which `inspect` counts with
 
 
 def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Costs:

@@ -73,6 +73,12 @@ class SavedPairs:
         """The gap behind the first k; None where no further eigenvalue was found."""
         return gap_behind(self.values, self.residuals, k)
 
+    def gap_within(self, k: int) -> Gap:
+        """The gap behind the first k, which are not all that were found."""
+        gap = self.gap(k)
+        assert gap is not None
+        return gap
+
 
 def leading(found: Found) -> SavedPairs | None:
     """None where a number is not finite."""
@@ -105,7 +111,7 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
 def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
     for pairs in known:
         error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
-        yield derived(pairs, "gap", k, pairs.gap(k).relative, float(error), gap_is_told(k, pairs))
+        yield derived(pairs, "gap", k, pairs.gap_within(k).relative, float(error), gap_is_reliable(k, pairs))
 
 
 def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
@@ -117,31 +123,35 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
         if here is None:
             name = pairs.found.curvature
             note(f"{name}: where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps")
-        if comparable(here, there):
+        both = comparable(here, there)
+        if both:
             error = bound_of_overlap(pairs, following, 1)
-            cosine = min(abs(float(here[0] @ there[0])), 1.0)
-            yield derived(pairs, "alignment_next", 1, cosine, error, gap_is_told(1, pairs, following))
-        if k and comparable(here, there):
-            yield from compared("next", pairs, following, here, there)
-        if k and comparable(here, final):
-            yield from compared("last", pairs, last, here, final)
+            cosine = min(abs(float(both[0][0] @ both[1][0])), 1.0)
+            yield derived(pairs, "alignment_next", 1, cosine, error, gap_is_reliable(1, pairs, following))
+        if k and both:
+            yield from compared("next", pairs, following, *both)
+        if k and (ends := comparable(here, final)):
+            yield from compared("last", pairs, last, *ends)
         if k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
-            yield derived(pairs, "update_share", k, share, min(pairs.gap(k).bound, 1.0), gap_is_told(k, pairs))
+            yield derived(
+                pairs, "update_share", k, share, min(pairs.gap_within(k).bound, 1.0), gap_is_reliable(k, pairs)
+            )
         here, start = there, end
 
 
 def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
     k = len(here)
-    told = gap_is_told(k, pairs, other)
+    reliable = gap_is_reliable(k, pairs, other)
     error = bound_of_overlap(pairs, other, k)
-    yield derived(pairs, f"overlap_{which}", k, overlap(here, there), error, told)
+    yield derived(pairs, f"overlap_{which}", k, overlap(here, there), error, reliable)
     for i, angle in enumerate(principal_angles(here, there), start=1):
-        yield derived(pairs, f"angle_{which}", i, float(angle), None, told)
+        yield derived(pairs, f"angle_{which}", i, float(angle), None, reliable)
 
 
-def comparable(here: np.ndarray | None, there: np.ndarray | None) -> bool:
-    return here is not None and there is not None and here.shape == there.shape
+def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both, where there are both and they are of one shape."""
+    return (here, there) if here is not None and there is not None and here.shape == there.shape else None
 
 
 def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | None:
@@ -149,12 +159,12 @@ def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | No
     return None if one is None or two is None else overlap_error(one.bound, two.bound, k)
 
 
-def gap_is_told(k: int, *some: SavedPairs) -> bool:
-    """Whether there is a gap behind the first k eigenvalues of each, as far as it is known (`Gap.told`)."""
-    return all(gap is None or gap.told for gap in (pairs.gap(k) for pairs in some))
+def gap_is_reliable(k: int, *some: SavedPairs) -> bool:
+    """Whether there is a gap behind the first k eigenvalues of each, as far as it is known (`Gap.reliable`)."""
+    return all(gap is None or gap.reliable for gap in (pairs.gap(k) for pairs in some))
 
 
-def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, told: bool) -> Row:
+def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, reliable: bool) -> Row:
     """A number that took no products of its own."""
-    converged = pairs.found.entry.converged and told
+    converged = pairs.found.entry.converged and reliable
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

@@ -7,7 +7,7 @@
     seed = [0, 1]
     [eig]                          # commands, in this order, with options of their own
     k = 5
-    [run]                          # where: spectra.sweeps.place
+    [run]                          # where: spectra.sweeps.plan_run
     [collect]
     learning_rate = 0.05
 
@@ -28,8 +28,8 @@ from typing import Any
 
 from spectra.commands import of_sweeps
 from spectra.quoting import quoted
-from spectra.sweeps.place import Place, read_place
-from spectra.sweeps.plan_file import PlanFile, shown
+from spectra.sweeps.plan_run import RunSettings, read_run
+from spectra.sweeps.plan_tables import PlanFile, shown
 
 COMMANDS = of_sweeps()
 MULTIPLY = ("checkpoint", "curvature", "seed")
@@ -56,7 +56,7 @@ class Plan:
     path: Path  # absolute
     out: Path  # absolute
     tasks: tuple[Task, ...]
-    run: Place
+    run: RunSettings
     learning_rate: float | None
     commands: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]]  # of each command as the file has them, but for MULTIPLY
@@ -89,7 +89,7 @@ def read_plan(path: Path) -> Plan:
         path=file.path,
         out=out,
         tasks=tuple(make_tasks(file, out, options, notes.append)),
-        run=read_place(file),
+        run=read_run(file),
         learning_rate=learning_rate(file),
         commands=commands,
         options=options,

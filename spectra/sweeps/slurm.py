@@ -1,4 +1,4 @@
-"""Tasks as jobs of Slurm: one array, submitted through submitit.
+"""Tasks as jobs of Slurm: one array, submitted through submitit. The keys of [run] that set it up: `plan_run`.
 
 A job runs its task as a sweep here would. Told that its time ends or that it is preempted, it has the command save its
 state and is queued again; then it goes on. What Slurm says of jobs is asked of squeue alone, which every cluster has.

@@ -123,7 +123,7 @@ def overlap_table(pairs: Sequence[Pair]):
 def overlap_cell(spaces: Agreement | None) -> str:
     if spaces is None:
         return ""
-    return f"{spaces.overlap:.3f} " if spaces.told else f"({spaces.overlap:.3f})"
+    return f"{spaces.overlap:.3f} " if spaces.reliable else f"({spaces.overlap:.3f})"
 
 
 def rayleigh_table(record: Record):

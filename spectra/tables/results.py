@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.style import StyleType
 from rich.table import Table
 
 from spectra.quoting import NAME, escaped, quoted, readable
@@ -155,13 +156,15 @@ def new_table(*columns: str) -> Table:
 class Quoted(Table):
     """A table whose cells may hold what others call things."""
 
-    def add_row(self, *cells: str) -> None:
-        super().add_row(*[quoted(cell, NAME if i else FIRST) for i, cell in enumerate(cells)])
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        quoted_cells = [quoted(cell, NAME if i else FIRST) for i, cell in enumerate(cells)]
+        super().add_row(*quoted_cells, style=style, end_section=end_section)
 
 
 def rendered(*parts: str | Table) -> str:
     """Parts one below the other, without trailing spaces."""
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print("\n".join(map(escaped, part.split("\n"))) if isinstance(part, str) else part)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

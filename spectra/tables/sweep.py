@@ -84,5 +84,5 @@ def total(rows: Sequence[Cost], loading: float, in_time) -> str:
     products = sum(row.times * row.products for row in known)
     seconds = sum(row.times * row.seconds for row in known)
     times = sum(row.times for row in rows)
-    text = f"all: {sign}{counted(products, 'product')} in {in_time(seconds)}"
+    text = f"all: {sign}{counted(int(products), 'product')} in {in_time(seconds)}"
     return f"{text}, and {in_time(times * loading)} for {counted(times, 'start')}, one after the other"

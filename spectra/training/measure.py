@@ -11,11 +11,11 @@ from typing import NamedTuple
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.methods import TRACE
 from spectra.operator import CHECKS
 from spectra.run.measurement import Measurement
 from spectra.run.measurement import measure as measure_by
+from spectra.run.trace import usual_method
 
 FEWEST = 4  # products for a trace: of fewer there is no standard error
 
@@ -42,7 +42,7 @@ def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: fl
     pairs = measure_by(matrix, solve, seed=seed, left=lambda spent: half)
 
     left = products - pairs.products
-    method = "gram" if exact_trace_pays(matrix, left) else "xtrace"
+    method = usual_method(matrix, left)
     known = pairs.answer if method == "xtrace" and pairs.answer.values.isfinite().all() else None
     trace = measure_by(
         matrix,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spectra.arguments import require_integer, require_number
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
+from spectra.defaults import TOLERANCE
 from spectra.errors import SpectraError, describe
 from spectra.inputs.given import unwrapped
 from spectra.inputs.model import uncompiled
@@ -100,7 +101,7 @@ class Watch:
         products: int = 100,
         k: int = 3,
         curvature: str | Sequence[str] = "hessian",
-        tolerance: float = 1e-3,
+        tolerance: float = TOLERANCE,
         rtol: float = 0.05,
         seed: int = 0,
         memory: int | None = None,

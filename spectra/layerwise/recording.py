@@ -73,8 +73,8 @@ def block_record(found: Layers, i: int) -> Block:
 
 def low_ranks(found: Layers, i: int) -> list[LowRank]:
     """Stable ranks of the block's own leading eigenvector and of the whole matrix's, by weight."""
-    own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu()) if found.told(i) else []
-    u = found.vector if found.told_of_whole(i) else None
+    own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu()) if found.leading_is_reliable(i) else []
+    u = found.vector if found.share_is_reliable(i) else None
     everything = {} if u is None else dict(found.low_ranks(i, u[found.blocks[i].index]))
     return [LowRank(weight=w, stable_rank=rank, of_whole=everything.get(w)) for w, rank in own]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from spectra.cluster.distributed import distributed
+from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.bounds import kato_temple
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
-from spectra.layerwise.records import layers_results
+from spectra.layerwise.recording import layers_results
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -24,6 +26,14 @@ from spectra.vectors import take_rows
 LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude
 
 
+class Settled(NamedTuple):
+    """What depends on the kind of blocks where it is not asked for."""
+
+    k: int
+    sort: str
+    rtol: float
+
+
 @dataclass(frozen=True)
 class LayersSettings(AnySize):
     """Which blocks, and what of each: see `layers.layers`. None stands for what suits the kind of blocks."""
@@ -33,37 +43,37 @@ class LayersSettings(AnySize):
     sort: str | None = None
     method: str = "xdiag"
     rtol: float | None = None
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
     steps: int = 0
-    probes: int = 4
+    probes: int = LAYERS_PROBES
 
     command = "layers"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
 
-    def settled(self) -> LayersSettings:
-        """The same without None: of channels there are many, which are ranked by their saliencies."""
+    def settled(self) -> Settled:
+        """What None stands for: of channels there are many, which are ranked by their saliencies."""
         channels = self.by == "channel"
-        return replace(
-            self,
+        return Settled(
             k=(0 if channels else 1) if self.k is None else self.k,
             sort=self.sort or ("sensitivity" if channels else "order"),
-            rtol=(0.05 if channels else 0.01) if self.rtol is None else self.rtol,
+            rtol=(0.05 if channels else RTOL) if self.rtol is None else self.rtol,
         )
 
 
 def layerwise(session: Session[LayersSettings]) -> Record:
     """The record of the blocks of each matrix."""
-    asked, problem = session.request.settings.settled(), session.load()
+    asked, problem = session.request.settings, session.load()
     blocks = parameter_blocks(problem, asked.by)
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
-    record = session.record([], layers_results(found, asked.by, asked.sort, asked.method))
+    record = session.record([], layers_results(found, asked.by, asked.settled().sort, asked.method))
     return record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *tied(problem)]))
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
     """The answer for one matrix, and what it cost."""
-    asked, limit, problem = session.request.settings.settled(), session.request.max_products, session.problem
+    asked, limit, problem = session.request.settings, session.request.max_products, session.problem
+    settled = asked.settled()
     generator = torch.Generator().manual_seed(session.request.seed)
     together = Together(session, 2)
     matrix = together.matrix(problem, name, 200)
@@ -76,14 +86,14 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(problem, blocks, matrix.operator),
-        k=asked.k,
+        k=settled.k,
         method=asked.method,
-        rtol=asked.rtol,
-        ranked=asked.by == "channel" or asked.sort == "sensitivity",
+        rtol=settled.rtol,
+        ranked=asked.by == "channel" or settled.sort == "sensitivity",
         tolerance=asked.tolerance,
         steps=asked.steps,
         probes=asked.probes,
-        known=leading(session, matrix, name, limit) if asked.k else None,
+        known=leading(session, matrix, name, limit) if settled.k else None,
         generator=generator,
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: session.listener.work(f"{name}, {what}"),
@@ -94,7 +104,7 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
 def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
     """The leading eigenpair that an earlier eig has left, if there is one."""
     path, agree = session.request.arrays_of_earlier(), session.processes.least
-    if not agree(path is not None and end_of(path) in LEADING):
+    if not agree(path is not None and end_of(path) in LEADING) or path is None:
         return None
     room = None if limit is None else max(0, limit - matrix.checks) // 4
     known = eigenpairs(path, matrix.operator, name, session.listener.note, agree, "taken", room)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spectra.defaults import TOLERANCE
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, SymmetricOperator, checkpointed
 from spectra.records.files import read_arrays
@@ -21,7 +22,7 @@ from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import find_directions, numbered, refuse_ranks
 from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.records import landscape_results
+from spectra.surfaces.recording import landscape_results
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LandscapeSettings:
 
     along: tuple[tuple[str, ...], ...]
     grid: Grid
-    tolerance: float = 1e-3
+    tolerance: float = TOLERANCE
 
     command = "landscape"
     less_memory = ("`along`", "name fewer at a time, or choose fewer parameters with `params`")

@@ -18,6 +18,7 @@ from spectra.comparison.residuals import residuals
 from spectra.comparison.subsample import BySize, chains, refuse_sizes
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
+from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.limits import refuse_k
@@ -36,7 +37,7 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.spectrum.classes import class_count, class_structure
-from spectra.spectrum.records import outliers_of
+from spectra.spectrum.recording import outliers_of
 from spectra.vectors import norm
 
 
@@ -44,9 +45,9 @@ from spectra.vectors import norm
 class CompareSettings:
     """How many eigenvectors, probes, products a probe; other data, by name; and sizes of subsets."""
 
-    k: int = 10
-    probes: int = 16
-    steps: int = 40
+    k: int = K
+    probes: int = COMPARE_PROBES
+    steps: int = COMPARE_STEPS
     held_out: str | None = None
     subsample: tuple[int, ...] | None = None
 
@@ -87,7 +88,7 @@ class Comparing:
         reasons = self.explained(comparison)
         found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
         there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
-        by_size = self.on_subsets() if self.asked.subsample else {}
+        by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
         classes = class_count(problem)
         structure = self.levels(comparison) if classes else None
 
@@ -95,7 +96,7 @@ class Comparing:
         if by_size:
             results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
         here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
-        samples = self.session.about.samples
+        samples = sum(map(len, self.session.problem.batches))
         record = self.session.record(
             [],
             results + [CompareResult.of(m, k) for m in there],
@@ -167,11 +168,11 @@ class Comparing:
             found.append(replace(measurement, curvature=there))
         return found, comparisons
 
-    def on_subsets(self) -> dict[str, BySize]:
+    def on_subsets(self, sizes: Sequence[int]) -> dict[str, BySize]:
         """Largest eigenvalues of each matrix on subsets of the examples."""
         names, k = self.session.names, self.asked.k
         found = {name: BySize() for name in names}
-        for chain, size, problem in chains(self.session.problem, self.asked.subsample, self.session.request.seed):
+        for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
             for name in names:
                 what = f"{name}, {size} examples, {chain + 1}"
                 matrix = self.together.matrix(problem, name, 20 + 3 * k, what)
@@ -200,7 +201,7 @@ def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, An
     """
     asked, named = session.request.settings, session.request.named
     if asked.subsample:
-        refuse_sizes(asked.subsample, session.about.samples)
+        refuse_sizes(asked.subsample, sum(map(len, session.problem.batches)))
     if not asked.held_out:
         return None
     with session.listener.work("held-out data") as line:

@@ -1,4 +1,4 @@
-"""The TOML file of a plan: its tables, and errors that name it."""
+"""The TOML file of a plan as tables, with errors that name the file. Each table's keys: `plan` and `plan_run`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.quoting import quoted
 
 
 class PlanFile:
-    """Raises SpectraError where there is no such file, or no TOML in it."""
+    """The tables of a plan's file. Raises SpectraError where there is no such file, or no TOML in it."""
 
     def __init__(self, path: Path):
         self.named = path  # as the user typed it
@@ -27,14 +27,14 @@ class PlanFile:
             raise SpectraError(f"PLAN {path}: is no TOML ({error}); put it right there") from error
 
     def table(self, name: str) -> dict[str, Any]:
-        """Empty where it is not there."""
+        """The keys and values of a table; empty where the file has no such table. Raises SpectraError."""
         table = self.content.get(name, {})
         if not isinstance(table, dict):
             raise self.error(f"{shown(name, table)} is no table; write [{name}] above its keys")
         return table
 
     def refuse_unknown(self, table: str, known: Iterable[str]) -> None:
-        """Raise SpectraError where a table (the whole file: "") has another key."""
+        """Raise SpectraError where a table (the whole file: "") has a key that is not known."""
         found = self.table(table) if table else self.content
         if unknown := found.keys() - set(known):
             from spectra.inputs.spec import suggest  # which loads torch
@@ -44,6 +44,7 @@ class PlanFile:
             raise self.error(f"{what}; {suggest(name, known)}", table)
 
     def error(self, text: str, table: str = "") -> SpectraError:
+        """The error that names the file and the table, for the caller to raise."""
         return SpectraError(f"PLAN {self.named}: {f'[{table}] ' if table else ''}{text}")
 
 

@@ -1,4 +1,4 @@
-"""The plan of a sweep with every option in it checked, as its command would check it."""
+"""The options in a sweep's plan, each checked as its command would check it on the command line."""
 
 from __future__ import annotations
 

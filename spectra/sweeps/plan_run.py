@@ -1,4 +1,4 @@
-"""Where the tasks of a plan run: its table [run].
+"""The table [run] of a plan, and every key that it may hold: where the tasks run, and what each may take.
 
 [run]
 on = "local"            # or "slurm"
@@ -22,14 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spectra.sweeps.plan_file import PlanFile, shown
+from spectra.sweeps.plan_tables import PlanFile, shown
 
 TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(?P<seconds>\d\d))?")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A field that is None is left to its default: of Slurm, or as many as there is room for."""
+class RunSettings:
+    """What [run] asks for. A field that is None is left to Slurm's default, or to as many as there is room for."""
 
     on: str = "local"
     jobs: int | None = None
@@ -51,7 +51,7 @@ class Place:
 
 
 def minutes(text: str) -> int | None:
-    """Of `D-HH:MM:SS`, `HH:MM:SS` or `HH:MM`, rounded up; None where it is none of these."""
+    """The whole minutes, rounded up, in a time `D-HH:MM:SS`, `HH:MM:SS` or `HH:MM`; None for any other text."""
     match = TIME.fullmatch(text)
     if not match:
         return None
@@ -89,8 +89,12 @@ SLURM = {
 KEYS = {**BOTH, **LOCAL, **SLURM}
 
 
-def read_place(file: PlanFile) -> Place:
-    """Raises SpectraError: an unknown key, a value that is no such thing, a key of the other place."""
+def read_run(file: PlanFile) -> RunSettings:
+    """Read and check the table [run]; what it leaves out has its default.
+
+    Raises SpectraError: an unknown key, a value of another type, a key that serves Slurm alone or local runs alone,
+    no time for Slurm.
+    """
     file.refuse_unknown("run", KEYS)
     table = file.table("run")
     for key, value in table.items():
@@ -104,4 +108,4 @@ def read_place(file: PlanFile) -> Place:
     if on == "slurm" and "time" not in table:
         raise file.error('time is missing; write how long a task may take, as time = "01:00:00"', "run")
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    return Place(**fields)
+    return RunSettings(**fields)

@@ -1,0 +1,9 @@
+"""Defaults that commands, calls, methods and forecasts have in common: each is written here alone. It loads nothing."""
+
+K = 10  # eigenvalues of eig, leading eigenvectors of compare
+TOLERANCE = 1e-3  # of an eigenpair: residual over |eigenvalue|
+RTOL = 0.01  # of a trace: standard error over |trace|
+DENSITY_STEPS, DENSITY_PROBES = 80, 10  # of density: products a probe, and random vectors
+COMPARE_STEPS, COMPARE_PROBES = 40, 16  # of compare, likewise
+LAYERS_STEPS, LAYERS_PROBES = 40, 4  # of a density of layers, likewise
+SAVE_EVERY = 5.0  # minutes between two savings of what is done
