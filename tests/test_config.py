@@ -181,6 +181,7 @@ LINES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", LINES)
 def test_a_result_repeats_itself(command, good):
     first = good(f"{command} {PROBLEM} {LINES[command]} --batch-size 5 --out first")

@@ -340,7 +340,7 @@ EVERY = [(kind, way) for way in WAYS for kind in [*ABSOLUTE, *TANGENTS, *SPARSE,
 
 # PyTorch's own: forward-mode derivatives, sparse layouts and nested tensors.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning", "ignore:Sparse:UserWarning")
-@pytest.mark.sampled(30)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("kind", "way"), EVERY, ids=lambda part: getattr(part, "name", part))
 def test_the_hessian_is_that_of_finite_differences(kind, way, device):

@@ -304,6 +304,7 @@ def test_eigenvectors_of_another_matrix_are_not_taken(call):
 # Where it ends early
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 12, 40, 100])
 @pytest.mark.parametrize("options", ["", "--density"])
 def test_a_budget_ends_it_with_status_1(limit, options, call):
@@ -357,6 +358,7 @@ def test_what_is_refused(options, fragment, call):
     assert not Path("here/layers.state").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("by", "part"), [("layer", 0.15), ("layer", 0.5), ("layer", 0.85), ("channel", 0.4)])
 def test_it_goes_on_where_it_was_cut_off(by, part, monkeypatch, capfd):
     """Anywhere: in the diagonal, the leading pair, the blocks or their spectra; to the same numbers."""

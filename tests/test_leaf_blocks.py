@@ -25,7 +25,7 @@ def vectors(problem, count: int = 2):
     return torch.randn(problem.size, count, generator=seeded(), dtype=problem.dtype)
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(("case", "name"), EACH, ids=name_of)
 def test_products_are_those_of_the_dense_blocks(case: Case, name: str):
     """By blocks of layers, against products of the whole matrix cut to each."""

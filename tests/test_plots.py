@@ -93,6 +93,7 @@ def assert_readable(figure):
         assert inside, f"{text!r} leaves the page"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("name", "log", "width"),
     [(name, log, 6.5) for name in ("four", "tiny", "long names") for log in (False, True)]
