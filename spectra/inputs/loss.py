@@ -1,4 +1,4 @@
-"""`loss`: a name and its options -> a Loss."""
+"""The `loss` option: make a Loss from its name and options."""
 
 from __future__ import annotations
 
