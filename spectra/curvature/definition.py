@@ -87,8 +87,9 @@ class Definition(ABC):
         return by_example(root_of(values, vectors, problem.dtype), batch)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
-        """The largest number of rows that S may have for one row of the model; where M ties a batch together, for
-        the batch.
+        """The largest number of rows that S may have for one row of the model.
+
+        Where M ties a batch together, it is the number for the batch.
         """
         return rows[0].numel()
 

@@ -55,8 +55,9 @@ MATRICES = Register(
 
 
 def definition(name: str) -> Definition:
-    """The definition of the matrix of this name. Raises SpectraError where there is none, or the package that
-    adds it is broken.
+    """The definition of the matrix of this name.
+
+    Raises SpectraError where there is none, or the package that adds it is broken.
     """
     if name not in MATRICES:
         raise ArgumentError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")

@@ -102,8 +102,9 @@ class Curvature:
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept between products and that one product takes beside them at most; 0 before the
-        first product.
+        """The bytes that are kept between products and that one product takes beside them at most.
+
+        They are 0 before the first product.
         """
         return self._products.peak_bytes if self._products else 0
 

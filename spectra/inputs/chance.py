@@ -10,8 +10,9 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Start the global generators of torch (CUDA too), NumPy and `random` from `seed` inside this context, and
-    restore them.
+    """Start the global generators of torch (CUDA too), NumPy and `random` from `seed` inside this context.
+
+    They are restored on leaving.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002

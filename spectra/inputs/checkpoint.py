@@ -162,8 +162,9 @@ def _kind(value: Tensor) -> str:
 
 
 def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, Tensor]) -> str | None:
-    """Load the weights, and return what is wrong with them, or None. Torch decides: hooks of a layer may rename
-    old keys.
+    """Load the weights, and return what is wrong with them, or None.
+
+    Torch decides: hooks of a layer may rename old keys.
     """
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -30,8 +30,9 @@ BY_SUFFIX = {
 
 
 def formats(file: Path) -> str | None:
-    """The kind of a file that is known to be no state dict, with the way out; else None. Raises OSError where it
-    cannot be read.
+    """The kind of a file that is known to be no state dict, with the way out; else None.
+
+    Raises OSError where it cannot be read.
     """
     if file.suffix == ".distcp" or file.name == ".metadata":
         return f"one part of {DISTRIBUTED.format(file.parent)}"

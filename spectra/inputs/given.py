@@ -237,7 +237,7 @@ def chosen(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
 
 
 def recut(batches: list[Batch], size: int) -> list[Batch]:
-    """The same examples in batches of `size`. Raises SpectraError where they cannot be joined."""
+    """The examples in their order, in batches of `size`. Raises SpectraError where they cannot be joined."""
     from spectra.curvature.engine.batches import joined
 
     try:

@@ -69,8 +69,9 @@ def _pickles(file: IO[bytes], size: int) -> Iterator[Any]:
 
 
 def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
-    """Follow the stack of one pickle, and return the fault of its tuples, if any; the bytes of its storages go
-    into `storages`.
+    """Follow the stack of one pickle, and return the fault of its tuples, if any.
+
+    The bytes of its storages go into `storages`.
     """
     stack: list[Value] = []
     memo: dict[int, Value] = {}

@@ -245,8 +245,9 @@ def load_model(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Build the named model and load its weights, and return it with what `load_checkpoint` returns. Raises
-    SpectraError.
+    """Build the named model and load its weights, and return it with what `load_checkpoint` returns.
+
+    Raises SpectraError.
 
     The model is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to
     eval mode afterwards, since an `eval()` of its own may merge them.

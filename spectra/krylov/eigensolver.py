@@ -114,17 +114,16 @@ class Eigensolver:
         return True
 
     def extend_until_test(self) -> ReverseCommunication:
-        """Extend by one product, and by more once the eigenproblem of T is no longer cheap, before convergence is
-        tested.
-        """
+        """Extend by one product before the next test, by more once the eigenproblem of T is no longer cheap."""
         yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
             if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
     def search_complement(self) -> ReverseCommunication:
-        """Bound the matrix on the complement of the basis, with probability 0.99; stop as soon as a better pair is
-        found.
+        """Bound the matrix on the complement of the basis, with probability 0.99.
+
+        Stop as soon as a better pair is found.
 
         Where the complement is no larger than the search, or is all pending, it is taken into the basis whole. Else a
         Lanczos run of its own goes through the complement, pending directions included: directions that rounding made
@@ -199,8 +198,9 @@ class Eigensolver:
         return pairs
 
     def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Find converged pairs orthogonal to those given, the most wanted first; None in place of values where the
-        budget ends.
+        """Find converged pairs orthogonal to those given, the most wanted first.
+
+        None in place of values where the budget ends.
 
         The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
         """
@@ -303,8 +303,7 @@ class Eigensolver:
         )
 
     def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """The violation of the Lanczos relation, |A V's - V'T s - Q'C s|, for all wanted pairs together, by one
-        product.
+        """The violation |A V's - V'T s - Q'C s| of the Lanczos relation, for all wanted pairs together, by one product.
 
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
         """

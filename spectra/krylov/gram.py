@@ -91,8 +91,9 @@ def gram_eigenpairs(
 
 
 def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of a Gram matrix, falling, and eigenvectors (rows, k); eigenvalues of the size of
-    rounding are left out.
+    """The k largest eigenvalues of a Gram matrix, falling, and eigenvectors (rows, k).
+
+    Eigenvalues of the size of rounding are left out.
     """
     rows = len(gram)
     if not rows:
@@ -159,8 +160,9 @@ def gram_trace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Compute tr A + known exactly, as the sum of the squares of the factor. Raises SpectraError as `gram_eigenpairs`
-    does.
+    """Compute tr A + known exactly, as the sum of the squares of the factor.
+
+    Raises SpectraError as `gram_eigenpairs` does.
     """
     factor = operator.factor()
     refuse_budget(factor.trace_cost(), max_products)

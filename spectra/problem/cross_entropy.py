@@ -16,10 +16,10 @@ from spectra.wording import counted
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The loss `torch.nn.CrossEntropyLoss`, with classes along dimension 1, or along the last where the targets' shape
-    says so.
+    """The loss `torch.nn.CrossEntropyLoss`.
 
-    `class_dim` (1 or -1) decides; without it, integer targets that both readings fit are refused.
+    Classes are along dimension 1, or along the last where the targets' shape says so. `class_dim` (1 or -1) decides;
+    without it, integer targets that both readings fit are refused.
     """
 
     class_weights: Tensor | None = None  # (C,)
@@ -34,8 +34,9 @@ class CrossEntropy:
             raise SpectraError(f"`loss` cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The output as rows (E, C), one a target. Raises SpectraError where the shapes do not fit, or fit in two
-        ways.
+        """The output as rows (E, C), one a target.
+
+        Raises SpectraError where the shapes do not fit, or fit in two ways.
         """
         soft = targets.is_floating_point()
         if output.ndim < 2:

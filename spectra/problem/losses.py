@@ -30,14 +30,16 @@ class Loss(Protocol):
     """The interface of a loss. Targets are those of one batch; rows are (E, K)."""
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The model's output as rows. Raises SpectraError where the shapes do not fit; reads no values, so that
-        it can be traced.
+        """The model's output as rows.
+
+        Raises SpectraError where the shapes do not fit; reads no values, so that it can be traced.
         """
         ...
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where values of targets do not fit rows of this width; called once, before the first
-        use.
+        """Raise SpectraError where values of targets do not fit rows of this width.
+
+        Called once, before the first use.
         """
         ...
 
@@ -173,8 +175,9 @@ class BinaryCrossEntropy(Elementwise):
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """A user's function (output, targets) that returns values of the examples (b, ...), or their mean over the
-    batch.
+    """A user's loss.
+
+    Its function (output, targets) returns values of the examples (b, ...), or their mean over the batch.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -196,8 +199,9 @@ class CustomLoss:
         """Accept all targets."""
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The sum over the batch of the function's values. Raises SpectraError where the function fails or
-        returns no such values.
+        """The sum over the batch of the function's values.
+
+        Raises SpectraError where the function fails or returns no such values.
         """
         try:
             values = self.function(rows, targets)

@@ -138,8 +138,9 @@ class Problem:
             return self.call(batch)
 
     def call(self, batch: Batch) -> Tensor:
-        """The model's output on a batch, by a plain call, whose side effects stay. Raises SpectraError as
-        `output` does.
+        """The model's output on a batch, by a plain call, whose side effects stay.
+
+        Raises SpectraError as `output` does.
         """
         grad = torch.is_grad_enabled()
         given = detached_inputs(batch.inputs, self.writes_inputs)

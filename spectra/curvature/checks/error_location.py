@@ -62,7 +62,7 @@ def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
 
 
 def cut_off(value: Any) -> Any:
-    """A tensor's copy outside the graph; anything else as it is."""
+    """A copy of a tensor outside the graph; anything else is returned as it is."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

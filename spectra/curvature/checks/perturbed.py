@@ -41,8 +41,9 @@ class LocalProblem:
 
     @contextmanager
     def moved(self, step: float) -> Iterator[None]:
-        """Move the parameters to theta + step v inside this context. They keep their identity, and get their own
-        memory back.
+        """Move the parameters to theta + step v inside this context.
+
+        They keep their identity, and get their own memory back.
         """
         self.gradients += 1
         with moved(self.problem.leaves, self.direction, step):
@@ -100,8 +101,9 @@ def copied(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
 
 
 def in_float64(value: Any) -> Any:
-    """The copy of a tensor in double precision, real or complex; integers keep their dtype, and anything else is
-    returned as it is.
+    """The copy of a tensor in double precision, real or complex.
+
+    Integers keep their dtype, and anything else is returned as it is.
     """
     if not isinstance(value, Tensor):
         return value

@@ -35,7 +35,7 @@ def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
 
 
 def resized(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
+    """The examples in their order, in batches whose products fit `memory` bytes and are worth a call each."""
     largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
     room = fitting if largest <= fitting else fitting / QUARTER
     if batches[0].indices.device.type == "cpu":

@@ -65,8 +65,9 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def uncompiled() -> AbstractContextManager:
-    """A context in which functions that torch.compile has compiled run as they are written, since compiled code
-    has no second derivative.
+    """A context in which compiled functions run as they are written.
+
+    The code that torch.compile makes has no second derivative.
     """
     compiles = "torch._dynamo" in sys.modules  # whoever compiles has it; for others its import takes seconds
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()

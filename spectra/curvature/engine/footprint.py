@@ -64,8 +64,9 @@ class Highest:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes of a batch's product by double backward, besides model and data, as functions of the elements of
-    its inputs.
+    """The bytes of a batch's product by double backward, besides model and data.
+
+    They are functions of the elements of the batch's inputs.
     """
 
     kept: Highest  # what does not depend on the vector
@@ -148,7 +149,8 @@ def tensors(batch: Batch) -> list[Tensor]:
 
 
 def elements(batch: Batch) -> int:
-    """The size of a batch, whatever the lengths of its sequences: the numbers in its inputs, at least one an
-    example.
+    """The size of a batch: the numbers in its inputs, at least one an example.
+
+    It is meaningful whatever the lengths of the batch's sequences.
     """
     return max(len(batch), sum(x.numel() for x in pytree.tree_leaves(batch.inputs) if isinstance(x, Tensor)))

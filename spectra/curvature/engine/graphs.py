@@ -175,8 +175,9 @@ def nbytes(node: Node) -> float:
 
 
 def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
-    """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product; also return
-    the residuals' nodes.
+    """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product.
+
+    Also return the residuals' nodes.
     """
     *constants, vector = module.graph.find_nodes(op="placeholder")
     late = {vector}

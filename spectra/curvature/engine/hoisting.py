@@ -112,8 +112,9 @@ def convolves(module: GraphModule) -> bool:
 
 
 def channels_last(x):
-    """Images laid out channels last, for which oneDNN's convolutions are faster (ResNet-20: products in 0.87 to
-    0.95 the time).
+    """Images laid out channels last, for which oneDNN's convolutions are faster.
+
+    On ResNet-20, products take 0.87 to 0.95 the time.
     """
     images = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
     return x.contiguous(memory_format=torch.channels_last) if images else x

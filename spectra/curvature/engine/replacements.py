@@ -91,8 +91,9 @@ def view_as_complex(x: Tensor) -> Tensor:
 
 
 class SparseTensor(torch.autograd.Function):
-    """The sparse tensor `make(values)` of `values` at `indices`; PyTorch's own derivative by the values has no
-    graph behind it.
+    """The sparse tensor `make(values)` of `values` at `indices`.
+
+    PyTorch's own derivative by the values has no graph behind it.
     """
 
     @staticmethod

@@ -17,8 +17,9 @@ TOGETHER = 64  # examples of one pass
 
 
 def output_depends_on_parameters(problem: Problem) -> bool:
-    """Whether any output is computed from the chosen parameters. Two examples of each batch show it, but for
-    models that branch.
+    """Whether any output is computed from the chosen parameters.
+
+    Two examples of each batch show it, but for models that branch.
     """
     wanted = {id(p) for p in problem.leaves}
     outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))

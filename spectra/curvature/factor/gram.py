@@ -117,8 +117,9 @@ class Factor:
 
     @property
     def columns(self) -> int:
-        """The numbers that an inner product of two rows of F reads of each row; an outer product's come from its
-        two factors.
+        """The numbers that an inner product of two rows of F reads of each row.
+
+        An outer product's come from its two factors.
         """
         return self.one_by_one + sum(self._layers.values())
 
@@ -262,8 +263,9 @@ class Factor:
             return {call.key: call.width for call in linear_calls(self.problem, part.batch, len(part.roots))[1]}
 
     def _groups(self) -> list[set[tuple[int, ...]]]:
-        """The keys of layers, in groups whose inputs and slopes of all rows fit memory together; a layer that
-        does not fit is alone.
+        """The keys of layers, in groups whose inputs and slopes of all rows fit memory together.
+
+        A layer that does not fit is alone.
         """
         groups: list[set[tuple[int, ...]]] = []
         each, room = self.rows * self.problem.dtype.itemsize, 0
