@@ -18,7 +18,7 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 6.0  # seconds that a rank waits for the others to fail alike, or to leave
 DYING = 2.0  # seconds in which a process that has been killed is still seen
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
-SILENT = "a rank has ended without a word, as one that the system kills for its memory does; give the job more of it"
+SILENT = "a rank died without an error message, probably killed for lack of memory; request more memory"
 
 siblings = Siblings()
 _store: Any = None  # torch.distributed.Store, once joined; a connection of its own, which no other wait holds up

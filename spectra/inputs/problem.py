@@ -115,8 +115,10 @@ def load_problem(
     require_integer("seed", seed, 0, LARGEST_SEED)
     require_integer("mc_samples", mc_samples)
     require_number("weight_decay", weight_decay, finite=True)
+
     place, kind = choose_own_device(model, device), choose_dtype(model, dtype)
     objective = build_loss(loss, place, kind) if isinstance(loss, str) else own_loss(loss, place, kind)
+
     begins("building the model, reading its weights")
     if isinstance(model, nn.Module):
         refuse_of_names(
@@ -130,6 +132,7 @@ def load_problem(
         renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
+
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(kind).removeprefix("torch.")}
     with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
@@ -161,6 +164,7 @@ def load_problem(
         output_key=output,
         processes=processes,
     )
+
     begins("the loss over the data")
     value = evaluate(problem)
     if batch_size is None and whole:
@@ -168,6 +172,7 @@ def load_problem(
         problem = replace(problem, batches=cut(fitting_batch_size(problem, count, memory)))
         if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
             value = evaluate(problem)
+
     typed |= {
         "params": list(params),
         "transform": examples.transform if whole else None,
@@ -176,8 +181,8 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    told = [*(notes(examples) if whole else ()), *renormalised]
-    return Loaded(problem, problem_record(problem, typed, value, told), loaded)
+    remarks = [*(notes(examples) if whole else ()), *renormalised]
+    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
@@ -200,7 +205,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
 
 
 def problem_record(
-    problem: Problem, typed: dict[str, Any], value: Evaluation, told: Sequence[str] = ()
+    problem: Problem, typed: dict[str, Any], value: Evaluation, remarks: Sequence[str] = ()
 ) -> ProblemRecord:
     """The record of a problem: what was typed, the sizes, the loss over the data, and notes."""
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
@@ -215,7 +220,7 @@ def problem_record(
         ranks=problem.processes.count,
         loss_value=value.loss,
         accuracy=value.accuracy,
-        notes=[*told, *model_notes(problem)],
+        notes=[*remarks, *model_notes(problem)],
         versions=versions(),
     )
 

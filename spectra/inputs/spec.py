@@ -121,7 +121,7 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
     """
     if not callable(function):
         came = type(function).__name__
-        raise input_error(option, name, f"it is no callable but of type {came}; name a function that gives it")
+        raise input_error(option, name, f"expected a callable, got {came}; name a function that returns it")
     check_options(function, name, options, option)
     place = name.rpartition(":")[0]  # nothing for a name of a register, whose package finds its own modules
     try:

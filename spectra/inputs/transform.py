@@ -83,7 +83,7 @@ def _typed(spec: str) -> Callable[[Any], Any]:
         raise input_error(OPTION, name, f"it is a class; {INSTANCE}")
     if not callable(function):
         came = type(function).__name__
-        raise input_error(OPTION, name, f"it is no callable but of type {came}; name a function that takes x")
+        raise input_error(OPTION, name, f"expected a callable, got {came}; name a function that takes x")
     called = function.forward if isinstance(function, nn.Module) else function
     check_options(called, name, options, OPTION, ["x"])
     return partial(function, **options) if options else function

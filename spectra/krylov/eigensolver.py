@@ -78,6 +78,7 @@ class Eigensolver:
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
         self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
+
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
@@ -86,6 +87,7 @@ class Eigensolver:
             self.multiple |= searched is not None
             searched = values
             bounds = yield from self.search_complement()
+
         if bounds and not self.excludes_better(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
         return (yield from self.result(bounds))
@@ -107,8 +109,9 @@ class Eigensolver:
                 if self.state.exhausted:
                     return True
                 self.state.start(random_start(self.operator, self.generator))
-            if self.state.size >= self.capacity and self.state.size < self.state.dimension:
+            if self.capacity <= self.state.size < self.state.dimension:
                 self.restart(self.kept)
+
             yield from self.extend_until_test()
             self.report()
         return True
@@ -139,6 +142,7 @@ class Eigensolver:
         if dimension <= steps or self.state.exhausted:
             yield from self.finish()
             return None
+
         along = self.state.start(random_start(self.operator, self.generator))
         bounds, before = None, self.values[self.wanted()]
         for _ in range(steps):
@@ -149,6 +153,7 @@ class Eigensolver:
             self.report()
             if not self.wanted_converged() and not self.unchanged(self.values[self.wanted()], before):
                 return None
+
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
             coupling = length if length > self.rounding() else 0.0
@@ -177,16 +182,18 @@ class Eigensolver:
             values, vectors = yield from self.complement_pairs(pairs)
             if values is None:
                 return replace(pairs, complete=False)
+
             everything = torch.cat([pairs.values, values])
             best = select(everything, self.k, self.which)
             if self.unchanged(everything[best], pairs.values):
                 break
+
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            new = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
-            residuals[self.k + chosen] = new
+            residuals[self.k + chosen] = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
             residuals = residuals[best]
+
             pairs = replace(
                 pairs,
                 values=everything[best],
@@ -215,6 +222,7 @@ class Eigensolver:
             values, coordinates, residuals = run.ritz()
             if (residuals <= self.allowed(values))[select(values, size, self.which)].all():
                 break
+
         good = (residuals <= self.allowed(values)).nonzero().flatten()
         return values[good], run.vectors(coordinates[:, good])
 
@@ -280,17 +288,20 @@ class Eigensolver:
         if self.state.size == 0 or not self.state.finite:
             found = 0 if self.state.finite else self.k
             return no_eigenpairs(self.operator, found, self.products)
+
         self.values, self.coordinates, self.residuals = self.state.ritz()
         wanted = self.wanted()
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
         vectors = map_shards(lambda rows: rows / lengths, vectors)
+
         rounding = yield from self.relation_error(values, coordinates, vectors)
         residuals = torch.hypot(self.residuals[wanted], rounding)
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
             residuals = yield from self.residuals_of(values, vectors)
+
         return Eigenpairs(
             values=values,
             vectors=vectors,

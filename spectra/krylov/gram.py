@@ -64,19 +64,23 @@ def gram_eigenpairs(
     generator = chosen_generator(seed, generator)
     factor = operator.factor()
     refuse_budget(factor.cost() + k + (k + 1) // 2, max_products)
+
     gram = factor.gram()
     if not torch.isfinite(gram).all():
         return no_eigenpairs(operator, k, products=factor.products)
     if progress:  # LAPACK will not be heard of, nor hear Ctrl-C, before it is done
         progress(products=factor.products, gram_rows=len(gram))
+
     values, weights = decomposed(gram, k if which in ("LM", "LA") else len(gram))
     zeros = torch.zeros(min(k, n - len(values)), dtype=torch.float64)
     spectrum = torch.cat([values, zeros])
     chosen = select(spectrum, k, which)
+
     falling, back = chosen.sort()
     wanted = weights[:, falling[falling < len(values)]]
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
     vectors, values = take_rows(vectors, back.argsort()), spectrum[chosen] + factor.shift
+
     residuals = true_residuals(operator, values, vectors)
     allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(

@@ -248,7 +248,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
-            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; there are {foreign(some)}")
+            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; available: {foreign(some)}")
     wanted = {
         id(p)
         for name, p in model.named_parameters(remove_duplicate=False)

@@ -64,13 +64,16 @@ class Journal:
             logs = [stack.enter_context(closing(Log(each, self._settings.owner))) for each in paths]
             stack.pop_all()
         self._sample, self._products, self._steps, self._done = logs
+
         finished = {entry.position for entry in self._steps.entries}
         made = self._products.entries
         self._products.cut(next((i for i, entry in enumerate(made) if entry.position in finished), len(made)))
+
         self._position = self._place = self._next = self._spent = 0
         self._inside, self._repeating, self._writing = False, True, True
         self._trusted = not any(log.entries for log in (self._products, self._steps, self._done))
         self._synced = time.monotonic()
+
         for log in self._logs:
             self._tell_damage(log)
         if self._trusted:
@@ -89,6 +92,7 @@ class Journal:
         """The product `operator @ vectors`: that of an earlier run that made it at this point, or a new one."""
         self._trust(operator)
         self._spent += 1 if vectors.ndim == 1 else vectors.shape[1]
+
         mark = zlib.crc32(as_bytes(vectors))
         if self._repeating:
             found = self._made(mark, vectors)
@@ -98,6 +102,7 @@ class Journal:
                 self._advance()
                 return cast(Tensor, found)  # all processes have it
             self._stop_repeating()
+
         start = time.perf_counter()
         product = operator @ vectors
         seconds = time.perf_counter() - start
@@ -116,6 +121,7 @@ class Journal:
         """The result of `compute` in an earlier run, with the generator left as it left it; or a new one."""
         if self._inside:
             return compute()
+
         self._trust(operator)
         step = self._finished()
         if self._settings.least(step is not None):
@@ -135,6 +141,7 @@ class Journal:
             outcome = compute()
         finally:
             self._inside, self._place = False, 0
+
         seconds = time.perf_counter() - start + self.seconds - again
         content = io.BytesIO()
         torch.save((outcome, generator.get_state(), seconds), content)
@@ -187,12 +194,14 @@ class Journal:
         if self._trusted:
             return
         self._trusted = True
+
         vector, then = (empty_rows(operator, 1)[0] for _ in range(2))
         entries = self._sample.entries
         whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
         if self._settings.least(whole):
             self._refuse_another(operator @ vector, then)
             return
+
         self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
         for log in self._logs:
             log.cut(0)

@@ -243,6 +243,7 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     direction = problem.vector(local.direction).to(problem.dtype)
     own = replace(problem, batches=[batch])
     found = matrix(own, batch)(direction).double()
+
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
     chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
@@ -275,9 +276,11 @@ def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -
     scale, held = (torch.float64.itemsize / problem.dtype.itemsize, 8) if copy else (1, problem.dtype.itemsize)
     model = sum(t.numel() for t in (*problem.model.parameters(), *problem.model.buffers())) if copy else 0
     room = (memory - held * (model + VECTORS * problem.size)) / scale
+
     if not costs.scales:
         largest = max(problem.batches, key=len)
         return largest if costs.peak(elements(largest)) <= room else None
+
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     for count in range(min(EXAMPLES, sum(map(len, problem.batches))), 0, -1):
         if costs.peak(each * count) <= room:

@@ -123,10 +123,12 @@ def gathered_slices(graph: Graph) -> None:
         slices = [x for x in terms if is_call(x, aten.select_backward.default)]
         if node in absorbed or len({str(x.args[1:3]) for x in slices}) != 1:
             continue
+
         _, sizes, dim, _ = slices[0].args
         pieces = {x.args[3] % sizes[dim]: x.args[0] for x in slices}
         if not 1 < len(pieces) == len(slices):
             continue
+
         absorbed |= inner
         with graph.inserting_before(node):
             nothing = call(graph, aten.zeros_like.default, (slices[0].args[0],), value(slices[0].args[0]))
@@ -215,12 +217,14 @@ def weight_gradients(graph: Graph) -> None:
         across = all(x.target is aten.transpose.int and x.args[1:] == (0, 1) for x in (images, kernels))
         if not across or bias is not None or turned or groups != 1:
             continue
+
         inputs, slopes = images.args[0], kernels.args[0]
         shape = value(node).transpose(0, 1).shape
         room = zip(value(inputs).shape[2:], shape[2:], padding, stride, dilation, strict=True)
         sizes = [(size + 2 * pad - step * (width - 1) - 1) // apart + 1 for size, width, pad, step, apart in room]
         if sizes != [*value(slopes).shape[2:]]:
             continue  # a forward convolution with such a weight would have another output
+
         with graph.inserting_before(node):
             weight = call(graph, aten.new_empty.default, (inputs, shape), value(node).new_empty(shape))
             settings = ([0], dilation, padding, stride, False, [0] * len(padding), 1, [False, True, False])

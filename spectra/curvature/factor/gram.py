@@ -102,9 +102,11 @@ class Factor:
         units = 1 if matrix.depends_on_batches else len(batch)
         with self._settings():
             rows, calls = linear_calls(self.problem, batch, units)
+
         each = matrix.most_root_rows(self.problem, rows)
         if not matrix.semidefinite(self.problem.loss) or each * rows.nbytes > LARGEST_ROOTS:
             return math.inf
+
         kinds = each if matrix.depends_on_batches else each * len(rows) // len(batch)
         known = {i for call in calls for i in call.key}
         passes = bool(known) * (kinds + 1) + bool(self._besides(known)) * kinds * min(SINGLE, units)
@@ -136,6 +138,7 @@ class Factor:
                     add_gram(total, slopes, inputs)
             for first, last in self._spans(known):
                 add_gram(total, self._block(self._besides(known), first, last))
+
         self._passes += self._price(len(self._groups()), known)
         return self._centred(self._centred(total).T)
 
@@ -150,6 +153,7 @@ class Factor:
                 if rest := self._besides(known):
                     total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
                 passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
+
         total, passes = self.problem.processes.totals(total, passes)
         self._passes += passes
         if self.definition.subtracts_mean_gradient:
@@ -285,6 +289,7 @@ class Factor:
         for part in parts:
             for key, pair in linear_features(self.problem, part, keys).items():
                 found.setdefault(key, []).append(pair)
+
         features: Features = {}
         for key, pairs in found.items():
             if len(pairs) == len(parts):
@@ -308,6 +313,7 @@ class Factor:
         ends = list(accumulate(p.numel() for p in leaves))
         inside = [(end, p) for end, p in zip(ends, leaves, strict=True) if first < end and end - p.numel() < last]
         start = inside[0][0] - inside[0][1].numel()
+
         block = torch.empty(self.rows, last - first, dtype=self.problem.dtype, device=self.problem.device)
         rows = (row for part in self.parts for row in self._gradients(part, [p for _, p in inside]))
         for target, row in zip(block, rows, strict=True):
