@@ -1,6 +1,6 @@
-"""What public functions refuse of their arguments: one line that names the argument, what came, and what is allowed.
+"""Checks of the arguments of public functions; an error names the argument, what came, and what is allowed.
 
-It loads no torch, so that a command can refuse before PyTorch is loaded.
+No torch is loaded here, so that a command can refuse an argument before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def require_integer(name: str, value: object, least: int = 1, most: int | None =
 
 
 def as_integer(value: object) -> int | None:
-    """What Python takes for an index, as an int; None for anything else, bool among it."""
+    """The value as an int, where Python takes it for an index; None for anything else, bool included."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     try:
@@ -41,7 +41,7 @@ def as_integer(value: object) -> int | None:
 
 
 def require_number(name: str, value: object, least: float = 0.0, finite: bool = False) -> None:
-    """Raise ArgumentError where `value` is no real number of `least` or more; nan is none."""
+    """Raise ArgumentError where `value` is not a real number of `least` or more; nan is none."""
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # of an integer with hundreds of digits
@@ -59,9 +59,9 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def require_matrix(name: str, value: Any, symmetric: bool = True) -> None:
-    """Raise ArgumentError where `value` is no square matrix of real floating-point numbers that multiplies vectors.
+    """Raise ArgumentError where `value` is not a square matrix of real floating-point numbers that multiplies vectors.
 
-    A dense tensor has to be `symmetric`, too, up to rounding; of other operators `spectra.check_operator` tells.
+    A dense tensor has to be `symmetric` up to rounding, too; `spectra.check_operator` checks other operators.
     """
     import torch
 
@@ -99,5 +99,5 @@ def chosen_generator(seed: int, generator: torch.Generator | None) -> torch.Gene
 
 
 def wrong(name: str, came: object, allowed: str) -> ArgumentError:
-    """The error of an argument that is not what is `allowed`."""
+    """The error for an argument that is not what is `allowed`."""
     return ArgumentError(f"`{name}` {quoted(came, 60)}: give {allowed}")

@@ -1,6 +1,6 @@
-"""The memory that Linux lets this process have: limits of its control groups (containers, Slurm jobs, systemd slices).
+"""The memory that Linux allows this process: the limits of its control groups (containers, Slurm jobs, systemd slices).
 
-https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html. Knows files alone.
+See https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html. Only files are read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Version(NamedTuple):
-    """What the files of a control group are called."""
+    """The names of the files of a control group."""
 
     limits: tuple[str, ...]
     used: str
@@ -24,17 +24,17 @@ V2 = Version(("memory.max", "memory.high"), "memory.current", "inactive_file")  
 
 
 class GroupMemory(NamedTuple):
-    """Bytes that the groups of a process may hold, and what is left of them now; infinite without a limit."""
+    """The bytes that the groups of a process may hold, and those left of them now; infinite without a limit."""
 
     limit: float
     free: float
 
 
 def group_memory(root: Path = Path("/")) -> GroupMemory:
-    """The least that the process's own group and the groups around it allow.
+    """The memory that the process's own group and the groups around it allow.
 
     Args:
-        root: directory that holds `proc/self` and the mounted groups.
+        root: the directory that holds `proc/self` and the mounted groups.
     """
     limit = free = math.inf
     for group, version in memory_groups(root):
@@ -46,7 +46,7 @@ def group_memory(root: Path = Path("/")) -> GroupMemory:
 
 
 def memory_groups(root: Path) -> Iterator[tuple[Path, Version]]:
-    """Directories of the process's group and of its ancestors, up to where the file system of groups is mounted."""
+    """Yield the directories of the process's group and of its ancestors, up to the mount point of the groups."""
     for version, top, mount in mounts(root):
         own = own_group(root, version)
         if own is None:
@@ -58,7 +58,7 @@ def memory_groups(root: Path) -> Iterator[tuple[Path, Version]]:
 
 
 def mounts(root: Path) -> Iterator[tuple[Version, str, Path]]:
-    """Version, the group that is mounted, and where."""
+    """Yield each mounted hierarchy: its version, the group that is mounted, and the mount point."""
     for line in lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         mount, system = before.split(), after.split()
@@ -80,17 +80,19 @@ def own_group(root: Path, version: Version) -> str | None:
 
 
 def reclaimable(group: Path, version: Version) -> int:
+    """The bytes of cached files that the kernel drops when memory gets short."""
     words = (line.split() for line in lines(group / "memory.stat"))
     return next((int(pair[1]) for pair in words if pair[0] == version.reclaimable), 0)
 
 
 def number(file: Path) -> int | None:
-    """What a file holds; None for `max`, and where there is none."""
+    """The number in a file; None for `max`, and where there is none."""
     text = "".join(lines(file)).strip()
     return int(text) if text.isdecimal() else None
 
 
 def lines(file: Path) -> list[str]:
+    """The lines of a file; none where it cannot be read."""
     try:
         return file.read_text().splitlines()
     except (OSError, ValueError):

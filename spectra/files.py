@@ -1,7 +1,7 @@
-"""Files that others have written, opened so that none of them can hang or exhaust us before it is refused.
+"""Open files of others so that none of them can hang or exhaust the process before it is refused.
 
-A name may be a pipe on which nobody writes, a device without end, a loop of links, or a file of 200 GB. Whoever opens
-catches OSError, whose `strerror` says in words what is wrong.
+A name may be a pipe on which nobody writes, a device without end, a loop of links, or a file of 200 GB. Callers catch
+OSError, whose `strerror` says in words what is wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def open_regular(path: Path | str) -> BufferedReader:
-    """The file, open for reading; raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
+    """Open a file for reading. Raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
     refuse_special(path)  # a socket cannot be opened, and says so in other words
     file = os.fdopen(os.open(path, READING), "rb")
     try:
@@ -43,12 +43,12 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 
 def refuse_special(path: Path | str) -> None:
-    """Raise OSError where the path is there, but is a folder, pipe, socket or device, or not to be reached."""
+    """Raise OSError where the path is a folder, pipe, socket or device, or cannot be reached."""
     _refuse(os.stat(path).st_mode, path)
 
 
 def read_bounded(path: Path | str, most: int) -> bytes:
-    """All of a regular file of at most so many bytes; raises OSError as `open_regular`, or where it is larger."""
+    """Read a regular file of at most `most` bytes. Raises OSError as `open_regular`, and where the file is larger."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(most + 1) if size <= most else b""
@@ -59,7 +59,7 @@ def read_bounded(path: Path | str, most: int) -> bytes:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """A TOML file that somebody has written; raises OSError, and ValueError where it is no TOML."""
+    """Read a TOML file that somebody has written. Raises OSError, and ValueError where it is no TOML."""
     text = read_bounded(path, WRITTEN_BY_HAND).decode("utf-8")
     if DEEP_KEY.search(text):  # tomllib takes time as the square of their number
         raise ValueError("a key of a hundred parts")
@@ -76,7 +76,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def refuse_long_integers(value: Any, key: str = "") -> None:
-    """Raise ValueError where a value of TOML holds an integer of more than 64 bits, for which TOML demands an error."""
+    """Raise ValueError where a value of TOML holds an integer of more than 64 bits, as TOML demands."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{key} is an integer that 64 bits do not hold")
     if isinstance(value, dict):
@@ -88,7 +88,7 @@ def refuse_long_integers(value: Any, key: str = "") -> None:
 
 
 def in_units(size: float) -> str:
-    """`3.2 GiB`."""
+    """A number of bytes as text, as `3.2 GiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Locks on open files (flock), which a process that ends gives back. Windows has none of them."""
+"""Locks on open files (flock), which are released when the process ends. Windows has none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AVAILABLE = fcntl is not None
 
 
 def lock(file: IO, shared: bool = False) -> None:
-    """Take the lock of an open file at once.
+    """Take the lock of an open file without waiting.
 
     Raises BlockingIOError where another process holds it, and OSError where the system or file system has no locks.
     """

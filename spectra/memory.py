@@ -1,4 +1,4 @@
-"""How much memory a device has, the share of it that graphs or a basis may take, and what tensors take."""
+"""The memory of a device, the share of it that graphs or a basis may take, and the memory of tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
 
 @contextmanager
 def settled_share(share: int) -> Iterator[None]:
-    """Inside, `memory_share` is this: whatever follows from it is then settled too, for a run that repeats another."""
+    """Set `memory_share` inside this context, and all that follows from it, for a run that repeats another."""
     token = _SETTLED.set(share)
     try:
         yield
@@ -35,9 +35,9 @@ def settled_share(share: int) -> Iterator[None]:
 
 
 def memory_share(device: torch.device) -> int:
-    """Bytes: a quarter of all memory that the process may have, so that two runs are alike.
+    """The bytes that a computation may take: a quarter of the memory of the process, at most half of what is free.
 
-    It is no more than half of what is free now.
+    The quarter of all memory, not of what is free, makes two runs alike.
     """
     if (settled := _SETTLED.get()) is not None:
         return settled
@@ -50,7 +50,7 @@ def memory_share(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it tells that memory has run out: PyTorch on any device, NumPy, Python, or the system."""
+    """Whether an error says that memory has run out: of PyTorch on any device, NumPy, Python, or the system."""
     signs = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
     told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
@@ -58,7 +58,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def taking_memory(argument: str, way_out: str) -> Iterator[None]:
-    """Raise OutOfMemory in these words where memory runs out inside, whatever has been made of that on its way."""
+    """Raise OutOfMemory in these words where memory runs out inside this context, however the error was wrapped."""
     try:
         yield
     except OutOfMemory:
@@ -70,14 +70,14 @@ def taking_memory(argument: str, way_out: str) -> Iterator[None]:
 
 
 def shortage(error: BaseException | None) -> BaseException | None:
-    """The error of those behind this one, itself included, that tells that memory has run out."""
+    """The error behind this one, or itself, that says that memory has run out; None where there is none."""
     while error is not None and not out_of_memory(error):
         error = error.__cause__ or error.__context__
     return error
 
 
 def machine_memory() -> tuple[int, int]:
-    """Bytes of the machine, and those that new work may take without swapping, where the system tells."""
+    """The bytes of the machine, and those that new work may take without swapping, where the system tells."""
     table = Path("/proc/meminfo")
     lines = table.read_text().splitlines() if table.exists() else ()
     total = physical_memory()
@@ -85,7 +85,7 @@ def machine_memory() -> tuple[int, int]:
 
 
 def physical_memory() -> int:
-    """Bytes; `UNKNOWN` where the system does not tell."""
+    """The bytes of the machine's memory; `UNKNOWN` where the system does not tell."""
     with suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if sys.platform == "win32":
@@ -97,7 +97,9 @@ def physical_memory() -> int:
 
 
 def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
-    """The memory that holds a tensor's numbers: of a sparse or nested one that of its parts, of a zero tensor none."""
+    """Yield the memory that holds a tensor's numbers: that of the parts of a sparse or nested one, none of a zero
+    tensor.
+    """
     if is_traceable_wrapper_subclass(tensor):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
     elif tensor.layout is torch.sparse_coo:
@@ -116,9 +118,9 @@ def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
 
 
 class Ledger:
-    """Bytes of the tensors entered that are alive, now and at most.
+    """The bytes of the tensors entered that are alive, now and at most.
 
-    Views of one storage count once, those of the tensors `besides` never.
+    Views of one storage count once, and those of the tensors `besides` never.
     """
 
     def __init__(self, besides: Iterable[Tensor] = ()):
@@ -126,6 +128,7 @@ class Ledger:
         self._known = {storage.data_ptr() for tensor in besides for storage in storages(tensor)}
 
     def enter(self, tensor: Tensor) -> None:
+        """Count a tensor until it is freed."""
         for storage in storages(tensor):
             address, size = storage.data_ptr(), storage.nbytes()
             if size and address not in self._known:

@@ -45,8 +45,9 @@ class SymmetricOperator(Shaped, Protocol):
     """A real symmetric (n, n) matrix, known only by its products with vectors."""
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        """Multiply a vector (n,) or the columns of (n, k); both in the operator's dtype, and the product has the same
-        shape.
+        """Multiply a vector (n,) or the columns of (n, k).
+
+        Both in the operator's dtype, and the product has the same shape.
         """
         ...
 
@@ -175,8 +176,9 @@ class Deflated(Wrapper):
     basis: Tensor
 
     def project(self, vectors: Tensor) -> Tensor:
-        """P v for vectors (n,) or (n, k). P is applied twice: once leaves a rounding error as large as that of the part
-        removed.
+        """P v for vectors (n,) or (n, k).
+
+        P is applied twice: once leaves a rounding error as large as that of the part removed.
         """
         for _ in range(2):
             vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
@@ -191,8 +193,9 @@ class Deflated(Wrapper):
 
 
 def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
-    """Raise TypeError where vectors have another dtype than the operator; nothing is cast, as in torch's own
-    products.
+    """Raise TypeError where vectors have another dtype than the operator.
+
+    Nothing is cast, as in torch's own products.
     """
     if vectors.dtype != operator.dtype:
         raise TypeError(
@@ -304,8 +307,9 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
 
 
 def suspect_of(operator: SymmetricOperator) -> str | None:
-    """The likely cause of bad products and the way out, as the operator or one that it wraps knows it (`suspect`); else
-    None.
+    """The likely cause of bad products and the way out, as the operator or one that it wraps knows it (`suspect`).
+
+    Else None.
     """
     inner: Any = operator
     while inner is not None and not hasattr(inner, "suspect"):

@@ -1,4 +1,4 @@
-"""What others call things, as it may be shown: names in files, in messages of other libraries, and on the command line.
+"""Make names of others safe to show: names in files, in messages of other libraries, and on the command line.
 
 A name may hold anything: escape sequences that clear a terminal, line breaks that fake a line of ours, characters that
 turn the direction of text, a million letters.
@@ -34,19 +34,22 @@ def quoted(text: object, most: int | None = NAME) -> str:
 
 
 def foreign(text: object) -> str:
-    """`text` of others for a message of ours, where a word in backticks would be an argument: it stands in quotes."""
+    """The text of others for a message of ours.
+
+    Words in backticks, which would read as arguments, are put in quotes.
+    """
     return re.sub(r"`(\w+(=\w+)?)`", r"'\1'", _as_text(text))
 
 
 def escaped(text: str) -> str:
-    """Characters that are not printable as Python writes them: `\\x1b`, `\\n`, `\\u202e`, `\\udcff`."""
+    r"""The text with characters that are not printable written as Python does: `\x1b`, `\n`, `\u202e`, `\udcff`."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def readable(tree: T) -> T:
-    """A JSON value or a record with every string in it, keys too, `quoted`; as long as a sentence may be."""
+    """A JSON value or a record with every string in it, keys too, `quoted`, each as long as a sentence may be."""
     return with_texts(tree, lambda text: quoted(text, LINE))
 
 

@@ -1,4 +1,4 @@
-"""Registers: tables of names that a user may give, each with the place of what it names. Knows no torch.
+"""Registers of the names that a user may give, each with the place of the object that it names. Knows no torch.
 
 A register lists what comes with spectra, and what installed packages add to it by entry points of one group:
 
@@ -27,7 +27,7 @@ from spectra.quoting import quoted
 
 
 class NameClash(UserWarning):
-    """A name is given by more than one: which is used, and whose is not."""
+    """A name is given by more than one package; the warning says which is used."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Register(Mapping[str, Entry]):
         return len({**self.own, **self._added()})
 
     def is_added(self, name: str) -> bool:
-        """Whether a package brings the name, and spectra does not."""
+        """Whether an installed package adds the name, and spectra itself has none of it."""
         return name not in self.own and name in self._added()
 
     def load(self, name: str, option: str) -> Any:
@@ -74,7 +74,7 @@ class Register(Mapping[str, Entry]):
             raise SpectraError(f"{option} {quoted(name)}: {broken(self.group, entry, error)}") from error
 
     def warn_of_clash(self, name: str, option: str) -> None:
-        """Warn a user of a name that more than one gives: which is used, and whose is not."""
+        """Warn of a name that more than one package gives: which is used, and whose is not."""
         others = [entry for key, entry in self._installed() if key == name]
         used = f"the package {self[name].package}" if self.is_added(name) else "spectra itself"
         unused = [str(entry.package) for entry in others[0 if name in self.own else 1 :]]
@@ -93,7 +93,7 @@ class Register(Mapping[str, Entry]):
 
 
 def broken(group: str, entry: Entry, error: BaseException) -> str:
-    """Why what a package has added cannot be used, and the way out."""
+    """The reason why an entry point of a package cannot be used, and the way out."""
     return (
         f"the entry point of {entry.package} ({group}, {entry.path}) fails with {describe(error)}; "
         f"mend or uninstall {entry.package}"

@@ -25,9 +25,7 @@ DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched o
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Inside this context, arithmetic is done in the precision of its operands; the caller's autocast is restored on
-    leaving.
-    """
+    """Switch autocast off inside this context, so that arithmetic is in the precision of its operands."""
     with ExitStack() as stack:
         for kind in DEVICES:
             if torch.is_autocast_enabled(kind):
@@ -150,8 +148,9 @@ def dot(u: Tensor, v: Tensor) -> float:
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
-    """The inner product of plain vectors in float64. NumPy converts piece by piece, which is six times faster than
-    torch, which converts all.
+    """The inner product of plain vectors in float64.
+
+    NumPy converts piece by piece, which is six times faster than torch, which converts all.
     """
     if u.is_cpu and u.dtype == torch.float32:
         return torch.tensor(np.einsum("i,i->", u.detach().numpy(), v.detach().numpy(), dtype=np.float64))

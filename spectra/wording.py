@@ -1,4 +1,4 @@
-"""Numbers as text: with their error, and with their noun. Knows neither arrays nor records."""
+"""Format numbers as text: with their error, and with their noun. Knows neither arrays nor records."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import math
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 probe`, `10 probes`, `3,466 parameters`: a count with its noun.
+    """A count with its noun, as `1 probe`, `10 probes` or `3,466 parameters`.
 
     Args:
-        plural: of a noun that does not form it with s.
+        count: the number.
+        noun: the noun in the singular.
+        plural: the plural, where it is not formed with s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
-    """`17.40 ± 0.16`, `3.8731753 ± 8e-7`: the value to the last digit of its error.
+    """A value to the last digit of its error, as `17.40 ± 0.16` or `3.8731753 ± 8e-7`.
 
     Args:
         value: the number; written with an exponent below 1e-4 and from 1e6 on.
         error: its standard error or residual, with an exponent below 1e-3, and where either is 1e6 or more; 0 where the
             value is exact, nan where it is unknown and left out.
-        most: digits of the value at most.
-        digits: digits of an error from 1e-4 of the value to the value itself; any other has a single one.
+        most: the largest number of digits of the value.
+        digits: the digits of an error from 1e-4 of the value to the value itself; any other has a single one.
     """
     if math.isnan(error):
         return short_exponent(f"{value:.{min(most, 6)}g}")
@@ -50,10 +52,10 @@ def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> s
 
 
 def brief(value: float, error: float) -> str:
-    """`0.6488 ± 2e-4`: `with_error` in four digits at most, one of the error; four such fit a line of 80."""
+    """A value with its error in at most four digits, as `0.6488 ± 2e-4`; four such fit a line of 80."""
     return with_error(value, error, most=4, digits=1)
 
 
 def short_exponent(text: str) -> str:
-    """`8e-7` of `8e-07`."""
+    """A number with a short exponent, `8e-7` for `8e-07`."""
     return text.replace("e-0", "e-").replace("e+0", "e+")

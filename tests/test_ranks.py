@@ -266,7 +266,7 @@ class Late(torch.nn.Module):
         ("slow_0", "spectra.demo:mlp", "spectra: --data fails.py:slow_0: "),
         ("slow_1", "spectra.demo:mlp", "spectra: --data fails.py:slow_1: "),
         ("one", "spectra.demo:mlp", "spectra: rank 1: --data fails.py:one: "),
-        ("killed", "spectra.demo:mlp", "spectra: a rank has ended without a word"),
+        ("killed", "spectra.demo:mlp", "spectra: a rank died without an error message"),
         ("digits", "fails.py:Late", "spectra: rank 1: --model: fails on the data (ValueError: lost its way)"),
     ],
 )
@@ -314,7 +314,7 @@ class Net(torch.nn.Module):
             end()
         return self.layer(x.flatten(1))
 """
-LOST = "spectra: a rank has ended without a word"
+LOST = "spectra: a rank died without an error message"
 NEVER = "spectra: torchrun: rank {} of 2 has no process on this machine"
 
 

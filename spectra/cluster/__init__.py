@@ -1,1 +1,1 @@
-"""One run in many processes: ranks of torch.distributed."""
+"""Runs in many processes: the ranks of torch.distributed."""

@@ -1,4 +1,4 @@
-"""One matrix over many processes: batches dealt to ranks, products summed, vectors sharded over them.
+"""One matrix over many processes: batches are dealt to ranks, products are summed, and vectors are sharded.
 
     A v = sum over ranks of A_r v:   all-gather v,  multiply by A_r,  reduce-scatter the products
 
@@ -44,6 +44,7 @@ class Ranks(Processes):
     mesh: DeviceMesh = field(kw_only=True)
 
     def total(self, part: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each."""
         moved = part.to(self.mesh.device_type, copy=True)
         dist.all_reduce(moved)
         return moved.to(part.device)
@@ -56,7 +57,7 @@ class Ranks(Processes):
 
 
 def join(device: torch.device) -> Ranks:
-    """Meet the other ranks that torchrun has started, by NCCL between GPUs, else gloo. Raises SpectraError."""
+    """Join the other ranks that torchrun has started, by NCCL between GPUs, else gloo. Raises SpectraError."""
     global _joined
     if _joined is not None:
         return _joined
@@ -77,12 +78,15 @@ def join(device: torch.device) -> Ranks:
 
 
 def distributed(matrix: Curvature) -> SymmetricOperator:
-    """The matrix on vectors sharded over the ranks that its batches are dealt to; itself where there is one alone."""
+    """The matrix on vectors sharded over the ranks that its batches are dealt to.
+
+    A single rank keeps the matrix itself.
+    """
     return Distributed(matrix) if matrix.problem.processes.count > 1 else matrix
 
 
 class Distributed:
-    """A matrix of which each rank makes a part, on vectors (n,) or (n, k) of which each holds its part of n."""
+    """A matrix of which each rank makes a part, on sharded vectors (n,) or (n, k)."""
 
     def __init__(self, part: Curvature):
         self.part = part
@@ -91,21 +95,26 @@ class Distributed:
 
     @property
     def shape(self) -> torch.Size:
+        """The shape (n, n)."""
         return self.part.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of vectors."""
         return self.part.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of this rank."""
         return self.part.device
 
     @property
     def peak_bytes(self) -> int:
+        """The bytes that this rank keeps between products and takes in one."""
         return self.part.peak_bytes
 
     def suspect(self) -> str | None:
+        """The cause of products that are unrepeatable or asymmetric, where the model shows it."""
         return self.part.suspect()
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ class Distributed:
         return from_shard(product, self.mesh, self.shape[0], 0)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        """All of the vectors of which this is the rank's part."""
+        """The whole of the vectors of which this is the rank's shard."""
         most, shape = max(self._sizes), part.shape[1:]
         padded = part.new_zeros(most, *shape)
         padded[: len(part)] = part
@@ -126,7 +135,7 @@ class Distributed:
         return gathered[: self.shape[0]]
 
     def _scattered(self, products: Tensor) -> Tensor:
-        """The rank's part of the sum over ranks."""
+        """The rank's shard of the sum over ranks."""
         most, shape, count = max(self._sizes), products.shape[1:], self.mesh.size()
         padded = products.new_zeros(most * count, *shape)
         padded[: len(products)] = products
@@ -140,12 +149,12 @@ class Distributed:
         return mine[: self._sizes[self.mesh.get_local_rank()]]
 
     def factor(self) -> Factor:
-        """The matrix's, made whole by each rank. Raises SpectraError where there is none."""
+        """The factor of the matrix, made whole by each rank. Raises SpectraError where there is none."""
         return ShardedFactor(self)
 
 
 class ShardedFactor(Factor):
-    """F for sharded vectors. Each rank makes all of it, but for the trace; rank 0's F F' is everyone's."""
+    """The factor F for sharded vectors. Each rank makes all of it, but for the trace; all use rank 0's F F'."""
 
     def __init__(self, operator: Distributed):
         part = operator.part
@@ -161,4 +170,5 @@ class ShardedFactor(Factor):
         return super().times(full_tensor(vectors))
 
     def transposed_times(self, weights: Tensor) -> Tensor:
+        """F'w for each row w of `weights` (k, rows): (k, n), sharded."""
         return placed(super().transposed_times(weights), self.operator)

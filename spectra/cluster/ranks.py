@@ -1,8 +1,8 @@
-"""The ranks of one job, as torchrun starts them: which this is, and which of them speaks where the job fails.
+"""The ranks of one job, as torchrun starts them: the number of this one, and which of them reports a failure.
 
-A rank that fails ends at once, and what started the ranks ends the others. What any of them has to say goes through
-the store that they share, so that one clear message comes out: that of the rank that failed first, or of rank 0 where
-all fail alike. Where the store has gone with rank 0, the first rank that is left speaks. No torch is loaded here.
+A rank that fails ends at once, and what started the ranks ends the others. Messages go through the store that the ranks
+share, so that one clear message comes out: that of the rank that failed first, or of rank 0 where all fail alike. Where
+the store is gone with rank 0, the first rank that is left reports. No torch is loaded here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 6.0  # seconds that a rank waits for the others to fail alike, or to leave
 DYING = 2.0  # seconds in which a process that has been killed is still seen
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
-SILENT = "a rank has ended without a word, as one that the system kills for its memory does; give the job more of it"
+SILENT = "a rank died without an error message, probably killed for lack of memory; request more memory"
 
 siblings = Siblings()
 _store: Any = None  # torch.distributed.Store, once joined; a connection of its own, which no other wait holds up
@@ -26,30 +26,33 @@ _leaving = False  # nothing more that others do concerns this rank
 
 
 def world() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return int(os.environ["WORLD_SIZE"]) if all(map(os.environ.get, ENVIRONMENT)) else 1
 
 
 def rank() -> int:
+    """The number of this rank."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def meet(store: Any) -> None:
-    """From now on the ranks share a store."""
+    """Share a store with the other ranks from now on."""
     global _store
     _store = store
 
 
 def met() -> bool:
+    """Whether the ranks share a store."""
     return _store is not None
 
 
 def leaving() -> bool:
+    """Whether this rank is leaving, so that nothing that others do concerns it."""
     return _leaving
 
 
 def finish() -> None:
-    """Wait until rank 0 is done, since one that ends with a status of 1 has the others ended; it leaves as the last."""
+    """Wait until rank 0 is done, since a rank that ends with a status of 1 has the others ended; rank 0 leaves last."""
     if _store is None:
         return
     while rank() and not _store.check([DONE]):
@@ -58,7 +61,10 @@ def finish() -> None:
 
 
 def leave(lost: bool = False) -> None:
-    """Say no more; rank 0, with which the store goes, waits for the others, and so does one that told of a loss."""
+    """Leave without another message.
+
+    Rank 0, with which the store goes, waits for the others, and so does a rank that reported a loss.
+    """
     global _leaving
     _leaving = True
     end = time.monotonic() + PATIENCE
@@ -77,7 +83,7 @@ def leave(lost: bool = False) -> None:
 
 
 def first_to_fail() -> int | None:
-    """The rank that has failed first, where one has told so."""
+    """The rank that has failed first, where one has said so."""
     with suppress(Exception):
         if _store is not None and _store.check([FIRST]):
             return int(_store.get(FIRST).decode().partition(" ")[0])
@@ -85,7 +91,7 @@ def first_to_fail() -> int | None:
 
 
 def done() -> bool:
-    """Whether rank 0 has done all there is to do."""
+    """Whether rank 0 has finished its work."""
     with suppress(Exception):
         return _store is not None and _store.check([DONE])
     return False
@@ -102,7 +108,12 @@ def first_alive() -> bool:
 
 
 def wording(message: str, lost: bool) -> str | None:
-    """What this rank is to say of its failure: nothing where another speaks. `lost`: it only misses another rank."""
+    """The message with which this rank reports its failure; None where another rank reports.
+
+    Args:
+        message: the error message.
+        lost: whether the rank only misses another one.
+    """
     if world() == 1:
         return message
     if _store is None:  # nobody has loaded anything: it is the command line, and the same for all
@@ -127,7 +138,7 @@ def _wording(message: str, lost: bool) -> str | None:
 
 
 def told_by_first() -> str | None:
-    """What rank 0 has to say, once it has failed too."""
+    """The message of rank 0, once it has failed too."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and 0 not in siblings.gone():
         if _store.check(["failed 0"]):
@@ -137,19 +148,19 @@ def told_by_first() -> str | None:
 
 
 def missing_another(error: BaseException) -> bool:
-    """Whether an error only tells that another rank does not answer."""
+    """Whether an error says no more than that another rank does not answer."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "Connection refused")
     told = type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in signs)
     return isinstance(error, RuntimeError) and told
 
 
 def lost_one() -> bool:
-    """Whether a rank has ended without a word: then whoever is ended for that has that to tell."""
+    """Whether a rank has ended without a message; a rank that is ended for that then reports it."""
     return world() > 1 and first_to_fail() is None and not done() and bool(siblings.gone())
 
 
 def not_started() -> str:
-    """What to say where ranks that belong on this machine have never come."""
+    """The message for ranks that belong on this machine and have never started."""
     missing = ", ".join(map(str, sorted(siblings.never_seen())))
     what = "it was killed at once, or never started; start all ranks together"
     return f"torchrun: rank {missing} of {world()} has no process on this machine; {what}"

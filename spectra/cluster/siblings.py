@@ -1,7 +1,8 @@
-"""The other ranks of this job on this machine: whether each of them is still there.
+"""The other ranks of this job on this machine, and whether each of them is still alive.
 
-A rank that is killed tells nobody, and nobody misses it before the ranks have met. Linux shows with which environment
-each process of a user was started, and torchrun names the rank there. On other systems nothing is known. No torch here.
+A rank that is killed sends no message, and is not missed before the ranks have met. Linux shows with which environment
+each process of a user was started, and torchrun names the rank there. On other systems nothing is known. No torch is
+loaded here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCH
 
 
 class Process(NamedTuple):
-    """A process, also where its number is given to another one later."""
+    """A process, which stays distinct when its number is given to another one later."""
 
     pid: int
     started: int  # in clock ticks since the machine started
@@ -44,11 +45,11 @@ class Siblings:
                         self.found.setdefault(number, set()).add(Process(pid, started))
 
     def living(self) -> set[int]:
-        """The ranks found of which a process is still there."""
+        """The ranks found of which a process still runs."""
         return {number for number, processes in self.found.items() if any(map(lives, processes))}
 
     def gone(self) -> set[int]:
-        """The ranks found of which no process is there any more."""
+        """The ranks found of which no process runs any more."""
         return self.found.keys() - self.living()
 
     def never_seen(self) -> set[int]:
@@ -59,11 +60,12 @@ class Siblings:
 
 
 def lives(process: Process) -> bool:
+    """Whether the process still runs."""
     return start_of(process.pid) == process.started
 
 
 def start_of(pid: int) -> int | None:
-    """When the process was started; None where it has ended, even if nobody has asked for its exit status yet."""
+    """The start time of a process; None where it has ended, even if its exit status has not been collected."""
     try:
         fields = (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):

@@ -1,1 +1,3 @@
-"""The matrices of a problem, one file each, and what they are made by. Knows no method of linear algebra."""
+"""The matrices of a problem, one file each, and the engine that makes their products. No method of linear algebra
+is known here.
+"""

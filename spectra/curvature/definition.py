@@ -64,19 +64,19 @@ class Definition(ABC):
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
         """The batch's term of the matrix, as a function of a vector (n,): v -> J'M(J v).
 
-        The function also takes a slice of the problem's parameters as a second argument, and is then of a vector
-        (n_l,) of these alone, and gives their diagonal block's product.
+        The function also takes a slice of the problem's parameters as a second argument. The vector (n_l,) and the
+        product then belong to these parameters, and the product is that of their diagonal block.
         """
         jacobian = Jacobian(problem, batch)
         middle = self.middle(problem, batch, jacobian.rows)
         return lambda vector, leaves=None: jacobian.transposed_times(middle(jacobian.times(vector, leaves)), leaves)
 
     def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
-        """All rows of S on a batch: (units, s, positions, D), of which each concerns D outputs of one unit.
+        """All rows of S on a batch: (units, s, positions, D), each of which concerns D outputs of one unit.
 
         Units are the examples of the batch, or the batch itself; positions are those of a sequence whose targets are
-        examples. By default M's blocks are decomposed, which takes the cube of D.
-        Raises SpectraError where M has no root.
+        examples. By default M's blocks are decomposed, which takes the cube of D. Raises SpectraError where M has no
+        root.
         """
         middle, rows = self.middle(problem, batch, rows), rows.detach()
         values, vectors = decomposed(middle, rows)
@@ -87,20 +87,23 @@ class Definition(ABC):
         return by_example(root_of(values, vectors, problem.dtype), batch)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
-        """How many rows S has at most for one of the model's; where M ties a batch together, for the batch."""
+        """The largest number of rows that S may have for one row of the model.
+
+        Where M ties a batch together, it is the number for the batch.
+        """
         return rows[0].numel()
 
     @property
     def takes_loss_hessian(self) -> bool:
-        """Whether a product takes the second derivative of the loss by the outputs."""
+        """Whether a product needs the second derivative of the loss by the outputs."""
         return not {"hessian", "loss hessian"}.isdisjoint(self.derivatives)
 
     def semidefinite(self, loss: Loss) -> bool:
-        """Whether no eigenvalue is negative, by definition: M is made of squares, or of a loss that is -log p."""
+        """Whether no eigenvalue is negative by definition: M is made of squares, or of a loss that is -log p."""
         return not self.has_model_curvature and (self.loss_power == 2 or has_distribution(loss))
 
     def suits(self, loss: Loss) -> bool:
-        """Whether the loss has what the matrix takes."""
+        """Whether the matrix is defined for the loss."""
         return not self.needs_distribution or has_distribution(loss)
 
 
@@ -110,7 +113,7 @@ def has_distribution(loss: Loss) -> bool:
 
 
 def distribution_of(loss: Loss) -> Distribution:
-    """The loss as the distribution that it is -log p of, as `needs_distribution` has it."""
+    """The loss, typed as a distribution; only for matrices that need one."""
     return cast(Distribution, loss)
 
 
@@ -121,6 +124,6 @@ def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bo
 
 
 def loss_hessian(problem: Problem, batch: Batch, rows: Tensor) -> Apply:
-    """M = d2 l / df2 over W, by autograd in output space."""
+    """M u with M the second derivative of the loss by the outputs over W, by autograd in output space."""
     leaf, slope = loss_gradient(problem, batch, rows, create_graph=True)
     return lambda vectors: gradient(slope, (leaf,), vectors)[0] / problem.weight

@@ -1,4 +1,4 @@
-"""Evaluate the mean loss and the accuracy, and choose a batch size that fits memory."""
+"""Evaluate the mean loss and the accuracy of a problem, and choose a batch size that fits memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spectra.problem.problem import Batch, Problem
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one forward pass over the data tells."""
+    """The mean loss and the accuracy, by one forward pass over the data."""
 
     loss: float  # the mean over all examples, without weight decay
     accuracy: float | None  # share of the counted targets that the output gets right; None for losses of real numbers
@@ -64,16 +64,16 @@ def accuracy(problem: Problem) -> float | None:
 
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
-    """Examples (N, ...) in batches of `size`, the last one shorter."""
+    """Cut examples (N, ...) into batches of `size`; the last one may be shorter."""
     require_integer("size", size)
     every = Batch(inputs, targets, indices)
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
-    """As many examples as `memory` allows the Hessian's products: all in one batch, or a quarter of what fits.
+    """The number of examples in a batch, so that the Hessian's products fit `memory`: all, or a quarter of what fits.
 
-    Those of fisher-empirical, where the loss has no second derivative.
+    Where the loss has no second derivative, the products of fisher-empirical count.
     """
     memory = memory_share(problem.device) if memory is None else memory
     with twice_differentiable(problem.model), explained():

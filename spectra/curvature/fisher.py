@@ -10,10 +10,13 @@ from spectra.problem.problem import Batch, Problem
 
 
 class Fisher(Definition):
+    """The exact Fisher matrix."""
+
     needs_distribution = True
     root_is_of_full_rank = True
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M u = s E[r r'] u over W, the expectation over the model's own labels."""
         rows, loss = rows.detach(), distribution_of(problem.loss)
         scales = loss.scales(rows, batch.targets) / problem.weight
         return lambda vectors: scales * loss.expected(rows, vectors)

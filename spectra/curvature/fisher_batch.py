@@ -15,6 +15,8 @@ from spectra.problem.problem import Batch, Problem
 
 
 class BatchFisher(Definition):
+    """The sum of outer products of the gradients of whole batches."""
+
     derivatives = ("gradient",)
     loss_power = 2
     depends_on_batches = True
@@ -25,7 +27,7 @@ class BatchFisher(Definition):
         return lambda vectors: slope * (slope * vectors).sum()
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
-        """By the batch's gradient itself, which takes one backward pass, after which products are free."""
+        """The batch's term g g', from its gradient g: one backward pass, after which products are free."""
         count = problem.loss.examples(batch.targets)
         if not count:
             return lambda vector, leaves=None: torch.zeros_like(vector)
@@ -36,10 +38,13 @@ class BatchFisher(Definition):
         return scale(problem, batch) * loss_gradient(problem, batch, rows)[1].reshape(1, 1, 1, -1)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
+        """One row for the batch."""
         return 1
 
 
 def scale(problem: Problem, batch: Batch) -> float:
-    """By which the derivative of the batch's summed loss is multiplied, so that its square is the batch's term."""
+    """The factor of the derivative of the batch's summed loss, so that the square of the scaled derivative is the
+    batch's term.
+    """
     count = problem.loss.examples(batch.targets)
     return (problem.examples / count) ** 0.5 / problem.weight if count else 0.0

@@ -14,10 +14,13 @@ from spectra.problem.problem import Batch, Problem
 
 
 class EmpiricalFisher(Definition):
+    """The mean outer product of the gradients of single examples."""
+
     derivatives = ("jacobian", "loss gradient")
     loss_power = 2
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M u = N/W^2 g (g'u) for each row, where g is the derivative of the loss by the row."""
         slope = loss_gradient(problem, batch, rows)[1]
         slope = slope.reshape(len(slope), -1)
         scale = problem.examples / problem.weight**2
@@ -29,8 +32,10 @@ class EmpiricalFisher(Definition):
         return middle
 
     def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
+        """One row sqrt(N)/W g for each example."""
         scale = problem.examples**0.5 / problem.weight
         return by_example(scale * loss_gradient(problem, batch, rows)[1][None], batch)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
+        """One row for each example."""
         return 1

@@ -10,8 +10,11 @@ from spectra.problem.problem import Batch, Problem
 
 
 class GaussNewton(Definition):
+    """The generalised Gauss-Newton matrix."""
+
     derivatives = ("jacobian", "loss hessian")
     root_is_of_full_rank = True
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
+        """M u with M the second derivative of the loss by the outputs, over W."""
         return loss_hessian(problem, batch, rows)

@@ -6,4 +6,6 @@ from spectra.curvature.fisher_empirical import EmpiricalFisher
 
 
 class GradientCovariance(EmpiricalFisher):
+    """The covariance of the gradients of single examples."""
+
     subtracts_mean_gradient = True

@@ -13,6 +13,8 @@ from spectra.problem.problem import Batch, Problem
 
 
 class Hessian(Definition):
+    """The second derivative of the mean loss."""
+
     derivatives = ("hessian",)
     has_model_curvature = True
 
@@ -21,6 +23,7 @@ class Hessian(Definition):
         return loss_hessian(problem, batch, rows)
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
+        """The batch's term of the Hessian, as the derivative of the gradient's product with a vector."""
         rows = problem.loss.rows(problem.output(batch), batch.targets)
         loss = problem.loss.total(rows, batch.targets) / problem.weight
         slopes = gradient(loss, problem.leaves, create_graph=True)

@@ -14,7 +14,9 @@ from spectra.problem.problem import Problem
 
 
 class LeafBlocks(Wrapper):
-    """diag(A_11, ..., A_LL) of the matrix `name`, each block of the leaves in a slice; rows of others are zero.
+    """The block-diagonal matrix diag(A_11, ..., A_LL) of a matrix A, each block of the parameters in a slice.
+
+    Other rows are zero.
 
     Products are made by double backward, which goes through those layers alone that lie between a block and the loss:
     on ResNet-20 and a ViT by layers a third of what a product of the whole Hessian takes (`results/benchmarks`).
@@ -42,7 +44,10 @@ class LeafBlocks(Wrapper):
 
 
 def leaf_slices(problem: Problem, blocks: Sequence[Tensor]) -> list[slice] | None:
-    """Which leaves each block (n_l,) of indices consists of; None where one is not made of whole neighbours."""
+    """The slice of parameters that each block (n_l,) of indices consists of.
+
+    The result is None where a block is not made of whole neighbours.
+    """
     starts, first = {}, 0
     for i, p in enumerate(problem.leaves):
         starts[first] = i

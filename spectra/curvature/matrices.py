@@ -1,4 +1,4 @@
-"""The register of matrices: the name of each, a sentence, and where it is defined. It loads no torch.
+"""The register of matrices: the name of each, a description, and the place of its definition. It loads no torch.
 
 A new matrix is a file with a subclass of `spectra.curvature.definition.Definition`, and a line here; or, in a package
 of somebody else's, an entry point of the group `spectra.matrices` that names such a subclass.
@@ -55,7 +55,10 @@ MATRICES = Register(
 
 
 def definition(name: str) -> Definition:
-    """The matrix of this name. Raises SpectraError where there is none, or where the package that adds it is broken."""
+    """The definition of the matrix of this name.
+
+    Raises SpectraError where there is none, or the package that adds it is broken.
+    """
     if name not in MATRICES:
         raise ArgumentError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")
     return defined(name, MATRICES[name])
@@ -63,6 +66,7 @@ def definition(name: str) -> Definition:
 
 @cache
 def defined(name: str, _entry: Entry) -> Definition:
+    """Load the definition of a matrix from its entry."""
     from spectra.curvature.definition import Definition
 
     found = MATRICES.load(name, OPTION)
@@ -75,7 +79,7 @@ def defined(name: str, _entry: Entry) -> Definition:
 
 
 def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
-    """Raise SpectraError where there is no such matrix, or none of this loss or with weight decay."""
+    """Raise SpectraError where there is no such matrix, or none for this loss or with weight decay."""
     if not suits(name, loss):  # which also refuses a name that there is not
         raise SpectraError(
             f"`curvature` {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
@@ -86,12 +90,14 @@ def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
 
 
 def suits(name: str, loss: Loss) -> bool:
-    """Whether the loss has what the matrix takes."""
+    """Whether the matrix of this name is defined for the loss."""
     return definition(name).suits(loss)
 
 
 def refuse_weight_decay(name: str, weight_decay: float) -> None:
-    """Raise SpectraError where there is weight decay, which shifts second derivatives alone, of another matrix."""
+    """Raise SpectraError where a matrix other than a second derivative is asked for with weight decay, which does
+    not shift it.
+    """
     if weight_decay and definition(name).loss_power != 1:
         raise SpectraError(
             f"`weight_decay` {weight_decay:g}: {name} is made of products of gradients, which weight "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -31,15 +31,23 @@ PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
 class Curvature:
-    """The matrix `name` (see MATRICES) of a problem, plus weight decay; products are exact up to rounding.
+    """A matrix of a problem, plus weight decay, as a symmetric operator; products are exact up to rounding.
 
-    Whatever does not depend on the vector is done once a batch and kept between products, while that and one
-    product fit `memory` bytes, by default a quarter of the device's; batches beyond are differentiated anew in each
-    product. Where `products`, the number that is expected, pays for it, the product is traced once and cut there
-    (see `path`). The first product does all this; `setup_seconds` is the time that took. Before, unless `check` is
-    false, a product is compared with differences on a few examples, which `derivative_check` tells of.
-    Where batches are dealt among `processes`, it is this one's part of the matrix: the sum over all is the matrix.
-    Raises SpectraError where the loss or weight decay does not suit.
+    Whatever does not depend on the vector is computed once a batch and kept between products, while that and one
+    product fit `memory`; batches beyond are differentiated anew in each product. Where the expected number of products
+    pays for it, the product is traced once and cut there (see `path`). The first product does all this; `setup_seconds`
+    is the time that took. Where batches are dealt among processes, it is this process's part of the matrix: the sum
+    over all is the matrix.
+
+    Args:
+        problem: the model, loss and data.
+        name: the matrix, one of MATRICES.
+        memory: bytes for products beyond model and data; by default a quarter of the device's.
+        products: the number of products that are expected.
+        check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+
+    Raises:
+        SpectraError: the matrix is not defined for this loss, or not with weight decay.
     """
 
     def __init__(
@@ -64,84 +72,94 @@ class Curvature:
 
     @property
     def shape(self) -> torch.Size:
+        """The shape (n, n)."""
         return torch.Size((self.problem.size, self.problem.size))
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of vectors."""
         return self.problem.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of vectors."""
         return self.problem.device
 
     @property
     def path(self) -> str:
-        """How products are made, for the record."""
+        """The way in which products are made, for the record."""
         return self._products.path if self._products else "not yet made"
 
     @property
     def kept_batches(self) -> int:
-        """Batches of which something is kept between products, as merged or cut to fit."""
+        """The number of batches, as merged or cut to fit, of which something is kept between products."""
         return self._products.kept_batches if self._products else 0
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that are kept between products besides model and data; 0 before the first."""
+        """The bytes that are kept between products besides model and data; 0 before the first product."""
         return self._products.kept_bytes if self._products else 0
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that are kept between products, and what one product takes beside them at most; 0 before the first."""
+        """The bytes that are kept between products and that one product takes beside them at most.
+
+        They are 0 before the first product.
+        """
         return self._products.peak_bytes if self._products else 0
 
     @cached_property
     def notes(self) -> list[str]:
-        """What a reader should know of the model, a line each: see `model_notes`."""
+        """Notes on the model for the reader of a result, a line each: see `model_notes`."""
         return model_notes(self.problem)
 
     def suspect(self) -> str | None:
-        """What makes products unrepeatable or asymmetric, where the model shows it: autocast in its forward."""
+        """The cause of products that are unrepeatable or asymmetric, where the model shows it: autocast in its
+        forward.
+        """
         if types := autocast_inside(self.problem):
             return f"the model's forward runs under autocast to {types}; leave that out, or set enabled=False there"
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (n,), or with the columns of (n, k).
+        """The product with a vector (n,), or with the columns of (n, k).
 
-        Raises ValueError where the lengths differ, and TypeError where the dtypes do.
+        Raises ValueError where the lengths differ, TypeError where the dtypes differ, and SpectraError where parameters
+        have changed since.
         """
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         self._refuse_changed()
-        batches = self._prepared()
+        parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
-            for apply in chain(self._terms, batches):
+            for apply in parts:
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
-        """Products of diagonal blocks, each of some leaves, with vectors (n_l,); for matrices that are not hoisted.
+        """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.
 
-        What belongs to other parameters alone is left out, so that one of a late layer costs little.
+        Whatever belongs to other parameters alone is left out, so that a block of a late layer costs little. The matrix
+        must not be hoisted.
         """
         self._refuse_changed()
-        batches = self._prepared()
+        parts = self._parts()
         decay = self.problem.weight_decay if self._first else 0.0
         products = [vector * decay for _, vector in vectors]
         with twice_differentiable(self.problem.model), explained():
-            for apply in chain(self._terms, batches):
+            for apply in parts:
                 for product, (leaves, vector) in zip(products, vectors, strict=True):
                     product += apply(vector, leaves)
                 del apply
         return products
 
     def factor(self) -> Factor:
-        """F of A = F'F + shift I. Raises SpectraError where there is none."""
+        """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
         factor = Factor(self.problem, self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
@@ -149,11 +167,7 @@ class Curvature:
         return factor
 
     def prepare(self) -> None:
-        """Trace, and compute what is kept, as the first product would."""
-        self._prepared()
-
-    def _prepared(self) -> Products:
-        """The products of the batches, made ready at the first call."""
+        """Trace the product, and compute what is kept, as the first product would."""
         if self._products is None:
             start = time.perf_counter()
             with twice_differentiable(self.problem.model), explained():
@@ -168,7 +182,12 @@ class Curvature:
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)
             self.setup_seconds += time.perf_counter() - start
-        return self._products
+
+    def _parts(self) -> Iterator[Apply]:
+        """The functions of a vector whose sum is the product."""
+        self.prepare()
+        assert self._products is not None
+        return chain(self._terms, self._products)
 
     def _refuse_unfit_loss(self) -> None:
         if not self._loss_fits:
@@ -176,7 +195,7 @@ class Curvature:
             self._loss_fits = True
 
     def _compare(self, costs: Footprint | None = None) -> None:
-        """One product with differences, once. Raises SpectraError where they contradict it."""
+        """Compare one product with differences, once. Raises SpectraError where they contradict it."""
         if self._check and self.derivative_check is None:
             costs = costs or footprint(self.linearise, self.problem)
             memory = self.memory or memory_share(self.device)

@@ -1,7 +1,8 @@
 """Random numbers that belong to an example: a function of seed, index, position and sample alone.
 
-So the labels of fisher-mc do not depend on batches, their order, the number of processes or the device. Counter-based,
-as in Salmon, Moraes, Dror, Shaw (2011), with the mixing function of SplitMix64 (Steele, Lea, Flood 2014).
+So the labels of fisher-mc do not depend on batches, their order, the number of processes or the device. The generator
+is counter-based, as in Salmon, Moraes, Dror, Shaw (2011), with the mixing function of SplitMix64 (Steele, Lea, Flood
+2014).
 """
 
 from __future__ import annotations
@@ -39,4 +40,5 @@ def shift(x: Tensor, bits: int) -> Tensor:
 
 
 def signed(x: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
     return x - (1 << 64) if x >= 1 << 63 else x

@@ -11,7 +11,7 @@ from spectra.problem.problem import Batch
 
 
 def by_example(roots: Tensor, batch: Batch) -> Tensor:
-    """(s, *rows.shape), with len(batch) * positions rows, as (units, s, positions, D)."""
+    """Rows (s, *rows.shape), with len(batch) * positions rows, rearranged to (units, s, positions, D)."""
     positions = roots.shape[1] // len(batch)
     return roots.reshape(len(roots), len(batch), positions, -1).transpose(0, 1)
 
@@ -25,7 +25,7 @@ def decomposed(middle: Apply, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def root_of(values: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows sqrt(lambda) v', (D, E, D): those of an eigenvalue that rounding alone has made are zero."""
+    """The root's rows sqrt(lambda) v', (D, E, D); those of an eigenvalue that is only rounding are zero."""
     rounding = values.shape[1] * torch.finfo(dtype).eps * values.amax(dim=1, keepdim=True)
     kept = values.where(values > rounding, 0)
     return (kept.sqrt()[:, None, :] * vectors).permute(2, 0, 1).to(dtype)

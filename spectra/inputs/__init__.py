@@ -1,4 +1,4 @@
-"""What a user names on the command line, turned into objects: model, checkpoint, data, loss.
+"""Turn what a user names on the command line into objects: model, checkpoint, data, loss.
 
-The only package that imports torchvision, and only when a `torchvision:` name asks for it.
+This is the only package that imports torchvision, and only when a `torchvision:` name asks for it.
 """

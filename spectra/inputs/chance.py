@@ -1,4 +1,4 @@
-"""User code draws from the global generators; here it does so from a seed, and leaves them as they were."""
+"""Seed the global random generators for user code, and restore them afterwards."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,10 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the global generators of torch (CUDA too), NumPy and `random` start from `seed`."""
+    """Start the global generators of torch (CUDA too), NumPy and `random` from `seed` inside this context.
+
+    They are restored on leaving.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -1,4 +1,4 @@
-"""`checkpoint`: weights from a file that nobody vouches for, into a model, all of them or none."""
+"""The `checkpoint` option: load weights from an untrusted file into a model, all of them or none."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -162,7 +162,10 @@ def _kind(value: Tensor) -> str:
 
 
 def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, Tensor]) -> str | None:
-    """What is wrong after loading, or None. Torch decides: hooks of a layer may rename old keys."""
+    """Load the weights, and return what is wrong with them, or None.
+
+    Torch decides: hooks of a layer may rename old keys.
+    """
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:

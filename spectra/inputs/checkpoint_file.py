@@ -1,4 +1,4 @@
-"""Files of weights that nobody vouches for, read without running anything in them.
+"""Read untrusted files of weights without running anything in them.
 
 Torch reads its own with `weights_only=True`. What usually lies beside the weights (hyper-parameters, paths, NumPy
 numbers) is not rebuilt at all: an inert stand-in takes its place. An index (`*.index.json`, as Hugging Face writes)
@@ -37,7 +37,7 @@ NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|tra
 
 
 class Ignored:
-    """Stands in for whatever lies beside the weights, and does nothing with what it is given."""
+    """A stand-in for whatever lies beside the weights, which does nothing with what it is given."""
 
     def __new__(cls, *_args: Any) -> "Ignored":
         return object.__new__(cls)
@@ -48,7 +48,7 @@ class Ignored:
 
 
 class NumPyArray(Ignored):
-    """For an array, since its class is named in errors."""
+    """A stand-in for an array, of its own class because errors name the class."""
 
 
 def _plain_dict(*_factory: Any) -> dict:
@@ -79,9 +79,10 @@ PACKAGES = (
 
 
 def read_checkpoint(path: str | Path) -> tuple[Any, str]:
-    """What is in the file (torch: whatever was saved, safetensors and index: names to tensors), and its SHA-256.
+    """Read a file of weights, and return its content and its SHA-256.
 
-    The SHA-256 of an index is that of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted.
+    The content of a torch file is whatever was saved; that of safetensors and of an index maps names to tensors. The
+    SHA-256 of an index is that of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted.
 
     Raises:
         SpectraError: the file or a shard cannot be read, holds code, or is no such file.
@@ -101,9 +102,10 @@ def read_checkpoint(path: str | Path) -> tuple[Any, str]:
 
 
 def read_entries(path: str | Path) -> Any:
-    """What is in a file of torch's, to look at what lies beside the weights: numbers are read where they are looked at.
+    """Read a file of torch's lazily, to look at what lies beside the weights.
 
-    An archive is mapped into memory; files of the old format are read whole.
+    An archive is mapped into memory, so that numbers are read only where they are looked at; files of the old format
+    are read whole.
 
     Raises:
         SpectraError: as `read_checkpoint` does.
@@ -119,13 +121,13 @@ def read_entries(path: str | Path) -> Any:
 
 
 def sha256(file: Path) -> str:
-    """Of a regular file; raises OSError."""
+    """The SHA-256 of a regular file. Raises OSError."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _way_in(folder: Path) -> str:
-    """Which file in a folder to name: an index of shards, or a whole model."""
+    """The advice which file of a folder to name: an index of shards, or a whole model."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     suffixes = tuple(suffix for format in FORMATS for suffix in format.suffixes)
     weights = [name for name in names if name.endswith(suffixes) and not NO_WHOLE_MODEL.search(name)]
@@ -176,7 +178,7 @@ FORMATS = (Format((".safetensors",), read_safetensors), Format((".pt", ".pth", "
 
 
 def _format_of(file: Path) -> Format:
-    """By its suffix; of another one it is taken for torch's."""
+    """The format of a file by its suffix; a file of another suffix is taken for torch's."""
     return next((format for format in FORMATS if file.suffix in format.suffixes), FORMATS[-1])
 
 
@@ -198,7 +200,7 @@ def _of_packages(file: IO[bytes]) -> list[tuple[type, str]]:
 
 
 def _unreadable(file: IO[bytes], error: Exception) -> str:
-    """Why the file was refused, in our own words."""
+    """The reason why the file was refused, in our own words."""
     file.seek(0)
     head = file.read(512)
     refused = f"which could run code, so it was not run; re-save its weights where it was made: {RESAVE}"
@@ -233,7 +235,7 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def digest_of_index(index: Path) -> str:
-    """The SHA-256 that `read_checkpoint` gives. Raises OSError, and SpectraError where it is no index."""
+    """The SHA-256 that `read_checkpoint` gives for an index. Raises OSError, and SpectraError where it is no index."""
     written = read_bounded(index, WRITTEN_BY_US)
     shards = {name: sha256(index.parent / name) for name in _shards(index, written)}
     return _together({index.name: hashlib.sha256(written).hexdigest()} | shards)
@@ -246,7 +248,7 @@ def _together(digests: Mapping[str, str]) -> str:
 
 
 def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
-    """File names of the shards, sorted, to the names of the tensors in each."""
+    """The file names of the shards, sorted, each with the names of its tensors."""
     try:
         content = json.loads(written)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""`data`: what a name stands for, as tensors: decoded once and kept, the same at every product."""
+"""The `data` option: load examples from their name as tensors, decoded once and kept, the same at every product."""
 
 import inspect
 import os
@@ -35,11 +35,9 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 class Data:
     """Examples decoded once and kept, in the order of the data set.
 
-    Attributes:
-        inputs: a tensor, or a tuple or dict of them, each (N, ...); integers are int64, floats as they came.
-        targets: (N, ...); integers are int64, floats as they came.
-        indices: (N,) int64, the index of each example in the data set as the user named it.
-        transform: what was done to the x of every example, in words; None for nothing.
+    Attributes: inputs: a tensor, or a tuple or dict of them, each (N, ...); integers are int64, floats as they came.
+    targets: (N, ...); integers are int64, floats as they came. indices: (N,) int64, the index of each example in the
+    data set as the user named it. transform: the description of the transform of every x; None for none.
     """
 
     inputs: Any
@@ -82,7 +80,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _source(name: str, options: dict[str, Any]) -> Any:
-    """What the name stands for: a pair (x, y) or a data set."""
+    """The pair (x, y) or the data set that a name stands for."""
     if source := source_of(SOURCES, name):
         return source.make(name, options)
     near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
@@ -116,6 +114,7 @@ def _image(path: str) -> Any:
 
 
 def digits() -> tuple[Tensor, Tensor]:
+    """The 1,797 handwritten digits that come with spectra: images (N, 1, 8, 8) in [0, 1] and labels (N,)."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     return images[:, None].float() / 16, labels

@@ -1,4 +1,4 @@
-"""The examples of `data`: chosen by the seed, read once, put through the transform, stacked, checked."""
+"""Read the examples of `data`: choose them by the seed, read them once, transform, stack and check them."""
 
 import numbers
 from collections import Counter
@@ -156,7 +156,9 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
 
 
 def plain(tree: Any) -> Any:
-    """Mappings as dicts, sequences as tuples, lists of numbers as tensors (torch takes them apart)."""
+    """The tree with mappings as dicts, sequences as tuples, and lists of numbers as tensors (torch would take
+    them apart).
+    """
     if isinstance(tree, Mapping):
         return {key: plain(value) for key, value in tree.items()}
     if _is_numbers(tree):
@@ -207,13 +209,13 @@ def _told(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def named(x: Any) -> list[tuple[str, Any]]:
-    """The leaves of x, and what a message calls them: x, or x['ids']."""
+    """The leaves of x, each with the name that a message calls it by: x, or x['ids']."""
     entries = {f"x[{key!r}]": tree for key, tree in x.items()} if isinstance(x, dict) else {"x": x}
     return [(what, leaf) for what, tree in entries.items() for leaf in tree_leaves(tree)]
 
 
 def widened(tree: Any) -> Any:
-    """Integers as int64, which labels and token ids have to be; all else as it is."""
+    """The tree with integers as int64, which labels and token ids have to be; anything else as it is."""
     return tree_map(_widened, tree)
 
 
@@ -224,7 +226,7 @@ def _widened(leaf: Any) -> Any:
 
 
 def checked(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Transform | None = None) -> None:
-    """Raise a SpectraError unless all are finite tensors, y a single one."""
+    """Raise SpectraError unless all leaves are finite tensors, and y is a single one."""
     if not isinstance(targets, Tensor):
         came = type(targets).__name__
         raise input_error(OPTION, name, f"y is a {came} for each example; give one tensor or number as y")

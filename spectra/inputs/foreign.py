@@ -1,4 +1,4 @@
-"""Files and folders that hold weights in another way than state dicts: what they are, and how to get a state dict."""
+"""Recognise files and folders that hold weights in another way than state dicts, and say how to get a state dict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ BY_SUFFIX = {
 
 
 def formats(file: Path) -> str | None:
-    """What a file is and the way out, where it is known to be no state dict; raises OSError where it cannot be read."""
+    """The kind of a file that is known to be no state dict, with the way out; else None.
+
+    Raises OSError where it cannot be read.
+    """
     if file.suffix == ".distcp" or file.name == ".metadata":
         return f"one part of {DISTRIBUTED.format(file.parent)}"
     suffix = file.suffix.lower()
@@ -40,7 +43,7 @@ def formats(file: Path) -> str | None:
 
 
 def folders(folder: Path) -> str | None:
-    """The same of a folder."""
+    """The kind of a folder that is known to be no state dict, with the way out; else None."""
     held = {path.name for path in folder.iterdir()}
     if ".metadata" in held or any(name.endswith(".distcp") for name in held):
         return f"it is {DISTRIBUTED.format(folder)}"
@@ -53,7 +56,7 @@ def folders(folder: Path) -> str | None:
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Whether a state dict is of a PEFT adapter: what it adds to layers, as LoRA and its like call it."""
+    """Whether a state dict is that of a PEFT adapter, by the names that LoRA and similar methods add to layers."""
     return any(part in ADDED for name in names for part in str(name).split("."))
 
 

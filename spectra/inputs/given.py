@@ -1,6 +1,6 @@
-"""Objects of a caller's own in place of names: a module, a loss of PyTorch or a function, batches and tensors.
+"""Objects of the caller's own in place of names: a module, a loss of PyTorch or a function, batches and tensors.
 
-What they are asked for is read here; none of them is changed. A module that would have to be another is copied.
+None of them is changed. A module that has to be in another dtype or on another device is copied.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ GIVEN = "given in Python"  # in records, of what has no name
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module is, and in which type its numbers are, by the first of its parameters that are trained."""
+    """The device and dtype of a module, those of its first trained parameter."""
     floating = [p for p in model.parameters() if p.is_floating_point()]
     first = next((p for p in floating if p.requires_grad), floating[0] if floating else torch.empty(0))
     return first.device, first.dtype
 
 
 def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
-    """The module on that device and in that type, and what there is to note of it.
+    """The caller's module on the given device and in the given dtype, and notes on what was changed.
 
-    It is the caller's own, unless something in it has to be another for that: then a copy. Raises SpectraError.
+    It is the caller's own object, unless something in it has to be changed for that; then it is a copy. Raises
+    SpectraError.
     """
     model = unwrapped(model)
     name = type(model).__name__
@@ -61,7 +62,7 @@ def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tup
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile and of data parallelism. Raises SpectraError where parameters are sharded."""
+    """The model inside torch.compile and data parallelism. Raises SpectraError where parameters are sharded."""
     if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
         return unwrapped(compiled)
     if isinstance(model, DataParallel | DistributedDataParallel):
@@ -73,7 +74,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
-    """The loss that an object stands for: PyTorch's own as ours, which know their distributions, others as CustomLoss.
+    """The Loss for an object: PyTorch's own losses become ours, which know their distributions, others a CustomLoss.
 
     Args:
         loss: a loss of ours, as it is; torch.nn.CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; another module or
@@ -108,12 +109,12 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
 
 
 def may_be_loss(value: Any) -> bool:
-    """Whether it is a loss of ours, or can be called as a function of (output, target)."""
+    """Whether a value is a loss of ours, or can be called as a function of (output, target)."""
     return isinstance(value, Loss) or callable(value)
 
 
 def loss_name(loss: Loss) -> str:
-    """What the command line calls a loss, with its options; of a custom one its own name."""
+    """The name of a loss on the command line, with its options; that of a custom loss is its own."""
     name = getattr(loss, "name", "cross_entropy")
     if not isinstance(loss, CrossEntropy):
         return name
@@ -128,14 +129,16 @@ def loss_name(loss: Loss) -> str:
 
 
 def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) -> list[Batch] | Data:
-    """The examples of an object: one piece where they come as tensors or one by one, batches where they come as such.
+    """The examples of an object: in one piece where they come as tensors or one by one, else in the batches in which
+    they come.
 
     Args:
         data: a pair (x, y) of tensors or arrays; a map-style data set of items (x, y); a DataLoader or another iterable
             of batches (x, y), read once; or a list of `Batch`. Items and batches may be mappings that hold y under
             `labels` or `label`.
-        samples: so many examples, chosen by the seed.
-        batch_size: batches are joined and cut anew, in this size.
+        samples: the number of examples to choose by the seed; None for all.
+        seed: the seed of the choice, and of loaders that shuffle.
+        batch_size: the size of batches to be made anew; None leaves them.
 
     Raises:
         SpectraError: no examples, of another form, or not finite.
@@ -158,12 +161,12 @@ def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) 
 
 
 def data_name(data: Any) -> str:
-    """What a record calls the data."""
+    """The name of the data in a record."""
     return "tensors" if is_pair(data) else type(data).__name__
 
 
 def is_pair(data: Any) -> TypeGuard[tuple[Any, Any] | list[Any]]:
-    """Whether this is x and y of all examples, and not two batches."""
+    """Whether data are x and y of all examples, and not two batches."""
     if not (isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray)):
         return False
     leaves = tree_leaves(data[0])
@@ -171,7 +174,7 @@ def is_pair(data: Any) -> TypeGuard[tuple[Any, Any] | list[Any]]:
 
 
 def read_batches(data: Any, name: str) -> Iterator[Batch]:
-    """What an iterable gives, one after the other; examples are numbered as they come. Raises SpectraError."""
+    """Yield the batches of an iterable; examples are numbered as they come. Raises SpectraError."""
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
         raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
     count = 0
@@ -188,7 +191,7 @@ def read_batches(data: Any, name: str) -> Iterator[Batch]:
 
 
 def halves(item: Any, what: str) -> tuple[Any, Any]:
-    """x and y of a batch. Raises SpectraError."""
+    """The x and y of a batch. Raises SpectraError."""
     if isinstance(item, tuple | list) and len(item) == 2:
         return plain(item[0]), plain(item[1])
     if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
@@ -199,12 +202,12 @@ def halves(item: Any, what: str) -> tuple[Any, Any]:
 
 
 def ordinary(leaf: Any) -> Any:
-    """A tensor that may take part in derivatives, which those made under torch.inference_mode() may not."""
+    """A tensor that may take part in derivatives: a copy where it was made under torch.inference_mode()."""
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def length(x: Any, y: Any, what: str) -> int:
-    """How many examples there are in a batch. Raises SpectraError."""
+    """The number of examples in a batch. Raises SpectraError."""
     leaves = tree_leaves((x, y))
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         came = next(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor))
@@ -219,7 +222,7 @@ def length(x: Any, y: Any, what: str) -> int:
 
 
 def chosen(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
-    """So many of the examples, chosen by the seed, in the batches in which they are. Raises SpectraError."""
+    """Choose `samples` examples by the seed, and leave them in their batches. Raises SpectraError."""
     total = sum(map(len, batches))
     if not 1 <= samples <= total:
         raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
@@ -234,7 +237,7 @@ def chosen(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
 
 
 def recut(batches: list[Batch], size: int) -> list[Batch]:
-    """The same examples in batches of this size. Raises SpectraError where they cannot be joined."""
+    """The examples in their order, in batches of `size`. Raises SpectraError where they cannot be joined."""
     from spectra.curvature.engine.batches import joined
 
     try:

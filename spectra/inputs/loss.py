@@ -1,4 +1,4 @@
-"""`loss`: a name and its options -> a Loss."""
+"""The `loss` option: make a Loss from its name and options."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _function(found: Any, name: str, options: dict[str, Any]) -> Callable[..., A
             found, options = call(found, name, options, OPTION), {}
     if not callable(found):
         came = type(found).__name__
-        raise input_error(OPTION, name, f"it is no callable but of type {came}; name a function of (output, target)")
+        raise input_error(OPTION, name, f"expected a callable, got {came}; name a function of (output, target)")
     check_options(found.forward if isinstance(found, nn.Module) else found, name, options, OPTION, ["output", "target"])
     if "sum" in (options.get("reduction"), getattr(found, "reduction", None)):
         raise input_error(OPTION, name, "reduction is sum, which would depend on the batches; make it none or mean")

@@ -1,4 +1,4 @@
-"""`model`: a name becomes a network with the weights that a seed gives it."""
+"""The `model` option: build a network from its name, with the weights that a seed gives it."""
 
 import warnings
 from typing import Any, TypeVar

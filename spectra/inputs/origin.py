@@ -1,10 +1,10 @@
-"""Whose code a name stands for: what comes with known packages, a file's neighbours, or anything at all.
+"""Decide whose code a name stands for: that of known packages, of a file's neighbours, or any code at all.
 
 A result is data: of the names in it only those run that come with spectra, torchvision, transformers or timm, and make
 a network, a data set or a transform. Names that other packages have added by entry points do not, but for those of
-matrices: they take no options, so that whoever wrote the result chooses among installed code, and tells it nothing.
-A TOML file and a plan are programs of their author: what they name lies beside them or is installed. Whoever types a
-name on the command line vouches for it.
+matrices: they take no options, so that whoever wrote the result chooses among installed code, and tells it nothing. A
+TOML file and a plan are programs of their author: what they name lies beside them or is installed. Whoever types a name
+on the command line vouches for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ PACKAGES = ("torchvision", "transformers", "timm")
 
 
 def is_code(spec: str) -> bool:
-    """Whether it is `file.py:name` or `package.module:name`, and neither a file of numbers nor a folder."""
+    """Whether a name has the form `file.py:name` or `package.module:name`, and is neither a file of numbers nor a
+    folder.
+    """
     name = spec.partition("?")[0]
     place, colon, _ = name.rpartition(":")
     return name.endswith(".py") or bool(colon and place)
@@ -118,15 +120,16 @@ def made_standard(found: Any) -> bool:
 
 
 def place_of(spec: str) -> str:
-    """`path/to/file.py` or `package.module` of `path/to/file.py:name?key=value`."""
+    """The `path/to/file.py` or `package.module` of `path/to/file.py:name?key=value`."""
     name = spec.partition("?")[0]
     return name.rpartition(":")[0] or name
 
 
 def is_path(place: str) -> bool:
+    """Whether the place of a name is a file, and not a module."""
     return place.endswith(".py") or "/" in place or os.sep in place
 
 
 def _inside(file: Path | str, folder: Path) -> bool:
-    """Where links end."""
+    """Whether a file lies in a folder, links followed."""
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

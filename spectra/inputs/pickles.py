@@ -1,4 +1,4 @@
-"""What a pickle of tensors would make, found from its opcodes without making any of it.
+"""Check a pickle of tensors by its opcodes, without making any of its objects.
 
 Torch's reader runs nothing of a stranger's, but it trusts sizes: it takes memory for storages before it looks for them,
 and CPython hashes tuples by recursion in C, so that one of a hundred thousand levels as a key ends the process, and one
@@ -21,7 +21,7 @@ WIDTHS |= {"ComplexDouble": 16, "ComplexFloat": 8}
 
 
 class Value(NamedTuple):
-    """What an opcode leaves on the stack: a number, a text, a tuple of values, or None for all else."""
+    """The result of an opcode on the stack: a number, a text, a tuple of values, or None for anything else."""
 
     held: Any = None
     depth: int = 0
@@ -32,7 +32,7 @@ MARK = Value("the mark")
 
 
 def fault(file: IO[bytes], size: int) -> str | None:
-    """What is wrong with a file of torch's of so many bytes, in words; None where nothing is found."""
+    """The fault of a file of torch's of `size` bytes, in words; None where nothing is found."""
     storages: dict[Any, int] = {}
     try:
         for pickle in _pickles(file, size):
@@ -69,7 +69,10 @@ def _pickles(file: IO[bytes], size: int) -> Iterator[Any]:
 
 
 def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
-    """Follow the stack of one pickle: what is wrong with its tuples; the bytes of its storages go into `storages`."""
+    """Follow the stack of one pickle, and return the fault of its tuples, if any.
+
+    The bytes of its storages go into `storages`.
+    """
     stack: list[Value] = []
     memo: dict[int, Value] = {}
     argument: Any
@@ -127,7 +130,10 @@ def _tuple(parts: list[Value]) -> Value:
 
 
 def _count_storage(saved: Any, storages: dict[Any, int]) -> None:
-    """From what torch keeps of a storage: ("storage", "torch FloatStorage", key, place, count of numbers)."""
+    """Note the bytes of a storage.
+
+    Torch saves it as ("storage", "torch FloatStorage", key, place, count of numbers).
+    """
     if isinstance(saved, tuple) and len(saved) >= 5 and isinstance(saved[4], int):
         kind = str(saved[1]).rpartition(" ")[2].removesuffix("Storage")
         storages[saved[2]] = max(storages.get(saved[2], 0), saved[4] * WIDTHS.get(kind, 1))

@@ -1,4 +1,4 @@
-"""What a user names, all of it -> a Problem, and the record that says what it was."""
+"""Make a Problem from everything that a user names, and the record that describes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A problem, its record (sizes, the checkpoint's hash, versions, device, seed), and how the checkpoint fitted."""
+    """A problem, its record (sizes, the checkpoint's hash, versions, device, seed), and how the checkpoint
+    matched the model.
+    """
 
     problem: Problem
     record: ProblemRecord
@@ -46,11 +48,11 @@ class Loaded:
 
 
 def unheard(_stage: str) -> None:
-    """Nobody follows."""
+    """Ignore the stages of loading."""
 
 
 def anything(_loss: Loss, _size: int) -> None:
-    """All losses and models fit."""
+    """Accept every loss and model."""
 
 
 def load_problem(
@@ -75,13 +77,35 @@ def load_problem(
     begins: Callable[[str], None] = unheard,
     fits: Callable[[Loss, int], None] = anything,
 ) -> Loaded:
-    """Build the model, load its weights and data, and check that they fit each other; specs as on the command line.
+    """Build the model, load its weights and data, and check that they fit each other.
 
-    A model that is named sits in eval mode, its floating tensors and those of the data cast to `dtype`, by default
-    float32. In place of names there may be objects: a module, as it is (where its dtype or device is to be another, a
-    copy); a loss as `own_loss` takes it; data as `own_data` does.
-    Each of several `processes` loads all of it. `begins` is told of each stage; `fits` gets the loss and the number of
-    parameters, and may raise before data are loaded. Raises SpectraError.
+    Args:
+        model: a name as on the command line, or a module. A named model is in eval mode; a module is used as it is, or
+            copied where its dtype or device has to be another.
+        data: a name, or an object as `own_data` takes it.
+        loss: a name, or an object as `own_loss` takes it.
+        checkpoint: the file of the weights of a named model.
+        checkpoint_key: the place of the weights in that file.
+        transform: the name of the function applied to every x of named data.
+        output: the path of the output tensor, for a model that returns several.
+        samples: the number of examples to choose by the seed; None for all.
+        batch_size: the number of examples in a batch; by default what fits memory.
+        memory: bytes for products beyond model and data.
+        params: glob patterns of parameter names; empty for all that require gradients.
+        mc_samples: the number of labels that fisher-mc draws for each example.
+        weight_decay: the coefficient of |theta|^2 / 2, added to the loss.
+        device: auto, cpu, cuda or a torch device; by default that of a module, else auto.
+        dtype: float32 or float64, of parameters, data and vectors; by default that of a module, else float32.
+        seed: the random seed.
+        processes: the processes among which batches are dealt; each loads everything.
+        begins: called with the name of each stage as it begins.
+        fits: called with the loss and the number of parameters before data are loaded; it may raise.
+
+    Returns:
+        The problem, its record, and how the checkpoint matched.
+
+    Raises:
+        SpectraError: a part cannot be made, or the parts do not fit each other.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     del typed["processes"], typed["begins"], typed["fits"]
@@ -91,8 +115,10 @@ def load_problem(
     require_integer("seed", seed, 0, LARGEST_SEED)
     require_integer("mc_samples", mc_samples)
     require_number("weight_decay", weight_decay, finite=True)
+
     place, kind = choose_own_device(model, device), choose_dtype(model, dtype)
     objective = build_loss(loss, place, kind) if isinstance(loss, str) else own_loss(loss, place, kind)
+
     begins("building the model, reading its weights")
     if isinstance(model, nn.Module):
         refuse_of_names(
@@ -106,6 +132,7 @@ def load_problem(
         renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
+
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(kind).removeprefix("torch.")}
     with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
@@ -137,6 +164,7 @@ def load_problem(
         output_key=output,
         processes=processes,
     )
+
     begins("the loss over the data")
     value = evaluate(problem)
     if batch_size is None and whole:
@@ -144,6 +172,7 @@ def load_problem(
         problem = replace(problem, batches=cut(fitting_batch_size(problem, count, memory)))
         if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
             value = evaluate(problem)
+
     typed |= {
         "params": list(params),
         "transform": examples.transform if whole else None,
@@ -152,12 +181,12 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    told = [*(notes(examples) if whole else ()), *renormalised]
-    return Loaded(problem, problem_record(problem, typed, value, told), loaded)
+    remarks = [*(notes(examples) if whole else ()), *renormalised]
+    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
-    """The record of a Problem that was made in Python: the loss over its data is computed. Raises SpectraError."""
+    """The record of a Problem that was made in Python, with the loss over its data. Raises SpectraError."""
     typed = names_of(problem.model, problem.loss, problem.batches) | {
         "checkpoint_key": None,
         "transform": None,
@@ -176,9 +205,9 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
 
 
 def problem_record(
-    problem: Problem, typed: dict[str, Any], value: Evaluation, told: Sequence[str] = ()
+    problem: Problem, typed: dict[str, Any], value: Evaluation, remarks: Sequence[str] = ()
 ) -> ProblemRecord:
-    """What results say of a problem: what was typed, what that came to, the loss over the data, and notes."""
+    """The record of a problem: what was typed, the sizes, the loss over the data, and notes."""
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
     return ProblemRecord.known(
         parameters=problem.size,
@@ -191,13 +220,13 @@ def problem_record(
         ranks=problem.processes.count,
         loss_value=value.loss,
         accuracy=value.accuracy,
-        notes=[*told, *model_notes(problem)],
+        notes=[*remarks, *model_notes(problem)],
         versions=versions(),
     )
 
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:
-    """What a record calls model, data and loss: names as they were typed, of objects their types."""
+    """The names of model, data and loss in a record: as they were typed, or the types of objects."""
     if isinstance(model, str):
         found: dict[str, Any] = {"model": model}
     else:
@@ -221,10 +250,12 @@ def load_model(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model that is named, with its weights, and what `load_checkpoint` tells of them. Raises SpectraError.
+    """Build the named model and load its weights, and return it with what `load_checkpoint` returns.
 
-    It is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to eval
-    mode after, since an `eval()` of its own may merge them.
+    Raises SpectraError.
+
+    The model is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to
+    eval mode afterwards, since an `eval()` of its own may merge them.
     """
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
@@ -238,7 +269,9 @@ def load_model(
 
 
 def notes(data: Data) -> list[str]:
-    """What may be a slip, though it can be computed: labels of tokens as transformers takes them, not yet shifted."""
+    """Notes on what may be a slip, though it can be computed: labels of tokens as transformers takes them, not
+    yet shifted.
+    """
     y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data"
     counted = y != CrossEntropy.ignore_index
     return [
@@ -249,7 +282,7 @@ def notes(data: Data) -> list[str]:
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """auto, cpu, cuda, or a device as PyTorch names it. Raises SpectraError where it is not there."""
+    """The device of a name: auto, cpu, cuda, or as PyTorch names it. Raises SpectraError where it is not there."""
     if str(name) not in ("auto", "cpu", "cuda"):
         try:
             return torch.empty(0, device=name).device
@@ -261,14 +294,14 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
-    """Where a problem is to be: for a module where it is, unless it is to be elsewhere. Raises SpectraError."""
+    """The device of a problem: the one asked for, else that of a module, else auto. Raises SpectraError."""
     if device is None and isinstance(model, nn.Module):
         return device_and_dtype(model)[0]
     return choose_device("auto" if device is None else device)
 
 
 def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
-    """In which type: for a module its own, unless it is to be another. Raises SpectraError."""
+    """The dtype of a problem: the one asked for, else that of a module, else float32. Raises SpectraError."""
     if dtype is None and isinstance(model, nn.Module):
         own = device_and_dtype(model)[1]
         if own not in DTYPES.values():
@@ -282,7 +315,7 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
 
 
 def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Tensors on the device, floating ones in the dtype; integers and booleans as they are."""
+    """The tensors of a tree on the device, floating ones in the dtype; integers and booleans keep theirs."""
     if isinstance(tree, Tensor):
         return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
     if isinstance(tree, dict):
@@ -291,6 +324,7 @@ def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def versions() -> dict[str, str]:
+    """The versions of spectra, torch, NumPy and Python."""
     from spectra import __version__
 
     return {

@@ -1,13 +1,13 @@
-"""The registers of losses, models and data: names that stand for one by themselves, ours and those of packages.
+"""The registers of losses, models and data: our names, and those that installed packages add.
 
-What is named by its place (file.py:name, package.module:name, torchvision:NAME, a file, a folder) is in none of them.
-A package adds a name by an entry point; it is used as `NAME?key=value`, the options being keyword arguments:
+Objects named by their place (file.py:name, package.module:name, torchvision:NAME, a file, a folder) are in none of
+them. A package adds a name by an entry point; it is used as `NAME?key=value`, the options being keyword arguments:
 
     spectra.losses    a function (output, target), or a class of such or of `spectra.problem.losses.Loss`
     spectra.models    a function that returns a torch.nn.Module, or a class of such
     spectra.data      a function that returns two tensors x and y, or a data set
 
-Loads no torch.
+No torch is loaded here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Safetensors read through a file that is open: 8 bytes of length, a JSON header, numbers.
+"""Read safetensors through an open file: 8 bytes of length, a JSON header, numbers.
 
-Not by mapping the file into memory, as the library does: a file that is cut short meanwhile would end the process with
-SIGBUS. What the header promises is compared with what is there before anything is allocated.
+The file is not mapped into memory, as the library does: a file that is cut short meanwhile would end the process with
+SIGBUS. The sizes in the header are compared with the file before anything is allocated.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ KINDS = {
 
 
 class Damaged(ValueError):
-    """The file is not what its header says, in words."""
+    """The file is not what its header says; the message says how."""
 
 
 class Place(NamedTuple):
+    """The dtype and shape of a tensor, and its place among the numbers."""
+
     kind: torch.dtype
     shape: list[int]
     start: int  # in the numbers
@@ -52,9 +54,9 @@ class Place(NamedTuple):
 
 
 def read_safetensors(file: BufferedReader) -> tuple[dict[str, Tensor], str]:
-    """All tensors, views of one buffer, and the SHA-256 of the bytes that they were read from.
+    """Read all tensors, as views of one buffer, and the SHA-256 of the bytes that they were read from.
 
-    Raises Damaged where the file holds less than its header promises, or no such header.
+    Raises Damaged where the file holds less than its header promises, or has no such header.
     """
     size = os.fstat(file.fileno()).st_size
     digest, length = hashlib.sha256(), int.from_bytes(start := file.read(8), "little")

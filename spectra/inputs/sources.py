@@ -1,4 +1,4 @@
-"""Where what a user names may come from: the ways of writing a model or data, each with the function that makes it."""
+"""The ways in which a user may name a model or data, each with the function that makes the object."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Source:
-    """One way of writing a name."""
+    """One way to name an object."""
 
     form: str  # as an error lists it
     takes: Callable[[str], bool]  # whether a name, without options, is written so
@@ -17,16 +17,16 @@ class Source:
 
 
 def source_of(sources: Sequence[Source], name: str) -> Source | None:
-    """The first that takes the name."""
+    """The first source that takes the name; None where there is none."""
     return next((source for source in sources if source.takes(name)), None)
 
 
 def forms(sources: Sequence[Source]) -> str:
-    """All ways of writing, as `digits, a file.npz or file.py:name`."""
+    """All ways to write a name, as `digits, a file.npz or file.py:name`."""
     *most, last = [source.form for source in sources]
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def is_place(name: str) -> bool:
-    """Whether it is written as file.py:name or package.module:name are."""
+    """Whether a name has the form file.py:name or package.module:name."""
     return ":" in name or name.endswith(".py")

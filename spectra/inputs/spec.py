@@ -1,4 +1,4 @@
-"""How a user names an object: `NAME?key=value&key=value`, NAME being `file.py:name` or `package.module:name`.
+"""Parse names of objects: `NAME?key=value&key=value`, NAME being `file.py:name` or `package.module:name`.
 
     name, options = parse_spec("nets.py:build?width=8", "`model`")      # "nets.py:build", {"width": 8}
     model = call(resolve(name, "`model`"), name, options, "`model`")    # build(width=8)
@@ -121,7 +121,7 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
     """
     if not callable(function):
         came = type(function).__name__
-        raise input_error(option, name, f"it is no callable but of type {came}; name a function that gives it")
+        raise input_error(option, name, f"expected a callable, got {came}; name a function that returns it")
     check_options(function, name, options, option)
     place = name.rpartition(":")[0]  # nothing for a name of a register, whose package finds its own modules
     try:
@@ -157,7 +157,7 @@ def check_options(
 
 
 def told_missing(path: Path | str, absent: str) -> str:
-    """Why a path is no file that can be read, in words; `absent` where nothing is there."""
+    """The reason why a path is no file that can be read; `absent` where nothing is there."""
     try:
         refuse_special(path)
     except FileNotFoundError:

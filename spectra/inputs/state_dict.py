@@ -1,4 +1,4 @@
-"""Names of tensors: those in a file read as those of a model.
+"""Match the names of tensors in a file with those of a model.
 
 A name in a file is a prefix, then a name of the model, with the parts that wrappers put in (DataParallel,
 torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc.weight` is `fc.weight` under
@@ -27,13 +27,13 @@ TRIED = 60  # names of a side to be paired, since all pairs are tried
 
 
 def some(names: list[str], most: int | None = SHORT) -> str:
-    """The first names of a list, for a message, each cut to so many characters."""
+    """The first names of a list for a message, each cut to `most` characters."""
     rest = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(quoted(name, most) for name in names[:SHOWN]) + rest
 
 
 def is_state_dict(value: Any) -> bool:
-    """Names to tensors, for the most part; `_extra_state` of some layers may be a mapping."""
+    """Whether a mapping is from names to tensors, for the most part; `_extra_state` of some layers may be a mapping."""
     if not (isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value)):
         return False
     nested = any(isinstance(v, Mapping) and not name.endswith("_extra_state") for name, v in value.items())
@@ -42,7 +42,7 @@ def is_state_dict(value: Any) -> bool:
 
 
 def state_dicts(content: Mapping, depth: int = 3) -> Iterator[tuple[str, Mapping]]:
-    """State dicts below `content` with their dotted keys; optimizers hold tensors too, and are left out."""
+    """Yield state dicts below `content` with their dotted keys; optimizers hold tensors too, and are left out."""
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Mapping):
             continue
@@ -56,10 +56,10 @@ def state_dicts(content: Mapping, depth: int = 3) -> Iterator[tuple[str, Mapping
 
 @dataclass(frozen=True)
 class Match:
-    """A state dict read as a model's: what stands before the names, and name in the file -> name in the model.
+    """One way to read a state dict as a model's: a prefix, and the name in the model for each name in the file.
 
-    Names under the prefix that the model lacks are in `names` too, without prefix and wrappers; `share` of the
-    model's tensors (tied ones once) are there.
+    Names under the prefix that the model lacks are in `names` too, without prefix and wrappers; `share` of the model's
+    tensors (tied ones once) are there.
     """
 
     key: str | None
@@ -70,7 +70,7 @@ class Match:
 
     @property
     def where(self) -> str:
-        """Key and prefix as `checkpoint_key` takes them."""
+        """The key and prefix, as `checkpoint_key` takes them."""
         return ".".join(filter(None, (self.key, self.prefix.rstrip("."))))
 
 
@@ -100,6 +100,7 @@ class Wanted:
 
     @classmethod
     def of(cls, model: nn.Module) -> Wanted:
+        """The names of a model's state dict."""
         # Old files lack the counters of BatchNorm.
         named = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
         return cls(model.state_dict(), named, [path for path, _ in model.named_modules()])
@@ -201,9 +202,9 @@ def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str])
 
 
 def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str, int]] | None:
-    """Versions of layers, as torch keeps them in `_metadata`, under the model's names; None where there are none.
+    """The versions of layers, as torch keeps them in `_metadata`, under the model's names; None where there are none.
 
-    Nothing else of it: `assign_to_params_buffers`, for one, would let a file replace the model's tensors.
+    Nothing else is taken from it: `assign_to_params_buffers`, for one, would let a file replace the model's tensors.
     """
     kept = getattr(state, "_metadata", None)
     if not isinstance(kept, Mapping):
@@ -220,7 +221,7 @@ def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str
 def differences(
     wanted: Mapping[str, Tensor], state: Mapping[str, Any], missing: list[str], unexpected: list[str]
 ) -> str:
-    """The keys and shapes that differ, nearest names first; of a foreign checkpoint both lists of names."""
+    """The keys and shapes that differ, nearest names first; for a checkpoint of another model, both lists of names."""
     pairs = _nearest(missing, unexpected)
     if missing and unexpected and wanted.keys().isdisjoint(state) and not _renamed(pairs, missing, unexpected):
         return f"none of its names is the model's; it has {some(unexpected)}, the model {some(missing)}"

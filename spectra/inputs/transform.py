@@ -1,6 +1,6 @@
-"""`transform`: what is done to the x of every example, once, before the model sees it.
+"""The `transform` option: the function applied to the x of every example, once, before the model sees it.
 
-Left out, torchvision's images go through what the model's weights were trained with, where it came with weights, else
+By default, torchvision's images go through the transform of the model's weights, where it came with weights, else
 become tensors; other data stay as they are.
 """
 
@@ -22,10 +22,10 @@ INSTANCE = "name what it makes: file.py:transform, for a line transform = NAME(.
 
 @dataclass(frozen=True)
 class Transform:
-    """A function of x, and which it is in words, for the record.
+    """A transform of x, with its name for the record.
 
-    Attributes:
-        typed: whether the user named it. Else it is for torchvision's images alone.
+    Attributes: function: the function of x. name: its name for the record. typed: whether the user named it; a default
+    is for torchvision's images alone.
     """
 
     function: Callable[[Any], Any]
@@ -33,7 +33,7 @@ class Transform:
     typed: bool = False
 
     def __call__(self, x: Any, index: int) -> Any:
-        """`function(x)`, for the example of this index; raises SpectraError where it fails, or makes a function."""
+        """Apply the function to the x of one example. Raises SpectraError where it fails, or returns a function."""
         try:
             result = self.function(x)
         except Exception as error:
@@ -83,7 +83,7 @@ def _typed(spec: str) -> Callable[[Any], Any]:
         raise input_error(OPTION, name, f"it is a class; {INSTANCE}")
     if not callable(function):
         came = type(function).__name__
-        raise input_error(OPTION, name, f"it is no callable but of type {came}; name a function that takes x")
+        raise input_error(OPTION, name, f"expected a callable, got {came}; name a function that takes x")
     called = function.forward if isinstance(function, nn.Module) else function
     check_options(called, name, options, OPTION, ["x"])
     return partial(function, **options) if options else function

@@ -41,8 +41,9 @@ def residual_norms(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
 
 
 def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:
-    """Bounds of the spectrum from one Lanczos run with a random start, which hold with probability 0.99 for all steps
-    together.
+    """Bounds of the spectrum from one Lanczos run with a random start.
+
+    They hold with probability 0.99 for all steps together.
 
     Of a random unit vector the part along the eigenvector of the largest eigenvalue has a square of at least `seen`,
     with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). At most 1 / sum of p_j(x)^2 of the start

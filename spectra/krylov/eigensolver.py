@@ -78,6 +78,7 @@ class Eigensolver:
         self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
         self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
+
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
@@ -86,6 +87,7 @@ class Eigensolver:
             self.multiple |= searched is not None
             searched = values
             bounds = yield from self.search_complement()
+
         if bounds and not self.excludes_better(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
         return (yield from self.result(bounds))
@@ -107,24 +109,24 @@ class Eigensolver:
                 if self.state.exhausted:
                     return True
                 self.state.start(random_start(self.operator, self.generator))
-            if self.state.size >= self.capacity and self.state.size < self.state.dimension:
+            if self.capacity <= self.state.size < self.state.dimension:
                 self.restart(self.kept)
+
             yield from self.extend_until_test()
             self.report()
         return True
 
     def extend_until_test(self) -> ReverseCommunication:
-        """Extend by one product, and by more once the eigenproblem of T is no longer cheap, before convergence is
-        tested.
-        """
+        """Extend by one product before the next test, by more once the eigenproblem of T is no longer cheap."""
         yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
             if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
     def search_complement(self) -> ReverseCommunication:
-        """Bound the matrix on the complement of the basis, with probability 0.99; stop as soon as a better pair is
-        found.
+        """Bound the matrix on the complement of the basis, with probability 0.99.
+
+        Stop as soon as a better pair is found.
 
         Where the complement is no larger than the search, or is all pending, it is taken into the basis whole. Else a
         Lanczos run of its own goes through the complement, pending directions included: directions that rounding made
@@ -140,6 +142,7 @@ class Eigensolver:
         if dimension <= steps or self.state.exhausted:
             yield from self.finish()
             return None
+
         along = self.state.start(random_start(self.operator, self.generator))
         bounds, before = None, self.values[self.wanted()]
         for _ in range(steps):
@@ -150,6 +153,7 @@ class Eigensolver:
             self.report()
             if not self.wanted_converged() and not self.unchanged(self.values[self.wanted()], before):
                 return None
+
             along = self.state.coupling[:, -1].clone()
             length = torch.linalg.vector_norm(along).item()
             coupling = length if length > self.rounding() else 0.0
@@ -178,16 +182,18 @@ class Eigensolver:
             values, vectors = yield from self.complement_pairs(pairs)
             if values is None:
                 return replace(pairs, complete=False)
+
             everything = torch.cat([pairs.values, values])
             best = select(everything, self.k, self.which)
             if self.unchanged(everything[best], pairs.values):
                 break
+
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            new = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
-            residuals[self.k + chosen] = new
+            residuals[self.k + chosen] = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
             residuals = residuals[best]
+
             pairs = replace(
                 pairs,
                 values=everything[best],
@@ -199,8 +205,9 @@ class Eigensolver:
         return pairs
 
     def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Find converged pairs orthogonal to those given, the most wanted first; None in place of values where the
-        budget ends.
+        """Find converged pairs orthogonal to those given, the most wanted first.
+
+        None in place of values where the budget ends.
 
         The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
         """
@@ -215,6 +222,7 @@ class Eigensolver:
             values, coordinates, residuals = run.ritz()
             if (residuals <= self.allowed(values))[select(values, size, self.which)].all():
                 break
+
         good = (residuals <= self.allowed(values)).nonzero().flatten()
         return values[good], run.vectors(coordinates[:, good])
 
@@ -280,17 +288,20 @@ class Eigensolver:
         if self.state.size == 0 or not self.state.finite:
             found = 0 if self.state.finite else self.k
             return no_eigenpairs(self.operator, found, self.products)
+
         self.values, self.coordinates, self.residuals = self.state.ritz()
         wanted = self.wanted()
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
         vectors = map_shards(lambda rows: rows / lengths, vectors)
+
         rounding = yield from self.relation_error(values, coordinates, vectors)
         residuals = torch.hypot(self.residuals[wanted], rounding)
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
             residuals = yield from self.residuals_of(values, vectors)
+
         return Eigenpairs(
             values=values,
             vectors=vectors,
@@ -303,8 +314,7 @@ class Eigensolver:
         )
 
     def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """The violation of the Lanczos relation, |A V's - V'T s - Q'C s|, for all wanted pairs together, by one
-        product.
+        """The violation |A V's - V'T s - Q'C s| of the Lanczos relation, for all wanted pairs together, by one product.
 
         For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
         """

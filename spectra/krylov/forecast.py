@@ -196,10 +196,10 @@ def forecast_measure(
 
 
 def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Generator) -> Forecast:
-    """Forecast the cost of `xtrace`: the median of some runs, since the standard error that ends a run is itself an
-    estimate.
+    """Forecast the cost of `xtrace`, as the median of some runs.
 
-    Where the pilot leaves open how far the trace is from zero, the forecast is a lower bound (`at_least`).
+    The standard error that ends a run is itself an estimate, and ends it early or late. Where the pilot leaves open how
+    far the trace is from zero, the forecast is a lower bound (`at_least`).
     """
     at_least = seen.trace_error > DOUBT * abs(seen.trace)
     trace = math.copysign(abs(seen.trace) + 2 * at_least * seen.trace_error, seen.trace)

@@ -65,19 +65,23 @@ def gram_eigenpairs(
     generator = chosen_generator(seed, generator)
     factor = operator.factor()
     refuse_budget(factor.cost() + k + (k + 1) // 2, max_products)
+
     gram = factor.gram()
     if not torch.isfinite(gram).all():
         return no_eigenpairs(operator, k, products=factor.products)
     if progress:  # LAPACK will not be heard of, nor hear Ctrl-C, before it is done
         progress(products=factor.products, gram_rows=len(gram))
+
     values, weights = decomposed(gram, k if which in ("LM", "LA") else len(gram))
     zeros = torch.zeros(min(k, n - len(values)), dtype=torch.float64)
     spectrum = torch.cat([values, zeros])
     chosen = select(spectrum, k, which)
+
     falling, back = chosen.sort()
     wanted = weights[:, falling[falling < len(values)]]
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
     vectors, values = take_rows(vectors, back.argsort()), spectrum[chosen] + factor.shift
+
     residuals = true_residuals(operator, values, vectors)
     allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(
@@ -92,8 +96,9 @@ def gram_eigenpairs(
 
 
 def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of a Gram matrix, falling, and eigenvectors (rows, k); eigenvalues of the size of
-    rounding are left out.
+    """The k largest eigenvalues of a Gram matrix, falling, and eigenvectors (rows, k).
+
+    Eigenvalues of the size of rounding are left out.
     """
     rows = len(gram)
     if not rows:
@@ -160,8 +165,9 @@ def gram_trace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Compute tr A + known exactly, as the sum of the squares of the factor. Raises SpectraError as `gram_eigenpairs`
-    does.
+    """Compute tr A + known exactly, as the sum of the squares of the factor.
+
+    Raises SpectraError as `gram_eigenpairs` does.
     """
     factor = operator.factor()
     refuse_budget(factor.trace_cost(), max_products)

@@ -113,8 +113,9 @@ def deflated_hutchinson(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """Estimate `known` plus the trace on an orthonormal `basis` (q, n), given its `images` A u, plus Hutchinson
-    on its complement.
+    """Estimate `known`, plus the trace on a basis, plus that of its complement by Hutchinson's method.
+
+    The `basis` (q, n) is orthonormal, and `images` (q, n) are its products.
     """
     inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:

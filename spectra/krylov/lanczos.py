@@ -94,8 +94,9 @@ class Lanczos:
         self.absorb(operator @ self.take(index))
 
     def take(self, index: int = -1) -> Tensor:
-        """Take one pending direction into the basis and return it (n,); its product has to be given to `absorb`
-        next.
+        """Take one pending direction into the basis and return it (n,).
+
+        Its product has to be given to `absorb` next.
         """
         m, p = self.coupling.shape[1], len(self.coupling)
         index %= p
@@ -193,8 +194,9 @@ class Lanczos:
 
 
 def subtract(vector: Tensor, rows: Tensor) -> Tensor:
-    """Remove from a vector (n,), in place, its parts along orthonormal rows (k, n), and return their coefficients
-    (k,).
+    """Remove from a vector (n,), in place, its parts along orthonormal rows (k, n).
+
+    Returns their coefficients (k,).
     """
     along = sum_shards(torch.matmul, rows, vector)
     local(vector).addmv_(local(rows).T, along, alpha=-1)

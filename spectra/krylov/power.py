@@ -89,8 +89,8 @@ def power_iteration(
 
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues, eigenvectors and residuals |Au - lambda u| from the span of a basis (k, n), given its images A
-    u (k, n).
+    """Eigenvalues, eigenvectors and residuals |Au - lambda u| from the span of a basis (k, n) with images A u (k,
+    n).
     """
     projected = as_cpu_float64(sum_shards(lambda u, v: u @ v.T, basis, images))
     values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)

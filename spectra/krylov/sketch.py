@@ -50,11 +50,10 @@ class Sketch:
         self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
 
     def outside(self, new: Tensor, generator: torch.Generator) -> Tensor:
-        """Orthonormal directions outside the basis, from `new` (k, n), in whose place random ones stand where the basis
-        holds most of them.
+        """Orthonormal directions outside the basis, from `new` (k, n).
 
-        New directions of A W are orthogonal to the basis; those in their place, where A W is short of rank, need not
-        be.
+        Random directions stand for those that lie mostly inside the basis. New directions of A W are orthogonal to it;
+        random ones, where A W is short of rank, need not be.
         """
         directions, triangle = orthonormal(new)
         spare = triangle.diagonal().abs()[:, None] < 0.5

@@ -16,9 +16,10 @@ from spectra.wording import counted
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """`torch.nn.CrossEntropyLoss`: classes along dimension 1, or last where the targets' shape says so.
+    """The loss `torch.nn.CrossEntropyLoss`.
 
-    `class_dim` (1 or -1) decides; without it, integer targets that both readings fit are refused.
+    Classes are along dimension 1, or along the last where the targets' shape says so. `class_dim` (1 or -1) decides;
+    without it, integer targets that both readings fit are refused.
     """
 
     class_weights: Tensor | None = None  # (C,)
@@ -33,6 +34,10 @@ class CrossEntropy:
             raise SpectraError(f"`loss` cross_entropy: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The output as rows (E, C), one a target.
+
+        Raises SpectraError where the shapes do not fit, or fit in two ways.
+        """
         soft = targets.is_floating_point()
         if output.ndim < 2:
             raise SpectraError(
@@ -64,6 +69,7 @@ class CrossEntropy:
         return rows
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise SpectraError where a label is out of range, or a soft target is below 0."""
         if targets.is_floating_point():
             if (targets < 0).any():
                 raise SpectraError(
@@ -80,6 +86,7 @@ class CrossEntropy:
             )
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the weighted cross entropies, without cancellation where the model is certain."""
         # sum_c a_c (log sum exp z - z_c), a_c the weight of label c, in terms of gaps to the largest logit: both sums
         # are over the other classes alone, so that no derivative by the largest is a difference of near equals.
         top, scales = top_class(rows), self.scales(rows, targets)[:, 0]
@@ -93,6 +100,7 @@ class CrossEntropy:
         return values.where(scales != 0, 0).sum()
 
     def weight(self, targets: Tensor) -> float:
+        """The sum of the class weights of the targets that count, or their number."""
         # PyTorch's mean over soft targets does not divide by class weights.
         if targets.is_floating_point() or self.class_weights is None:
             return self.examples(targets)
@@ -105,11 +113,13 @@ class CrossEntropy:
         return self.class_weights.double().cpu()[kept.long().cpu()].sum().item()
 
     def examples(self, targets: Tensor) -> int:
+        """The number of targets that are not ignored."""
         if targets.is_floating_point():
             return targets.numel() // targets.shape[self._soft_dim]
         return int((targets != self.ignore_index).sum())
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Whether the largest logit is that of the label, for targets that are not ignored: booleans (counted,)."""
         targets = self._flat(targets, rows.shape[1])
         if targets.is_floating_point():
             return rows.argmax(dim=1) == targets.argmax(dim=1)
@@ -117,18 +127,21 @@ class CrossEntropy:
         return rows.argmax(dim=1)[kept] == targets[kept]
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The class weight of each target (E, 1), zero where it is ignored."""
         if not self._one_label(targets):
             return self._label_weights(rows, targets).sum(dim=1, keepdim=True)
         own = self._class_weights(rows)[self._labels(targets)]
         return own.where(targets.reshape(-1) != self.ignore_index, 0)[:, None]
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The expectation E[r r'] u over labels of probability p, where r = p - e_y."""
         # r = p - e_c with probability p_c: the sum over c of p_c r (r'u), written out with a_c = (p - e_c)'u.
         found = softmax(rows)
         p, a = found.probabilities, found.centred(vectors)
         return p * (p * a).sum(dim=1, keepdim=True) - p * a
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """Draw r (E, C) = p - e_y for labels y of probability p."""
         found = softmax(rows)
         cumulative = found.probabilities.double().cumsum(dim=1)
         target = uniform(0)[:, None] * cumulative[:, -1:]

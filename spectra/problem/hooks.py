@@ -1,7 +1,7 @@
 """Find and disable hooks on gradients: of parameters, of modules, of all modules, and of tensors inside a forward pass.
 
-One that changes a gradient changes products, which are then no longer those of a derivative; one that only observes
-would see vectors in place of gradients. So none runs while products are taken.
+A hook that changes a gradient changes products, which are then no longer those of a derivative; a hook that only
+observes would see vectors in place of gradients. So no hook runs while products are taken.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ class HookTable:
     hooks: Any  # an OrderedDict of functions, which the handles of hooks know, or None
 
     def put(self, hooks: OrderedDict[int, Callable] | None) -> None:
+        """Set the table of hooks."""
         setattr(self.owner, self.table, hooks)
 
     def clear(self) -> None:
+        """Remove all hooks of the table."""
         self.put(None if isinstance(self.owner, Tensor) else OrderedDict())
 
 
 def hook_tables(model: nn.Module) -> list[HookTable]:
-    """All hooks on gradients that are there before a forward pass."""
+    """The tables of all hooks on gradients that exist before a forward pass."""
     found, tensors = [HookTable(every_module, name, getattr(every_module, name)) for name in OF_ALL], {}
     for module in modules(model):
         found += [HookTable(module, name, getattr(module, name, None)) for name in OF_MODULES]
@@ -59,9 +61,10 @@ def set_register(register: Callable[[Tensor, Callable], Any]) -> None:
 
 @contextmanager
 def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
-    """Inside, no hook on a gradient runs, and none is registered on a tensor; on leaving, each is in its place.
+    """Disable hooks on gradients inside this context; on leaving, each is in its place again.
 
-    Hooks on the nodes of a graph (`grad_fn.register_hook`) are out of reach.
+    Inside, no hook runs, and none is registered on a tensor. Hooks on the nodes of a graph (`grad_fn.register_hook`)
+    are out of reach.
     """
     places, register = hook_tables(model), Tensor.register_hook
     try:
@@ -77,9 +80,10 @@ def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> Iterator[list[str]]:
-    """Inside `without_gradient_hooks`: hooks of these places run, and those that a forward registers on tensors.
+    """Run the hooks of these places, and those that a forward pass registers on tensors, inside
+    `without_gradient_hooks`.
 
-    Yields the list of their owners, and calls `report(owner)` of each that changes what it is given.
+    Yields the list of their owners, and calls `report(owner)` for each that changes what it is given.
     """
     names = {id(module): f"module {name or type(model).__name__}" for name, module in model.named_modules()}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
@@ -105,7 +109,7 @@ def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> It
 
 
 def watching(hook: Callable, name: str, report: Report) -> Callable:
-    """The hook; it tells where it returns other tensors than it is given, or writes to those."""
+    """Wrap a hook, so that it reports where it returns other tensors than it is given, or writes to those."""
 
     def call(*arguments):
         given = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]

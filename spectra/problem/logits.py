@@ -48,7 +48,7 @@ def others(gaps: Tensor, top: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Softmax:
-    """The probabilities of the classes, and what is left of each to 1."""
+    """The probabilities of the classes, and the complement 1 - p of each."""
 
     top: Tensor  # (E, 1): the class of the largest
     probabilities: Tensor  # (E, C)
@@ -65,7 +65,7 @@ class Softmax:
 
 
 def softmax(logits: Tensor) -> Softmax:
-    """Of each row of (E, C)."""
+    """The softmax of each row of logits (E, C), without cancellation."""
     top = top_class(logits)
     beside = others(gaps_to(logits, top), top)
     total = beside.sum(dim=1, keepdim=True)

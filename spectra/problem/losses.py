@@ -1,9 +1,10 @@
 """Losses as functions of the model's output: their values, weights, and the distribution p(y|f) behind them.
 
-A loss views the model's output as rows (E, K), one an example: a target of cross entropy (each token of a sequence),
-a row of mse and bce_with_logits. The mean over a data set is sum of `total` / sum of `weight`, PyTorch's own mean
-over the whole, whatever the batches. Write L_i = s_i times the Hessian of -log p at f_i; `scales` are the s_i.
-Losses of labels also tell which counted targets the output gets right (`ClassificationLoss`).
+A loss views the model's output as rows (E, K), one row an example: a target of cross entropy (each token of a
+sequence), or a row of mse and bce_with_logits. The mean over a data set is the sum of `total` over the sum of `weight`,
+PyTorch's own mean over all the data, whatever the batches. The second derivative L_i by row i is s_i times the Hessian
+of -log p at f_i; `scales` are the s_i. Losses of labels also tell which counted targets the output gets right
+(`ClassificationLoss`).
 """
 
 from __future__ import annotations
@@ -26,52 +27,67 @@ RESHAPE = "choose the loss that fits them, or reshape the data"
 
 @runtime_checkable
 class Loss(Protocol):
-    """What matrices ask of a loss. Targets are those of one batch; rows are (E, K)."""
+    """The interface of a loss. Targets are those of one batch; rows are (E, K)."""
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Raises SpectraError where the shapes do not fit; looks at no value, so that it can be traced."""
+        """The model's output as rows.
+
+        Raises SpectraError where the shapes do not fit; reads no values, so that it can be traced.
+        """
         ...
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where values of targets do not fit rows of this width; once, before the first use."""
+        """Raise SpectraError where values of targets do not fit rows of this width.
+
+        Called once, before the first use.
+        """
         ...
 
-    def total(self, rows: Tensor, targets: Tensor) -> Tensor: ...
-    def weight(self, targets: Tensor) -> float: ...
-    def examples(self, targets: Tensor) -> int: ...
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses of all rows, a tensor ()."""
+        ...
+
+    def weight(self, targets: Tensor) -> float:
+        """The number by which the sum of the batch's losses enters the mean."""
+        ...
+
+    def examples(self, targets: Tensor) -> int:
+        """The number of examples that count."""
+        ...
 
 
 @runtime_checkable
 class ClassificationLoss(Protocol):
-    """A loss of labels, of which an accuracy can be told."""
+    """A loss of labels, for which there is an accuracy."""
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Which of the counted targets the output gets right: booleans (counted,)."""
+        """Whether the output gets each counted target right: booleans (counted,)."""
         ...
 
 
 class Distribution(Protocol):
-    """What the Fisher matrices ask: s_i, the exact expectation, and draws."""
+    """The interface of a loss that is -log p(y|f) of a distribution p, as the Fisher matrices need it."""
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """s_i: (E, 1) or (E, K)."""
+        """The scales s_i: (E, 1) or (E, K)."""
         ...
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
-        """E_{y~p}[r r'] u for each row u, where r = d(-log p(y|f)) / df."""
+        """The expectation E_{y~p}[r r'] u for each row u of `vectors` (E, K), where r = d(-log p(y|f)) / df."""
         ...
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
-        """r (E, K) for labels y drawn from p, given `uniform(j)`: numbers (E,) in (0, 1), new for each j."""
+        """Draw r (E, K) for labels y from p, given `uniform(j)`: uniform numbers (E,) in (0, 1), new for each j."""
         ...
 
 
 class Elementwise:
-    """What losses of single outputs share: an example is a row, and the mean is over all its outputs."""
+    """A loss of single outputs: an example is a row, and the mean is over all its outputs."""
 
     name: str
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The output as rows (E, K). Raises SpectraError where the targets have another shape."""
         if output.shape != targets.shape:
             way_out = RESHAPE
             if output.shape == (*targets.shape, 1):
@@ -82,15 +98,18 @@ class Elementwise:
         return output.reshape(len(output), -1)
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        pass
+        """Accept all targets."""
 
     def weight(self, targets: Tensor) -> float:
+        """The number of targets."""
         return targets.numel()
 
     def examples(self, targets: Tensor) -> int:
+        """The number of rows."""
         return len(targets)
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Scales of one, (E, 1)."""
         return rows.new_ones(len(rows), 1)
 
 
@@ -101,13 +120,16 @@ class MeanSquaredError(Elementwise):
     name = "mse"
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of squared errors."""
         return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The expectation E[r r'] u = 2 u."""
         # r = 2 (f - y) with y of variance 1/2: the expectation of r r' is 2 I.
         return 2 * vectors
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """Draw r (E, K), normal numbers of variance 2."""
         columns = []
         for k in range(rows.shape[1]):  # Box and Muller (1958)
             radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
@@ -122,24 +144,29 @@ class BinaryCrossEntropy(Elementwise):
     name = "bce_with_logits"
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise SpectraError where a target is below 0 or above 1."""
         if ((targets < 0) | (targets > 1)).any():
             raise SpectraError("`data`: targets of bce_with_logits must lie in [0, 1]")
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the binary cross entropies."""
         # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
         distance, labels = distance_from_zero(rows), targets.reshape(rows.shape).to(rows.dtype)
         missed = labels.where(rows < 0, 1 - labels)
         return (missed * distance + distance.neg().exp().log1p()).sum()
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Whether each output has the sign of its label: booleans (E K,)."""
         return ((rows > 0) == (targets.reshape(rows.shape) > 0.5)).flatten()
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The expectation E[r r'] u = sigma (1 - sigma) u."""
         # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
         sigma, rest = both_sigmoids(rows)
         return (rest * sigma**2 + sigma * rest**2) * vectors
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """Draw r (E, K) = sigma - y for labels y of probability sigma."""
         sigma, rest = both_sigmoids(rows)
         numbers = torch.stack([uniform(k) for k in range(rows.shape[1])], dim=1)
         ones = (numbers < sigma).where(sigma < rest, 1 - numbers > rest)
@@ -148,7 +175,10 @@ class BinaryCrossEntropy(Elementwise):
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """A user's (output, targets) -> values of the examples (b, ...), or the mean over the batch."""
+    """A user's loss.
+
+    Its function (output, targets) returns values of the examples (b, ...), or their mean over the batch.
+    """
 
     function: Callable[[Tensor, Tensor], Tensor]
     name: str = "custom"
@@ -159,15 +189,20 @@ class CustomLoss:
             raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The output itself. Raises SpectraError where it has another length than the targets."""
         if len(output) != len(targets):
             raise mismatch(self.name, output, targets)
         # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
         return output
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        pass
+        """Accept all targets."""
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum over the batch of the function's values.
+
+        Raises SpectraError where the function fails or returns no such values.
+        """
         try:
             values = self.function(rows, targets)
         except Exception as error:
@@ -192,13 +227,16 @@ class CustomLoss:
         return values.reshape(len(rows), -1).mean(dim=1).sum()
 
     def weight(self, targets: Tensor) -> float:
+        """The number of examples."""
         return len(targets)
 
     def examples(self, targets: Tensor) -> int:
+        """The number of examples."""
         return len(targets)
 
 
 def mismatch(name: str, output: Tensor, targets: Tensor, way_out: str = RESHAPE) -> SpectraError:
+    """The error for an output and targets whose shapes do not fit."""
     return SpectraError(
         f"`loss` {name}: the output has shape {tuple(output.shape)}, the targets {tuple(targets.shape)}; {way_out}"
     )

@@ -47,6 +47,7 @@ def fewest(problem: Problem) -> Batch:
 
 
 def keeps_generator(problem: Problem) -> bool:
+    """Whether a module holds a random generator of its own."""
     values = (value for module in modules(problem.model) for value in vars(module).values())
     return any(isinstance(value, GENERATORS) for value in values)
 
@@ -99,6 +100,7 @@ def refuse_other_size(problem: Problem, given: Sequence[Batch], used: Sequence[B
 
 
 def called(problem: Problem, batch: Batch) -> Tensor:
+    """The model's output for a batch, one row an example."""
     return by_example(problem, problem.output(batch), batch)
 
 
@@ -109,7 +111,7 @@ def by_example(problem: Problem, output: Tensor, batch: Batch) -> Tensor:
 
 
 def attempted(problem: Problem, batch: Batch, cut: slice | Tensor) -> Tensor | None:
-    """Its output for some of the examples, or None where they cannot be had, or the model does not take them."""
+    """The output for some of the examples; None where the batch cannot be cut, or the model does not take the part."""
     try:
         return called(problem, batch.part(cut))
     except (SpectraError, TypeError, IndexError, RuntimeError) as error:
@@ -119,6 +121,7 @@ def attempted(problem: Problem, batch: Batch, cut: slice | Tensor) -> Tensor | N
 
 
 def refuse_change(problem: Problem, found: Tensor, expected: Tensor) -> None:
+    """Raise SpectraError where the output of a second call differs from the first by more than rounding."""
     if (change := relative_difference(found, expected)) > torch.finfo(problem.dtype).eps ** 0.5:
         raise SpectraError(
             f"`model`: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
@@ -127,6 +130,7 @@ def refuse_change(problem: Problem, found: Tensor, expected: Tensor) -> None:
 
 
 def refuse_dependence(problem: Problem, found: Tensor | None, expected: Tensor) -> None:
+    """Raise SpectraError where the output for the same examples differs in another batch by more than rounding."""
     if found is None or found.shape != expected.shape:
         return
     if (change := relative_difference(found, expected)) > torch.finfo(problem.dtype).eps ** 0.5:

@@ -19,6 +19,7 @@ def detached_inputs(inputs: Any, copies: bool) -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Apply a function to every tensor of the inputs."""
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, inputs)
 
 

@@ -32,6 +32,7 @@ def choose_output(output: Any, key: str | None = None) -> Tensor:
 
 
 def follow(output: Any, key: str) -> Tensor:
+    """The tensor at a dotted path in the output. Raises SpectraError where there is none."""
     if isinstance(output, Tensor):
         raise SpectraError(f"`output` {foreign(key)}: the model's output is one tensor {shape(output)}; leave it out")
     value, path = output, "the model's output"
@@ -67,10 +68,12 @@ def entries(value: Any) -> dict[str, Any]:
 
 
 def contents(value: Any) -> str:
+    """The entries of a container with their shapes, for an error message."""
     told = [f"{foreign(name)} {shape(entry)}" for name, entry in entries(value).items()]
     more = ", ..." if len(told) > SHOWN else ""
     return f" (it has {', '.join(told[:SHOWN])}{more})" if told else ""
 
 
 def shape(value: Any) -> str:
+    """The shape of a tensor, or the type of anything else, as text."""
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

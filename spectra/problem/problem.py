@@ -25,7 +25,7 @@ from spectra.quoting import foreign, quoted
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples: inputs and targets of the same first dimension, and their indices in the data set."""
+    """Some examples: inputs and targets with the same first dimension, and their indices in the data set."""
 
     inputs: Any  # what the model is called with: a tensor, a tuple (positional) or a dict (keywords) of tensors
     targets: Tensor
@@ -39,13 +39,13 @@ class Batch:
         return len(self.indices)
 
     def part(self, cut: slice | Tensor) -> Batch:
-        """Some of these examples; those of a slice as a view."""
+        """The batch of some of these examples; those of a slice are views."""
         return Batch(slice_tree(self.inputs, cut), self.targets[cut], self.indices[cut])
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes among which batches are dealt: this one alone, unless a subclass says otherwise."""
+    """The processes among which batches are dealt: this process alone, unless a subclass says otherwise."""
 
     rank: int = 0
     count: int = 1
@@ -59,13 +59,13 @@ class Processes:
         return number
 
     def totals(self, *numbers: float) -> list[float]:
-        """The same of each number."""
+        """The sum over all processes of each number."""
         return self.total(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The mean loss over all batches as a function of the chosen parameters, and what its matrices need.
+    """The mean loss over all batches as a function of the chosen parameters.
 
     Matrices do not depend on how the examples are split into batches (fisher-batch excepted). The model is left as it
     is found.
@@ -93,24 +93,29 @@ class Problem:
 
     @property
     def leaves(self) -> tuple[nn.Parameter, ...]:
+        """The chosen parameters."""
         return tuple(self.parameters.values())
 
     @property
     def size(self) -> int:
-        """n: the number of chosen parameters."""
+        """The number n of chosen parameters, counted by their entries."""
         return sum(p.numel() for p in self.leaves)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the parameters and of vectors."""
         return self.leaves[0].dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters and of vectors."""
         return self.leaves[0].device
 
     @cached_property
     def weight(self) -> float:
-        """W: the mean loss is the sum of the batches' losses over W. Raises SpectraError where no target counts."""
+        """The weight W: the mean loss is the sum of the batches' losses over W. Raises SpectraError where no
+        target counts.
+        """
         weight = sum(self.loss.weight(batch.targets) for batch in self.batches)
         if not weight > 0:
             raise SpectraError(
@@ -121,7 +126,7 @@ class Problem:
 
     @cached_property
     def examples(self) -> int:
-        """N, as the loss counts: targets not ignored, or rows."""
+        """The number N of examples, as the loss counts them: targets that are not ignored, or rows."""
         return sum(self.loss.examples(batch.targets) for batch in self.batches)
 
     def output(self, batch: Batch) -> Tensor:
@@ -133,7 +138,10 @@ class Problem:
             return self.call(batch)
 
     def call(self, batch: Batch) -> Tensor:
-        """The same, as the model's own call leaves things."""
+        """The model's output on a batch, by a plain call, whose side effects stay.
+
+        Raises SpectraError as `output` does.
+        """
         grad = torch.is_grad_enabled()
         given = detached_inputs(batch.inputs, self.writes_inputs)
         before = versions(given)
@@ -147,7 +155,7 @@ class Problem:
 
     @cached_property
     def writes_inputs(self) -> bool:
-        """Whether the model writes to its inputs in place: tried on copies of two examples, or of a batch."""
+        """Whether the model writes to its inputs in place, tried on copies of two examples or of a batch."""
         batch = self.batches[0]
         for cut in (slice(2), slice(None)):
             with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
@@ -186,17 +194,18 @@ class Problem:
         return chosen
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors shaped as the parameters, as one vector (n,)."""
+        """Concatenate tensors shaped as the parameters to one vector (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
-        """A vector (n,), or one of these leaves alone, as views shaped as the parameters."""
+        """Split a vector (n,), or one of these leaves alone, into views shaped as the parameters."""
         shapes = self.leaves[leaves]
         parts = vector.split([p.numel() for p in shapes])
         return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
 
 
 def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
+    """Cut every tensor of the inputs."""
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut) for key, value in tree.items()}
     if isinstance(tree, tuple):
@@ -205,7 +214,7 @@ def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
 
 
 def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
-    """Raise ArgumentError for what is no model, PyTorch's own loss or loader, and a class in place of what it makes."""
+    """Raise ArgumentError where an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
         came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
         raise ArgumentError(f"`model`: {came} is no torch.nn.Module; give one")
@@ -239,7 +248,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
-            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; there are {foreign(some)}")
+            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; available: {foreign(some)}")
     wanted = {
         id(p)
         for name, p in model.named_parameters(remove_duplicate=False)

@@ -27,10 +27,11 @@ CALLS = count(1)
 
 @contextmanager
 def without_side_effects(model: nn.Module) -> Iterator[None]:
-    """Inside, the global generators are elsewhere; on leaving, they are as on entering, and no tensor is kept.
+    """Undo the side effects of model calls inside this context: random numbers drawn, and tensors kept.
 
-    Where modules have new tensors, all their attributes are put back, with the entries of lists, sets and dictionaries
-    of up to a thousand. Else they are left: a model may count its calls.
+    Inside, the global generators start elsewhere at each call; on leaving, they are as on entering. Where modules have
+    new tensors, all their attributes are put back, with the entries of lists, sets and dictionaries of up to a
+    thousand. Else they are left: a model may count its calls.
     """
     before = [(vars(module), vars(module).copy()) for module in modules(model)]
     before += [(value, value.copy()) for _, had in before for value in had.values() if is_cache(value)]
@@ -46,7 +47,7 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
 
 
 def modules(model: nn.Module) -> list[nn.Module]:
-    """Those of `model.modules()`, in no set order, and far quicker."""
+    """The modules of `model.modules()`, in no set order, and found far quicker."""
     found, stack = {id(model): model}, [model]
     while stack:
         for child in stack.pop()._modules.values():
@@ -57,11 +58,12 @@ def modules(model: nn.Module) -> list[nn.Module]:
 
 
 def is_cache(value: Any) -> bool:
+    """Whether a value is a container that may hold tensors between calls."""
     return type(value) in CONTAINERS and len(value) <= LARGEST
 
 
 def new(container: Any, before: Any) -> list[Any]:
-    """The entries that it has now, and had not before."""
+    """The entries that a container has now, and had not before."""
     now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
     known = {id(value) for value in then}
     return [value for value in now if id(value) not in known]
@@ -69,7 +71,7 @@ def new(container: Any, before: Any) -> list[Any]:
 
 @contextmanager
 def generators_restored() -> Iterator[None]:
-    """The global generators of torch, NumPy and `random`, put back. CUDA's are not started for that."""
+    """Restore the global generators of torch, NumPy and `random` on leaving. CUDA's are not started for that."""
     cuda = torch.cuda.is_initialized()
     torch_state, cuda_states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -84,7 +86,7 @@ def generators_restored() -> Iterator[None]:
 
 
 def reseed(number: int) -> None:
-    """Start the same generators from this seed."""
+    """Seed the global generators of torch, NumPy and `random`."""
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
@@ -93,7 +95,7 @@ def reseed(number: int) -> None:
 
 
 def draws() -> list[bytes]:
-    """The states of the same generators: what changes when one is drawn from."""
+    """The states of the global generators, which change when a number is drawn."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
     return [*states, pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002

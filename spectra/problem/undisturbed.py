@@ -1,4 +1,4 @@
-"""A model and its process as they were found, whatever a look at the model does between: for a look inside training."""
+"""A context that leaves a model and its process as they were found, for measurements in the middle of training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TABLES = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode, autograd is on, autocast off, and no hook on a gradient runs.
+    """Put the model in eval mode, with autograd on, and without autocast and gradient hooks, inside this context.
 
-    Put back on leaving: what generators will draw, each module's mode, hooks, parts, attributes and buffers. The mode
-    is set as an attribute: an `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters
-    are not copied: whoever looks must not write to them. What else a forward pass changes (an object that modules
-    share, a file) stays changed.
+    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes and buffers. The mode is
+    set as an attribute: an `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters are
+    not copied: nothing inside may write to them. What else a forward pass changes (an object that modules share, a
+    file) stays changed.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # autograd on, under no_grad too
@@ -36,7 +36,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def module_as_it_was(module: nn.Module) -> Iterator[None]:
-    """One module without those in it: in eval mode, then with the mode, attributes and buffers that it had."""
+    """Put one module, without those in it, in eval mode; on leaving, restore its mode, attributes and buffers."""
     training, attributes = module.training, dict(module.__dict__)
     tables = [(table, dict(table)) for name in TABLES if isinstance(table := attributes.get(name), dict)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]

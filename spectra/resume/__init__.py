@@ -1,1 +1,1 @@
-"""What an unfinished run has done so far, on disk, so that the same command goes on from there."""
+"""The state of an unfinished run on disk, from which the same command resumes."""

@@ -1,4 +1,4 @@
-"""The files of a state, opened where they are its own: no link is followed, and nothing hangs."""
+"""Open the files of a state, where they are its own: no link is followed, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:
 
 
 def own_copy(path: Path) -> None:
-    """See that a file which is to be changed in place has no other name: what else has it keeps its content."""
+    """Give a file that is to be changed in place a copy of its own, where it has other names: those keep their
+    content.
+    """
     if path.lstat().st_nlink > 1:
         with opened(path) as file:
             replace_file(path, lambda copy: shutil.copyfileobj(file, copy, 2**20))

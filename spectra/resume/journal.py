@@ -34,11 +34,11 @@ KINDS = ("sample", "products", "steps", "done")
 
 @dataclass(frozen=True)
 class JournalSettings:
-    """What the journals of one state share; each default is that of a journal alone.
+    """The settings that the journals of one state share; the defaults are those of a journal alone.
 
-    `owner` is what their files belong to. They are brought to the disk itself every `save_every` seconds; an error of
-    the disk is told to `failed`, and nothing more is written. `least` tells each of several processes the least of
-    their numbers, so that all give again or all multiply. `note` tells the user what passes.
+    Attributes: owner: the state that the files belong to. save_every: the seconds between writes to the disk itself.
+    failed: called with an error of the disk, after which nothing more is written. least: returns the smallest of the
+    processes' numbers, so that all give a product again or all multiply. note: tells the user what happens.
     """
 
     owner: str = ""
@@ -49,10 +49,11 @@ class JournalSettings:
 
 
 class Journal:
-    """Products and finished steps, in order; a position counts the steps and the products outside of them.
+    """The products and finished steps of one matrix, in order.
 
-    PATH.products holds a record for each product since the last step, PATH.steps one for each step, PATH.done the
-    answer of a finished matrix, and PATH.sample what they rest on.
+    A position counts the steps, and the products outside of them. PATH.products holds a record for each product since
+    the last step, PATH.steps one for each step, PATH.done the answer of a finished matrix, and PATH.sample the sample
+    that they are checked by.
     """
 
     def __init__(self, path: Path, settings: JournalSettings | None = None):
@@ -63,13 +64,16 @@ class Journal:
             logs = [stack.enter_context(closing(Log(each, self._settings.owner))) for each in paths]
             stack.pop_all()
         self._sample, self._products, self._steps, self._done = logs
+
         finished = {entry.position for entry in self._steps.entries}
         made = self._products.entries
         self._products.cut(next((i for i, entry in enumerate(made) if entry.position in finished), len(made)))
+
         self._position = self._place = self._next = self._spent = 0
         self._inside, self._repeating, self._writing = False, True, True
         self._trusted = not any(log.entries for log in (self._products, self._steps, self._done))
         self._synced = time.monotonic()
+
         for log in self._logs:
             self._tell_damage(log)
         if self._trusted:
@@ -80,14 +84,15 @@ class Journal:
         return self._sample, self._products, self._steps, self._done
 
     def held(self, vector_bytes: int) -> int:
-        """How many products are written down."""
+        """The number of products that are saved, given the bytes of a vector."""
         made = sum(entry.size for entry in self._products.entries) // max(vector_bytes, 1)
         return made + sum(entry.mark for entry in self._steps.entries)
 
     def product(self, operator: SymmetricOperator, vectors: Tensor) -> Tensor:
-        """`operator @ vectors`: of an earlier run that has made it at this point, or made now."""
+        """The product `operator @ vectors`: that of an earlier run that made it at this point, or a new one."""
         self._trust(operator)
         self._spent += 1 if vectors.ndim == 1 else vectors.shape[1]
+
         mark = zlib.crc32(as_bytes(vectors))
         if self._repeating:
             found = self._made(mark, vectors)
@@ -97,6 +102,7 @@ class Journal:
                 self._advance()
                 return cast(Tensor, found)  # all processes have it
             self._stop_repeating()
+
         start = time.perf_counter()
         product = operator @ vectors
         seconds = time.perf_counter() - start
@@ -112,9 +118,10 @@ class Journal:
             self._position += 1
 
     def checkpointed(self, operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        """What `compute` came to in an earlier run, the generator being left as it left it; or computed now."""
+        """The result of `compute` in an earlier run, with the generator left as it left it; or a new one."""
         if self._inside:
             return compute()
+
         self._trust(operator)
         step = self._finished()
         if self._settings.least(step is not None):
@@ -134,6 +141,7 @@ class Journal:
             outcome = compute()
         finally:
             self._inside, self._place = False, 0
+
         seconds = time.perf_counter() - start + self.seconds - again
         content = io.BytesIO()
         torch.save((outcome, generator.get_state(), seconds), content)
@@ -145,7 +153,7 @@ class Journal:
         return outcome
 
     def finish(self, answer: Any) -> None:
-        """Keep the answer, of CPU tensors, numbers, texts and containers of them, in place of products and steps."""
+        """Save the answer, of CPU tensors, numbers, texts and containers of them, in place of products and steps."""
         if not self._writing:
             return
         try:
@@ -157,7 +165,7 @@ class Journal:
             self._steps.cut(0)
 
     def answer(self, operator: SymmetricOperator) -> Any | None:
-        """What `finish` was given in an earlier run, or None."""
+        """The answer that `finish` saved in an earlier run, or None."""
         found = None
         if self._done.entries:
             found = self._done.load(self._done.entries[0], lambda file: torch.load(file, weights_only=True))
@@ -168,7 +176,7 @@ class Journal:
         return found if self._done.entries else None
 
     def _made(self, mark: int, vectors: Tensor) -> Tensor | None:
-        """The next product, where it is this one: laid out in memory as `vectors` are, as a new one would be."""
+        """The saved product, where it is the next one: laid out in memory as `vectors` are, as a new one would be."""
         entry = next(iter(self._products.entries[self._next : self._next + 1]), None)
         if entry is None or (entry.position, entry.place, entry.mark) != (self._position, self._place, mark):
             return None
@@ -178,25 +186,28 @@ class Journal:
         return product if whole else None
 
     def _trust(self, operator: SymmetricOperator) -> None:
-        """See that what is held is of this matrix: raises SpectraError where the sample's product is not what it was.
+        """Check by the sample that what is saved belongs to this matrix.
 
-        Where the sample is missing, nothing else is held any more.
+        Where the sample is missing, everything else is dropped. Raises SpectraError where the sample's product has
+        changed.
         """
         if self._trusted:
             return
         self._trusted = True
+
         vector, then = (empty_rows(operator, 1)[0] for _ in range(2))
         entries = self._sample.entries
         whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
         if self._settings.least(whole):
             self._refuse_another(operator @ vector, then)
             return
+
         self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
         for log in self._logs:
             log.cut(0)
 
     def _refuse_another(self, now: Tensor, then: Tensor) -> None:
-        """Raise SpectraError where a product made again is not what it was: code or data are no longer the same."""
+        """Raise SpectraError where a product made again has changed, since code or data are then no longer the same."""
         change = norm(now - then) / max(norm(then), torch.finfo(then.dtype).tiny)
         if not self._settings.least(change <= torch.finfo(then.dtype).eps ** 0.5):
             home = self._path.parent
@@ -206,7 +217,7 @@ class Journal:
             )
 
     def _finished(self) -> tuple[Any, Tensor, float] | None:
-        """The step at this position: its outcome, the generator's state and the seconds it took."""
+        """The saved step at this position: its outcome, the generator's state and the seconds it took."""
         entry: Entry | None = next((e for e in self._steps.entries if e.position == self._position), None)
         content = self._steps.content(entry) if entry and self._repeating else None
         self._tell_damage(self._steps)
@@ -218,7 +229,7 @@ class Journal:
         self._drop_steps()
 
     def _drop_steps(self) -> None:
-        """Those from here on: they follow products that are no longer there."""
+        """Drop the steps from here on, since they follow products that are no longer there."""
         kept = [entry for entry in self._steps.entries if entry.position < self._position]
         self._steps.cut(len(kept))
 
@@ -249,12 +260,13 @@ class Journal:
             log.damaged = False
 
     def sync(self) -> None:
-        """Bring all of it to the disk itself. Raises OSError."""
+        """Write everything to the disk itself. Raises OSError."""
         for log in self._logs:
             log.sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
+        """Write everything to the disk itself and close the files."""
         with suppress(OSError):
             self.sync()
         for log in self._logs:
@@ -262,7 +274,7 @@ class Journal:
 
 
 class CheckpointedOperator(Wrapper):
-    """The same matrix, its products written down in a journal."""
+    """The wrapped matrix, with its products saved in a journal."""
 
     def __init__(self, operator: SymmetricOperator, journal: Journal):
         super().__init__(operator)
@@ -273,19 +285,20 @@ class CheckpointedOperator(Wrapper):
         return self.journal.product(self.operator, vectors)
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        """Run `compute()` as a checkpointed step of the journal."""
         return self.journal.checkpointed(self.operator, compute, generator)
 
     def answer(self) -> Any | None:
-        """What the journal was given at the end of an earlier run (`Journal.finish`), or None."""
+        """The answer that the journal saved at the end of an earlier run (`Journal.finish`), or None."""
         return self.journal.answer(self.operator)
 
     def factor(self) -> SymmetricFactor:
-        """The operator's own, whose passes over the data are not written down."""
+        """The wrapped operator's factor, whose passes over the data are not saved."""
         return cast(Factored, self.operator).factor()
 
 
 def filled(part: Tensor, log: Log, entry: Entry) -> bool:
-    """Fill a tensor with a record, if it is as it was written and of its size."""
+    """Fill a tensor with a record, and tell whether the record is intact and of the tensor's size."""
     room = part if part.is_cpu and part.is_contiguous() else torch.empty(part.shape, dtype=part.dtype)
     if entry.size != part.nbytes or not log.read(entry, as_bytes(room)):
         return False
@@ -295,5 +308,5 @@ def filled(part: Tensor, log: Log, entry: Entry) -> bool:
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
-    """A tensor's bytes, of this process's part, in the order of its indices, on the host."""
+    """The bytes of this process's shard of a tensor, in the order of its indices, on the host."""
     return local(tensor).detach().contiguous().cpu().numpy().reshape(-1).view("u1")

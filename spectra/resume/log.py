@@ -31,7 +31,7 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands before a record's content, and where that lies."""
+    """The header of a record, and the place of its content."""
 
     position: int
     place: int
@@ -43,9 +43,11 @@ class Entry:
 
     @property
     def end(self) -> int:
+        """The place behind the record."""
         return self.start + self.size
 
     def packed(self) -> bytes:
+        """The header as bytes, with its checksum."""
         fields = (self.position, self.place, self.mark, self.seconds, self.size, self.checksum)
         header = HEADER.pack(*fields)
         return header + CHECKSUM.pack(zlib.crc32(header))
@@ -102,13 +104,16 @@ class Log:
         return content if self.read(entry, content) else None
 
     def load(self, entry: Entry, read: Callable[[IO[bytes]], Any]) -> Any | None:
-        """What `read` reads of the last record; None, and the file is damaged, where it is not as it was written."""
+        """The content of the last record as `read` reads it.
+
+        None, and the file is damaged, where it is not as it was written.
+        """
         self.damaged |= checksum(self._file, entry.start) != entry.checksum
         self._file.seek(entry.start)
         return None if self.damaged else read(self._file)
 
     def append(self, position: int, place: int, mark: int, seconds: float, content: np.ndarray) -> None:
-        """Write one record, as far as the system's memory; raises OSError, with nothing of it left behind."""
+        """Write one record to the system's memory. Raises OSError, with nothing of the record left behind."""
         before = self.end
         start = (before or len(self.head)) + RECORD
         entry = Entry(position, place, mark, seconds, content.nbytes, zlib.crc32(content), start)
@@ -129,20 +134,22 @@ class Log:
 
     @property
     def end(self) -> int:
+        """The place behind the last record."""
         return self.entries[-1].end if self.entries else 0
 
     def cut(self, count: int) -> None:
-        """Keep only the first so many records."""
+        """Keep only the first `count` records."""
         del self.entries[count:]
         if self._open and os.fstat(self._file.fileno()).st_size > self.end:
             self._file.truncate(self.end)
 
     def sync(self) -> None:
-        """Bring all of it to the disk itself."""
+        """Write the file to the disk itself."""
         if self._open:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         if self._open:
             self._file.close()
 
@@ -158,12 +165,15 @@ class Log:
 
 
 def head(path: Path, owner: str) -> bytes:
-    """What a file of this name begins with: its name tells matrix, rank and kind."""
+    """The first bytes of a file of this name, whose name tells matrix, rank and kind."""
     return MARK + hashlib.sha256(f"{owner}\n{path.name}".encode()).digest()
 
 
 def write_whole(path: Path, owner: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """A file of one record, whose content `write` writes; replaced whole. Raises OSError and what `write` raises."""
+    """Replace a file by one of a single record, whose content `write` writes.
+
+    Raises OSError, and what `write` raises.
+    """
     begin = head(path, owner)
     start = len(begin) + RECORD
 
@@ -179,7 +189,7 @@ def write_whole(path: Path, owner: str, write: Callable[[IO[bytes]], Any]) -> No
 
 
 def checksum(file: IO[bytes], start: int) -> int:
-    """Of all from `start` on."""
+    """The checksum of everything from `start` on."""
     file.seek(start)
     found = 0
     while chunk := file.read(CHUNK):

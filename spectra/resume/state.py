@@ -1,10 +1,10 @@
-"""What an unfinished command has done so far, in a directory beside its results.
+"""The state of an unfinished command, in a directory beside its results.
 
-    DIR/manifest.json, DIR/lock     of which problem, written first; held by the run at work, and removed last
-    DIR/NAME.KIND                   what is known of a matrix: its journal (`spectra.resume.journal`)
+    DIR/manifest.json, DIR/lock     the problem, written first; a lock held by the run at work, and removed last
+    DIR/NAME.KIND                   the journal of a matrix (`spectra.resume.journal`)
 
-Killed at any moment, the same command goes on from there, and ends with the numbers that it would have had. Every file
-has its checksum, and those of matrices tell the manifest that they belong to.
+After a kill at any moment, the same command resumes, and ends with the numbers that it would have had. Every file has
+its checksum, and those of matrices name the manifest that they belong to.
 """
 
 from __future__ import annotations
@@ -34,9 +34,17 @@ LARGEST = 2**62
 
 
 class State:
-    """The state of one command in `directory`: what is there belongs to `begin`'s problem, or SpectraError is raised.
+    """The state of one command in `directory`.
 
-    `rank` of several processes writes files of its own; only rank 0 the manifest. `note` tells the user what passes.
+    Args:
+        directory: the place of the state.
+        save_every: the seconds between writes to the disk itself.
+        note: tells the user what happens.
+        rank: the number of this process; each writes files of its own, and only rank 0 the manifest.
+        least: returns the smallest of the processes' numbers.
+
+    Raises:
+        SpectraError: the directory cannot be read.
     """
 
     def __init__(
@@ -53,9 +61,10 @@ class State:
         self._ours = False  # the directory, to be removed where nothing has come into it
 
     def begin(self, problem: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
-        """Go on with this problem, or begin it. Raises SpectraError where the state is of another, or in use.
+        """Resume the state of this problem, or begin a new one.
 
-        Of several processes all come here, and none leaves before the first has its manifest.
+        Of several processes all call this, and none returns before the first has its manifest. Raises SpectraError
+        where the state belongs to another problem, or is in use.
         """
         now = json.loads(json.dumps({"problem": finite(problem), "settled": settled}))
         refuse_changed(self.directory, self._manifest, now["problem"])
@@ -79,18 +88,18 @@ class State:
 
     @cached_property
     def _settings(self) -> JournalSettings:
-        """What its journals share; files of all ranks belong to the manifest of the first."""
+        """The settings that its journals share; files of all ranks belong to the manifest of the first."""
         owner = LARGEST if self._rank else int(checksum(self._manifest or {})[:15], 16)
         return JournalSettings(str(self._least(owner)), self._save_every, self._failed, self._least, self._note)
 
     def journal(self, name: str) -> Journal:
-        """Of the products of matrix `name`."""
+        """Open the journal of the products of matrix `name`."""
         path = self.directory / (f"{name}.rank{self._rank}" if self._rank else name)
         self._journals[name] = Journal(path, self._settings)
         return self._journals[name]
 
     def close(self) -> None:
-        """Bring all of it to the disk itself; where there is nothing, leave nothing."""
+        """Write everything to the disk itself and close it; a state without content is removed."""
         self._close_journals()
         if self._ours and not any(path.lstat().st_size for path in self._contents("products", "steps", "done")):
             self._remove()
@@ -98,6 +107,7 @@ class State:
             self._lock.close()
 
     def remove(self) -> None:
+        """Close the state and remove it."""
         self._close_journals()
         if self._ours:
             self._remove()
@@ -140,7 +150,10 @@ class State:
 
 
 def locked(directory: Path) -> IO:
-    """The directory's lock, held; both are made where they are missing. Raises SpectraError where another holds it."""
+    """Take the lock of the directory; both are made where they are missing.
+
+    Raises SpectraError where another run holds it.
+    """
     home, path = directory.parent, directory / "lock"
     for _ in range(100):
         try:
@@ -170,7 +183,7 @@ def locked(directory: Path) -> IO:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Of an unfinished run, or None. Raises SpectraError where it is damaged."""
+    """The manifest of an unfinished run; None where there is none. Raises SpectraError where it is damaged."""
     path = directory / "manifest.json"
     try:
         with opened(path) as file:
@@ -185,16 +198,18 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(directory: Path, content: dict[str, Any]) -> None:
+    """Write the manifest with its checksum."""
     text = json.dumps(content | {"checksum": checksum(content)})
     write_atomically(directory / "manifest.json", lambda file: file.write(text.encode()))
 
 
 def checksum(content: dict[str, Any]) -> str:
+    """The SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raise SpectraError where there is a manifest, of another problem."""
+    """Raise SpectraError where there is a manifest of another problem."""
     if manifest and (changes := list(differences(manifest["problem"], now))):
         raise SpectraError(
             f"`out` {directory.parent}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
@@ -203,7 +218,7 @@ def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Map
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """`k was 5, is 10` for each entry that differs; mappings are compared entry by entry."""
+    """Yield `k was 5, is 10` for each entry that differs; mappings are compared entry by entry."""
     for key in sorted({*then, *now}):
         before, after = then.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

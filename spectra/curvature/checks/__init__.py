@@ -1,1 +1,1 @@
-"""Checks before the first product: of the model, of the loss, and of the derivatives that PyTorch gives."""
+"""Checks of the model, of the loss, and of the derivatives that PyTorch gives, made before the first product."""

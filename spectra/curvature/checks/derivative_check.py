@@ -1,14 +1,14 @@
 """Compare one product of a matrix with finite differences, before any method starts.
 
-A wrong second derivative is symmetric and repeatable all the same: of a function whose backward uses values outside
-the graph, of a fused kernel that keeps its gradient, of parameters that a cache or a checkpoint has detached. So, on a
-few examples and along one random direction v, by central differences as `differences` judges them,
+A wrong second derivative is symmetric and repeatable all the same: of a function whose backward uses values outside the
+graph, of a fused kernel that keeps its gradient, of parameters that a cache or a checkpoint has detached. So products
+are compared on a few examples and along one random direction v, by central differences (`differences`):
 
     hessian            H v  against  gradients at theta + h v and theta - h v
     J'M J              J v  against  outputs there, and M u against slopes of the loss at outputs f + h u and f - h u
     outer products     J v, and the slope of the loss along u against its values; of whole batches, the slope along v
 
-in float64 on a copy of the model, where model and memory allow that, and else on the model itself.
+The comparison is in float64 on a copy of the model, where model and memory allow that, and else on the model itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
 
 @dataclass(frozen=True)
 class DerivativeCheckResult:
-    """What was compared with differences, and how well it agreed: for the record."""
+    """The comparison with differences: what was compared, and how well it agreed."""
 
     examples: int = 0
     dtype: str | None = None
@@ -58,10 +58,16 @@ class DerivativeCheckResult:
 
 
 def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint) -> DerivativeCheckResult:
-    """Compare one product of the matrix `name` with differences. Raises SpectraError where they contradict it.
+    """Compare one product of a matrix with finite differences. Raises SpectraError where they contradict it.
 
-    `memory` bounds the copies and the products, whose `costs` are those of the matrix; where it holds too little, or
-    kinks and rounding leave the differences unreliable, `not_checked` says so.
+    Args:
+        problem: the model, loss and data.
+        name: the matrix.
+        memory: the bytes for copies and products; where it holds too little, `not_checked` of the result says so.
+        costs: the memory of the matrix's products.
+
+    Returns:
+        What was compared, and how well it agreed; kinks and rounding may leave the differences unreliable.
     """
     with warnings.catch_warnings(action="ignore"):
         return _check(problem, name, memory, costs)
@@ -93,7 +99,7 @@ class Contradicted(SpectraError):
 
 
 def compare(local: LocalProblem, name: str) -> DerivativeCheckResult:
-    """Each of the comparisons; raises Contradicted."""
+    """Make every comparison for the matrix. Raises Contradicted where one fails."""
     verdicts = [compare() for compare in comparisons(local, name)]
     wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
     if wrong:
@@ -102,7 +108,7 @@ def compare(local: LocalProblem, name: str) -> DerivativeCheckResult:
 
 
 def compare_beside(local: LocalProblem, name: str, found: DerivativeCheckResult) -> DerivativeCheckResult:
-    """What could not be told at the point itself is looked at beside it, where few functions have a kink."""
+    """Compare beside the point, where few functions have a kink, what the differences left open at the point itself."""
     local.step_aside()
     beside = compare(local, name)
     if beside.not_checked:
@@ -111,12 +117,12 @@ def compare_beside(local: LocalProblem, name: str, found: DerivativeCheckResult)
 
 
 def comparisons(local: LocalProblem, name: str) -> list[Callable[[], Verdict]]:
-    """What a product of the matrix is made of, each against its difference."""
+    """The comparisons, each of a part of the matrix's product with its difference."""
     return [partial(COMPARISONS[derivative], local) for derivative in definition(name).derivatives]
 
 
 def second_derivative(local: LocalProblem) -> Verdict:
-    """H v, a part for each parameter tensor."""
+    """Compare H v, one part for each parameter tensor."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
     local.product = product = definition("hessian").linearise(problem, batch)(problem.vector(local.direction))
@@ -129,7 +135,7 @@ def second_derivative(local: LocalProblem) -> Verdict:
 
 
 def jacobian(local: LocalProblem) -> Verdict:
-    """J v."""
+    """Compare J v."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
     product = Jacobian(problem, batch).times(problem.vector(local.direction))
@@ -142,7 +148,7 @@ def jacobian(local: LocalProblem) -> Verdict:
 
 
 def slope(local: LocalProblem) -> Verdict:
-    """g'v, of the summed loss."""
+    """Compare g'v, with g the gradient of the summed loss."""
     problem, batch = local.problem, local.batch
     local.gradients += 1
     along = batch_gradient(problem, batch) @ problem.vector(local.direction)
@@ -155,7 +161,7 @@ def slope(local: LocalProblem) -> Verdict:
 
 
 def loss_curvature(local: LocalProblem) -> Verdict:
-    """M u with M = d2 l / df2."""
+    """Compare M u, with M the second derivative of the loss by the outputs."""
     problem, batch = local.problem, local.batch
     leaf, first = loss_gradient(problem, batch, rows_of(local), create_graph=True)
     u = output_direction(leaf, local)
@@ -164,7 +170,7 @@ def loss_curvature(local: LocalProblem) -> Verdict:
 
 
 def loss_slope(local: LocalProblem) -> Verdict:
-    """The slope of the summed loss along u in output space."""
+    """Compare the slope of the summed loss along u in output space."""
     problem, batch = local.problem, local.batch
     leaf, first = loss_gradient(problem, batch, rows_of(local))
     u = output_direction(leaf, local)
@@ -183,17 +189,21 @@ COMPARISONS: dict[Derivative, Callable[[LocalProblem], Verdict]] = {
 
 
 def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
-    """A random u of the size of the outputs, or of 1 where they are smaller."""
+    """A random u of the size of the outputs, or of size 1 where they are smaller."""
     (u,) = random_direction([rows], local.generator)
     return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
 
 
 def rows_of(local: LocalProblem) -> Tensor:
+    """The model's rows, detached."""
     return local.problem.loss.rows(local.problem.output(local.batch), local.batch.targets).detach()
 
 
 def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
-    """As `judge` does; in single precision, steps are long, and with so many kinks in reach nothing is said."""
+    """Judge a derivative by differences.
+
+    In single precision, where steps are long, a model with kinks is not judged wrong, since many kinks are in reach.
+    """
     verdict = judge(derivative, function)
     if verdict.wrong and local.problem.dtype != torch.float64 and has_kinks(local):
         return replace(verdict, wrong=False, unclear=len(derivative))
@@ -201,13 +211,14 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
 
 
 def has_kinks(local: LocalProblem) -> bool:
+    """Whether the graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
     loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
     return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
 
 
 def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:
-    """Nothing contradicts the derivatives."""
+    """The result where nothing contradicts the derivatives."""
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
     finite = all(math.isfinite(verdict.derivative) for verdict in verdicts)
@@ -221,7 +232,10 @@ def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeChe
 
 
 def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
-    """By how much a product in the problem's own dtype differs from the copy's; SpectraError where by too much."""
+    """The relative difference between a product in the problem's own dtype and one in float64.
+
+    Raises Contradicted where it is too large.
+    """
     matrix = definition(name).linearise
     exact = local.product
     if exact is None:
@@ -229,6 +243,7 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     direction = problem.vector(local.direction).to(problem.dtype)
     own = replace(problem, batches=[batch])
     found = matrix(own, batch)(direction).double()
+
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
     chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
@@ -242,7 +257,7 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
 
 
 def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
-    """What a user reads: by how much, and whose fault it may be."""
+    """The error message: by how much the derivative is off, and where the fault may lie."""
     what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
     option, whose = locate_error(local)
     return (
@@ -254,16 +269,18 @@ def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
 
 
 def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -> Batch | None:
-    """Examples from all over the data, as many as are needed and as memory allows; None where it holds none.
+    """A batch of examples from all over the data, as many as are needed and as memory allows; None where it holds none.
 
-    Of a model that takes no other batches than its own, the largest.
+    Where the model takes no other batches than its own, the largest is returned.
     """
     scale, held = (torch.float64.itemsize / problem.dtype.itemsize, 8) if copy else (1, problem.dtype.itemsize)
     model = sum(t.numel() for t in (*problem.model.parameters(), *problem.model.buffers())) if copy else 0
     room = (memory - held * (model + VECTORS * problem.size)) / scale
+
     if not costs.scales:
         largest = max(problem.batches, key=len)
         return largest if costs.peak(elements(largest)) <= room else None
+
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     for count in range(min(EXAMPLES, sum(map(len, problem.batches))), 0, -1):
         if costs.peak(each * count) <= room:
@@ -272,7 +289,7 @@ def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -
 
 
 def spread(batches: Sequence[Batch], count: int) -> Batch:
-    """So many examples at equal distances, or those of them that are of one shape with the first."""
+    """The batch of `count` examples at equal distances, or of those among them that have the shape of the first."""
     places = torch.linspace(0, sum(map(len, batches)) - 1, count).round().long().tolist()
     singles, start = [], 0
     for batch in batches:

@@ -33,7 +33,7 @@ Parts = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What differences say of a derivative, given in parts of which each is judged."""
+    """The verdict of finite differences on a derivative, given in parts of which each is judged."""
 
     wrong: bool
     unclear: int  # parts of which nothing can be said
@@ -43,6 +43,7 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
+        """Whether every part agrees."""
         return not (self.wrong or self.unclear)
 
 
@@ -91,15 +92,16 @@ def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
 
 
 def jumps(ahead: Parts, here: Parts, among: Tensor) -> bool:
-    """Whether each of these parts is another at the point than a fine step beside it."""
+    """Whether each of these parts changes at once between the point and a fine step beside it."""
     change = norms([a - c for a, c in zip(ahead, here, strict=True)])
     return bool((change > JUMP * norms(here))[among].all())
 
 
 def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:
-    """Of which parts two neighbouring steps agree, ten times better than with the derivative, and both sides do, too.
+    """The parts for which two neighbouring steps agree with each other ten times better than with the derivative.
 
-    At a kink in the point itself, the differences to either side are two derivatives, and the central one their mean.
+    The differences to either side have to agree too. At a kink in the point itself, these are two derivatives, and the
+    central one is their mean.
     """
     result = torch.zeros(len(found[0].parts), dtype=torch.bool)
     for one, other in pairwise(sorted(found, key=lambda difference: difference.step)):
@@ -111,5 +113,5 @@ def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:
 
 
 def norms(parts: Parts) -> Tensor:
-    """Their norms, in float64 on the CPU."""
+    """The norms of the parts, in float64 on the CPU."""
     return torch.stack([part.double().norm() for part in parts]).cpu()

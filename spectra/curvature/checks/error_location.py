@@ -48,7 +48,7 @@ def locate_error(local: LocalProblem) -> tuple[str, str]:
 
 
 def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
-    """Inside, each module's first call is added to `calls` as it ends: parts before the whole."""
+    """A context in which each module's first call is added to `calls` as it ends: parts before the whole."""
     stack, seen = ExitStack(), set()
     for name, module in model.named_modules():
 
@@ -62,6 +62,7 @@ def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
 
 
 def cut_off(value: Any) -> Any:
+    """A copy of a tensor outside the graph; anything else is returned as it is."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
@@ -80,6 +81,7 @@ def fails(call: Call, generator: torch.Generator) -> bool:
 
 
 def reals(tree: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in a tree."""
     return (x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point())
 
 

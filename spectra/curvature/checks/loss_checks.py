@@ -1,6 +1,6 @@
 """Refuse a user's loss that is random, ties examples together, or has no second derivative.
 
-All of it is looked for in output space, on rows that the model has made once.
+All checks are made in output space, on rows that the model has made once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
 
 
 def rows_of(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The model's rows and targets for a batch, without a graph."""
     with torch.no_grad():
         return problem.loss.rows(problem.output(batch), batch.targets), batch.targets
 
@@ -113,7 +114,7 @@ def some_rows(problem: Problem, batch: Batch, inside: list[int]) -> tuple[Tensor
 
 
 def no_second_derivative(loss: CustomLoss, rows: Tensor, targets: Tensor) -> str | None:
-    """Why the loss cannot be differentiated twice by its rows; None where it can."""
+    """The reason why the loss cannot be differentiated twice by its rows; None where it can."""
     try:
         twice(loss, rows[:FEW], targets[:FEW])
     except SpectraError:  # it may take whole batches alone
@@ -127,12 +128,14 @@ def no_second_derivative(loss: CustomLoss, rows: Tensor, targets: Tensor) -> str
 
 
 def unless_out_of_memory(error: RuntimeError) -> str:
+    """The description of an error; one that tells of memory is raised again."""
     if out_of_memory(error):
         raise error
     return describe(error)
 
 
 def twice(loss: CustomLoss, rows: Tensor, targets: Tensor) -> Tensor:
+    """A product with the second derivative of the loss by its rows."""
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         slope = gradient(loss.total(leaf, targets), (leaf,), create_graph=True)[0]

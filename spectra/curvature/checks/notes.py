@@ -47,6 +47,7 @@ def model_notes(problem: Problem) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
+    """The first names, and the number of others, as text."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -60,6 +61,7 @@ def active_autocast(problem: Problem) -> str | None:
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """The name of a dtype, as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -88,7 +90,7 @@ def autocast_inside(problem: Problem) -> str | None:
 
 @contextmanager
 def autocasts(report: Callable[[str], object]) -> Iterator[None]:
-    """Inside, `report(type)` of each autocast that is entered."""
+    """Call `report(type)` for each autocast that is entered inside this context."""
     entering = torch.autocast.__enter__
 
     def enter(context):

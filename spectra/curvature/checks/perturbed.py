@@ -35,13 +35,16 @@ class LocalProblem:
         self.gradients = 0  # that have been made, or as many as would have taken as long
 
     def step_aside(self) -> None:
-        """Stay a thousandth beside the point; for copies."""
+        """Move a copy's parameters a thousandth beside the point, and leave them there."""
         for leaf, along in zip(self.problem.leaves, random_direction(self.problem.leaves, self.generator), strict=True):
             leaf.data = leaf.data.add(along, alpha=ASIDE)
 
     @contextmanager
     def moved(self, step: float) -> Iterator[None]:
-        """Inside, the parameters are theta + step v. They keep their identity, and get their own memory back."""
+        """Move the parameters to theta + step v inside this context.
+
+        They keep their identity, and get their own memory back.
+        """
         self.gradients += 1
         with moved(self.problem.leaves, self.direction, step):
             yield
@@ -49,6 +52,7 @@ class LocalProblem:
 
 @contextmanager
 def moved(leaves: Sequence[Tensor], direction: Sequence[Tensor], step: float) -> Iterator[None]:
+    """Move tensors along a direction inside this context."""
     before = [leaf.data for leaf in leaves]
     try:
         for leaf, start, along in zip(leaves, before, direction, strict=True):
@@ -60,7 +64,7 @@ def moved(leaves: Sequence[Tensor], direction: Sequence[Tensor], step: float) ->
 
 
 def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Normal entries, for each tensor of the size of its own: a relative change. Zeros change as the others do."""
+    """A random direction: normal entries, scaled to the size of each tensor; tensors of zeros get the usual size."""
     sizes = torch.stack([tensor.detach().double().square().mean().sqrt() for tensor in tensors]).cpu()
     usual = sizes[sizes > 0].mean().item() if (sizes > 0).any() else 1.0
     return [
@@ -71,7 +75,7 @@ def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> l
 
 @contextmanager
 def in_place(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
-    """The user's own model and loss, in their own precision."""
+    """The problem on one batch, with the user's own model and loss, in their own precision."""
     yield LocalProblem(replace(problem, batches=[batch]))
 
 
@@ -97,7 +101,10 @@ def copied(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
 
 
 def in_float64(value: Any) -> Any:
-    """A tensor's copy with real and complex numbers in double precision; anything else as it is."""
+    """The copy of a tensor in double precision, real or complex.
+
+    Integers keep their dtype, and anything else is returned as it is.
+    """
     if not isinstance(value, Tensor):
         return value
     dtype = torch.float64 if value.is_floating_point() else torch.complex128 if value.is_complex() else value.dtype
@@ -106,13 +113,16 @@ def in_float64(value: Any) -> Any:
 
 
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and what modules hold as plain attributes or in lists, tuples and dictionaries of those."""
+    """Yield parameters, buffers, and the tensors that modules hold in plain attributes, lists, tuples and
+    dictionaries.
+    """
     for module in model.modules():
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def loss_in_float64(loss: Loss, memo: dict[int, Any]) -> Loss:
+    """The copy of a loss in double precision."""
     if not isinstance(loss, CustomLoss):
         return loss
     function = deepcopy(loss.function, memo)

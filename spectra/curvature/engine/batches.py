@@ -21,9 +21,10 @@ LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hes
 
 
 def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
-    """The batches of this process: one in so many, or none.
+    """The batches of this process: those of number rank, rank + P, ..., for P processes.
 
-    Where there are fewer batches than processes and they need not stay `whole`, a part of each.
+    Where there are fewer batches than processes and they need not stay `whole`, each process takes a part of every
+    batch.
     """
     batches, rank, count = problem.batches, problem.processes.rank, problem.processes.count
     if whole or len(batches) >= count:
@@ -34,7 +35,7 @@ def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
 
 
 def resized(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The same examples in the same order, in batches whose products fit `memory` bytes and are worth a call each."""
+    """The examples in their order, in batches whose products fit `memory` bytes and are worth a call each."""
     largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
     room = fitting if largest <= fitting else fitting / QUARTER
     if batches[0].indices.device.type == "cpu":
@@ -45,7 +46,7 @@ def resized(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Bat
 
 
 def cut(batches: Sequence[Batch], room: float) -> list[Batch]:
-    """The batches in parts of at most `room` elements, or of one example; equal ones, where it can be."""
+    """Cut batches into parts of at most `room` elements, or of one example; into equal parts, where possible."""
     parts = []
     for batch in batches:
         fewest = -(-len(batch) // max(1, int(room * len(batch) / elements(batch))))
@@ -56,7 +57,7 @@ def cut(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 
 def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
-    """Neighbours of one kind together, up to `room` elements."""
+    """Join neighbouring batches of one kind, up to `room` elements."""
     groups: list[list[Batch]] = []
     held = 0
     for batch in batches:
@@ -69,12 +70,12 @@ def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 
 def kind(batch: Batch) -> Any:
-    """Equal for batches that can be joined: shapes but for the first dimension, and types."""
+    """A key that is equal for batches that can be joined: shapes but for the first dimension, and dtypes."""
     values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
     return structure, [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of all their examples."""
+    """One batch of all examples of these batches."""
     trees = [(batch.inputs, batch.targets, batch.indices) for batch in batches]
     return Batch(*pytree.tree_map(lambda *parts: torch.cat(parts), *trees))

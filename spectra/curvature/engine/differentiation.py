@@ -26,10 +26,11 @@ Apply = Callable[..., Tensor]
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that have a second derivative and one answer, no hooks on gradients, and no autocast of the caller's.
+    """Set PyTorch so that every model has second derivatives, with one answer, and restore its settings on leaving.
 
-    All is put back on leaving. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative,
-    nor have the functions of `REPLACED` and what torch.compile makes; TF32 keeps 10 bits.
+    Inside, kernels have a second derivative and are deterministic, no hook on a gradient runs, and autocast of the
+    caller's is off. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative, nor have
+    the functions of `REPLACED` and what torch.compile makes. TF32, which keeps 10 bits, is off.
     """
     backends = torch.backends
     settings = [
@@ -64,7 +65,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def uncompiled() -> AbstractContextManager:
-    """Functions that torch.compile has compiled run as they are written: what it makes has no second derivative."""
+    """A context in which compiled functions run as they are written.
+
+    The code that torch.compile makes has no second derivative.
+    """
     compiles = "torch._dynamo" in sys.modules  # whoever compiles has it; for others its import takes seconds
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
@@ -73,7 +77,8 @@ def uncompiled() -> AbstractContextManager:
 def start_autograd(device: torch.device) -> None:
     """Launch a first kernel in autograd's thread of a CUDA device.
 
-    It gives the thread its CUDA context: where a thread begins with a matrix product, PyTorch warns that there is none.
+    That gives the thread its CUDA context: where a thread begins with a matrix product, PyTorch warns that there is
+    none.
     """
     one = torch.ones((), device=device, requires_grad=True)
     torch.autograd.grad(one * one, one)
@@ -81,7 +86,7 @@ def start_autograd(device: torch.device) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What models do wrong when they are differentiated, in one line."""
+    """Turn errors of differentiation inside this context into SpectraErrors of one line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -95,7 +100,7 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
-    """Attributes, each (owner, name, value), set inside and put back on leaving."""
+    """Set attributes, each (owner, name, value), inside this context, and restore them on leaving."""
     before = [getattr(owner, name) for owner, name, _ in settings]
     try:
         for owner, name, value in settings:
@@ -107,7 +112,7 @@ def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):
-    """The derivative of weights'output by each input, zeros where there is none; the graph is kept."""
+    """The derivative of weights'output by each input, zeros where it does not depend on one; the graph is kept."""
     if not output.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
     if create_graph and weights is None:
@@ -127,7 +132,7 @@ def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = 
 
 
 def combined_gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]):
-    """The derivative of the sum of weights'output by each input; the graph is kept."""
+    """The derivative of the sum of all weights'output by each input; the graph is kept."""
     held = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     if not held:
         return tuple(torch.zeros_like(x) for x in inputs)
@@ -147,7 +152,7 @@ def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
 
 
 def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:
-    """The nodes of the graph that leads to these tensors, each once."""
+    """Yield each node of the graph that leads to these tensors once."""
     nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
     seen = set(nodes)
     while nodes:
@@ -164,7 +169,10 @@ def leaf_of(node: Node | None) -> Tensor | None:
 
 
 class Jacobian:
-    """J = d rows / d theta on one batch, linearised once: J v as the derivative of u -> J'u (reverse over reverse)."""
+    """The Jacobian J = d rows / d theta on one batch, linearised once.
+
+    J v is computed as the derivative of u -> J'u by u (reverse over reverse).
+    """
 
     def __init__(self, problem: Problem, batch: Batch):
         self.problem = problem
@@ -174,12 +182,12 @@ class Jacobian:
         self.transposed = problem.vector(self.parts)
 
     def times(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
-        """J v, of the shape of rows; of these leaves alone, v is (n_l,)."""
+        """J v, of the shape of the rows; for a slice of parameters, v is (n_l,) of these alone."""
         if leaves is None:
             return gradient(self.transposed, (self.dummy,), vector)[0]
         return combined_gradient(self.parts[leaves], (self.dummy,), self.problem.tensors(vector, leaves))[0]
 
     def transposed_times(self, rows: Tensor, leaves: slice | None = None) -> Tensor:
-        """J'u, (n,); of these leaves alone, (n_l,)."""
+        """J'u (n,), for u of the shape of the rows; for a slice of parameters, (n_l,)."""
         inputs = self.problem.leaves[leaves or slice(None)]
         return self.problem.vector(gradient(self.rows, inputs, rows))

@@ -22,7 +22,7 @@ FEW = (2, 4)  # examples that are measured
 
 @dataclass(frozen=True)
 class Line:
-    """fixed + each * elements: what belongs to the parameters, and what grows with the data."""
+    """The line fixed + each * elements: what belongs to the parameters, and what grows with the data."""
 
     fixed: float
     each: float
@@ -31,15 +31,16 @@ class Line:
         return int(self.fixed + self.each * elements)
 
     def within(self, limit: float) -> float:
-        """The elements at which it reaches the limit."""
+        """The number of elements at which the line reaches the limit."""
         return (limit - self.fixed) / self.each if self.each > 0 else math.inf
 
 
 @dataclass(frozen=True)
 class Highest:
-    """The highest of some lines: few data take most where vectors of parameters are held, many elsewhere.
+    """The highest of some lines, plus the memory that the loss takes beyond a line.
 
-    To it comes what the loss takes beyond a line, by examples, `each` of so many elements.
+    For few data the highest is where vectors of parameters are held, for many it is elsewhere. The loss's memory goes
+    by examples, of `each` elements.
     """
 
     lines: tuple[Line, ...]
@@ -50,6 +51,7 @@ class Highest:
         return max(line(elements) for line in self.lines) + int(self.growth(elements / self.each))
 
     def within(self, limit: float) -> float:
+        """The largest number of elements whose memory stays within the limit."""
         high = min(line.within(limit) for line in self.lines)
         if not self.growth.sizes or high <= 0:
             return high
@@ -62,7 +64,10 @@ class Highest:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a batch's product by double backward besides model and data, against the elements of its inputs."""
+    """The bytes of a batch's product by double backward, besides model and data.
+
+    They are functions of the elements of the batch's inputs.
+    """
 
     kept: Highest  # what does not depend on the vector
     peak: Highest
@@ -72,7 +77,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes alive in a product from scratch, after each operation, and those that can be kept for others."""
+    """The bytes alive in a product from scratch, after each operation, and those that can be kept for others."""
 
     elements: int
     kept: int
@@ -80,7 +85,10 @@ class Measured:
 
 
 def footprint(linearise: Linearise, problem: Problem) -> Footprint:
-    """Measured on a few examples and on a few more; on the whole first batch where the model takes no others."""
+    """Measure the memory of a product on a few examples and on a few more, and predict it for other sizes.
+
+    Where the model takes no other batches than its own, the whole first batch is measured.
+    """
     batch = problem.batches[0]
     _ = problem.weight, problem.examples, problem.writes_inputs  # found now, and not while the first is measured
     if len(batch) > 1:
@@ -98,9 +106,9 @@ def footprint(linearise: Linearise, problem: Problem) -> Footprint:
 
 
 def through(few: Measured, more: Measured, growth: Growth, each: float, scales: bool) -> Footprint:
-    """Lines through both, one for what is alive after each operation, and the loss's `growth` by examples beyond them.
+    """Lines through two measurements, one line for the bytes alive after each operation, plus the loss's `growth`.
 
-    Nothing shrinks with the data.
+    No line falls as the data grow.
     """
 
     def line(less: int, greater: int) -> Line:
@@ -116,7 +124,7 @@ def through(few: Measured, more: Measured, growth: Growth, each: float, scales: 
 
 
 def outermost(lines: Iterable[Line]) -> Iterator[Line]:
-    """Those that no other exceeds everywhere."""
+    """Yield the lines that no other exceeds everywhere."""
     highest = -math.inf
     for line in sorted(lines, key=lambda line: (line.each, line.fixed), reverse=True):
         if line.fixed > highest:
@@ -125,7 +133,7 @@ def outermost(lines: Iterable[Line]) -> Iterator[Line]:
 
 
 def measured(linearise: Linearise, problem: Problem, batch: Batch) -> Measured:
-    """One product of a batch from scratch."""
+    """Measure the memory of one product of a batch from scratch."""
     model = problem.model
     vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
     with Meter([*model.parameters(), *model.buffers(), *tensors(batch), vector]) as meter:
@@ -136,9 +144,13 @@ def measured(linearise: Linearise, problem: Problem, batch: Batch) -> Measured:
 
 
 def tensors(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch."""
     return [x for x in pytree.tree_leaves((batch.inputs, batch.targets, batch.indices)) if isinstance(x, Tensor)]
 
 
 def elements(batch: Batch) -> int:
-    """Numbers in the batch's inputs, one an example at least: its size, whatever the lengths of its sequences."""
+    """The size of a batch: the numbers in its inputs, at least one an example.
+
+    It is meaningful whatever the lengths of the batch's sequences.
+    """
     return max(len(batch), sum(x.numel() for x in pytree.tree_leaves(batch.inputs) if isinstance(x, Tensor)))

@@ -30,7 +30,7 @@ def mean_gradient(problem: Problem) -> Tensor:
 
 
 def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:
-    """scale g g'."""
+    """The product with scale g g', as a function of a vector (n,)."""
 
     def apply(vector: Tensor, leaves: slice | None = None) -> Tensor:
         own = g if leaves is None else problem.vector(problem.tensors(g)[leaves])

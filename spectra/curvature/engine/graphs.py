@@ -1,6 +1,6 @@
-"""ATen graphs: brought to a plain form without mutation or repetition, and cut in two at the last input.
+"""Transform ATen graphs: into a plain form without mutation or repetition, and into two halves at the last input.
 
-A graph is what make_fx has traced; its placeholders are the constants and, last, the vector.
+A graph is one that make_fx has traced; its placeholders are the constants and, last, the vector.
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ def simplify(graph: Graph) -> None:
 
 
 def eliminate(graph: Graph) -> None:
+    """Remove nodes whose results nobody reads."""
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or mutates(node))
 
 
 def substitute(node: Node, other: Node) -> None:
+    """Replace a node by another wherever it is read, and erase it."""
     node.replace_all_uses_with(other)
     node.graph.erase_node(node)
 
 
 def without_mutation(graph: Graph) -> None:
-    """x.op_() becomes y = op(x), and y takes the place of x from there on."""
+    """Replace each call x.op_() by y = op(x), and x by y from there on. Raises Mutation."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not mutates(node):
@@ -73,7 +75,7 @@ def without_mutation(graph: Graph) -> None:
 
 
 def out_of_place(target):
-    """The operation `op` of `op_`, with the same arguments."""
+    """The operation `op` that belongs to `op_`, with the same arguments. Raises Mutation where there is none."""
     packet = getattr(aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
     for name in packet.overloads() if packet else ():
         found = getattr(packet, name)
@@ -83,11 +85,12 @@ def out_of_place(target):
 
 
 def signature(target) -> list[tuple[str, str]]:
+    """The names and types of an operation's arguments."""
     return [(argument.name, str(argument.type)) for argument in target._schema.arguments]
 
 
 def without_repetition(graph: Graph) -> None:
-    """One node for all calls of one function with the same arguments."""
+    """Keep one node for all calls of one function with the same arguments."""
     seen = {}
     for node in graph.nodes:
         if node.op in ("call_function", "get_attr"):
@@ -98,7 +101,7 @@ def without_repetition(graph: Graph) -> None:
 
 
 def narrow_outputs(graph: Graph) -> None:
-    """Backward operations make only those outputs that are in use."""
+    """Let backward operations make only those outputs that are read."""
     for node in graph.nodes:
         found = schema(node)
         names = [argument.name for argument in found.arguments] if found else []
@@ -134,14 +137,14 @@ def is_view(node: Node) -> bool:
 
 
 def storage(node: Node) -> Node:
-    """The node that made the memory."""
+    """The node that made the memory of a tensor."""
     while is_view(node):
         node = first_input(node)
     return node
 
 
 def sharing(owner: Node) -> Iterator[Node]:
-    """The maker of some memory, and all views of it."""
+    """Yield the maker of some memory, and all views of it."""
     yield owner
     for user in owner.users:
         if is_view(user) and user.args[0] is owner:
@@ -172,7 +175,10 @@ def nbytes(node: Node) -> float:
 
 
 def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
-    """first(*constants) -> residuals, second(*residuals, vector) -> product, and the nodes of the residuals."""
+    """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product.
+
+    Also return the residuals' nodes.
+    """
     *constants, vector = module.graph.find_nodes(op="placeholder")
     late = {vector}
     for node in module.graph.nodes:
@@ -206,11 +212,12 @@ def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
 
 
 def is_cheap(node: Node) -> bool:
+    """Whether a call costs little more than reading its inputs."""
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 
 def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
-    """The function from these values to those."""
+    """The function from the values of some nodes to those of others."""
     graph, copies = Graph(), {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)

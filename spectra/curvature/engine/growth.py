@@ -1,6 +1,7 @@
-"""Measure how the memory of a user's own loss grows with the batch: of pairs by its square, of triplets by its cube.
+"""Measure how the memory of a user's own loss grows with the batch: for pairs with its square, for triplets with its
+cube.
 
-Measured in output space at a few sizes, each twice the one before, and continued as a polynomial.
+The memory is measured in output space at a few sizes, each twice the one before, and continued as a polynomial.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Growth:
 
 
 def loss_growth(problem: Problem, batch: Batch) -> Growth:
-    """What the second derivative of the loss takes beyond a line, by examples; nothing for losses of ours.
+    """The bytes that the second derivative of the loss takes beyond a line, as a function of the number of examples.
 
-    A user's own that takes whole batches alone is not measured.
+    Losses of ours take none; a user's loss that accepts whole batches only is not measured.
     """
     sizes = [size for size in SIZES if size <= len(batch)]
     if not isinstance(problem.loss, CustomLoss) or len(sizes) < 3:
@@ -58,7 +59,7 @@ def loss_growth(problem: Problem, batch: Batch) -> Growth:
 
 
 def loss_peak(loss: CustomLoss, rows: Tensor, targets: Tensor) -> int:
-    """Bytes that a product with the loss's second derivative takes at most."""
+    """The largest number of bytes that a product with the loss's second derivative takes."""
     with torch.enable_grad(), Meter([rows, targets]) as meter:
         leaf = rows.detach().requires_grad_()
         slope = gradient(loss.total(leaf, targets), (leaf,), create_graph=True)[0]
@@ -67,7 +68,7 @@ def loss_peak(loss: CustomLoss, rows: Tensor, targets: Tensor) -> int:
 
 
 def beyond_line(sizes: Sequence[int], measured: Sequence[int]) -> Growth:
-    """What is measured beyond the line through the first two sizes: a cubic that the last confirms, or a square."""
+    """The growth beyond the line through the first two sizes: a cubic that the last size confirms, or a square."""
     each = (measured[1] - measured[0]) / (sizes[1] - sizes[0])
     beyond = [taken - measured[0] - each * (size - sizes[0]) for size, taken in zip(sizes, measured, strict=True)]
     cubic = newton(sizes[:4], beyond[:4])
@@ -79,6 +80,7 @@ def beyond_line(sizes: Sequence[int], measured: Sequence[int]) -> Growth:
 
 
 def newton(sizes: Sequence[int], values: Sequence[float]) -> Growth:
+    """Newton's polynomial through the given values."""
     row, differences = list(values), []
     for order in range(1, len(sizes) + 1):
         differences.append(row[0])

@@ -1,4 +1,4 @@
-"""Trace once, hoist, apply many: the product of one batch as a graph, cut where it first depends on the vector.
+"""Trace the product of one batch as a graph, and cut it where it first depends on the vector.
 
     linearise(problem, batch)(v) = second(first(batch), v)
 
@@ -25,15 +25,15 @@ Linearise = Callable[[Problem, Batch], Apply]
 
 
 class Untraceable(RuntimeError):
-    """The product can't be written as one graph; says why."""
+    """The product cannot be written as one graph; the message says why."""
 
 
 class Hoisted:
-    """The product of any batch of one shape: `apply(residuals(batch), vector)`.
+    """The traced product of any batch of one shape: `apply(residuals(batch), vector)`.
 
-    Made from a problem's batches of that shape: traced on the first, and checked on the last against `linearise`
-    itself, so that nothing of one batch or one vector is taken for a constant. Raises Untraceable.
-    Parameters are constants of the graph: it serves the point at which it was made.
+    It is traced on the first of a problem's batches of that shape, and checked on the last against `linearise` itself,
+    so that nothing of one batch or one vector is taken for a constant. Parameters are constants of the graph: it serves
+    the point at which it was made. Raises Untraceable.
     """
 
     def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
@@ -56,7 +56,7 @@ class Hoisted:
             raise Untraceable(describe(error)) from error
 
     def residuals(self, batch: Batch) -> list[Tensor]:
-        """What products need of a batch, its own tensors among them."""
+        """The tensors that products need of a batch, its own among them."""
         with torch.no_grad():
             return self.first(*leaves(self._laid_out(batch)))
 
@@ -107,18 +107,22 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
 
 
 def convolves(module: GraphModule) -> bool:
+    """Whether a graph has convolutions."""
     return bool(module.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default))
 
 
 def channels_last(x):
-    """Images so laid out, for which oneDNN's convolutions are faster (ResNet-20: products in 0.87 to 0.95 the time)."""
+    """Images laid out channels last, for which oneDNN's convolutions are faster.
+
+    On ResNet-20, products take 0.87 to 0.95 the time.
+    """
     images = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
     return x.contiguous(memory_format=torch.channels_last) if images else x
 
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Without oneDNN's LSTM, which can't be traced."""
+    """Switch off oneDNN's LSTM, which cannot be traced, inside this context."""
     mkldnn, lstm = torch.backends.mkldnn, any(isinstance(layer, nn.LSTM) for layer in model.modules())
     enabled, *_ = mkldnn.set_flags(_enabled=False if lstm else None)
     try:
@@ -128,10 +132,11 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 def leaves(batch: Batch) -> list:
+    """The tensors and other values of a batch."""
     return pytree.tree_leaves((batch.inputs, batch.targets, batch.indices))
 
 
 def shape_of(batch: Batch) -> tuple:
-    """Equal for batches that one trace serves."""
+    """A key that is equal for batches that one trace serves."""
     values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
     return structure, tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)

@@ -12,7 +12,11 @@ from spectra.memory import Ledger
 
 
 class Meter(TorchDispatchMode):
-    """Inside, counts the bytes of tensors: `bytes` alive now, their `peak`, and the `history` after each operation."""
+    """A context that measures the bytes of tensors made inside it.
+
+    `bytes` are alive now, `peak` is the largest number so far, and `history` the number after each operation. Tensors
+    `besides` are not counted.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -25,10 +29,12 @@ class Meter(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
+        """The bytes that are alive."""
         return self._ledger.bytes
 
     @property
     def peak(self) -> int:
+        """The largest number of bytes so far."""
         return self._ledger.peak
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):

@@ -1,6 +1,6 @@
 """Make the products of batches: by a traced and hoisted graph where that pays, else by double backward.
 
-Either way what does not depend on the vector is kept between products while memory lasts, and made anew beyond.
+Either way, what does not depend on the vector is kept between products while memory lasts, and made anew beyond.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOADING = 0.4  # seconds, of PyTorch's tracer
 
 @dataclass(frozen=True)
 class Route:
-    """One batch: how its product is made ready for vectors, and the bytes that takes."""
+    """One way to make the product of a batch, and the bytes that it takes."""
 
     ready: Callable[[], Apply]
     kept: int  # if it is kept
@@ -39,9 +39,17 @@ class Route:
 class Products:
     """The products of this process's share of a problem's batches, in order: iterate for functions of a vector.
 
-    `memory` bounds what is kept and what the product of one batch takes besides; 0 keeps nothing and leaves batches
-    as they are; by default it is a share of the device's, or what is needed. `expected` is the number of products that
-    are to pay for a trace. Raises SpectraError where memory holds no product.
+    Args:
+        linearise: the function that makes the product of a batch.
+        problem: the model, loss and data.
+        costs: the memory of a product.
+        memory: the bytes that are kept and that the product of one batch takes besides; 0 keeps nothing and leaves
+            batches as they are; by default a share of the device's, or what is needed.
+        expected: the number of products that are to pay for a trace.
+        resizable: whether batches may be merged and cut.
+
+    Raises:
+        SpectraError: memory holds no product.
     """
 
     def __init__(
@@ -87,16 +95,17 @@ class Products:
 
     @property
     def kept_bytes(self) -> int:
+        """The bytes that are kept between products."""
         return sum(route.kept for route in self.routes[: len(self._kept)])
 
     @property
     def peak_bytes(self) -> int:
-        """What is kept, and what a product takes besides at most."""
+        """The bytes that are kept, and that a product takes besides at most."""
         return self.kept_bytes + transient_bytes(self.routes, len(self._kept))
 
     @property
     def path(self) -> str:
-        """How products are made, for the record."""
+        """The way in which products are made, for the record."""
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
@@ -114,16 +123,18 @@ class Products:
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
+    """The route by double backward."""
     size = elements(batch)
     return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
 
 
 def ready(hoisted: Hoisted, batch: Batch) -> Apply:
+    """The product of a batch by its traced graph."""
     return partial(hoisted.apply, hoisted.residuals(batch))
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
-    """Places of batches that one trace serves."""
+    """The places of batches that one trace serves, group by group."""
     groups: dict[tuple, list[int]] = {}
     for i, batch in enumerate(batches):
         groups.setdefault(shape_of(batch), []).append(i)
@@ -131,13 +142,13 @@ def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
 
 
 def affordable(routes: Sequence[Route], memory: int) -> int:
-    """How many of the first batches may be kept, so that what they keep and a product fit in memory."""
+    """The number of first batches that may be kept, so that what they keep and a product fit in memory."""
     sums = accumulate((route.kept for route in routes), initial=0)
     fitting = [i for i, kept in enumerate(sums) if kept + transient_bytes(routes, i) <= memory]
     return fitting[-1] if memory and fitting else 0
 
 
 def transient_bytes(routes: Sequence[Route], kept: int) -> int:
-    """Bytes that a product takes besides what the first so many batches keep."""
+    """The bytes that a product takes besides what the first `kept` batches keep."""
     transients = [route.peak - route.kept for route in routes[:kept]] + [route.peak for route in routes[kept:]]
     return max(transients, default=0)

@@ -26,14 +26,14 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    """As `torch.nn.functional.hardsigmoid`, of what can be differentiated twice."""
+    """A form of `torch.nn.functional.hardsigmoid` that can be differentiated twice."""
     return nn.functional.relu6(x + 3) / 6
 
 
 def embedding(
     weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Tensor:
-    """As `torch.embedding`, with the loss's own derivative: dense, and not divided by how often a row is read."""
+    """A form of `torch.embedding` with the loss's own derivative: dense, and not divided by how often a row is read."""
     return EMBEDDING(weight, indices, padding_idx)
 
 
@@ -48,7 +48,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `torch.embedding_bag`: the sum (mode 0), the mean (1) or the maximum (2) over each bag, from `embedding`s."""
+    """A form of `torch.embedding_bag` made of `embedding`s: the sum (mode 0), mean (1) or maximum (2) over each bag."""
     settings = (include_last_offset, padding_idx)
     with torch.no_grad():
         _, of_bag, sizes, most = EMBEDDING_BAG(
@@ -67,7 +67,7 @@ def embedding_bag(
 
 
 def embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float = 2.0) -> Tensor:
-    """In place of `torch.embedding_renorm_`, which writes to the weights: a look that there is nothing to write.
+    """A check in place of `torch.embedding_renorm_`, which writes to the weights, that there is nothing to write.
 
     Raises SpectraError where a row is longer than `max_norm`.
     """
@@ -82,7 +82,7 @@ def embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, norm_typ
 
 
 def view_as_complex(x: Tensor) -> Tensor:
-    """As `torch.view_as_complex`; its derivative's derivative is given a tensor that begins at an even place."""
+    """A form of `torch.view_as_complex` whose second derivative is given a tensor that begins at an even place."""
     if not x.requires_grad:
         return VIEW_AS_COMPLEX(x)
     x = x.view_as(x)  # a hook on it is gone with it
@@ -91,22 +91,27 @@ def view_as_complex(x: Tensor) -> Tensor:
 
 
 class SparseTensor(torch.autograd.Function):
-    """Of `values` at `indices`, as `make(values)`; PyTorch's own derivative by the values has no graph behind it."""
+    """The sparse tensor `make(values)` of `values` at `indices`.
+
+    PyTorch's own derivative by the values has no graph behind it.
+    """
 
     @staticmethod
     def forward(ctx, values: Tensor, indices: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Make the sparse tensor."""
         ctx.indices, ctx.dtype = tuple(indices), values.dtype
         return make(values)
 
     @staticmethod
     def backward(ctx, *slopes: Tensor):
+        """The derivative by the values."""
         (slope,) = slopes
         dense = slope.to_dense() if slope.is_sparse else slope
         return dense[ctx.indices].to(ctx.dtype), None, None
 
 
 def sparse_coo_tensor(indices: Any, values: Any = None, *arguments, requires_grad: bool = False, **keywords) -> Tensor:
-    """As `torch.sparse_coo_tensor`, of what can be differentiated twice by its values."""
+    """A form of `torch.sparse_coo_tensor` that can be differentiated twice by its values."""
     if not (isinstance(values, Tensor) and values.requires_grad):
         return SPARSE_COO_TENSOR(indices, values, *arguments, requires_grad=requires_grad, **keywords)
     indices = torch.as_tensor(indices)
@@ -114,13 +119,14 @@ def sparse_coo_tensor(indices: Any, values: Any = None, *arguments, requires_gra
 
 
 class Checkpoint:
-    """In place of `torch.utils.checkpoint.CheckpointFunction`: the checkpoint that is not reentrant.
+    """The checkpoint that is not reentrant, in place of `torch.utils.checkpoint.CheckpointFunction`.
 
     A reentrant one takes no part in autograd.grad, nor in any graph where its inputs are the model's own.
     """
 
     @staticmethod
     def apply(function: Callable, preserve: bool, *arguments):
+        """Run a function, and run it again in the backward pass."""
         return checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
 

@@ -1,4 +1,4 @@
-"""Rewrite plain ATen graphs of derivatives into cheaper forms, which change values by rounding alone."""
+"""Rewrite plain ATen graphs of derivatives into cheaper forms, which change values by rounding only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def improve(graph: Graph) -> None:
-    """All that keep the graph free of mutation."""
+    """Apply all rewrites that keep the graph free of mutation."""
     zero_summands(graph)
     late_expansions(graph)
     small_factors(graph)
@@ -41,7 +41,7 @@ def improve(graph: Graph) -> None:
 
 
 def zero_summands(graph: Graph) -> None:
-    """x + 0 = x, where autograd fills in a derivative that is nowhere."""
+    """Rewrite x + 0 as x; autograd fills in zeros for derivatives that do not exist."""
     for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         for zero, rest in (node.args, node.args[::-1]) if not node.kwargs else ():
             if getattr(zero, "target", None) is aten.zeros_like.default and alike(rest, node):
@@ -50,7 +50,7 @@ def zero_summands(graph: Graph) -> None:
 
 
 def late_expansions(graph: Graph) -> None:
-    """What is expanded stays small until it meets what is large: elementwise operations expand by themselves."""
+    """Delay expansions until a large tensor is met, since elementwise operations expand by themselves."""
     for node in graph.nodes:
         args = tuple(unexpanded(x) for x in node.args)
         tensors = [x for x in args if isinstance(x, Node)]
@@ -67,11 +67,14 @@ def late_expansions(graph: Graph) -> None:
 
 
 def unexpanded(x):
+    """The argument of an expansion; any other argument as it is."""
     return x.args[0] if is_call(x, aten.expand.default) else x
 
 
 def small_factors(graph: Graph) -> None:
-    """(X a) b = X (a b), where X is large, a is a number for each channel or row, and b such numbers or one."""
+    """Rewrite (X a) b as X (a b), where X is large, a has a number for each channel or row, and b is such or one
+    number.
+    """
     for node in graph.nodes:
         for large, a, b in islice(twice_scaled(node), 1):
             shape = torch.broadcast_shapes(*(value(x).shape for x in (a, b) if isinstance(x, Node)))
@@ -81,25 +84,26 @@ def small_factors(graph: Graph) -> None:
 
 
 def twice_scaled(node: Node) -> Iterator[tuple]:
-    """The triples X, a, b of which the node is the product (X a) b, where nobody needs X a itself."""
+    """Yield the triples X, a, b for which the node is the product (X a) b and nobody else needs X a."""
     for x, b in scaled(node):
         if is_call(x, aten.mul.Tensor) and all(map(scaled, x.users)):
             yield from ((large, a, b) for large, a in scaled(x))
 
 
 def scaled(node: Node) -> list[tuple]:
-    """The pairs (X, b) of which the node is the product, b a small tensor or a number."""
+    """The pairs (X, b) for which the node is the product X b with a small tensor or a number b."""
     if is_call(node, aten.mul.Tensor):
         return [(x, b) for x, b in (node.args, node.args[::-1]) if is_small(b, node)]
     return [node.args] if is_call(node, aten.mul.Scalar, aten.div.Scalar) else []
 
 
 def is_small(x, node: Node) -> bool:
+    """Whether an argument is a tensor of the node's type and far smaller."""
     return of_one_type(x, node) and value(x).numel() < value(node).numel() / 8
 
 
 def merged_sums(graph: Graph) -> None:
-    """A sum over one dimension after the other is a sum over both."""
+    """Rewrite a sum over one dimension after another as one sum over both."""
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         inner = node.args[0]
         plain = all(len(x.args) == 2 and not x.kwargs for x in (node, inner))
@@ -110,17 +114,21 @@ def merged_sums(graph: Graph) -> None:
 
 
 def gathered_slices(graph: Graph) -> None:
-    """A sum of slices, each among zeros of its own, is one stack: the derivative by what was read slice by slice."""
+    """Rewrite a sum of slices, each among zeros of its own, as one stack: the derivative of a tensor read slice
+    by slice.
+    """
     absorbed = set()
     for node in reversed(graph.find_nodes(op="call_function", target=aten.add.Tensor)):
         terms, inner = summands(node)
         slices = [x for x in terms if is_call(x, aten.select_backward.default)]
         if node in absorbed or len({str(x.args[1:3]) for x in slices}) != 1:
             continue
+
         _, sizes, dim, _ = slices[0].args
         pieces = {x.args[3] % sizes[dim]: x.args[0] for x in slices}
         if not 1 < len(pieces) == len(slices):
             continue
+
         absorbed |= inner
         with graph.inserting_before(node):
             nothing = call(graph, aten.zeros_like.default, (slices[0].args[0],), value(slices[0].args[0]))
@@ -133,7 +141,7 @@ def gathered_slices(graph: Graph) -> None:
 
 
 def summands(node: Node) -> tuple[list[Any], set[Node]]:
-    """The terms of a sum of sums, and the sums within."""
+    """The terms of a sum of sums, and the sums within it."""
     terms: list[Any] = []
     inner: set[Node] = set()
     queue: list[Any] = [node]
@@ -148,7 +156,9 @@ def summands(node: Node) -> tuple[list[Any], set[Node]]:
 
 
 def known_slopes(graph: Graph) -> None:
-    """f'(x) g as a product with f'(x), which is then computed once: exponentials cost more than to read them."""
+    """Rewrite f'(x) g as a product with f'(x), which is then computed once: an exponential costs more than
+    reading it.
+    """
     for node in graph.nodes:
         if node.target in SLOPES:
             slope, x, *rest = node.args
@@ -168,7 +178,7 @@ def known_slopes(graph: Graph) -> None:
 
 
 def transposed_products(graph: Graph) -> None:
-    """(A B)' = B'A', which is laid out as its users are: to add matrices of two layouts is slow."""
+    """Rewrite (A B)' as B'A', which has the layout of its users: adding matrices of two layouts is slow."""
     for node in graph.find_nodes(op="call_function", target=aten.t.default):
         product = node.args[0]
         if product.target is aten.mm.default and len(product.users) == 1:
@@ -178,13 +188,14 @@ def transposed_products(graph: Graph) -> None:
 
 
 def transposed(graph: Graph, node: Node) -> Node:
+    """The transpose of a node's value."""
     if node.target is aten.t.default:
         return first_input(node)
     return call(graph, aten.t.default, (node,), value(node).t())
 
 
 def sums_of_products(graph: Graph) -> None:
-    """X + A B, of matrices or of elements, in one operation."""
+    """Compute X + A B, of matrices or of elements, in one operation."""
     for target, fused in FUSED.items():
         for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
             for rest, product in (node.args, node.args[::-1]) if not node.kwargs else ():
@@ -195,7 +206,8 @@ def sums_of_products(graph: Graph) -> None:
 
 
 def weight_gradients(graph: Graph) -> None:
-    """A convolution across the batch, whose kernels are images, as the derivative of a convolution by its weight.
+    """Rewrite a convolution across the batch, whose kernels are images, as the derivative of a convolution by its
+    weight.
 
     Autograd writes the first in second derivatives; the second is what libraries are tuned for.
     """
@@ -205,12 +217,14 @@ def weight_gradients(graph: Graph) -> None:
         across = all(x.target is aten.transpose.int and x.args[1:] == (0, 1) for x in (images, kernels))
         if not across or bias is not None or turned or groups != 1:
             continue
+
         inputs, slopes = images.args[0], kernels.args[0]
         shape = value(node).transpose(0, 1).shape
         room = zip(value(inputs).shape[2:], shape[2:], padding, stride, dilation, strict=True)
         sizes = [(size + 2 * pad - step * (width - 1) - 1) // apart + 1 for size, width, pad, step, apart in room]
         if sizes != [*value(slopes).shape[2:]]:
             continue  # a forward convolution with such a weight would have another output
+
         with graph.inserting_before(node):
             weight = call(graph, aten.new_empty.default, (inputs, shape), value(node).new_empty(shape))
             settings = ([0], dilation, padding, stride, False, [0] * len(padding), 1, [False, True, False])
@@ -243,7 +257,7 @@ IN_PLACE = {
 
 
 def in_place(graph: Graph) -> None:
-    """Results written over arguments that nobody reads again: fresh memory costs as much as the arithmetic."""
+    """Write results over arguments that nobody reads again: fresh memory costs as much as the arithmetic."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.target not in IN_PLACE:
@@ -258,7 +272,7 @@ def in_place(graph: Graph) -> None:
 
 
 def is_spare(x: Node, node: Node, place: dict[Node, int]) -> bool:
-    """Whether the memory of x was made here, is all in x, and is read by this node last, as x and nothing else."""
+    """Whether the memory of x was made here, is all in x, and is read last by this node, and only as x."""
     owner = storage(x)
     others = [user for view in sharing(owner) for user in view.users if user is not node]
     made_here = owner.op == "call_function" and find_value(owner) is not None
@@ -272,22 +286,24 @@ def is_spare(x: Node, node: Node, place: dict[Node, int]) -> bool:
 
 
 def is_call(x, *targets) -> bool:
+    """Whether an argument is a call of one of these functions."""
     return isinstance(x, Node) and x.target in targets
 
 
 def of_one_type(*arguments) -> bool:
-    """Whether all are tensors, of one type."""
+    """Whether all arguments are tensors of one dtype."""
     values = [find_value(x) for x in arguments]
     types = {None if x is None else x.dtype for x in values}
     return len(types) == 1 and None not in types
 
 
 def alike(one, other) -> bool:
-    """Whether two nodes are tensors of one shape and type."""
+    """Whether two arguments are tensors of one shape and dtype."""
     return of_one_type(one, other) and value(one).shape == value(other).shape
 
 
 def call(graph: Graph, target, args: tuple, val: Tensor | None = None) -> Node:
+    """A new node that calls a function, with the fake tensor of its result."""
     node = graph.call_function(target, args)
     node.meta = {"val": val}
     return node

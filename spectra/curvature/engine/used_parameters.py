@@ -17,7 +17,10 @@ TOGETHER = 64  # examples of one pass
 
 
 def output_depends_on_parameters(problem: Problem) -> bool:
-    """Whether any output is computed from the chosen parameters; two examples show it, but for models that branch."""
+    """Whether any output is computed from the chosen parameters.
+
+    Two examples of each batch show it, but for models that branch.
+    """
     wanted = {id(p) for p in problem.leaves}
     outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
     return any(wanted & leaves_behind(output) for output in outputs)
@@ -57,6 +60,7 @@ def outputs_of_many(problem: Problem) -> Iterator[Tensor]:
 
 
 def outputs_in_parts(problem: Problem, batch: Batch) -> Iterator[Tensor]:
+    """Yield the outputs for the examples of a batch, few at a time, or for the whole batch where it cannot be cut."""
     for first in range(0, min(len(batch), ENOUGH), TOGETHER):
         try:
             yield problem.output(batch.part(slice(first, first + TOGETHER)))

@@ -15,7 +15,7 @@ FEW = 8  # where rows are taken one by one, and show it at once
 
 
 def gram_seconds(factor: Factor) -> float:
-    """What `gram` will take. Raises SpectraError where it would."""
+    """Predict the seconds that `gram` takes. Raises SpectraError where `gram` would."""
     start = time.perf_counter()
     rows = factor.rows  # makes S, all of it
     roots = time.perf_counter() - start
@@ -28,7 +28,7 @@ def gram_seconds(factor: Factor) -> float:
 
 
 def inner_product_seconds(factor: Factor) -> float:
-    """Seconds that an inner product of two rows takes, measured on many."""
+    """Measure the seconds of an inner product of two rows, on many of them."""
     width = min(factor.columns, COLUMNS)
     vectors = torch.ones(2 * TILE, width, dtype=factor.problem.dtype, device=factor.problem.device)
     total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
@@ -39,13 +39,13 @@ def inner_product_seconds(factor: Factor) -> float:
 
 
 def gram_bytes(factor: Factor) -> int:
-    """Bytes that `gram` takes at its peak, beside S: F F', a copy for LAPACK, and what F is made by."""
+    """Predict the bytes that `gram` takes at its peak, beside S: F F', a copy for LAPACK, and what F is made by."""
     making = min(factor.memory, factor.rows * factor.columns * factor.problem.dtype.itemsize)
     return 2 * torch.float64.itemsize * factor.rows**2 + making
 
 
 def trace_seconds(factor: Factor) -> float:
-    """What `trace` will take. Raises SpectraError where it would."""
+    """Predict the seconds that `trace` takes. Raises SpectraError where `trace` would."""
     few, share = sample(factor)
     start = time.perf_counter()
     few.trace()

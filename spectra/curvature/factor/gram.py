@@ -41,11 +41,16 @@ LARGEST_ROOTS = 2**27  # bytes, of S on one batch, which is decomposed in float6
 
 
 class Factor:
-    """F (rows, n) of the matrix `name` of a problem, one that `Curvature` has accepted.
+    """The factor F (rows, n) of a matrix A = F'F + shift I of a problem, one that `Curvature` has accepted.
 
-    Blocks of F, and inputs and slopes of linear layers (of one at least), are made within `memory` bytes, by default a
-    quarter of the device's; F F', S and the graph of one batch come on top. `products` counts what has been spent: a
-    pass J v or J'u over all the data is half a product. Raises SpectraError where there is no such F.
+    Args:
+        problem: the model, loss and data.
+        name: the matrix.
+        memory: the bytes within which blocks of F, and inputs and slopes of linear layers (of one at least), are made;
+            by default a quarter of the device's. F F', S and the graph of one batch come on top.
+
+    Raises:
+        SpectraError: the matrix has no such factor.
     """
 
     def __init__(self, problem: Problem, name: str, memory: int | None = None):
@@ -59,15 +64,17 @@ class Factor:
 
     @property
     def products(self) -> int:
+        """The products spent so far; a pass J v or J'u over all the data counts as half a product."""
         return math.ceil(round(self._passes / 2, 6))  # of shares that need not add up to the last digit
 
     @property
     def rows(self) -> int:
+        """The number of rows of F."""
         return sum(part.size for part in self.parts)
 
     @cached_property
     def parts(self) -> list[BatchRoot]:
-        """S, batch by batch. Raises SpectraError where it has too many rows for their Gram matrix."""
+        """The rows of S, batch by batch. Raises SpectraError where there are too many for their Gram matrix."""
         self._refuse_wide()
         with self._settings():
             parts = list(self._parts(self.problem.batches))
@@ -76,27 +83,30 @@ class Factor:
         return parts
 
     def cost(self) -> int:
-        """The products that `gram` will take."""
+        """The number of products that `gram` will cost."""
         return math.ceil(self._price(len(self._groups()), set(chain(*self._layers))) / 2)
 
     def trace_cost(self) -> int:
-        """The products that `trace` will take, going by the first batch that has rows."""
+        """The number of products that `trace` will cost, judged by the first batch that has rows."""
         known, part = set(chain(*self._layers)), self._first_parts[-1]
         passes = self._passes_of(part, bool(known), bool(self._besides(known))) if part.size else 0
         return math.ceil((passes + self.definition.subtracts_mean_gradient) / 2)
 
     def trace_work(self) -> float:
-        """What `trace` costs, from shapes alone, in products, a pass over examples one by one counted SINGLE times.
+        """The work of `trace` in products, estimated from shapes alone.
 
-        No less than `trace_cost`. Infinite where S may not exist, or where that of a batch is large.
+        A pass over examples one by one counts SINGLE times. The work is no less than `trace_cost`, and infinite where S
+        may not exist, or where that of a batch is large.
         """
         matrix, batch = self.definition, self.problem.batches[0]
         units = 1 if matrix.depends_on_batches else len(batch)
         with self._settings():
             rows, calls = linear_calls(self.problem, batch, units)
+
         each = matrix.most_root_rows(self.problem, rows)
         if not matrix.semidefinite(self.problem.loss) or each * rows.nbytes > LARGEST_ROOTS:
             return math.inf
+
         kinds = each if matrix.depends_on_batches else each * len(rows) // len(batch)
         known = {i for call in calls for i in call.key}
         passes = bool(known) * (kinds + 1) + bool(self._besides(known)) * kinds * min(SINGLE, units)
@@ -104,16 +114,19 @@ class Factor:
 
     @property
     def one_by_one(self) -> int:
-        """How many parameters have their columns of F filled row by row."""
+        """The number of parameters whose columns of F are filled row by row."""
         return sum(p.numel() for p in self._besides(set(chain(*self._layers))))
 
     @property
     def columns(self) -> int:
-        """How many numbers a row of F F' takes of each row: an outer product's come from its two factors."""
+        """The numbers that an inner product of two rows of F reads of each row.
+
+        An outer product's come from its two factors.
+        """
         return self.one_by_one + sum(self._layers.values())
 
     def gram(self) -> Tensor:
-        """F F', (rows, rows), in float64."""
+        """The Gram matrix F F' (rows, rows), in float64."""
         total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.problem.device)
         known: set[int] = set()
         with self._settings():
@@ -125,11 +138,12 @@ class Factor:
                     add_gram(total, slopes, inputs)
             for first, last in self._spans(known):
                 add_gram(total, self._block(self._besides(known), first, last))
+
         self._passes += self._price(len(self._groups()), known)
         return self._centred(self._centred(total).T)
 
     def trace(self) -> float:
-        """tr F F' = tr F'F, the sum of all squares in F: for any number of rows, as none is stored."""
+        """The trace of F'F, the sum of all squares in F: for any number of rows, as none is stored."""
         total = passes = 0.0
         with self._settings():
             for part in self._parts(own_batches(self.problem)):
@@ -139,6 +153,7 @@ class Factor:
                 if rest := self._besides(known):
                     total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
                 passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
+
         total, passes = self.problem.processes.totals(total, passes)
         self._passes += passes
         if self.definition.subtracts_mean_gradient:
@@ -147,7 +162,7 @@ class Factor:
         return total
 
     def times(self, vectors: Tensor) -> Tensor:
-        """F v for the rows v of (k, n): (k, rows)."""
+        """F v for each row v of `vectors` (k, n): (k, rows)."""
         found = [vectors.new_zeros(len(vectors), 0)]
         with self._settings():
             for part in self.parts:
@@ -157,7 +172,7 @@ class Factor:
         return self._centred(torch.cat(found, dim=1))
 
     def transposed_times(self, weights: Tensor) -> Tensor:
-        """F'w for the rows w of (k, rows): (k, n)."""
+        """F'w for each row w of `weights` (k, rows): (k, n)."""
         vectors = torch.zeros(len(weights), self.problem.size, dtype=self.problem.dtype, device=self.problem.device)
         pieces = self._centred(weights).split([part.size for part in self.parts], dim=1)
         with self._settings():
@@ -184,7 +199,7 @@ class Factor:
 
     @cached_property
     def _first_parts(self) -> list[BatchRoot]:
-        """Those up to the first that has rows, which costs are told by."""
+        """The parts up to the first that has rows; costs are predicted from it."""
         parts: list[BatchRoot] = []
         for batch in self.problem.batches:
             if not parts or not parts[-1].size:
@@ -198,7 +213,10 @@ class Factor:
         return BatchRoot(batch, self.definition.root(self.problem, batch, rows))
 
     def _refuse_wide(self) -> None:
-        """Before S is made, which takes the cube of the outputs: losses of ours curve in every direction but one."""
+        """Refuse too many rows before S is made, which takes the cube of the outputs.
+
+        Losses of ours curve in every direction but one, so that the number of rows is known.
+        """
         loss = self.problem.loss
         if self.definition.root_is_of_full_rank and not isinstance(loss, CustomLoss):
             with self._settings(), torch.no_grad():
@@ -230,7 +248,10 @@ class Factor:
         return sum(self._share(part) * self._passes_of(part, groups, blocks) for part in self.parts)
 
     def _passes_of(self, part: BatchRoot, groups: int, blocks: int) -> float:
-        """Over its own batch: for each group one for each kind of row and one as a test; one for each row and block."""
+        """The passes over the part's own batch.
+
+        A group of layers takes one for each kind of row and one as a test; a block of columns takes one for each row.
+        """
         return groups * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
 
     def _share(self, part: BatchRoot) -> float:
@@ -240,13 +261,16 @@ class Factor:
 
     @cached_property
     def _layers(self) -> dict[tuple[int, ...], int]:
-        """Width by key, going by the first batch that has rows."""
+        """The width of each linear layer by its key, judged by the first batch that has rows."""
         with self._settings():
             part = self._first_parts[-1]
             return {call.key: call.width for call in linear_calls(self.problem, part.batch, len(part.roots))[1]}
 
     def _groups(self) -> list[set[tuple[int, ...]]]:
-        """Keys of layers whose inputs and slopes of all rows fit memory together, or of one that does not."""
+        """The keys of layers, in groups whose inputs and slopes of all rows fit memory together.
+
+        A layer that does not fit is alone.
+        """
         groups: list[set[tuple[int, ...]]] = []
         each, room = self.rows * self.problem.dtype.itemsize, 0
         for key, width in self._layers.items():
@@ -259,12 +283,13 @@ class Factor:
         return groups
 
     def _features(self, keys: set[tuple[int, ...]]) -> Features:
-        """Inputs and slopes of all rows, for those of these layers that serve in every batch."""
+        """The inputs and slopes of all rows, for those of these layers that are used in every batch."""
         parts = [part for part in self.parts if part.size]
         found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for part in parts:
             for key, pair in linear_features(self.problem, part, keys).items():
                 found.setdefault(key, []).append(pair)
+
         features: Features = {}
         for key, pairs in found.items():
             if len(pairs) == len(parts):
@@ -278,7 +303,7 @@ class Factor:
         return [p for p in self.problem.leaves if id(p) not in known]
 
     def _spans(self, known: set[int]) -> list[tuple[int, int]]:
-        """Where blocks of columns begin and end, among all columns of the other parameters."""
+        """The first and last columns of each block, among all columns of the other parameters."""
         columns = sum(p.numel() for p in self._besides(known))
         width = max(1, self.memory // (max(self.rows, 1) * self.problem.dtype.itemsize))
         return [(first, min(first + width, columns)) for first in range(0, columns, width)]
@@ -288,6 +313,7 @@ class Factor:
         ends = list(accumulate(p.numel() for p in leaves))
         inside = [(end, p) for end, p in zip(ends, leaves, strict=True) if first < end and end - p.numel() < last]
         start = inside[0][0] - inside[0][1].numel()
+
         block = torch.empty(self.rows, last - first, dtype=self.problem.dtype, device=self.problem.device)
         rows = (row for part in self.parts for row in self._gradients(part, [p for _, p in inside]))
         for target, row in zip(block, rows, strict=True):
@@ -295,7 +321,7 @@ class Factor:
         return block
 
     def _gradients(self, part: BatchRoot, leaves: list[Tensor]) -> Iterator[Tensor]:
-        """The part's rows of F by these parameters, one after the other."""
+        """Yield the part's rows of F by these parameters, one after the other."""
         for unit in part.units():
             rows = self._rows(unit.batch)
             for kind in unit.kinds:

@@ -33,24 +33,24 @@ class LinearCall:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """The ids of its parameters."""
+        """The ids of the parameters."""
         return tuple(id(p) for p in self.parameters if p is not None)
 
     @property
     def width(self) -> int:
-        """Numbers that its features and slopes take for one row of F."""
+        """The numbers that features and slopes take for one row of F."""
         return self.input.shape[1] + 1 + self.added.shape[1]
 
     @property
     def features(self) -> Tensor:
-        """What the derivative by the result is multiplied by: the input for the weight, one for the bias."""
+        """The factor of the derivative by the result: the input for the weight, one for the bias."""
         weight, bias = self.parameters
         ones = self.input.new_ones(len(self.input), bias is not None)
         return torch.cat([self.input, ones], dim=1) if weight is not None else ones
 
 
 class LinearCalls(TorchFunctionMode):
-    """Records, as `calls`, what linear layers are called with inside."""
+    """A context that records, as `calls`, the arguments of linear layers called inside it."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,10 @@ class LinearCalls(TorchFunctionMode):
 
 
 def alone(calls: Iterable[LinearCall], rows: Tensor, units: int, leaves: Iterable[Tensor]) -> list[LinearCall]:
-    """The calls on rows (units, d), with the parameters that the model uses there and nowhere else, None for others."""
+    """The calls on rows (units, d) whose parameters the model uses there and nowhere else.
+
+    Parameters used elsewhere are None in the result.
+    """
     wanted, uses = {id(p) for p in leaves}, uses_behind(rows)
     calls = [call for call in calls if call.input.ndim == 2 and len(call.input) == units]
     times = Counter(id(p) for call in calls for p in call.parameters)
@@ -80,13 +83,13 @@ def alone(calls: Iterable[LinearCall], rows: Tensor, units: int, leaves: Iterabl
 
 
 def uses_behind(tensor: Tensor) -> Counter[int]:
-    """How many nodes of the graph take each leaf, by its id."""
+    """The number of nodes of the graph that take each leaf, by the leaf's id."""
     parents = (parent for node in nodes_behind([tensor]) for parent, _ in node.next_functions)
     return Counter(id(leaf) for parent in parents if (leaf := leaf_of(parent)) is not None)
 
 
 def linear_features(problem: Problem, part: BatchRoot, keys: Container[tuple[int, ...]]) -> Features:
-    """Inputs (rows, d) and slopes (rows, width) of linear layers: their outer products are the part's rows of F.
+    """Inputs (rows, d) and slopes (rows, width) of linear layers, whose outer products are the part's rows of F.
 
     Layers whose rows turn out not to belong to units are left out, as are those not among `keys`.
     """
@@ -106,7 +109,7 @@ def linear_features(problem: Problem, part: BatchRoot, keys: Container[tuple[int
 
 
 def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], float]:
-    """The sum of the squares of what `linear_features` of all layers stand for; no row is kept."""
+    """The sum of squares of the rows of F by each linear layer, without storing a row."""
     rows, calls = linear_calls(problem, part.batch, len(part.roots))
     sums = [torch.zeros_like(call.added) for call in calls]
     squares = [torch.zeros(len(call.added), dtype=torch.float64, device=call.added.device) for call in calls]
@@ -123,7 +126,7 @@ def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], f
 
 
 def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
-    """Each kind of the part's rows, with their derivatives (units, width) by the results of the calls."""
+    """Yield each kind of the part's rows, with their derivatives (units, width) by the results of the calls."""
     for kind in part.kinds if calls else ():
         yield kind, gradient(rows, [call.added for call in calls], part.of_kind(*kind).view_as(rows))
 
@@ -154,4 +157,5 @@ def row_squares(rows: Tensor) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors agree up to rounding."""
     return bool((found - expected).norm() <= torch.finfo(found.dtype).eps ** 0.5 * expected.norm())

@@ -1,4 +1,4 @@
-"""Part: the rows of the root S that one batch has. F = S J is then a factor of J'M J."""
+"""The rows of the root S that one batch has. F = S J is then a factor of J'M J."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ class BatchRoot:
 
     @cached_property
     def kept(self) -> Tensor:
-        """Which rows are not zero, (units, s, positions), in the order that they have in F."""
+        """Whether a row is not zero: (units, s, positions), in the order that rows have in F."""
         return (self.roots != 0).any(dim=3)
 
     @cached_property
     def size(self) -> int:
+        """The number of rows."""
         return int(self.kept.sum())
 
     @cached_property
     def kinds(self) -> list[list[int]]:
-        """The (i, position) that some unit has a row for: one pass J'u over the batch gives the rows of one kind."""
+        """The (i, position) for which some unit has a row: one pass J'u over the batch gives the rows of one kind."""
         return self.kept.any(dim=0).nonzero().tolist()
 
     def of_kind(self, i: int, position: int) -> Tensor:
-        """The sum of the rows of S of one kind, as many numbers as the model's rows."""
+        """The sum of the rows of S of one kind, with as many numbers as the model's rows."""
         rows = torch.zeros_like(self.roots[:, i])
         rows[:, position] = self.roots[:, i, position]
         return rows
@@ -44,13 +45,13 @@ class BatchRoot:
         return (self.roots * rows.reshape(len(self.roots), 1, self.roots.shape[2], -1)).sum(dim=3)[self.kept]
 
     def transposed_times(self, weights: Tensor) -> Tensor:
-        """S'w for weights (size,), of as many numbers as the model's rows."""
+        """S'w for weights (size,), with as many numbers as the model's rows."""
         full = self.roots.new_zeros(self.kept.shape)
         full[self.kept] = weights.to(full)
         return (full[..., None] * self.roots).sum(dim=1)
 
     def units(self) -> Iterator[BatchRoot]:
-        """Each unit that has rows by itself, in order."""
+        """Yield each unit that has rows by itself, in order."""
         whole, count = self.batch, len(self.roots)
         singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
         units = (BatchRoot(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
