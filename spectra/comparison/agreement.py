@@ -24,7 +24,7 @@ class Leading:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the spaces of the first j eigenvectors of A and of B."""
+    """The agreement of the spaces that the first j eigenvectors of A and of B span."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j

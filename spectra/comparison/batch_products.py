@@ -21,7 +21,7 @@ TAKEN_FOR = ("fisher", "fisher-empirical")  # what people mean when they make it
 
 
 def in_usual_batches(problem: Problem) -> Problem:
-    """The same examples in their order, in batches of `USUAL`."""
+    """The problem with its examples in their order, in batches of `USUAL`."""
     batches = [b.part(slice(i, i + USUAL)) for b in problem.batches for i in range(0, len(b), USUAL)]
     return replace(problem, batches=batches)
 

@@ -41,9 +41,11 @@ class Comparison:
 
     @property
     def dimension(self) -> int:
+        """The number of rows n of the matrices."""
         return self.basis.shape[1]
 
     def pair(self, first: str, second: str) -> Pair:
+        """The comparison of these two matrices, in this order."""
         return next(pair for pair in self.pairs if (pair.first, pair.second) == (first, second))
 
 
@@ -123,6 +125,7 @@ def compare(
 
 
 def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
+    """The number of rows that all matrices have. Raises SpectraError where they differ or are fewer than two."""
     if not isinstance(operators, Mapping):
         raise ArgumentError(f"`operators` of type {type(operators).__name__}: give matrices by name, in a dict")
     refuse_alone(operators)
@@ -135,6 +138,7 @@ def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
 
 
 def refuse_alone(names: Collection[str]) -> None:
+    """Raise SpectraError where there are fewer than two matrices."""
     if len(names) < 2:
         named = " ".join(names) or "(none)"
         raise SpectraError(f"`curvature` {named}: there is nothing to compare it with; name two matrices or more")
@@ -148,7 +152,7 @@ def multiply(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> FrobeniusProducts | None:
-    """What all do to the same vectors, where there is room for a probe at least; norms and traces of each."""
+    """Multiply all matrices with the same vectors, where there is room for a probe; set norms and traces."""
     room = limit - max(portrait.products for portrait in portraits.values()) - len(basis)
     if room < 1:
         return None

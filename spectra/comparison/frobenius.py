@@ -89,7 +89,7 @@ def frobenius_products(
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> FrobeniusProducts:
-    """From products of every matrix with an orthonormal `basis` (r, n) and with `probes` random vectors beside it.
+    """Estimate all <A, B> from products with an orthonormal `basis` (r, n) and with `probes` random vectors.
 
     All matrices must be of one shape; r + probes products of each, no probes where the basis spans everything.
     """
@@ -140,18 +140,21 @@ def gram(images: Mapping[Hashable, Tensor]) -> np.ndarray:
 
 
 def square(rows: Tensor) -> Tensor:
+    """The inner products (k, k), float64, of rows (k, n)."""
     return rows.double() @ rows.double().T
 
 
 def root(squares: np.ndarray) -> np.ndarray:
-    """What rounding leaves below zero is zero."""
+    """The square root, of zero where rounding leaves less."""
     return np.sqrt(np.maximum(squares, 0))
 
 
 def unit(rows: Tensor) -> Tensor:
+    """Rows (k, n) divided by their lengths."""
     lengths = norms(rows).to(rows.dtype)[:, None]
     return mapped(lambda part: part / lengths, rows)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor as a float64 NumPy array."""
     return tensor.double().cpu().numpy()

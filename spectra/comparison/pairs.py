@@ -77,6 +77,7 @@ def compare_pair(
     k: int,
     ends: Ends,
 ) -> Pair:
+    """Compare two matrices by the products, eigenspaces and spectra that are known of each."""
     first, second = names
     distance = products.distance(first, second)
     norm = products.norm(first, second).value

@@ -25,7 +25,7 @@ from spectra.vectors import all_finite, mapped, orthonormal, taken
 
 @dataclass
 class Portrait:
-    """What was found of one matrix alone, and what it cost in all."""
+    """The findings about one matrix alone, and what they cost."""
 
     operator: Counting
     eigenpairs: Eigenpairs  # by falling |value|, one more than are compared
@@ -36,6 +36,7 @@ class Portrait:
 
     @property
     def products(self) -> int:
+        """The products taken so far, all counted."""
         return self.operator.products
 
     @property

@@ -104,7 +104,7 @@ def probabilities(
 
 
 def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Of choices (E, K): how many, 1 - p_y, and by bins of confidence how many, confidence and right ones."""
+    """Sums over choices (E, K): their number, 1 - p_y, and in bins of confidence their number, confidence and hits."""
     confidence, chosen = p.max(dim=1)
     right = chosen == y.argmax(dim=1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
@@ -113,6 +113,7 @@ def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def averaged(totals: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of `Residuals`, from sums over all examples."""
     n = totals["examples"].item()
     means = {
         name: totals[name].item() / n for name in ("gradient", "observed", "expected", "residual") if name in totals

@@ -43,7 +43,7 @@ from spectra.vectors import norm
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """How many eigenvectors, probes, products a probe; other data, by name; and sizes of subsets."""
+    """The number of eigenvectors, of probes, of products a probe; other data, by name; and sizes of subsets."""
 
     k: int = K
     probes: int = COMPARE_PROBES
@@ -81,7 +81,7 @@ class Comparing:
         self.products = (self.asked.probes + 1) * self.asked.steps
 
     def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
-        """Whatever was asked for; `other` is the problem on the data held out, and what is to be said of them."""
+        """Compute all that was asked for; `other` is the problem on the held-out data, and what is recorded of it."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
         comparison = self.compared(matrices)
@@ -141,7 +141,7 @@ class Comparing:
         return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
-        """What means of classes give of the GGN, where it was asked for and they fit memory."""
+        """The levels of the GGN that class means give, where it was asked for and they fit memory."""
         problem, portraits = self.session.problem, comparison.portraits
         portrait = portraits.get("ggn", portraits.get("fisher"))
         if portrait is None or not portrait.eigenpairs.values.isfinite().all():
@@ -183,11 +183,12 @@ class Comparing:
         return found
 
     def seeded(self) -> torch.Generator:
+        """A new generator with the request's seed."""
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
 def compare_matrices(session: Session[CompareSettings]) -> Compared:
-    """The matrices that are asked for, compared."""
+    """Compare the matrices that are asked for."""
     session.load()
     other = other_data(session)
     with session.resumable():

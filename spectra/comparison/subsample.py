@@ -27,7 +27,7 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Trend:
-    """Of one eigenvalue: its mean at every size, and the line a + b / N."""
+    """The mean of one eigenvalue at every number N of examples, and the line a + b / N through them."""
 
     means: list[Estimate]
     at_all: Estimate  # the line at all M examples, to be held against what it is there
@@ -35,7 +35,7 @@ class Trend:
 
 
 def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
-    """From values (chains, sizes) at two different sizes or more, out of so many examples.
+    """Fit the line to values (chains, sizes), at two different sizes or more, of subsets out of so many examples.
 
     Lines by least squares with weights N, for variances that fall as 1 / N.
     """
@@ -60,12 +60,14 @@ class BySize:
     converged: bool = True
 
     def add(self, size: int, pairs: Eigenpairs) -> None:
+        """Add the eigenpairs of one subset of this size."""
         self.found.setdefault(size, []).append(pairs.values.numpy())
         self.products += pairs.products
         self.converged &= pairs.converged
 
     @property
     def sizes(self) -> list[int]:
+        """The sizes of subsets, in the order in which they were met."""
         return list(self.found)
 
     @property
@@ -82,6 +84,7 @@ class BySize:
 
 
 def mean(samples: np.ndarray) -> Estimate:
+    """The mean of samples (k,) and its standard error."""
     return Estimate(float(samples.mean()), float(samples.std(ddof=1) / math.sqrt(len(samples))))
 
 

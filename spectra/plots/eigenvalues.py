@@ -21,7 +21,7 @@ LARGEST, SMALLEST = 4.2, 2.0  # markers, points
 
 
 class Eigenvalues(Protocol):
-    """What is drawn: values (k,) and residuals (k,); `spectra.Eigenpairs` has them."""
+    """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them."""
 
     @property
     def values(self) -> ArrayLike: ...

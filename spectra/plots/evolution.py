@@ -63,6 +63,7 @@ def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
 
 
 def step_ticks(evolution: Evolution, most: int) -> Locator:
+    """A locator of at most so many ticks on steps."""
     steps = sorted({row.step for row in evolution.rows})
     if len(steps) == 1:
         return FixedLocator(steps)
@@ -71,6 +72,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 
 
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
+    """The handles and labels of the legend, one a matrix, and one for 2 / learning rate where it is drawn."""
     spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
     labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
@@ -86,6 +88,7 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
 
 
 def farthest(evolution: Evolution) -> float:
+    """The largest value that the axis of eigenvalues shows."""
     values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
     return FARTHEST * max(values, default=0.0)
 
@@ -132,6 +135,7 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
 
 
 def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict]) -> None:
+    """Draw one quantity over the steps, a curve for each matrix and seed."""
     rows = evolution.select(quantity)
     for curvature, seed in dict.fromkeys((row.curvature, row.seed) for row in rows):
         some = [row for row in rows if (row.curvature, row.seed) == (curvature, seed)]

@@ -65,7 +65,7 @@ def panels(record: Record, kind: str) -> list[Panel]:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """As floats; what no axis can show is nan."""
+    """The values as floats, with nan for what no axis can show."""
     found = np.array(values, dtype=np.float64)
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
@@ -79,7 +79,7 @@ def title(direction: Direction) -> str:
 
 
 def short_title(direction: Direction) -> str:
-    """The same where there is less room."""
+    """The title of a panel where there is less room."""
     name = direction.name
     if direction.eigenvalue is None:
         return title(direction)
@@ -87,6 +87,7 @@ def short_title(direction: Direction) -> str:
 
 
 def head(axes: Axes, text: str, width: float) -> None:
+    """Write the title of a panel so many inches wide."""
     axes.set_title("\n".join(shortened(text.split("\n"), 72 * width, 8.5)), loc="left", fontsize=8.5, pad=5)
 
 
@@ -124,6 +125,7 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
 
 
 def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool) -> None:
+    """Draw loss and prediction along a line, and below them their difference."""
     keys = ("t", "loss", "prediction", "departure")
     t, loss, prediction, departure = (numbers(getattr(panel.found, key)) for key in keys)
     holds, curvature = panel.found.holds, panel.directions[0].curvature
@@ -159,6 +161,7 @@ def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
 
 
 def explodes(low: float, high: float) -> bool:
+    """Whether the losses reach so far above the lowest that their axis is logarithmic."""
     return 0 < EXPLODES * low < high
 
 
@@ -216,6 +219,7 @@ def plane_figure(planes: Sequence[Panel]) -> Figure:
 
 
 def draw_plane(axes: Axes, panel: Panel, width: float) -> None:
+    """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
     look = {"cmap": "Blues", "extend": "both", "alpha": 0.75, "norm": BoundaryNorm(heights, 256, extend="both")}

@@ -24,7 +24,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def renamed(text: str) -> str:
-    """With names in the order in which they appear, and none that nothing refers to.
+    """The SVG with short names in the order in which they appear, without those that nothing refers to.
 
     Matplotlib's are hashes of positions, of which the last digits differ between two drawings of one figure.
     """
@@ -63,7 +63,7 @@ def needed(points: np.ndarray) -> np.ndarray:
 
 
 def distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Of points (n, 2) from the segment between two others."""
+    """The distances (n,) of points (n, 2) from the segment between two others."""
     along = end - start
     share = np.clip((points - start) @ along / max(along @ along, np.finfo(float).tiny), 0, 1)
     return np.linalg.norm(points - start - share[:, None] * along, axis=1)

@@ -35,7 +35,7 @@ class CheckpointMatch(Stored):
 
 @stored
 class ProblemRecord(Stored):
-    """What a result is of. Which fields there are depends on the command; make one by `ProblemRecord.known(...)`."""
+    """The problem of a result. Which fields it has depends on the command; make one by `ProblemRecord.known(...)`."""
 
     ALWAYS: ClassVar = ("parameters", "parameters_in_all", "model", "data", "checkpoint", "seed", "versions")
 

@@ -76,7 +76,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Told:
-    """A piece of work of which a function is told."""
+    """A piece of work whose progress is given to a function."""
 
     name: str
     progress: Progress

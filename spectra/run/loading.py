@@ -19,7 +19,7 @@ SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 
 
 def device_of(request: Request) -> torch.device:
-    """Where the problem is, or will be. Raises SpectraError where there is no such device."""
+    """The device on which the problem is or will be. Raises SpectraError where there is no such device."""
     given = request.problem
     return given.device if isinstance(given, Problem) else place_of(given["model"], given.get("device"))
 

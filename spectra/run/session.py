@@ -42,7 +42,7 @@ from spectra.vectors import sizes, without_autocast
 
 
 class Session(Generic[S]):
-    """What is asked, who is told, and what stands so far; to be used as a context, which leaves all as it was found."""
+    """A request being carried out, as a context that leaves everything as it was found."""
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
@@ -121,11 +121,11 @@ class Session(Generic[S]):
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and tells: of torchrun's ranks one does."""
+        """Whether this process writes files and reports: of torchrun's ranks one does."""
         return (ranks.rank() if self.request.ranks else self.processes.rank) == 0
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the numbers of this command depend on."""
+        """The inputs on which the numbers of this command depend, for a resumed run to compare."""
         record = self.about
         found = {
             "command": self.request.settings.command,
@@ -191,7 +191,7 @@ class Session(Generic[S]):
         return self.remembered(distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
-        """The same operator, its products written down where results are."""
+        """The operator with its products logged beside the results, so that a resumed run reads them there."""
         if not self.state:
             return operator
         journal = self.state.journal(name)
@@ -263,7 +263,7 @@ def state_of(model: nn.Module) -> list[Tensor]:
 
 
 def checksum_of(found: Iterable[Tensor]) -> int:
-    """Of all these tensors."""
+    """A checksum of all these tensors."""
     total = 0
     for tensor in found:
         total = zlib.crc32(as_bytes(tensor).data, total)

@@ -67,10 +67,12 @@ class ClassStructure:
 
     @property
     def classes(self) -> int:
+        """The number of classes."""
         return len(self.class_eigenvalues)
 
     @property
     def within_trace(self) -> float:
+        """The part of the trace that lies within classes and pairs of classes."""
         return self.trace - self.class_trace - self.cross_trace
 
 

@@ -49,6 +49,7 @@ class Outliers:
 
     @property
     def count(self) -> int:
+        """The number of outliers at both ends together."""
         return self.above.count + self.below.count
 
 

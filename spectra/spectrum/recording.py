@@ -30,6 +30,7 @@ def density_results(
 
 
 def density_result(measurement: Any, figure: Path | None, classes: int | None, damping: float | None) -> DensityResult:
+    """Make the record of one measurement whose answer is a spectral measure."""
     measure, semidefinite = measurement.answer, measurement.semidefinite
     return DensityResult(
         method=METHOD,

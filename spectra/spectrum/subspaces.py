@@ -35,7 +35,7 @@ def share_inside(basis: np.ndarray, vector: np.ndarray) -> float:
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the angle between two vectors (n,); nan where one is zero."""
+    """The cosine of the angle between two vectors (n,); nan where one is zero."""
     lengths = np.linalg.norm(first) * np.linalg.norm(second)
     return float(first @ second / lengths) if lengths else math.nan
 

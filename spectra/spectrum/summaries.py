@@ -54,6 +54,7 @@ def condition_number(measure: SpectralMeasure, damping: float, semidefinite: boo
 
 
 def lowest_node(measure: SpectralMeasure, semidefinite: bool) -> float:
+    """The lowest node with a weight above zero; of a semidefinite matrix at least zero."""
     lowest = measure.nodes[measure.weights > 0].min().item()
     return max(lowest, 0.0) if semidefinite else lowest
 

@@ -52,10 +52,12 @@ def distances(first: Rows, second: Rows) -> tuple[float, float]:
 
 
 def joined(some: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Several pairs of nodes and weights as one pair."""
     return np.concatenate([nodes for nodes, _ in some]), np.concatenate([weights for _, weights in some])
 
 
 def rows(measure: SpectralMeasure) -> Rows:
+    """The nodes and weights of each probe, as NumPy arrays."""
     return list(zip(as_cpu_float64(measure.nodes).numpy(), as_cpu_float64(measure.weights).numpy(), strict=True))
 
 

@@ -82,6 +82,7 @@ def find_directions(
 
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
+    """Raise SpectraError where an eigenvector of a rank above n is asked for."""
     if ranks and max(ranks) > n:
         raise SpectraError(
             f"`along` {max(ranks)}: a matrix with {counted(n, 'row')} has {counted(n, 'eigenvector')}; name one of them"

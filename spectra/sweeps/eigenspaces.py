@@ -43,6 +43,7 @@ def ranks(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def eigenvalue_rows(found: Found) -> Iterator[Row]:
+    """Rows of the eigenvalues of one result, by rank."""
     values, residuals, which = numbers(found)
     order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
     for i in sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i]))):
@@ -81,7 +82,7 @@ class SavedPairs:
 
 
 def leading(found: Found) -> SavedPairs | None:
-    """None where a number is not finite."""
+    """The eigenpairs in a result from one end inwards; None where a number is not finite."""
     values, residuals, which = numbers(found)
     if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
         return None
@@ -92,7 +93,7 @@ def leading(found: Found) -> SavedPairs | None:
 
 
 def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
-    """Of one matrix at checkpoints in their order: how leading eigenvectors turn, and whether training follows them.
+    """Rows on one matrix over its checkpoints: how leading eigenvectors turn, and whether training follows them.
 
     The leading k-space has the same k throughout, that of the widest gap (`widest_gap`).
 
@@ -109,13 +110,14 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
 
 
 def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
+    """Rows of the gap behind the first k eigenvalues at each checkpoint."""
     for pairs in known:
         error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
         yield derived(pairs, "gap", k, pairs.gap_within(k).relative, float(error), gap_is_reliable(k, pairs))
 
 
 def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
-    """One pass, with the vectors of two checkpoints and of the last in memory."""
+    """Rows on how eigenspaces turn, in one pass with the vectors of two checkpoints and of the last in memory."""
     last = known[-1]
     final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
     for pairs, following in pairwise(known):
@@ -141,6 +143,7 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
 
 
 def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
+    """Rows of overlap and angles between the k-spaces `here` and `there`, (k, n) each."""
     k = len(here)
     reliable = gap_is_reliable(k, pairs, other)
     error = bound_of_overlap(pairs, other, k)
@@ -155,6 +158,7 @@ def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.nd
 
 
 def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | None:
+    """A bound on the error of the overlap of two k-spaces; None where a gap is not known."""
     one, two = pairs.gap(k), other.gap(k)
     return None if one is None or two is None else overlap_error(one.bound, two.bound, k)
 
@@ -165,6 +169,6 @@ def gap_is_reliable(k: int, *some: SavedPairs) -> bool:
 
 
 def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, reliable: bool) -> Row:
-    """A number that took no products of its own."""
+    """The row of a number that took no products of its own."""
     converged = pairs.found.entry.converged and reliable
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

@@ -28,7 +28,7 @@ ROWS = {name: resolve_name(command.rows) for name, command in REGISTER.items() i
 
 
 class Home(NamedTuple):
-    """Where results of a checkpoint lie."""
+    """The directory where results of a checkpoint lie."""
 
     name: str  # of the task
     label: str  # of the checkpoint
@@ -67,6 +67,7 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
 
 
 def record_in(directory: Path, command: str) -> Record | None:
+    """The record that a command has left in a directory, if there is one."""
     file = directory / f"{command}.json"
     return load(file, [command], "result")[1] if file.exists() else None
 
@@ -86,7 +87,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
 
 
 def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:
-    """What is done; a file that lacks what the table needs is noted and left out."""
+    """The results of one checkpoint; a file that lacks what the table needs is noted and left out."""
     found = []
     for command in commands:
         file = home.directory / f"{command}.json"
@@ -121,7 +122,7 @@ def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> I
 
 
 def in_order(rows: Sequence[Row]) -> Iterator[Row]:
-    """By step, matrix as first met, seed, quantity, rank. Numbers that are not finite become None."""
+    """Rows by step, matrix as first met, seed, quantity and rank, with None for numbers that are not finite."""
     matrices = list(dict.fromkeys([None, *(row.curvature for row in rows)]))
     quantities = list(QUANTITIES)
 
@@ -134,6 +135,7 @@ def in_order(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Hashable, list[Found]]:
+    """Results by their keys, in the order in which they come."""
     groups: dict[Hashable, list[Found]] = {}
     for one in found:
         groups.setdefault(key(one), []).append(one)
@@ -141,4 +143,5 @@ def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Ha
 
 
 def first_of_each(found: Iterable[Found], key: Callable[[Found], Hashable]) -> list[Found]:
+    """The first result with each key."""
     return [group[0] for group in grouped(found, key).values()]

@@ -53,6 +53,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
+    """A plan as read from its file: its tasks, and where and how they run."""
+
     path: Path  # absolute
     out: Path  # absolute
     tasks: tuple[Task, ...]
@@ -64,7 +66,7 @@ class Plan:
 
     @property
     def directory(self) -> Path:
-        """In which tasks run."""
+        """The directory in which tasks run."""
         return self.path.parent
 
     @property
@@ -74,7 +76,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
+    """Read a plan. Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
     file = PlanFile(path)
     file.refuse_unknown("", ("out", "problem", *COMMANDS, "run", "collect"))
     commands = tuple(name for name in file.content if name in COMMANDS)
@@ -108,6 +110,7 @@ def refuse_ours(file: PlanFile, tables: Sequence[str]) -> None:
 
 
 def directory(file: PlanFile) -> Path:
+    """The plan's output directory: its key `out`, else named as the file. Raises SpectraError."""
     out = file.content.get("out", file.path.stem)
     if not (isinstance(out, str) and out.strip()):
         raise file.error(f"{shown('out', out)} is no path; name a directory")
@@ -118,6 +121,7 @@ def directory(file: PlanFile) -> Path:
 
 
 def learning_rate(file: PlanFile) -> float | None:
+    """The learning rate in the table [collect], if there is one. Raises SpectraError."""
     file.refuse_unknown("collect", ("learning_rate",))
     rate = file.table("collect").get("learning_rate")
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
@@ -192,6 +196,7 @@ def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) 
 
 
 def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text, which may come from a file's name of other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -205,7 +210,7 @@ def natural(text: str) -> list:
 
 
 def relative(path: Path, parent: Path) -> str:
-    """From `parent` where it lies below, so that a plan's directory may move."""
+    """The path from `parent` where it lies below, so that a plan's directory may move."""
     return str(path.relative_to(parent)) if path.is_relative_to(parent) else str(path)
 
 

@@ -60,14 +60,17 @@ def minutes(text: str) -> int | None:
 
 
 def whole(least: int) -> Callable[[Any], bool]:
+    """A test for whole numbers that are no smaller than `least`."""
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_text(value: Any) -> bool:
+    """Whether a value is a line of printable text that is not blank."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 

@@ -32,7 +32,7 @@ REQUEUES = 50  # of a task that takes longer than its time; a bound for one that
 
 @dataclass
 class Job:
-    """What submitit pickles, calls on a node, and asks for a `checkpoint` when the job is to end."""
+    """A callable that submitit pickles, calls on a node, and asks for a `checkpoint` when the job is to end."""
 
     plan: Plan  # of this task alone
     task: Task
@@ -55,7 +55,7 @@ class Job:
 
 
 def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
-    """Task -> job. Raises SpectraError: no submitit, no Slurm, or Slurm refuses."""
+    """Submit the tasks as one array of jobs, and return the job of each task."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read as submitit is imported
     try:
         import submitit
@@ -79,6 +79,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def parameters(plan: Plan) -> dict:
+    """The parameters of submitit's executor, from the plan's table [run]."""
     run = plan.run
     given = {
         "partition": run.partition,
@@ -115,7 +116,7 @@ def submit_once(plan: Plan, choose) -> dict[str, str]:
 
 
 def folder(plan: Plan) -> Path:
-    """Of submitit: scripts, pickles, and what jobs print beside their tasks."""
+    """The directory of submitit: scripts, pickles, and what jobs print beside their tasks."""
     return plan.records / "slurm"
 
 
@@ -153,6 +154,7 @@ def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
 
 
 def known(state: str | None) -> str:
+    """The state of a job in our words: gone, queued or running."""
     if state is None:
         return "gone"
     return "queued" if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED") else "running"

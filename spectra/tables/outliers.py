@@ -50,6 +50,7 @@ def density_parts(record: Record) -> list[Any]:
 
 
 def end_cells(end: End) -> list[str]:
+    """The cells on one end of a spectrum."""
     ratio = end.ratio
     return [
         f"{end.count}" + (f" ± {end.count_error:.1g}" if end.count_error else ""),

@@ -67,6 +67,7 @@ def exchanged(model: nn.Module, other: Callable[[int, Callable], Callable | None
 
 
 def tables(model: nn.Module) -> list[Hooks]:
+    """The tables in which PyTorch keeps forward hooks, those of all modules among them."""
     own = [table for module in model.modules() for name in TABLES if (table := module.__dict__.get(name))]
     return own + [table for name in TABLES if (table := getattr(everywhere, f"_global{name}"))]
 

@@ -41,7 +41,7 @@ BATCH = 256  # examples of a forward pass; products merge and cut batches by the
 
 @dataclass(frozen=True)
 class Recording:
-    """What was found at one step, by matrix, and where it was written."""
+    """The results of one step, by matrix, and where they were written."""
 
     step: int
     directory: Path
@@ -260,5 +260,6 @@ def as_batches(batches: Any) -> Any:
 
 
 def first_process() -> bool:
+    """Whether this is the process that records: rank 0 of torch.distributed, or the only one."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
