@@ -54,6 +54,12 @@ def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
 
 
 def rayleigh_quotients(leading: Leading, inside: np.ndarray, k: int) -> np.ndarray:
-    """u'B u (k,) for the first k eigenvectors u of A, of `inside` = U B U' (r, r) in their common basis U."""
+    """The Rayleigh quotients u'B u (k,) of the first k eigenvectors u of A.
+
+    Args:
+        leading: the eigenpairs of A, in the coordinates of a common basis U (r, n).
+        inside: U B U', (r, r).
+        k: the number of eigenvectors.
+    """
     c = leading.coordinates[:k]
     return np.einsum("ia,ab,ib->i", c, inside, c)

@@ -46,7 +46,15 @@ def batch_products(
     probes: int,
     generator: torch.Generator,
 ) -> BatchProducts:
-    """`batches` is fisher-batch of the problem, on its batches as they are; `gradient` (n,) that of the mean loss."""
+    """Compare fisher-batch of the problem with the matrices that it is taken for.
+
+    Args:
+        problem: the problem on the batches that fisher-batch is made of.
+        comparison: what is known of the other matrices.
+        batches: the operator of fisher-batch, (n, n).
+        gradient: the gradient of the mean loss, (n,).
+        probes: the number of random vectors.
+    """
     others = {name: comparison.portraits[name].operator for name in TAKEN_FOR if name in comparison.portraits}
     rows = torch.cat([comparison.basis, placed(gradient[None], batches)]) if norm(gradient) else comparison.basis
     basis = orthonormal(rows)[0].contiguous()

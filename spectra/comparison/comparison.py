@@ -32,7 +32,7 @@ Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 @dataclass
 class Comparison:
-    """All matrices and all pairs of them, in the order given."""
+    """The portraits of all matrices and the comparisons of all pairs, in the order given."""
 
     k: int
     portraits: dict[str, Portrait]
@@ -51,7 +51,7 @@ class Comparison:
 
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Nobody watches."""
+    """A context in which nobody follows the progress."""
     yield None
 
 

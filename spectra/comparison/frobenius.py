@@ -28,7 +28,7 @@ from spectra.vectors import mapped, norms, row_dots, summed
 
 @dataclass(frozen=True)
 class FrobeniusProducts:
-    """All <A, B> and traces of q matrices and of their differences, s = q + q (q - 1) / 2 items in all.
+    """The inner products <A, B> and traces of q matrices and of their differences, s = q + q (q - 1) / 2 items in all.
 
     `items` gives the place of the matrix A under (A,), and of A - B, whose products are of differences of images and
     so lose no digits, under (A, B).
@@ -42,27 +42,27 @@ class FrobeniusProducts:
     inside: dict[str, np.ndarray]  # U A U' (r, r) of each matrix
 
     def norm(self, *item: str) -> Estimate:
-        """|A|_F, or |A - B|_F."""
+        """The norm |A|_F, or |A - B|_F."""
         i = self.items[item]
         return of_means(lambda gram: root(gram[..., i, i]), self.exact, self.samples)
 
     def trace(self, *item: str) -> Estimate:
-        """Tr A, or tr (A - B)."""
+        """The trace tr A, or tr (A - B)."""
         i = self.items[item]
         return of_means(lambda traces: traces[..., i], self.exact_traces, self.trace_samples)
 
     def distance(self, first: str, second: str) -> Estimate:
-        """|A - B|_F / |A|_F."""
+        """The relative distance |A - B|_F / |A|_F."""
         i, d = self.items[first,], self.items[first, second]
         return self._ratio(lambda gram: root(gram[..., d, d] / gram[..., i, i]))
 
     def cosine(self, first: str, second: str) -> Estimate:
-        """<A, B> / (|A|_F |B|_F)."""
+        """The cosine <A, B> / (|A|_F |B|_F)."""
         i, j = self.items[first,], self.items[second,]
         return self._ratio(lambda gram: gram[..., i, j] / root(gram[..., i, i] * gram[..., j, j]))
 
     def scale(self, first: str, second: str) -> Estimate:
-        """c* = <A, B> / |B|_F^2, the c that makes |A - c B|_F least."""
+        """The scale c* = <A, B> / |B|_F^2 that makes |A - c B|_F least."""
         i, j = self.items[first,], self.items[second,]
         return self._ratio(lambda gram: gram[..., i, j] / gram[..., j, j])
 

@@ -109,7 +109,7 @@ class Comparing:
         return Compared(record, comparison, again)
 
     def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
-        """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
+        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
         known = known or {}
         for name, matrix in matrices.items():
             if name not in known:
@@ -127,7 +127,7 @@ class Comparing:
         )
 
     def explained(self, comparison: Comparison) -> list[Reason]:
-        """Why the matrices differ; what batches give is left out where it would take too many products."""
+        """The reasons why the matrices differ, without that of batches where it would take too many products."""
         if not comparison.pairs:
             return []
         problem, batch, probes = self.session.problem, None, self.asked.probes
@@ -157,7 +157,7 @@ class Comparing:
     def on_held_out(
         self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
     ) -> tuple[list[Measurement], dict[str, Comparison]]:
-        """Measurements on the other data; every matrix compared with itself there."""
+        """Compare every matrix with itself on the held-out data; measurements and comparisons there."""
         found, comparisons = [], {}
         for name, matrix in matrices.items():
             there = on_held_out_data(name)
@@ -169,7 +169,7 @@ class Comparing:
         return found, comparisons
 
     def on_subsets(self, sizes: Sequence[int]) -> dict[str, BySize]:
-        """Largest eigenvalues of each matrix on subsets of the examples."""
+        """Find the largest eigenvalues of each matrix on subsets of these sizes."""
         names, k = self.session.names, self.asked.k
         found = {name: BySize() for name in names}
         for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
@@ -196,7 +196,7 @@ def compare_matrices(session: Session[CompareSettings]) -> Compared:
 
 
 def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:
-    """The problem on the data held out, and what is to be said of them; None where none are.
+    """The problem on the held-out data, and the fields that describe it; None where none are asked for.
 
     Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
     """

@@ -53,7 +53,7 @@ def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
 
 @dataclass
 class BySize:
-    """Largest eigenvalues of one matrix at so many examples, chain after chain; their vectors are not kept."""
+    """The largest eigenvalues of one matrix on subsets, by size, chain after chain; vectors are not kept."""
 
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
     products: int = 0
@@ -72,12 +72,12 @@ class BySize:
 
     @property
     def values(self) -> np.ndarray:
-        """(chains, sizes, k), k as many as all have."""
+        """The eigenvalues (chains, sizes, k), k as many as all subsets have."""
         k = min(len(values) for chain in self.found.values() for values in chain)
         return np.stack([[values[:k] for values in chain] for chain in self.found.values()], axis=1)
 
     def trends(self, examples: int) -> list[Trend]:
-        """One for each eigenvalue, largest first; none where a number is not finite."""
+        """The trend of each eigenvalue, largest first; none where a number is not finite."""
         values = self.values
         columns = np.moveaxis(values, 2, 0) if np.isfinite(values).all() else ()
         return [trend(self.sizes, column, examples) for column in columns]
@@ -89,7 +89,7 @@ def mean(samples: np.ndarray) -> Estimate:
 
 
 def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[int, int, Problem]]:
-    """(chain, size, the problem on so many of its examples); in a chain each set lies inside the next.
+    """Subsets as (chain, size, the problem on so many examples); in a chain each subset lies inside the next.
 
     Raises SpectraError: a size above the number of examples, fewer than two sizes.
     """

@@ -36,7 +36,7 @@ def layers(
     max_products: int | None = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
+    """Compute traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
 
     Args:
         name: of the matrix, one of `spectra.MATRICES`.

@@ -71,7 +71,7 @@ class Layers:
 
     @cached_property
     def sensitivities(self) -> list[Estimate]:
-        """Sums of d theta^2 / 2 over each block."""
+        """The sum of the saliencies d theta^2 / 2 over each block."""
         return self._estimates(slice(len(self.blocks), None))
 
     @cached_property
@@ -104,12 +104,12 @@ class Layers:
         return enough
 
     def mass(self, i: int) -> float:
-        """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
+        """The share |u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1, that lies in the block."""
         assert self.vector is not None  # where eigenpairs were asked for
         return float(self.vector[self.blocks[i].index].double().square().sum())
 
     def overlap(self, i: int) -> float | None:
-        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both.
+        """The cosine |q'u_l| / |u_l| between that share and the block's own leading eigenvector q.
 
         None where either is noise.
         """
@@ -147,7 +147,7 @@ def distinct(pairs: Eigenpairs) -> bool:
 
 
 def stable_rank(matrix: Tensor) -> float:
-    """|M|_F^2 / |M|_2^2, from 1 to the rank (Rudelson, Vershynin 2007)."""
+    """The stable rank |M|_F^2 / |M|_2^2 of a matrix, from 1 to its rank (Rudelson, Vershynin 2007)."""
     matrix = matrix.double()
     short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     gram = short @ short.T

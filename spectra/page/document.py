@@ -26,7 +26,7 @@ UNITS = (
 
 
 class Section(NamedTuple):
-    """One result."""
+    """The part of a page on one result."""
 
     title: str
     path: str

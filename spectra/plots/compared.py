@@ -33,7 +33,7 @@ def compare_figures(record: Record) -> dict[str, Figure]:
 
 
 def both(record: Record, name: str) -> list[CompareResult]:
-    """A matrix on the data, and on those held out."""
+    """The entries of a matrix on the data and on the held-out data."""
     return [entry for entry in record.results if entry.curvature in (name, on_held_out_data(name))]
 
 

@@ -57,7 +57,7 @@ def head(axes: Axes, text: str) -> None:
 
 
 def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks) -> None:
-    """Magnitudes by rank, but for those that rounding leaves of zero; hollow are negative ones."""
+    """Draw magnitudes of eigenvalues by rank, but for zeros within rounding; hollow are negative ones."""
     spectra = {name: portrait.eigenpairs.values[:k].numpy() for name, portrait in portraits.items()}
     largest = max(np.abs(values).max(initial=0.0) for values in spectra.values())
     drawn, negative = [], False
@@ -75,7 +75,7 @@ def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks
 
 
 def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, full: np.ndarray, look: dict) -> None:
-    """Markers without a line: full ones, and hollow ones."""
+    """Draw markers without a line: full ones, and hollow ones."""
     style: dict[str, Any] = look | {"linestyle": "none", "markersize": 3.8, "mew": 0.9}
     for held, face in ((full, look["color"]), (~full, "white")):
         if held.any():
@@ -84,7 +84,7 @@ def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, 
 
 
 def draw_distances(axes: Axes, pairs: list[Any]) -> None:
-    """A line a pair, on a logarithmic axis; what is below `LOW` is an arrow at its end."""
+    """Draw each pair's distance on a logarithmic axis; what is below `LOW` is an arrow at its end."""
     if not pairs:
         head(axes, "distance |A − B| / |A|: none is finite")
         axes.set(xticks=[], yticks=[])

@@ -36,7 +36,7 @@ def eigenvalue_figure(
     width: float = 6.5,
     rank: str = "rank",
 ) -> Figure:
-    """Eigenvalues of each named matrix by rank, in the order given, with residuals as bars; `width` in inches.
+    """The figure of named eigenvalues by rank, in the order given, with residuals as bars; `width` in inches.
 
     `log` draws magnitudes on a logarithmic axis, where negative values are hollow and the legend counts zeros.
     """

@@ -39,7 +39,7 @@ class Panel(NamedTuple):
 
 
 def landscape_figures(record: Record) -> dict[str, Figure]:
-    """Those that there is something for: `landscape` of lines and of the spread, `landscape-plane` and -surface."""
+    """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such."""
     lines, planes = panels(record, "lines"), panels(record, "planes")
     spread = [(entry.curvature, one) for entry in record.results for one in entry.spread or ()]
     figures = {}
@@ -53,7 +53,7 @@ def landscape_figures(record: Record) -> dict[str, Figure]:
 
 
 def panels(record: Record, kind: str) -> list[Panel]:
-    """Those with a loss to be drawn."""
+    """The lines or planes that have a loss to be drawn."""
     found = []
     for entry in record.results:
         known = {d.name: d for d in entry.directions}
@@ -150,7 +150,7 @@ def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool)
 
 
 def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
-    """Cut off a prediction that leaves the loss far behind; logarithmic where the loss explodes."""
+    """Cut off a prediction that leaves the loss far behind; the axis is logarithmic where the loss explodes."""
     low, high = np.nanmin(loss), np.nanmax(loss)
     if explodes(low, high):
         axes.set(yscale="log", ylim=(low / 1.5, 1.5 * high))
@@ -166,7 +166,7 @@ def explodes(low: float, high: float) -> bool:
 
 
 def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
-    """A row a direction: quantiles of single examples as a box, the mean as a diamond with its error."""
+    """Draw a row for each direction: quantiles of single examples as a box, the mean as a diamond with its error."""
     rows = [(f"{matrix}, {one.along}", one.curvature) for matrix, one in spread]
     every = numbers([found.quantiles for _, found in rows])
     ends = [abs(found.mean) + 2 * found.standard_error for _, found in rows]
@@ -259,7 +259,7 @@ def surface_figure(planes: Sequence[Panel]) -> Figure:
 
 
 def draw_surface(axes: Any, panel: Panel) -> None:
-    """Up to where the loss explodes."""
+    """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)
     loss, prediction = (np.where(np.abs(z) <= top, z, np.nan) for z in (loss, prediction))

@@ -115,7 +115,7 @@ def magnitudes(
     read: Callable[[Block], Any],
     others: Iterable[float] = (),
 ) -> None:
-    """Points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
+    """Draw points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
 
     The axis has room for `others` too.
     """
@@ -225,7 +225,7 @@ def channel_figure(results: dict[str, list[Block]]) -> Figure:
 
 
 def by_layer(blocks: Sequence[Block]) -> dict[str, list[int]]:
-    """Which blocks are channels of each layer."""
+    """The indices of blocks that are channels of each layer."""
     found: dict[str, list[int]] = {}
     for i, block in enumerate(blocks):
         found.setdefault(block.name.rpartition("[")[0], []).append(i)

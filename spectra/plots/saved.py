@@ -201,7 +201,7 @@ def is_finite(entry: Any, name: str) -> bool:
 
 @contextmanager
 def intact(path: Path, command: str) -> Iterator[None]:
-    """Whatever fails inside for what a stranger's record holds, or lacks, is a SpectraError that names it."""
+    """A context that turns any error on a damaged record into a SpectraError that names its file."""
     try:
         yield
     except SpectraError as error:
@@ -257,7 +257,7 @@ def results_of(file: Path, record: Record) -> list[Result]:
 def check_choice(
     files: Sequence[Path], records: Sequence[Record], results: Sequence[list[Result]], curvatures: Sequence[str]
 ) -> None:
-    """One command, no file or matrix twice, and something to draw in every file."""
+    """Raise SpectraError unless all files are of one command, none comes twice, and each has something to draw."""
     first = records[0].command
     every = {result.curvature for some in results for result in some}
     for name in curvatures:

@@ -76,7 +76,7 @@ def _pattern(index: int) -> int:
 
 
 class Legend(NamedTuple):
-    """Above everything: entries in as many columns, a title in as many lines, as the page asks for."""
+    """A legend above everything, its entries in as many columns and its title in as many lines as fit the page."""
 
     labels: list[str]
     columns: int

@@ -104,7 +104,7 @@ def parts(value: Any) -> list[Stored]:
 
 
 class Slot(NamedTuple):
-    """How a field is written."""
+    """The way in which a field is written."""
 
     name: str
     key: str | None  # in JSON; None: in the NPZ file alone

@@ -64,7 +64,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Row:
-    """One number; its fields are the columns. Empty (None) is what does not apply.
+    """One number of the table; its fields are the columns. Empty (None) is what does not apply.
 
     `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
     is no gap that residuals could tell: the number then says nothing.

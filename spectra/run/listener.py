@@ -28,7 +28,7 @@ class Work(Protocol):
 
 
 class Listener(Protocol):
-    """Who follows a run."""
+    """The interface of whoever follows a run."""
 
     def begin(self) -> None:
         """All is set up that every run needs, as PyTorch; what comes is work on this problem."""
@@ -89,4 +89,4 @@ class Told:
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """Nobody follows."""
+    """A progress function that does nothing."""

@@ -25,7 +25,7 @@ def device_of(request: Request) -> torch.device:
 
 
 def processes_of(request: Request, device: torch.device) -> Processes:
-    """The ranks that torchrun has started, met; or those of a Problem; or this process alone."""
+    """The ranks that torchrun has started, once all are there; or those of a Problem; or this process alone."""
     if isinstance(request.problem, Problem):
         return request.problem.processes
     if request.ranks and ranks.world() > 1:
@@ -36,7 +36,7 @@ def processes_of(request: Request, device: torch.device) -> Processes:
 
 
 def checks_of(request: Request) -> int:
-    """Products that go to seeing that a matrix is one; none where too few would be left."""
+    """The number of products for checking that a matrix is one; none where too few would be left."""
     limit = request.max_products
     return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
 

@@ -12,7 +12,7 @@ from spectra.spectrum.curves import NOISE
 
 
 class EffectiveDimension(NamedTuple):
-    """The middle of what quadrature leaves possible, with both errors."""
+    """The effective dimension: the middle of what quadrature leaves possible, with both errors."""
 
     value: float
     standard_error: float  # over probes; nan for one
@@ -20,7 +20,7 @@ class EffectiveDimension(NamedTuple):
 
 
 def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: bool) -> EffectiveDimension | None:
-    """tr A (A + damping I)^-1, the sum of lambda / (lambda + damping); None unless A + damping I is positive definite.
+    """The effective dimension tr A (A + damping I)^-1; None unless A + damping I is positive definite.
 
     How many directions a damping, or a prior of that precision, leaves to the data (MacKay 1992, *A practical Bayesian
     framework for backpropagation networks*). In a `semidefinite` matrix, where what is below zero is rounding, Gauss

@@ -51,7 +51,7 @@ def eigenvalue_rows(found: Found) -> Iterator[Row]:
 
 
 def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
-    """Eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which they are."""
+    """The eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which end they are from."""
     return found.entry.values, found.entry.residuals, found.problem.option("which") or "LM"
 
 
@@ -65,7 +65,7 @@ class SavedPairs:
     places: np.ndarray
 
     def vectors(self, k: int) -> np.ndarray | None:
-        """(k, n) float64, or None where they were not saved."""
+        """The first k eigenvectors (k, n), float64; None where they were not saved."""
         name = f"eigenvectors_{self.found.curvature}"
         arrays = read_arrays(self.found.file.with_suffix(".npz"), [name])
         return None if arrays is None else arrays[name][self.places[:k]].astype(np.float64)
@@ -153,7 +153,7 @@ def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray,
 
 
 def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both, where there are both and they are of one shape."""
+    """The pair of bases, where there are both and they are of one shape; else None."""
     return (here, there) if here is not None and there is not None and here.shape == there.shape else None
 
 

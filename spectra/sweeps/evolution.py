@@ -73,7 +73,7 @@ def record_in(directory: Path, command: str) -> Record | None:
 
 
 def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
-    """The table of what is there."""
+    """The table of all results in these places."""
     axis, steps = training_steps({home.label: home.checkpoint for home in homes})
     notes: dict[str, None] = {}  # each once, in their order
     results = [read_results(home, steps[home.label], commands, notes.setdefault) for home in homes]
@@ -112,7 +112,7 @@ def check(found: Found) -> None:
 
 
 def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
-    """How eigenspaces and weights move from one checkpoint to the next."""
+    """Rows on how eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
     named = [f for f in found if f.checkpoint and f.problem.shapes is not None]
     weights = Trajectory(note) if len(named) > 1 else lambda _: None

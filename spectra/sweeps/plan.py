@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def records(self) -> Path:
-        """Logs, locks and what else a sweep notes down."""
+        """The directory of logs, locks and whatever else a sweep notes down."""
         return self.out / ".sweep"
 
 
@@ -133,7 +133,7 @@ def learning_rate(file: PlanFile) -> float | None:
 def make_tasks(
     file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any]], note: Callable[[str], Any]
 ) -> Iterator[Task]:
-    """Every checkpoint in its natural order, with every matrix and seed; `note` is told of those left out."""
+    """The tasks of a plan: each checkpoint in natural order, with each matrix and seed; `note` gets those left out."""
     problem = file.table("problem")
     matrices = several(file, "curvature", problem.get("curvature", "hessian"), str)
     seeds = several(file, "seed", problem.get("seed", 0), int)
@@ -165,7 +165,7 @@ def check_length(file: PlanFile, command: str, line: Sequence[str]) -> None:
 
 
 def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
-    """One or a list, each once. Raises SpectraError."""
+    """The values of a key that holds one or a list, each once. Raises SpectraError."""
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
         wanted = "names" if kind is str else "whole numbers"
@@ -174,7 +174,7 @@ def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
 
 
 def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
-    """Label -> path from the plan, in natural order. A label is the path without suffix, below what all share.
+    """The checkpoints by label, in natural order. A label is the path without suffix, below what all share.
 
     Files whose names are no text (UTF-8) are left out, since neither logs nor tables can name them.
     """
@@ -215,7 +215,7 @@ def relative(path: Path, parent: Path) -> str:
 
 
 def typed(options: Mapping[str, Any]) -> Iterator[str]:
-    """Options as they are typed on a command line; a flag that is false is not."""
+    """The options as they are typed on a command line; a flag that is false is left out."""
     for key, value in options.items():
         option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         if isinstance(value, bool):

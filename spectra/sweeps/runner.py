@@ -30,7 +30,7 @@ class Runner:
         return Attempt.read(record_path(self.plan, self.task, "json"))
 
     def run(self) -> None:
-        """Every command that is not done, until one fails or `stop`; nothing where another runner has it, or had it."""
+        """Run the commands that are not done, until one fails or `stop`; none where another runner has or had the task."""
         with held(record_path(self.plan, self.task, "lock")) as lock:
             if lock is None or self.last() != self.before:
                 return
@@ -83,7 +83,7 @@ class Runner:
             self.process.send_signal(number)
 
     def wait(self) -> None:
-        """Until the present command has ended; safe where `run` waits for it in the same thread."""
+        """Wait until the present command has ended; safe where `run` waits for it in the same thread."""
         if self.process and self.process.returncode is None:
             try:
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)

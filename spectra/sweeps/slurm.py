@@ -46,7 +46,7 @@ class Job:
             raise SpectraError(f"{self.task.name}: {now.reason}")  # for Slurm to know it, too
 
     def checkpoint(self):
-        """The state is on disk: the job may begin again."""
+        """Stop the command, which saves its state, and have submitit queue the job again, if the plan allows."""
         from submitit.helpers import DelayedSubmission
 
         self.runner.stop()
@@ -100,7 +100,7 @@ def parameters(plan: Plan) -> dict:
 
 
 def submit_once(plan: Plan, choose) -> dict[str, str]:
-    """`submit` those tasks that `choose()` gives, which no other sweep may submit meanwhile. Raises SpectraError."""
+    """Submit those tasks that `choose()` gives, while no other sweep may submit. Raises SpectraError."""
     with held(plan.records / "submit.lock") as lock:
         if lock is None:
             raise SpectraError(
@@ -121,7 +121,7 @@ def folder(plan: Plan) -> Path:
 
 
 def submitted(plan: Plan) -> dict[str, str]:
-    """Task -> its last job. Raises SpectraError where what is noted of them is damaged."""
+    """The last job of each task. Raises SpectraError where the list of them is damaged."""
     path = plan.records / "jobs.json"
     try:
         jobs = json.loads(read_bounded(path, WRITTEN_BY_US))
@@ -135,7 +135,7 @@ def submitted(plan: Plan) -> dict[str, str]:
 
 
 def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
-    """Task -> what Slurm says of its last job, for those that had one. Raises SpectraError where it can't be asked."""
+    """The last job of each task that had one, as Slurm reports it. Raises SpectraError where it cannot be asked."""
     jobs = submitted(plan)
     if not jobs:
         return {}

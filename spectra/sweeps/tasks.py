@@ -60,7 +60,7 @@ class Attempt:
 
     @property
     def interrupted(self) -> bool:
-        """Ended from outside, so that it will go on where it was."""
+        """Whether the command was ended from outside, so that it will go on where it was."""
         return self.status is None or self.status in (*INTERRUPTED, *KILLED)
 
 
@@ -89,7 +89,7 @@ class Standing:
 
 
 def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
-    """The record of where tasks stand."""
+    """The record of the states of all tasks."""
     tasks = [
         TaskStatus(
             name=s.task.name,
@@ -152,7 +152,7 @@ def result(task: Task, command: str) -> Record | None:
 
 
 def examined(task: Task, command: str) -> tuple[Record | None, str]:
-    """`result`, and what is wrong with a file that is there but was not written by the command, or has been edited."""
+    """The record as `result` gives it, and what is wrong with a file that is not the command's or has been edited."""
     path = task.directory / f"{command}.json"
     try:
         _, record = load(path, [command])
@@ -197,7 +197,7 @@ def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
 
 @contextmanager
 def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
-    """The lock's file, to be handed on to children, who then hold it too; None where others hold it.
+    """A context that locks a file and gives it, to be handed on to children; None where others hold the lock.
 
     With patience for those who only look: see `is_held`.
     """

@@ -252,7 +252,7 @@ watch = Watch  # as a loop calls it
 
 
 def as_batches(batches: Any) -> Any:
-    """A pair (x, y) cut into batches; anything else as it is, for Problem to judge."""
+    """A pair (x, y) cut into batches; anything else unchanged, for Problem to judge."""
     if not (isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)):
         return batches
     inputs, targets = batches
