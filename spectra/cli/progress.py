@@ -1,4 +1,4 @@
-"""What a command tells while it is at work: the heading of its answer, and on standard error what it is doing.
+"""Progress of a command: the heading of its answer, and on standard error what it is doing.
 
 A thread tells it, since neither tracing nor a long product comes back to say how it stands. On a terminal the heading
 comes at once, and one line is kept up to date; elsewhere both come once the work has taken some time.

@@ -1,4 +1,4 @@
-"""What was typed -> what is asked: the options of the running command as a request to `spectra.run`."""
+"""The options of the running command as a request to `spectra.run`."""
 
 from __future__ import annotations
 

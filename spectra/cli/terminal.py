@@ -1,4 +1,4 @@
-"""What passes over the terminal: notes and the user's own prints on standard error, the answer on standard output."""
+"""Output on the terminal: notes and the user's own prints on standard error, the answer on standard output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two matrices agree on their leading eigenspaces, and where no gap makes that a question."""
+"""The agreement of the leading eigenspaces of two matrices, and where no gap makes it meaningful."""
 
 from __future__ import annotations
 

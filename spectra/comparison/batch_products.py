@@ -1,4 +1,4 @@
-"""What the outer products of the gradients of whole batches give, where the Fisher matrix is meant.
+"""The outer products of the gradients of whole batches, against the Fisher matrix that they are taken for.
 
 For batches of b examples, split by chance, they are about g g' + covariance / b: small, and of the wrong shape.
 """

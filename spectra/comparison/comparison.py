@@ -72,14 +72,16 @@ def compare(
     """Compare matrices of one shape, by name: some 5 k + (1 + probes) steps products of each, and those of pairs.
 
     Args:
-        k: leading eigenpairs by |value|; one more is found, for the gap.
-        probes: random vectors, of the distances as of the spectra.
-        steps: products that a probe of a spectrum takes, and the most for the extreme eigenvalues of a difference; 0:
-            neither spectra nor extremes.
-        seed, generator: of all that is drawn; a CPU `generator`, where one is given, is taken in place of the seed.
-        max_products: of one matrix; what it leaves no room for is None or missing.
-        known: portraits that an earlier comparison, of like settings and seed, has made of some of the matrices.
-        watch: given the name of what is done next, a context in which methods tell their progress.
+        operators: the matrices (n, n) by name, two or more.
+        k: the number of leading eigenpairs by |value|; one more is found, for the gap.
+        probes: the number of random vectors, of the distances and of the spectra.
+        steps: the products that each probe of a spectrum takes, and the most for the extreme eigenvalues of a
+            difference; 0: neither spectra nor extremes.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
+        max_products: the most products with one matrix; what it leaves no room for is None or missing.
+        known: portraits that an earlier comparison, with the same settings and seed, made of some of the matrices.
+        watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
     """

@@ -1,4 +1,4 @@
-"""How the model's outputs stand to the labels: residuals, and how well it knows how sure it may be.
+"""Residuals of the model's outputs against the labels, and the calibration of its confidence.
 
 The matrices J'MJ differ in M alone: the Fisher's is the expectation of squared gradients by the outputs over labels
 that the model itself would draw, that of the empirical Fisher is their square for the labels there are. So

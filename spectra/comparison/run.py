@@ -1,4 +1,4 @@
-"""Matrices of a problem compared, from a request to what was found: with causes, on other data, on fewer examples."""
+"""`spectra compare`: its settings, and the function that takes a request to its record, with figures' data."""
 
 from __future__ import annotations
 

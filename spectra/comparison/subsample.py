@@ -1,4 +1,4 @@
-"""How eigenvalues move with the number of examples, and what they point to.
+"""Eigenvalues on fewer examples, and their limit for ever more.
 
 A leading eigenvalue of the mean over N random examples out of M is on average a + b / N to first order, with variance
 about c (1 / N - 1 / M). Chains of nested random subsets, each on its own, give lines; their mean and spread tell a

@@ -174,16 +174,16 @@ def layers(
     max_products: int | None = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Traces, eigenpairs and spectra of the blocks of one matrix.
+    """Compute traces, eigenpairs and spectra of the blocks of one matrix.
 
     Args:
         diagonal_blocks: the operator's, as `parameter_blocks.diagonal_blocks` makes them.
         sums: their `block_sums`.
-        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
-        method: xdiag or hutchinson, of the diagonal.
-        rtol: standard error of every block's trace over |the whole trace|.
-        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
-        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        k: the number of leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, by which the diagonal is estimated.
+        rtol: the standard error of every block's trace over |the whole trace| at which the diagonal has converged.
+        ranked: whether blocks are ranked by their saliencies; the norm of their errors then meets rtol too.
+        steps: the products that each probe of a block's spectrum takes; 0 leaves spectra out.
         known: leading eigenpairs of the whole matrix from an earlier run.
         max_products: of the whole matrix; one of each block counts as many as there are blocks.
         watch: given the name of what is done next, a context in which methods tell their progress.

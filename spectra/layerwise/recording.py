@@ -1,4 +1,4 @@
-"""What is kept of a matrix block by block: its record, from what `layers` has found."""
+"""From the analysis of a matrix's blocks to its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A problem's matrices block by block, from a request to what was found."""
+"""`spectra layers`: its settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 

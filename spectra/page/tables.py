@@ -1,4 +1,4 @@
-"""What the terminal shows of a record, for a page: lines become paragraphs and captions, tables tables."""
+"""Tables of the terminal for a page: lines become paragraphs and captions, tables HTML tables."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def refuse_many(path: Path, record: dict[str, Any]) -> None:
 
 
 def numbers_in(tree: Any) -> int:
-    """How many numbers and texts there are in a JSON value."""
+    """The number of numbers and texts in a JSON value."""
     count, left = 0, [tree]
     while left:
         part = left.pop()

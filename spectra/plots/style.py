@@ -1,4 +1,4 @@
-"""What all figures share: sizes for a page, curves that can be told apart, the legend, the file.
+"""The style of all figures: sizes for a page, curves that differ in print too, the legend, the file.
 
 Figures are drawn on `matplotlib.figure.Figure` under matplotlib's own defaults and `STYLE`: no window, no
 pyplot, no global settings read or changed.

@@ -1,4 +1,4 @@
-"""What `compare` tells: of each matrix, of each pair of them, and why they differ."""
+"""The results of `spectra compare`: each matrix, each pair of them, and why they differ."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Extreme(Stored):
 
 @stored
 class Agreement(Stored):
-    """How far the leading eigenspaces of two matrices agree, those of the first j eigenvectors of each."""
+    """The agreement of the spaces that the first j eigenvectors of two matrices span."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j

@@ -1,4 +1,4 @@
-"""What `density` tells of a matrix."""
+"""The result of `spectra density` for one matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `eig` tells of a matrix."""
+"""The result of `spectra eig` for one matrix."""
 
 from __future__ import annotations
 

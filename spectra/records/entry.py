@@ -1,4 +1,4 @@
-"""What every command tells of a matrix: its name, whether a tolerance was met, and what that cost."""
+"""The common part of all results: the name of a matrix, whether the tolerance was met, and the cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Estimate(Stored):
 
 @stored
 class DerivativeCheck(Stored):
-    """How one product of the matrix compared with finite differences."""
+    """The comparison of one product of the matrix with finite differences."""
 
     examples: int = 0
     dtype: str | None = None

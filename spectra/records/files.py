@@ -1,4 +1,4 @@
-"""What is kept: one JSON record and, where there are arrays, one NPZ file a command; never half written."""
+"""Files of results: one JSON record and, where there are arrays, one NPZ file a command; never half written."""
 
 from __future__ import annotations
 

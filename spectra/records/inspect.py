@@ -1,4 +1,4 @@
-"""What `inspect` tells of a matrix: what the commands will cost."""
+"""The result of `spectra inspect` for one matrix: forecasts of what the commands cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `landscape` tells of a matrix: directions, and the loss along them beside what slope and curvature predict."""
+"""The result of `spectra landscape` for one matrix: the loss along directions, and its quadratic model."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Spread(Stored):
 
 @stored
 class SpreadAlong(Stored):
-    """How curvature and slope along a direction spread over the examples."""
+    """The distributions over examples of curvature and slope along a direction."""
 
     along: str
     quantiles_at: list[float]

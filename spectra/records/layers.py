@@ -1,4 +1,4 @@
-"""What `layers` tells of a matrix, block by block."""
+"""The result of `spectra layers`: one matrix, block by block."""
 
 from __future__ import annotations
 

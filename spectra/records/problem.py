@@ -21,7 +21,7 @@ class LayerRecord(Stored):
 
 @stored
 class CheckpointMatch(Stored):
-    """How the names in a checkpoint fitted those of the model."""
+    """The names in a checkpoint against those of the model."""
 
     path: str
     key: str | None  # of the state dict in the file; None: it is the file

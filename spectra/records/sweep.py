@@ -1,4 +1,4 @@
-"""What sweeps tell: where tasks stand, and how spectra evolve over checkpoints."""
+"""The records of sweeps: the states of tasks, their forecast costs, and how spectra evolve over checkpoints."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Row:
 
 @stored
 class Evolution(Stored):
-    """How spectra evolve over checkpoints: a table, in the order of steps, matrices, seeds, quantities, ranks."""
+    """The evolution of spectra over checkpoints: a table by steps, matrices, seeds, quantities and ranks."""
 
     schema: int = SCHEMA
     command: str = "collect"

@@ -1,4 +1,4 @@
-"""What `trace` tells of a matrix."""
+"""The result of `spectra trace` for one matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model and its checkpoint hold, and what the commands will cost on a problem; nothing is printed here."""
+"""The description of a model and its checkpoint, and forecasts of what the commands cost on a problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is told how a run gets on: what is being done, how far it is, and what a user has to know besides.
+"""Listeners, who follow a run: its progress, its heading, and notes that a user has to know.
 
 The command line's listener writes to the terminal (`spectra.cli.terminal`); that of a caller in Python is here. Nothing
 in this room prints.

@@ -1,4 +1,4 @@
-"""What a method found for one matrix, and what it cost: what the entries of a result are made of."""
+"""Measurements: the answer of a method for one matrix and its cost, of which results are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: which matrices of which problem, by which method, for how many products, and where the answer goes."""
+"""Requests: which matrices of which problem, by which method, for how many products, and where the answer goes."""
 
 from __future__ import annotations
 

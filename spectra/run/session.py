@@ -202,7 +202,7 @@ class Session(Generic[S]):
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """A context that says, if interrupted, where the work is kept, and removes it after an error that would recur."""
+        """A context that says, if interrupted, where the work is kept; an error that would recur removes it."""
         try:
             with taking_memory(*self.request.settings.less_memory):
                 yield

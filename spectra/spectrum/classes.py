@@ -45,7 +45,7 @@ class ClassMeans:
 
     @property
     def class_scales(self) -> Tensor:
-        """(C,) sqrt(1 + w_cc / w_c), by which the rows c' = c give the first level; zero where a class is absent."""
+        """The factors (C,) sqrt(1 + w_cc / w_c) from rows c' = c to the first level; zero where a class is absent."""
         own = self.weights.diagonal()
         others = (self.weights - own.diag()).sum(dim=1)  # not the whole less its own: p_cc may be all but 1
         return torch.where(others > 0, (others + own) / others, 0).sqrt()

@@ -1,4 +1,4 @@
-"""What is kept of a spectral measure: nodes and weights, and the numbers that are read from them."""
+"""From spectral measures to records: nodes and weights, and the numbers that are read from them."""
 
 from __future__ import annotations
 

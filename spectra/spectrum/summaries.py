@@ -42,7 +42,7 @@ def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: 
 
 
 def condition_number(measure: SpectralMeasure, damping: float, semidefinite: bool) -> float | None:
-    """(lambda_max + damping) / (lambda_min + damping), None unless A + damping I is positive definite.
+    """The condition number (lambda_max + damping) / (lambda_min + damping); None unless that is positive definite.
 
     Nodes lie within the spectrum, so that it is too small if anything; the outermost nodes converge first. The true one
     of a `semidefinite` matrix is no more than lambda_max / damping + 1.

@@ -1,4 +1,4 @@
-"""How far two spectra are apart: the Wasserstein-1 distance of spectral measures whose probes are paired.
+"""The Wasserstein-1 distance of two spectral measures whose probes are paired.
 
 For matrices of one shape it is the mean |difference| of eigenvalues matched by rank.
 """

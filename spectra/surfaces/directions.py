@@ -54,7 +54,7 @@ def find_directions(
     max_products: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Direction], bool]:
-    """Those of the names for which a vector was found, in their order; whether all were, each within the tolerance.
+    """Find the vectors of the names, in their order; also return whether all were found, each within the tolerance.
 
     `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA).
     """

@@ -99,7 +99,7 @@ class Grid:
     points: int | None
 
     def axis(self, direction: Direction, curvature: float, point: Point, points: int) -> np.ndarray:
-        """(points,) from -radius to radius, 0.0 in the middle."""
+        """The coordinates (points,) from -radius to radius, 0.0 in the middle."""
         radius = default_radius(direction, curvature, point) if self.radius is None else self.radius
         half = (self.points or points) // 2
         return radius * np.arange(-half, half + 1) / half

@@ -1,4 +1,4 @@
-"""What slope and curvature at a point predict of the loss around it, and how far that holds."""
+"""The quadratic model of the loss around a point, and how far it holds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) ->
 
 
 def reach(t: np.ndarray, ratio: np.ndarray) -> tuple[float, bool]:
-    """Up to which t, from 0, the ratio is at most 1; whether that is the last."""
+    """The t, from 0, up to which the ratio is at most 1; also whether that is the last."""
     beyond = np.flatnonzero(ratio[1:] > 1)
     if not len(beyond):
         return float(t[-1]), True

@@ -1,4 +1,4 @@
-"""What is kept of a landscape: its record, from what `landscape` has found."""
+"""From a landscape to its record."""
 
 from __future__ import annotations
 

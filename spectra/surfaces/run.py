@@ -1,4 +1,4 @@
-"""The loss along directions of a problem, from a request to what was found."""
+"""`spectra landscape`: its settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How curvature and slope along a direction spread over the examples: signal against noise.
+"""The distribution of curvature and slope along a direction over the examples: signal against noise.
 
 Per-example terms of d'Ad without a matrix for each example: with f(t) the outputs (E, K) at theta + t d,
 

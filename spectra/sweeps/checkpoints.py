@@ -1,4 +1,4 @@
-"""What checkpoints tell beside their spectra: at which training step each is, and how weights moved between them."""
+"""The training step of each checkpoint, and how weights moved between them."""
 
 from __future__ import annotations
 

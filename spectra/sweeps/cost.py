@@ -1,4 +1,4 @@
-"""What a sweep will cost: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
+"""Forecasts of a sweep: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How spectra evolve over training: saved results of many checkpoints -> one tidy table, one row a number.
+"""The evolution of spectra over training: saved results of many checkpoints -> one tidy table, one row a number.
 
 What is not finished yet is left out. What lies between two checkpoints stands at the earlier one:
 `overlap_next` at step t compares the eigenspaces at t and at the next checkpoint that has a result.

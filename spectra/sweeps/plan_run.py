@@ -29,7 +29,7 @@ TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What [run] asks for. A field that is None is left to Slurm's default, or to as many as there is room for."""
+    """The settings in [run]. A field that is None is left to Slurm's default, or to as many as there is room for."""
 
     on: str = "local"
     jobs: int | None = None

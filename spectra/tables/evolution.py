@@ -1,4 +1,4 @@
-"""What is shown of an evolution: a short table of 80 columns."""
+"""A short table of 80 columns from the evolution of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `spectra inspect` shows: layers, checkpoint, and what the commands will cost, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra inspect`: layers, checkpoint, and forecasts."""
 
 from __future__ import annotations
 

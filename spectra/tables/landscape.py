@@ -1,4 +1,4 @@
-"""What is shown of a landscape, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra landscape`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of a matrix block by block, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra layers`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def layers_parts(record: Record) -> list[str | Table]:
     parts: list[str | Table] = [heading(record.problem), TRACES]
     for entry in record.results:
         blocks, left_out = sorted_blocks(entry)
-        parts += [told(entry), trace_table(blocks, entry)]
+        parts += [subject(entry), trace_table(blocks, entry)]
         if any(block.leading for block in blocks):
             parts += [MEANING, eigenvector_table(blocks)]
         if left_out:
@@ -49,8 +49,8 @@ def layers_parts(record: Record) -> list[str | Table]:
     return [*parts, notes, *remarks(record)]
 
 
-def told(entry: LayersResult) -> str:
-    """What the tables below are of."""
+def subject(entry: LayersResult) -> str:
+    """The line on what the tables below it are of."""
     text = f"\n{entry.curvature}, by {entry.by}: trace {cell(entry.trace, entry.standard_error)}"
     if entry.leading:
         text += f", leading eigenvalue {cell(*entry.leading)}"

@@ -1,4 +1,4 @@
-"""What is shown of records: eigenvalues, traces and densities in tables of 80 columns."""
+"""Tables of 80 columns from records of eigenvalues and traces, and what all tables share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `spectra sweep` shows: where tasks stand, and what they will cost, within 80 columns."""
+"""Text of 80 columns on the tasks of a sweep and what they will cost."""
 
 from __future__ import annotations
 
