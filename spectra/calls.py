@@ -79,29 +79,30 @@ def eig(
         loss: a loss of spectra or PyTorch, a function (output, target) that returns values of the examples or the
             batch's mean, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
-        curvature: a name of spectra.MATRICES, or several.
-        k: how many eigenvalues.
+        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
         which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
         method: lanczos, power, dense or gram.
-        tolerance: of a residual over |eigenvalue|.
-        seed: of starting vectors, of labels that are drawn, and of the choice of `samples`.
-        out: a directory: eig.json and eig.npz are written there, and a call that was cut off goes on from there.
-        max_products: stop after so many products of a matrix with a vector.
+        tolerance: the residual |A u - lambda u| over |lambda| at which an eigenpair has converged.
+        seed: seed of the starting vectors, of labels that are drawn, and of the choice of `samples`.
+        out: a directory for eig.json and eig.npz; a call that was interrupted resumes from what it left there. None:
+            nothing is written.
+        max_products: stop after so many matrix-vector products, all counted; None: no limit.
         check: compare derivatives with finite differences first.
-        save_vectors: write eigenvectors even beyond 1 GiB, k n numbers.
-        save_every: minutes between two savings of what is done to `out`.
+        save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
+        save_every: minutes between saves to `out`.
         progress: called as progress("hessian", products=12, ...) while the call is at work.
         problem: further arguments of `load_problem`: params, weight_decay, mc_samples, samples, batch_size, output,
-            memory, device, dtype (of a module, for a copy of it); where a name is given also checkpoint,
+            memory (bytes), device, dtype (a module is copied to it); where a name is given also checkpoint,
             checkpoint_key and transform.
 
     Returns:
-        the result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`; a
-        list of them in the order of `curvature`, where that is a sequence.
+        The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
+        `curvature` is a sequence, a list of results in its order.
 
     Raises:
-        SpectraError: an argument that has to be put right.
-        TypeError: an argument that there is not.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what would do.
+        TypeError: an argument is unknown, missing, or given beside a Problem that has its own.
     """
     settings = EigSettings(
         whole("k", k, 1), among("which", which, ENDS), among("method", method, EIG), positive("tolerance", tolerance)
@@ -144,13 +145,13 @@ def trace(
 
     Args:
         model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
-        rtol: standard error over |trace| at which to stop.
+        rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
-        probes: exactly so many random vectors, 2 or more; None: as `rtol` needs.
-        deflate: project out the eigenvectors of this result of eig; None: those in `out`, if there are any.
+        probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
+        deflate: the result of an earlier eig, whose eigenvectors are projected out; None: that in `out`, if any.
 
     Returns:
-        the result with `trace`, `standard_error`, `converged` and `products`, or a list, as `spectra.eig`.
+        The result with `trace`, `standard_error`, `converged` and `products`, or a list, as from `spectra.eig`.
 
     Raises:
         SpectraError, TypeError: as `spectra.eig`.
@@ -200,14 +201,14 @@ def density(
     Args:
         model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
             With `out` the figure density.png is written too; without, nothing is.
-        steps: products a probe, 2 or more.
-        probes: random vectors.
-        damping: X, to be told of A + X I: effective dimension and condition number.
-        deflate: project out the eigenvectors of this result of eig; None: those in `out`, if there are any.
+        steps: the products that each probe takes, 2 or more.
+        probes: the number of random vectors.
+        damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
+        deflate: the result of an earlier eig, whose eigenvectors are projected out; None: that in `out`, if any.
 
     Returns:
-        the result with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`, or a list, as
-        `spectra.eig`.
+        The result with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`, or a list, as
+        from `spectra.eig`.
 
     Raises:
         SpectraError, TypeError: as `spectra.eig`.
@@ -254,17 +255,17 @@ def requested(
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
-    """The request of a call; `asked` are its own settings as the command line calls them, `given` names the problem."""
+    """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
     names = named_matrices(curvature)
     seed = whole("seed", seed, 0)
-    problem, told = problem_of(settings.command, *given, seed)
+    problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
-    told |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
     return Request(
         settings,
         problem,
         names,
-        options={**asked, **told},
+        options={**asked, **recorded},
         seed=seed,
         max_products=max_products,
         memory=given[3].get("memory"),
@@ -278,7 +279,7 @@ def requested(
 def problem_of(
     command: str, model: Any, loss: Any, data: Any, options: dict[str, Any], seed: int
 ) -> tuple[Problem | dict[str, Any], dict[str, Any]]:
-    """What names the problem, for a request, and how a record tells it: as options of the command, if there are such.
+    """The problem of a request, or what names it, and how a record lists that, as far as the command has such options.
 
     Raises TypeError for an argument that there is not, or one too many or too few.
     """
@@ -297,16 +298,16 @@ def problem_of(
     checked = checked_options(options)
     loss = loss if isinstance(loss, str) else own_loss(loss)
     kind = str(choose_dtype(model, checked.get("dtype"))).removeprefix("torch.")
-    told = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
-    told |= {"params": list(told["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
+    recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
+    recorded |= {"params": list(recorded["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):
         path = checked.get("checkpoint")
-        told |= {"model": model, "checkpoint": path and str(path), "checkpoint_key": checked.get("checkpoint_key")}
+        recorded |= {"model": model, "checkpoint": path and str(path), "checkpoint_key": checked.get("checkpoint_key")}
     if isinstance(data, str):
-        told |= {"data": data, "transform": checked.get("transform")}
+        recorded |= {"data": data, "transform": checked.get("transform")}
     if not isinstance(loss, CustomLoss):
-        told["loss"] = loss if isinstance(loss, str) else loss_name(loss)
-    return {"model": model, "loss": loss, "data": data, "seed": seed, **checked}, told
+        recorded["loss"] = loss if isinstance(loss, str) else loss_name(loss)
+    return {"model": model, "loss": loss, "data": data, "seed": seed, **checked}, recorded
 
 
 # What a record lists of a problem whatever it is made of, by default.
@@ -322,7 +323,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that name a problem, each of its type. Raises SpectraError."""
+    """The keyword arguments that name a problem, each converted to its type. Raises SpectraError."""
     found = {name: value for name, value in options.items() if value is not None}
     for name in ("samples", "batch_size", "mc_samples", "memory"):
         if name in found:
@@ -337,7 +338,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of matrices. Raises SpectraError where there is no such matrix, or none."""
+    """The names of the matrices asked for. Raises SpectraError where there is no such matrix, or none is named."""
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
         among("curvature", name, MATRICES)
@@ -355,18 +356,19 @@ def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | 
 
 
 def as_path(path: str | Path | None) -> Path | None:
+    """The path of a string or a path; None for None."""
     return None if path is None else Path(path)
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least so much, and at most what 64 bits hold. Raises SpectraError."""
+    """The value as an int, from `least` to what 64 bits hold. Raises ArgumentError."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**63:
         raise ArgumentError(f"`{name}` {value!r}: is not a whole number >= {least}; give one")
     return int(value)
 
 
 def positive(name: str, value: Any, or_zero: bool = False) -> float:
-    """A finite number above zero. Raises SpectraError."""
+    """The value as a finite float above zero, or with `or_zero` from zero on. Raises ArgumentError."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (value == 0 and not or_zero):
         raise ArgumentError(f"`{name}` {value!r}: is not a finite number {'>= 0' if or_zero else 'above 0'}; give one")
@@ -374,7 +376,7 @@ def positive(name: str, value: Any, or_zero: bool = False) -> float:
 
 
 def among(name: str, value: Any, known: Iterable[str]) -> str:
-    """One of the names. Raises SpectraError."""
+    """The value, which is one of the known names. Raises ArgumentError."""
     if value not in known:
         raise ArgumentError(f"`{name}` {value!r}: {suggest(str(value), known)}")
     return value

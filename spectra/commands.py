@@ -17,7 +17,7 @@ CROWDED = "eigenvalues that crowd, as at 0, take the most"
 
 @dataclass(frozen=True)
 class Command:
-    """What one command is, and where its parts are. A command without a title writes no results."""
+    """The parts of one command and where they are. A command without a title writes no results."""
 
     cli: str  # of the click command
     spends_products: bool = True  # else of several ranks the first does all

@@ -34,6 +34,8 @@ class Interrupted(Exception):
 
 
 class Group(click.Group):
+    """The group of commands, which leaves Ctrl-C to `run`."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """What we warn of as a note, other warnings as they usually are shown."""
+    """Show a clash of names in the register as a note, other warnings as Python does."""
     note(str(message)) if issubclass(category, NameClash) else usual(message, category, *where)
 
 
@@ -117,7 +119,7 @@ def open_streams() -> None:
 
 
 class Forgiving(io.FileIO):
-    """Takes whatever is written."""
+    """A file that takes whatever is written, even where the disk or the reader does not."""
 
     def write(self, data):
         try:
@@ -127,12 +129,13 @@ class Forgiving(io.FileIO):
 
 
 def be_quiet() -> None:
-    """Of several ranks the first prints; others do where they fail (`complain`)."""
+    """Leave printing to the first of several ranks; others print where they fail (`complain`)."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.dup2(sys.stdout.fileno(), 1)
 
 
 def run(arguments: list[str]) -> int:
+    """Run a command, print its error if it has one, and return the exit status."""
     try:
         status = spectra.main(arguments or ["--help"], prog_name="spectra", standalone_mode=False) or 0
         ranks.finish()
@@ -165,7 +168,7 @@ def run(arguments: list[str]) -> int:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What to say where memory has run out in a place that names no argument; else nothing."""
+    """The message where memory has run out in a place that names no argument; empty for other errors."""
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from spectra.errors import describe
         from spectra.memory import shortage
@@ -196,5 +199,6 @@ def complain(message: str, lost: bool = False) -> None:
 
 
 def show_traceback() -> None:
+    """Print the traceback of the present error where SPECTRA_TRACEBACK is set."""
     if os.environ.get("SPECTRA_TRACEBACK"):
         traceback.print_exc(file=sys.__stderr__ if ranks.rank() else sys.stderr)

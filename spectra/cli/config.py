@@ -65,6 +65,7 @@ def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
 
 
 def known_commands(context: click.Context) -> list[str]:
+    """The names of all commands, as far as the context knows them."""
     group = context.parent and context.parent.command
     return sorted(group.commands) if isinstance(group, click.Group) else [str(context.command.name)]
 
@@ -151,6 +152,7 @@ def refuse_beyond(context: click.Context) -> None:
 
 
 def as_json(value: Any) -> str:
+    """The value as JSON has it, for a message."""
     try:
         return json.dumps(value, default=str)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits, which only TOML can hold

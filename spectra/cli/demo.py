@@ -65,7 +65,7 @@ def demo(out) -> int:
 
 
 def saved(network: nn.Module, loss: float, path: Path) -> Path:
-    """The path, once the network's weights are there, and standard error says with which loss."""
+    """Save the network's weights, print its loss to standard error, and return the path."""
     import torch
 
     from spectra.records.files import write_atomically
@@ -77,4 +77,5 @@ def saved(network: nn.Module, loss: float, path: Path) -> Path:
 
 
 def named(matrices: Sequence[str]) -> list[str]:
+    """The options that ask for these matrices."""
     return [word for name in matrices for word in ("--curvature", name)]

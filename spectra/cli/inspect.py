@@ -41,7 +41,7 @@ def inspect(k, tol, rtol, **options) -> int:
 
 
 def known_so_far(problem: ProblemRecord) -> str:
-    """How the record reads before there are forecasts: layers and checkpoint, and once there is a gradient the data."""
+    """The text of the record before there are forecasts: layers and checkpoint, and with a gradient the data."""
     from spectra.tables.inspection import data_parts, model_parts
     from spectra.tables.results import rendered
 

@@ -38,6 +38,7 @@ class Directions(click.ParamType):
 
 
 def known(name: str) -> bool:
+    """Whether this names a direction: lowest, random or a rank."""
     return name in ("lowest", "random") or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
 
 

@@ -166,6 +166,7 @@ class Curvature(click.Option):
 
 
 def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
+    """A decorator that adds the options of a problem, with --data, and those of `more` before --json."""
     data = click.option("--data", **DATA, **settings)
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
     return stacked(

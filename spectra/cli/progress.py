@@ -1,4 +1,4 @@
-"""What a command tells while it is at work: the heading of its answer, and on standard error what it is doing.
+"""Progress of a command: the heading of its answer, and on standard error what it is doing.
 
 A thread tells it, since neither tracing nor a long product comes back to say how it stands. On a terminal the heading
 comes at once, and one line is kept up to date; elsewhere both come once the work has taken some time.
@@ -37,17 +37,18 @@ class Line:
             _telling.show()
 
     def stage(self, name: str) -> None:
-        """What is done next."""
+        """Show this as what is done next."""
         raise_received()
         self.stands = name
 
     @property
     def text(self) -> str:
+        """The line as it is shown: name, numbers and seconds."""
         return f"{self.name}: {self.stands}, {time.monotonic() - self.start:.0f} s"
 
 
 class Telling:
-    """The thread. `answers` prints the heading, and `watched` says whether that is shown by a terminal."""
+    """The thread that shows progress; `answers` prints the heading, `watched` says whether a terminal shows that."""
 
     def __init__(self, answers: Callable[[str], None], watched: bool):
         self.answers, self.watched, self.live = answers, watched, sys.stderr.isatty()
@@ -58,7 +59,7 @@ class Telling:
         self.thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def begin(self) -> None:
-        """From now on the time counts after which work is told of."""
+        """Count time from now on, after which progress is shown."""
         self.begun, self.spent = time.monotonic(), time.process_time()
 
     def head(self, text: str) -> None:
@@ -69,7 +70,7 @@ class Telling:
                 self._print_heading()
 
     def show(self) -> None:
-        """Tell now how things stand."""
+        """Print how things stand now."""
         with self.guard:
             if self.lines:
                 text = self.lines[-1].text
@@ -139,17 +140,19 @@ def progress_line(name: str) -> Iterator[Line]:
 
 
 def begin_work() -> None:
-    """What has been done so far, as loading PyTorch, was done for every command alike."""
+    """Count time from now on: what was done so far, as loading PyTorch, was done for every command alike."""
     if _telling:
         _telling.begin()
 
 
 def clear_line() -> None:
+    """Take the progress line off the terminal, if there is one."""
     if _telling:
         _telling.clear()
 
 
 def describe(numbers: dict[str, float]) -> str:
+    """The numbers of a piece of work, in words."""
     if "gram_rows" in numbers:
         return f"eigenvalues of a Gram matrix of {counted(int(numbers['gram_rows']), 'row')}"
     parts = [counted(int(numbers["products"]), "product")]

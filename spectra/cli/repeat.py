@@ -16,7 +16,7 @@ COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
 def ways(path: Path, record: Record) -> list[list[str]]:
-    """Its options typed out, where this spectra understands them alike; and read from its own file by --config.
+    """The command lines that make a result again: its options, where they are understood alike, and --config.
 
     There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now.
     """
@@ -42,6 +42,7 @@ def command_line(record: Record) -> list[str]:
 
 
 def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
+    """The options in `asked` as they are typed, without those that have their defaults."""
     options = [option for option in command.params if isinstance(option, click.Option) and option.name in asked]
     return [word for option in options for word in typed(option, asked[str(option.name)])]
 
@@ -59,7 +60,7 @@ def typed(option: click.Option, value: Any) -> list[str]:
 
 
 def understood(command: click.Command, words: list[str]) -> dict[str, Any] | None:
-    """What the command takes these words for, as a record lists it."""
+    """The options that the command reads from these words, as a record lists them."""
     try:
         with command.make_context(command.name, list(words)) as context:
             return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}

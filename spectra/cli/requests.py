@@ -1,4 +1,4 @@
-"""What was typed -> what is asked: the options of the running command as a request to `spectra.run`."""
+"""The options of the running command as a request to `spectra.run`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
 
 def request(settings: S, home: Path | None = None) -> Request[S]:
-    """What the command line asks for: `settings` of the command's own, the rest as typed; see `Request`."""
+    """The request of the running command: `settings` of its own, the rest as typed; see `Request`."""
     from spectra.run.request import Request
 
     context = click.get_current_context()

@@ -29,7 +29,7 @@ End = Callable[[str, bool, int], None]  # what to say, whether of a rank that is
 
 
 class Sentinel(threading.Thread):
-    """Calls `end` once, or never."""
+    """A thread that calls `end` once, or never."""
 
     def __init__(self, end: End):
         super().__init__(name="sentinel", daemon=True)
@@ -42,6 +42,7 @@ class Sentinel(threading.Thread):
         ranks.siblings.look()
 
     def run(self) -> None:
+        """Watch the signals and the other ranks until this one leaves."""
         while not ranks.leaving():
             arrived = self.signals()
             if not self.searched:
@@ -57,11 +58,12 @@ class Sentinel(threading.Thread):
                 return
 
     def signals(self) -> set[int]:
-        """Those that have come in the last tick."""
+        """The signals that have come in the last tick."""
         ready, _, _ = select.select([self.pipe], [], [], TICK)
         return set(os.read(self.pipe, 64)) if ready else set()
 
     def sights(self, arrived: set[int]) -> list[tuple[str, bool]]:
+        """The reasons to end, each with whether it is seen now."""
         first, before = ranks.first_to_fail(), self.since
         return [
             ("terminated", "terminated" in before or bool(arrived & set(ENDING))),
@@ -72,7 +74,7 @@ class Sentinel(threading.Thread):
         ]
 
     def verdict(self) -> tuple[str, bool, int] | None:
-        """What to end with, once a sight has lasted too long."""
+        """The message and status to end with, once a reason has lasted too long."""
         prompt = LONGEST if received() else PROMPT  # where the main thread has had the signal, it is at its end
         if self.lasted("terminated", prompt):
             return (ranks.SILENT, True, TERMINATED) if ranks.lost_one() else ("terminated", False, TERMINATED)
@@ -87,4 +89,5 @@ class Sentinel(threading.Thread):
         return None
 
     def lasted(self, sight: str, seconds: float) -> bool:
+        """Whether a reason has lasted so long."""
         return sight in self.since and time.monotonic() - self.since[sight] >= seconds

@@ -15,11 +15,11 @@ _received: list[type[KeyboardInterrupt]] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised where such a signal finds the program."""
+    """The exception that a signal of `ENDING` raises wherever it finds the program."""
 
 
 def end_by_signals() -> None:
-    """From now on SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C does KeyboardInterrupt unless it is ignored."""
+    """Let SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C raises KeyboardInterrupt unless it is ignored."""
     for number in ENDING:
         signal.signal(number, _end)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -37,12 +37,12 @@ def received() -> bool:
 
 
 def raise_received() -> None:
-    """Once more, where a signal found the program in a callback, out of which Python lets no exception pass."""
+    """Raise again what a signal raised in a callback, out of which Python lets no exception pass."""
     if _received:
         raise _received[0]
 
 
 def ignore_signals() -> None:
-    """The answer stands: what little is left to do is not to be ended by a signal."""
+    """Ignore signals from now on: the answer stands, and what little is left to do is not to be ended by one."""
     for number in (*ENDING, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -108,7 +108,7 @@ def collect(path, as_json) -> int:
 
 
 def all_standings(plan, patient: bool = False) -> list:
-    """Of every task. With patience, also where Slurm does not answer."""
+    """The states of all tasks. With patience, also where Slurm does not answer."""
     from spectra.sweeps.slurm import batch_jobs
     from spectra.sweeps.tasks import standing
 
@@ -166,6 +166,7 @@ def here(plan, wanted: Sequence[str]) -> int:
 
 
 def on_slurm(plan, wanted: Sequence[str]) -> int:
+    """Submit tasks to Slurm, and print how all stand."""
     from spectra.sweeps.slurm import submit_once
     from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import counts, status_text
@@ -187,5 +188,6 @@ def on_slurm(plan, wanted: Sequence[str]) -> int:
 
 
 def hint(standings: Sequence) -> None:
+    """Print a note on how to run failed tasks again, where there are any."""
     if failed := sum(s.state == "failed" for s in standings):
         note(f"{failed} failed; once what they tell is put right, run them again by --retry")

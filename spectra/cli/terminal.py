@@ -1,4 +1,4 @@
-"""What passes over the terminal: notes and the user's own prints on standard error, the answer on standard output."""
+"""Output on the terminal: notes and the user's own prints on standard error, the answer on standard output."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def prints_to_stderr() -> Iterator[None]:
 
 
 def usual_heading(problem: ProblemRecord) -> str:
-    """What is looked at, and its loss."""
+    """The heading of tables: what is looked at, and its loss."""
     from spectra.tables.results import heading, rendered
 
     return rendered(heading(problem))
@@ -133,7 +133,7 @@ def finish(record: Record, as_json: bool, text: str) -> int:
 
 
 def why_not(record: Record) -> str:
-    """What is wrong with the first result that is not as good as was asked, and the way out; else empty."""
+    """The reason why the first result is not as good as was asked, and the way out; empty where all are."""
     limit = record.problem.option("max_products")
     for result in record.results:
         name = result.curvature

@@ -17,6 +17,7 @@ WAY_OUT = "type {} yourself, or allow it by --trust"
 
 
 def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    """Keep in the context whether --trust was given."""
     context.meta[TRUSTED] = value
 
 

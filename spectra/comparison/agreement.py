@@ -1,4 +1,4 @@
-"""How far two matrices agree on their leading eigenspaces, and where no gap makes that a question."""
+"""The agreement of the leading eigenspaces of two matrices, and where no gap makes it meaningful."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Leading:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the spaces of the first j eigenvectors of A and of B."""
+    """The agreement of the spaces that the first j eigenvectors of A and of B span."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j
@@ -54,6 +54,12 @@ def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
 
 
 def rayleigh_quotients(leading: Leading, inside: np.ndarray, k: int) -> np.ndarray:
-    """u'B u (k,) for the first k eigenvectors u of A, of `inside` = U B U' (r, r) in their common basis U."""
+    """The Rayleigh quotients u'B u (k,) of the first k eigenvectors u of A.
+
+    Args:
+        leading: the eigenpairs of A, in the coordinates of a common basis U (r, n).
+        inside: U B U', (r, r).
+        k: the number of eigenvectors.
+    """
     c = leading.coordinates[:k]
     return np.einsum("ia,ab,ib->i", c, inside, c)

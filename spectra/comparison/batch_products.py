@@ -1,4 +1,4 @@
-"""What the outer products of the gradients of whole batches give, where the Fisher matrix is meant.
+"""The outer products of the gradients of whole batches, against the Fisher matrix that they are taken for.
 
 For batches of b examples, split by chance, they are about g g' + covariance / b: small, and of the wrong shape.
 """
@@ -21,7 +21,7 @@ TAKEN_FOR = ("fisher", "fisher-empirical")  # what people mean when they make it
 
 
 def in_usual_batches(problem: Problem) -> Problem:
-    """The same examples in their order, in batches of `USUAL`."""
+    """The problem with its examples in their order, in batches of `USUAL`."""
     batches = [b.part(slice(i, i + USUAL)) for b in problem.batches for i in range(0, len(b), USUAL)]
     return replace(problem, batches=batches)
 
@@ -46,7 +46,15 @@ def batch_products(
     probes: int,
     generator: torch.Generator,
 ) -> BatchProducts:
-    """`batches` is fisher-batch of the problem, on its batches as they are; `gradient` (n,) that of the mean loss."""
+    """Compare fisher-batch of the problem with the matrices that it is taken for.
+
+    Args:
+        problem: the problem on the batches that fisher-batch is made of.
+        comparison: what is known of the other matrices.
+        batches: the operator of fisher-batch, (n, n).
+        gradient: the gradient of the mean loss, (n,).
+        probes: the number of random vectors.
+    """
     others = {name: comparison.portraits[name].operator for name in TAKEN_FOR if name in comparison.portraits}
     rows = torch.cat([comparison.basis, placed(gradient[None], batches)]) if norm(gradient) else comparison.basis
     basis = orthonormal(rows)[0].contiguous()

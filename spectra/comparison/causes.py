@@ -23,7 +23,7 @@ from spectra.wording import brief
 
 @dataclass(frozen=True)
 class Cause:
-    """Of the difference of two matrices."""
+    """The reason for the difference of two matrices, as a sentence and the numbers in it."""
 
     between: tuple[str, str]
     sentence: str
@@ -33,7 +33,7 @@ class Cause:
 def causes(
     comparison: Comparison, found: Residuals, gradient_square: float, batch: BatchProducts | None
 ) -> list[Cause]:
-    """Those that the matrices compared give reason for.
+    """The reasons that are known for differences of the matrices compared.
 
     Args:
         found: residuals of the problem that the matrices are of.
@@ -43,6 +43,7 @@ def causes(
 
 
 def pair_causes(comparison: Comparison, found: Residuals, gradient_square: float) -> Iterator[Cause]:
+    """The reasons for the differences of hessian, ggn, fisher and fisher-empirical."""
     named = {(pair.first, pair.second): pair for pair in comparison.pairs}
     for (first, second), explain in (
         (("hessian", "ggn"), curvature_of_the_model),
@@ -55,7 +56,7 @@ def pair_causes(comparison: Comparison, found: Residuals, gradient_square: float
 
 
 def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """Hessian - GGN."""
+    """The reason for Hessian - GGN: the model's own curvature."""
     numbers = {"residuals": asdict(found), "gradient_norm": gradient_square**0.5, "distance": pair.distance}
     if pair.rounding:
         text = f"is rounding: the model is linear in these parameters, or nothing is left of dl/df (now {size(found)})"
@@ -74,7 +75,7 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
 
 
 def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """GGN - Fisher."""
+    """The reason for GGN - Fisher, which is zero but for rounding."""
     verdict = "which is rounding" if pair.rounding else "which is more than rounding: look at the size of the outputs"
     seen = f"{pair.distance.value:.1e} of |{pair.first}|, {verdict}"
     if not math.isfinite(pair.distance.value):
@@ -84,7 +85,7 @@ def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_squar
 
 
 def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """Fisher - empirical Fisher."""
+    """The reason for Fisher - empirical Fisher: labels of the data are not those that the model would draw."""
     trace = traced(comparison, "fisher-empirical").value
     part = gradient_square / trace if trace else None
     numbers = {
@@ -111,6 +112,7 @@ def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square
 
 
 def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterator[Cause]:
+    """The reason for the difference from fisher-batch, where its products are known."""
     if not batch:
         return
     b = f"{batch.batch_size:,}"
@@ -144,6 +146,7 @@ def size(found: Residuals) -> str:
 
 
 def calibration(found: Residuals) -> str:
+    """The confidence and its error in parentheses; empty where the loss has none."""
     if found.confidence is None or found.accuracy is None or found.calibration_error is None:
         return ""
     return (
@@ -162,4 +165,5 @@ def share(distance: Estimate, comparison: Comparison, name: str) -> str:
 
 
 def percent(estimate: Estimate) -> str:
+    """An estimate in percent, with its error."""
     return f"{brief(100 * estimate.value, 100 * estimate.standard_error)} %"

@@ -32,7 +32,7 @@ Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 @dataclass
 class Comparison:
-    """All matrices and all pairs of them, in the order given."""
+    """The portraits of all matrices and the comparisons of all pairs, in the order given."""
 
     k: int
     portraits: dict[str, Portrait]
@@ -41,15 +41,17 @@ class Comparison:
 
     @property
     def dimension(self) -> int:
+        """The number of rows n of the matrices."""
         return self.basis.shape[1]
 
     def pair(self, first: str, second: str) -> Pair:
+        """The comparison of these two matrices, in this order."""
         return next(pair for pair in self.pairs if (pair.first, pair.second) == (first, second))
 
 
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Nobody watches."""
+    """A context in which nobody follows the progress."""
     yield None
 
 
@@ -70,14 +72,16 @@ def compare(
     """Compare matrices of one shape, by name: some 5 k + (1 + probes) steps products of each, and those of pairs.
 
     Args:
-        k: leading eigenpairs by |value|; one more is found, for the gap.
-        probes: random vectors, of the distances as of the spectra.
-        steps: products that a probe of a spectrum takes, and the most for the extreme eigenvalues of a difference; 0:
-            neither spectra nor extremes.
-        seed, generator: of all that is drawn; a CPU `generator`, where one is given, is taken in place of the seed.
-        max_products: of one matrix; what it leaves no room for is None or missing.
-        known: portraits that an earlier comparison, of like settings and seed, has made of some of the matrices.
-        watch: given the name of what is done next, a context in which methods tell their progress.
+        operators: the matrices (n, n) by name, two or more.
+        k: the number of leading eigenpairs by |value|; one more is found, for the gap.
+        probes: the number of random vectors, of the distances and of the spectra.
+        steps: the products that each probe of a spectrum takes, and the most for the extreme eigenvalues of a
+            difference; 0: neither spectra nor extremes.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
+        max_products: the most products with one matrix; what it leaves no room for is None or missing.
+        known: portraits that an earlier comparison, with the same settings and seed, made of some of the matrices.
+        watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
     """
@@ -123,6 +127,7 @@ def compare(
 
 
 def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
+    """The number of rows that all matrices have. Raises SpectraError where they differ or are fewer than two."""
     if not isinstance(operators, Mapping):
         raise ArgumentError(f"`operators` of type {type(operators).__name__}: give matrices by name, in a dict")
     refuse_alone(operators)
@@ -135,6 +140,7 @@ def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
 
 
 def refuse_alone(names: Collection[str]) -> None:
+    """Raise SpectraError where there are fewer than two matrices."""
     if len(names) < 2:
         named = " ".join(names) or "(none)"
         raise SpectraError(f"`curvature` {named}: there is nothing to compare it with; name two matrices or more")
@@ -148,7 +154,7 @@ def multiply(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> FrobeniusProducts | None:
-    """What all do to the same vectors, where there is room for a probe at least; norms and traces of each."""
+    """Multiply all matrices with the same vectors, where there is room for a probe; set norms and traces."""
     room = limit - max(portrait.products for portrait in portraits.values()) - len(basis)
     if room < 1:
         return None

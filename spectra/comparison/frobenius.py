@@ -28,7 +28,7 @@ from spectra.vectors import map_shards, norms, row_dots, sum_shards
 
 @dataclass(frozen=True)
 class FrobeniusProducts:
-    """All <A, B> and traces of q matrices and of their differences, s = q + q (q - 1) / 2 items in all.
+    """The inner products <A, B> and traces of q matrices and of their differences, s = q + q (q - 1) / 2 items in all.
 
     `items` gives the place of the matrix A under (A,), and of A - B, whose products are of differences of images and
     so lose no digits, under (A, B).
@@ -42,27 +42,27 @@ class FrobeniusProducts:
     inside: dict[str, np.ndarray]  # U A U' (r, r) of each matrix
 
     def norm(self, *item: str) -> Estimate:
-        """|A|_F, or |A - B|_F."""
+        """The norm |A|_F, or |A - B|_F."""
         i = self.items[item]
         return of_means(lambda gram: root(gram[..., i, i]), self.exact, self.samples)
 
     def trace(self, *item: str) -> Estimate:
-        """Tr A, or tr (A - B)."""
+        """The trace tr A, or tr (A - B)."""
         i = self.items[item]
         return of_means(lambda traces: traces[..., i], self.exact_traces, self.trace_samples)
 
     def distance(self, first: str, second: str) -> Estimate:
-        """|A - B|_F / |A|_F."""
+        """The relative distance |A - B|_F / |A|_F."""
         i, d = self.items[first,], self.items[first, second]
         return self._ratio(lambda gram: root(gram[..., d, d] / gram[..., i, i]))
 
     def cosine(self, first: str, second: str) -> Estimate:
-        """<A, B> / (|A|_F |B|_F)."""
+        """The cosine <A, B> / (|A|_F |B|_F)."""
         i, j = self.items[first,], self.items[second,]
         return self._ratio(lambda gram: gram[..., i, j] / root(gram[..., i, i] * gram[..., j, j]))
 
     def scale(self, first: str, second: str) -> Estimate:
-        """c* = <A, B> / |B|_F^2, the c that makes |A - c B|_F least."""
+        """The scale c* = <A, B> / |B|_F^2 that makes |A - c B|_F least."""
         i, j = self.items[first,], self.items[second,]
         return self._ratio(lambda gram: gram[..., i, j] / gram[..., j, j])
 
@@ -89,7 +89,7 @@ def frobenius_products(
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> FrobeniusProducts:
-    """From products of every matrix with an orthonormal `basis` (r, n) and with `probes` random vectors beside it.
+    """Estimate all <A, B> from products with an orthonormal `basis` (r, n) and with `probes` random vectors.
 
     All matrices must be of one shape; r + probes products of each, no probes where the basis spans everything.
     """
@@ -140,18 +140,21 @@ def gram(images: Mapping[Hashable, Tensor]) -> np.ndarray:
 
 
 def square(rows: Tensor) -> Tensor:
+    """The inner products (k, k), float64, of rows (k, n)."""
     return rows.double() @ rows.double().T
 
 
 def root(squares: np.ndarray) -> np.ndarray:
-    """What rounding leaves below zero is zero."""
+    """The square root, of zero where rounding leaves less."""
     return np.sqrt(np.maximum(squares, 0))
 
 
 def unit(rows: Tensor) -> Tensor:
+    """Rows (k, n) divided by their lengths."""
     lengths = norms(rows).to(rows.dtype)[:, None]
     return map_shards(lambda part: part / lengths, rows)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor as a float64 NumPy array."""
     return tensor.double().cpu().numpy()

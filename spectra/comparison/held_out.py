@@ -16,7 +16,7 @@ OPTION = "`held_out`"
 
 
 def on_other_data(problem: Problem, data: str, transform: str | None, model: str) -> tuple[Problem, dict]:
-    """The problem on all examples of `data`, in batches as large as there, and what is to be said of them.
+    """The problem on all examples of `data`, in batches of the same size, and the fields that describe it.
 
     Args:
         transform, model: specs as on the command line, which choose the transform of images.

@@ -24,7 +24,7 @@ LOOSE = 1e-2  # relative residual at which the ends of a difference are good eno
 
 @dataclass
 class Difference(Wrapper):
-    """A - B."""
+    """The operator A - B."""
 
     other: SymmetricOperator
 
@@ -41,7 +41,7 @@ class Extreme(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A against B, named `first` and `second`. None is what was not asked for, or what the budget left no room for."""
+    """The comparison of A, named `first`, with B, named `second`. None is what was not asked for or had no budget."""
 
     first: str
     second: str
@@ -61,7 +61,7 @@ class Pair:
 
 
 class Ends(NamedTuple):
-    """How the ends of the spectrum of a difference are looked for; steps of 0: not at all."""
+    """The settings of the search for the extreme eigenvalues of a difference; steps of 0: no search."""
 
     steps: int
     limit: float
@@ -77,6 +77,7 @@ def compare_pair(
     k: int,
     ends: Ends,
 ) -> Pair:
+    """Compare two matrices by the products, eigenspaces and spectra that are known of each."""
     first, second = names
     distance = products.distance(first, second)
     norm = products.norm(first, second).value

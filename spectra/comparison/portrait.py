@@ -25,7 +25,7 @@ from spectra.vectors import all_finite, map_shards, orthonormal, take_rows
 
 @dataclass
 class Portrait:
-    """What was found of one matrix alone, and what it cost in all."""
+    """The findings about one matrix alone, and what they cost."""
 
     operator: Counting
     eigenpairs: Eigenpairs  # by falling |value|, one more than are compared
@@ -36,18 +36,19 @@ class Portrait:
 
     @property
     def products(self) -> int:
+        """The products taken so far, all counted."""
         return self.operator.products
 
     @property
     def converged(self) -> bool:
-        """Every eigenpair, the spectral measure, and nothing left out for want of products."""
+        """Whether eigenpairs and spectral measure have converged, and nothing was left out for want of products."""
         measured = self.measure is None or self.measure.converged
         return self.eigenpairs.converged and measured and self.norm is not None
 
 
 @contextmanager
 def timed(portraits: Iterable[Portrait]) -> Iterator[None]:
-    """The seconds inside are shared by these matrices alike."""
+    """A context whose seconds these matrices share alike."""
     start, portraits = time.perf_counter(), list(portraits)
     yield
     for portrait in portraits:
@@ -55,7 +56,7 @@ def timed(portraits: Iterable[Portrait]) -> Iterator[None]:
 
 
 def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
-    """The first k eigenpairs by |value|; `search` is for `eigenpairs`."""
+    """Find the first k eigenpairs by |value|; `search` is passed to `eigenpairs`."""
     start, counted = time.perf_counter(), Counting(operator)
     pairs = eigenpairs(counted, k, **search)
     return Portrait(counted, pairs, seconds=time.perf_counter() - start)
@@ -64,7 +65,7 @@ def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
 def find_measure(
     portrait: Portrait, probes: int, steps: int, limit: float, generator: torch.Generator, progress: Progress | None
 ) -> None:
-    """The spectral measure, beside the eigenpairs that have converged, where the budget leaves room for it."""
+    """Find the spectral measure, beside the eigenpairs that have converged, where the budget leaves room for it."""
     room, pairs = limit - portrait.products, portrait.eigenpairs
     if room < 1:
         return
@@ -82,7 +83,7 @@ def find_measure(
 
 
 def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, Leading]]:
-    """U (r, n), the span of the eigenvectors of all matrices, and each one's in its coordinates.
+    """The span U (r, n) of the eigenvectors of all matrices, and each matrix's eigenvectors in its coordinates.
 
     Of a matrix whose products were not finite there are none.
     """

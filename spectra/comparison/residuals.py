@@ -1,4 +1,4 @@
-"""How the model's outputs stand to the labels: residuals, and how well it knows how sure it may be.
+"""Residuals of the model's outputs against the labels, and the calibration of its confidence.
 
 The matrices J'MJ differ in M alone: the Fisher's is the expectation of squared gradients by the outputs over labels
 that the model itself would draw, that of the empirical Fisher is their square for the labels there are. So
@@ -26,7 +26,7 @@ BINS = 15  # of confidence (Guo, Pleiss, Sun, Weinberger 2017, On calibration of
 
 @dataclass(frozen=True)
 class Residuals:
-    """Means over all examples; None is what the loss has no notion of."""
+    """The means over all examples of residuals and of confidence; None is what the loss has no notion of."""
 
     gradient: float  # |dl/df|
     observed: float  # |dl/df|^2
@@ -41,12 +41,12 @@ class Residuals:
 
     @property
     def ratio(self) -> float | None:
-        """1 where labels are distributed, in this respect, as the model says."""
+        """The ratio of observed to expected |dl/df|^2: 1 where labels are distributed as the model says."""
         return self.observed / self.expected if self.expected else None
 
 
 def residuals(problem: Problem) -> Residuals:
-    """One forward pass over the data, of each process over all of them. Raises SpectraError where it fails."""
+    """Compute the residuals by one forward pass over all data, in each process. Raises SpectraError where it fails."""
     sums: dict[str, Tensor] = {}
     with twice_differentiable(problem.model), explained():
         for batch in problem.batches:
@@ -58,7 +58,7 @@ def residuals(problem: Problem) -> Residuals:
 
 
 def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch's examples."""
+    """The sums over a batch's examples."""
     loss, (count, weight) = problem.loss, (problem.examples, problem.weight)
     slope = loss_gradient(problem, batch, rows)[1].flatten(1) * (count / weight)
     kept = counted(loss, batch.targets, rows)
@@ -82,7 +82,7 @@ def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
 
 
 def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
-    """(E,) booleans: rows that are examples."""
+    """Booleans (E,) that say which rows are examples."""
     if isinstance(loss, CrossEntropy) and not targets.is_floating_point():
         return targets.reshape(-1) != loss.ignore_index
     return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
@@ -104,7 +104,7 @@ def probabilities(
 
 
 def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Of choices (E, K): how many, 1 - p_y, and by bins of confidence how many, confidence and right ones."""
+    """Sums over choices (E, K): their number, 1 - p_y, and in bins of confidence their number, confidence and hits."""
     confidence, chosen = p.max(dim=1)
     right = chosen == y.argmax(dim=1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
@@ -113,6 +113,7 @@ def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def averaged(totals: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of `Residuals`, from sums over all examples."""
     n = totals["examples"].item()
     means = {
         name: totals[name].item() / n for name in ("gradient", "observed", "expected", "residual") if name in totals

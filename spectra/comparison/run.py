@@ -1,4 +1,4 @@
-"""Matrices of a problem compared, from a request to what was found: with causes, on other data, on fewer examples."""
+"""`spectra compare`: its settings, and the function that takes a request to its record, with figures' data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from spectra.vectors import norm
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """How many eigenvectors, probes, products a probe; other data, by name; and sizes of subsets."""
+    """The number of eigenvectors, of probes, of products a probe; other data, by name; and sizes of subsets."""
 
     k: int = K
     probes: int = COMPARE_PROBES
@@ -81,7 +81,7 @@ class Comparing:
         self.products = (self.asked.probes + 1) * self.asked.steps
 
     def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
-        """Whatever was asked for; `other` is the problem on the data held out, and what is to be said of them."""
+        """Compute all that was asked for; `other` is the problem on the held-out data, and what is recorded of it."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
         comparison = self.compared(matrices)
@@ -109,7 +109,7 @@ class Comparing:
         return Compared(record, comparison, again)
 
     def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
-        """Matrices by name, checked and compared; `known` are portraits of an earlier comparison."""
+        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
         known = known or {}
         for name, matrix in matrices.items():
             if name not in known:
@@ -127,7 +127,7 @@ class Comparing:
         )
 
     def explained(self, comparison: Comparison) -> list[Reason]:
-        """Why the matrices differ; what batches give is left out where it would take too many products."""
+        """The reasons why the matrices differ, without that of batches where it would take too many products."""
         if not comparison.pairs:
             return []
         problem, batch, probes = self.session.problem, None, self.asked.probes
@@ -141,7 +141,7 @@ class Comparing:
         return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
-        """What means of classes give of the GGN, where it was asked for and they fit memory."""
+        """The levels of the GGN that class means give, where it was asked for and they fit memory."""
         problem, portraits = self.session.problem, comparison.portraits
         portrait = portraits.get("ggn", portraits.get("fisher"))
         if portrait is None or not portrait.eigenpairs.values.isfinite().all():
@@ -157,7 +157,7 @@ class Comparing:
     def on_held_out(
         self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
     ) -> tuple[list[Measurement], dict[str, Comparison]]:
-        """Measurements on the other data; every matrix compared with itself there."""
+        """Compare every matrix with itself on the held-out data; measurements and comparisons there."""
         found, comparisons = [], {}
         for name, matrix in matrices.items():
             there = on_held_out_data(name)
@@ -169,7 +169,7 @@ class Comparing:
         return found, comparisons
 
     def on_subsets(self, sizes: Sequence[int]) -> dict[str, BySize]:
-        """Largest eigenvalues of each matrix on subsets of the examples."""
+        """Find the largest eigenvalues of each matrix on subsets of these sizes."""
         names, k = self.session.names, self.asked.k
         found = {name: BySize() for name in names}
         for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
@@ -183,11 +183,12 @@ class Comparing:
         return found
 
     def seeded(self) -> torch.Generator:
+        """A new generator with the request's seed."""
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
 def compare_matrices(session: Session[CompareSettings]) -> Compared:
-    """The matrices that are asked for, compared."""
+    """Compare the matrices that are asked for."""
     session.load()
     other = other_data(session)
     with session.resumable():
@@ -195,7 +196,7 @@ def compare_matrices(session: Session[CompareSettings]) -> Compared:
 
 
 def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:
-    """The problem on the data held out, and what is to be said of them; None where none are.
+    """The problem on the held-out data, and the fields that describe it; None where none are asked for.
 
     Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
     """

@@ -1,4 +1,4 @@
-"""How eigenvalues move with the number of examples, and what they point to.
+"""Eigenvalues on fewer examples, and their limit for ever more.
 
 A leading eigenvalue of the mean over N random examples out of M is on average a + b / N to first order, with variance
 about c (1 / N - 1 / M). Chains of nested random subsets, each on its own, give lines; their mean and spread tell a
@@ -27,7 +27,7 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Trend:
-    """Of one eigenvalue: its mean at every size, and the line a + b / N."""
+    """The mean of one eigenvalue at every number N of examples, and the line a + b / N through them."""
 
     means: list[Estimate]
     at_all: Estimate  # the line at all M examples, to be held against what it is there
@@ -35,7 +35,7 @@ class Trend:
 
 
 def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
-    """From values (chains, sizes) at two different sizes or more, out of so many examples.
+    """Fit the line to values (chains, sizes), at two different sizes or more, of subsets out of so many examples.
 
     Lines by least squares with weights N, for variances that fall as 1 / N.
     """
@@ -53,40 +53,43 @@ def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
 
 @dataclass
 class BySize:
-    """Largest eigenvalues of one matrix at so many examples, chain after chain; their vectors are not kept."""
+    """The largest eigenvalues of one matrix on subsets, by size, chain after chain; vectors are not kept."""
 
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
     products: int = 0
     converged: bool = True
 
     def add(self, size: int, pairs: Eigenpairs) -> None:
+        """Add the eigenpairs of one subset of this size."""
         self.found.setdefault(size, []).append(pairs.values.numpy())
         self.products += pairs.products
         self.converged &= pairs.converged
 
     @property
     def sizes(self) -> list[int]:
+        """The sizes of subsets, in the order in which they were met."""
         return list(self.found)
 
     @property
     def values(self) -> np.ndarray:
-        """(chains, sizes, k), k as many as all have."""
+        """The eigenvalues (chains, sizes, k), k as many as all subsets have."""
         k = min(len(values) for chain in self.found.values() for values in chain)
         return np.stack([[values[:k] for values in chain] for chain in self.found.values()], axis=1)
 
     def trends(self, examples: int) -> list[Trend]:
-        """One for each eigenvalue, largest first; none where a number is not finite."""
+        """The trend of each eigenvalue, largest first; none where a number is not finite."""
         values = self.values
         columns = np.moveaxis(values, 2, 0) if np.isfinite(values).all() else ()
         return [trend(self.sizes, column, examples) for column in columns]
 
 
 def mean(samples: np.ndarray) -> Estimate:
+    """The mean of samples (k,) and its standard error."""
     return Estimate(float(samples.mean()), float(samples.std(ddof=1) / math.sqrt(len(samples))))
 
 
 def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[int, int, Problem]]:
-    """(chain, size, the problem on so many of its examples); in a chain each set lies inside the next.
+    """Subsets as (chain, size, the problem on so many examples); in a chain each subset lies inside the next.
 
     Raises SpectraError: a size above the number of examples, fewer than two sizes.
     """

@@ -36,20 +36,23 @@ def layers(
     max_products: int | None = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
+    """Compute traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
 
     Args:
-        name: of the matrix, one of `spectra.MATRICES`.
+        problem: the model, loss and data.
+        name: the name of the matrix in `spectra.MATRICES`.
         by: what a block is: layer, module or channel.
-        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
-        method: xdiag or hutchinson, of the diagonal.
-        rtol: standard error of every block's trace over |the whole trace|.
-        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
-        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        k: the number of leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, by which the diagonal is estimated.
+        rtol: the standard error of every block's trace over |the whole trace| at which the diagonal has converged.
+        ranked: whether blocks are ranked by their saliencies; the norm of their errors then meets rtol too.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        steps: the products that each probe of a block's spectrum takes; 0 leaves spectra out.
+        probes: the number of random vectors of a spectrum.
         known: leading eigenpairs of the whole matrix from an earlier run.
-        seed, generator: of all that is drawn; a CPU `generator`, where one is given, is taken in place of the seed.
-        max_products: of the whole matrix; one of each block counts as many as there are blocks.
-        watch: given the name of what is done next, a context in which methods tell their progress.
+        seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
+        max_products: the most products with the whole matrix; one with each block counts as many as there are blocks.
+        watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError as Curvature does, and where an argument is not one of these.
     """

@@ -39,7 +39,7 @@ class LowRank(NamedTuple):
 
 @dataclass
 class Layers:
-    """What was found of each block, and of the matrix whose blocks they are."""
+    """The findings about each block, and about the matrix whose blocks they are."""
 
     blocks: list[ParameterBlock]
     diagonal: DiagonalEstimate  # its sums are those of `block_sums`
@@ -51,33 +51,37 @@ class Layers:
 
     @property
     def parts(self) -> list:
+        """All answers of methods, each with its products and whether it converged."""
         return [self.diagonal, *([self.leading] if self.leading else []), *self.eigenpairs, *self.measures]
 
     @property
     def products(self) -> int:
+        """The products taken, all counted."""
         return sum(part.products for part in self.parts)
 
     @property
     def converged(self) -> bool:
+        """Whether every method met its tolerance, and none was left out."""
         return self.complete and all(part.converged for part in self.parts)
 
     @cached_property
     def traces(self) -> list[Estimate]:
+        """The trace of each block."""
         return self._estimates(slice(len(self.blocks)))
 
     @cached_property
     def sensitivities(self) -> list[Estimate]:
-        """Sums of d theta^2 / 2 over each block."""
+        """The sum of the saliencies d theta^2 / 2 over each block."""
         return self._estimates(slice(len(self.blocks), None))
 
     @cached_property
     def trace(self) -> Estimate:
-        """Of the whole matrix: what its blocks have together."""
+        """The trace of the whole matrix: the sum over its blocks."""
         return self._function(lambda traces: traces.sum(dim=-1, keepdim=True))[0]
 
     @cached_property
     def shares(self) -> list[Estimate]:
-        """Of the whole trace."""
+        """The trace of each block over the whole trace."""
         return self._function(lambda traces: traces / traces.sum(dim=-1, keepdim=True))
 
     def _estimates(self, some: slice) -> list[Estimate]:
@@ -94,18 +98,18 @@ class Layers:
         return [jackknife(value, column) for value, column in zip(values, left_out, strict=True)]
 
     def has_room(self, budget: Budget, products: int) -> bool:
-        """Whether the budget has so many; what it has none for is missing."""
+        """Whether the budget has so many products; if not, the answer is not complete."""
         enough = budget.products is None or budget.products >= products
         self.complete &= enough
         return enough
 
     def mass(self, i: int) -> float:
-        """|u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1: how much of it lies in the block."""
+        """The share |u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1, that lies in the block."""
         assert self.vector is not None  # where eigenpairs were asked for
         return float(self.vector[self.blocks[i].index].double().square().sum())
 
     def overlap(self, i: int) -> float | None:
-        """|q'u_l| / |u_l|, q the block's own leading eigenvector: the cosine of the angle between both.
+        """The cosine |q'u_l| / |u_l| between that share and the block's own leading eigenvector q.
 
         None where either is noise.
         """
@@ -115,18 +119,18 @@ class Layers:
         return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
 
     def leading_is_reliable(self, i: int) -> bool:
-        """Whether the block's leading eigenvector is known: of a multiple eigenvalue, zero too, any would be one."""
+        """Whether the block's leading eigenvector is determined, as that of a multiple eigenvalue is not."""
         return distinct(self.eigenpairs[i])
 
     def share_is_reliable(self, i: int) -> bool:
-        """Whether more of u lies in the block than u is wrong by: residual over eigenvalue, about, or rounding."""
+        """Whether more of u lies in the block than the error of u: residual over eigenvalue, about, or rounding."""
         assert self.leading  # where eigenpairs were asked for
         assert self.vector is not None
         wrong = self.leading.residuals[0] / self.leading.values[0].abs()
         return distinct(self.leading) and self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
 
     def low_ranks(self, i: int, vector: Tensor) -> list[LowRank]:
-        """Of a vector (n_l,) and each weight in the block that has any of it, that with most first."""
+        """The stable rank of the part of a vector (n_l,) in each weight of the block, the longest part first."""
         weights = self.blocks[i].weights.items()
         held = [(name, vector[place].view(s[0], -1)) for name, (place, s) in weights if min(s[0], s[1:].numel()) > 1]
         held = sorted(held, key=lambda pair: -float(torch.linalg.vector_norm(pair[1])))
@@ -143,7 +147,7 @@ def distinct(pairs: Eigenpairs) -> bool:
 
 
 def stable_rank(matrix: Tensor) -> float:
-    """|M|_F^2 / |M|_2^2, from 1 to the rank (Rudelson, Vershynin 2007)."""
+    """The stable rank |M|_F^2 / |M|_2^2 of a matrix, from 1 to its rank (Rudelson, Vershynin 2007)."""
     matrix = matrix.double()
     short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     gram = short @ short.T
@@ -170,16 +174,16 @@ def layers(
     max_products: int | None = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Traces, eigenpairs and spectra of the blocks of one matrix.
+    """Compute traces, eigenpairs and spectra of the blocks of one matrix.
 
     Args:
         diagonal_blocks: the operator's, as `parameter_blocks.diagonal_blocks` makes them.
         sums: their `block_sums`.
-        k: leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
-        method: xdiag or hutchinson, of the diagonal.
-        rtol: standard error of every block's trace over |the whole trace|.
-        ranked: blocks will be told apart by their saliencies, so that those have errors too, in norm rtol of their own.
-        steps: products that a probe of a block's spectrum takes; 0 leaves spectra out.
+        k: the number of leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
+        method: xdiag or hutchinson, by which the diagonal is estimated.
+        rtol: the standard error of every block's trace over |the whole trace| at which the diagonal has converged.
+        ranked: whether blocks are ranked by their saliencies; the norm of their errors then meets rtol too.
+        steps: the products that each probe of a block's spectrum takes; 0 leaves spectra out.
         known: leading eigenpairs of the whole matrix from an earlier run.
         max_products: of the whole matrix; one of each block counts as many as there are blocks.
         watch: given the name of what is done next, a context in which methods tell their progress.
@@ -227,8 +231,10 @@ class Budget:
     products: int | None
 
     def left(self, parts: int = 1) -> int | None:
+        """The products for each of so many parts; None is without end."""
         return None if self.products is None else max(1, self.products // parts)
 
     def spend(self, products: int) -> None:
+        """Take these products off the budget."""
         if self.products is not None:
             self.products -= products

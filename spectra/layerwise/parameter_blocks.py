@@ -113,7 +113,7 @@ def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
 
 
 def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator) -> Sums:
-    """Of a diagonal (n,), for L blocks (2 L,): its sums over them, and the sums of d theta^2 / 2.
+    """A function from a diagonal (n,) to (2 L,): its sums over L blocks, then the sums of d theta^2 / 2.
 
     The first are traces. The second is what the loss would rise by, were the parameters of the block set to zero, if
     the matrix were diagonal and the gradient zero: the saliency of LeCun, Denker, Solla (1990, *Optimal brain damage*).

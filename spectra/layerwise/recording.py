@@ -1,4 +1,4 @@
-"""What is kept of a matrix block by block: its record, from what `layers` has found."""
+"""From the analysis of a matrix's blocks to its record."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def layers_results(found: Sequence[Any], by: str, sort: str, method: str) -> lis
 
 
 def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersResult:
+    """Make the record of one measurement whose answer is `Layers`."""
     found: Layers = measurement.answer
     error = Estimate.of(*found.trace).standard_error
     return LayersResult(
@@ -40,6 +41,7 @@ def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersRe
 
 
 def pairs_fields(pairs: Any) -> dict[str, Any]:
+    """The fields of eigenvalues and residuals, None where there are no pairs."""
     if pairs is None:
         return {"values": None, "residuals": None}
     return {"values": pairs.values.numpy(), "residuals": pairs.residuals.numpy()}

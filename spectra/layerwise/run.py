@@ -1,4 +1,4 @@
-"""A problem's matrices block by block, from a request to what was found."""
+"""`spectra layers`: its settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest mag
 
 
 class Settled(NamedTuple):
-    """What depends on the kind of blocks where it is not asked for."""
+    """The settings that depend on the kind of blocks where they are not asked for."""
 
     k: int
     sort: str
@@ -51,7 +51,7 @@ class LayersSettings(AnySize):
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
 
     def settled(self) -> Settled:
-        """What None stands for: of channels there are many, which are ranked by their saliencies."""
+        """The settings with the values for None: of channels there are many, which are ranked by their saliencies."""
         channels = self.by == "channel"
         return Settled(
             k=(0 if channels else 1) if self.k is None else self.k,
@@ -61,7 +61,7 @@ class LayersSettings(AnySize):
 
 
 def layerwise(session: Session[LayersSettings]) -> Record:
-    """The record of the blocks of each matrix."""
+    """Analyse each matrix block by block, and return the record."""
     asked, problem = session.request.settings, session.load()
     blocks = parameter_blocks(problem, asked.by)
     with session.resumable():
@@ -71,7 +71,7 @@ def layerwise(session: Session[LayersSettings]) -> Record:
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
-    """The answer for one matrix, and what it cost."""
+    """Analyse the blocks of one matrix, and count what that costs."""
     asked, limit, problem = session.request.settings, session.request.max_products, session.problem
     settled = asked.settled()
     generator = torch.Generator().manual_seed(session.request.seed)

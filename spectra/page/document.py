@@ -26,7 +26,7 @@ UNITS = (
 
 
 class Section(NamedTuple):
-    """One result."""
+    """The part of a page on one result."""
 
     title: str
     path: str
@@ -64,11 +64,13 @@ def document(results: Sequence[tuple[Path, Record]], title: str | None, repeat: 
 
 
 def usual_title(common: Facts) -> str:
+    """The title of a page that is given none."""
     model, data = common.get("Model"), common.get("Data", "").rpartition(", ")[0]
     return f"Loss landscape of {model}{f' on {data}' if data else ''}" if model else "Loss landscapes"
 
 
 def section(path: Path, record: Record, own: Facts, repeat: Repeat) -> Section:
+    """The part of a page on one result. Raises SpectraError."""
     kind = KINDS[record.command]
     with intact(path, record.command):
         shown = readable(record)

@@ -16,6 +16,8 @@ CAPTIONS = {name: text for command in COMMANDS.values() for name, text in comman
 
 
 class Drawing(NamedTuple):
+    """A figure on a page."""
+
     caption: str
     alternative: str
     address: str  # the image itself

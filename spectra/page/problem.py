@@ -14,7 +14,7 @@ Facts = dict[str, str]
 
 
 def facts(record: Record) -> Facts:
-    """In words, by name; what the record does not tell, or what does not apply, is left out."""
+    """The facts about a problem in words, by name; what the record does not tell or what does not apply is left out."""
     problem = record.problem
     found = {
         "Model": problem.get("model"),
@@ -36,6 +36,7 @@ def facts(record: Record) -> Facts:
 
 
 def checkpoint(problem: ProblemRecord) -> str:
+    """The checkpoint in words."""
     path, sha = problem.get("checkpoint"), problem.checkpoint_sha256
     if path is None:
         return f"none: as built with seed {problem.get('seed')}"
@@ -49,11 +50,13 @@ def checkpoint(problem: ProblemRecord) -> str:
 
 
 def data(problem: ProblemRecord) -> str | None:
+    """The data and their number of examples, in words."""
     examples = problem.get("examples")
     return f"{problem.get('data')}, {counted(examples, 'example')}" if examples is not None else problem.get("data")
 
 
 def grouped(number: int | None) -> str | None:
+    """A number with commas; None for None."""
     return None if number is None else f"{number:,}"
 
 
@@ -67,6 +70,7 @@ def evaluated(problem: ProblemRecord) -> str | None:
 
 
 def parameters(problem: ProblemRecord) -> str | None:
+    """The number of chosen parameters, in words."""
     chosen, every, params = (problem.get("parameters"), problem.parameters_in_all, problem.params)
     if chosen is None:
         return None
@@ -76,12 +80,13 @@ def parameters(problem: ProblemRecord) -> str | None:
 
 
 def labels(record: Record) -> str | None:
-    """By the one matrix that draws any."""
+    """The number of labels drawn for each example, where a matrix draws any."""
     drawn = any(entry.curvature.startswith("fisher-mc") for entry in record.results)
     return f"{record.problem.mc_samples} for each example of fisher-mc" if drawn else None
 
 
 def device(problem: ProblemRecord) -> str | None:
+    """The device and how many threads or ranks computed, in words."""
     name, threads, ranks = problem.device_name, problem.threads, problem.ranks
     if problem.device is None:
         return None
@@ -93,5 +98,5 @@ def device(problem: ProblemRecord) -> str | None:
 
 
 def shared(found: Sequence[Facts]) -> Facts:
-    """Those that all results have alike."""
+    """The facts that all results have alike."""
     return {name: text for name, text in found[0].items() if all(other.get(name) == text for other in found)}

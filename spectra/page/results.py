@@ -14,7 +14,7 @@ from spectra.records.record import Record
 
 
 class Kind(NamedTuple):
-    """What a command's results are called, and the function that makes strings and tables of a record."""
+    """The title of a command's results, and the function that makes strings and tables of a record."""
 
     title: str
     parts: str  # dotted name
@@ -39,5 +39,6 @@ def read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
 
 
 def files(path: Path) -> Iterator[Path]:
+    """The files of results at a path: itself, or those in a directory."""
     held = [file for command in KINDS if (file := path / f"{command}.json").exists()]
     return iter(held or [path])  # of an empty directory `read` tells what it lacks

@@ -1,4 +1,4 @@
-"""What the terminal shows of a record, for a page: lines become paragraphs and captions, tables tables."""
+"""Tables of the terminal for a page: lines become paragraphs and captions, tables HTML tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 
 class Table(NamedTuple):
+    """A table as text."""
+
     caption: str  # empty: none
     columns: list[tuple[str, bool]]  # headings, and whether numbers stand to the right
     rows: list[list[str]]
@@ -23,6 +25,7 @@ def paragraphs_and_tables(parts: Sequence[Any]) -> tuple[str, list[str | Table]]
 
 
 def blocks(parts: Sequence[Any]) -> Iterator[str | Table]:
+    """Paragraphs and tables in their order, each table with the line above it as its caption."""
     for i, part in enumerate(parts):
         before, after = (parts[j] if 0 <= j < len(parts) else "" for j in (i - 1, i + 1))
         if not isinstance(part, str):

@@ -13,7 +13,7 @@ FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs
 
 
 def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float, inches: float | None = None) -> None:
-    """Of panels that share it: linear within `scale` of zero (shaded), logarithmic beyond; by default a page wide."""
+    """Make the x-axis of panels that share it linear within `scale` of zero (shaded) and logarithmic beyond."""
     axes = panels[-1]
     axes.set_xscale("asinh", linear_width=scale)
     axes.set_xlim(grid[0], grid[-1])
@@ -81,7 +81,7 @@ def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray, labels: float 
 
 
 def closest(decades: float, subs: tuple[int, ...]) -> tuple[int, ...]:
-    """Of these multiples of powers of ten, or else fewer, the most that stand so many decades apart."""
+    """The multiples of powers of ten among these, or else fewer of them, that stand so many decades apart."""
     for some in (subs, (1, 3)):
         if min(np.diff(np.log10([*some, 10]))) >= decades:
             return some
@@ -89,15 +89,18 @@ def closest(decades: float, subs: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def plain(value: float, digits: int = 6) -> str:
+    """A number without an exponent where that is short, its minus as print has it."""
     return f"{value:.{digits}g}".replace("-", "−")
 
 
 def power_of_ten(value: float) -> str:
+    """The power of ten nearest to a number, as mathematical text."""
     sign = "-" if value < 0 else ""
     return rf"${sign}10^{{{round(np.log10(abs(value)))}}}$" if value else "0"
 
 
 def scientific(value: float, digits: int = 2) -> str:
+    """A number as mathematical text, with a power of ten where it is large or small."""
     if 1e-3 <= value < 1e4:
         return f"{value:.{digits}g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")

@@ -17,7 +17,7 @@ from spectra.records.record import Record
 
 
 def compare_figures(record: Record) -> dict[str, Figure]:
-    """By the names of their files; without those that had no finite numbers to show.
+    """The figures of a record, by the names of their files, without those that have no finite numbers to show.
 
     Raises AttributeError or ValueError where the record is not whole.
     """
@@ -33,12 +33,12 @@ def compare_figures(record: Record) -> dict[str, Figure]:
 
 
 def both(record: Record, name: str) -> list[CompareResult]:
-    """A matrix on the data, and on those held out."""
+    """The entries of a matrix on the data and on the held-out data."""
     return [entry for entry in record.results if entry.curvature in (name, on_held_out_data(name))]
 
 
 def comparison(record: Record, entries: Sequence[CompareResult]) -> SimpleNamespace:
-    """What a figure reads of a `comparison.comparison.Comparison` of these matrices."""
+    """The part that figures read of a `comparison.comparison.Comparison`, made from a record of these matrices."""
     names = [entry.curvature for entry in entries]
     return SimpleNamespace(
         k=int(record.problem.option("k")),
@@ -49,6 +49,7 @@ def comparison(record: Record, entries: Sequence[CompareResult]) -> SimpleNamesp
 
 
 def portrait(entry: CompareResult) -> SimpleNamespace:
+    """The part that figures read of a `comparison.portrait.Portrait`, made from a record."""
     values, residuals = torch.from_numpy(entry.values), torch.from_numpy(entry.residuals)
     if values.shape != residuals.shape:
         raise ValueError(f"{len(values)} eigenvalues, {len(residuals)} residuals")
@@ -56,6 +57,7 @@ def portrait(entry: CompareResult) -> SimpleNamespace:
 
 
 def pair(found: Pair) -> SimpleNamespace:
+    """The part that figures read of a `comparison.pairs.Pair`, made from a record."""
     return SimpleNamespace(
         first=found.first,
         second=found.second,
@@ -67,6 +69,6 @@ def pair(found: Pair) -> SimpleNamespace:
 
 
 def estimate(found: Estimate) -> SimpleNamespace:
-    """With nan for an error that is not known."""
+    """An estimate with nan for an error that is not known."""
     error = found.standard_error
     return SimpleNamespace(value=found.value, standard_error=math.nan if error is None else error)

@@ -23,7 +23,7 @@ Looks = dict[str, dict[str, Any]]
 
 
 def comparison_figure(comparison: Any) -> Figure | None:
-    """Of an `analysis.comparison.Comparison`; None where its numbers are not finite.
+    """The figure of a `comparison.comparison.Comparison`; None where its numbers are not finite.
 
     A colour, dash pattern and marker a matrix. Eigenvalues by rank with residuals; distances of pairs with standard
     errors, as they are and at the best scale; distributions of eigenvalues with bands that hold the whole true curve;
@@ -52,11 +52,12 @@ def comparison_figure(comparison: Any) -> Figure | None:
 
 
 def head(axes: Axes, text: str) -> None:
+    """Write the title of a panel."""
     axes.set_title(text, loc="left", fontsize=8.5, pad=5)
 
 
 def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks) -> None:
-    """Magnitudes by rank, but for those that rounding leaves of zero; hollow are negative ones."""
+    """Draw magnitudes of eigenvalues by rank, but for zeros within rounding; hollow are negative ones."""
     spectra = {name: portrait.eigenpairs.values[:k].numpy() for name, portrait in portraits.items()}
     largest = max(np.abs(values).max(initial=0.0) for values in spectra.values())
     drawn, negative = [], False
@@ -74,7 +75,7 @@ def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks
 
 
 def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, full: np.ndarray, look: dict) -> None:
-    """Markers without a line: full ones, and hollow ones."""
+    """Draw markers without a line: full ones, and hollow ones."""
     style: dict[str, Any] = look | {"linestyle": "none", "markersize": 3.8, "mew": 0.9}
     for held, face in ((full, look["color"]), (~full, "white")):
         if held.any():
@@ -83,7 +84,7 @@ def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, 
 
 
 def draw_distances(axes: Axes, pairs: list[Any]) -> None:
-    """A line a pair, on a logarithmic axis; what is below `LOW` is an arrow at its end."""
+    """Draw each pair's distance on a logarithmic axis; what is below `LOW` is an arrow at its end."""
     if not pairs:
         head(axes, "distance |A − B| / |A|: none is finite")
         axes.set(xticks=[], yticks=[])
@@ -119,6 +120,7 @@ def draw_distances(axes: Axes, pairs: list[Any]) -> None:
 
 
 def draw_spectra(axes: Axes, measures: dict[str, Any], looks: Looks) -> None:
+    """Draw the cumulative distributions of eigenvalues with their bands."""
     head(axes, "distribution of eigenvalues; 95 % bands hold the whole curve")
     if not measures:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
@@ -138,7 +140,7 @@ def draw_spectra(axes: Axes, measures: dict[str, Any], looks: Looks) -> None:
 
 
 def draw_overlaps(axes: Axes, comparison: Any, looks: Looks) -> None:
-    """Of each matrix with the first; the dotted line is what two random spaces have."""
+    """Draw the overlaps of each matrix with the first; the dotted line is what two random spaces have."""
     first = next(iter(comparison.portraits))
     for pair in comparison.pairs:
         if pair.first != first or pair.second not in looks or not pair.agreements:

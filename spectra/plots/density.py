@@ -25,7 +25,7 @@ from spectra.spectrum.curves import (
 def density_figure(
     measures: dict[str, SpectralMeasure], log: bool = False, title: str | None = None, width: float = 6.5
 ) -> Figure:
-    """Density over cumulative distribution of each named measure, with 95 % bands; `width` in inches.
+    """The figure of named spectral measures: density over cumulative distribution, 95 % bands; `width` in inches.
 
     Between the panels stand the eigenvalues that are known one by one, as many with their value as there is
     room for. `log` draws the eigenvalue axis in asinh, and the legend then states the mass near zero; without

@@ -21,7 +21,7 @@ LARGEST, SMALLEST = 4.2, 2.0  # markers, points
 
 
 class Eigenvalues(Protocol):
-    """What is drawn: values (k,) and residuals (k,); `spectra.Eigenpairs` has them."""
+    """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them."""
 
     @property
     def values(self) -> ArrayLike: ...
@@ -36,7 +36,7 @@ def eigenvalue_figure(
     width: float = 6.5,
     rank: str = "rank",
 ) -> Figure:
-    """Eigenvalues of each named matrix by rank, in the order given, with residuals as bars; `width` in inches.
+    """The figure of named eigenvalues by rank, in the order given, with residuals as bars; `width` in inches.
 
     `log` draws magnitudes on a logarithmic axis, where negative values are hollow and the legend counts zeros.
     """

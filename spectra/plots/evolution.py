@@ -37,7 +37,7 @@ LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
 
 
 def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
-    """A panel for each quantity that the table holds, over training steps; `width` in inches.
+    """The figure of an evolution: a panel for each quantity in the table, over training steps; `width` in inches.
 
     A colour, dash pattern and marker a matrix, which its seeds share. Hollow marks: not converged, or eigenspaces
     without a gap. 2 / learning rate is drawn among the eigenvalues, where it is known.
@@ -63,6 +63,7 @@ def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
 
 
 def step_ticks(evolution: Evolution, most: int) -> Locator:
+    """A locator of at most so many ticks on steps."""
     steps = sorted({row.step for row in evolution.rows})
     if len(steps) == 1:
         return FixedLocator(steps)
@@ -71,6 +72,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 
 
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
+    """The handles and labels of the legend, one a matrix, and one for 2 / learning rate where it is drawn."""
     spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
     labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
@@ -86,6 +88,7 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
 
 
 def farthest(evolution: Evolution) -> float:
+    """The largest value that the axis of eigenvalues shows."""
     values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
     return FARTHEST * max(values, default=0.0)
 
@@ -114,7 +117,7 @@ def lay_out(
 
 
 def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]) -> None:
-    """The largest of each matrix stands out."""
+    """Draw the eigenvalues over the steps, the largest of each matrix standing out."""
     for curvature, seed in evolution.series():
         rows = evolution.select("eigenvalue", curvature=curvature, seed=seed)
         for rank in dict.fromkeys(row.index for row in rows):
@@ -132,6 +135,7 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
 
 
 def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict]) -> None:
+    """Draw one quantity over the steps, a curve for each matrix and seed."""
     rows = evolution.select(quantity)
     for curvature, seed in dict.fromkeys((row.curvature, row.seed) for row in rows):
         some = [row for row in rows if (row.curvature, row.seed) == (curvature, seed)]
@@ -153,7 +157,7 @@ def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, di
 
 
 def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool = False) -> None:
-    """Values over steps with their errors, as bars or, where rows have limits, as a band."""
+    """Draw values over steps with their errors, as bars or, where rows have limits, as a band."""
     steps, values, errors = columns(rows, "step", "value", "error")
     lower, upper = columns(rows, "lower", "upper")
     told = np.array([row.converged is not False for row in rows])
@@ -170,5 +174,5 @@ def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool =
 
 
 def columns(rows: Sequence[Row], *names: str) -> list[np.ndarray]:
-    """Floats, nan for None."""
+    """The fields of rows as arrays of floats, nan for None."""
     return [np.array([getattr(row, name) for row in rows], dtype=float) for name in names]

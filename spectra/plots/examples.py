@@ -52,6 +52,7 @@ def held_out_figure(comparisons: Mapping[str, Any]) -> Figure | None:
 
 
 def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
+    """Draw the leading eigenvalues of one matrix on both data sets."""
     (here, there), k = one.portraits.values(), one.k
     values = [here.eigenpairs.values[:k].numpy(), there.eigenpairs.values[:k].numpy(), one.pairs[0].first_by_second]
     errors = [here.eigenpairs.residuals[:k].numpy(), there.eigenpairs.residuals[:k].numpy(), None]
@@ -62,6 +63,7 @@ def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_overlap(axes: Axes, one: Any) -> None:
+    """Draw the overlap of leading j-spaces on both data sets, hollow where no gap makes it reliable."""
     found = one.pairs[0].agreements
     j, overlap = np.array([a.j for a in found]), np.array([a.overlap for a in found])
     reliable = np.array([a.reliable for a in found])
@@ -95,6 +97,7 @@ def subsample_figure(entries: Sequence[Subsample]) -> Figure | None:
 
 
 def draw_trends(axes: Axes, entry: Subsample, looks: Sequence[dict[str, Any]], shown: int) -> None:
+    """Draw the largest eigenvalues of one matrix against 1 / N, with their lines."""
     inverse = 1e3 / np.array(entry.sizes)
     all_of_them = 1e3 / entry.examples
     for i, trend in enumerate(entry.trends[:shown]):

@@ -39,7 +39,7 @@ class Panel(NamedTuple):
 
 
 def landscape_figures(record: Record) -> dict[str, Figure]:
-    """Those that there is something for: `landscape` of lines and of the spread, `landscape-plane` and -surface."""
+    """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such."""
     lines, planes = panels(record, "lines"), panels(record, "planes")
     spread = [(entry.curvature, one) for entry in record.results for one in entry.spread or ()]
     figures = {}
@@ -53,7 +53,7 @@ def landscape_figures(record: Record) -> dict[str, Figure]:
 
 
 def panels(record: Record, kind: str) -> list[Panel]:
-    """Those with a loss to be drawn."""
+    """The lines or planes that have a loss to be drawn."""
     found = []
     for entry in record.results:
         known = {d.name: d for d in entry.directions}
@@ -65,7 +65,7 @@ def panels(record: Record, kind: str) -> list[Panel]:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """As floats; what no axis can show is nan."""
+    """The values as floats, with nan for what no axis can show."""
     found = np.array(values, dtype=np.float64)
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
@@ -79,7 +79,7 @@ def title(direction: Direction) -> str:
 
 
 def short_title(direction: Direction) -> str:
-    """The same where there is less room."""
+    """The title of a panel where there is less room."""
     name = direction.name
     if direction.eigenvalue is None:
         return title(direction)
@@ -87,6 +87,7 @@ def short_title(direction: Direction) -> str:
 
 
 def head(axes: Axes, text: str, width: float) -> None:
+    """Write the title of a panel so many inches wide."""
     axes.set_title("\n".join(shortened(text.split("\n"), 72 * width, 8.5)), loc="left", fontsize=8.5, pad=5)
 
 
@@ -124,6 +125,7 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
 
 
 def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool) -> None:
+    """Draw loss and prediction along a line, and below them their difference."""
     keys = ("t", "loss", "prediction", "departure")
     t, loss, prediction, departure = (numbers(getattr(panel.found, key)) for key in keys)
     holds, curvature = panel.found.holds, panel.directions[0].curvature
@@ -148,7 +150,7 @@ def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool)
 
 
 def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
-    """Cut off a prediction that leaves the loss far behind; logarithmic where the loss explodes."""
+    """Cut off a prediction that leaves the loss far behind; the axis is logarithmic where the loss explodes."""
     low, high = np.nanmin(loss), np.nanmax(loss)
     if explodes(low, high):
         axes.set(yscale="log", ylim=(low / 1.5, 1.5 * high))
@@ -159,11 +161,12 @@ def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
 
 
 def explodes(low: float, high: float) -> bool:
+    """Whether the losses reach so far above the lowest that their axis is logarithmic."""
     return 0 < EXPLODES * low < high
 
 
 def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
-    """A row a direction: quantiles of single examples as a box, the mean as a diamond with its error."""
+    """Draw a row for each direction: quantiles of single examples as a box, the mean as a diamond with its error."""
     rows = [(f"{matrix}, {one.along}", one.curvature) for matrix, one in spread]
     every = numbers([found.quantiles for _, found in rows])
     ends = [abs(found.mean) + 2 * found.standard_error for _, found in rows]
@@ -216,6 +219,7 @@ def plane_figure(planes: Sequence[Panel]) -> Figure:
 
 
 def draw_plane(axes: Axes, panel: Panel, width: float) -> None:
+    """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
     look = {"cmap": "Blues", "extend": "both", "alpha": 0.75, "norm": BoundaryNorm(heights, 256, extend="both")}
@@ -255,7 +259,7 @@ def surface_figure(planes: Sequence[Panel]) -> Figure:
 
 
 def draw_surface(axes: Any, panel: Panel) -> None:
-    """Up to where the loss explodes."""
+    """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)
     loss, prediction = (np.where(np.abs(z) <= top, z, np.nan) for z in (loss, prediction))

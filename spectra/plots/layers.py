@@ -30,7 +30,7 @@ Looks = dict[str, dict[str, Any]]
 
 
 def layers_figures(record: Record) -> dict[str, Figure]:
-    """By name: bars of all blocks, or curves of all channels; densities where there are any."""
+    """The figures by name: bars of all blocks, or curves of all channels; densities where there are any."""
     results = {entry.curvature: entry.blocks for entry in record.results}
     leading = {entry.curvature: entry.leading for entry in record.results}
     with matplotlib.style.context(STYLE):
@@ -44,6 +44,7 @@ def layers_figures(record: Record) -> dict[str, Figure]:
 
 
 def looks_of(results: Sequence[str]) -> Looks:
+    """The line and marker styles of each matrix."""
     return {name: line_style(i, len(results)) | marker_style(i) for i, name in enumerate(results)}
 
 
@@ -92,10 +93,12 @@ def block_figure(results: dict[str, list[Block]], leading: dict[str, tuple[float
 
 
 def head(axes: Axes, text: str) -> None:
+    """Write the title of a panel."""
     axes.set_title(text, loc="left", fontsize=8, pad=4)
 
 
 def bars(axes: Axes, at: np.ndarray, blocks: Sequence[Block], keys: tuple, look: dict, thick: float, scale=1.0) -> None:
+    """Draw one number of each block as a bar, with two standard errors."""
     values = scale * np.array([getattr(block, keys[0]) for block in blocks], dtype=float)
     errors = 2 * scale * np.array([getattr(block, keys[1]) for block in blocks], dtype=float) if keys[1] else None
     axes.barh(at, values, height=0.9 * thick, color=look["color"], alpha=0.75, linewidth=0, zorder=2)
@@ -112,7 +115,7 @@ def magnitudes(
     read: Callable[[Block], Any],
     others: Iterable[float] = (),
 ) -> None:
-    """Points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
+    """Draw points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
 
     The axis has room for `others` too.
     """
@@ -133,6 +136,7 @@ def magnitudes(
 
 
 def look_of_points(look: dict[str, Any]) -> dict[str, Any]:
+    """The marker style alone, without lines."""
     return {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
 
 
@@ -184,7 +188,7 @@ def small_multiples(results: dict[str, list[Block]]) -> Figure:
 
 
 def has_density(block: Block) -> bool:
-    """Whether one was asked for, and all of it is finite."""
+    """Whether a density of each block was asked for, and all of it is finite."""
     return block.nodes is not None and bool(np.isfinite(block.nodes).all())
 
 
@@ -221,7 +225,7 @@ def channel_figure(results: dict[str, list[Block]]) -> Figure:
 
 
 def by_layer(blocks: Sequence[Block]) -> dict[str, list[int]]:
-    """Which blocks are channels of each layer."""
+    """The indices of blocks that are channels of each layer."""
     found: dict[str, list[int]] = {}
     for i, block in enumerate(blocks):
         found.setdefault(block.name.rpartition("[")[0], []).append(i)

@@ -1,4 +1,4 @@
-"""What curves are called: labels of results, names of matrices, and text that the figure's font can set."""
+"""Names of curves: labels of results, names of matrices, and text that the figure's font can set."""
 
 from __future__ import annotations
 

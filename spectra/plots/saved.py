@@ -35,7 +35,7 @@ RANKS = {
 
 
 class Result(NamedTuple):
-    """What a saved record holds of one matrix."""
+    """One matrix's entry in a saved record, with the file it comes from."""
 
     path: Path
     command: str
@@ -58,18 +58,22 @@ class Result(NamedTuple):
         return found
 
     def lacks(self, name: str) -> SpectraError:
+        """The error that says which number of the entry no figure can use."""
         key = key_of(self.entry, name)
         text = f"{self.curvature} is without {key} that a figure can use; run spectra {self.command} again"
         return input_error("RESULT", self.path, text)
 
 
 class Spectrum(NamedTuple):
+    """The eigenvalues and residuals of an entry, and which end they are from."""
+
     values: np.ndarray  # (k,)
     residuals: np.ndarray  # (k,)
     which: str
 
 
 def spectrum(result: Result) -> Spectrum:
+    """The eigenvalues of an entry. Raises SpectraError."""
     values, residuals = result.numbers("values"), result.numbers("residuals")
     if values.shape != residuals.shape:
         raise result.lacks("residuals")
@@ -77,11 +81,13 @@ def spectrum(result: Result) -> Spectrum:
 
 
 def trace(result: Result) -> TraceEstimate:
+    """The trace of an entry. Raises SpectraError."""
     value, error = result.numbers("trace"), result.numbers("standard_error")
     return TraceEstimate(value, error, products=0, converged=True)
 
 
 def measure(result: Result) -> SpectralMeasure:
+    """The spectral measure of an entry. Raises SpectraError."""
     nodes, weights = result.numbers("nodes"), result.numbers("weights")
     dimension, deflated = result.numbers("dimension"), result.numbers("deflated")
     if weights.shape != nodes.shape or (weights < 0).any() or not np.allclose(weights.sum(axis=1), 1, rtol=1e-3):
@@ -92,12 +98,15 @@ def measure(result: Result) -> SpectralMeasure:
 
 
 def eig_figure(spectra: dict[str, Spectrum], **options: Any) -> Figure:
+    """The figure of eigenvalues, its axis named by their order where all have one."""
     orders = {found.which for found in spectra.values()}
     rank = RANKS.get(orders.pop(), "rank") if len(orders) == 1 else "rank"
     return eigenvalue_figure(spectra, rank=rank, **options)
 
 
 class Kind(NamedTuple):
+    """The way to draw a kind of result: how an entry is read, and the function that draws several."""
+
     answer: Callable[[Result], Any]
     figure: Callable[..., Figure]
     most: float  # answers that a reader can tell apart
@@ -185,14 +194,14 @@ def record_figures(path: Path, record: Record) -> dict[str, Figure]:
 
 
 def is_finite(entry: Any, name: str) -> bool:
-    """Whether there is such a number or array, and all of it is finite."""
+    """Whether the entry has this number or array, and all of it is finite."""
     found = getattr(entry, name, None)
     return found is not None and bool(np.isfinite(found).all())
 
 
 @contextmanager
 def intact(path: Path, command: str) -> Iterator[None]:
-    """Whatever fails inside for what a stranger's record holds, or lacks, is a SpectraError that names it."""
+    """A context that turns any error on a damaged record into a SpectraError that names its file."""
     try:
         yield
     except SpectraError as error:
@@ -226,7 +235,7 @@ def refuse_many(path: Path, record: dict[str, Any]) -> None:
 
 
 def numbers_in(tree: Any) -> int:
-    """How many numbers and texts there are in a JSON value."""
+    """The number of numbers and texts in a JSON value."""
     count, left = 0, [tree]
     while left:
         part = left.pop()
@@ -239,6 +248,7 @@ def numbers_in(tree: Any) -> int:
 
 
 def results_of(file: Path, record: Record) -> list[Result]:
+    """The entries of a record. Raises SpectraError where there are none."""
     if not record.results:
         raise input_error("RESULT", file, "names no curvature that it is a result of; run the command again")
     return [Result(file, record.command, record.problem, entry) for entry in record.results]
@@ -247,7 +257,7 @@ def results_of(file: Path, record: Record) -> list[Result]:
 def check_choice(
     files: Sequence[Path], records: Sequence[Record], results: Sequence[list[Result]], curvatures: Sequence[str]
 ) -> None:
-    """One command, no file or matrix twice, and something to draw in every file."""
+    """Raise SpectraError unless all files are of one command, none comes twice, and each has something to draw."""
     first = records[0].command
     every = {result.curvature for some in results for result in some}
     for name in curvatures:

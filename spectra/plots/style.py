@@ -1,4 +1,4 @@
-"""What all figures share: sizes for a page, curves that can be told apart, the legend, the file.
+"""The style of all figures: sizes for a page, curves that differ in print too, the legend, the file.
 
 Figures are drawn on `matplotlib.figure.Figure` under matplotlib's own defaults and `STYLE`: no window, no
 pyplot, no global settings read or changed.
@@ -55,7 +55,7 @@ NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"D
 
 
 def line_style(index: int, count: int) -> dict[str, Any]:
-    """Of curve `index` among `count`, at most `MOST_CURVES`."""
+    """The line style of curve `index` among `count`, at most `MOST_CURVES`."""
     thickness = np.linspace(THICKEST, THINNEST, count)[index] if count > 1 else 1.6
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -66,6 +66,7 @@ def line_style(index: int, count: int) -> dict[str, Any]:
 
 
 def marker_style(index: int) -> dict[str, Any]:
+    """The marker style of series `index`."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[_pattern(index)], "linestyle": "none"}
 
 
@@ -75,7 +76,7 @@ def _pattern(index: int) -> int:
 
 
 class Legend(NamedTuple):
-    """Above everything: entries in as many columns, a title in as many lines, as the page asks for."""
+    """A legend above everything, its entries in as many columns and its title in as many lines as fit the page."""
 
     labels: list[str]
     columns: int
@@ -83,7 +84,7 @@ class Legend(NamedTuple):
     handle: float  # length of a sample, in font sizes
 
     def height(self) -> float:
-        """In inches, what a figure must add that has room for one entry of two lines."""
+        """The height in inches that a figure must add which has room for one entry of two lines."""
         rows = math.ceil(len(self.labels) / self.columns)
         lines = rows * max(label.count("\n") + 1 for label in self.labels)
         title = self.title.count("\n") + 1 if self.title else 0
@@ -91,6 +92,7 @@ class Legend(NamedTuple):
         return max(0, points) / 72
 
     def draw(self, figure: Figure, handles: Sequence[Any]) -> None:
+        """Draw the legend above everything else in the figure."""
         legend = figure.legend(
             handles,
             self.labels,
@@ -106,7 +108,7 @@ class Legend(NamedTuple):
 
 
 def lay_out_legend(labels: Sequence[str], title: str | None, width: float, handle: float = 3.2) -> Legend:
-    """For a figure `width` inches wide; what is too long for it is shortened."""
+    """Lay out a legend for a figure `width` inches wide; labels that are too long are shortened."""
     page, space = 72 * width, LEGEND_SIZE * (handle + 2.7)  # points; a handle and what is around it
     names, notes = zip(*(text.split("\n", 1) if "\n" in text else (text, "") for text in labels), strict=True)
     names = shortened(names, page - space, LEGEND_SIZE)
@@ -117,7 +119,7 @@ def lay_out_legend(labels: Sequence[str], title: str | None, width: float, handl
 
 
 def text_width(text: str, size: float) -> float:
-    """In points; mathematics between dollars is measured as it is set."""
+    """The width of a text in points; mathematics between dollars is measured as it is set."""
     return TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0
 
 
@@ -146,6 +148,7 @@ def _cut(text: str, points: float, size: float, head: float) -> str:
 
 
 def wrapped(text: str, points: float, size: float) -> str:
+    """The text in lines of at most so many points."""
     lines = []
     for paragraph in text.split("\n"):
         lines.append("")

@@ -16,7 +16,7 @@ LINES = re.compile(r"M (\S+) (\S+) \n(L (\S+) (\S+) \n)+(z\n?)?")
 
 
 def svg(figure: Figure) -> bytes:
-    """Without the XML prologue, comments, indentation, and points of curves and bands that nobody could see."""
+    """The figure as SVG without prologue, comments, indentation, and points of curves that nobody could see."""
     save_figure(figure, file := io.BytesIO(), "svg")
     text = file.getvalue().decode()
     text = renamed(PATH.sub(lambda path: f' d="{shortened(path[1])}"', text[text.index("<svg") :]))
@@ -24,7 +24,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def renamed(text: str) -> str:
-    """With names in the order in which they appear, and none that nothing refers to.
+    """The SVG with short names in the order in which they appear, without those that nothing refers to.
 
     Matplotlib's are hashes of positions, of which the last digits differ between two drawings of one figure.
     """
@@ -36,7 +36,7 @@ def renamed(text: str) -> str:
 
 
 def shortened(path: str) -> str:
-    """Coordinates to a hundredth of a point; of straight lines just what is needed."""
+    """The path with coordinates to a hundredth of a point, and of straight lines only what is needed."""
     if LINES.fullmatch(path):
         points = np.array(re.findall(r"[ML] (\S+) (\S+)", path), dtype=np.float64)
         path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points[needed(points)]) + "z" * path.strip().endswith("z")
@@ -63,7 +63,7 @@ def needed(points: np.ndarray) -> np.ndarray:
 
 
 def distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Of points (n, 2) from the segment between two others."""
+    """The distances (n,) of points (n, 2) from the segment between two others."""
     along = end - start
     share = np.clip((points - start) @ along / max(along @ along, np.finfo(float).tiny), 0, 1)
     return np.linalg.norm(points - start - share[:, None] * along, axis=1)

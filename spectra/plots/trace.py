@@ -16,7 +16,7 @@ from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, shortened, wrapped
 def trace_figure(
     traces: Mapping[str, TraceEstimate], log: bool = False, title: str | None = None, width: float = 6.5
 ) -> Figure:
-    """Each named trace as a point with two standard errors to either side; `width` in inches.
+    """The figure of named traces, each a point with two standard errors to either side; `width` in inches.
 
     `log` draws magnitudes on a logarithmic axis, where negative values are hollow and names tell of zeros.
     """

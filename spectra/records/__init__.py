@@ -1,1 +1,1 @@
-"""What is kept: records of results, as JSON and NPZ."""
+"""Records of results, as they are kept in JSON and NPZ files."""

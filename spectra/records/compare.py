@@ -1,4 +1,4 @@
-"""What `compare` tells: of each matrix, of each pair of them, and why they differ."""
+"""The results of `spectra compare`: each matrix, each pair of them, and why they differ."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ HELD_OUT = ", held out"  # behind the name of a matrix on the data held out
 
 
 def on_held_out_data(name: str) -> str:
+    """The name under which a matrix on the held-out data is recorded."""
     return f"{name}{HELD_OUT}"
 
 
@@ -38,7 +39,7 @@ class CompareResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, k: int, outliers: Outliers | None = None) -> CompareResult:
-        """From a measurement of a `Portrait`."""
+        """Make the record of a measurement whose answer is a `Portrait`."""
         found = measurement.answer
         return cls(
             method="comparison",
@@ -53,11 +54,11 @@ class CompareResult(Entry):
 
     @property
     def held_out(self) -> bool:
-        """Whether it is of the data held out."""
+        """Whether this is the matrix on the held-out data."""
         return self.curvature.endswith(HELD_OUT)
 
     def measure(self) -> SpectralMeasure | None:
-        """What the functions for spectra take; None where there is none."""
+        """The spectral measure, as the functions of `spectra.spectrum` take it; None where the file has none."""
         return None if self.nodes is None else measure_of(self)
 
     def summary(self) -> str:
@@ -74,7 +75,7 @@ class Extreme(Stored):
 
 @stored
 class Agreement(Stored):
-    """How far the leading eigenspaces of two matrices agree, those of the first j eigenvectors of each."""
+    """The agreement of the spaces that the first j eigenvectors of two matrices span."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j
@@ -118,7 +119,7 @@ class Pair(Stored):
 
     @classmethod
     def of(cls, pair: Any, dimension: int) -> Pair:
-        """From a `comparison.pairs.Pair` of matrices of this many rows."""
+        """Make the record of a `comparison.pairs.Pair` of matrices of this many rows."""
         estimates = ("distance", "cosine", "scale", "scaled_distance", "trace_difference")
         spectra = ("wasserstein", "wasserstein_share")
         return cls(
@@ -136,11 +137,11 @@ class Pair(Stored):
 
     @property
     def held_out(self) -> bool:
-        """Whether it is of one matrix on two data sets."""
+        """Whether both are the same matrix, first on the data and then on the held-out data."""
         return self.second == on_held_out_data(self.first)
 
     def row(self) -> dict[str, Any]:
-        """Of a table with a column for each number and one for its error."""
+        """One row of a table, with a column for each number and one for its error."""
         row: dict[str, Any] = {"first": self.first, "second": self.second, "rounding": self.rounding}
         names = ("distance", "cosine", "scale", "scaled_distance", "trace_difference", "wasserstein")
         for name in names:
@@ -163,7 +164,7 @@ class Cause(Stored):
 
     @classmethod
     def of(cls, cause: Any) -> Cause:
-        """From a `comparison.causes.Cause`."""
+        """Make the record of a `comparison.causes.Cause`."""
         return cls(between=list(cause.between), sentence=cause.sentence, numbers=plain(cause.numbers))
 
 
@@ -208,7 +209,7 @@ class Subsample(Stored):
 
     @classmethod
     def of(cls, name: str, by_size: Any, here: np.ndarray, examples: int) -> Subsample:
-        """From a `comparison.subsample.BySize`, and the matrix's eigenvalues (k,) on all `examples`."""
+        """Make the record of a `comparison.subsample.BySize` and of the matrix's eigenvalues (k,) on all `examples`."""
         return cls(
             curvature=name,
             sizes=by_size.sizes,
@@ -245,7 +246,7 @@ class ClassStructure(Stored):
 
     @classmethod
     def of(cls, structure: Any) -> ClassStructure:
-        """From a `spectrum.classes.ClassStructure`."""
+        """Make the record of a `spectrum.classes.ClassStructure`."""
         numbers = ("classes", "trace", "class_trace", "cross_trace", "within_trace")
         arrays = ("class_eigenvalues", "mean_eigenvalues", "eigenvalues", "attribution", "overlaps")
         found = {name: getattr(structure, name) for name in numbers}

@@ -1,4 +1,4 @@
-"""What `density` tells of a matrix."""
+"""The result of `spectra density` for one matrix."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Outliers(Stored):
 
 @stored
 class EffectiveDimension(Stored):
-    """tr A (A + damping I)^-1."""
+    """The effective dimension tr A (A + damping I)^-1."""
 
     value: float
     standard_error: float | None  # over probes; None for one
@@ -61,6 +61,7 @@ class EffectiveDimension(Stored):
 
 
 def undamped(entry: DensityResult) -> bool:
+    """Whether no damping was asked for; its fields are left out then."""
     return entry.damping is None
 
 
@@ -81,7 +82,7 @@ class DensityResult(Entry):
     condition: float | None = field(default=None, metadata=written(omitted=undamped))  # number, of A + damping I
 
     def measure(self) -> SpectralMeasure:
-        """What the functions for spectra take."""
+        """The spectral measure, as the functions of `spectra.spectrum` take it."""
         return measure_of(self)
 
     def summary(self) -> str:
@@ -89,7 +90,7 @@ class DensityResult(Entry):
         return f"{len(self.nodes)} probes, nodes from {held.min():.4g} to {held.max():.4g}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One a node; probes count from 1."""
+        """One row a node of the quadrature, with its weight; probes count from 1."""
         for probe, pairs in enumerate(zip(self.nodes, self.weights, strict=True), start=1):
             for node, weight in zip(*(row.tolist() for row in pairs), strict=True):
                 yield {"probe": probe, "node": node, "weight": weight}

@@ -1,4 +1,4 @@
-"""What `plot` and `report` tell of the file that they have written."""
+"""The JSON that `plot` and `report` print about the file that they have written."""
 
 from __future__ import annotations
 

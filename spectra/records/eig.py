@@ -1,4 +1,4 @@
-"""What `eig` tells of a matrix."""
+"""The result of `spectra eig` for one matrix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EigResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, method: str, vectors: bool = True) -> EigResult:
-        """From a measurement of `Eigenpairs`, with or without its eigenvectors."""
+        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors."""
         pairs = measurement.answer
         return cls(
             method=method,
@@ -41,7 +41,7 @@ class EigResult(Entry):
         return f"{with_errors(self.values, self.residuals)}, {self.method}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One an eigenvalue; `index` is its place, from 1."""
+        """One row an eigenvalue; `index` is its place in the order asked for, from 1."""
         columns = (self.values.tolist(), self.residuals.tolist(), self.error_estimates.tolist())
         for i, (value, residual, error) in enumerate(zip(*columns, strict=True), start=1):
             yield {"index": i, "eigenvalue": value, "residual": residual, "error_estimate": error}

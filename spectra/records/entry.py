@@ -1,4 +1,4 @@
-"""What every command tells of a matrix: its name, whether a tolerance was met, and what that cost."""
+"""The common part of all results: the name of a matrix, whether the tolerance was met, and the cost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Estimate(Stored):
 
     @classmethod
     def of(cls, value: float, standard_error: float) -> Estimate:
-        """From an error that is nan where it is not known."""
+        """Make the record of a value and an error that is nan where it is not known."""
         unknown = math.isfinite(value) and math.isnan(standard_error)
         return cls(value=value, standard_error=None if unknown else standard_error)
 
 
 @stored
 class DerivativeCheck(Stored):
-    """How one product of the matrix compared with finite differences."""
+    """The comparison of one product of the matrix with finite differences."""
 
     examples: int = 0
     dtype: str | None = None
@@ -44,7 +44,7 @@ class DerivativeCheck(Stored):
 
 @stored
 class Entry(Stored):
-    """What a command found for one matrix, and what that cost."""
+    """The common part of all results: what a command found for one matrix, and what that cost."""
 
     curvature: str
     converged: bool = field(metadata=LAST)  # every tolerance was met
@@ -74,7 +74,7 @@ class Entry(Stored):
         return ""
 
     def is_finite(self) -> bool:
-        """Whether all numbers are, but for a standard error that is not known."""
+        """Whether all numbers are finite, but for a standard error that is not known."""
         known = {key: value for key, value in self.to_dict().items() if (key, value) != ("standard_error", math.inf)}
         return finite(known) == known
 
@@ -83,12 +83,12 @@ class Entry(Stored):
         yield {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What stands in the NPZ file, by name: `<what>_<matrix>`."""
+        """The arrays that stand in the NPZ file, by their names there: `<what>_<matrix>`."""
         named = ((slot, vars(self).get(slot.name)) for slot in layout(type(self)) if slot.array)
         return {f"{slot.array}_{self.curvature}": array for slot, array in named if array is not None}
 
     def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
-        """The same with the arrays that only the NPZ file holds."""
+        """A copy that has the arrays which only the NPZ file holds."""
         slots = [slot for slot in layout(type(self)) if slot.array and not slot.key]
         found = {slot.name: arrays.get(f"{slot.array}_{self.curvature}") for slot in slots}
         return self.changed(**{name: array for name, array in found.items() if array is not None})

@@ -54,7 +54,7 @@ def stored(cls: type[T]) -> type[T]:
 
 @stored
 class Stored:
-    """What is written to a file, key by key.
+    """The base of dataclasses that are written to a file, key by key.
 
     Where the file that it was read from lacks a key, the field has its default; without a default it is not there, and
     to ask for it raises `Lacks`. So results of older versions can be read for what they do hold.
@@ -99,11 +99,12 @@ class Stored:
 
 
 def parts(value: Any) -> list[Stored]:
+    """The stored dataclasses in a field's value: itself, or those of a list."""
     return [part for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Stored)]
 
 
 class Slot(NamedTuple):
-    """How a field is written."""
+    """The way in which a field is written."""
 
     name: str
     key: str | None  # in JSON; None: in the NPZ file alone
@@ -256,6 +257,7 @@ def numbers(tree: Any, dimensions: int, key: str) -> np.ndarray:
 
 
 def are_numbers(tree: Any, dimensions: int) -> bool:
+    """Whether a JSON value is numbers or nulls in lists nested so many times."""
     if not isinstance(tree, list):
         return False
     if dimensions == 1:
@@ -264,4 +266,5 @@ def are_numbers(tree: Any, dimensions: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number, which true and false are not."""
     return type(value) in (int, float)

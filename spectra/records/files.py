@@ -1,4 +1,4 @@
-"""What is kept: one JSON record and, where there are arrays, one NPZ file a command; never half written."""
+"""Files of results: one JSON record and, where there are arrays, one NPZ file a command; never half written."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
+    """The value with None for every number, at any depth, that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -178,6 +179,7 @@ def reason(error: Exception) -> str:
 
 
 def current_umask() -> int:
+    """The permissions that this process takes off new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""What `inspect` tells of a matrix: what the commands will cost."""
+"""The result of `spectra inspect` for one matrix: forecasts of what the commands cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spectra.records.fields import Stored, stored
 
 @stored
 class CommandCost(Stored):
-    """What a command will cost on one matrix."""
+    """The forecast of what one command costs on one matrix."""
 
     command: str
     method: str  # gram: exact
@@ -23,14 +23,14 @@ class CommandCost(Stored):
 
 @stored
 class InspectResult(Entry):
-    """What a pilot run has found out about one matrix."""
+    """The forecasts for one matrix, and what the pilot run for them took."""
 
     seconds_per_product: float
     estimates: list[CommandCost]
 
     @classmethod
     def of(cls, measurement: Any) -> InspectResult:
-        """From a measurement of an `Outlook`."""
+        """Make the record of a measurement whose answer is an `Outlook`."""
         found = measurement.answer
         estimates = [CommandCost(**vars(estimate)) for estimate in found.estimates]
         return cls(seconds_per_product=found.seconds_per_product, estimates=estimates, **cost_of(measurement))
@@ -39,7 +39,7 @@ class InspectResult(Entry):
         return ", ".join(f"{cost.command} by {cost.method}: {cost.products} products" for cost in self.estimates)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One an estimate, whose numbers begin with `expected`."""
+        """One row a forecast, whose numbers begin with `expected`."""
         for cost in self.estimates:
             expected = {"expected_products": cost.products, "expected_seconds": cost.seconds}
             yield {

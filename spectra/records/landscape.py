@@ -1,4 +1,4 @@
-"""What `landscape` tells of a matrix: directions, and the loss along them beside what slope and curvature predict."""
+"""The result of `spectra landscape` for one matrix: the loss along directions, and its quadratic model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Direction(Stored):
 
 @stored
 class Holds(Stored):
-    """Where along a line a prediction holds, and whether that is all that was looked at, on either side."""
+    """The range of a line in which the prediction holds, and whether that reaches the end of what was looked at."""
 
     share: float  # of the quadratic term, which the departure may come to
     start: float
@@ -65,7 +65,7 @@ class Plane(Stored):
 
 @stored
 class Spread(Stored):
-    """Of one number for each example."""
+    """The distribution over examples of one number that each example has."""
 
     mean: float
     standard_deviation: float
@@ -77,7 +77,7 @@ class Spread(Stored):
 
 @stored
 class SpreadAlong(Stored):
-    """How curvature and slope along a direction spread over the examples."""
+    """The distributions over examples of curvature and slope along a direction."""
 
     along: str
     quantiles_at: list[float]
@@ -110,14 +110,14 @@ class LandscapeResult(Entry):
         return "_".join([key, self.curvature, *along]).replace(" ", "-")
 
     def is_finite(self) -> bool:
-        """Whether all numbers are, but for losses far away, which may well overflow."""
+        """Whether all numbers are finite, but for losses far away, which may well overflow."""
         return super(LandscapeResult, self.changed(lines=[], planes=[])).is_finite()
 
     def summary(self) -> str:
         return f"{len(self.lines)} lines, {len(self.planes)} planes, loss {self.loss:.4g}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One a point of a line, whose t is `x`, or of a plane."""
+        """One row a point, of a line, whose t is `x`, or of a plane."""
         for line in self.lines:
             for x, loss, prediction in zip(line.t, line.loss, line.prediction, strict=True):
                 yield {"along": line.along, "x": x, "y": None, "loss": loss, "prediction": prediction}

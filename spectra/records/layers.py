@@ -1,4 +1,4 @@
-"""What `layers` tells of a matrix, block by block."""
+"""The result of `spectra layers`: one matrix, block by block."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class LowRank(Stored):
 
 
 def first_pair(values: np.ndarray | None, residuals: np.ndarray | None) -> tuple[float, float] | None:
+    """The first eigenvalue and its residual; None where there is none."""
     if values is None or residuals is None or not len(values):
         return None
     return float(values[0]), float(residuals[0])
 
 
 def unmeasured(block: Block) -> bool:
+    """Whether no density of the block was asked for; its fields are left out then."""
     return block.nodes is None
 
 
@@ -67,7 +69,7 @@ class Block(Stored):
         return first_pair(self.values, self.residuals)
 
     def measure(self) -> SpectralMeasure:
-        """What the functions for spectra take, where a density was asked for."""
+        """The spectral measure, as the functions of `spectra.spectrum` take it; None where no density was asked for."""
         return measure_of(self)
 
 
@@ -97,7 +99,7 @@ class LayersResult(Entry):
         return f"{len(self.blocks)} blocks, trace {self.trace:.6g} ± {self.standard_error:.2g}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One a block, with its leading eigenvalue."""
+        """One row a block, with its leading eigenvalue."""
         names = ("trace", "standard_error", "share", "share_error", "mean", "mean_error", "sensitivity")
         for block in self.blocks:
             value, residual = block.leading or (None, None)

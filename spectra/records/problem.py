@@ -21,7 +21,7 @@ class LayerRecord(Stored):
 
 @stored
 class CheckpointMatch(Stored):
-    """How the names in a checkpoint fitted those of the model."""
+    """The names in a checkpoint against those of the model."""
 
     path: str
     key: str | None  # of the state dict in the file; None: it is the file
@@ -35,7 +35,7 @@ class CheckpointMatch(Stored):
 
 @stored
 class ProblemRecord(Stored):
-    """What a result is of. Which fields there are depends on the command; make one by `ProblemRecord.known(...)`."""
+    """The problem of a result. Which fields it has depends on the command; make one by `ProblemRecord.known(...)`."""
 
     ALWAYS: ClassVar = ("parameters", "parameters_in_all", "model", "data", "checkpoint", "seed", "versions")
 

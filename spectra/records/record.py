@@ -37,7 +37,7 @@ RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
 
 
 def given(name: str, *commands: str) -> dict[str, Any]:
-    """Of a field that only these commands have: left out where it is None."""
+    """The metadata of a field that only these commands have, which is left out where it is None."""
     return written(omitted=lambda record: getattr(record, name) is None, of=commands)
 
 

@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 
 
 def schema(strict: bool = False) -> Tree:
-    """One definition a kind of record, by command, and one a type that is inside.
+    """The schema: one definition for each kind of record, by command, and one for each type inside of them.
 
     Args:
         strict: no further keys are allowed, as a version that is newer might write.
@@ -42,7 +42,7 @@ def schema(strict: bool = False) -> Tree:
 
 
 def of_record(command: str, types: Tree, strict: bool) -> Tree:
-    """A `Record` of this command."""
+    """The schema of a `Record` of this command."""
     skip = {slot.key for slot in layout(Record) if slot.of and command not in slot.of}
     found = of_class(Record, types, strict)
     found["properties"] = {key: kind for key, kind in found["properties"].items() if key not in skip}
@@ -56,7 +56,7 @@ def fix(found: Tree, command: str) -> None:
 
 
 def of_class(cls: type, types: Tree, strict: bool) -> Tree:
-    """An object with the keys of a dataclass."""
+    """The schema of a dataclass: an object with its keys."""
     slots = [slot for slot in layout(cls) if slot.key]
     always = getattr(cls, "ALWAYS", None)
     found: Tree = {
@@ -72,7 +72,7 @@ def of_class(cls: type, types: Tree, strict: bool) -> Tree:
 
 
 def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
-    """What a field of this type is written as; dataclasses are defined in `types`."""
+    """The schema of a field of this type; dataclasses are defined in `types`."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind in SIMPLE:
         return SIMPLE[kind]
@@ -99,7 +99,7 @@ def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
 
 
 def nested(inner: Tree, dimensions: int) -> Tree:
-    """Arrays of arrays."""
+    """The schema of arrays of arrays, so many deep."""
     for _ in range(dimensions):
         inner = {"type": "array", "items": inner}
     return inner

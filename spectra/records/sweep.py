@@ -1,4 +1,4 @@
-"""What sweeps tell: where tasks stand, and how spectra evolve over checkpoints."""
+"""The records of sweeps: the states of tasks, their forecast costs, and how spectra evolve over checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES = ("finished", "running", "queued", "interrupted", "failed", "waiting")  
 
 @stored
 class TaskStatus(Stored):
-    """Where a task of a sweep stands."""
+    """The state of one task of a sweep, with its reason and the end of its log."""
 
     name: str
     state: str  # of STATES
@@ -28,7 +28,7 @@ class TaskStatus(Stored):
 
 @stored
 class SweepStatus(Stored):
-    """Where all tasks of a plan stand."""
+    """The states of all tasks of a plan."""
 
     schema: int = SCHEMA
     command: str = "sweep status"
@@ -43,7 +43,7 @@ class SweepStatus(Stored):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command on one matrix will cost, each time; `math.nan` where `inspect` knows no such method."""
+    """The forecast of one command on one matrix, each time; `math.nan` where `inspect` knows no such method."""
 
     curvature: str
     command: str
@@ -56,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What is left of a sweep will cost."""
+    """The forecasts of all that is left of a sweep."""
 
     rows: tuple[Cost, ...]
     loading: float  # seconds before the first product of each command: start, model and data
@@ -64,7 +64,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Row:
-    """One number; its fields are the columns. Empty (None) is what does not apply.
+    """One number of the table; its fields are the columns. Empty (None) is what does not apply.
 
     `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
     is no gap that residuals could tell: the number then says nothing.
@@ -87,7 +87,7 @@ class Row:
 
 @stored
 class Evolution(Stored):
-    """How spectra evolve over checkpoints: a table, in the order of steps, matrices, seeds, quantities, ranks."""
+    """The evolution of spectra over checkpoints: a table by steps, matrices, seeds, quantities and ranks."""
 
     schema: int = SCHEMA
     command: str = "collect"

@@ -1,4 +1,4 @@
-"""What `trace` tells of a matrix."""
+"""The result of `spectra trace` for one matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TraceResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, method: str) -> TraceResult:
-        """From a measurement of a `TraceEstimate`."""
+        """Make the record of a measurement whose answer is a `TraceEstimate`."""
         found = measurement.answer
         return cls(method=method, trace=found.value, standard_error=found.standard_error, **cost_of(measurement))
 
@@ -29,5 +29,5 @@ class TraceResult(Entry):
         return f"{self.trace:.6g} ± {self.standard_error:.2g}, {self.method}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A single one."""
+        """The single row of a trace."""
         yield {"method": self.method, "trace": self.trace, "standard_error": self.standard_error}

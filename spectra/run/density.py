@@ -1,4 +1,4 @@
-"""The spectral density: what can be asked, and the way from a request to what was found."""
+"""The spectral density: its settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of mat
 
 @dataclass(frozen=True)
 class DensitySettings(AnySize):
-    """How many random vectors, how many products of each; and X, to be told of A + X I."""
+    """The products a probe (`steps`), the random vectors (`probes`), and X of a damped matrix A + X I."""
 
     steps: int = DENSITY_STEPS
     probes: int = DENSITY_PROBES
@@ -32,7 +32,7 @@ class DensitySettings(AnySize):
 
 
 def density(session: Session[DensitySettings], draw: Draw) -> Record:
-    """The record of the spectral measures that are asked for, kept.
+    """Compute the spectral measures that are asked for, keep their record and return it.
 
     `draw` makes the figure of those that are finite, where there is a place for it.
     """

@@ -1,4 +1,4 @@
-"""Eigenvalues at the ends of the spectrum: what can be asked, and the way from a request to what was found."""
+"""Eigenvalues at the ends of the spectrum: the settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spectra.run.session import Session
 
 @dataclass(frozen=True)
 class EigSettings:
-    """How many eigenvalues, at which end (LM, LA, SA, BE), by which method of EIG, to which residual over |value|."""
+    """The number of eigenvalues, their end (LM, LA, SA, BE), the method of EIG, and the residual / |value| to reach."""
 
     k: int = K
     which: str = "LM"
@@ -42,7 +42,7 @@ class EigSettings:
 
 
 def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
-    """The record of the eigenvalues that are asked for, kept; with eigenvectors up to 1 GiB, or if asked for."""
+    """Compute the eigenvalues that are asked for and keep their record; eigenvectors up to 1 GiB, or if asked for."""
     session.load()
     asked = session.request.settings
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)

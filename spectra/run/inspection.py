@@ -1,4 +1,4 @@
-"""What a model and its checkpoint hold, and what the commands will cost on a problem; nothing is printed here."""
+"""The description of a model and its checkpoint, and forecasts of what the commands cost on a problem."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[Lay
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a command will cost on one matrix, with the options it was asked for and its defaults."""
+    """The cost of a command on one matrix, with the options it was asked for and its defaults."""
 
     command: str
     method: str  # gram: exact
@@ -86,7 +86,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a pilot run has found out about one matrix."""
+    """The costs of the commands on one matrix, and what the pilot run for them took."""
 
     seconds_per_product: float
     estimates: tuple[Estimate, ...]
@@ -104,7 +104,7 @@ def look_ahead(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Outlook:
-    """Estimates for `eig`, `trace` and `density` of a counted Curvature, from 20 products with it.
+    """Forecast the costs of `eig`, `trace` and `density` on a counted Curvature, by 20 products with it.
 
     By the method that each takes by itself, and by the Gram matrix where there is one.
     """
@@ -143,7 +143,7 @@ def look_ahead(
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
-    """What `method gram` would cost, where it would not be refused."""
+    """Forecast the costs of method `gram`, where it would not be refused."""
     taken, vector = cast(Curvature, operator.operator).peak_bytes, operator.shape[0] * operator.dtype.itemsize
     with suppress(SpectraError):
         factor = cast(Factor, operator.factor())
@@ -160,7 +160,7 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
 
 @dataclass(frozen=True)
 class InspectSettings(AnySize):
-    """What the commands that are forecast will be asked for."""
+    """The settings of the commands whose costs are forecast."""
 
     k: int = K
     tolerance: float = TOLERANCE
@@ -171,7 +171,7 @@ class InspectSettings(AnySize):
 
 
 def inspection(session: Session[InspectSettings]) -> Record:
-    """The record of a model and its checkpoint, kept; with data also of what commands will cost on each matrix."""
+    """Describe a model and its checkpoint, with data also forecast the commands; keep the record and return it."""
     if session.request.named["data"] is None:
         found = []
         model_alone(session)
@@ -183,7 +183,7 @@ def inspection(session: Session[InspectSettings]) -> Record:
 
 
 def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
-    """What commands will cost on each matrix; into the problem's record layers, checkpoint and gradient."""
+    """Forecast the commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
     asked = session.request.settings
     session.load(with_layers)
     with session.listener.work("gradient"):
@@ -193,7 +193,7 @@ def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
 
 
 def with_layers(loaded: Loaded) -> ProblemRecord:
-    """The record with what the layers and the checkpoint are."""
+    """The problem's record with its layers, and how the checkpoint fitted them."""
     return loaded.record.changed(**model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint))
 
 
@@ -205,7 +205,7 @@ def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: di
 
 
 def model_alone(session: Session[InspectSettings]) -> None:
-    """What there is to know of a model without data: all that is loaded."""
+    """Set the problem's record to what is known of a model without data."""
     session.prepare()
     asked = session.request.named
     model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))

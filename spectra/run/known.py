@@ -34,9 +34,10 @@ def eigenpairs(
     use: str = "projected out",
     most: int | None = None,
 ) -> Eigenpairs | None:
-    """What the file knows of this matrix, checked by a product a pair, `most` at most; None, and why, if it serves not.
+    """The eigenpairs in the file that this matrix confirms, by at most `most` products; None where they are of no use.
 
-    `note` is told why. `agree` tells each of several processes the least of their numbers: all must be able to read it.
+    `note` is given the reason. `agree` gives each of several processes the least of their numbers: all must be able to
+    read the file.
     """
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None and are_pairs(*arrays.values())) or arrays is None:

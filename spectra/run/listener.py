@@ -1,4 +1,4 @@
-"""Who is told how a run gets on: what is being done, how far it is, and what a user has to know besides.
+"""Listeners, who follow a run: its progress, its heading, and notes that a user has to know.
 
 The command line's listener writes to the terminal (`spectra.cli.terminal`); that of a caller in Python is here. Nothing
 in this room prints.
@@ -28,7 +28,7 @@ class Work(Protocol):
 
 
 class Listener(Protocol):
-    """Who follows a run."""
+    """The interface of whoever follows a run."""
 
     def begin(self) -> None:
         """All is set up that every run needs, as PyTorch; what comes is work on this problem."""
@@ -76,7 +76,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Told:
-    """A piece of work of which a function is told."""
+    """A piece of work whose progress is given to a function."""
 
     name: str
     progress: Progress
@@ -89,4 +89,4 @@ class Told:
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """Nobody follows."""
+    """A progress function that does nothing."""

@@ -19,13 +19,13 @@ SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 
 
 def device_of(request: Request) -> torch.device:
-    """Where the problem is, or will be. Raises SpectraError where there is no such device."""
+    """The device on which the problem is or will be. Raises SpectraError where there is no such device."""
     given = request.problem
     return given.device if isinstance(given, Problem) else choose_own_device(given["model"], given.get("device"))
 
 
 def processes_of(request: Request, device: torch.device) -> Processes:
-    """The ranks that torchrun has started, met; or those of a Problem; or this process alone."""
+    """The ranks that torchrun has started, once all are there; or those of a Problem; or this process alone."""
     if isinstance(request.problem, Problem):
         return request.problem.processes
     if request.ranks and ranks.world() > 1:
@@ -36,7 +36,7 @@ def processes_of(request: Request, device: torch.device) -> Processes:
 
 
 def checks_of(request: Request) -> int:
-    """Products that go to seeing that a matrix is one; none where too few would be left."""
+    """The number of products for checking that a matrix is one; none where too few would be left."""
     limit = request.max_products
     return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
 

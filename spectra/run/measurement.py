@@ -1,4 +1,4 @@
-"""What a method found for one matrix, and what it cost: what the entries of a result are made of."""
+"""Measurements: the answer of a method for one matrix and its cost, of which results are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spectra.vectors import gather_on_first
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a method found for one matrix, and what it cost."""
+    """The answer of a method for one matrix, and what it cost."""
 
     curvature: str
     answer: Any
@@ -44,12 +44,13 @@ class Measurement:
         return cls(**{**packed, "answer": getattr(results, kind)(**fields), "earlier": earlier})
 
     def packed(self) -> dict[str, Any]:
-        """As tensors on the CPU, numbers and texts."""
+        """The fields as tensors on the CPU, numbers and texts, to be saved."""
         fields = {name: value.cpu() if hasattr(value, "cpu") else value for name, value in vars(self.answer).items()}
         answer, earlier = (type(self.answer).__name__, fields), self.earlier and str(self.earlier)
         return {**vars(self), "answer": answer, "earlier": earlier}
 
     def cost(self) -> dict[str, Any]:
+        """The cost by the names that records give its parts."""
         return {
             "converged": self.answer.converged,
             "products": self.products,
@@ -114,7 +115,7 @@ def measure(
 
 
 def gathered(answer: Any) -> Any:
-    """The same with eigenvectors that are sharded all at rank 0, where they are written."""
+    """The answer with eigenvectors that are sharded brought together at rank 0, where they are written."""
     return replace(answer, vectors=gather_on_first(answer.vectors)) if hasattr(answer, "vectors") else answer
 
 

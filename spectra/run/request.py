@@ -1,4 +1,4 @@
-"""What is asked: which matrices of which problem, by which method, for how many products, and where the answer goes."""
+"""Requests: which matrices of which problem, by which method, for how many products, and where the answer goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.run.known import source
 
 
 class Settings(Protocol):
-    """What is asked of a command's method, and what can be refused before a matrix is made."""
+    """The settings of one command's method, with what can be refused before a matrix is made."""
 
     @property
     def command(self) -> str:
@@ -54,7 +54,7 @@ def anything(_record: ProblemRecord) -> None:
 
 @dataclass(frozen=True)
 class Request(Generic[S]):
-    """What is asked for.
+    """A request: which matrices of which problem, by which method, at which cost, and where the files go.
 
     Attributes:
         problem: a Problem, or the keyword arguments by which `load_problem` makes one.
@@ -93,11 +93,12 @@ class Request(Generic[S]):
 
     @property
     def named(self) -> Mapping[str, Any]:
-        """What names the problem; nothing does where it is there already."""
+        """The arguments that name the problem; empty where the problem is given itself."""
         return self.problem if isinstance(self.problem, Mapping) else {}
 
     @property
     def weight_decay(self) -> float:
+        """The weight decay of the problem, known before it is loaded."""
         given = self.problem
         return given.weight_decay if isinstance(given, Problem) else given.get("weight_decay", 0.0)
 

@@ -42,7 +42,7 @@ from spectra.vectors import shard_sizes, without_autocast
 
 
 class Session(Generic[S]):
-    """What is asked, who is told, and what stands so far; to be used as a context, which leaves all as it was found."""
+    """A request being carried out, as a context that leaves everything as it was found."""
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
@@ -121,11 +121,11 @@ class Session(Generic[S]):
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and tells: of torchrun's ranks one does."""
+        """Whether this process writes files and reports: of torchrun's ranks one does."""
         return (ranks.rank() if self.request.ranks else self.processes.rank) == 0
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the numbers of this command depend on."""
+        """The inputs on which the numbers of this command depend, for a resumed run to compare."""
         record = self.about
         found = {
             "command": self.request.settings.command,
@@ -148,7 +148,7 @@ class Session(Generic[S]):
         return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
 
     def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list[Curvature]:
-        """Those asked for, or named, for so many products each: all can be made before any is computed."""
+        """The matrices asked for, or named, each for so many products; all are made before any is multiplied by."""
         return [self.matrix(self.problem, name, products, self.request.memory) for name in names or self.names]
 
     def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
@@ -157,7 +157,7 @@ class Session(Generic[S]):
         return Curvature(problem, name, memory, expected, self.request.check)
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
-        """`method(operator, generator=, max_products=, progress=)` on each of `matrices(**which)`, from the same seed.
+        """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.
 
         With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
         """
@@ -170,7 +170,7 @@ class Session(Generic[S]):
         return found
 
     def arrays_of_earlier(self) -> Path | None:
-        """The arrays of an earlier `eig`, where each process finds them."""
+        """The file of arrays that an earlier `eig` has left, where every process finds it."""
         earlier = self.request.arrays_of_earlier()
         return earlier if self.processes.least(earlier is not None) else None
 
@@ -187,11 +187,11 @@ class Session(Generic[S]):
         return found
 
     def operator(self, matrix: Curvature, name: str) -> SymmetricOperator:
-        """A matrix to be multiplied by: of all ranks, its products written down under this name where results are."""
+        """The operator to multiply by: split over all ranks, its products logged under this name beside the results."""
         return self.remembered(distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
-        """The same operator, its products written down where results are."""
+        """The operator with its products logged beside the results, so that a resumed run reads them there."""
         if not self.state:
             return operator
         journal = self.state.journal(name)
@@ -202,7 +202,7 @@ class Session(Generic[S]):
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Tell where what is done is held, if interrupted; leave nothing after an error that would come again."""
+        """A context that says, if interrupted, where the work is kept; an error that would recur removes it."""
         try:
             with taking_memory(*self.request.settings.less_memory):
                 yield
@@ -249,7 +249,7 @@ class Session(Generic[S]):
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
     def keep(self, record: Record) -> None:
-        """Write the record and its arrays to `out`; what was kept of the way there is no longer needed."""
+        """Write the record and its arrays to `out`, and remove what was kept for resuming."""
         if self.request.out and self.first:
             record.save(self.request.out)
         if self.state:
@@ -257,13 +257,13 @@ class Session(Generic[S]):
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in a type that NumPy knows."""
+    """The parameters and buffers of a module, in a type that NumPy knows."""
     found = [*model.parameters(), *model.buffers()]
     return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
 
 
 def checksum_of(found: Iterable[Tensor]) -> int:
-    """Of all these tensors."""
+    """A checksum of all these tensors."""
     total = 0
     for tensor in found:
         total = zlib.crc32(as_bytes(tensor).data, total)

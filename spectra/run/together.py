@@ -20,7 +20,7 @@ from spectra.run.session import Session
 
 @dataclass
 class Prepared:
-    """A matrix, and the operator that methods multiply by: of all ranks, its products written down."""
+    """A matrix, and the operator that methods multiply by, split over ranks and with its products logged."""
 
     curvature: Curvature
     operator: SymmetricOperator
@@ -29,7 +29,7 @@ class Prepared:
     seconds: float = 0.0
 
     def check(self, generator: torch.Generator, limit: int | None) -> None:
-        """See that it is repeatable and symmetric, where the budget has room for that. Raises SpectraError."""
+        """Check that the matrix is repeatable and symmetric, if the budget has room. Raises SpectraError."""
         self.curvature.prepare()
         if limit is None or limit >= SMALLEST_CHECKED:
             start = time.perf_counter()
@@ -38,7 +38,7 @@ class Prepared:
             self.seconds = time.perf_counter() - start
 
     def measured(self, answer: Any, spent: int, seconds: float) -> Measurement:
-        """A measurement of an answer that took so many products and seconds besides the checks."""
+        """The measurement of an answer that took so many products and seconds besides the checks."""
         again = self.operator.journal.seconds if isinstance(self.operator, CheckpointedOperator) else 0.0
         cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}
         return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, noise=self.noise, **cost)
@@ -46,18 +46,18 @@ class Prepared:
 
 @dataclass
 class Together:
-    """Matrices that share the memory of `count`."""
+    """The matrices of a session that are at work at the same time: each has one part in `count` of the memory."""
 
     session: Session
     count: int
 
     @property
     def memory(self) -> int:
-        """Bytes of each."""
+        """The bytes that each matrix may take."""
         memory = self.session.request.memory
         return (memory_share(self.session.problem.device) if memory is None else memory) // self.count
 
     def matrix(self, problem: Problem, name: str, products: int, journal: str | None = None) -> Prepared:
-        """The matrix `name` of a problem, for so many products; `journal` names what is written down, else its name."""
+        """The matrix `name` of a problem, for so many products; its log is named `journal`, else as the matrix."""
         matrix = self.session.matrix(problem, name, products, self.memory)
         return Prepared(matrix, self.session.operator(matrix, journal or name))

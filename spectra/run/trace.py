@@ -1,4 +1,4 @@
-"""The trace: what can be asked, and the way from a request to what was found."""
+"""The trace: its settings, the choice of the method, and the function that takes a request to its record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spectra.run.session import Session
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """Which method of TRACE, None for the cheapest, to which standard error over |trace|; or exactly so many probes."""
+    """The method of TRACE (None: the cheapest), and the standard error / |trace| to reach or the number of probes."""
 
     rtol: float = RTOL
     method: str | None = None
@@ -42,7 +42,7 @@ class TraceSettings:
 
 
 def trace(session: Session[TraceSettings]) -> Record:
-    """The record of the traces that are asked for, kept."""
+    """Estimate the traces that are asked for, keep their record and return it."""
     session.load()
     found, results = [], []
     for name, method in methods(session).items():
@@ -54,7 +54,7 @@ def trace(session: Session[TraceSettings]) -> Record:
 
 
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
-    """What each matrix's trace is found by. Settings that are XTrace's own ask for it."""
+    """The method for each matrix's trace, by name of the matrix. Settings that are XTrace's own ask for it."""
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
@@ -75,7 +75,7 @@ def usual_method(matrix: Factored, products: int | None) -> str:
 
 
 def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
-    """One matrix's trace: beside eigenpairs of an earlier run, but for gram, which needs no products but the checks."""
+    """Estimate one matrix's trace, beside eigenpairs of an earlier run; gram needs none, and only products to check."""
     asked, found = session.request.settings, resolve_name(TRACE[method])
     settings = {"rtol": asked.rtol, "probes": asked.probes}
     if method == "gram":

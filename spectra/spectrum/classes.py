@@ -45,7 +45,7 @@ class ClassMeans:
 
     @property
     def class_scales(self) -> Tensor:
-        """(C,) sqrt(1 + w_cc / w_c), by which the rows c' = c give the first level; zero where a class is absent."""
+        """The factors (C,) sqrt(1 + w_cc / w_c) from rows c' = c to the first level; zero where a class is absent."""
         own = self.weights.diagonal()
         others = (self.weights - own.diag()).sum(dim=1)  # not the whole less its own: p_cc may be all but 1
         return torch.where(others > 0, (others + own) / others, 0).sqrt()
@@ -67,10 +67,12 @@ class ClassStructure:
 
     @property
     def classes(self) -> int:
+        """The number of classes."""
         return len(self.class_eigenvalues)
 
     @property
     def within_trace(self) -> float:
+        """The part of the trace that lies within classes and pairs of classes."""
         return self.trace - self.class_trace - self.cross_trace
 
 

@@ -161,13 +161,13 @@ def linear_grid(measures: Iterable[SpectralMeasure], points: int = 1001) -> np.n
 
 
 def asinh_grid(measures: Iterable[SpectralMeasure], scale: float, points: int = 1001) -> np.ndarray:
-    """The same, even in asinh(x / scale): linear within `scale` of zero, logarithmic beyond."""
+    """Points that are even in asinh(x / scale): linear within `scale` of zero, logarithmic beyond."""
     low, high = np.arcsinh(np.array(_reach(measures)) / scale)
     return scale * np.sinh(_even(low, high, points))
 
 
 def asinh_scale(measures: Iterable[SpectralMeasure]) -> float:
-    """Where a logarithmic axis turns linear: the 10 % quantile of |node|, within limits.
+    """The scale at which a logarithmic axis turns linear: the 10 % quantile of |node|, within limits.
 
     Over the bulks of all measures together, each node counted once: quadrature resolves little below the
     nodes nearest to zero, and an axis that went on would spread a few nodes over many decades. The limits are

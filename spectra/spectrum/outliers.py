@@ -42,18 +42,19 @@ class End:
 
 @dataclass(frozen=True)
 class Outliers:
-    """Those above and those below the bulk."""
+    """The outliers above and those below the bulk."""
 
     above: End
     below: End
 
     @property
     def count(self) -> int:
+        """The number of outliers at both ends together."""
         return self.above.count + self.below.count
 
 
 def outliers(measure: SpectralMeasure) -> Outliers:
-    """How many eigenvalues stand apart from the bulk at either end; spends no products.
+    """Count the eigenvalues that stand apart from the bulk at either end; it spends no products.
 
     Outliers are converged eigenvalues: those deflated beforehand, and nodes on which all probes agree, which count by
     their weight (copies of a multiple one do). What so many steps did not resolve is taken for bulk, so take several

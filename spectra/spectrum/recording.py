@@ -1,4 +1,4 @@
-"""What is kept of a spectral measure: nodes and weights, and the numbers that are read from them."""
+"""From spectral measures to records: nodes and weights, and the numbers that are read from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spectra.spectrum.summaries import condition_number, effective_dimension
 def density_results(
     found: Sequence[Any], figure: Path | None, classes: int | None = None, damping: float | None = None
 ) -> list[DensityResult]:
-    """An entry for each matrix, of measurements whose answers are spectral measures.
+    """The records of measurements whose answers are spectral measures, one a matrix.
 
     Args:
         classes: how many the loss has, to compare the number of outliers with.
@@ -30,6 +30,7 @@ def density_results(
 
 
 def density_result(measurement: Any, figure: Path | None, classes: int | None, damping: float | None) -> DensityResult:
+    """Make the record of one measurement whose answer is a spectral measure."""
     measure, semidefinite = measurement.answer, measurement.semidefinite
     return DensityResult(
         method=METHOD,
@@ -55,7 +56,7 @@ def negative_share(measure: SpectralMeasure, semidefinite: bool) -> Share | None
 
 
 def outliers_of(measure: SpectralMeasure | None, classes: int | None) -> Outliers | None:
-    """Outliers above and below the bulk, and how many classes there are; None without finite nodes."""
+    """The outliers above and below the bulk, beside the number of classes; None without finite nodes."""
     if measure is None or not measure.nodes.isfinite().all():
         return None
     found = outliers(measure)
@@ -64,7 +65,7 @@ def outliers_of(measure: SpectralMeasure | None, classes: int | None) -> Outlier
 
 
 def damped(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> dict[str, Any]:
-    """The fields that tell of A + damping I: None unless that is positive definite."""
+    """The fields on A + damping I, None unless that is positive definite."""
     if damping is None or not measure.nodes.isfinite().all():
         return {"damping": damping}
     dimension = effective_dimension(measure, damping, semidefinite)

@@ -16,7 +16,7 @@ LEAST_GAP = 0.05  # of an eigenvalue: behind a smaller one, so small a change of
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """(1/k) |U V'|_F^2: 1 for one and the same space, 0 for orthogonal ones, k/n by chance.
+    """The overlap (1/k) |U V'|_F^2 of two k-spaces: 1 for the same space, 0 for orthogonal ones, k/n by chance.
 
     Gur-Ari, Roberts, Dyer 2018, *Gradient descent happens in a tiny subspace*.
     """
@@ -24,30 +24,30 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def principal_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(k,) in radians, rising; small ones by their sines (Björck, Golub 1973). The overlap is their mean cos^2."""
+    """The principal angles (k,) between two k-spaces, in radians, rising; small ones by sines (Björck, Golub 1973)."""
     return subspace_angles(first.T, second.T)[::-1]
 
 
 def share_inside(basis: np.ndarray, vector: np.ndarray) -> float:
-    """|U d|^2 / |d|^2: how much of a vector (n,) lies in the space; k/n by chance, nan for the zero vector."""
+    """The share |U d|^2 / |d|^2 of a vector (n,) that lies in the space; k/n by chance, nan for the zero vector."""
     length = np.square(vector).sum()
     return float(np.square(basis @ vector).sum() / length) if length else math.nan
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the angle between two vectors (n,); nan where one is zero."""
+    """The cosine of the angle between two vectors (n,); nan where one is zero."""
     lengths = np.linalg.norm(first) * np.linalg.norm(second)
     return float(first @ second / lengths) if lengths else math.nan
 
 
 def relative_gap(values: np.ndarray, k: int) -> float:
-    """|lambda_k - lambda_(k+1)| / |lambda_k|, at most 1 (which two of opposite signs would exceed)."""
+    """The relative gap |lambda_k - lambda_(k+1)| / |lambda_k|, at most 1 (which opposite signs would exceed)."""
     last, following = values[k - 1], values[k]
     return float(min(abs(last - following) / abs(last), 1.0)) if last else 0.0
 
 
 def widest_gap(spectra: Sequence[np.ndarray]) -> int | None:
-    """The k of which the median of `relative_gap` over all spectra is largest; None with fewer than two values each.
+    """The k that maximises the median of `relative_gap` over all spectra; None with fewer than two values each.
 
     Args:
         spectra: leading eigenvalues of each checkpoint, from one end inwards; k is below the shortest length.
@@ -89,7 +89,7 @@ WHOLE_SPACE = Gap(math.inf, 0.0)  # nothing follows, and nothing can turn
 
 
 def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
-    """The gap behind the first k of the eigenvalues (m,); None where it is not known, since none was found beyond.
+    """The gap behind the first k of the eigenvalues (m,); None where none was found beyond.
 
     Args:
         values: from one end of the order inwards; |values| where they are ordered by magnitude.
@@ -101,7 +101,7 @@ def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
 
 
 def overlap_error(first: float, second: float, k: int) -> float:
-    """How far an overlap of k-spaces may be off, whose bases have these `turning_bound`s; at most 1.
+    """A bound on the error of the overlap of k-spaces whose bases have these `turning_bound`s; at most 1.
 
     The projectors move by at most sqrt(2) |sin|_F each, and |tr(dP Q)| <= |dP|_F sqrt(k).
     """

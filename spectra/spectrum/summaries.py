@@ -12,7 +12,7 @@ from spectra.spectrum.curves import NOISE
 
 
 class EffectiveDimension(NamedTuple):
-    """The middle of what quadrature leaves possible, with both errors."""
+    """The effective dimension: the middle of what quadrature leaves possible, with both errors."""
 
     value: float
     standard_error: float  # over probes; nan for one
@@ -20,7 +20,7 @@ class EffectiveDimension(NamedTuple):
 
 
 def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: bool) -> EffectiveDimension | None:
-    """tr A (A + damping I)^-1, the sum of lambda / (lambda + damping); None unless A + damping I is positive definite.
+    """The effective dimension tr A (A + damping I)^-1; None unless A + damping I is positive definite.
 
     How many directions a damping, or a prior of that precision, leaves to the data (MacKay 1992, *A practical Bayesian
     framework for backpropagation networks*). In a `semidefinite` matrix, where what is below zero is rounding, Gauss
@@ -42,7 +42,7 @@ def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: 
 
 
 def condition_number(measure: SpectralMeasure, damping: float, semidefinite: bool) -> float | None:
-    """(lambda_max + damping) / (lambda_min + damping), None unless A + damping I is positive definite.
+    """The condition number (lambda_max + damping) / (lambda_min + damping); None unless that is positive definite.
 
     Nodes lie within the spectrum, so that it is too small if anything; the outermost nodes converge first. The true one
     of a `semidefinite` matrix is no more than lambda_max / damping + 1.
@@ -54,6 +54,7 @@ def condition_number(measure: SpectralMeasure, damping: float, semidefinite: boo
 
 
 def lowest_node(measure: SpectralMeasure, semidefinite: bool) -> float:
+    """The lowest node with a weight above zero; of a semidefinite matrix at least zero."""
     lowest = measure.nodes[measure.weights > 0].min().item()
     return max(lowest, 0.0) if semidefinite else lowest
 

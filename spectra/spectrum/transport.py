@@ -1,4 +1,4 @@
-"""How far two spectra are apart: the Wasserstein-1 distance of spectral measures whose probes are paired.
+"""The Wasserstein-1 distance of two spectral measures whose probes are paired.
 
 For matrices of one shape it is the mean |difference| of eigenvalues matched by rank.
 """
@@ -23,7 +23,7 @@ Rows = list[tuple[np.ndarray, np.ndarray]]  # nodes and weights of each probe
 def distances_of_spectra(
     first: SpectralMeasure | None, second: SpectralMeasure | None
 ) -> tuple[Estimate | None, Estimate | None]:
-    """W1, and W1 over the mean |eigenvalue| of the first.
+    """The Wasserstein-1 distance of two spectra, and its ratio to the mean |eigenvalue| of the first.
 
     Errors hold chance, by the jackknife over probes, and resolution: what quadratures of m nodes miss falls as 1 / m,
     so that it is about what they differ by from those of m / 2.
@@ -45,17 +45,19 @@ def distances_of_spectra(
 
 
 def distances(first: Rows, second: Rows) -> tuple[float, float]:
-    """W1 of the mean measures, and W1 over that of the first to zero."""
+    """The Wasserstein-1 distance of the mean measures, and its ratio to that of the first to zero."""
     (nodes, weights), others = joined(first), joined(second)
     distance, size = wasserstein(nodes, weights, *others), wasserstein(nodes, weights, np.zeros(1), np.ones(1))
     return distance, distance / size if size else math.nan
 
 
 def joined(some: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Several pairs of nodes and weights as one pair."""
     return np.concatenate([nodes for nodes, _ in some]), np.concatenate([weights for _, weights in some])
 
 
 def rows(measure: SpectralMeasure) -> Rows:
+    """The nodes and weights of each probe, as NumPy arrays."""
     return list(zip(as_cpu_float64(measure.nodes).numpy(), as_cpu_float64(measure.weights).numpy(), strict=True))
 
 

@@ -54,7 +54,7 @@ def find_directions(
     max_products: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Direction], bool]:
-    """Those of the names for which a vector was found, in their order; whether all were, each within the tolerance.
+    """Find the vectors of the names, in their order; also return whether all were found, each within the tolerance.
 
     `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA).
     """
@@ -82,6 +82,7 @@ def find_directions(
 
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
+    """Raise SpectraError where an eigenvector of a rank above n is asked for."""
     if ranks and max(ranks) > n:
         raise SpectraError(
             f"`along` {max(ranks)}: a matrix with {counted(n, 'row')} has {counted(n, 'eigenvector')}; name one of them"

@@ -35,7 +35,7 @@ Step = Callable[[Callable[[], Any]], Any]  # how a part of the work is done: at 
 
 @dataclass(frozen=True)
 class Point:
-    """Where all begins: theta itself, weight decay included."""
+    """The point theta around which the loss is looked at, its loss and gradient with weight decay included."""
 
     loss: float
     gradient: Tensor  # (n,), whole
@@ -43,6 +43,7 @@ class Point:
 
     @classmethod
     def of(cls, problem: Problem) -> Point:
+        """The point where a problem's parameters are now."""
         theta, shift = problem.vector([p.detach() for p in problem.leaves]), problem.weight_decay
         loss, size = mean_loss(problem) + shift * square(problem) / 2, square(problem) ** 0.5
         return cls(loss, mean_gradient(problem) + shift * theta, size)
@@ -59,6 +60,7 @@ class Line:
 
     @property
     def departure(self) -> np.ndarray:
+        """The loss less its prediction, at each point."""
         return self.loss - self.prediction
 
 
@@ -75,7 +77,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Of one matrix: directions by name, what is predicted along all of them, and what was found."""
+    """The directions of one matrix by name, what is predicted along all of them, and what was found."""
 
     point: Point
     directions: dict[str, Direction]
@@ -97,7 +99,7 @@ class Grid:
     points: int | None
 
     def axis(self, direction: Direction, curvature: float, point: Point, points: int) -> np.ndarray:
-        """(points,) from -radius to radius, 0.0 in the middle."""
+        """The coordinates (points,) from -radius to radius, 0.0 in the middle."""
         radius = default_radius(direction, curvature, point) if self.radius is None else self.radius
         half = (self.points or points) // 2
         return radius * np.arange(-half, half + 1) / half
@@ -194,7 +196,7 @@ def plane(
 
 
 def default_radius(direction: Direction, curvature: float, point: Point) -> float:
-    """Where the quadratic term is RISE times the loss (or FLOOR), at most |theta|; 1 for a random direction.
+    """The radius where the quadratic term is RISE times the loss (or FLOOR), at most |theta|; 1 along random ones.
 
     So the picture is the same whatever the loss is scaled by and the parameters are called.
     """

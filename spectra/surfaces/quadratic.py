@@ -1,4 +1,4 @@
-"""What slope and curvature at a point predict of the loss around it, and how far that holds."""
+"""The quadratic model of the loss around a point, and how far it holds."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Quadratic:
         return np.einsum("pi,ij,pj->p", coordinates, self.curvatures, coordinates) / 2
 
     def along(self, *places: int) -> Quadratic:
-        """In the coordinates of some of the directions."""
+        """The quadratic model in the coordinates of some of the directions."""
         return Quadratic(self.loss, self.slopes[list(places)], self.curvatures[np.ix_(places, places)])
 
 
 def quadratic(operator: SymmetricOperator, loss: float, gradient: Tensor, directions: Sequence[Tensor]) -> Quadratic:
-    """Of the matrix in place of the Hessian, by one product for each direction (n,); all are whole vectors."""
+    """The quadratic model with the matrix as Hessian, by one product for each direction (n,); all are whole vectors."""
     rows = [placed(d, operator) for d in directions]
     images = [operator @ row for row in rows]
     slopes = [dot(gradient, d) for d in directions]
@@ -46,7 +46,7 @@ def quadratic(operator: SymmetricOperator, loss: float, gradient: Tensor, direct
 
 
 class Range(NamedTuple):
-    """Where along a line a prediction holds, and whether that is all that was looked at, on either side."""
+    """The range of a line in which the prediction holds, and whether that reaches the end of what was looked at."""
 
     start: float
     stop: float
@@ -68,7 +68,7 @@ def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) ->
 
 
 def reach(t: np.ndarray, ratio: np.ndarray) -> tuple[float, bool]:
-    """Up to which t, from 0, the ratio is at most 1; whether that is the last."""
+    """The t, from 0, up to which the ratio is at most 1; also whether that is the last."""
     beyond = np.flatnonzero(ratio[1:] > 1)
     if not len(beyond):
         return float(t[-1]), True

@@ -1,4 +1,4 @@
-"""What is kept of a landscape: its record, from what `landscape` has found."""
+"""From a landscape to its record."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def landscape_results(found: Sequence[Any]) -> list[LandscapeResult]:
 
 
 def landscape_result(measurement: Any) -> LandscapeResult:
+    """Make the record of one measurement whose answer is a `Landscape`."""
     found: Landscape = measurement.answer
     return LandscapeResult(
         method="landscape",
@@ -53,14 +54,17 @@ def directions(found: Landscape) -> Iterator[Direction]:
 
 
 def line_record(name: str, line: Any) -> Line:
+    """Make the record of a line along this direction."""
     numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
     return Line(along=name, holds=Holds(share=SHARE, **line.holds._asdict()), **numbers)
 
 
 def plane_record(names: Sequence[str], plane: Any) -> Plane:
+    """Make the record of a plane along these directions."""
     return Plane(along=list(names), **vars(plane))
 
 
 def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:
+    """Make the record of how curvature and slope along this direction spread over examples."""
     told = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
     return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=told[0], slope=told[1])

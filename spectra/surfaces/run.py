@@ -1,4 +1,4 @@
-"""The loss along directions of a problem, from a request to what was found."""
+"""`spectra landscape`: its settings, and the function that takes a request to its record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LandscapeSettings:
 
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:
-    """The record of the loss along what is asked for, beside each matrix."""
+    """Look at the loss along the directions that are asked for, beside each matrix, and return the record."""
     problem, asked = session.load(), session.request.settings
     with session.resumable():
         together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)

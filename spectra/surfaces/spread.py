@@ -1,4 +1,4 @@
-"""How curvature and slope along a direction spread over the examples: signal against noise.
+"""The distribution of curvature and slope along a direction over the examples: signal against noise.
 
 Per-example terms of d'Ad without a matrix for each example: with f(t) the outputs (E, K) at theta + t d,
 
@@ -30,7 +30,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number for each example."""
+    """The distribution over examples of one number that each example has."""
 
     mean: float
     standard_deviation: float  # 0 for one example
@@ -45,7 +45,7 @@ class Spread:
 
 
 def spread(values: np.ndarray) -> Spread:
-    """Of (N,) values."""
+    """The distribution of values (N,)."""
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
     error, negative = deviation / len(values) ** 0.5, (values < -NOISE * np.abs(values).max()).mean()
     quantiles = np.quantile(values, QUANTILES).tolist()

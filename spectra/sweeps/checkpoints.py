@@ -1,4 +1,4 @@
-"""What checkpoints tell beside their spectra: at which training step each is, and how weights moved between them."""
+"""The training step of each checkpoint, and how weights moved between them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Trajectory:
 
 
 def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
-    """Whether training keeps to one direction: at each checkpoint, the step that led there and the one that follows."""
+    """Rows on whether training keeps to one direction: the cosine of the steps to and from each checkpoint."""
     before = step = at = None
     for found in series:
         here = weights(found)

@@ -1,4 +1,4 @@
-"""What a sweep will cost: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
+"""Forecasts of a sweep: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ DEFAULT_DENSITY = {"probes": DENSITY_PROBES, "steps": DENSITY_STEPS}  # which `i
 
 
 def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Costs:
-    """Of tasks of which something is left to do. `arguments`: those of the plan's options that `inspect` takes.
+    """Forecast what tasks cost of which something is left to do.
+
+    Args:
+        plan: the plan that the tasks are of.
+        tasks: those with commands left to run.
+        arguments: options of the plan that `inspect` takes, as words of a command line.
 
     Raises SpectraError: what the first command would say of the problem.
     """
@@ -47,7 +52,7 @@ def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Cos
 
 
 def cost(result: InspectResult, command: str, times: int, options: Mapping[str, Any]) -> Cost:
-    """By the estimate of the method that the command takes; more or fewer probes and steps cost in proportion."""
+    """Forecast one command by the estimate of the method it takes; costs are in proportion to probes and steps."""
     method = options.get("method")
     fitting = [
         entry
@@ -70,5 +75,5 @@ def cost(result: InspectResult, command: str, times: int, options: Mapping[str, 
 
 
 def usual(entry: CommandCost) -> bool:
-    """Whether a command takes this method by itself: gram for the trace alone."""
+    """Whether a command takes this method unless asked otherwise: gram for the trace alone."""
     return entry.command == "trace" or entry.method != "gram"

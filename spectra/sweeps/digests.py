@@ -35,6 +35,7 @@ def digest(checkpoint: Path, directory: Path) -> str:
 
 @cache
 def computed(checkpoint: Path, _seen: Stamps) -> str:
+    """The SHA-256 of a checkpoint's content, of all files of an index."""
     if checkpoint.suffix == ".json":
         from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
 
@@ -44,6 +45,7 @@ def computed(checkpoint: Path, _seen: Stamps) -> str:
 
 
 def remembered(directory: Path, seen: Stamps) -> str | None:
+    """The SHA-256 that an earlier call has left, where the files have not changed since; else None."""
     try:
         content = json.loads(read_bounded(directory / NAME, WRITTEN_BY_US))
         same = tuple(tuple(stamp) for stamp in content["files"]) == seen
@@ -53,6 +55,7 @@ def remembered(directory: Path, seen: Stamps) -> str | None:
 
 
 def stamps(checkpoint: Path) -> Stamps:
+    """The name, size and times of each file of a checkpoint, by which a change is noticed."""
     files = [checkpoint, *shards(checkpoint)] if checkpoint.suffix == ".json" else [checkpoint]
     found = [(str(file), os.stat(file)) for file in files]
     return tuple((name, held.st_size, held.st_mtime_ns, held.st_ctime_ns) for name, held in found)

@@ -43,6 +43,7 @@ def ranks(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def eigenvalue_rows(found: Found) -> Iterator[Row]:
+    """Rows of the eigenvalues of one result, by rank."""
     values, residuals, which = numbers(found)
     order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
     for i in sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i]))):
@@ -50,7 +51,7 @@ def eigenvalue_rows(found: Found) -> Iterator[Row]:
 
 
 def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
-    """Eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which they are."""
+    """The eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which end they are from."""
     return found.entry.values, found.entry.residuals, found.problem.option("which") or "LM"
 
 
@@ -64,7 +65,7 @@ class SavedPairs:
     places: np.ndarray
 
     def vectors(self, k: int) -> np.ndarray | None:
-        """(k, n) float64, or None where they were not saved."""
+        """The first k eigenvectors (k, n), float64; None where they were not saved."""
         name = f"eigenvectors_{self.found.curvature}"
         arrays = read_arrays(self.found.file.with_suffix(".npz"), [name])
         return None if arrays is None else arrays[name][self.places[:k]].astype(np.float64)
@@ -81,7 +82,7 @@ class SavedPairs:
 
 
 def leading(found: Found) -> SavedPairs | None:
-    """None where a number is not finite."""
+    """The eigenpairs in a result from one end inwards; None where a number is not finite."""
     values, residuals, which = numbers(found)
     if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
         return None
@@ -92,7 +93,7 @@ def leading(found: Found) -> SavedPairs | None:
 
 
 def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
-    """Of one matrix at checkpoints in their order: how leading eigenvectors turn, and whether training follows them.
+    """Rows on one matrix over its checkpoints: how leading eigenvectors turn, and whether training follows them.
 
     The leading k-space has the same k throughout, that of the widest gap (`widest_gap`).
 
@@ -109,13 +110,14 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
 
 
 def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
+    """Rows of the gap behind the first k eigenvalues at each checkpoint."""
     for pairs in known:
         error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
         yield derived(pairs, "gap", k, pairs.gap_within(k).relative, float(error), gap_is_reliable(k, pairs))
 
 
 def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
-    """One pass, with the vectors of two checkpoints and of the last in memory."""
+    """Rows on how eigenspaces turn, in one pass with the vectors of two checkpoints and of the last in memory."""
     last = known[-1]
     final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
     for pairs, following in pairwise(known):
@@ -141,6 +143,7 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
 
 
 def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray, there: np.ndarray) -> Iterator[Row]:
+    """Rows of overlap and angles between the k-spaces `here` and `there`, (k, n) each."""
     k = len(here)
     reliable = gap_is_reliable(k, pairs, other)
     error = bound_of_overlap(pairs, other, k)
@@ -150,11 +153,12 @@ def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray,
 
 
 def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both, where there are both and they are of one shape."""
+    """The pair of bases, where there are both and they are of one shape; else None."""
     return (here, there) if here is not None and there is not None and here.shape == there.shape else None
 
 
 def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | None:
+    """A bound on the error of the overlap of two k-spaces; None where a gap is not known."""
     one, two = pairs.gap(k), other.gap(k)
     return None if one is None or two is None else overlap_error(one.bound, two.bound, k)
 
@@ -165,6 +169,6 @@ def gap_is_reliable(k: int, *some: SavedPairs) -> bool:
 
 
 def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, reliable: bool) -> Row:
-    """A number that took no products of its own."""
+    """The row of a number that took no products of its own."""
     converged = pairs.found.entry.converged and reliable
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

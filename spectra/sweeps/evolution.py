@@ -1,4 +1,4 @@
-"""How spectra evolve over training: saved results of many checkpoints -> one tidy table, one row a number.
+"""The evolution of spectra over training: saved results of many checkpoints -> one tidy table, one row a number.
 
 What is not finished yet is left out. What lies between two checkpoints stands at the earlier one:
 `overlap_next` at step t compares the eigenspaces at t and at the next checkpoint that has a result.
@@ -28,7 +28,7 @@ ROWS = {name: resolve_name(command.rows) for name, command in REGISTER.items() i
 
 
 class Home(NamedTuple):
-    """Where results of a checkpoint lie."""
+    """The directory where results of a checkpoint lie."""
 
     name: str  # of the task
     label: str  # of the checkpoint
@@ -67,12 +67,13 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
 
 
 def record_in(directory: Path, command: str) -> Record | None:
+    """The record that a command has left in a directory, if there is one."""
     file = directory / f"{command}.json"
     return load(file, [command], "result")[1] if file.exists() else None
 
 
 def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
-    """The table of what is there."""
+    """The table of all results in these places."""
     axis, steps = training_steps({home.label: home.checkpoint for home in homes})
     notes: dict[str, None] = {}  # each once, in their order
     results = [read_results(home, steps[home.label], commands, notes.setdefault) for home in homes]
@@ -86,7 +87,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
 
 
 def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:
-    """What is done; a file that lacks what the table needs is noted and left out."""
+    """The results of one checkpoint; a file that lacks what the table needs is noted and left out."""
     found = []
     for command in commands:
         file = home.directory / f"{command}.json"
@@ -111,7 +112,7 @@ def check(found: Found) -> None:
 
 
 def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
-    """How eigenspaces and weights move from one checkpoint to the next."""
+    """Rows on how eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
     named = [f for f in found if f.checkpoint and f.problem.shapes is not None]
     weights = Trajectory(note) if len(named) > 1 else lambda _: None
@@ -121,7 +122,7 @@ def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> I
 
 
 def in_order(rows: Sequence[Row]) -> Iterator[Row]:
-    """By step, matrix as first met, seed, quantity, rank. Numbers that are not finite become None."""
+    """Rows by step, matrix as first met, seed, quantity and rank, with None for numbers that are not finite."""
     matrices = list(dict.fromkeys([None, *(row.curvature for row in rows)]))
     quantities = list(QUANTITIES)
 
@@ -134,6 +135,7 @@ def in_order(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Hashable, list[Found]]:
+    """Results by their keys, in the order in which they come."""
     groups: dict[Hashable, list[Found]] = {}
     for one in found:
         groups.setdefault(key(one), []).append(one)
@@ -141,4 +143,5 @@ def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Ha
 
 
 def first_of_each(found: Iterable[Found], key: Callable[[Found], Hashable]) -> list[Found]:
+    """The first result with each key."""
     return [group[0] for group in grouped(found, key).values()]

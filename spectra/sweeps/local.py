@@ -13,7 +13,7 @@ from spectra.sweeps.runner import Runner
 
 
 def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -> None:
-    """Run them, and call `ended` after each. On KeyboardInterrupt they save their state and end; it is raised again."""
+    """Run tasks, and call `ended` after each. On KeyboardInterrupt they save their state; it is raised again."""
     if not tasks:
         return
     places = environments(plan)
@@ -41,7 +41,7 @@ def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -
 
 
 def stop(runners: Sequence[Runner]) -> None:
-    """Ask all to save their state and end; asked once more meanwhile, kill them."""
+    """Ask all runners to save their state and end; kill them if asked once more meanwhile."""
     for runner in runners:
         runner.stop()
     try:
@@ -54,7 +54,7 @@ def stop(runners: Sequence[Runner]) -> None:
 
 
 def environments(plan: Plan) -> list[dict[str, str]]:
-    """One for each task that runs at a time: its threads and, where there are GPUs, which."""
+    """The environment of each task that runs at a time: its threads and, where there are GPUs, its GPU."""
     cores, gpus = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         devices(plan),
@@ -68,7 +68,7 @@ def environments(plan: Plan) -> list[dict[str, str]]:
 
 
 def devices(plan: Plan) -> list[str]:
-    """The GPUs that are ours, as CUDA_VISIBLE_DEVICES names them; none where every command is told to use the CPU."""
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where every command uses the CPU."""
     if all(options.get("device") == "cpu" for options in plan.options.values()):
         return []
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):

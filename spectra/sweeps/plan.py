@@ -53,6 +53,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
+    """A plan as read from its file: its tasks, and where and how they run."""
+
     path: Path  # absolute
     out: Path  # absolute
     tasks: tuple[Task, ...]
@@ -64,17 +66,17 @@ class Plan:
 
     @property
     def directory(self) -> Path:
-        """In which tasks run."""
+        """The directory in which tasks run."""
         return self.path.parent
 
     @property
     def records(self) -> Path:
-        """Logs, locks and what else a sweep notes down."""
+        """The directory of logs, locks and whatever else a sweep notes down."""
         return self.out / ".sweep"
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
+    """Read a plan. Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
     file = PlanFile(path)
     file.refuse_unknown("", ("out", "problem", *COMMANDS, "run", "collect"))
     commands = tuple(name for name in file.content if name in COMMANDS)
@@ -108,6 +110,7 @@ def refuse_ours(file: PlanFile, tables: Sequence[str]) -> None:
 
 
 def directory(file: PlanFile) -> Path:
+    """The plan's output directory: its key `out`, else named as the file. Raises SpectraError."""
     out = file.content.get("out", file.path.stem)
     if not (isinstance(out, str) and out.strip()):
         raise file.error(f"{shown('out', out)} is no path; name a directory")
@@ -118,6 +121,7 @@ def directory(file: PlanFile) -> Path:
 
 
 def learning_rate(file: PlanFile) -> float | None:
+    """The learning rate in the table [collect], if there is one. Raises SpectraError."""
     file.refuse_unknown("collect", ("learning_rate",))
     rate = file.table("collect").get("learning_rate")
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
@@ -129,7 +133,7 @@ def learning_rate(file: PlanFile) -> float | None:
 def make_tasks(
     file: PlanFile, out: Path, options: Mapping[str, Mapping[str, Any]], note: Callable[[str], Any]
 ) -> Iterator[Task]:
-    """Every checkpoint in its natural order, with every matrix and seed; `note` is told of those left out."""
+    """The tasks of a plan: each checkpoint in natural order, with each matrix and seed; `note` gets those left out."""
     problem = file.table("problem")
     matrices = several(file, "curvature", problem.get("curvature", "hessian"), str)
     seeds = several(file, "seed", problem.get("seed", 0), int)
@@ -161,7 +165,7 @@ def check_length(file: PlanFile, command: str, line: Sequence[str]) -> None:
 
 
 def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
-    """One or a list, each once. Raises SpectraError."""
+    """The values of a key that holds one or a list, each once. Raises SpectraError."""
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
         wanted = "names" if kind is str else "whole numbers"
@@ -170,7 +174,7 @@ def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
 
 
 def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
-    """Label -> path from the plan, in natural order. A label is the path without suffix, below what all share.
+    """The checkpoints by label, in natural order. A label is the path without suffix, below what all share.
 
     Files whose names are no text (UTF-8) are left out, since neither logs nor tables can name them.
     """
@@ -192,6 +196,7 @@ def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) 
 
 
 def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text, which may come from a file's name of other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -205,12 +210,12 @@ def natural(text: str) -> list:
 
 
 def relative(path: Path, parent: Path) -> str:
-    """From `parent` where it lies below, so that a plan's directory may move."""
+    """The path from `parent` where it lies below, so that a plan's directory may move."""
     return str(path.relative_to(parent)) if path.is_relative_to(parent) else str(path)
 
 
 def typed(options: Mapping[str, Any]) -> Iterator[str]:
-    """Options as they are typed on a command line; a flag that is false is not."""
+    """The options as they are typed on a command line; a flag that is false is left out."""
     for key, value in options.items():
         option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         if isinstance(value, bool):

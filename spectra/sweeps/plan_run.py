@@ -29,7 +29,7 @@ TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What [run] asks for. A field that is None is left to Slurm's default, or to as many as there is room for."""
+    """The settings in [run]. A field that is None is left to Slurm's default, or to as many as there is room for."""
 
     on: str = "local"
     jobs: int | None = None
@@ -60,14 +60,17 @@ def minutes(text: str) -> int | None:
 
 
 def whole(least: int) -> Callable[[Any], bool]:
+    """A test for whole numbers that are no smaller than `least`."""
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_text(value: Any) -> bool:
+    """Whether a value is a line of printable text that is not blank."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 

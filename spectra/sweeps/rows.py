@@ -29,7 +29,7 @@ QUANTITIES = {  # in the table's order, with what `index` and `error` are
 
 @dataclass(frozen=True)
 class Found:
-    """What one command found for one matrix at one checkpoint."""
+    """The result of one command for one matrix at one checkpoint."""
 
     label: str  # of the checkpoint
     step: Number
@@ -48,23 +48,25 @@ class Found:
         return self.problem.seed
 
     def row(self, quantity: str, index: int | None, value: float | None, **fields: Any) -> Row:
-        """A number that this result holds, at the price that the command paid."""
+        """The row of a number that this result holds, with the cost of the command."""
         entry = self.entry
         cost = {"products": entry.products, "converged": entry.converged, "command": self.command}
         return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
 
 
 def trace_rows(found: Found) -> Iterator[Row]:
+    """The row of the trace."""
     yield found.row("trace", None, found.entry.trace, error=found.entry.standard_error)
 
 
 def density_rows(found: Found) -> Iterator[Row]:
+    """The row of the share of eigenvalues below zero, where it is known."""
     if share := found.entry.negative:
         yield found.row("negative_share", None, share.value, lower=share.lower, upper=share.upper)
 
 
 def problem_rows(found: Found) -> Iterator[Row]:
-    """Of the checkpoint itself, whatever the matrix."""
+    """Rows of loss and accuracy, which a checkpoint has whatever the matrix."""
     for quantity, key in (("loss", "loss_value"), ("accuracy", "accuracy")):
         value = getattr(found.problem, key, None)
         if value is not None:

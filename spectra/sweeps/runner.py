@@ -26,10 +26,11 @@ class Runner:
         self.guard = threading.RLock()  # entered again by a signal that comes inside
 
     def last(self) -> Attempt | None:
+        """The last attempt at this task, if there was one."""
         return Attempt.read(record_path(self.plan, self.task, "json"))
 
     def run(self) -> None:
-        """Every command that is not done, until one fails or `stop`; nothing where another runner has it, or had it."""
+        """Run the commands that are not done, until one fails or `stop`; none where another runner has the task."""
         with held(record_path(self.plan, self.task, "lock")) as lock:
             if lock is None or self.last() != self.before:
                 return
@@ -39,7 +40,7 @@ class Runner:
                     return
 
     def run_one(self, attempt: Attempt, lock: IO) -> bool:
-        """Whether it has left its result."""
+        """Run one command of the task; return whether it has left its result."""
         note = record_path(self.plan, self.task, "json")
         with record_path(self.plan, self.task, "log").open("ab") as log:
             with self.guard:
@@ -55,6 +56,7 @@ class Runner:
         return False
 
     def start(self, attempt: Attempt, log: IO, lock: IO) -> subprocess.Popen:
+        """Start the command of an attempt as a process that writes to the log and holds the lock."""
         line = [attempt.command, *attempt.arguments]
         log.write(f"$ spectra {shlex.join(line)}\n".encode())
         log.flush()
@@ -76,11 +78,12 @@ class Runner:
             self.tell(signal.SIGTERM)
 
     def tell(self, number: int) -> None:
+        """Send a signal to the running command, if there is one."""
         if self.process and self.process.returncode is None:
             self.process.send_signal(number)
 
     def wait(self) -> None:
-        """Until the present command has ended; safe where `run` waits for it in the same thread."""
+        """Wait until the present command has ended; safe where `run` waits for it in the same thread."""
         if self.process and self.process.returncode is None:
             try:
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)

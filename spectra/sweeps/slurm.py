@@ -32,7 +32,7 @@ REQUEUES = 50  # of a task that takes longer than its time; a bound for one that
 
 @dataclass
 class Job:
-    """What submitit pickles, calls on a node, and asks for a `checkpoint` when the job is to end."""
+    """A callable that submitit pickles, calls on a node, and asks for a `checkpoint` when the job is to end."""
 
     plan: Plan  # of this task alone
     task: Task
@@ -46,7 +46,7 @@ class Job:
             raise SpectraError(f"{self.task.name}: {now.reason}")  # for Slurm to know it, too
 
     def checkpoint(self):
-        """The state is on disk: the job may begin again."""
+        """Stop the command, which saves its state, and have submitit queue the job again, if the plan allows."""
         from submitit.helpers import DelayedSubmission
 
         self.runner.stop()
@@ -55,7 +55,7 @@ class Job:
 
 
 def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
-    """Task -> job. Raises SpectraError: no submitit, no Slurm, or Slurm refuses."""
+    """Submit the tasks as one array of jobs, and return the job of each task."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read as submitit is imported
     try:
         import submitit
@@ -79,6 +79,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def parameters(plan: Plan) -> dict:
+    """The parameters of submitit's executor, from the plan's table [run]."""
     run = plan.run
     given = {
         "partition": run.partition,
@@ -99,7 +100,7 @@ def parameters(plan: Plan) -> dict:
 
 
 def submit_once(plan: Plan, choose) -> dict[str, str]:
-    """`submit` those tasks that `choose()` gives, which no other sweep may submit meanwhile. Raises SpectraError."""
+    """Submit those tasks that `choose()` gives, while no other sweep may submit. Raises SpectraError."""
     with held(plan.records / "submit.lock") as lock:
         if lock is None:
             raise SpectraError(
@@ -115,12 +116,12 @@ def submit_once(plan: Plan, choose) -> dict[str, str]:
 
 
 def folder(plan: Plan) -> Path:
-    """Of submitit: scripts, pickles, and what jobs print beside their tasks."""
+    """The directory of submitit: scripts, pickles, and what jobs print beside their tasks."""
     return plan.records / "slurm"
 
 
 def submitted(plan: Plan) -> dict[str, str]:
-    """Task -> its last job. Raises SpectraError where what is noted of them is damaged."""
+    """The last job of each task. Raises SpectraError where the list of them is damaged."""
     path = plan.records / "jobs.json"
     try:
         jobs = json.loads(read_bounded(path, WRITTEN_BY_US))
@@ -134,7 +135,7 @@ def submitted(plan: Plan) -> dict[str, str]:
 
 
 def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
-    """Task -> what Slurm says of its last job, for those that had one. Raises SpectraError where it can't be asked."""
+    """The last job of each task that had one, as Slurm reports it. Raises SpectraError where it cannot be asked."""
     jobs = submitted(plan)
     if not jobs:
         return {}
@@ -153,6 +154,7 @@ def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
 
 
 def known(state: str | None) -> str:
+    """The state of a job in our words: gone, queued or running."""
     if state is None:
         return "gone"
     return "queued" if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED") else "running"

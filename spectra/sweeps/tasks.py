@@ -46,10 +46,12 @@ class Attempt:
     status: int | None = None  # of its process, negative: the signal that killed it; None: not known to have ended
 
     def write(self, path: Path) -> None:
+        """Write the attempt to a file, never half."""
         write_atomically(path, lambda file: file.write(json.dumps(asdict(self)).encode()))
 
     @classmethod
     def read(cls, path: Path) -> Attempt | None:
+        """Read an attempt; None where there is no file, or not one of ours."""
         try:
             content = json.loads(read_bounded(path, WRITTEN_BY_US))
             return cls(content["command"], tuple(content["arguments"]), content["status"])
@@ -58,13 +60,13 @@ class Attempt:
 
     @property
     def interrupted(self) -> bool:
-        """Ended from outside, so that it will go on where it was."""
+        """Whether the command was ended from outside, so that it will go on where it was."""
         return self.status is None or self.status in (*INTERRUPTED, *KILLED)
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """What a queue says of a task's job."""
+    """The job of a task, and what the queue says of it."""
 
     id: str
     state: str  # "running", "queued", "gone"
@@ -73,7 +75,7 @@ class BatchJob:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a task stands, and why."""
+    """The state of a task, with the reason for it."""
 
     task: Task
     state: str  # of records.sweep.STATES
@@ -82,11 +84,12 @@ class Standing:
     unmet: tuple[str, ...] = ()  # commands that are done, but have not met a tolerance
 
     def last_lines(self) -> list[str]:
+        """The last lines of the task's log."""
         return last_lines(self.log) if self.log else []
 
 
 def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
-    """The record of where tasks stand."""
+    """The record of the states of all tasks."""
     tasks = [
         TaskStatus(
             name=s.task.name,
@@ -102,10 +105,12 @@ def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
 
 
 def record_path(plan: Plan, task: Task, suffix: str) -> Path:
+    """The file of this kind that a sweep keeps of a task: json, log or lock."""
     return plan.records / f"{task.name}.{suffix}"
 
 
 def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
+    """The state of a task, from its results, its last attempt, its lock and its job."""
     found = {command: examined(task, command) for command, _ in task.commands}
     records, edited = {command: record for command, (record, _) in found.items()}, [text for _, text in found.values()]
     told = next(filter(None, edited), "")
@@ -126,6 +131,7 @@ def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
 
 
 def how_it_ended(attempt: Attempt) -> str:
+    """The way in which an attempt ended without its result, in words."""
     if attempt.status is None:
         return f"{attempt.command} was running when its sweep ended"
     if attempt.status < 0:
@@ -146,7 +152,7 @@ def result(task: Task, command: str) -> Record | None:
 
 
 def examined(task: Task, command: str) -> tuple[Record | None, str]:
-    """`result`, and what is wrong with a file that is there but was not written by the command, or has been edited."""
+    """The record as `result` gives it, and what is wrong with a file that is not the command's or has been edited."""
     path = task.directory / f"{command}.json"
     try:
         _, record = load(path, [command])
@@ -159,7 +165,7 @@ def examined(task: Task, command: str) -> tuple[Record | None, str]:
 
 
 def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
-    """By time where the checkpoint was there long before the command can have read it, else by SHA-256."""
+    """Whether a result is of the checkpoint as it is: by time where that is long unchanged, else by SHA-256."""
     if task.checkpoint is None:
         return True
     times = [getattr(entry, key, 0) for entry in record.results for key in ("seconds", "setup_seconds")]
@@ -174,11 +180,12 @@ def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
 
 
 def converged(record: Record) -> bool:
+    """Whether every result in a record met its tolerance."""
     return all(getattr(entry, "converged", True) for entry in record.results)
 
 
 def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
-    """Of a text file, empty ones left out."""
+    """The last lines of a text file, empty ones left out."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - 10_000))
@@ -190,7 +197,7 @@ def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
 
 @contextmanager
 def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
-    """The lock's file, to be handed on to children, who then hold it too; None where others hold it.
+    """A context that locks a file and gives it, to be handed on to children; None where others hold the lock.
 
     With patience for those who only look: see `is_held`.
     """
@@ -203,6 +210,7 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
 
 
 def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on this file."""
     try:
         with path.open() as file:
             return not try_lock(file, shared=True)
@@ -211,6 +219,7 @@ def is_held(path: Path) -> bool:
 
 
 def try_lock(file: IO, shared: bool = False) -> bool:
+    """Lock an open file, and return whether nobody else held it."""
     try:
         lock(file, shared)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What is shown of a comparison, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra compare`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MOST_FITTED = 5  # eigenvalues of which fits are shown
 
 
 def compare_text(record: Record) -> str:
+    """The record of `compare` as text of 80 columns."""
     return rendered(*compare_parts(readable(record)), *figure_lines(record))
 
 
@@ -63,6 +64,7 @@ def held_out_table(record: Record):
 
 
 def subsample_table(entry: Subsample):
+    """The table of eigenvalues on fewer examples."""
     total = f"{entry.examples:,}"
     sizes = [f"{size:,}" for size in entry.sizes]
     table = new_table("", *sizes, f"line at {total}", f"λ at {total}", "line at ∞")
@@ -75,6 +77,7 @@ def subsample_table(entry: Subsample):
 
 
 def matrix_table(results: Sequence[CompareResult]):
+    """The table of norms, traces and leading eigenvalues."""
     table = new_table("", "|A|", "trace", "leading λ ± residual")
     for r in results:
         leading = brief(r.values[0], r.residuals[0]) if len(r.values) else ""
@@ -83,6 +86,7 @@ def matrix_table(results: Sequence[CompareResult]):
 
 
 def cost_table(results: Sequence[CompareResult]):
+    """The table of costs."""
     table = new_table("", "products", "s", "set-up s", "converged")
     for r in results:
         table.add_row(r.curvature, *cost_cells(r))
@@ -90,6 +94,7 @@ def cost_table(results: Sequence[CompareResult]):
 
 
 def distance_table(pairs: Sequence[Pair]):
+    """The table of distances and cosines of each pair."""
     keys = {"distance": "distance", "cosine": "cosine", "scale c*": "scale", "at that scale": "scaled_distance"}
 
     def cells(pair: Pair) -> list[str]:
@@ -100,6 +105,8 @@ def distance_table(pairs: Sequence[Pair]):
 
 
 def difference_table(pairs: Sequence[Pair]):
+    """The table of the traces and extreme eigenvalues of differences."""
+
     def cells(pair: Pair) -> list[str]:
         if pair.rounding:
             return ["rounding"]
@@ -110,6 +117,7 @@ def difference_table(pairs: Sequence[Pair]):
 
 
 def overlap_table(pairs: Sequence[Pair]):
+    """The table of overlaps of leading eigenspaces."""
     k = max(len(pair.overlaps) for pair in pairs)
     shown = [*[j for j in (1, 2, 3, 5, 10, 20, 50, 100) if j < k][: MOST_OVERLAPS - 1], k]
 
@@ -121,6 +129,7 @@ def overlap_table(pairs: Sequence[Pair]):
 
 
 def overlap_cell(spaces: Agreement | None) -> str:
+    """An overlap, in parentheses where no gap makes it reliable."""
     if spaces is None:
         return ""
     return f"{spaces.overlap:.3f} " if spaces.reliable else f"({spaces.overlap:.3f})"
@@ -148,7 +157,7 @@ def pair_table(pairs: Sequence[Pair], columns: Sequence[str], cells: Callable[[P
 
 
 def estimate(found: Estimate | None) -> str:
-    """With its error, where that is known."""
+    """An estimate with its error, where that is known."""
     if found is None:
         return ""
     error = found.standard_error

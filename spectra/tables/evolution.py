@@ -1,4 +1,4 @@
-"""What is shown of an evolution: a short table of 80 columns."""
+"""A short table of 80 columns from the evolution of a sweep."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ MOST_LINES = 12  # of a matrix in the short table
 
 
 def evolution_text(evolution: Evolution) -> str:
+    """The evolution of a sweep as text of 80 columns."""
     return rendered(*evolution_parts(evolution))
 
 
@@ -29,6 +30,7 @@ def evolution_parts(evolution: Evolution) -> list[Any]:
 
 
 def short_table(evolution: Evolution, curvature: str, seed: int):
+    """The table of the main numbers of one matrix over the checkpoints."""
     cells = {
         "λ1": one_of(evolution.select("eigenvalue", curvature=curvature, seed=seed, index=1)),
         "trace": one_of(evolution.select("trace", curvature=curvature, seed=seed)),
@@ -51,16 +53,18 @@ def short_table(evolution: Evolution, curvature: str, seed: int):
 
 
 def one_of(rows: Sequence[Row]) -> dict[str, Row]:
+    """One row for each checkpoint."""
     return {row.checkpoint: row for row in rows}
 
 
 def abridged(names: Sequence[str]) -> list[str | None]:
-    """None stands for those left out."""
+    """The items with None in place of those left out of a long list."""
     half = MOST_LINES // 2
     return [*names] if len(names) <= MOST_LINES else [*names[:half], None, *names[-half:]]
 
 
 def cell(row: Row | None) -> str:
+    """The value of a row with its error or limits."""
     if row is None or row.value is None:
         return ""
     if row.quantity == "negative_share":

@@ -1,4 +1,4 @@
-"""What `spectra inspect` shows: layers, checkpoint, and what the commands will cost, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra inspect`: layers, checkpoint, and forecasts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
 
 
 def inspect_text(record: Record) -> str:
+    """The record of `inspect` as text of 80 columns."""
     return rendered(*inspect_parts(readable(record)))
 
 
@@ -37,22 +38,24 @@ def inspect_parts(record: Record) -> list[str | Table]:
 
 
 def model_parts(problem: ProblemRecord) -> list[str | Table]:
-    """What is known once the model is there."""
+    """Texts and tables on model and checkpoint, which are known before there are data."""
     return [model_line(problem), checkpoint_line(problem), "", layer_table(problem.layers)]
 
 
 def data_parts(problem: ProblemRecord) -> list[str | Table]:
-    """What the data show of it."""
+    """Texts on the data and on the model's loss there."""
     return ["", data_line(problem), *(problem.notes or [])]
 
 
 def model_line(problem: ProblemRecord) -> str:
+    """The line on the model and its number of parameters."""
     chosen, every = problem.parameters, sum(layer.parameters for layer in problem.layers)
     rest = f" chosen of {every:,}" if chosen < every else ""
     return f"{quoted(problem.model)}: {counted(chosen, 'parameter')}{rest}"
 
 
 def checkpoint_line(problem: ProblemRecord) -> str:
+    """The line on the checkpoint and how it fitted the model."""
     loaded = problem.checkpoint_match
     if loaded is None:
         return f"no checkpoint: weights as built with seed {problem.seed}"
@@ -83,6 +86,7 @@ def layer_table(layers: Sequence[LayerRecord]) -> Table:
 
 
 def grouped(layers: Sequence[LayerRecord], depth: int) -> dict[str, list[LayerRecord]]:
+    """Layers by the first `depth` parts of their names."""
     groups: dict[str, list[LayerRecord]] = {}
     for layer in layers:
         groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
@@ -90,6 +94,7 @@ def grouped(layers: Sequence[LayerRecord], depth: int) -> dict[str, list[LayerRe
 
 
 def state(group: Sequence[LayerRecord], count: int) -> str:
+    """The parameters of a group that are frozen, tied or not chosen, in words."""
     trainable, chosen = sum(layer.trainable for layer in group), sum(layer.chosen for layer in group)
     tied = [name for layer in group for name in layer.tied]
     parts = [f"tied to {', '.join(tied)}"] if tied else []
@@ -101,6 +106,7 @@ def state(group: Sequence[LayerRecord], count: int) -> str:
 
 
 def data_line(problem: ProblemRecord) -> str:
+    """The line on data, loss and accuracy."""
     data, loss = quoted(problem.data), quoted(problem.loss)
     text = f"{data}: {counted(problem.examples, 'example')}, {loss} {problem.loss_value:.4g}"
     if problem.accuracy is not None:
@@ -110,6 +116,7 @@ def data_line(problem: ProblemRecord) -> str:
 
 
 def cost_table(results: Sequence[InspectResult]) -> Table:
+    """The table of forecasts."""
     table = new_table("", "s a product", "command", "products", "time", "memory")
     for r in results:
         first = [r.curvature, f"{r.seconds_per_product:.2g}"]
@@ -137,6 +144,7 @@ def in_time(seconds: float) -> str:
 
 
 def in_bytes(count: float) -> str:
+    """A number of bytes with its unit."""
     for unit in UNITS:
         if count < 1000 or unit == UNITS[-1]:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What is shown of a landscape, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra landscape`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
 
 def landscape_text(record: Record) -> str:
+    """The record of `landscape` as text of 80 columns."""
     return rendered(*landscape_parts(readable(record)), *figure_lines(record))
 
 
@@ -36,10 +37,12 @@ def landscape_parts(record: Record) -> list[Any]:
 
 
 def sizes(entry: LandscapeResult) -> str:
+    """The line on |theta| and the norm of the gradient."""
     return f"|theta| {cell(entry.parameter_norm)}, gradient norm {cell(entry.gradient_norm)}"
 
 
 def direction_table(entry: LandscapeResult) -> Any:
+    """The table of directions: eigenvalue, norm, slope, curvature, and where the prediction holds."""
     reach = ["holds from", "to"] if entry.lines else []
     table = new_table("", "λ ± residual", "|d|", "slope g'd", "d'Ad", *reach)
     lines = {line.along: line for line in entry.lines}
@@ -55,6 +58,7 @@ def direction_table(entry: LandscapeResult) -> Any:
 
 
 def range_cells(line: Line | None) -> list[str]:
+    """The ends of the range in which the prediction holds."""
     if line is None:
         return ["", ""]
     holds, first = line.holds, line.t[len(line.t) // 2 + 1]
@@ -65,6 +69,7 @@ def range_cells(line: Line | None) -> list[str]:
 
 
 def spread_table(entry: LandscapeResult) -> Any:
+    """The table of how curvature and slope spread over examples."""
     table = new_table("", "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
     for one in entry.spread or []:
         bend, slope = one.curvature, one.slope
@@ -81,7 +86,7 @@ def spread_table(entry: LandscapeResult) -> Any:
 
 
 def plane_line(entry: LandscapeResult, plane: Plane) -> str:
-    """What a figure does not tell of a plane."""
+    """The line on a plane, with what its figure does not tell."""
     losses = plane.loss[np.isfinite(plane.loss)]
     lowest = f"{losses.min():.4g}" if losses.size else "none finite"
     first, second = plane.along
@@ -89,10 +94,12 @@ def plane_line(entry: LandscapeResult, plane: Plane) -> str:
 
 
 def cell(value: float | None) -> str:
+    """A number in three digits, or a dash."""
     return "-" if value is None else f"{value:.3g}"
 
 
 def cost_table(results: Sequence[LandscapeResult]) -> Any:
+    """The table of costs."""
     table = new_table("", "evaluations", "products", "s", "set-up s", "converged")
     for entry in results:
         table.add_row(entry.curvature, str(entry.evaluations), *cost_cells(entry))

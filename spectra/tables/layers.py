@@ -1,4 +1,4 @@
-"""What is shown of a matrix block by block, in tables of 80 columns."""
+"""Tables of 80 columns from a record of `spectra layers`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ MEANING = (
 
 
 def layers_text(record: Record) -> str:
+    """The record of `layers` as text of 80 columns."""
     return rendered(*layers_parts(readable(record)), *figure_lines(record))
 
 
 def layers_parts(record: Record) -> list[str | Table]:
-    """Of every matrix what its blocks sum up to, and their eigenvectors where there are any; below, the cost."""
+    """Texts and tables: for each matrix the sums over its blocks and their eigenvectors, if any; then the cost."""
     parts: list[str | Table] = [heading(record.problem), TRACES]
     for entry in record.results:
         blocks, left_out = sorted_blocks(entry)
-        parts += [told(entry), trace_table(blocks, entry)]
+        parts += [subject(entry), trace_table(blocks, entry)]
         if any(block.leading for block in blocks):
             parts += [MEANING, eigenvector_table(blocks)]
         if left_out:
@@ -48,8 +49,8 @@ def layers_parts(record: Record) -> list[str | Table]:
     return [*parts, notes, *remarks(record)]
 
 
-def told(entry: LayersResult) -> str:
-    """What the tables below are of."""
+def subject(entry: LayersResult) -> str:
+    """The line on what the tables below it are of."""
     text = f"\n{entry.curvature}, by {entry.by}: trace {cell(entry.trace, entry.standard_error)}"
     if entry.leading:
         text += f", leading eigenvalue {cell(*entry.leading)}"
@@ -57,6 +58,7 @@ def told(entry: LayersResult) -> str:
 
 
 def order(entry: LayersResult) -> str:
+    """The order of a table's blocks, in words."""
     return "" if entry.sort == "order" else f"; by falling {SORTED[entry.sort]}"
 
 
@@ -69,6 +71,7 @@ def sorted_blocks(entry: LayersResult) -> tuple[list[Block], int]:
 
 
 def key(block: Block, sort: str) -> float:
+    """The number by which blocks are sorted; the lowest of all where a block has none."""
     value = (block.leading or [None])[0] if sort == "eigenvalue" else getattr(block, sort)
     if value is None or math.isnan(value):
         return -math.inf
@@ -108,6 +111,7 @@ def cell(value: float | None, error: float | None, scale: float = 1.0) -> str:
 
 
 def one(value: float | None, form: str) -> str:
+    """A number in this format, or nothing."""
     return "" if value is None else format(value, form)
 
 

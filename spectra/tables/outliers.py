@@ -1,4 +1,4 @@
-"""What is shown of outliers, of class structure and of a damped matrix."""
+"""Tables of 80 columns from a record of `spectra density`: outliers, class structure, and a damped matrix."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def density_parts(record: Record) -> list[Any]:
 
 
 def end_cells(end: End) -> list[str]:
+    """The cells on one end of a spectrum."""
     ratio = end.ratio
     return [
         f"{end.count}" + (f" ± {end.count_error:.1g}" if end.count_error else ""),
@@ -85,7 +86,7 @@ def damped_table(results: Sequence[DensityResult]) -> list[Any]:
 
 
 def class_table(found: ClassStructure) -> list[Any]:
-    """How much of the trace and of each leading eigenvalue of the GGN comes from means of classes."""
+    """The table of how much of the trace and of each leading eigenvalue of the GGN comes from class means."""
     table = new_table("ggn", "eigenvalue", "class", "cross-class", "within", "inside class", "inside both")
     total, levels = found.trace, (found.class_trace, found.cross_trace, found.within_trace)
     shares = [100 * level / total if total else 0.0 for level in levels]

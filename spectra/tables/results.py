@@ -1,4 +1,4 @@
-"""What is shown of records: eigenvalues, traces and densities in tables of 80 columns."""
+"""Tables of 80 columns from records of eigenvalues and traces, and what all tables share."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ UNPROVEN = (
 
 
 def eig_text(record: Record) -> str:
+    """The record of `eig` as text of 80 columns."""
     return rendered(*eig_parts(readable(record)))
 
 
@@ -58,14 +59,17 @@ def percentage(share: Share | None) -> str:
 
 
 def eigenvalue_cell(result: EigResult, i: int) -> str:
+    """Eigenvalue i with its residual, or nothing."""
     return with_error(result.values[i], result.residuals[i]) if i < len(result.values) else ""
 
 
 def trace_text(record: Record) -> str:
+    """The record of `trace` as text of 80 columns."""
     return rendered(*trace_parts(readable(record)))
 
 
 def trace_parts(record: Record) -> list[str | Table]:
+    """Texts and tables of the record of `trace`."""
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -93,7 +97,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
 
 
 def heading(problem: ProblemRecord) -> str:
-    """What was looked at, and its loss."""
+    """The line on what was looked at, and its loss."""
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     where = checkpoint if problem.checkpoint else f"{model}, as built with seed {problem.seed}"
     chosen, total = problem.parameters, problem.parameters_in_all or problem.parameters
@@ -107,7 +111,7 @@ def heading(problem: ProblemRecord) -> str:
 
 
 def remarks(record: Record) -> list[str]:
-    """What a reader of the numbers has to know besides."""
+    """The lines below the tables on what a reader of the numbers has to know besides."""
     size, examples = record.problem.batch_size, record.problem.examples
     lines = [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
@@ -127,11 +131,12 @@ def remarks(record: Record) -> list[str]:
 
 
 def figure_lines(record: Record) -> list[str]:
-    """Where the figures are, below all else."""
+    """The lines that say where the figures are."""
     return ["", *[quoted(path, None) for path in record.figures]] if record.figures else []
 
 
 def cost_cells(result: Entry) -> list[str]:
+    """The cells on what a result cost and whether it converged."""
     return [
         str(result.products),
         f"{result.seconds:.2f}",
@@ -141,10 +146,12 @@ def cost_cells(result: Entry) -> list[str]:
 
 
 def standard_error(samples: np.ndarray) -> float:
+    """The standard error of the mean of samples (k,); nan for one."""
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
 
 
 def new_table(*columns: str) -> Table:
+    """An empty table with these columns, numbers to the right."""
     table = Quoted(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for i, column in enumerate(columns):
         table.add_column(

@@ -1,4 +1,4 @@
-"""What `spectra sweep` shows: where tasks stand, and what they will cost, within 80 columns."""
+"""Text of 80 columns on the tasks of a sweep and what they will cost."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def counts(states: Iterable[str]) -> str:
 
 
 def status_text(status: SweepStatus) -> str:
+    """The status of a sweep as text of 80 columns."""
     tasks = [task.changed(name=quoted(task.name)) for task in status.tasks]
     lines = [counts(task.state for task in tasks), *running(tasks)]
     for task in abridged([task for task in tasks if task.reason]):
@@ -35,12 +36,13 @@ def status_text(status: SweepStatus) -> str:
 
 
 def running(tasks: Sequence[TaskStatus]) -> list[str]:
+    """The lines on tasks that are running."""
     names = [task.name for task in tasks if task.state == "running"]
     return [f"  running: {name}" for name in abridged(names)]
 
 
 def trouble(task: TaskStatus) -> list[str]:
-    """What became of a task, and the last lines of its log."""
+    """The lines on what became of a task, and the last ones of its log."""
     head = f"{task.name} {task.state}: {task.reason}" + (f" ({task.log})" if task.log else "")
     return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in task.last_lines)]
 
@@ -79,6 +81,7 @@ def dry_run_text(status: SweepStatus, commands: Sequence[str], costs: Costs) -> 
 
 
 def total(rows: Sequence[Cost], loading: float, in_time) -> str:
+    """The line on what all that is left costs."""
     known = [row for row in rows if not math.isnan(row.seconds)]
     sign = "more than " if len(known) < len(rows) or any(row.at_least for row in known) else ""
     products = sum(row.times * row.products for row in known)

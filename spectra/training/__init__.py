@@ -1,1 +1,1 @@
-"""What runs inside of someone's training loop."""
+"""Code that runs inside of a user's training loop."""

@@ -21,6 +21,8 @@ FEWEST = 4  # products for a trace: of fewer there is no standard error
 
 
 class Found(NamedTuple):
+    """The measurements of eigenpairs and of the trace, and the method for the latter."""
+
     eigenpairs: Measurement
     trace: Measurement
     trace_method: str
@@ -32,10 +34,11 @@ def least(k: int) -> int:
 
 
 def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: float, seed: int, vectors: Path) -> Found:
-    """Checks first; at most half of what they leave for eigenvalues, and the rest for the trace of the complement.
+    """Measure top eigenvalues and the trace of one matrix for at most so many products in all, checks included.
 
-    Where the exact trace costs no more it is taken instead. The set-up and the checks count with the eigenvalues.
-    `vectors` is where the eigenvectors will lie that are projected out.
+    At most half of what the checks leave goes to the eigenvalues, the rest to the trace of the complement of their
+    eigenvectors. Where the exact trace costs no more it is taken instead. The set-up and the checks count with the
+    eigenvalues. `vectors` is where the eigenvectors will lie that are projected out.
     """
     half = (products - CHECKS) // 2
     solve = partial(eigenpairs, k=k, tolerance=tolerance)

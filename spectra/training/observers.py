@@ -25,7 +25,7 @@ def forward_hooks(model: nn.Module) -> set[int]:
 
 
 def observers(model: nn.Module, hooks: Set[int], run: Callable[[], Any]) -> set[int]:
-    """Those of these hooks that `run()`, a forward pass, has called and that did nothing but look on."""
+    """The hooks that `run()`, a forward pass, has called and that did nothing but look on."""
     called, busy = set(), set()
 
     def watched(number: int, hook: Callable) -> Callable:
@@ -46,14 +46,14 @@ def observers(model: nn.Module, hooks: Set[int], run: Callable[[], Any]) -> set[
 
 @contextmanager
 def without_observers(model: nn.Module, hooks: Set[int]) -> Iterator[None]:
-    """Inside, these hooks are not called."""
+    """A context in which these hooks are not called."""
     with exchanged(model, lambda number, hook: None if number in hooks else hook):
         yield
 
 
 @contextmanager
 def exchanged(model: nn.Module, other: Callable[[int, Callable], Callable | None]) -> Iterator[None]:
-    """Inside, another function, or none, stands for each forward hook."""
+    """A context in which another function, or none, stands for each forward hook."""
     kept = [(table, OrderedDict(table)) for table in tables(model)]
     try:
         for table, hooks in kept:
@@ -67,6 +67,7 @@ def exchanged(model: nn.Module, other: Callable[[int, Callable], Callable | None
 
 
 def tables(model: nn.Module) -> list[Hooks]:
+    """The tables in which PyTorch keeps forward hooks, those of all modules among them."""
     own = [table for module in model.modules() for name in TABLES if (table := module.__dict__.get(name))]
     return own + [table for name in TABLES if (table := getattr(everywhere, f"_global{name}"))]
 

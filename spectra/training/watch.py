@@ -41,7 +41,7 @@ BATCH = 256  # examples of a forward pass; products merge and cut batches by the
 
 @dataclass(frozen=True)
 class Recording:
-    """What was found at one step, by matrix, and where it was written."""
+    """The results of one step, by matrix, and where they were written."""
 
     step: int
     directory: Path
@@ -52,7 +52,7 @@ class Recording:
 
 
 class Watch:
-    """Top eigenvalues and trace every so many steps of a training loop, in the files of `spectra eig` and `trace`.
+    """Record top eigenvalues and the trace every so many steps of a training loop, in files as `spectra eig` writes.
 
         watch = spectra.watch(model, spectra.CrossEntropy(), (x, y), "runs/a", every=100)
         for step, batch in enumerate(loader):
@@ -65,8 +65,8 @@ class Watch:
     are the same at every step: a curve over training shows the matrix and not the draws. Forward hooks that only look
     on, as those that log activations, are left out of recordings, but for one call each, which shows that they do.
 
-    A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is told in one line, by
-    Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
+    A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is reported in one line
+    by Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
     without second derivatives among them, raise SpectraError here, for some forward passes and a gradient a matrix.
 
     torch.compile, DataParallel and DistributedDataParallel are looked through; of a job's processes the first alone
@@ -78,13 +78,15 @@ class Watch:
         batches: the examples, fixed for all of training: a pair (x, y) or a list of spectra.Batch. They are moved to
             the model at each recording.
         out: the directory in which each recording makes its own.
-        every: steps.
-        products: of a recording at most, all matrices and checks included, shared equally by the matrices. Of a
-            matrix's share up to half goes to eigenvalues, and what they leave to the trace.
-        k: eigenvalues of largest magnitude.
-        curvature: names of matrices, see spectra.MATRICES.
-        tolerance, rtol: of a residual over |eigenvalue|; of the trace's standard error over |trace|. Products are
-            spared where these are met sooner; `converged` says whether they were.
+        every: the number of steps from one recording to the next.
+        products: the most matrix-vector products of a recording, all matrices and checks included, shared equally by
+            the matrices. Up to half of a matrix's share goes to eigenvalues, and what they leave to the trace.
+        k: the number of eigenvalues of largest magnitude.
+        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        rtol: the standard error over |trace| at which the trace has converged. Products are spared where tolerances
+            are met sooner; `converged` says whether they were.
+        seed: seed of starting vectors, probes and drawn labels, the same at every step.
         memory: bytes that products may take besides model and data, by default a quarter of the device's.
         save_vectors: leave eigenvectors in eig.npz, k n numbers a recording: overlaps between steps need them.
         options: further fields of spectra.Problem, as weight_decay or output_key.
@@ -252,7 +254,7 @@ watch = Watch  # as a loop calls it
 
 
 def as_batches(batches: Any) -> Any:
-    """A pair (x, y) cut into batches; anything else as it is, for Problem to judge."""
+    """A pair (x, y) cut into batches; anything else unchanged, for Problem to judge."""
     if not (isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)):
         return batches
     inputs, targets = batches
@@ -260,5 +262,6 @@ def as_batches(batches: Any) -> Any:
 
 
 def first_process() -> bool:
+    """Whether this is the process that records: rank 0 of torch.distributed, or the only one."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
