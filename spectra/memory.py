@@ -52,8 +52,8 @@ def memory_share(device: torch.device) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out: of PyTorch on any device, NumPy, Python, or the system."""
     signs = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return says_so or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
 
 
 @contextmanager

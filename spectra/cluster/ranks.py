@@ -150,8 +150,8 @@ def told_by_first() -> str | None:
 def missing_another(error: BaseException) -> bool:
     """Whether an error says no more than that another rank does not answer."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "Connection refused")
-    told = type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in signs)
-    return isinstance(error, RuntimeError) and told
+    no_answer = type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and no_answer
 
 
 def lost_one() -> bool:

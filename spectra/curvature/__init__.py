@@ -1,3 +1,1 @@
-"""The matrices of a problem, one file each, and the engine that makes their products. No method of linear algebra
-is known here.
-"""
+"""The matrices of a problem, one file each, and the engine that makes their products. It knows no method."""

@@ -124,8 +124,8 @@ def loss_name(loss: Loss) -> str:
         "weight": None if loss.class_weights is None else ",".join(map(repr, loss.class_weights.tolist())),
         "class_dim": None if loss.class_dim == 1 else loss.class_dim,  # 1 is what PyTorch's own loss means
     }
-    told = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
-    return f"{name}?{told}" if told else name
+    query = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
+    return f"{name}?{query}" if query else name
 
 
 def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) -> list[Batch] | Data:

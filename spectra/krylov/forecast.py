@@ -30,8 +30,8 @@ from spectra.memory import Ledger
 
 PILOT = 20  # products; from 12 the forecast of a trace is off by more than two in one run of twenty
 LARGEST = 2000  # rows of a surrogate
-LONGEST = 400  # products with a surrogate; what would take more is told as "at least"
-RUNS = 5  # of the trace's, whose median is told
+LONGEST = 400  # products with a surrogate; more is reported as "at least"
+RUNS = 5  # of the trace method; their median is the forecast
 CONVERGED = 0.05  # relative residual below which a Ritz value stands for one eigenvalue, unless its weight says more
 DOUBT = 0.25  # of the trace: products go with 1 / trace^2, so a larger error of it leaves little to tell
 

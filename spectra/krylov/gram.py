@@ -1,8 +1,7 @@
-"""Eigenpairs and trace of A = F'F + shift I from the Gram matrix F F' of its factor F: exact, for any number of
-columns.
+"""Exact eigenpairs and trace of A = F'F + shift I from the Gram matrix F F' of its factor F.
 
-Where F F' w = lambda w, F'w is an eigenvector of F'F with the same eigenvalue. Vectors orthogonal to all of these have
-eigenvalue zero.
+F may have any number of columns. Where F F' w = lambda w, F'w is an eigenvector of F'F with the same eigenvalue.
+Vectors orthogonal to all of these have eigenvalue zero.
 """
 
 from __future__ import annotations

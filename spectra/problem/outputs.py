@@ -69,9 +69,9 @@ def entries(value: Any) -> dict[str, Any]:
 
 def contents(value: Any) -> str:
     """The entries of a container with their shapes, for an error message."""
-    told = [f"{foreign(name)} {shape(entry)}" for name, entry in entries(value).items()]
-    more = ", ..." if len(told) > SHOWN else ""
-    return f" (it has {', '.join(told[:SHOWN])}{more})" if told else ""
+    shown = [f"{foreign(name)} {shape(entry)}" for name, entry in entries(value).items()]
+    more = ", ..." if len(shown) > SHOWN else ""
+    return f" (it has {', '.join(shown[:SHOWN])}{more})" if shown else ""
 
 
 def shape(value: Any) -> str:

@@ -163,7 +163,7 @@ class Problem:
                 before = versions(given)
                 self._forward(given)
                 return versions(given) != before
-        return False  # the same error comes again where it is told
+        return False  # the same error comes again, and is reported there
 
     def _forward(self, inputs: Any) -> Tensor:
         """The model's output, with gradients on: some models differentiate in their forward."""
@@ -267,8 +267,8 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     refuse_unsuitable_parameters(chosen)
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
-        told = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise SpectraError(f"`model`: its parameters differ in kind ({told}); bring them to one dtype and device")
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise SpectraError(f"`model`: its parameters differ in kind ({found}); bring them to one dtype and device")
     if not next(iter(chosen.values())).dtype.is_floating_point:
         raise SpectraError(f"`model`: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
     return chosen

@@ -165,8 +165,8 @@ def locked(directory: Path) -> IO:
         except OSError as error:
             with suppress(OSError):
                 directory.rmdir()
-            told = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
-            raise SpectraError(told) from error
+            message = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
+            raise SpectraError(message) from error
         try:
             take_lock(lock)
         except BlockingIOError as error:

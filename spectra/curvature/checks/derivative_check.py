@@ -51,7 +51,7 @@ class DerivativeCheckResult:
 
     examples: int = 0
     dtype: str | None = None
-    error: float | None = None  # of a product, relative to the larger of the two; None where nothing could be told
+    error: float | None = None  # of a product, relative to the larger of the two; None where nothing could be compared
     rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
     gradients: int = 0  # its cost, as if it were gradients of these examples: a product counts for three
     not_checked: str | None = None  # why, of all or of some parameters

@@ -1,1 +1,1 @@
-"""How products of matrices with vectors are made: batches, derivatives, traced graphs, and memory."""
+"""The engine of matrix-vector products: batches, derivatives, traced graphs, and memory."""

@@ -1,7 +1,7 @@
-"""Measure how the memory of a user's own loss grows with the batch: for pairs with its square, for triplets with its
-cube.
+"""Measure how the memory of a user's own loss grows with the batch.
 
-The memory is measured in output space at a few sizes, each twice the one before, and continued as a polynomial.
+It grows with the square for a loss of pairs, and with the cube for one of triplets. It is measured in output space at a
+few sizes, each twice the one before, and continued as a polynomial.
 """
 
 from __future__ import annotations
