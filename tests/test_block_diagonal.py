@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spectra.krylov import blocks as widths
 from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures, block_products
-from spectra.krylov.bounds import allowed_residuals
+from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.quadrature import spectral_measure
 from spectra.operator import Counting
 

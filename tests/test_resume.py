@@ -27,7 +27,7 @@ from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
 from spectra.operator import Counting, Wrapper
 from spectra.resume.journal import CheckpointedOperator, Journal, JournalSettings
-from spectra.resume.log import RECORD, Log, head
+from spectra.resume.journal_file import RECORD, Log, head
 from spectra.resume.state import State
 
 MATRIX = with_spectrum([*uniform(55, -1, 1), 3.0, 3.0, -4.0, 5.0, 9.0]).float()

@@ -13,22 +13,6 @@ from spectra.vectors import map_shards, norms
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
 
-def allowed_residuals(values: Tensor, size: float, tolerance: float, dtype: torch.dtype) -> Tensor:
-    """The largest residuals (k,) of converged pairs: max(tolerance * max(|lambda|, eps^(2/3) |A|), 10 eps |A|).
-
-    The first floor is ARPACK's. Below the second, residuals are the rounding of products, and no search brings them
-    further down.
-
-    Args:
-        values: the eigenvalues (k,).
-        size: the norm |A| of the matrix.
-        tolerance: the relative residual asked for.
-        dtype: the type of the products, whose eps counts.
-    """
-    eps = torch.finfo(dtype).eps
-    return (tolerance * values.abs().clamp(min=eps ** (2 / 3) * size)).clamp(min=10 * eps * size)
-
-
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
     """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products."""
     return residual_norms((operator @ vectors.T).T, values, vectors)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectra.defaults import RTOL, TOLERANCE
-from spectra.krylov.bounds import allowed_residuals
+from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, placed

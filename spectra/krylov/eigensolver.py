@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.krylov.bounds import allowed_residuals, complement_bounds, kato_temple, residual_norms
+from spectra.krylov.bounds import complement_bounds, kato_temple, residual_norms
+from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import Lanczos, begin, random_start
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select

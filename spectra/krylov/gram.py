@@ -16,7 +16,8 @@ from torch import Tensor
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL, TOLERANCE
 from spectra.errors import SpectraError
-from spectra.krylov.bounds import allowed_residuals, true_residuals
+from spectra.krylov.bounds import true_residuals
+from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select

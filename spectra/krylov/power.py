@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import TOLERANCE
-from spectra.krylov.bounds import allowed_residuals
+from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select

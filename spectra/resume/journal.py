@@ -26,7 +26,7 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
-from spectra.resume.log import Entry, Log, write_whole
+from spectra.resume.journal_file import Entry, Log, write_whole
 from spectra.vectors import local, map_shards, norm
 
 KINDS = ("sample", "products", "steps", "done")
