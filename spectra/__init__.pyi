@@ -13,7 +13,7 @@ from spectra.curvature.operator import Curvature as Curvature
 from spectra.errors import SpectraError as SpectraError
 from spectra.inputs.problem import load_problem as load_problem
 from spectra.krylov.eigenpairs import eigenpairs as eigenpairs
-from spectra.krylov.hutchinson import hutch_plus_plus as hutch_plus_plus
+from spectra.krylov.hutch_plus_plus import hutch_plus_plus as hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson as hutchinson
 from spectra.krylov.quadrature import spectral_measure as spectral_measure
 from spectra.krylov.results import Eigenpairs as Eigenpairs

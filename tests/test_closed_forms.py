@@ -13,9 +13,9 @@ from networks import BY_NAME, DEVICES, SOME, floats, labels, name_of
 from torch import nn
 
 from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
-from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, MeanSquaredError

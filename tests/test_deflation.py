@@ -9,7 +9,8 @@ from helpers import TABLE, known, seeded, with_spectrum
 from spectra.krylov.deflation import known_pairs, with_deflation
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
+from spectra.krylov.hutch_plus_plus import hutch_plus_plus
+from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
 from spectra.operator import Counting

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.engine.replacements import weight_norm
 from spectra.curvature.evaluation import mean_loss
+from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
-from spectra.curvature.random_labels import uniforms
 from spectra.krylov.dense import columns
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")

@@ -21,7 +21,8 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_eigenpairs
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.hutchinson import hutch_plus_plus, hutchinson
+from spectra.krylov.hutch_plus_plus import hutch_plus_plus
+from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.power import power_iteration
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace

@@ -14,7 +14,8 @@ from spectra.krylov import hutchinson as hutchinson_module
 from spectra.krylov import xtrace as xtrace_module
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.forecast import VectorMeter
-from spectra.krylov.hutchinson import affordable, hutch_plus_plus, hutchinson
+from spectra.krylov.hutch_plus_plus import hutch_plus_plus
+from spectra.krylov.hutchinson import affordable, hutchinson
 from spectra.krylov.sketch import Sketch
 from spectra.krylov.xtrace import GROUPS, estimate, mean, xtrace
 from spectra.operator import Counting, Deflated

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from spectra.records.files import finite, write_atomically
+from spectra.atomic import write_atomically
+from spectra.records.files import finite
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "PyHessian", "curvlinops-for-pytorch", "hessian-eigenthings")
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS")

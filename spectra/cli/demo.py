@@ -68,7 +68,7 @@ def saved(network: nn.Module, loss: float, path: Path) -> Path:
     """Save the network's weights, print its loss to standard error, and return the path."""
     import torch
 
-    from spectra.records.files import write_atomically
+    from spectra.atomic import write_atomically
 
     weights = network.state_dict()
     write_atomically(path, lambda file: torch.save(weights, file))

@@ -67,10 +67,11 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     spectra plot run1 --out run1.pdf --width 3.25
     spectra plot start/eig.json end/eig.json --label start --label end --out a.svg
     """
+    from spectra.atomic import write_atomically
     from spectra.plots import save_figure
     from spectra.plots.saved import saved_figure
     from spectra.records.drawn import PlotRecord
-    from spectra.records.files import prepare_directory, write_atomically
+    from spectra.records.files import prepare_directory
 
     figure, files = saved_figure(results, label, curvature, title, log, width)
     prepare_directory(out.parent)

@@ -44,11 +44,12 @@ def report(results, out, title, as_json) -> int:
     spectra report run1 --out run1.html
     spectra report start/eig.json end/eig.json --out training.html
     """
+    from spectra.atomic import write_atomically
     from spectra.cli.repeat import ways
     from spectra.page.document import document
     from spectra.page.results import read_all
     from spectra.records.drawn import ReportRecord
-    from spectra.records.files import prepare_directory, write_atomically
+    from spectra.records.files import prepare_directory
 
     found = read_all(results)
     page = document(found, title, ways).encode()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectra.curvature.definition import Definition, distribution_of
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.random_labels import uniforms
+from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
 from spectra.problem.problem import Batch, Problem
 

@@ -1,8 +1,7 @@
-"""Trace by random signs: Hutchinson, and Hutchinson on what a sketch leaves (Hutch++).
+"""Hutchinson's estimator of the trace, by random signs: on the whole space, or on the complement of a known basis.
 
-For w of random signs E w'Aw = tr A, with variance 2 (|A|_F^2 - sum of A_ii^2) (Girard 1989, Hutchinson 1989). Hutch++
-(Meyer, Musco, Musco, Woodruff 2021) takes the trace exactly on the range Q of a sketch A S, and only the rest,
-tr (I - QQ')A(I - QQ'), by signs. The samples are independent, so their standard error is honest.
+For w of random signs E w'Aw = tr A, with variance 2 (|A|_F^2 - sum of A_ii^2) (Girard 1989, Hutchinson 1989). The
+samples are independent, so their standard error is honest.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, placed
-from spectra.vectors import orthonormal, row_dots, sum_shards, without_autocast
+from spectra.vectors import row_dots, sum_shards, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -57,37 +56,6 @@ def hutchinson(
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
     return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-
-
-@without_autocast()
-def hutch_plus_plus(
-    operator: SymmetricOperator,
-    *,
-    rtol: float = RTOL,
-    probes: int | None = None,
-    known: float = 0.0,
-    seed: int = 0,
-    generator: torch.Generator | None = None,
-    max_products: int | None = None,
-    progress: Progress | None = None,
-) -> TraceEstimate:
-    """Estimate tr A + known by Hutch++ (Meyer, Musco, Musco, Woodruff 2021), with the arguments of `hutchinson`.
-
-    The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
-    """
-    refuse_estimate(operator, rtol, probes, known, max_products)
-    generator = chosen_generator(seed, generator)
-    n = operator.shape[0]
-    counted = Counting(operator)
-    budget = budgeted(max_products, probes)
-    sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
-    if not sketch:
-        return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
-    basis = orthonormal(image.T)[0].contiguous()
-    images = (counted @ basis.T).T
-    left = probes and probes - sketch
-    return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)
 
 
 def budgeted(max_products: int | None, probes: int | None) -> float:

@@ -9,7 +9,8 @@ its law is that of P A P with P = I - U'U.
 
 Orthogonalisation is classical Gram-Schmidt, twice ("twice is enough": Giraud, Langou, Rozloznik 2005): matrix
 products instead of a loop over vectors. T and C are float64 on the CPU whatever the vectors are; a product's
-coefficients get there together, so that a step waits for the device once.
+coefficients get there together, so that a step waits for the device once. When to restart, and when to
+stop, is decided in `spectra.krylov.eigensolver`.
 """
 
 from __future__ import annotations

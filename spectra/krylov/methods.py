@@ -3,7 +3,8 @@
 Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
 Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, generator=, max_products=, progress=)
 and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
-with a factor; the command line takes it for the trace where that is no dearer than XTrace's first stage.
+with a factor. `spectra.run.trace.usual_method` takes it for the trace where that is no dearer than
+XTrace's first stage.
 """
 
 EIG = {
@@ -15,7 +16,7 @@ EIG = {
 
 TRACE = {
     "xtrace": "spectra.krylov.xtrace:xtrace",
-    "hutch++": "spectra.krylov.hutchinson:hutch_plus_plus",
+    "hutch++": "spectra.krylov.hutch_plus_plus:hutch_plus_plus",
     "hutchinson": "spectra.krylov.hutchinson:hutchinson",
     "dense": "spectra.krylov.dense:dense_trace",
     "gram": "spectra.krylov.gram:gram_trace",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spectra.atomic import write_atomically
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.style import save_figure
-from spectra.records.files import prepare_directory, write_atomically
+from spectra.records.files import prepare_directory
 from spectra.records.sweep import Evolution
 
 

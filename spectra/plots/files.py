@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from spectra.atomic import write_atomically
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.density import density_figure
 from spectra.plots.style import save_figure
-from spectra.records.files import write_atomically
 
 
 def write_png(figure: Figure, path: Path) -> None:

@@ -4,7 +4,7 @@ A loss views the model's output as rows (E, K), one row an example: a target of 
 sequence), or a row of mse and bce_with_logits. The mean over a data set is the sum of `total` over the sum of `weight`,
 PyTorch's own mean over all the data, whatever the batches. The second derivative L_i by row i is s_i times the Hessian
 of -log p at f_i; `scales` are the s_i. Losses of labels also tell which counted targets the output gets right
-(`ClassificationLoss`).
+(`ClassificationLoss`). `spectra.inputs.registers` lists the losses that have names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The record of a problem: which model, checkpoint, data and loss, and all that numbers depend on."""
+"""The record of a problem: which model, checkpoint, data and loss, and all that numbers depend on.
+
+`spectra.inputs.problem` makes it.
+"""
 
 from __future__ import annotations
 

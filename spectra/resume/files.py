@@ -8,8 +8,8 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Literal, cast, overload
 
+from spectra.atomic import replace_file, without_waiting
 from spectra.errors import SpectraError
-from spectra.records.files import replace_file, without_waiting
 
 KINDS = {
     stat.S_IFLNK: "a symbolic link",

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from spectra.records.files import replace_file
+from spectra.atomic import replace_file
 from spectra.resume.files import opened, own_copy
 
 MARK = b"spectra 2 state\n"

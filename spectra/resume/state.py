@@ -21,9 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from spectra.atomic import reason, write_atomically
 from spectra.errors import SpectraError
 from spectra.locks import lock as take_lock
-from spectra.records.files import finite, reason, write_atomically
+from spectra.records.files import finite
 from spectra.resume.files import opened, refuse_another_kind
 from spectra.resume.journal import KINDS, Journal, JournalSettings
 

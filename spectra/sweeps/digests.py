@@ -12,8 +12,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from spectra.atomic import replace_file
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
-from spectra.records.files import replace_file
 
 NAME = ".checkpoint.json"
 Stamps = tuple[tuple[str, int, int, int], ...]  # of each file: path, size, times of its last change in ns

@@ -17,9 +17,9 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spectra.atomic import write_atomically
 from spectra.errors import SpectraError, describe
 from spectra.files import WRITTEN_BY_US, read_bounded
-from spectra.records.files import write_atomically
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.runner import Runner
 from spectra.sweeps.tasks import BatchJob, held, record_path, standing

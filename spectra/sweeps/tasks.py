@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from spectra.atomic import write_atomically
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.locks import lock
-from spectra.records.files import write_atomically
 from spectra.records.record import Record, load
 from spectra.records.sweep import SweepStatus, TaskStatus
 from spectra.sweeps.digests import digest

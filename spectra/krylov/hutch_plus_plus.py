@@ -1,0 +1,48 @@
+"""Hutch++: the trace exactly on the range of a sketch, and by random signs on the rest.
+
+Hutch++ (Meyer, Musco, Musco, Woodruff 2021) takes the trace exactly on the range Q of a sketch A S, and only the rest,
+tr (I - QQ')A(I - QQ'), by the samples of `spectra.krylov.hutchinson`, whose standard error is that of the estimate.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from spectra.arguments import chosen_generator
+from spectra.defaults import RTOL
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, random_signs, sample
+from spectra.krylov.limits import refuse_estimate
+from spectra.krylov.results import Progress, TraceEstimate
+from spectra.operator import Counting, SymmetricOperator
+from spectra.vectors import orthonormal, without_autocast
+
+
+@without_autocast()
+def hutch_plus_plus(
+    operator: SymmetricOperator,
+    *,
+    rtol: float = RTOL,
+    probes: int | None = None,
+    known: float = 0.0,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> TraceEstimate:
+    """Estimate tr A + known by Hutch++ (Meyer, Musco, Musco, Woodruff 2021), with the arguments of `hutchinson`.
+
+    The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
+    """
+    refuse_estimate(operator, rtol, probes, known, max_products)
+    generator = chosen_generator(seed, generator)
+    n = operator.shape[0]
+    counted = Counting(operator)
+    budget = budgeted(max_products, probes)
+    sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
+    if not sketch:
+        return sample(counted, counted, known, rtol, probes, generator, budget, progress)
+    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
+    basis = orthonormal(image.T)[0].contiguous()
+    images = (counted @ basis.T).T
+    left = probes and probes - sketch
+    return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)
