@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from spectra.arguments import LARGEST_SEED, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
@@ -362,8 +363,7 @@ def as_path(path: str | Path | None) -> Path | None:
 
 def whole(name: str, value: Any, least: int) -> int:
     """The value as an int, from `least` to what 64 bits hold. Raises ArgumentError."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**63:
-        raise ArgumentError(f"`{name}` {value!r}: is not a whole number >= {least}; give one")
+    require_integer(name, value, least, LARGEST_SEED)
     return int(value)
 
 
@@ -371,7 +371,7 @@ def positive(name: str, value: Any, or_zero: bool = False) -> float:
     """The value as a finite float above zero, or with `or_zero` from zero on. Raises ArgumentError."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (value == 0 and not or_zero):
-        raise ArgumentError(f"`{name}` {value!r}: is not a finite number {'>= 0' if or_zero else 'above 0'}; give one")
+        raise wrong(name, value, f"a finite number {'>= 0' if or_zero else 'above 0'}")
     return float(value)
 
 
