@@ -277,6 +277,7 @@ def test_rank_is_at_most_examples_times_classes_less_one(name, limit):
 DISTRIBUTIONS = [CrossEntropy(), MeanSquaredError(), BinaryCrossEntropy()]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", DISTRIBUTIONS, ids=lambda loss: type(loss).__name__)
 def test_monte_carlo_fisher_nears_the_fisher_as_the_root_of_the_samples(loss):
     case = {"CrossEntropy": "mlp", "MeanSquaredError": "mse", "BinaryCrossEntropy": "bce"}[type(loss).__name__]

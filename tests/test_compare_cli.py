@@ -256,6 +256,7 @@ def plain(record: dict) -> dict:
     return record
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("part", [0.1, 0.6])
 def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     settings = (

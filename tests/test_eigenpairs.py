@@ -180,6 +180,7 @@ COPIES = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", COPIES)
 def test_every_copy_of_a_multiple_eigenvalue_is_found(case, dtype):

@@ -378,6 +378,7 @@ def plain(record: dict) -> dict:
     return record
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("part", [0.2, 0.6, 0.9])
 def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     """Cut off between products and between evaluations: the same numbers, and little of it is done again."""

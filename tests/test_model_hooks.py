@@ -291,6 +291,7 @@ class Flagged(Power):
 CACHES = [InAttribute, InDictionary, InBuffer, Flagged, Elsewhere]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", CACHES, ids=lambda kind: kind.__name__)
 def test_caches_of_weights_are_part_of_the_graph(kind, way):
