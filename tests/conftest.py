@@ -26,7 +26,7 @@ import spectra.records.sweep
 
 
 def pytest_addoption(parser):
-    most = 1000 if WHOLE else 60
+    most = 1000 if WHOLE else 40
     parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
     parser.addoption("--sample-seed", type=int, default=0, metavar="S", help="seed that chooses among sampled cases")
 

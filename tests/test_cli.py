@@ -410,6 +410,7 @@ def assert_ordered(found, true: np.ndarray, which: str, to: float) -> None:
     assert np.array(found) == pytest.approx(ordered(true, len(found), which), abs=to * np.abs(true).max())
 
 
+@pytest.mark.sampled(2)
 @each_case
 def test_eig_equals_the_dense_reference(case, folder):
     done = process(f"eig {case.line} -k 8 --tol 1e-8 --json")

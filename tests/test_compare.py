@@ -78,6 +78,7 @@ def leading_span(matrices: list[Tensor], rank: int) -> Tensor:
     return orthonormal(torch.cat(rows))[0].contiguous() if rank else torch.cat(rows)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("name", PAIRS)
 def test_errors_cover_and_squares_are_unbiased_over_seeds(name, rank):

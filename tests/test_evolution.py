@@ -465,6 +465,7 @@ SOME = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("some", "rate"), [("all", None), ("all", 1e-4), *((name, 0.5) for name in SOME)])
 def test_the_figure_has_a_panel_for_what_there_is_and_can_be_read(plan, some, rate):
     evolution = collect(read_plan(plan))

@@ -414,6 +414,7 @@ def texts(figure) -> str:
 BOTH = "--curvature hessian --curvature ggn"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("options", "count", "names"),
     [

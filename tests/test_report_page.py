@@ -78,6 +78,7 @@ def record_of(command: str) -> Record:
 # What is shown
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_word_of_the_terminal_is_on_the_page(command, whole):
     printed = Path(f"{command}.txt").read_text(encoding="utf-8")

@@ -270,6 +270,7 @@ def test_a_command_goes_on(command, folder, monkeypatch, capfd):
         assert not (out / f"{command}.state").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_random_moments(command, folder):
     """By SIGKILL, which nothing can catch; and by the signals that machines send."""
