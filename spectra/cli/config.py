@@ -142,15 +142,6 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def refuse_beyond(context: click.Context) -> None:
-    """Raise SpectraError where an option is a whole number that no float64 holds."""
-    for option in context.command.params:
-        value = context.params.get(option.name)
-        if isinstance(value, int) and abs(value) >= LARGEST:
-            way_out = f"see 'spectra {context.command.name} --help'"
-            raise SpectraError(f"{max(option.opts, key=len)} {quoted(value, 40)}: is beyond all bounds; {way_out}")
-
-
 def as_json(value: Any) -> str:
     """The value as JSON has it, for a message."""
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from spectra.cli.config import NOT_RECORDED, plain, refuse_beyond, refuse_changed
+from spectra.cli.config import NOT_RECORDED, plain, refuse_changed
 
 if TYPE_CHECKING:
     from spectra.run.request import Request, S
@@ -27,7 +27,6 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
     from spectra.run.request import Request
 
     context = click.get_current_context()
-    refuse_beyond(context)
     options = context.params
     option = next((name for name in EARLIER if name in options), None)
     return Request(
