@@ -60,7 +60,7 @@ def batch_products(
     basis = orthonormal(rows)[0].contiguous()
     found = frobenius_products({**others, "fisher-batch": batches}, basis, probes, generator)
     square, n = norm(gradient) ** 2, problem.examples
-    size = max(problem.loss.examples(batch.targets) for batch in problem.batches)
+    size = max(problem.examples_of(batch) for batch in problem.batches)
     predicted = None
     if "fisher-empirical" in others and n > 1:
         spread = found.trace("fisher-empirical").value - square

@@ -51,7 +51,7 @@ def residuals(problem: Problem) -> Residuals:
     with twice_differentiable(problem.model), explained():
         for batch in problem.batches:
             with torch.no_grad():
-                rows = problem.loss.rows(problem.output(batch), batch.targets)
+                rows = problem.rows(batch)
             for name, value in of_batch(problem, batch, rows).items():
                 sums[name] = sums.get(name, 0) + value.double().cpu()
     return Residuals(**averaged(sums))

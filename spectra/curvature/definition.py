@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import Distribution, Loss
 from spectra.problem.problem import Batch, Problem
 
@@ -102,9 +103,16 @@ class Definition(ABC):
         """Whether no eigenvalue is negative by definition: M is made of squares, or of a loss that is -log p."""
         return not self.has_model_curvature and (self.loss_power == 2 or has_distribution(loss))
 
-    def suits(self, loss: Loss) -> bool:
-        """Whether the matrix is defined for the loss."""
-        return not self.needs_distribution or has_distribution(loss)
+    def unsuited(self, loss: Loss) -> str | None:
+        """The reason why the matrix is not defined for the loss, with the way out; None where it is."""
+        if self.needs_distribution and not has_distribution(loss):
+            return "a loss of your own has no distribution p(y|f) to expect labels of; use ggn or fisher-empirical"
+        if "loss hessian" in self.derivatives and isinstance(loss, BatchLoss):
+            return (
+                "a loss of (model, batch) shows no output of the model, in which it could be differentiated; use "
+                "hessian or fisher-empirical, or give a loss of (output, target)"
+            )
+        return None
 
 
 def has_distribution(loss: Loss) -> bool:
@@ -120,7 +128,7 @@ def distribution_of(loss: Loss) -> Distribution:
 def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
     """The rows as a new leaf, cut off from the parameters, and the derivative of the batch's summed loss by it."""
     leaf = rows.detach().requires_grad_()
-    return leaf, gradient(problem.loss.total(leaf, batch.targets), (leaf,), create_graph=create_graph)[0]
+    return leaf, gradient(problem.total(leaf, batch), (leaf,), create_graph=create_graph)[0]
 
 
 def loss_hessian(problem: Problem, batch: Batch, rows: Tensor) -> Apply:

@@ -37,9 +37,9 @@ def evaluate(problem: Problem) -> Evaluation:
     total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         for batch in own_batches(problem):
-            rows = problem.loss.rows(problem.output(batch), batch.targets)
-            problem.loss.check(rows, batch.targets)
-            total += problem.loss.total(rows, batch.targets).item()
+            rows = problem.rows(batch)
+            problem.check(rows, batch)
+            total += problem.total(rows, batch).item()
             if isinstance(problem.loss, ClassificationLoss):
                 hits = problem.loss.hits(rows, batch.targets)
                 right, counted = right + int(hits.sum()), counted + hits.numel()
@@ -77,9 +77,8 @@ def fitting_batch_size(problem: Problem, examples: int, memory: int | None = Non
     """
     memory = memory_share(problem.device) if memory is None else memory
     with twice_differentiable(problem.model), explained():
-        once = isinstance(problem.loss, CustomLoss) and no_second_derivative(
-            problem.loss, *rows_of(problem, problem.batches[0])
-        )
+        first = problem.batches[0]
+        once = isinstance(problem.loss, CustomLoss) and no_second_derivative(problem, rows_of(problem, first), first)
         matrix = definition("fisher-empirical" if once else "hessian")
         costs = footprint(matrix.linearise, problem)
     each = max(elements(batch) / len(batch) for batch in problem.batches)

@@ -28,7 +28,7 @@ class BatchFisher(Definition):
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
         """The batch's term g g', from its gradient g: one backward pass, after which products are free."""
-        count = problem.loss.examples(batch.targets)
+        count = problem.examples_of(batch)
         if not count:
             return lambda vector, leaves=None: torch.zeros_like(vector)
         return outer_product(problem, batch_gradient(problem, batch), problem.examples / (count * problem.weight**2))
@@ -46,5 +46,5 @@ def scale(problem: Problem, batch: Batch) -> float:
     """The factor of the derivative of the batch's summed loss, so that the square of the scaled derivative is the
     batch's term.
     """
-    count = problem.loss.examples(batch.targets)
+    count = problem.examples_of(batch)
     return (problem.examples / count) ** 0.5 / problem.weight if count else 0.0

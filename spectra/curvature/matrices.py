@@ -80,18 +80,15 @@ def defined(name: str, _entry: Entry) -> Definition:
 
 def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
     """Raise SpectraError where there is no such matrix, or none for this loss or with weight decay."""
-    if not suits(name, loss):  # which also refuses a name that there is not
-        raise SpectraError(
-            f"`curvature` {name}: a loss of your own has no distribution p(y|f) to expect labels of; "
-            "use ggn or fisher-empirical"
-        )
+    if reason := definition(name).unsuited(loss):  # which also refuses a name that there is not
+        raise SpectraError(f"`curvature` {name}: {reason}")
     refuse_weight_decay(name, weight_decay)
     MATRICES.warn_of_clash(name, OPTION)
 
 
 def suits(name: str, loss: Loss) -> bool:
     """Whether the matrix of this name is defined for the loss."""
-    return definition(name).suits(loss)
+    return definition(name).unsuited(loss) is None
 
 
 def refuse_weight_decay(name: str, weight_decay: float) -> None:

@@ -24,6 +24,7 @@ from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.operator import refuse_other_dtype
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
@@ -203,13 +204,14 @@ class Curvature:
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self.definition.depends_on_batches
+        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
         return Products(
             self.linearise,
             self.problem,
             costs,
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
-            resizable=not split and not isinstance(self.problem.loss, CustomLoss),  # which may know its batches only
+            resizable=not split and not own,
         )
 
     def _parameter_versions(self) -> list[int]:

@@ -9,17 +9,19 @@ of -log p at f_i; `scales` are the s_i. Losses of labels also tell which counted
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.logits import both_sigmoids, distance_from_zero
+from spectra.quoting import quoted
 from spectra.wording import counted
 
 RESHAPE = "choose the loss that fits them, or reshape the data"
@@ -175,64 +177,147 @@ class BinaryCrossEntropy(Elementwise):
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """A user's loss.
+    """A user's loss of (output, targets).
 
-    Its function (output, targets) returns values of the examples (b, ...), or their mean over the batch.
+    Its function returns values of the examples (b, ...), or their mean over the batch (their sum, where `reduction` is
+    "sum"), or a mapping of such: the parts of a sum, of which `part` names one to take alone. The output and the
+    targets may be trees of tensors.
     """
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Any, Any], Any]
     name: str = "custom"
+    part: str | None = None
+    reduction: str = "mean"
 
     def __post_init__(self):
         if not callable(self.function):
             came = type(self.function).__name__
             raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
 
-    def rows(self, output: Tensor, targets: Tensor) -> Tensor:
+    def rows(self, output: Tensor, targets: Any) -> Tensor:
         """The output itself. Raises SpectraError where it has another length than the targets."""
-        if len(output) != len(targets):
+        if isinstance(targets, Tensor) and len(output) != len(targets):
             raise mismatch(self.name, output, targets)
         # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
         return output
 
-    def check(self, rows: Tensor, targets: Tensor) -> None:
+    def check(self, rows: Tensor, targets: Any) -> None:
         """Accept all targets."""
 
-    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+    def total(self, rows: Any, targets: Any, count: int | None = None) -> Tensor:
         """The sum over the batch of the function's values.
 
-        Raises SpectraError where the function fails or returns no such values.
+        Args:
+            rows: the model's output, or a tensor in its place.
+            targets: the targets of the batch, None where there are none.
+            count: the number of examples; None where the output has one entry for each.
+
+        Raises:
+            SpectraError: the function fails, or returns no such values.
         """
+        count = len(rows) if count is None else count
         try:
-            values = self.function(rows, targets)
+            found = self.function(rows, targets)
         except Exception as error:
             if out_of_memory(error):
                 raise
             raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
-        if not (isinstance(values, Tensor) and values.is_floating_point()):
-            raise SpectraError(
-                f"`loss` {self.name}: returned a {type(values).__name__}, not a tensor of reals; return one"
-            )
-        if rows.requires_grad and not values.requires_grad:
+        values = values_of(found, count, self)
+        given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
+        if not values.requires_grad and any(leaf.requires_grad for leaf in given):
             raise SpectraError(
                 f"`loss` {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
             )
-        if values.ndim == 0:
-            return values * len(rows)
-        if len(values) != len(rows):
-            raise SpectraError(
-                f"`loss` {self.name}: returned shape {tuple(values.shape)} for {counted(len(rows), 'example')}; "
-                "return one value for each example, or the mean over the batch"
-            )
-        return values.reshape(len(rows), -1).mean(dim=1).sum()
+        return values.sum()
 
-    def weight(self, targets: Tensor) -> float:
+    def weight(self, targets: Any) -> float:
         """The number of examples."""
-        return len(targets)
+        return length_of(targets)
 
-    def examples(self, targets: Tensor) -> int:
+    def examples(self, targets: Any) -> int:
         """The number of examples."""
+        return length_of(targets)
+
+
+class UserLoss(Protocol):
+    """What values of a user's loss are made of, beside what its function returns."""
+
+    @property
+    def name(self) -> str:
+        """The loss as messages call it."""
+        ...
+
+    @property
+    def part(self) -> str | None:
+        """The part to take alone of a loss that returns several."""
+        ...
+
+    @property
+    def reduction(self) -> str:
+        """What one number for a batch is of its examples' losses: their mean or their sum."""
+        ...
+
+
+def values_of(found: Any, count: int, loss: UserLoss) -> Tensor:
+    """The losses of `count` examples (count,), or of all together (1,), from what a user's function returned.
+
+    Raises SpectraError where it returned anything else than values of the examples, one number, or a mapping of such.
+    """
+    if isinstance(found, Mapping):
+        return sum_of_parts({str(key): value for key, value in found.items()}, count, loss)
+    if loss.part is not None:
+        raise SpectraError(
+            f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} returns no mapping of parts; leave it out"
+        )
+    if not (isinstance(found, Tensor) and found.is_floating_point()):
+        raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}, not a tensor of reals; return one")
+    if found.ndim == 0:
+        return (found if loss.reduction == "sum" else found * count).reshape(1)
+    if len(found) != count:
+        raise SpectraError(
+            f"`loss` {loss.name}: returned shape {tuple(found.shape)} for {counted(count, 'example')}; "
+            "return one value for each example, or the mean over the batch"
+        )
+    return found.reshape(count, -1).mean(dim=1)
+
+
+def sum_of_parts(parts: Mapping[str, Any], count: int, loss: UserLoss) -> Tensor:
+    """The values of the part that is asked for, or the sum of all.
+
+    Parts of one number for the batch add to it as they do to a sum of values. Raises SpectraError as `values_of` does.
+    """
+    if not parts:
+        raise SpectraError(f"`loss` {loss.name}: returned an empty mapping; return one part or more")
+    if loss.part is not None and loss.part not in parts:
+        names = ", ".join(quoted(name) for name in parts)
+        raise SpectraError(f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} has no such part; it has {names}")
+    chosen = parts if loss.part is None else {loss.part: parts[loss.part]}
+    values = [values_of(value, count, PartOf(f"{loss.name}[{name}]", loss.reduction)) for name, value in chosen.items()]
+    if len({len(value) for value in values}) > 1:  # of the examples and of the batch
+        values = [value.sum(dim=0, keepdim=True) for value in values]
+    return torch.stack(values).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """One part of a user's loss."""
+
+    name: str
+    reduction: str
+    part: None = None
+
+
+def name_of(loss: Loss) -> str:
+    """The name of a loss, for messages and records."""
+    return getattr(loss, "name", "cross_entropy")
+
+
+def length_of(targets: Any) -> int:
+    """The number of examples in a tree of targets."""
+    if isinstance(targets, Tensor | list):
         return len(targets)
+    values = targets.values() if isinstance(targets, Mapping) else targets
+    return length_of(next(iter(values)))
 
 
 def mismatch(name: str, output: Tensor, targets: Tensor, way_out: str = RESHAPE) -> SpectraError:

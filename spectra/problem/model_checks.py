@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,9 +105,9 @@ def called(problem: Problem, batch: Batch) -> Tensor:
     return by_example(problem, problem.output(batch), batch)
 
 
-def by_example(problem: Problem, output: Tensor, batch: Batch) -> Tensor:
+def by_example(problem: Problem, output: Any, batch: Batch) -> Tensor:
     """The output as rows of the loss, one (b, ...) for each example where there are as many for each."""
-    rows = problem.loss.rows(output, batch.targets).detach().double()
+    rows = problem.rows_of(output, batch).detach().double()
     return rows.reshape(len(batch), -1) if rows.numel() % len(batch) == 0 else rows
 
 

@@ -1,11 +1,19 @@
-"""Choose the tensor of a model's output that the loss is taken of, from dicts, tuples, dataclasses and nested ones."""
+"""Choose the tensor of a model's output that the loss is taken of, from dicts, tuples, dataclasses and nested ones.
+
+A user's loss may take all of an output. Its tensors are then laid side by side in rows, one row an example, so that
+matrices in output space see one tensor; a `Layout` tells how the output is made of the rows again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from spectra.errors import SpectraError
 from spectra.quoting import foreign
@@ -13,10 +21,11 @@ from spectra.quoting import foreign
 SHOWN = 8  # entries that an error message lists
 
 
-def choose_output(output: Any, key: str | None = None) -> Tensor:
+def choose_output(output: Any, key: str | None = None, trees: bool = False) -> Any:
     """The output itself, the only tensor among its entries, or the entry that a dotted path such as `0.logits` names.
 
-    A part of the path is a key, the name of an attribute, or an index (`0`, `-1`). Raises SpectraError.
+    A part of the path is a key, the name of an attribute, or an index (`0`, `-1`). With `trees`, an output of several
+    tensors in tuples, lists and mappings is returned as it is. Raises SpectraError.
     """
     if key is not None:
         return follow(output, key)
@@ -25,6 +34,8 @@ def choose_output(output: Any, key: str | None = None) -> Tensor:
     tensors = [value for value in entries(output).values() if isinstance(value, Tensor)]
     if len(tensors) == 1:
         return tensors[0]
+    if trees and tensors_of(output):
+        return output
     raise SpectraError(
         f"`model`: its output is of type {type(output).__name__}{contents(output)}, not one tensor; "
         "name one with `output`, or wrap the model to return one"
@@ -77,3 +88,52 @@ def contents(value: Any) -> str:
 def shape(value: Any) -> str:
     """The shape of a tensor, or the type of anything else, as text."""
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a tree."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an output of several tensors lies in rows (b, K)."""
+
+    structure: pytree.TreeSpec
+    leaves: tuple[Any, ...]  # the shape and dtype of a tensor, as a pair; any other leaf as it is
+    by_example: bool  # whether each tensor's first dimension counts the examples: then it is left out of the shapes
+
+    def restored(self, rows: Tensor) -> Any:
+        """The output whose tensors lie in the rows."""
+        shapes = [leaf[0] for leaf in self.leaves if isinstance(leaf, tuple)]
+        parts = iter(rows.split([prod(shape) for shape in shapes], dim=1))
+        first = (len(rows),) if self.by_example else ()
+        values = [
+            as_kind(next(parts).reshape(*first, *leaf[0]), leaf[1]) if isinstance(leaf, tuple) else leaf
+            for leaf in self.leaves
+        ]
+        return pytree.tree_unflatten(values, self.structure)
+
+
+def flattened(output: Any, count: int) -> tuple[Tensor, Layout]:
+    """The tensors of an output for `count` examples, side by side in rows (count, K), and how they lie there.
+
+    Where a tensor has another first dimension, all lie in one row, (1, K). Integers become real numbers there, and
+    complex numbers pairs of real ones.
+    """
+    values, structure = pytree.tree_flatten(output)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    by_example = all(tensor.ndim and len(tensor) == count for tensor in tensors)
+    real = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+    dtype = next(tensor.dtype for tensor in real if tensor.is_floating_point())
+    rows = torch.cat([tensor.to(dtype).reshape(count if by_example else 1, -1) for tensor in real], dim=1)
+    shapes = iter([tuple(tensor.shape[1:] if by_example else tensor.shape) for tensor in real])
+    leaves = tuple((next(shapes), value.dtype) if isinstance(value, Tensor) else value for value in values)
+    return rows, Layout(structure, leaves, by_example)
+
+
+def as_kind(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Real numbers as numbers of a dtype: integers are rounded, complex ones made of pairs along the last dimension."""
+    if dtype.is_complex:
+        return torch.view_as_complex(values.contiguous()).to(dtype)
+    return values.to(dtype) if dtype.is_floating_point else values.detach().round().to(dtype)

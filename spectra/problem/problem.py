@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.losses import Loss
-from spectra.problem.model_inputs import detached_inputs, versions
-from spectra.problem.outputs import choose_output
+from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_inputs import detached_inputs, map_tensors, versions
+from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.quoting import foreign, quoted
@@ -25,10 +26,14 @@ from spectra.quoting import foreign, quoted
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples: inputs and targets with the same first dimension, and their indices in the data set."""
+    """Some examples: inputs and targets, and the indices of the examples in the data set.
 
-    inputs: Any  # what the model is called with: a tensor, a tuple (positional) or a dict (keywords) of tensors
-    targets: Tensor
+    Inputs and targets are trees: a tensor, or tuples, lists and mappings of tensors. The first dimension of a tensor
+    counts the examples, and so do the entries of a list; entries of a tuple and values of a mapping belong together.
+    """
+
+    inputs: Any  # what the model is called with: a tuple gives positional arguments, a mapping keywords
+    targets: Any  # what the loss is called with beside the output; None where there are no targets
     indices: Tensor  # (b,), int64
 
     def __post_init__(self):
@@ -39,8 +44,12 @@ class Batch:
         return len(self.indices)
 
     def part(self, cut: slice | Tensor) -> Batch:
-        """The batch of some of these examples; those of a slice are views."""
-        return Batch(slice_tree(self.inputs, cut), self.targets[cut], self.indices[cut])
+        """The batch of some of these examples; those of a slice are views.
+
+        Raises SpectraError where a tensor has another first dimension than the number of examples.
+        """
+        count = len(self)
+        return Batch(slice_tree(self.inputs, cut, count), slice_tree(self.targets, cut, count), self.indices[cut])
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Problem:
     output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
     processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
+    layouts: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # of outputs that are trees
 
     def __post_init__(self):
         refuse_foreign(self.model, self.loss, self.batches)
@@ -113,31 +123,69 @@ class Problem:
 
     @cached_property
     def weight(self) -> float:
-        """The weight W: the mean loss is the sum of the batches' losses over W. Raises SpectraError where no
-        target counts.
+        """The weight W: the loss is the sum of the batches' losses over W, which is 1 for losses that are sums.
+
+        Raises SpectraError where no target counts.
         """
-        weight = sum(self.loss.weight(batch.targets) for batch in self.batches)
+        weight = sum(map(self.weight_of, self.batches))
         if not weight > 0:
             raise SpectraError(
                 "`data`: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
                 "loss; look at ignore_index and weight of `loss`"
             )
-        return weight
+        return 1.0 if getattr(self.loss, "reduction", "mean") == "sum" else weight
 
     @cached_property
     def examples(self) -> int:
         """The number N of examples, as the loss counts them: targets that are not ignored, or rows."""
-        return sum(self.loss.examples(batch.targets) for batch in self.batches)
+        return sum(map(self.examples_of, self.batches))
 
-    def output(self, batch: Batch) -> Tensor:
+    def weight_of(self, batch: Batch) -> float:
+        """The part of a batch in the weight of all data."""
+        return len(batch) if batch.targets is None else self.loss.weight(batch.targets)
+
+    def examples_of(self, batch: Batch) -> int:
+        """The number of examples of a batch, as the loss counts them."""
+        return len(batch) if batch.targets is None else self.loss.examples(batch.targets)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """The model's output on a batch as the loss views it, one row an example: (E, K).
+
+        For a user's loss rows are the output itself, (b, ...), or its tensors side by side where it has several,
+        (b, K); for a loss of (model, batch) they are its values, (b, 1) or (1, 1). Raises SpectraError as `output`
+        does, and where targets do not fit.
+        """
+        return self.rows_of(self.output(batch), batch)
+
+    def rows_of(self, output: Any, batch: Batch) -> Tensor:
+        """An output as rows. Raises SpectraError where the targets do not fit."""
+        if isinstance(output, Tensor):
+            return self.loss.rows(output, batch.targets)
+        rows, layout = flattened(output, len(batch))
+        self.layouts[layout_key(batch)] = layout
+        return rows
+
+    def total(self, rows: Tensor, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch's rows, a tensor (). Rows of this batch have been made before."""
+        if not isinstance(self.loss, CustomLoss):
+            return self.loss.total(rows, batch.targets)
+        layout: Layout | None = self.layouts.get(layout_key(batch)) if self.layouts else None
+        return self.loss.total(layout.restored(rows) if layout else rows, batch.targets, len(batch))
+
+    def check(self, rows: Tensor, batch: Batch) -> None:
+        """Raise SpectraError where values of a batch's targets do not fit its rows."""
+        self.loss.check(rows, batch.targets)
+
+    def output(self, batch: Batch) -> Any:
         """The model's output on a batch, by a call that leaves no trace (see `without_side_effects`).
 
-        Raises SpectraError where the model fails, or where no one tensor is named.
+        It is a tensor; for a user's loss it may be a tree of tensors. Raises SpectraError where the model fails, or
+        where a loss of ours needs one tensor and none is named.
         """
         with without_side_effects(self.model):
             return self.call(batch)
 
-    def call(self, batch: Batch) -> Tensor:
+    def call(self, batch: Batch) -> Any:
         """The model's output on a batch, by a plain call, whose side effects stay.
 
         Raises SpectraError as `output` does.
@@ -145,13 +193,13 @@ class Problem:
         grad = torch.is_grad_enabled()
         given = detached_inputs(batch.inputs, self.writes_inputs)
         before = versions(given)
-        output = self._forward(given)
+        output = self._forward(given, len(batch))
         if not self.writes_inputs and versions(given) != before:
             raise SpectraError(
                 "`model`: writes to its inputs in place, for some batches only, so that the data have changed; let its "
                 "forward work on a copy (x = x.clone())"
             )
-        return output if grad else output.detach()
+        return output if grad else map_tensors(Tensor.detach, output)
 
     @cached_property
     def writes_inputs(self) -> bool:
@@ -159,16 +207,19 @@ class Problem:
         batch = self.batches[0]
         for cut in (slice(2), slice(None)):
             with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
-                given = detached_inputs(batch.inputs if cut == slice(None) else batch.part(cut).inputs, True)
+                some = batch if cut == slice(None) else batch.part(cut)
+                given = detached_inputs(some.inputs, True)
                 before = versions(given)
-                self._forward(given)
+                self._forward(given, len(some))
                 return versions(given) != before
         return False  # the same error comes again, and is reported there
 
-    def _forward(self, inputs: Any) -> Tensor:
+    def _forward(self, inputs: Any, count: int) -> Any:
         """The model's output, with gradients on: some models differentiate in their forward."""
         try:
             with torch.enable_grad():
+                if isinstance(self.loss, BatchLoss):
+                    return self.loss.values(self.model, inputs, count)
                 if isinstance(inputs, Mapping):
                     output = self.model(**inputs)
                 elif isinstance(inputs, tuple):
@@ -185,10 +236,11 @@ class Problem:
             raise SpectraError(
                 f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
-        chosen = choose_output(output, self.output_key)
-        if not chosen.is_floating_point():
+        chosen = choose_output(output, self.output_key, trees=isinstance(self.loss, CustomLoss))
+        kinds = {tensor.dtype for tensor in tensors_of(chosen)}
+        if not any(kind.is_floating_point or kind.is_complex for kind in kinds):
             raise SpectraError(
-                f"`model`: its output is {chosen.dtype}, which has no derivative; let it return the real numbers that "
+                f"`model`: its output is {listed(kinds)}, which has no derivative; let it return the real numbers that "
                 "the loss is made of, as logits are, or name them by `output`"
             )
         return chosen
@@ -204,13 +256,49 @@ class Problem:
         return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
 
 
-def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
-    """Cut every tensor of the inputs."""
+def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
+    """Take the examples of a cut from every tensor and every list of a tree; `count` is their number before.
+
+    Raises SpectraError where one has another length.
+    """
     if isinstance(tree, Mapping):
-        return {key: slice_tree(value, cut) for key, value in tree.items()}
+        return {key: slice_tree(value, cut, count) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(slice_tree(value, cut) for value in tree)
-    return tree[cut]
+        return tuple(slice_tree(value, cut, count) for value in tree)
+    if not isinstance(tree, Tensor | list):
+        return tree
+    if isinstance(tree, Tensor) and not tree.ndim:
+        return tree
+    if len(tree) != count:
+        raise SpectraError(
+            f"`data`: a batch of {count} examples holds a tensor or list of {len(tree)}; it cannot be cut"
+        )
+    if isinstance(tree, Tensor) or isinstance(cut, slice):
+        return tree[cut]
+    places = cut.nonzero().flatten() if cut.dtype == torch.bool else cut
+    return [tree[place] for place in places.tolist()]
+
+
+def join_trees(trees: Sequence[Any]) -> Any:
+    """Put the examples of trees of one structure together: tensors and lists one after another."""
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {key: join_trees([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(join_trees(parts) for parts in zip(*trees, strict=True))
+    if isinstance(first, list):
+        return [entry for tree in trees for entry in tree]
+    return torch.cat(list(trees)) if isinstance(first, Tensor) and first.ndim else first
+
+
+def layout_key(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """A key that is equal for batches for which a model's outputs are laid out alike."""
+    return tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(batch.inputs))
+
+
+def listed(dtypes: Iterable[torch.dtype]) -> str:
+    """The names of dtypes, for a message."""
+    return " and ".join(sorted(map(str, dtypes))) or "no tensor"
 
 
 def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:

@@ -145,7 +145,7 @@ def class_count(problem: Problem) -> int | None:
     if not isinstance(problem.loss, CrossEntropy) or first.targets.is_floating_point():
         return None
     with twice_differentiable(problem.model), torch.no_grad():
-        return problem.loss.rows(problem.output(first), first.targets).shape[1]
+        return problem.rows(first).shape[1]
 
 
 def by_class(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
@@ -165,8 +165,8 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
     counted = [label for label in labels if label != loss.ignore_index]
     if not counted:
         return
-    rows = loss.rows(problem.output(batch), targets)
-    loss.check(rows, targets)
+    rows = problem.rows(batch)
+    problem.check(rows, batch)
     found = softmax(rows.detach())
     p = found.probabilities
     w = loss.scales(rows.detach(), targets) / problem.weight * p

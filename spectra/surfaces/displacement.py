@@ -53,8 +53,7 @@ def losses(
 
 def total_loss(problem: Problem) -> float:
     """The loss summed over this process's share of the examples."""
-    batches = ((problem.loss.rows(problem.output(b), b.targets), b.targets) for b in own_batches(problem))
-    return sum(problem.loss.total(rows, targets).item() for rows, targets in batches)
+    return sum(problem.total(problem.rows(batch), batch).item() for batch in own_batches(problem))
 
 
 def square(problem: Problem) -> float:

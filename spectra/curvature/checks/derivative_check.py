@@ -142,7 +142,7 @@ def jacobian(local: LocalProblem) -> Verdict:
 
     def outputs(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [problem.loss.rows(problem.output(batch), batch.targets).detach()]
+            return [problem.rows(batch).detach()]
 
     return judged([product], outputs, local)
 
@@ -155,7 +155,7 @@ def slope(local: LocalProblem) -> Verdict:
 
     def values(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets).detach()]
+            return [problem.total(problem.rows(batch), batch).detach()]
 
     return judged([along], values, local)
 
@@ -174,9 +174,7 @@ def loss_slope(local: LocalProblem) -> Verdict:
     problem, batch = local.problem, local.batch
     leaf, first = loss_gradient(problem, batch, rows_of(local))
     u = output_direction(leaf, local)
-    return judged(
-        [(first * u).sum()], lambda step: [problem.loss.total(leaf.detach() + step * u, batch.targets)], local
-    )
+    return judged([(first * u).sum()], lambda step: [problem.total(leaf.detach() + step * u, batch)], local)
 
 
 COMPARISONS: dict[Derivative, Callable[[LocalProblem], Verdict]] = {
@@ -196,7 +194,7 @@ def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
 
 def rows_of(local: LocalProblem) -> Tensor:
     """The model's rows, detached."""
-    return local.problem.loss.rows(local.problem.output(local.batch), local.batch.targets).detach()
+    return local.problem.rows(local.batch).detach()
 
 
 def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
@@ -213,7 +211,7 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
 def has_kinks(local: LocalProblem) -> bool:
     """Whether the graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
-    loss = problem.loss.total(problem.loss.rows(problem.output(batch), batch.targets), batch.targets)
+    loss = problem.total(problem.rows(batch), batch)
     return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
 
 

@@ -33,9 +33,9 @@ def locate_error(local: LocalProblem) -> tuple[str, str]:
     problem, batch = local.problem, local.batch
     calls: list[Call] = []
     with recorded(problem.model, calls):
-        rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
+        rows = problem.rows(batch).detach()
     leaf = rows.requires_grad_()
-    if wrong([leaf], lambda: [problem.loss.total(leaf, batch.targets)], local.generator):
+    if wrong([leaf], lambda: [problem.total(leaf, batch)], local.generator):
         return f"`loss` {getattr(problem.loss, 'name', 'cross_entropy')}", "it is wrong in the loss alone"
     for call in calls:
         if call.name and fails(call, local.generator):

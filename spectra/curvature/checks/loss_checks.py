@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.definition import Definition
+from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import gradient
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.losses import CustomLoss
+from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
 
@@ -23,34 +25,76 @@ FEW = 8  # examples on which a second derivative is tried
 
 def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
     """Raise SpectraError where the loss is a user's and changes from call to call, depends on batches, or lacks L_i."""
-    if not isinstance(problem.loss, CustomLoss) or not problem.batches:
+    if not problem.batches:
         return
-    rows, targets = rows_of(problem, problem.batches[0])
-    refuse_chance(problem.loss, rows, targets)
+    if isinstance(problem.loss, BatchLoss) and "loss gradient" in matrix.derivatives:
+        refuse_one_value(problem, matrix.name)
+    if not isinstance(problem.loss, CustomLoss):
+        return
+    batch = problem.batches[0]
+    rows = rows_of(problem, batch)
+    refuse_chance(problem, rows, batch)
     if len(problem.batches) > 1:
-        refuse_tied_examples(problem.loss, rows, targets)
-        refuse_tied_examples(problem.loss, *spread_examples(problem))
-    if matrix.takes_loss_hessian and (why := no_second_derivative(problem.loss, rows, targets)):
+        refuse_tied_examples(problem, rows, batch)
+        refuse_tied_examples(problem, *spread_examples(problem))
+    if matrix.takes_loss_hessian and (why := no_second_derivative(problem, rows, batch)):
         raise SpectraError(
-            f"`loss` {problem.loss.name}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
+            f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"
         )
 
 
-def rows_of(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The model's rows and targets for a batch, without a graph."""
+def refuse_one_value(problem: Problem, name: str) -> None:
+    """Raise SpectraError where a loss of (model, batch) gives one number for a batch, so that examples have no
+    gradients.
+    """
+    batch = problem.batches[0]
+    if len(rows_of(problem, batch)) != len(batch):
+        raise SpectraError(
+            f"`curvature` {name}: `loss` {name_of(problem.loss)} returns one number for a batch, so its examples have "
+            "no gradients of their own; return one value for each example, or ask for hessian"
+        )
+
+
+def takes_whole_batches(problem: Problem) -> bool:
+    """Whether the loss is one of (model, batch) that belongs to its batches.
+
+    Either it gives one number for a batch, or values that change where the batch is another; examples of the first
+    batch show it.
+    """
+    if not isinstance(problem.loss, BatchLoss) or not problem.batches:
+        return False
+    batch = problem.batches[0]
+    whole, count = rows_of(problem, batch), len(batch)
+    if len(whole) != count:
+        return True
+    rounding = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().mean()
+    for cut in (slice(None, count // 2), slice(count // 2, None)) if count > 1 else ():
+        try:
+            part = rows_of(problem, batch.part(cut))
+        except (SpectraError, TypeError, IndexError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            return True
+        if part.shape != whole[cut].shape or not (part - whole[cut]).abs().max() <= rounding:
+            return True
+    return False
+
+
+def rows_of(problem: Problem, batch: Batch) -> Tensor:
+    """The model's rows for a batch, without a graph."""
     with torch.no_grad():
-        return problem.loss.rows(problem.output(batch), batch.targets), batch.targets
+        return problem.rows(batch).detach()
 
 
-def refuse_chance(loss: CustomLoss, rows: Tensor, targets: Tensor) -> None:
+def refuse_chance(problem: Problem, rows: Tensor, batch: Batch) -> None:
     """Raise SpectraError where another state of the global generators, or another call, gives another value."""
 
     def value(seed: int) -> tuple[float, bool]:
         with generators_restored(), torch.no_grad():
             reseed(seed)
             before = draws()
-            return loss.total(rows, targets).item(), draws() != before
+            return problem.total(rows, batch).item(), draws() != before
 
     first, drew = value(0)
     rounding = 0.0 if drew else 100 * torch.finfo(rows.dtype).eps * abs(first)
@@ -58,36 +102,37 @@ def refuse_chance(loss: CustomLoss, rows: Tensor, targets: Tensor) -> None:
         again, _ = value(seed)
         if abs(again - first) > rounding:
             raise SpectraError(
-                f"`loss` {loss.name}: its value changes from call to call ({first / len(rows):.6g}, then "
+                f"`loss` {name_of(problem.loss)}: its value changes from call to call ({first / len(rows):.6g}, then "
                 f"{again / len(rows):.6g}): dropout, random pairs or other chance in it do this; take that out, or "
                 "draw it once, beside the data"
             )
 
 
-def refuse_tied_examples(loss: CustomLoss, rows: Tensor, targets: Tensor) -> None:
+def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
     """Raise SpectraError where the loss of some examples is not the sum of that of their parts, split in two ways."""
     count = len(rows)
     order = torch.arange(count, device=rows.device)
     ways = [(order[: count // 2], order[count // 2 :]), (order[::2], order[1::2])] if count > 1 else []
     with torch.no_grad():
         for parts in ways:
-            whole = loss.total(rows, targets).item()
+            whole = problem.total(rows, batch).item()
             try:
-                split = [loss.total(rows[part], targets[part]).item() for part in parts]
+                split = [problem.total(rows[part], batch.part(part)).item() for part in parts]
             except SpectraError:  # it fails on so few
                 continue
             allowed = torch.finfo(torch.float32).eps ** 0.5 * sum(map(abs, split))
             if not abs(whole - sum(split)) <= allowed:
                 raise SpectraError(
-                    f"`loss` {loss.name}: its value for a batch ({whole / count:.6g}) is not the mean of its parts' "
-                    f"({sum(split) / count:.6g}), so it would depend on the batches (means over a mask or with "
-                    "weights, ignored targets, sums, and comparisons between examples do this); return one value for "
-                    "each example, or give a `batch_size` that takes all in one, and the `memory` for it"
+                    f"`loss` {name_of(problem.loss)}: its value for a batch ({whole / count:.6g}) is not the mean of "
+                    f"its parts' ({sum(split) / count:.6g}), so it would depend on the batches (means over a mask or "
+                    "with weights, ignored targets, sums, and comparisons between examples do this); return one value "
+                    "for each example, give a `batch_size` that takes all in one, and the `memory` for it, or write "
+                    "the loss as a function of (model, batch), whose batches are taken as they come"
                 )
 
 
-def spread_examples(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Rows and targets of some examples from all over the data, of those whose shapes agree with the first's."""
+def spread_examples(problem: Problem) -> tuple[Tensor, Batch]:
+    """Rows and the batch of some examples from all over the data, of those whose shapes agree with the first's."""
     total = sum(map(len, problem.batches))
     wanted = set(torch.linspace(0, total - 1, min(SPREAD, total)).long().tolist())
     found, first = [], 0
@@ -96,30 +141,29 @@ def spread_examples(problem: Problem) -> tuple[Tensor, Tensor]:
         first += len(batch)
         if inside:
             found.append(some_rows(problem, batch, inside))
-    rows, targets = zip(*found, strict=True)
-    shapes = [(x.shape[1:], y.shape[1:]) for x, y in found]
+    shapes = [(rows.shape[1:], kind(batch)) for rows, batch in found]
     same = [i for i, shape in enumerate(shapes) if shape == shapes[0]]
-    return torch.cat([rows[i] for i in same]), torch.cat([targets[i] for i in same])
+    return torch.cat([found[i][0] for i in same]), joined([found[i][1] for i in same])
 
 
-def some_rows(problem: Problem, batch: Batch, inside: list[int]) -> tuple[Tensor, Tensor]:
-    """Rows and targets of these examples of a batch; of all where the model takes whole batches alone."""
+def some_rows(problem: Problem, batch: Batch, inside: list[int]) -> tuple[Tensor, Batch]:
+    """Rows and the batch of these examples of a batch; of all where the model takes whole batches alone."""
     if len(inside) == len(batch):
-        return rows_of(problem, batch)
+        return rows_of(problem, batch), batch
+    part = batch.part(torch.tensor(inside, device=batch.indices.device))
     try:
-        return rows_of(problem, batch.part(torch.tensor(inside, device=batch.indices.device)))
+        return rows_of(problem, part), part
     except (SpectraError, RuntimeError, TypeError, IndexError):
-        rows, targets = rows_of(problem, batch)
-        return rows[inside], targets[inside]
+        return rows_of(problem, batch)[inside], part
 
 
-def no_second_derivative(loss: CustomLoss, rows: Tensor, targets: Tensor) -> str | None:
+def no_second_derivative(problem: Problem, rows: Tensor, batch: Batch) -> str | None:
     """The reason why the loss cannot be differentiated twice by its rows; None where it can."""
     try:
-        twice(loss, rows[:FEW], targets[:FEW])
+        twice(problem, rows[:FEW], batch.part(slice(FEW)))
     except SpectraError:  # it may take whole batches alone
         try:
-            twice(loss, rows, targets)
+            twice(problem, rows, batch)
         except RuntimeError as error:
             return unless_out_of_memory(error)
     except RuntimeError as error:
@@ -134,9 +178,9 @@ def unless_out_of_memory(error: RuntimeError) -> str:
     return describe(error)
 
 
-def twice(loss: CustomLoss, rows: Tensor, targets: Tensor) -> Tensor:
+def twice(problem: Problem, rows: Tensor, batch: Batch) -> Tensor:
     """A product with the second derivative of the loss by its rows."""
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
-        slope = gradient(loss.total(leaf, targets), (leaf,), create_graph=True)[0]
+        slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
         return gradient(slope, (leaf,), torch.ones_like(leaf))[0]

@@ -72,10 +72,10 @@ def observed(problem: Problem, places: Sequence[HookTable]) -> tuple[list[str], 
     batch = fewest(problem)
     with watched(places, problem.model, hooks.setdefault) as owners:
         with autocasts(types.setdefault):
-            rows = problem.loss.rows(problem.output(batch), batch.targets)
+            rows = problem.rows(batch)
         if owners:
             try:
-                gradient(problem.loss.total(rows, batch.targets), problem.leaves)
+                gradient(problem.total(rows, batch), problem.leaves)
             except Exception:  # whatever a user's hook raises
                 hooks.update(dict.fromkeys(owners))
     return [name for name in dict.fromkeys(owners) if name in hooks], list(types)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Batch, Problem
 
@@ -123,7 +124,7 @@ def held_tensors(model: nn.Module) -> Iterator[Tensor]:
 
 def loss_in_float64(loss: Loss, memo: dict[int, Any]) -> Loss:
     """The copy of a loss in double precision."""
-    if not isinstance(loss, CustomLoss):
+    if not isinstance(loss, CustomLoss | BatchLoss):
         return loss
     function = deepcopy(loss.function, memo)
     owner = function.func if isinstance(function, partial) else function

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spectra.curvature.engine.used_parameters import output_depends_on_parameters
 from spectra.errors import SpectraError
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign
@@ -21,7 +22,8 @@ def refuse_unfit(problem: Problem) -> None:
     if problem.batches:
         refuse_misfit(problem)
         refuse_chance(problem)
-        refuse_shared_outputs(problem)
+        if not isinstance(problem.loss, BatchLoss):  # whose values may tie examples together
+            refuse_shared_outputs(problem)
     if problem.weight and not output_depends_on_parameters(problem):
         some = foreign(", ".join(list(problem.parameters)[:4])) + (", ..." if len(problem.parameters) > 4 else "")
         raise SpectraError(
@@ -40,9 +42,9 @@ def state_of(problem: Problem) -> list:
 def refuse_misfit(problem: Problem) -> None:
     """Raise SpectraError where a batch's targets do not fit the output."""
     batch = fewest(problem)
-    rows = problem.loss.rows(problem.output(batch), batch.targets).detach()
+    rows = problem.rows(batch).detach()
     for each in problem.batches:
-        problem.loss.check(rows, each.targets)
+        problem.check(rows, each)
 
 
 def refuse_one_example(problem: Problem, name: str) -> None:

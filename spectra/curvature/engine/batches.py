@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.footprint import Footprint, elements
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Batch, Problem, join_trees
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
 SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
@@ -71,11 +70,15 @@ def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 def kind(batch: Batch) -> Any:
     """A key that is equal for batches that can be joined: shapes but for the first dimension, and dtypes."""
-    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
-    return structure, [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices), is_leaf=is_list)
+    return structure, [list if is_list(x) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all examples of these batches."""
-    trees = [(batch.inputs, batch.targets, batch.indices) for batch in batches]
-    return Batch(*pytree.tree_map(lambda *parts: torch.cat(parts), *trees))
+    return Batch(*join_trees([(batch.inputs, batch.targets, batch.indices) for batch in batches]))
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, whose entries are examples."""
+    return isinstance(value, list)

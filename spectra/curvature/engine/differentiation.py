@@ -176,7 +176,7 @@ class Jacobian:
 
     def __init__(self, problem: Problem, batch: Batch):
         self.problem = problem
-        self.rows = problem.loss.rows(problem.output(batch), batch.targets)
+        self.rows = problem.rows(batch)
         self.dummy = torch.zeros_like(self.rows, requires_grad=True)
         self.parts = gradient(self.rows, problem.leaves, self.dummy, create_graph=True)
         self.transposed = problem.vector(self.parts)

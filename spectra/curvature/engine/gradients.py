@@ -12,9 +12,9 @@ from spectra.problem.problem import Batch, Problem
 
 def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
     """The gradient (n,) of the batch's summed loss."""
-    rows = problem.loss.rows(problem.output(batch), batch.targets)
-    problem.loss.check(rows, batch.targets)
-    return problem.vector(gradient(problem.loss.total(rows, batch.targets), problem.leaves))
+    rows = problem.rows(batch)
+    problem.check(rows, batch)
+    return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
 
 
 def mean_gradient(problem: Problem) -> Tensor:

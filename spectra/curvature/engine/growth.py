@@ -18,6 +18,7 @@ from spectra.curvature.engine.meter import Meter
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
 from spectra.problem.losses import CustomLoss
+from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Batch, Problem
 
 SIZES = (2, 4, 8, 16, 32)  # examples
@@ -49,8 +50,8 @@ def loss_growth(problem: Problem, batch: Batch) -> Growth:
     try:
         with torch.no_grad():
             few = batch.part(slice(sizes[-1]))
-            rows = problem.loss.rows(problem.output(few), few.targets)
-        bytes_taken = [loss_peak(problem.loss, rows[:size], few.targets[:size]) for size in sizes]
+            rows = problem.rows(few)
+        bytes_taken = [loss_peak(problem, rows[:size], few.part(slice(size))) for size in sizes]
     except (RuntimeError, TypeError, SpectraError) as error:
         if out_of_memory(error):
             raise
@@ -58,11 +59,11 @@ def loss_growth(problem: Problem, batch: Batch) -> Growth:
     return beyond_line(sizes, bytes_taken)
 
 
-def loss_peak(loss: CustomLoss, rows: Tensor, targets: Tensor) -> int:
-    """The largest number of bytes that a product with the loss's second derivative takes."""
-    with torch.enable_grad(), Meter([rows, targets]) as meter:
+def loss_peak(problem: Problem, rows: Tensor, batch: Batch) -> int:
+    """The largest number of bytes that a product with the loss's second derivative takes, given a batch's rows."""
+    with torch.enable_grad(), Meter([rows, *tensors_of(batch.targets)]) as meter:
         leaf = rows.detach().requires_grad_()
-        slope = gradient(loss.total(leaf, targets), (leaf,), create_graph=True)[0]
+        slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
         gradient(slope, (leaf,), torch.ones_like(leaf))
     return meter.peak
 

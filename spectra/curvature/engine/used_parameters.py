@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
-
-from torch import Tensor
+from typing import Any
 
 from spectra.curvature.engine.differentiation import leaf_of, nodes_behind
 from spectra.errors import SpectraError
+from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Batch, Problem
 
 ENOUGH = 1024  # examples, after which a parameter that none of them has reached counts as unused
@@ -37,19 +37,19 @@ def unused_parameters(problem: Problem) -> list[str]:
     return list(missing.values())
 
 
-def leaves_behind(output: Tensor) -> set[int]:
-    """The identities of the leaves that a tensor is computed from."""
-    return {id(leaf) for node in nodes_behind([output]) if (leaf := leaf_of(node)) is not None}
+def leaves_behind(output: Any) -> set[int]:
+    """The identities of the leaves that the tensors of an output are computed from."""
+    return {id(leaf) for node in nodes_behind(tensors_of(output)) if (leaf := leaf_of(node)) is not None}
 
 
-def outputs_of_two(problem: Problem) -> Iterator[Tensor]:
+def outputs_of_two(problem: Problem) -> Iterator[Any]:
     """Outputs for the first examples of each batch, where they can be had alone."""
     for batch in problem.batches:
         with suppress(SpectraError, TypeError):
             yield problem.output(batch.part(slice(2)))
 
 
-def outputs_of_many(problem: Problem) -> Iterator[Tensor]:
+def outputs_of_many(problem: Problem) -> Iterator[Any]:
     """Outputs for the first examples, few at a time where that can be."""
     seen = 0
     for batch in problem.batches:
@@ -59,7 +59,7 @@ def outputs_of_many(problem: Problem) -> Iterator[Tensor]:
         yield from outputs_in_parts(problem, batch)
 
 
-def outputs_in_parts(problem: Problem, batch: Batch) -> Iterator[Tensor]:
+def outputs_in_parts(problem: Problem, batch: Batch) -> Iterator[Any]:
     """Yield the outputs for the examples of a batch, few at a time, or for the whole batch where it cannot be cut."""
     for first in range(0, min(len(batch), ENOUGH), TOGETHER):
         try:

@@ -190,7 +190,7 @@ class Factor:
             yield
 
     def _rows(self, batch: Batch) -> Tensor:
-        return self.problem.loss.rows(self.problem.output(batch), batch.targets)
+        return self.problem.rows(batch)
 
     def _parts(self, batches: Sequence[Batch]) -> Iterator[BatchRoot]:
         made = {id(part.batch): part for part in self._first_parts}
@@ -209,7 +209,7 @@ class Factor:
     def _part(self, batch: Batch) -> BatchRoot:
         with torch.no_grad():
             rows = self._rows(batch)
-        self.problem.loss.check(rows, batch.targets)
+        self.problem.check(rows, batch)
         return BatchRoot(batch, self.definition.root(self.problem, batch, rows))
 
     def _refuse_wide(self) -> None:

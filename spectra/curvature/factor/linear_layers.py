@@ -147,7 +147,7 @@ def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot, sums: Se
 def linear_calls(problem: Problem, batch: Batch, units: int) -> tuple[Tensor, list[LinearCall]]:
     """The model's rows, and the calls of linear layers on the way whose parameters serve nowhere else."""
     with LinearCalls() as record:
-        rows = problem.loss.rows(problem.output(batch), batch.targets)
+        rows = problem.rows(batch)
     return rows, alone(record.calls, rows, units, problem.leaves)
 
 
