@@ -26,6 +26,7 @@ from spectra.inputs.given import loss_name, own_loss
 from spectra.inputs.problem import choose_dtype, load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -77,8 +78,8 @@ def eig(
     Args:
         model: a module, a name as on the command line, or a Problem; then loss and data are left out. A module is
             looked at in eval mode, and left as it was found.
-        loss: a loss of spectra or PyTorch, a function (output, target) that returns values of the examples or the
-            batch's mean, or a name.
+        loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
+            examples, the batch's mean or a mapping of such, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
         curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
         k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
@@ -93,9 +94,9 @@ def eig(
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: called as progress("hessian", products=12, ...) while the call is at work.
-        problem: further arguments of `load_problem`: params, weight_decay, mc_samples, samples, batch_size, output,
-            memory (bytes), device, dtype (a module is copied to it); where a name is given also checkpoint,
-            checkpoint_key and transform.
+        problem: further arguments of `load_problem`: loss_part, params, weight_decay, mc_samples, samples,
+            batch_size, output, memory (bytes), device, dtype (a module is copied to it); where a name is given also
+            checkpoint, checkpoint_key and transform.
 
     Returns:
         The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
@@ -306,7 +307,7 @@ def problem_of(
         recorded |= {"model": model, "checkpoint": path and str(path), "checkpoint_key": checked.get("checkpoint_key")}
     if isinstance(data, str):
         recorded |= {"data": data, "transform": checked.get("transform")}
-    if not isinstance(loss, CustomLoss):
+    if not isinstance(loss, CustomLoss | BatchLoss):
         recorded["loss"] = loss if isinstance(loss, str) else loss_name(loss)
     return {"model": model, "loss": loss, "data": data, "seed": seed, **checked}, recorded
 
@@ -314,6 +315,7 @@ def problem_of(
 # What a record lists of a problem whatever it is made of, by default.
 DEFAULTS: dict[str, Any] = {
     "output": None,
+    "loss_part": None,
     "samples": None,
     "batch_size": None,
     "memory": None,

@@ -45,8 +45,8 @@ class Sizes(click.ParamType):
     "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
 )
 @click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Leading eigenvalues on so many examples, and where they tend to.")  # fmt: skip
-@with_data(SAVE_EVERY, required=True, curvature=MATRICES)
-def compare(k, probes, steps, held_out, subsample, **options) -> int:
+@with_data(SAVE_EVERY, required=True, curvature=MATRICES, parts=True)
+def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
     """How far matrices are from each other, and why.
 
     Distances, eigenspaces and spectra of every two of them, from products with
@@ -55,13 +55,14 @@ def compare(k, probes, steps, held_out, subsample, **options) -> int:
     \b
     spectra compare --model nets.py:build --checkpoint last.pt --data digits
     spectra compare ... --curvature hessian --curvature fisher-mc --out run1
+    spectra compare ... --loss pinn.py:loss --loss-part residual --loss-part data
     """
     with prints_to_stderr():
         from spectra.comparison.run import CompareSettings, compare_matrices
         from spectra.run.session import Session
         from spectra.tables.comparison import compare_text
 
-        settings = CompareSettings(k, probes, steps, held_out, subsample)
+        settings = CompareSettings(k, probes, steps, held_out, subsample, loss_part)
         with Session(request(settings), TERMINAL) as session:
             found = compare_matrices(session)
             record = drawn(session, found.record, lambda _: figures(found))

@@ -111,7 +111,9 @@ BEFORE_DATA = [
 AFTER_DATA = [
     click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, or file.py:name; options as ?key=value."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, model (its own loss), or file.py:name; options as ?key=value."),
+]  # fmt: skip
+AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
@@ -165,12 +167,35 @@ class Curvature(click.Option):
     help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
 
 
-def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), **settings) -> Callable:
+def loss_part(several: bool) -> Callable:
+    """The option --loss-part: one part of a loss in place of the sum, or several beside the sum."""
+    which = (
+        "Compare this part of the loss with the sum; repeatable."
+        if several
+        else "Take this part of a loss that returns a mapping.  [default: their sum]"
+    )
+    return click.option("--loss-part", metavar="NAME", multiple=several, help=which)
+
+
+def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: bool = False, **settings) -> Callable:
     """A decorator that adds the options of a problem, with --data, and those of `more` before --json."""
     data = click.option("--data", **DATA, **settings)
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
     return stacked(
-        *BEFORE_DATA, data, *AFTER_DATA, named, *NUMBERS, MAX_PRODUCTS, NO_CHECK, OUT, *more, JSON, CONFIG, TRUST
+        *BEFORE_DATA,
+        data,
+        *AFTER_DATA,
+        loss_part(parts),
+        *AFTER_LOSS,
+        named,
+        *NUMBERS,
+        MAX_PRODUCTS,
+        NO_CHECK,
+        OUT,
+        *more,
+        JSON,
+        CONFIG,
+        TRUST,
     )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # What names the problem: arguments of `load_problem`.
 PROBLEM = (
-    *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "samples", "batch_size"),
+    *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part"),
+    *("samples", "batch_size"),
     *("memory", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
@@ -28,10 +29,13 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
 
     context = click.get_current_context()
     options = context.params
+    named = {name: options[name] for name in PROBLEM}
+    if isinstance(named["loss_part"], tuple):
+        named["loss_part"] = None  # the command has them among its settings, each beside the sum
     option = next((name for name in EARLIER if name in options), None)
     return Request(
         settings,
-        {name: options[name] for name in PROBLEM},
+        named,
         tuple(options["curvature"]),
         options=asked(context),
         seed=options["seed"],

@@ -20,6 +20,7 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.errors import SpectraError
+from spectra.inputs.user_loss import part_of
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.limits import refuse_k
 from spectra.problem.problem import Problem
@@ -30,6 +31,7 @@ from spectra.records.compare import (
     HeldOut,
     Pair,
     Subsample,
+    of_part,
     on_held_out_data,
 )
 from spectra.records.record import Record
@@ -43,19 +45,25 @@ from spectra.vectors import norm
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """The number of eigenvectors, of probes, of products a probe; other data, by name; and sizes of subsets."""
+    """The number of eigenvectors, of probes, of products a probe; other data, by name; sizes of subsets; and parts of
+    the loss.
+    """
 
     k: int = K
     probes: int = COMPARE_PROBES
     steps: int = COMPARE_STEPS
     held_out: str | None = None
     subsample: tuple[int, ...] | None = None
+    parts: tuple[str, ...] = ()
 
     command = "compare"
     less_memory = ("`k`", "ask for fewer, for fewer `probes`, or choose fewer parameters with `params`")
 
     def refuse(self, matrices: Sequence[str]) -> None:
-        refuse_alone(dict.fromkeys(matrices))
+        if not self.parts:
+            refuse_alone(dict.fromkeys(matrices))
+        if self.parts and (self.held_out or self.subsample):
+            raise SpectraError("`loss_part`: goes with neither `held_out` nor `subsample`; leave one out")
         if self.subsample:
             refuse_sizes(self.subsample)
 
@@ -77,13 +85,14 @@ class Comparing:
 
     def __init__(self, session: Session[CompareSettings]):
         self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
-        self.together = Together(session, len(session.names) + 2)
+        self.together = Together(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
 
     def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
         """Compute all that was asked for; `other` is the problem on the held-out data, and what is recorded of it."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
+        matrices |= self.of_parts(names)
         comparison = self.compared(matrices)
         reasons = self.explained(comparison)
         found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
@@ -107,6 +116,16 @@ class Comparing:
             class_structure=structure,
         )
         return Compared(record, comparison, again)
+
+    def of_parts(self, names: Sequence[str]) -> dict[str, Prepared]:
+        """The matrices of each part of the loss that is asked for, by `matrix, part`."""
+        problem, found = self.session.problem, {}
+        for part in self.asked.parts:
+            alone = replace(problem, loss=part_of(problem.loss, part))
+            for name in names:
+                label = of_part(name, part)
+                found[label] = self.together.matrix(alone, name, self.products, label)
+        return found
 
     def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
         """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""

@@ -23,8 +23,9 @@ from spectra.inputs.chance import seeded
 from spectra.inputs.data import Data
 from spectra.inputs.examples import TARGETS, checked, plain, read, widened
 from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.user_loss import user_loss
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.problem.problem import Batch
 
 GIVEN = "given in Python"  # in records, of what has no name
@@ -105,7 +106,7 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     name = getattr(loss, "__name__", type(loss).__name__)
     if isinstance(loss, nn.Module):
         loss = cast(copy.deepcopy(loss), device, dtype)
-    return CustomLoss(loss, name)
+    return user_loss(loss, name)
 
 
 def may_be_loss(value: Any) -> bool:

@@ -16,7 +16,8 @@ from spectra.inputs.model import cast
 from spectra.inputs.registers import LOSSES
 from spectra.inputs.sources import is_place
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
-from spectra.problem.losses import CustomLoss, Loss
+from spectra.inputs.user_loss import MODEL, first_parameter, user_loss
+from spectra.problem.losses import Loss
 
 OPTION = "`loss`"
 OWN = "name your own as file.py:function"
@@ -31,9 +32,11 @@ def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype
 
     Args:
         spec: `cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3&class_dim=-1`, `mse`, `bce_with_logits`,
-            or `path/to/file.py:name` of a function of (output, target), an object that can be called so, or a class of
-            such objects. What follows the `?` goes to the function as keywords, or to the class. It returns values
-            of the examples, or the batch's mean. Or a name that an installed package adds (`spectra.losses`).
+            or `path/to/file.py:name` of a function of (output, target), or of (model, batch) where its first parameter
+            is called model or `?signature=model` says so, an object that can be called so, or a class of such objects.
+            What else follows the `?` goes to the function as keywords, or to the class. It returns values of the
+            examples, or the batch's mean, or a mapping of such. Or a name that an installed package adds
+            (`spectra.losses`).
         device, dtype: where a loss that is a torch.nn.Module is moved, floating tensors cast; None leaves it.
 
     Raises:
@@ -67,14 +70,15 @@ def _others(
             found, options = call(found, name, options, OPTION), {}
     if isinstance(found, Loss):
         return cast(found, device, dtype) if isinstance(found, nn.Module) else found
-    function = _function(found, name, options)
+    signature = options.pop("signature", None) if is_place(name) else None
+    function = _function(found, name, options, signature)
     if isinstance(function, nn.Module):
         function = cast(function, device, dtype)
-    return CustomLoss(function, name)
+    return user_loss(function, name, signature)
 
 
-def _function(found: Any, name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """A function of (output, target), its options bound; of a class, an object made with them."""
+def _function(found: Any, name: str, options: dict[str, Any], signature: str | None) -> Callable[..., Any]:
+    """A function of (output, target) or (model, batch), its options bound; of a class, an object made with them."""
     if options.get("reduction", "") is None:
         options = {**options, "reduction": "none"}  # a word that parse_spec reads as None
     if inspect.isclass(found):
@@ -83,7 +87,9 @@ def _function(found: Any, name: str, options: dict[str, Any]) -> Callable[..., A
     if not callable(found):
         came = type(found).__name__
         raise input_error(OPTION, name, f"expected a callable, got {came}; name a function of (output, target)")
-    check_options(found.forward if isinstance(found, nn.Module) else found, name, options, OPTION, ["output", "target"])
+    takes_model = signature == MODEL or first_parameter(found) == MODEL
+    taken = ["model", "batch"] if takes_model else ["output", "target"]
+    check_options(found.forward if isinstance(found, nn.Module) else found, name, options, OPTION, taken)
     if "sum" in (options.get("reduction"), getattr(found, "reduction", None)):
         raise input_error(OPTION, name, "reduction is sum, which would depend on the batches; make it none or mean")
     return partial(found, **options) if options else found

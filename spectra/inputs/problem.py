@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import Evaluation, cut_batches, evaluate, fitting_batch_size
 from spectra.errors import ArgumentError, SpectraError, describe
@@ -24,7 +25,9 @@ from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, 
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
+from spectra.inputs.user_loss import part_of
 from spectra.memory import taking_memory
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
@@ -60,6 +63,7 @@ def load_problem(
     model: str | nn.Module,
     data: Any,
     loss: Any = "cross_entropy",
+    loss_part: str | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_key: str | None = None,
     transform: str | None = None,
@@ -84,6 +88,7 @@ def load_problem(
             copied where its dtype or device has to be another.
         data: a name, or an object as `own_data` takes it.
         loss: a name, or an object as `own_loss` takes it.
+        loss_part: the part to take alone of a user's loss that returns a mapping; None for the sum of all.
         checkpoint: the file of the weights of a named model.
         checkpoint_key: the place of the weights in that file.
         transform: the name of the function applied to every x of named data.
@@ -118,6 +123,7 @@ def load_problem(
 
     place, kind = choose_own_device(model, device), choose_dtype(model, dtype)
     objective = build_loss(loss, place, kind) if isinstance(loss, str) else own_loss(loss, place, kind)
+    objective = part_of(objective, loss_part)
 
     begins("building the model, reading its weights")
     if isinstance(model, nn.Module):
@@ -169,8 +175,9 @@ def load_problem(
     value = evaluate(problem)
     if batch_size is None and whole:
         begins("the memory of a product")
-        problem = replace(problem, batches=cut(fitting_batch_size(problem, count, memory)))
-        if isinstance(objective, CustomLoss):  # whose mean over a batch may be another in other batches
+        size = count if takes_whole_batches(problem) else fitting_batch_size(problem, count, memory)
+        problem = replace(problem, batches=cut(size))
+        if isinstance(objective, CustomLoss | BatchLoss):  # whose mean over a batch may be another in other batches
             value = evaluate(problem)
 
     typed |= {
@@ -191,6 +198,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
         "checkpoint_key": None,
         "transform": None,
         "output": problem.output_key,
+        "loss_part": getattr(problem.loss, "part", None),
         "memory": memory,
         "params": list(problem.parameters),
         "mc_samples": problem.mc_samples,

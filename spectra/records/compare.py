@@ -22,6 +22,11 @@ def on_held_out_data(name: str) -> str:
     return f"{name}{HELD_OUT}"
 
 
+def of_part(name: str, part: str) -> str:
+    """The name under which a matrix of one part of the loss is recorded."""
+    return f"{name}, {part}"
+
+
 @stored
 class CompareResult(Entry):
     """One of the matrices compared: leading eigenvalues, norm, trace and spectral measure."""

@@ -50,6 +50,7 @@ class ProblemRecord(Stored):
     model: str  # specs, as on the command line
     data: str | None
     loss: str
+    loss_part: str | None = None  # of a loss that returns several; None: their sum
     checkpoint: str | None
     checkpoint_key: str | None = None
     transform: str | None

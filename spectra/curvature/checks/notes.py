@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.engine.differentiation import explained, gradient, switched, twice_differentiable
 from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.problem.hooks import HookTable, hook_tables, watched
@@ -29,7 +30,13 @@ def model_notes(problem: Problem) -> list[str]:
     with twice_differentiable(problem.model), explained():
         hooks, inside = observed(problem, places)
         missing = unused_parameters(problem)
+        whole = takes_whole_batches(problem)
     notes = []
+    if whole:
+        notes.append(
+            "the loss takes whole batches, which are never split or merged: the numbers belong to "
+            f"{counted(len(problem.batches), 'batch', 'batches')} of {max(map(len, problem.batches)):,} examples"
+        )
     if hooks:
         notes.append(f"hooks that change gradients are left out: {listed(hooks)}")
     if missing:
