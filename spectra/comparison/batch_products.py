@@ -11,6 +11,7 @@ import torch
 
 from spectra.comparison.comparison import Comparison
 from spectra.comparison.frobenius import frobenius_products
+from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.operator import SymmetricOperator, placed
 from spectra.problem.problem import Problem
 from spectra.spectrum.estimates import Estimate
@@ -21,7 +22,9 @@ TAKEN_FOR = ("fisher", "fisher-empirical")  # what people mean when they make it
 
 
 def in_usual_batches(problem: Problem) -> Problem:
-    """The problem with its examples in their order, in batches of `USUAL`."""
+    """The problem with its examples in their order, in batches of `USUAL`; as it is where the loss takes whole ones."""
+    if takes_whole_batches(problem):
+        return problem
     batches = [b.part(slice(i, i + USUAL)) for b in problem.batches for i in range(0, len(b), USUAL)]
     return replace(problem, batches=batches)
 

@@ -24,12 +24,14 @@ from spectra.inputs.examples import named
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
+from spectra.inputs.model_loss import recognise
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
 from spectra.memory import taking_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
 from spectra.quoting import foreign
 from spectra.records.problem import ProblemRecord
@@ -137,7 +139,9 @@ def load_problem(
             network = cast(network, place, kind)
         renormalised = renormalise_embeddings(network)
     parameters = choose_parameters(network, params)
-    fits(objective, sum(p.numel() for p in parameters.values()))
+    size = sum(p.numel() for p in parameters.values())
+    if not isinstance(objective, ModelLoss):  # what that is, the data will show
+        fits(objective, size)
 
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(kind).removeprefix("torch.")}
@@ -153,6 +157,12 @@ def load_problem(
             Batch(cast_tensors(b.inputs, place, kind), cast_tensors(b.targets, place, kind), b.indices.to(place))
             for b in given
         ]
+    remarks: list[str] = []
+    if isinstance(objective, ModelLoss):
+        found = recognise(network, given, list(parameters.values())) if loss_part is None and output is None else None
+        if found:
+            objective, given, output, remarks = found.loss, found.batches, found.output, [found.note]
+        fits(objective, size)
     count = sum(map(len, given))
 
     def cut(size: int) -> list[Batch]:
@@ -188,7 +198,7 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks = [*(notes(examples) if whole else ()), *renormalised]
+    remarks += [*(notes(examples) if whole else ()), *renormalised]
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
@@ -328,7 +338,9 @@ def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
     if isinstance(tree, dict):
         return {key: cast_tensors(value, device, dtype) for key, value in tree.items()}
-    return tuple(cast_tensors(value, device, dtype) for value in tree)
+    if isinstance(tree, tuple | list):
+        return type(tree)(cast_tensors(value, device, dtype) for value in tree)
+    return tree
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ LOSSES = Register(
         "cross_entropy": Entry("spectra.problem.cross_entropy:CrossEntropy", "torch.nn.CrossEntropyLoss"),
         "mse": Entry("spectra.problem.losses:MeanSquaredError", "torch.nn.MSELoss"),
         "bce_with_logits": Entry("spectra.problem.losses:BinaryCrossEntropy", "torch.nn.BCEWithLogitsLoss"),
+        "model": Entry("spectra.problem.model_loss:ModelLoss", "the loss that the model returns"),
     },
 )
 MODELS = Register("spectra.models", {})

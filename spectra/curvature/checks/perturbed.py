@@ -32,6 +32,7 @@ class LocalProblem:
         self.batch = problem.batches[0]
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.direction = random_direction(problem.leaves, self.generator)
+        hold_padding(problem, self.direction)
         self.product: Tensor | None = None  # of the Hessian with v, once it is made
         self.gradients = 0  # that have been made, or as many as would have taken as long
 
@@ -72,6 +73,16 @@ def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> l
         torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * (size or usual)
         for tensor, size in zip(tensors, sizes.tolist(), strict=True)
     ]
+
+
+def hold_padding(problem: Problem, direction: Sequence[Tensor]) -> None:
+    """Set a direction to zero in the rows of embeddings that are padding: PyTorch holds them fixed in derivatives."""
+    places = {id(leaf): along for leaf, along in zip(problem.leaves, direction, strict=True)}
+    for module in problem.model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            along = places.get(id(module.weight))
+            if along is not None:
+                along[module.padding_idx] = 0
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""Recognise the loss that a model returns as one of ours, taken of the logits that it returns beside it.
+
+A model tells its loss for a batch, and no more: what it is of the logits, and how it weighs tokens of different
+batches, has to be known for GGN and Fisher matrices, and for a mean over all the data. So it is compared with our
+losses on some examples: in value and in its gradient by the parameters. A loss that agrees with none is taken as it is,
+batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.errors import SpectraError, describe
+from spectra.inputs.examples import TARGETS
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.model_inputs import detached_inputs
+from spectra.problem.model_loss import call, is_lightning, logits_in, loss_in
+from spectra.problem.outputs import entries
+from spectra.problem.problem import Batch
+from spectra.problem.side_effects import without_side_effects
+
+EXAMPLES = 8  # of the first batch and of the last, on which losses are compared
+AGREEMENT = 1e-3  # relative, in float32; in float64 its square
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A loss of ours that a model computes by itself, and the batches that it is taken of."""
+
+    loss: Loss
+    batches: list[Batch]  # with targets of their own
+    output: str | None  # the entry of the model's output that holds the logits
+    note: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a batch of a model that returns its loss: our loss, and targets that are made of the labels."""
+
+    loss: Loss
+    sentence: str
+    shifted: bool = False  # whether a label belongs to the logits one place before
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The targets of our loss."""
+        if not self.shifted:
+            return labels
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], CrossEntropy.ignore_index)], dim=1)
+
+
+def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
+    """The loss of ours that the model's own is, and the batches to take it of; None where there is none.
+
+    Args:
+        model: a model that returns its loss.
+        batches: batches whose inputs are all that the model is called with.
+        parameters: the parameters by which gradients are compared.
+
+    Raises:
+        SpectraError: the model fails on the data, or returns no loss.
+    """
+    with twice_differentiable(model), explained(), without_side_effects(model):
+        first, last = (some_of(batch) for batch in (batches[0], batches[-1]))
+        returned = called(model, first)
+        own, logits = loss_in(returned), logits_in(returned)
+        key = label_key(first.inputs)
+        if key is None or logits is None or not (isinstance(own, Tensor) and own.ndim == 0) or is_lightning(model):
+            return None
+        for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
+            halves = [separated(batch, key, keep) for batch in (first, last)]
+            output = path_of_logits(model, halves[0].inputs, logits)
+            if output is None:
+                continue
+            for reading in readings(logits, halves[0].targets):
+                pairs = zip((first, last), halves, strict=True)
+                if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
+                    made = [separated(batch, key, keep) for batch in batches]
+                    made = [replace(batch, targets=reading.targets(batch.targets)) for batch in made]
+                    return Recognised(reading.loss, made, output or None, reading.sentence)
+    return None
+
+
+def some_of(batch: Batch) -> Batch:
+    """The first examples of a batch, or all of it where it cannot be cut."""
+    with suppress(SpectraError, TypeError, IndexError):
+        return batch.part(slice(EXAMPLES))
+    return batch
+
+
+def called(model: nn.Module, batch: Batch) -> Any:
+    """What the model returns for a batch. Raises SpectraError where it fails."""
+    try:
+        with torch.enable_grad():
+            return call(model, detached_inputs(batch.inputs, True))
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise SpectraError(
+            f"`model`: fails on the data ({describe(error)}); check that `model` fits `data` (SPECTRA_TRACEBACK=1 "
+            "shows where)"
+        ) from error
+
+
+def label_key(inputs: Any) -> Any:
+    """Where a batch holds its labels: a key of a mapping, or the last place of a pair; None where it shows none."""
+    if isinstance(inputs, Mapping):
+        held = [key for key in TARGETS if isinstance(inputs.get(key), Tensor)]
+        return held[0] if len(held) == 1 else None
+    return 1 if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Tensor) else None
+
+
+def separated(batch: Batch, key: Any, keep: bool) -> Batch:
+    """The batch with its labels as targets, and among the inputs where they are kept there."""
+    labels = batch.inputs[key]
+    if isinstance(batch.inputs, Mapping):
+        rest = {name: value for name, value in batch.inputs.items() if keep or name != key}
+    else:
+        rest = batch.inputs if keep else batch.inputs[0]
+    return Batch(rest, labels, batch.indices)
+
+
+def path_of_logits(model: nn.Module, inputs: Any, logits: Tensor) -> str | None:
+    """Where the output for these inputs holds the same logits: a path, empty for the output itself; None: nowhere."""
+    with suppress(Exception):
+        returned = call(model, detached_inputs(inputs, True))
+        if isinstance(returned, Tensor):
+            return "" if same(returned, logits) else None
+        for path, value in places(returned):
+            if isinstance(value, Tensor) and same(value, logits):
+                return path
+    return None
+
+
+def places(returned: Any) -> Iterator[tuple[str, Any]]:
+    """The entries of an output that may be logits, with their paths."""
+    found = entries(returned)
+    yield from ((name, found[name]) for name in ("logits", "0", "1") if name in found)
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    return one.shape == two.shape and bool((one - two).abs().max() <= AGREEMENT * two.abs().max())
+
+
+def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
+    """The losses of ours whose shapes fit."""
+    if not labels.is_floating_point():
+        if labels.shape == logits.shape[:-1] and labels.ndim == 2:
+            shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
+            yield Reading(CrossEntropy(class_dim=-1), shift, shifted=True)
+        if labels.shape == logits.shape[:-1]:
+            yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+        if labels.shape == (logits.shape[0], *logits.shape[2:]):
+            yield Reading(CrossEntropy(class_dim=1), "the model's own loss is the cross entropy of its logits")
+        return
+    if labels.shape == logits.shape:
+        yield Reading(MeanSquaredError(), "the model's own loss is the mean squared error of its output")
+        yield Reading(BinaryCrossEntropy(), "the model's own loss is the binary cross entropy of its logits")
+        yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+
+
+def agree(
+    model: nn.Module, whole: Batch, half: Batch, output: str, reading: Reading, parameters: Sequence[Tensor]
+) -> bool:
+    """Whether our loss is the model's own on a batch, in value and in its gradient by the parameters."""
+    own = loss_in(call(model, detached_inputs(whole.inputs, True)))
+    returned = call(model, detached_inputs(half.inputs, True))
+    logits = returned if not output else dict(places(returned))[output]
+    targets = reading.targets(half.targets)
+    try:
+        rows = reading.loss.rows(logits, targets)
+        reading.loss.check(rows, targets)
+        weight = reading.loss.weight(targets)
+    except SpectraError:
+        return False
+    if not weight:
+        return False
+    ours = reading.loss.total(rows, targets) / weight
+    allowed = AGREEMENT if own.dtype == torch.float32 else AGREEMENT**2
+    if not abs(ours.item() - own.item()) <= allowed * abs(own.item()):
+        return False
+    slopes = [flat_gradient(value, parameters) for value in (own, ours)]
+    return bool((slopes[0] - slopes[1]).norm() <= allowed * slopes[0].norm())
+
+
+def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of a number by the parameters, in one vector."""
+    gradients = torch.autograd.grad(value, list(parameters), allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in pytree.tree_leaves(gradients)])

@@ -1,0 +1,98 @@
+"""The loss that a model returns by itself, as those of transformers do, and Lightning's `training_step`.
+
+A batch that is a mapping gives the model's keywords, a tuple its positional arguments. What the model returns holds the
+loss under `loss`, as the first entry of a tuple, or is the loss itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectra.errors import SpectraError
+from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.outputs import contents, entries
+
+STEP = "training_step"  # of Lightning's modules
+LOGGING = ("log", "log_dict", "print")  # which ask for a trainer
+
+
+def returned_loss(model: nn.Module, batch: Any) -> Any:
+    """The loss that the model returns for a batch. Raises SpectraError where it returns none."""
+    return loss_in(call(model, batch))
+
+
+@dataclass(frozen=True)
+class ModelLoss(BatchLoss):
+    """The model's own loss; see `returned_loss`."""
+
+    function: Any = returned_loss
+    name: str = "model"
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """What the model returns for a batch: by `training_step`, where it is one of Lightning's, else by a call."""
+    if is_lightning(model):
+        with unlogged(model):
+            return getattr(model, STEP)(batch, 0)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+@contextmanager
+def unlogged(model: nn.Module) -> Iterator[None]:
+    """Switch off what a module of Lightning's logs, since it asks for a trainer, inside this context."""
+    had = {name: vars(model)[name] for name in LOGGING if name in vars(model)}
+    vars(model).update(dict.fromkeys(LOGGING, ignored))
+    try:
+        yield
+    finally:
+        for name in LOGGING:
+            vars(model).pop(name, None)
+        vars(model).update(had)
+
+
+def ignored(*_arguments: Any, **_keywords: Any) -> None:
+    """Do nothing."""
+
+
+def is_lightning(model: nn.Module) -> bool:
+    """Whether the model is one of Lightning's; looked up by name, since Lightning is slow to import."""
+    return any(kind.__name__ == "LightningModule" for kind in type(model).__mro__) and hasattr(model, STEP)
+
+
+def loss_in(returned: Any) -> Any:
+    """The loss in what a model returned: a tensor, or a mapping of parts. Raises SpectraError where there is none."""
+    if isinstance(returned, Tensor):
+        if returned.ndim < 2:
+            return returned
+    elif isinstance(returned, tuple | list) and not hasattr(returned, "_fields"):
+        first = returned[0] if returned else None
+        if isinstance(first, Tensor) and first.ndim < 2:
+            return first
+    else:
+        found = entries(returned)
+        if isinstance(found.get("loss"), Tensor | Mapping):
+            return found["loss"]
+        if found and "loss" not in found and all(isinstance(v, Tensor) and v.ndim == 0 for v in found.values()):
+            return found  # the parts of a sum, as torchvision's detectors return them
+    came = f"{type(returned).__name__}{contents(returned)}"
+    if isinstance(returned, Tensor):
+        came = f"tensor of shape {tuple(returned.shape)}"
+    raise SpectraError(
+        f"`loss` model: the model returned a {came}, in which there is no loss; give it what it computes one from, as "
+        "`labels`, or name a loss"
+    )
+
+
+def logits_in(returned: Any) -> Tensor | None:
+    """The logits beside the loss in what a model returned; None where there are none."""
+    found = entries(returned).get("logits")
+    if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
+        found = returned[1]
+    return found if isinstance(found, Tensor) and found.is_floating_point() else None
