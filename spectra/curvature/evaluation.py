@@ -13,10 +13,11 @@ from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
-from spectra.curvature.engine.footprint import elements, footprint
+from spectra.curvature.engine.footprint import Footprint, elements, footprint
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.problem import Batch, Problem
 
@@ -70,17 +71,29 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 
+def product_footprint(problem: Problem) -> Footprint:
+    """The memory of a product with the Hessian, or with fisher-empirical where a user's loss has no Hessian."""
+    with twice_differentiable(problem.model):
+        first = problem.batches[0]
+        once = isinstance(problem.loss, CustomLoss) and no_second_derivative(problem, rows_of(problem, first), first)
+        if not once:
+            try:
+                with explained():
+                    return footprint(definition("hessian").linearise, problem)
+            except SpectraError:
+                if not isinstance(problem.loss, BatchLoss):
+                    raise
+        with explained():
+            return footprint(definition("fisher-empirical").linearise, problem)
+
+
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
     """The number of examples in a batch, so that the Hessian's products fit `memory`: all, or a quarter of what fits.
 
     Where the loss has no second derivative, the products of fisher-empirical count.
     """
     memory = memory_share(problem.device) if memory is None else memory
-    with twice_differentiable(problem.model), explained():
-        first = problem.batches[0]
-        once = isinstance(problem.loss, CustomLoss) and no_second_derivative(problem, rows_of(problem, first), first)
-        matrix = definition("fisher-empirical" if once else "hessian")
-        costs = footprint(matrix.linearise, problem)
+    costs = product_footprint(problem)
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     if not memory or costs.peak(each * examples) <= memory:
         return examples

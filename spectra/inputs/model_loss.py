@@ -23,7 +23,7 @@ from spectra.inputs.examples import TARGETS
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
-from spectra.problem.model_loss import call, is_lightning, logits_in, loss_in
+from spectra.problem.model_loss import call, forward, logits_in, loss_in
 from spectra.problem.outputs import entries
 from spectra.problem.problem import Batch
 from spectra.problem.side_effects import without_side_effects
@@ -73,14 +73,12 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
         returned = called(model, first)
         own, logits = loss_in(returned), logits_in(returned)
         key = label_key(first.inputs)
-        if key is None or logits is None or not (isinstance(own, Tensor) and own.ndim == 0) or is_lightning(model):
+        if key is None or not (isinstance(own, Tensor) and own.ndim == 0):
             return None
         for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
             halves = [separated(batch, key, keep) for batch in (first, last)]
-            output = path_of_logits(model, halves[0].inputs, logits)
-            if output is None:
-                continue
-            for reading in readings(logits, halves[0].targets):
+            output, shown = shown_logits(model, halves[0].inputs, logits)
+            for reading in readings(shown, halves[0].targets) if shown is not None else ():
                 pairs = zip((first, last), halves, strict=True)
                 if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
                     made = [separated(batch, key, keep) for batch in batches]
@@ -126,16 +124,24 @@ def separated(batch: Batch, key: Any, keep: bool) -> Batch:
     return Batch(rest, labels, batch.indices)
 
 
-def path_of_logits(model: nn.Module, inputs: Any, logits: Tensor) -> str | None:
-    """Where the output for these inputs holds the same logits: a path, empty for the output itself; None: nowhere."""
+def shown_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[str, Tensor | None]:
+    """Where the output for these inputs holds logits, and these: a path, empty for the output itself.
+
+    Args:
+        logits: what the model returns beside its loss; None where that is nothing: then the output itself is taken.
+
+    Returns:
+        The path and the logits; None in place of the logits where the output holds none.
+    """
     with suppress(Exception):
-        returned = call(model, detached_inputs(inputs, True))
+        returned = forward(model, detached_inputs(inputs, True))
         if isinstance(returned, Tensor):
-            return "" if same(returned, logits) else None
-        for path, value in places(returned):
+            fits = returned.ndim > 0 if logits is None else same(returned, logits)
+            return "", returned if fits else None
+        for path, value in places(returned) if logits is not None else ():
             if isinstance(value, Tensor) and same(value, logits):
-                return path
-    return None
+                return path, value
+    return "", None
 
 
 def places(returned: Any) -> Iterator[tuple[str, Any]]:
@@ -171,7 +177,7 @@ def agree(
 ) -> bool:
     """Whether our loss is the model's own on a batch, in value and in its gradient by the parameters."""
     own = loss_in(call(model, detached_inputs(whole.inputs, True)))
-    returned = call(model, detached_inputs(half.inputs, True))
+    returned = forward(model, detached_inputs(half.inputs, True))
     logits = returned if not output else dict(places(returned))[output]
     targets = reading.targets(half.targets)
     try:

@@ -39,9 +39,14 @@ def call(model: nn.Module, batch: Any) -> Any:
     if is_lightning(model):
         with unlogged(model):
             return getattr(model, STEP)(batch, 0)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
+    return forward(model, batch)
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for its inputs: a mapping gives keywords, a tuple positional arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 @contextmanager

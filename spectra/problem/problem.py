@@ -17,6 +17,7 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_loss import forward
 from spectra.problem.model_inputs import detached_inputs, map_tensors, versions
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
@@ -220,12 +221,7 @@ class Problem:
             with torch.enable_grad():
                 if isinstance(self.loss, BatchLoss):
                     return self.loss.values(self.model, inputs, count)
-                if isinstance(inputs, Mapping):
-                    output = self.model(**inputs)
-                elif isinstance(inputs, tuple):
-                    output = self.model(*inputs)
-                else:
-                    output = self.model(inputs)
+                output = forward(self.model, inputs)
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
