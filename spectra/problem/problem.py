@@ -17,8 +17,8 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
-from spectra.problem.model_loss import forward
 from spectra.problem.model_inputs import detached_inputs, map_tensors, versions
+from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
