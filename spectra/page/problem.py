@@ -23,6 +23,7 @@ def facts(record: Record) -> Facts:
         "Transform": problem.get("transform"),
         "Output": problem.output,
         "Loss": evaluated(problem),
+        "Part of the loss": problem.loss_part,
         "Weight decay": problem.weight_decay or None,
         "Parameters": parameters(problem),
         "Labels drawn": labels(record),

@@ -103,10 +103,11 @@ def heading(problem: ProblemRecord) -> str:
     chosen, total = problem.parameters, problem.parameters_in_all or problem.parameters
     some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""
+    part = f", part {quoted(problem.loss_part)}:" if problem.loss_part else ""
     return (
         f"{where} on {data}{transform}: "
         f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}, "
-        f"{loss} {problem.loss_value:.4g}"
+        f"{loss}{part} {problem.loss_value:.4g}"
     )
 
 
