@@ -379,5 +379,5 @@ def test_a_loss_beside_that_of_the_logits_is_noticed():
 
 
 def test_a_model_without_a_loss_is_refused(capsys):
-    with pytest.raises(SpectraError, match=r"`loss` model: the model returned a tensor of shape \(12, 3\).*`labels`"):
+    with pytest.raises(SpectraError, match=r"`loss` model: the model returned a tensor of shape \(8, 3\).*, as labels"):
         load_problem(model=Returns("loss", F.cross_entropy).double(), loss="model", data=[X])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.evaluation import evaluate
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
+from spectra.inputs.items import wanted_by
 from spectra.inputs.problem import cast_tensors
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Batch, Problem
 
 OPTION = "`held_out`"
 
@@ -25,12 +26,17 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     """
     try:
         with taking_memory(f"{OPTION} {data}", "name fewer examples"):
-            examples = load_data(data, None, problem.seed, choose_transform(transform, model))
-            inputs, targets = (
-                cast_tensors(x, problem.device, problem.dtype) for x in (examples.inputs, examples.targets)
-            )
-        width = max(map(len, problem.batches))
-        batches = cut_batches(inputs, targets, examples.indices.to(problem.device), width)
+            wanted, width = wanted_by(problem.loss, problem.model, model), max(map(len, problem.batches))
+            chosen = choose_transform(transform, model)
+            examples = load_data(data, None, problem.seed, chosen, wanted, width)
+            batches = [
+                Batch(
+                    cast_tensors(batch.inputs, problem.device, problem.dtype),
+                    cast_tensors(batch.targets, problem.device, problem.dtype),
+                    batch.indices.to(problem.device),
+                )
+                for batch in examples.cut(width)
+            ]
         other = replace(problem, batches=batches)
         value = evaluate(other)
     except SpectraError as error:

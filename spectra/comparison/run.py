@@ -95,7 +95,10 @@ class Comparing:
         matrices |= self.of_parts(names)
         comparison = self.compared(matrices)
         reasons = self.explained(comparison)
-        found = [matrices[name].measured(p, p.products, p.seconds) for name, p in comparison.portraits.items()]
+        found = [
+            replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
+            for name, p in comparison.portraits.items()
+        ]
         there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
         by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
         classes = class_count(problem)

@@ -3,24 +3,27 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from spectra.errors import describe
 from spectra.files import open_regular
+from spectra.inputs.batches import Batches, Collate, loaded
 from spectra.inputs.chance import seeded
-from spectra.inputs.examples import read
+from spectra.inputs.examples import Data, read
+from spectra.inputs.items import Wanted
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.sources import Source, forms, is_place, source_of
-from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest, told_missing
+from spectra.inputs.spec import call, check_options, input_error, neighbour, parse_spec, resolve, suggest, told_missing
 from spectra.inputs.transform import TO_TENSOR, Transform
+from spectra.problem.problem import Batch
 from spectra.quoting import quoted
 from spectra.register import NameClash
 
@@ -31,25 +34,14 @@ CLASSES = "a folder of images for each class"
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-@dataclass(frozen=True)
-class Data:
-    """Examples decoded once and kept, in the order of the data set.
-
-    Attributes: inputs: a tensor, or a tuple or dict of them, each (N, ...); integers are int64, floats as they came.
-    targets: (N, ...); integers are int64, floats as they came. indices: (N,) int64, the index of each example in the
-    data set as the user named it. transform: the description of the transform of every x; None for none.
-    """
-
-    inputs: Any
-    targets: Tensor
-    indices: Tensor
-    transform: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-def load_data(spec: str, samples: int | None, seed: int, transform: Transform = TO_TENSOR) -> Data:
+def load_data(
+    spec: str,
+    samples: int | None,
+    seed: int,
+    transform: Transform = TO_TENSOR,
+    wanted: Wanted | None = None,
+    batch_size: int | None = None,
+) -> Data | Batches:
     """The examples that `spec` names, or a seeded choice of `samples` of them without replacement.
 
     Args:
@@ -59,6 +51,8 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
             (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels of tokens
             are those of the outputs, already shifted.
         transform: what is done to the x of every example; one that nobody named, to torchvision's images alone.
+        wanted: what the loss takes of an item; by default a pair (x, y) of which y is one tensor.
+        batch_size: the size of batches that are made while reading; None for what the data give.
 
     Raises:
         SpectraError: no such data, fewer than `samples`, items that cannot be stacked, transformed or read or that
@@ -66,9 +60,34 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
     """
     name, options = parse_spec(spec, OPTION)
     used = transform if transform.typed or _holds_images(name) else None
+    wanted = wanted or Wanted()
     with seeded(seed):
-        inputs, targets, indices = read(_source(name, options), samples, seed, used, name)
-    return Data(inputs, targets, indices, used and used.name)
+        source = _source(name, options)
+        if is_loader(source):
+            if used:
+                raise input_error(
+                    "`transform`", used.name, f"goes with examples, and {name} gives batches; apply it there"
+                )
+            return loaded(source, samples, seed, batch_size, wanted, name)
+        return read(source, samples, seed, used, name, wanted, collate_of(name, source), batch_size)
+
+
+def is_loader(source: Any) -> bool:
+    """Whether an object gives batches: a DataLoader, a generator, or a list of `Batch`."""
+    if isinstance(source, DataLoader | Iterator):
+        return True
+    if isinstance(source, list):
+        return bool(source) and all(isinstance(batch, Batch) for batch in source)
+    single = isinstance(source, IterableDataset | Mapping) or hasattr(source, "__getitem__")
+    return isinstance(source, Iterable) and not single
+
+
+def collate_of(name: str, source: Any) -> Collate | None:
+    """The user's function that makes batches: `collate_fn` of the data set, or of the file that holds it."""
+    own = getattr(source, "collate_fn", None)
+    if own is None and is_place(name):
+        own = neighbour(name, "collate_fn")
+    return own if callable(own) else None
 
 
 def _holds_images(name: str) -> bool:

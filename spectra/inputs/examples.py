@@ -1,8 +1,7 @@
 """Read the examples of `data`: choose them by the seed, read them once, transform, stack and check them."""
 
-import numbers
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,75 +9,153 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
+from spectra.curvature.evaluation import cut_batches
 from spectra.errors import describe
+from spectra.inputs.batches import Batches, Collate, collated
+from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
+from spectra.inputs.stacking import checked, named, same, stacked, widened
 from spectra.inputs.transform import Transform
+from spectra.problem.model_inputs import map_tensors
+from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 OPTION = "`data`"
 READ_TWICE = 8  # examples read a second time, to catch augmentation
-TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Two tensors x and y as a data set; x may be a tuple or dict of them."""
+class Data:
+    """Examples decoded once and kept, in the order of the data set.
+
+    Attributes: inputs: a tree of tensors (N, ...) and of lists of N entries; integers are int64, floats as they came.
+    targets: the same, None where there are none. indices: (N,) int64, the index of each example in the data set as the
+    user named it. transform: the description of the transform of every x; None for none. notes: what the user should
+    know of the reading.
+    """
 
     inputs: Any
-    targets: Tensor
+    targets: Any
+    indices: Tensor
+    transform: str | None = None
+    notes: tuple[str, ...] = ()
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        return tree_map(lambda tensor: tensor[index], self.inputs), self.targets[index]
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def cut(self, size: int) -> list[Batch]:
+        """The examples in batches of this size; the last one may be shorter."""
+        return cut_batches(self.inputs, self.targets, self.indices, size)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Tensors of all examples as a data set of items (x, y); x and y are trees."""
+
+    inputs: Any
+    targets: Any
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return map_tensors(lambda tensor: tensor[index], (self.inputs, self.targets))
 
 
 def read(
-    source: Any, samples: int | None, seed: int, transform: Transform | None, name: str
-) -> tuple[Any, Tensor, Tensor]:
-    """(inputs, targets, indices) of the examples in `source`, or of a seeded choice of `samples` of them.
+    source: Any,
+    samples: int | None,
+    seed: int,
+    transform: Transform | None,
+    name: str,
+    wanted: Wanted | None = None,
+    collate: Collate | None = None,
+    batch_size: int | None = None,
+) -> Data | Batches:
+    """The examples in `source`, or a seeded choice of `samples` of them.
 
     Args:
-        source: two tensors or arrays x and y, or a data set of items.
+        source: arrays of all examples (a pair x and y, or a mapping), or a data set of items.
         transform: what is done to every x, if anything.
         name: of the data, for messages.
+        wanted: how an item is divided into inputs and targets.
+        collate: the user's function that makes a batch of items; None for ours, which stacks.
+        batch_size: the size of batches that a user's function makes, where they cannot be cut.
 
     Raises:
         SpectraError: as `load_data` does.
     """
-    pair = _as_pair(source, name)
-    indices = _choose(_pair_size(pair, name) if pair else _size(source, name), samples, seed, name)
-    if pair and not transform:
-        examples = tree_map(lambda tensor: tensor[indices], pair)
+    wanted = wanted or Wanted()
+    if (arrays := as_arrays(source, wanted, name)) is not None:
+        if wanted.whole and len(sizes := lengths(arrays)) > 1 and samples is None and 0 not in sizes:
+            # Points inside and on the border: one batch, that belongs together.
+            return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
+        indices = _choose(_length(arrays, name), samples, seed, name)
+        if not transform:
+            examples = map_tensors(lambda tensor: tensor[indices], (arrays.inputs, arrays.targets))
+            return finished(examples, indices, name, wanted)
+        source, collate = arrays, None
     else:
-        examples = _stacked(Pairs(*pair) if pair else source, indices.tolist(), transform, name)
+        indices = _choose(_size(source, name), samples, seed, name)
+    items = Items(source, name, transform, wanted if arrays is None else None)
+    if collate:
+        batches = collated(items.raw, indices, collate, wanted, batch_size, name)
+        return Batches(batches, transform=transform and transform.name)
+    return finished(_stacked(items, indices.tolist(), wanted), indices, name, wanted, transform)
+
+
+def finished(
+    examples: tuple[Any, Any], indices: Tensor, name: str, wanted: Wanted, transform: Transform | None = None
+) -> Data:
+    """The data of stacked examples (x, y). Raises SpectraError where a value cannot be."""
     inputs, targets = widened(examples)
-    checked(inputs, targets, indices, name, transform)
-    return inputs, targets, indices
+    checked(inputs, targets, indices, name, wanted, transform)
+    return Data(inputs, targets, indices, transform and transform.name)
 
 
-def _as_pair(source: Any, name: str) -> tuple[Any, Tensor] | None:
-    """The tensors x and y that `source` consists of, or None where it is a data set of items."""
-    if not (isinstance(source, tuple | list) and len(source) == 2):
-        return None
-    if not all(isinstance(leaf, Tensor | np.ndarray) for leaf in [*tree_leaves(source[0]), source[1]]):
+def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
+    """The tensors of all examples that `source` consists of, or None where it is a data set of items."""
+    if not is_arrays(source, wanted):
         return None
     try:
-        return tree_map(_tensor, plain(source[0])), _tensor(source[1])
+        tensors = tree_map(_tensor, plain(source))
     except TypeError as error:
         raise input_error(
             OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
         ) from error
+    try:
+        return Arrays(*divided(tensors, wanted))
+    except Undivided:
+        raise input_error(OPTION, name, f"it holds a {described(source)}; give {pair_wanted()}") from None
 
 
-def _tensor(array: Tensor | np.ndarray) -> Tensor:
+def is_arrays(source: Any, wanted: Wanted) -> bool:
+    """Whether `source` consists of arrays of all examples: a pair (x, y), a mapping, or, where the loss takes them,
+    one array or a tuple.
+    """
+    leaves = tree_leaves(dict(source) if isinstance(source, Mapping) else source)
+    if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
+        return False
+    if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
+        return not wanted.whole or isinstance(source, tuple)
+    free = wanted.whole or wanted.trees
+    return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
+
+
+def _tensor(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         array = array.astype(array.dtype.newbyteorder("="))  # a copy of its own, in the one order torch reads
-    return torch.as_tensor(array).detach().cpu()
+    return torch.as_tensor(array).detach().cpu() if isinstance(array, Tensor | np.ndarray) else array
 
 
-def _pair_size(pair: tuple[Any, Tensor], name: str) -> int:
-    shapes = [tuple(leaf.shape) for leaf in tree_leaves(pair)]
+def lengths(arrays: Arrays) -> set[int]:
+    """The lengths of the tensors, 0 for one without dimensions."""
+    leaves = tree_leaves((arrays.inputs, arrays.targets))
+    return {len(leaf) if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def _length(arrays: Arrays, name: str) -> int:
+    leaves = [leaf for leaf in tree_leaves((arrays.inputs, arrays.targets)) if isinstance(leaf, Tensor)]
+    shapes = [tuple(leaf.shape) for leaf in leaves]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
         text = f"x and y need one and the same length, they have shapes {', '.join(map(str, shapes))}"
         raise input_error(OPTION, name, f"{text}; give one y for each x")
@@ -88,8 +165,6 @@ def _pair_size(pair: tuple[Any, Tensor], name: str) -> int:
 def _size(source: Any, name: str) -> int:
     """The number of items of a data set with `__getitem__` and `__len__`."""
     came = type(source).__name__
-    if isinstance(source, DataLoader):
-        raise input_error(OPTION, name, "it gave a DataLoader, which may shuffle; return its data set itself")
     if isinstance(source, IterableDataset):
         raise input_error(OPTION, name, f"it gave an IterableDataset ({came}); return a list of its items")
     if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
@@ -114,77 +189,63 @@ def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
     return torch.randperm(size, generator=generator)[:samples].sort().values
 
 
-def _stacked(dataset: Any, chosen: list[int], transform: Transform | None, name: str) -> tuple[Any, Any]:
-    """Decode the items of these indices once, the first few of them twice, and stack them."""
+@dataclass(frozen=True)
+class Items:
+    """The items of a data set, each divided into x and y, and x transformed."""
 
-    def item(index: int) -> tuple[Any, Any]:
-        x, y = _item(dataset, index, name)
-        return (plain(transform(x, index)) if transform else x), y
+    source: Any
+    name: str
+    transform: Transform | None
+    wanted: Wanted | None  # None: they are pairs that have been divided
 
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        try:
+            item = self.source[index]
+            x, y = divided(item, self.wanted) if self.wanted else item
+            x = plain(x)
+        except Undivided:
+            text = f"example {index} is a {described(item)}; every item has to be {pair_wanted()}"
+            raise input_error(OPTION, self.name, text) from None
+        except Exception as error:
+            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
+            raise input_error(OPTION, self.name, text) from error
+        return (plain(self.transform(x, index)) if self.transform else x), y
+
+    def raw(self, index: int) -> Any:
+        """An item as the data set has it, for a function of the user's; that of a pair with its x transformed."""
+        try:
+            item = self.source[index]
+        except Exception as error:
+            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
+            raise input_error(OPTION, self.name, text) from error
+        if not self.transform:
+            return item
+        if isinstance(item, tuple | list) and len(item) == 2:
+            return self.transform(item[0], index), item[1]
+        text = f"goes with pairs (x, y), and example {index} is a {described(item)}; transform it in its collate_fn"
+        raise input_error("`transform`", self.transform.name, text)
+
+
+def read_twice(item: Callable[[int], Any], chosen: list[int], name: str, transform: Transform | None) -> list[Any]:
+    """The first items of these indices. Raises SpectraError where one comes out different when read again."""
     head = [item(index) for index in chosen[:READ_TWICE]]
     again = [item(index) for index in chosen[:READ_TWICE]]
     for index, one, two in zip(chosen, head, again, strict=False):
-        if not _same(one, two):
+        if not same(one, two):
             where = f" in it and in `transform` {transform.name}" if transform and transform.typed else ""
             text = f"example {index} came out different when it was read twice; switch random augmentation off{where}"
             raise input_error(OPTION, name, text)
-    items = head + [item(index) for index in chosen[READ_TWICE:]]
+    return head
+
+
+def _stacked(items: Items, chosen: list[int], wanted: Wanted) -> tuple[Any, Any]:
+    """Decode the items of these indices once, the first few of them twice, and stack them."""
+    found = read_twice(items.__getitem__, chosen, items.name, items.transform)
+    found += [items[index] for index in chosen[READ_TWICE:]]
     try:
-        return plain(default_collate([x for x, _ in items])), plain(default_collate([y for _, y in items]))
+        return stacked([x for x, _ in found], wanted.whole), stacked([y for _, y in found])
     except Exception as error:
-        raise input_error(OPTION, name, _unstackable(items, chosen, error)) from error
-
-
-def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
-    """x and y of one item: a pair, or a mapping that has y under one of TARGETS, and x in the rest."""
-    try:
-        item = dataset[index]
-        if isinstance(item, tuple | list) and len(item) == 2:
-            return plain(item[0]), plain(item[1])
-        if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
-            rest = plain(item)
-            return rest, rest.pop(under[0])
-    except Exception as error:
-        raise input_error(OPTION, name, f"reading example {index} failed with {describe(error)}; {WHERE}") from error
-    came = f"{type(item).__name__}"
-    if isinstance(item, Mapping):
-        came += f" of {', '.join(map(str, item))}"
-    elif isinstance(item, tuple | list):
-        came += f" of length {len(item)}"
-    wanted = f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
-    raise input_error(OPTION, name, f"example {index} is a {came}; every item has to be {wanted}")
-
-
-def plain(tree: Any) -> Any:
-    """The tree with mappings as dicts, sequences as tuples, and lists of numbers as tensors (torch would take
-    them apart).
-    """
-    if isinstance(tree, Mapping):
-        return {key: plain(value) for key, value in tree.items()}
-    if _is_numbers(tree):
-        return torch.tensor(tree)
-    if isinstance(tree, tuple | list):
-        return tuple(plain(value) for value in tree)
-    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
-
-
-def _is_numbers(value: Any) -> bool:
-    """Whether this is a list of numbers, or of lists of numbers."""
-    if not isinstance(value, tuple | list) or len(value) == 0:
-        return False
-    return all(isinstance(entry, numbers.Number) or _is_numbers(entry) for entry in value)
-
-
-def _same(one: Any, two: Any) -> bool:
-    ones, twos = tree_leaves(one), tree_leaves(two)
-    return len(ones) == len(twos) and all(_same_leaf(a, b) for a, b in zip(ones, twos, strict=True))
-
-
-def _same_leaf(one: Any, two: Any) -> bool:
-    if not isinstance(one, Tensor | np.ndarray | numbers.Number):
-        return True  # such as a PIL image: refused when stacked
-    a, b = torch.as_tensor(one), torch.as_tensor(two)
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+        raise input_error(OPTION, items.name, _unstackable(found, chosen, error)) from error
 
 
 def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error: Exception) -> str:
@@ -206,38 +267,3 @@ def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
 
 def _told(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
     return " and ".join(f"{what} of shape {shape}" for what, shape in shapes) or "no more"
-
-
-def named(x: Any) -> list[tuple[str, Any]]:
-    """The leaves of x, each with the name that a message calls it by: x, or x['ids']."""
-    entries = {f"x[{key!r}]": tree for key, tree in x.items()} if isinstance(x, dict) else {"x": x}
-    return [(what, leaf) for what, tree in entries.items() for leaf in tree_leaves(tree)]
-
-
-def widened(tree: Any) -> Any:
-    """The tree with integers as int64, which labels and token ids have to be; anything else as it is."""
-    return tree_map(_widened, tree)
-
-
-def _widened(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
-        return leaf
-    return leaf.long()
-
-
-def checked(inputs: Any, targets: Any, indices: Tensor, name: str, transform: Transform | None = None) -> None:
-    """Raise SpectraError unless all leaves are finite tensors, and y is a single one."""
-    if not isinstance(targets, Tensor):
-        came = type(targets).__name__
-        raise input_error(OPTION, name, f"y is a {came} for each example; give one tensor or number as y")
-    for what, leaf in [*named(inputs), ("y", targets)]:
-        if not isinstance(leaf, Tensor):
-            made = f", as `transform` {transform.name} has to" if transform else ""
-            text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"
-            raise input_error(OPTION, name, text)
-        eight_bits = leaf.is_floating_point() and leaf.itemsize == 1  # of which torch 2.11 has no isfinite
-        finite = (leaf.float() if eight_bits else leaf).isfinite()
-        finite = finite.flatten(1).all(1) if leaf.dim() > 1 else finite
-        if not finite.all():
-            index = int(indices[~finite][0])
-            raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or mend it")

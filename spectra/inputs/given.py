@@ -6,27 +6,23 @@ None of them is changed. A module that has to be in another dtype or on another 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
-from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
+from spectra.inputs.batches import Batches, loaded
 from spectra.inputs.chance import seeded
-from spectra.inputs.data import Data
-from spectra.inputs.examples import TARGETS, checked, plain, read, widened
+from spectra.inputs.examples import Data, is_arrays, read
+from spectra.inputs.items import Wanted
 from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.inputs.user_loss import user_loss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
-from spectra.problem.problem import Batch
 
 GIVEN = "given in Python"  # in records, of what has no name
 
@@ -129,36 +125,32 @@ def loss_name(loss: Loss) -> str:
     return f"{name}?{query}" if query else name
 
 
-def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) -> list[Batch] | Data:
+def own_data(
+    data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted | None = None
+) -> Data | Batches:
     """The examples of an object: in one piece where they come as tensors or one by one, else in the batches in which
     they come.
 
     Args:
-        data: a pair (x, y) of tensors or arrays; a map-style data set of items (x, y); a DataLoader or another iterable
-            of batches (x, y), read once; or a list of `Batch`. Items and batches may be mappings that hold y under
-            `labels` or `label`.
+        data: tensors or arrays of all examples, as a pair (x, y) or a mapping; a map-style data set of items; a
+            DataLoader or another iterable of batches, read once; or a list of `Batch`. Items and batches are divided
+            as `divided` says.
         samples: the number of examples to choose by the seed; None for all.
         seed: the seed of the choice, and of loaders that shuffle.
         batch_size: the size of batches to be made anew; None leaves them.
+        wanted: what the loss takes of an item.
 
     Raises:
-        SpectraError: no examples, of another form, or not finite.
+        SpectraError: no examples, of another form, or not finite; or items that change between two reads.
     """
-    name = data_name(data)
+    name, wanted = data_name(data), wanted or Wanted()
     if isinstance(data, Data):
         data = (data.inputs, data.targets)
-    if is_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
+    if is_arrays(data, wanted) or is_data_set(data):
         with seeded(seed):
-            return Data(*read(tuple(data) if is_pair(data) else data, samples, seed, None, name))
-    with seeded(seed):  # from which a loader that shuffles draws
-        batches = list(read_batches(data, name))
-    if not batches:
-        raise SpectraError(f"`data`: {name} is empty; give one batch at least")
-    if samples is not None:
-        batches = chosen(batches, samples, seed)
-    if batch_size is not None:
-        batches = recut(batches, batch_size)
-    return batches
+            source = tuple(data) if is_pair(data) else data
+            return read(source, samples, seed, None, name, wanted, getattr(data, "collate_fn", None), batch_size)
+    return loaded(data, samples, seed, batch_size, wanted, name)
 
 
 def data_name(data: Any) -> str:
@@ -166,84 +158,13 @@ def data_name(data: Any) -> str:
     return "tensors" if is_pair(data) else type(data).__name__
 
 
-def is_pair(data: Any) -> TypeGuard[tuple[Any, Any] | list[Any]]:
+def is_pair(data: Any) -> bool:
     """Whether data are x and y of all examples, and not two batches."""
-    if not (isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray)):
-        return False
-    leaves = tree_leaves(data[0])
-    return bool(leaves) and all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves)
+    return isinstance(data, tuple | list) and len(data) == 2 and is_arrays(data, Wanted())
 
 
-def read_batches(data: Any, name: str) -> Iterator[Batch]:
-    """Yield the batches of an iterable; examples are numbered as they come. Raises SpectraError."""
-    if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
-        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
-    count = 0
-    for number, item in enumerate(data):
-        if isinstance(item, Batch):
-            yield item
-            continue
-        x, y = halves(item, f"batch {number} of {name}")
-        x, y = tree_map(ordinary, widened(x)), ordinary(widened(y))
-        indices = torch.arange(count, count + length(x, y, f"batch {number} of {name}"))
-        checked(x, y, indices, name)
-        yield Batch(x, y, indices)
-        count += len(indices)
-
-
-def halves(item: Any, what: str) -> tuple[Any, Any]:
-    """The x and y of a batch. Raises SpectraError."""
-    if isinstance(item, tuple | list) and len(item) == 2:
-        return plain(item[0]), plain(item[1])
-    if isinstance(item, Mapping) and len(item) > 1 and len(under := [key for key in TARGETS if key in item]) == 1:
-        rest = plain(item)
-        return rest, rest.pop(under[0])
-    wanted = f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
-    raise SpectraError(f"`data`: {what} is a {type(item).__name__}; every batch has to be {wanted}")
-
-
-def ordinary(leaf: Any) -> Any:
-    """A tensor that may take part in derivatives: a copy where it was made under torch.inference_mode()."""
-    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
-
-
-def length(x: Any, y: Any, what: str) -> int:
-    """The number of examples in a batch. Raises SpectraError."""
-    leaves = tree_leaves((x, y))
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        came = next(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor))
-        raise SpectraError(f"`data`: {what} holds a {came}; give tensors")
-    sizes = {tuple(leaf.shape[:1]) for leaf in leaves}
-    if len(sizes) != 1 or () in sizes:
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-        raise SpectraError(
-            f"`data`: x and y of {what} have shapes {shapes}; give them one and the same first dimension"
-        )
-    return sizes.pop()[0]
-
-
-def chosen(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
-    """Choose `samples` examples by the seed, and leave them in their batches. Raises SpectraError."""
-    total = sum(map(len, batches))
-    if not 1 <= samples <= total:
-        raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
-    picked = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
-    found, first = [], 0
-    for batch in batches:
-        own = picked[(picked >= first) & (picked < first + len(batch))] - first
-        first += len(batch)
-        if len(own):
-            found.append(batch.part(own.to(batch.indices.device)))
-    return found
-
-
-def recut(batches: list[Batch], size: int) -> list[Batch]:
-    """The examples in their order, in batches of `size`. Raises SpectraError where they cannot be joined."""
-    from spectra.curvature.engine.batches import joined
-
-    try:
-        whole = joined(batches)
-    except Exception as error:
-        text = f"the batches cannot be joined ({describe(error)})"
-        raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
-    return cut_batches(whole.inputs, whole.targets, whole.indices, size)
+def is_data_set(data: Any) -> bool:
+    """Whether data are a map-style data set of items: of PyTorch, or of the package datasets."""
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    return hasattr(data, "column_names") and hasattr(data, "features") and hasattr(data, "__getitem__")

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
-from spectra.inputs.examples import TARGETS
+from spectra.inputs.items import TARGETS
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
@@ -138,8 +138,8 @@ def shown_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[
         if isinstance(returned, Tensor):
             fits = returned.ndim > 0 if logits is None else same(returned, logits)
             return "", returned if fits else None
-        for path, value in places(returned) if logits is not None else ():
-            if isinstance(value, Tensor) and same(value, logits):
+        for path, value in places(returned):
+            if logits is not None and isinstance(value, Tensor) and same(value, logits):
                 return path, value
     return "", None
 

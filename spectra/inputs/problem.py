@@ -19,18 +19,21 @@ from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import Evaluation, cut_batches, evaluate, fitting_batch_size
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.checkpoint import load_checkpoint
-from spectra.inputs.data import Data, load_data
-from spectra.inputs.examples import named
+from spectra.inputs.data import load_data
+from spectra.inputs.examples import Data
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.items import wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.model_loss import recognise
+from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
 from spectra.memory import taking_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_inputs import map_tensors
 from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
 from spectra.quoting import foreign
@@ -146,13 +149,15 @@ def load_problem(
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(kind).removeprefix("torch.")}
     with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
+        wanted = wanted_by(objective, network, typed["model"])
         if isinstance(data, str):
-            examples = load_data(data, samples, seed, choose_transform(transform, typed["model"]))
+            view = choose_transform(transform, typed["model"])
+            examples = load_data(data, samples, seed, view, wanted, batch_size)
         else:
             refuse_of_names({"transform": transform}, "`data` apply it to them")
-            examples = own_data(data, samples, seed, batch_size)
+            examples = own_data(data, samples, seed, batch_size, wanted)
         whole = isinstance(examples, Data)
-        given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples
+        given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples.batches
         given = [
             Batch(cast_tensors(b.inputs, place, kind), cast_tensors(b.targets, place, kind), b.indices.to(place))
             for b in given
@@ -192,13 +197,13 @@ def load_problem(
 
     typed |= {
         "params": list(params),
-        "transform": examples.transform if whole else None,
+        "transform": examples.transform,
         "checkpoint_key": loaded and loaded["key"],
         "checkpoint_prefix": loaded and loaded["prefix"],
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks += [*(notes(examples) if whole else ()), *renormalised]
+    remarks += [*examples.notes, *(notes(examples) if whole else ()), *renormalised]
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
@@ -291,11 +296,17 @@ def notes(data: Data) -> list[str]:
     yet shifted.
     """
     y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data"
+    if not isinstance(y, Tensor):
+        return []
     counted = y != CrossEntropy.ignore_index
     return [
         f"y equals {what} at every position: {way_out}"
         for what, x in named(data.inputs)
-        if x.dtype == y.dtype == torch.int64 and x.shape == y.shape and y.ndim > 1 and x[counted].equal(y[counted])
+        if isinstance(x, Tensor)
+        and x.dtype == y.dtype == torch.int64
+        and x.shape == y.shape
+        and y.ndim > 1
+        and x[counted].equal(y[counted])
     ]
 
 
@@ -333,14 +344,15 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
 
 
 def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The tensors of a tree on the device, floating ones in the dtype; integers and booleans keep theirs."""
-    if isinstance(tree, Tensor):
-        return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
-    if isinstance(tree, dict):
-        return {key: cast_tensors(value, device, dtype) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)(cast_tensors(value, device, dtype) for value in tree)
-    return tree
+    """The tensors of a tree on the device, floating ones in the dtype, complex ones in that of the same precision;
+    integers and booleans keep theirs.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else dtype.to_complex() if tensor.is_complex() else None
+        return tensor.to(device=device, dtype=kind)
+
+    return map_tensors(moved, tree)
 
 
 def versions() -> dict[str, str]:

@@ -113,6 +113,13 @@ def resolve(name: str, option: str) -> Any:
     return found
 
 
+def neighbour(name: str, attribute: str) -> Any:
+    """What else a file or module holds, beside the object that `name` names and that has been resolved; or None."""
+    place = name.rpartition(":")[0]
+    module = sys.modules.get(_unique(Path(os.path.realpath(place))) if is_path(place) else place)
+    return getattr(module, attribute, None)
+
+
 def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
     """`function(**options)`, where `name` is what the user typed for it.
 
@@ -209,7 +216,7 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
         raise input_error(option, name, f"{kind}; {hint}")
     if path.suffix != ".py":
         raise input_error(option, name, f"{place} is no Python file; write path/to/file.py:name")
-    unique = f"spectra_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    unique = _unique(path)
     if unique in sys.modules:
         return sys.modules[unique]
     specification = importlib.util.spec_from_file_location(unique, path)
@@ -225,3 +232,8 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
             raise
         raise input_error(option, name, f"importing {place} failed with {describe(error)}; {WHERE}") from error
     return module
+
+
+def _unique(path: Path) -> str:
+    """The name of a file's module, which no other file has."""
+    return f"spectra_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"

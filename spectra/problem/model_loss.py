@@ -91,7 +91,7 @@ def loss_in(returned: Any) -> Any:
         came = f"tensor of shape {tuple(returned.shape)}"
     raise SpectraError(
         f"`loss` model: the model returned a {came}, in which there is no loss; give it what it computes one from, as "
-        "`labels`, or name a loss"
+        "labels, or name a loss"
     )
 
 

@@ -1,0 +1,237 @@
+"""Read the batches of a DataLoader or another iterable, and make batches with a user's collate_fn.
+
+A batch is a tree whose tensors have one first dimension, that of the examples; or it has lists of one entry an example,
+as images of different sizes. PyTorch's loaders give tuples as lists, and collate functions give lists as tuples: which
+of them hold examples is seen by their lengths.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from spectra.errors import SpectraError, describe
+from spectra.inputs.chance import seeded
+from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted
+from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, widened
+from spectra.problem.outputs import tensors_of
+from spectra.problem.problem import Batch
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Examples in the batches in which they came, and what the user should know of the reading."""
+
+    batches: list[Batch]
+    notes: tuple[str, ...] = ()
+    transform: str | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    def cut(self, size: int) -> list[Batch]:
+        """The batches as they are, whatever the size."""
+        return self.batches
+
+
+def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what: str, name: str) -> Batch:
+    """The batch that an item of a loader is.
+
+    Args:
+        indices: those of its examples in the data set; None where they are not known: it is numbered from `first`.
+        what: the item in messages. name: the data in messages.
+
+    Raises:
+        SpectraError: it is of another form, or holds numbers that are not finite.
+    """
+    try:
+        inputs, targets, count = arranged(item, wanted)
+    except Undivided:
+        text = f"is a {type(item).__name__}; every batch has to be {pair_wanted()}"
+        raise SpectraError(f"`data`: {what} {text}") from None
+    except (ValueError, TypeError) as error:
+        raise SpectraError(f"`data`: {what} cannot be read ({describe(error)}); give tensors") from error
+    refuse_uncountable((inputs, targets), what)
+    if not count:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors_of((inputs, targets)) if leaf.ndim)
+        if not shapes:
+            text = "holds no tensor of examples; give batches of tensors, or a list of the examples"
+            raise SpectraError(f"`data`: {what} {text}")
+        raise SpectraError(
+            f"`data`: x and y of {what} have shapes {shapes}; give them one and the same first dimension"
+        )
+    if indices is None or len(indices) != count:
+        indices = torch.arange(first, first + count)
+    inputs, targets = tree_map(ordinary, widened((inputs, targets)))
+    checked(inputs, targets, indices, name, wanted)
+    return Batch(inputs, targets, indices)
+
+
+def arranged(item: Any, wanted: Wanted) -> tuple[Any, Any, int]:
+    """The inputs and targets of a batch, with a list wherever entries are examples, and the number of examples.
+
+    It is 0 where it cannot be told. Raises Undivided.
+    """
+    inputs, targets = tree_map(as_tensor, divided(item, wanted))
+    sizes = {len(leaf) for leaf in tensors_of((inputs, targets)) if leaf.ndim}
+    stacked = len(sizes) == 1 and not any(type(leaf) in (int, float) for leaf in tree_leaves(item))
+    if wanted.whole and not stacked and is_list_of_examples(item):
+        return list(inputs), None, len(item)
+    if len(sizes) == 1:
+        count = sizes.pop()
+        return words_listed(inputs, count), words_listed(targets, count), count
+    if not wanted.whole and len(counts := lengths([inputs, targets])) == 1:
+        return listed(inputs), listed(targets), counts.pop()
+    parts = [*children(inputs), *children(targets)]
+    if len(counts := lengths(parts)) == 1:
+        return with_children(inputs, listed), with_children(targets, listed), counts.pop()
+    return inputs, targets, max(sizes, default=0) if wanted.whole else 0
+
+
+def is_list_of_examples(item: Any) -> bool:
+    """Whether a batch is a list of examples, as a collate_fn that changes nothing gives it: containers of one form."""
+    if not isinstance(item, list) or not all(isinstance(entry, Mapping | tuple | list) for entry in item):
+        return False
+    if all(isinstance(entry, Mapping) for entry in item):
+        return len({tuple(entry) for entry in item}) == 1
+    return len({tuple(map(type, entry)) for entry in item}) == 1
+
+
+def lengths(parts: Iterable[Any]) -> set[int]:
+    """The lengths of tensors and tuples; none where there is a mapping among them."""
+    parts = list(parts)
+    if any(isinstance(part, Mapping) for part in parts):
+        return set()
+    return {len(part) for part in parts if isinstance(part, tuple) or (isinstance(part, Tensor) and part.ndim)}
+
+
+def children(tree: Any) -> list[Any]:
+    """The entries of a tree at its first level."""
+    if isinstance(tree, Mapping):
+        return list(tree.values())
+    return list(tree) if isinstance(tree, tuple) else [tree]
+
+
+def with_children(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """The tree with the function applied to its entries at the first level."""
+    if isinstance(tree, Mapping):
+        return {key: function(value) for key, value in tree.items()}
+    return tuple(map(function, tree)) if isinstance(tree, tuple) else function(tree)
+
+
+def listed(part: Any) -> Any:
+    """A tuple whose entries are examples as a list; anything else as it is."""
+    return list(part) if isinstance(part, tuple) else part
+
+
+def words_listed(tree: Any, count: int) -> Any:
+    """The tree with its tuples of `count` strings as lists, since they are of one example each."""
+    if isinstance(tree, tuple) and len(tree) == count and all(isinstance(entry, str) for entry in tree):
+        return list(tree)
+    if isinstance(tree, tuple | Mapping):
+        return with_children(tree, lambda part: words_listed(part, count))
+    return tree
+
+
+def refuse_uncountable(trees: Any, what: str) -> None:
+    """Raise SpectraError where a batch holds an object of which nobody knows what its examples are."""
+    for _, leaf, place in leaves_of(trees, "x"):
+        if not isinstance(leaf, (Tensor, *CONSTANTS)) and place is None:
+            text = f"holds a {type(leaf).__name__}, whose examples cannot be told"
+            raise SpectraError(f"`data`: {what} {text}; give tensors, in tuples or mappings, or lists of examples")
+
+
+def ordinary(leaf: Any) -> Any:
+    """A tensor that may take part in derivatives: a copy where it was made under torch.inference_mode()."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
+def read_batches(data: Any, name: str, wanted: Wanted) -> Iterator[Batch]:
+    """Yield the batches of an iterable; examples are numbered as they come. Raises SpectraError."""
+    if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
+        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
+    count = 0
+    for number, item in enumerate(data):
+        if isinstance(item, Batch):
+            batch = item
+        else:
+            batch = batch_of(item, None, count, wanted, f"batch {number} of {name}", name)
+        yield batch
+        count += len(batch)
+
+
+def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted, name: str) -> Batches:
+    """All batches of an iterable, read once; of the examples that the seed chooses, and of a size, where asked for.
+
+    Raises SpectraError.
+    """
+    with seeded(seed):  # from which a loader that shuffles draws
+        batches = list(read_batches(data, name, wanted))
+    if not batches:
+        raise SpectraError(f"`data`: {name} is empty; give one batch at least")
+    if samples is not None:
+        batches = chosen(batches, samples, seed)
+    if batch_size is not None:
+        batches = recut(batches, batch_size)
+    return Batches(batches)
+
+
+def chosen(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
+    """Choose `samples` examples by the seed, and leave them in their batches. Raises SpectraError."""
+    total = sum(map(len, batches))
+    if not 1 <= samples <= total:
+        raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
+    picked = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    found, first = [], 0
+    for batch in batches:
+        own = picked[(picked >= first) & (picked < first + len(batch))] - first
+        first += len(batch)
+        if len(own):
+            found.append(batch.part(own.to(batch.indices.device)))
+    return found
+
+
+def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """The examples in their order, in batches of `size`. Raises SpectraError where they cannot be joined."""
+    from spectra.curvature.engine.batches import joined
+
+    try:
+        whole = joined(batches)
+        return [whole.part(slice(first, first + size)) for first in range(0, len(whole), size)]
+    except Exception as error:
+        text = f"the batches cannot be joined ({describe(error)})"
+        raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
+
+
+def collated(
+    raw: Callable[[int], Any],
+    indices: Tensor,
+    collate: Collate,
+    wanted: Wanted,
+    batch_size: int | None,
+    name: str,
+) -> list[Batch]:
+    """The batches that a user's collate_fn makes of the items `raw(i)`.
+
+    They have `batch_size` examples; without a size all are in one, unless what the function returns has no tensors or
+    lists of that many entries. Raises SpectraError.
+    """
+    items = [raw(index) for index in indices.tolist()]
+
+    def made(first: int, size: int) -> Batch:
+        part = items[first : first + size]
+        try:
+            item = collate(list(part))
+        except Exception as error:
+            way_out = "SPECTRA_TRACEBACK=1 shows where"
+            raise SpectraError(f"`data` {name}: its collate_fn failed with {describe(error)}; {way_out}") from error
+        what = f"what its collate_fn gives for {len(part)} examples"
+        return batch_of(item, indices[first : first + size], first, wanted, what, name)
+
+    size = batch_size or len(items)
+    return [made(first, size) for first in range(0, len(items), size)]

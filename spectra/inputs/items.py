@@ -1,0 +1,159 @@
+"""Divide what a data set or a loader gives into the model's inputs and the loss's targets.
+
+An item is one example, or a batch of them. It is a pair (x, y), or a mapping that has y under one of the names in
+TARGETS and x in the rest. A loss of (model, batch) gets the item as it is; a user's loss of (output, target) may have
+targets that are several tensors, or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import numbers
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.losses import CustomLoss, Loss
+
+TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
+OTHER_TARGETS = ("targets", "target", "y")  # taken where there is none of those, and the model takes no such argument
+WEIGHTS = ("weights", "loss_mask")  # of the targets, beside them
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the loss and the model take of an item, and so how it is divided.
+
+    Attributes: whole: the item stays as it is, as a loss of (model, batch) takes it. trees: targets may be any tree of
+    tensors, or absent, as for a user's loss of (output, target); else y is one tensor. takes: the names of the
+    arguments of the model's forward; None where it takes any, or does not tell. model: the model's name as on the
+    command line, whose folder may hold a tokenizer. loss: the loss as messages call it.
+    """
+
+    whole: bool = False
+    trees: bool = False
+    takes: tuple[str, ...] | None = None
+    model: str | None = None
+    loss: str = "cross_entropy"
+
+    def takes_argument(self, name: str) -> bool:
+        """Whether the model is known to take an argument of this name."""
+        return self.takes is not None and name in self.takes
+
+
+def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = None) -> Wanted:
+    """What a loss and a model of this name take of an item."""
+    return Wanted(
+        whole=isinstance(loss, BatchLoss),
+        trees=isinstance(loss, CustomLoss),
+        takes=arguments_of(model) if model is not None else None,
+        model=name,
+        loss=getattr(loss, "name", "cross_entropy"),
+    )
+
+
+def arguments_of(model: nn.Module) -> tuple[str, ...] | None:
+    """The names of the arguments of a model's forward, or None where it takes any or does not tell."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
+
+
+class Undivided(ValueError):
+    """An item has no targets where the loss takes them, or is of another form."""
+
+
+def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
+    """The inputs and the targets of an item, as trees; targets are None where there are none.
+
+    Raises Undivided.
+    """
+    tree = as_mapping(item)
+    if wanted.whole:
+        return plain(tree), None
+    if isinstance(tree, tuple | list) and len(tree) == 2:
+        return plain(tree[0]), plain(tree[1])
+    if isinstance(tree, Mapping):
+        return divided_mapping(tree, wanted)
+    if wanted.trees and isinstance(tree, tuple | list) and len(tree) == 1:
+        return plain(tree[0]), None
+    if wanted.trees and not isinstance(tree, tuple | list):
+        return plain(tree), None
+    raise Undivided
+
+
+def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
+    """The inputs and targets of a mapping, which has targets under a name of TARGETS. Raises Undivided."""
+    rest = {str(key): value for key, value in tree.items()}
+    under = [key for key in TARGETS if key in rest]
+    if not under:
+        under = [key for key in OTHER_TARGETS if key in rest and not wanted.takes_argument(key)]
+    if len(under) > 1 or (not under and not wanted.trees) or len(rest) == len(under):
+        raise Undivided
+    targets = plain(rest.pop(under[0])) if under else None
+    weights = [key for key in WEIGHTS if key in rest and not wanted.takes_argument(key)]
+    if under and weights and len(rest) > 1:
+        targets = {"labels": targets, "weights": plain(rest.pop(weights[0]))}
+    if list(rest) == ["x"] and not wanted.takes_argument("x"):
+        return plain(rest["x"]), targets
+    return plain(rest), targets
+
+
+def pair_wanted() -> str:
+    """The form of an item, for messages."""
+    return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
+
+
+def described(item: Any) -> str:
+    """The type of an item, with its names or its length."""
+    came = type(item).__name__
+    if isinstance(item, Mapping):
+        return f"{came} of {', '.join(map(str, item))}"
+    return f"{came} of length {len(item)}" if isinstance(item, tuple | list) else came
+
+
+def as_mapping(item: Any) -> Any:
+    """An item as it is; an object of a dataclass as a mapping of its fields."""
+    if dataclasses.is_dataclass(item) and not isinstance(item, type | Mapping | tuple):
+        return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return item
+
+
+def plain(tree: Any) -> Any:
+    """The tree with mappings as dicts, sequences as tuples, and lists of numbers as tensors (torch would take them
+    apart).
+    """
+    tree = as_mapping(tree)
+    if isinstance(tree, Mapping):
+        return {key: plain(value) for key, value in tree.items()}
+    if is_numbers(tree):
+        with suppress(ValueError):  # rows of different lengths
+            return torch.tensor(tree)
+    if isinstance(tree, tuple | list):
+        return tuple(plain(value) for value in tree)
+    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether this is a list of numbers, or of lists of numbers of one length."""
+    if not isinstance(value, tuple | list) or len(value) == 0:
+        return False
+    return all(isinstance(entry, numbers.Number) or is_numbers(entry) for entry in value)
+
+
+def as_tensor(leaf: Any) -> Any:
+    """An array of numbers as a tensor, anything else as it is."""
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        return torch.from_numpy(leaf.astype(leaf.dtype.newbyteorder("=")))  # a copy, in the one order torch reads
+    return leaf
