@@ -111,11 +111,19 @@ def is_standard(spec: str) -> bool:
 
 
 def made_standard(found: Any) -> bool:
-    """Whether a function or class comes with Python, whoever has imported it: `system` in a file that imports os."""
+    """Whether a function, class or module comes with Python, whoever has imported it: `system` in a file that imports
+    os. A method comes with Python where its class does.
+    """
     while isinstance(found, partial):
         found = found.func
+    if inspect.ismodule(found):
+        return found.__name__.partition(".")[0] in STANDARD
     if not (inspect.isroutine(found) or inspect.isclass(found)):
         return False
+    owner = getattr(found, "__objclass__", None) or getattr(found, "__self__", None)  # of methods written in C
+    if getattr(found, "__module__", None) is None and owner is not None:
+        found = owner if inspect.isclass(owner) or inspect.ismodule(owner) else type(owner)
+        return made_standard(found)
     return str(getattr(found, "__module__", None)).partition(".")[0] in STANDARD
 
 

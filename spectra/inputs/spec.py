@@ -88,27 +88,38 @@ def _literal(text: str) -> Any:
 
 
 def resolve(name: str, option: str) -> Any:
-    """The object that `path/to/file.py:name` or `package.module:name` names.
+    """The object that `path/to/file.py:name` or `package.module:name` names; `name` may have dots, as `Net.build`.
 
     Raises:
         SpectraError: no such file, module or name, or an exception while it is imported.
     """
     place, colon, attribute = name.rpartition(":")
-    if not (colon and place and attribute):
-        place = name.strip(":")
+    if not (colon and place and all(attribute.split("."))):
+        place = name.strip(":") if not (place and attribute) else place
         form = f"{place}:name" if is_path(place) else "path/to/file.py:name or package.module:name"
         raise input_error(option, name, f"what to take from it is missing; write {form}")
     if is_standard(name):
         raise input_error(option, name, PART_OF_PYTHON)
     with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
-        module = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
-        try:
-            found = getattr(module, attribute)
-        except AttributeError:
-            public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
-            text = f"{place} has no {attribute}; {suggest(attribute, public)}"
-            raise input_error(option, name, text) from None
-    if made_standard(found):
+        found = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
+        where = place
+        for part in attribute.split("."):
+            found = _attribute(found, part, where, name, option)
+            where = f"{name.removesuffix(attribute)}{part}" if where == place else f"{where}.{part}"
+    return found
+
+
+def _attribute(owner: Any, part: str, where: str, name: str, option: str) -> Any:
+    """One part of a dotted name. Raises SpectraError for what is Python's own, at every step, and for `__x__` behind
+    a dot, by which one gets at anything.
+    """
+    try:
+        found = getattr(owner, part)
+    except AttributeError:
+        names = getattr(owner, "__dict__", {})
+        public = [k for k, v in names.items() if not (k.startswith("_") or inspect.ismodule(v))]
+        raise input_error(option, name, f"{where} has no {part}; {suggest(part, public)}") from None
+    if made_standard(found) or (part.startswith("__") and not inspect.ismodule(owner)):
         raise input_error(option, name, PART_OF_PYTHON)
     return found
 
