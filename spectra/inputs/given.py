@@ -22,7 +22,8 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
 from spectra.inputs.data import Data
 from spectra.inputs.examples import TARGETS, checked, plain, read, widened
-from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.sources import half_notes
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
 from spectra.problem.problem import Batch
@@ -53,12 +54,24 @@ def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tup
     bare = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
     if not (moved or limited or compiled or bare):
         return model, []
+    half = half_notes(parameter.dtype for parameter in model.parameters())
     try:
-        model = uncompiled(copy.deepcopy(model))
+        model = uncompiled(copied(model))
     except Exception as error:
         way_out = "leave dtype and device out" if moved else "take that out of the module"
         raise SpectraError(f"`model`: {name} cannot be copied ({describe(error)}); {way_out}") from error
-    return cast(model, device, dtype), renormalise_embeddings(model)
+    return cast(model, device, dtype), [*half, *renormalise_embeddings(model)]
+
+
+def copied(model: Module) -> Module:
+    """A deep copy of a module. The parameters of a TorchScript module are leaves in it, as they are in the original."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return copy.deepcopy(model)
+    with torch.no_grad():  # else they are derived from the original's
+        copy_of_it = copy.deepcopy(model)
+    for parameter, own in zip(copy_of_it.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(own.requires_grad)
+    return copy_of_it
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

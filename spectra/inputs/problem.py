@@ -22,7 +22,7 @@ from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.loss import build_loss
-from spectra.inputs.model import build_model, cast, renormalise_embeddings
+from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
@@ -126,10 +126,10 @@ def load_problem(
         )
         network, renormalised, loaded = *own_model(model, place, kind), None
     else:
-        network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
+        network, loaded, built = load_model(model, checkpoint, checkpoint_key, seed, kind)
         with taking_memory(f"`model` {model}", LARGE_MODEL):
             network = cast(network, place, kind)
-        renormalised = renormalise_embeddings(network)
+        renormalised = [*built, *renormalise_embeddings(network)]
     parameters = choose_parameters(network, params)
     fits(objective, sum(p.numel() for p in parameters.values()))
 
@@ -249,8 +249,8 @@ def load_model(
     checkpoint_key: str | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Build the named model and load its weights, and return it with what `load_checkpoint` returns.
+) -> tuple[nn.Module, dict[str, Any] | None, Sequence[str]]:
+    """Build the named model and load its weights, and return it with what `load_checkpoint` returns and with notes.
 
     Raises SpectraError.
 
@@ -260,12 +260,13 @@ def load_model(
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
     with taking_memory(f"`model` {model}", LARGE_MODEL):
-        network = cast(build_model(model, seed), None, dtype)
+        built = build(model, seed)
+        network = cast(built.model, None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
-    return network, loaded
+    return network, loaded, () if checkpoint else built.notes  # which tell of the weights
 
 
 def notes(data: Data) -> list[str]:
@@ -304,6 +305,8 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
     """The dtype of a problem: the one asked for, else that of a module, else float32. Raises SpectraError."""
     if dtype is None and isinstance(model, nn.Module):
         own = device_and_dtype(model)[1]
+        if own in (torch.bfloat16, torch.float16):
+            return torch.float32
         if own not in DTYPES.values():
             text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
             raise SpectraError(f"`model`: {text}")
