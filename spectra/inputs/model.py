@@ -1,23 +1,23 @@
 """The `model` option: build a network from its name, with the weights that a seed gives it."""
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spectra.errors import describe
+from spectra.errors import SpectraError, describe
 from spectra.inputs import programs, timm_model, transformers_model
 from spectra.inputs.chance import seeded
 from spectra.inputs.origin import names_file
 from spectra.inputs.registers import MODELS
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest
 from spectra.quoting import quoted
 
 OPTION = "`model`"
@@ -145,7 +145,13 @@ def _added(name: str, options: dict[str, Any]) -> Any:
 
 def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
-        return call(found, name, weights_alone(found, options), OPTION)
+        try:
+            return call(found, name, weights_alone(found, options), OPTION)
+        except SpectraError as error:
+            if isinstance(error.__cause__, UnpicklingError):  # torch advises to trust the file
+                text = "it reads a file that holds more than weights, which could run code; give that as `checkpoint`"
+                raise input_error(OPTION, name, text) from error
+            raise
     if options:
         raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
     return found
@@ -156,12 +162,9 @@ def weights_alone(function: Any, options: dict[str, Any]) -> dict[str, Any]:
 
     Lightning's `load_from_checkpoint` would run what is in the file otherwise.
     """
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-ins have none
-        return options
-    unsaid = "weights_only" in parameters and parameters["weights_only"].default is None
-    return {"weights_only": True, **options} if unsaid else options
+    signature = signature_of(function) if callable(function) else None
+    parameter = signature and signature.parameters.get("weights_only")
+    return {"weights_only": True, **options} if parameter and parameter.default is None else options
 
 
 def pretrained_weights(spec: str) -> Any:

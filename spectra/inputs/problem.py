@@ -21,6 +21,7 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
@@ -260,7 +261,13 @@ def load_model(
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
     with taking_memory(f"`model` {model}", LARGE_MODEL):
-        built = build(model, seed)
+        try:
+            built = build(model, seed)
+        except SpectraError as error:
+            if checkpoint and (name := fitting(model, checkpoint)):
+                text = f"{error}; hyper_parameters in `checkpoint` have them: `model` '{foreign(name)}'"
+                raise SpectraError(text) from error
+            raise
         network = cast(built.model, None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None

@@ -150,9 +150,7 @@ def check_options(
     Args:
         positional: what its first arguments are, in words: those come without a name, as output and target of a loss.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-ins have none
+    if (signature := signature_of(function)) is None:
         return
     try:
         signature.bind_partial(*positional)
@@ -165,6 +163,20 @@ def check_options(
         known = [p.name for p in list(signature.parameters.values())[len(positional) :] if p.kind in NAMED]
         way_out = f"write {name}?key=value&key=value, its options are {', '.join(known)}"
         raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function; None for a built-in that has none.
+
+    That of a class method behind a decorator (Lightning's `load_from_checkpoint`) is without the class.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    first, *rest = signature.parameters.values() or (None,)
+    bound = hasattr(function, "__wrapped__") and first is not None and first.name == "cls"
+    return signature.replace(parameters=rest) if bound else signature
 
 
 def told_missing(path: Path | str, absent: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spectra.errors import SpectraError, describe
 from spectra.files import WRITTEN_BY_US, read_bounded
 from spectra.inputs.checkpoint_file import read_checkpoint
-from spectra.inputs.sources import Built, half_notes
+from spectra.inputs.sources import Built
 from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
 from spectra.quoting import foreign
@@ -32,6 +32,7 @@ DOWNLOAD = "models are not downloaded: fetch it with `hf download {} --local-dir
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+DIGITS = 12
 ATTENTION = ("eager", "sdpa")  # the others have no second derivative, or are fetched
 # Of a config.json: what would run, fetch or rearrange something while the model is made.
 LEFT_OUT = {"auto_map", "attn_implementation", "experts_implementation", "fusion_config", "distributed_config"}
@@ -143,6 +144,8 @@ def _configuration(name: str, kind: Any, folder: Path | None, options: dict[str,
         part.use_cache = False
     if attention:
         config._attn_implementation = attention
+    if hasattr(config, "_experts_implementation"):  # since 5.0
+        config._experts_implementation = "eager"  # the default, grouped_mm, takes no float64
     return config
 
 
@@ -230,7 +233,7 @@ def _weights(name: str, folder: Path) -> Path | None:
 
 def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
     """The model with the weights of a file; all of its parameters are in there, or a SpectraError names the others."""
-    state = _state(file)
+    state, digest = _state(file)
     stored = {value.dtype for value in state.values() if value.is_floating_point()}
     if any(dtype.itemsize < 2 for dtype in stored):
         raise input_error(OPTION, file, "its weights are quantised; take the model as it was before")
@@ -247,20 +250,22 @@ def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
         local_files_only=True,
     )
     _refuse_random(name, file, model, told, getattr(config, "architectures", None))
-    notes = half_notes(stored)
+    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
+    notes = [f"weights are those of {foreign(file)} ({kinds}; SHA-256 {digest[:DIGITS]}...)"]
     if unused := sorted(map(str, told["unexpected_keys"])):
         notes.append(f"{counted(len(unused), 'tensor')} of {foreign(file)} not used: {some(unused)}")
     return Built(model, notes)
 
 
-def _state(file: Path) -> dict[str, Tensor]:
+def _state(file: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors in a file or its shards, and the SHA-256."""
     try:
-        content, _ = read_checkpoint(file)
+        content, digest = read_checkpoint(file)
     except SpectraError as error:
         raise SpectraError(str(error).replace("`checkpoint`", OPTION, 1)) from error
     if not (isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())):
         raise input_error(OPTION, file, "it is no state dict; save the model with model.save_pretrained(folder)")
-    return dict(content)
+    return dict(content), digest
 
 
 def _refuse_random(name: str, file: Path, model: nn.Module, told: Mapping[str, Any], saved: Any) -> None:
@@ -272,6 +277,6 @@ def _refuse_random(name: str, file: Path, model: nn.Module, told: Mapping[str, A
     wrong = f"{some(shapes)} in" if shapes else f"{some(missing)} missing from"
     own = type(model).__name__
     way_out = "check what follows '?'"
-    if isinstance(saved, list) and saved and own not in saved:
+    if isinstance(saved, list) and saved and own not in saved and not shapes:
         way_out = f"it was saved from {some([str(one) for one in saved])}; name that class"
     raise input_error(OPTION, name, f"{wrong} {foreign(file)}, which would be random; {way_out}")
