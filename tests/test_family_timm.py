@@ -14,9 +14,15 @@ from spectra.cli import run
 timm = pytest.importorskip("timm")
 
 MODELS = {
-    "vit": ("vit_tiny_patch16_224", {"img_size": 8, "patch_size": 4, "embed_dim": 4, "depth": 1, "num_heads": 2, "num_classes": 3, "in_chans": 1}),
-    "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (2, 2, 3, 4), "num_classes": 3, "in_chans": 1, "drop_path_rate": 0.1}),
-}  # fmt: skip
+    "vit": (
+        "vit_tiny_patch16_224",
+        {"img_size": 8, "patch_size": 4, "embed_dim": 4, "depth": 1, "num_heads": 2, "num_classes": 3, "in_chans": 1},
+    ),
+    "convnext": (
+        "convnext_atto",
+        {"depths": (1, 1, 1, 1), "dims": (2, 2, 3, 4), "num_classes": 3, "in_chans": 1, "drop_path_rate": 0.1},
+    ),
+}
 
 
 @pytest.fixture(autouse=True)

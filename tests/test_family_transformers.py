@@ -22,11 +22,45 @@ transformers = pytest.importorskip("transformers")
 TOKENS, LENGTH, N = 13, 5, 4
 CLASSES = "cross_entropy?class_dim=-1"
 SMALL = {
-    "gpt2": {"n_layer": 1, "n_embd": 4, "n_head": 2, "vocab_size": TOKENS, "n_positions": LENGTH, "bos_token_id": 0, "eos_token_id": 0},
-    "bert": {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6, "vocab_size": TOKENS, "max_position_embeddings": LENGTH},
-    "llama": {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": TOKENS, "tie_word_embeddings": True, "eos_token_id": 0, "bos_token_id": 0},
-    "mixtral": {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": TOKENS, "num_local_experts": 3, "eos_token_id": 0, "bos_token_id": 0},
-}  # fmt: skip
+    "gpt2": {
+        "n_layer": 1,
+        "n_embd": 4,
+        "n_head": 2,
+        "vocab_size": TOKENS,
+        "n_positions": LENGTH,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "bert": {
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 6,
+        "vocab_size": TOKENS,
+        "max_position_embeddings": LENGTH,
+    },
+    "llama": {
+        "hidden_size": 4,
+        "intermediate_size": 6,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": TOKENS,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        "bos_token_id": 0,
+    },
+    "mixtral": {
+        "hidden_size": 4,
+        "intermediate_size": 6,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": TOKENS,
+        "num_local_experts": 3,
+        "eos_token_id": 0,
+        "bos_token_id": 0,
+    },
+}
 CLASS = {
     "gpt2": "GPT2LMHeadModel",
     "bert": "BertForSequenceClassification",
@@ -202,7 +236,10 @@ REFUSED = {
     "transformers:GPT2LMHeadModel?n_embed=3": ["no n_embed", "n_embd"],
     "transformers:GPT2LMHeadModel?n_embd=5&n_head=2": ["building it failed", "what follows '?'"],
     "transformers:BertModel?path=saved": ["model_type bert", "GPT2LMHeadModel"],
-    "transformers:AutoModelForSequenceClassification?path=saved": ["score.weight missing", "GPT2LMHeadModel; name that"],
+    "transformers:AutoModelForSequenceClassification?path=saved": [
+        "score.weight missing",
+        "GPT2LMHeadModel; name that",
+    ],
     "transformers:GPT2LMHeadModel?path=saved&n_embd=6": ["(13, 4) instead of (13, 6)", "what follows '?'"],
     "transformers:GPT2LMHeadModel?path=saved&attn_implementation=flash_attention_2": ["eager and sdpa"],
     "transformers:GPT2LMHeadModel?path=saved&weights_only=false": ["no weights_only"],

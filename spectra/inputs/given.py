@@ -74,6 +74,11 @@ def copied(model: Module) -> Module:
     return copy_of_it
 
 
+def called_program(model: Any) -> Any:
+    """The module of a program of torch.export; any other model as it is."""
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile and data parallelism. Raises SpectraError where parameters are sharded."""
     if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):

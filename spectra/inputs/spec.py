@@ -24,7 +24,7 @@ from typing import Any
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
 from spectra.inputs.chance import seeded
-from spectra.inputs.origin import is_path, is_standard, made_standard
+from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
 from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -219,8 +219,8 @@ def _import(place: str, name: str, option: str) -> ModuleType:
 
 
 def _prefix_hint(place: str) -> str:
-    near = difflib.get_close_matches(place, ["torchvision"])
-    return ", or did you mean torchvision:NAME?" if near else ""
+    near = difflib.get_close_matches(place, PACKAGES, n=1)
+    return f", or did you mean {near[0]}:NAME?" if near else ""
 
 
 def _load_file(place: str, name: str, option: str) -> ModuleType:
