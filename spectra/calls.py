@@ -22,7 +22,7 @@ from spectra.arguments import LARGEST_SEED, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
-from spectra.inputs.given import loss_name, own_loss
+from spectra.inputs.given import called_program, loss_name, own_loss
 from spectra.inputs.problem import choose_dtype, load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
@@ -297,7 +297,7 @@ def problem_of(
     for name, value in {"loss": loss, "data": data}.items():
         if value is None:
             raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
-    checked = checked_options(options)
+    checked, model = checked_options(options), called_program(model)
     loss = loss if isinstance(loss, str) else own_loss(loss)
     kind = str(choose_dtype(model, checked.get("dtype"))).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}

@@ -37,6 +37,8 @@ ALONE = {
     "click": {"cli"},
     "matplotlib": {"plots"},
     "torchvision": {"inputs"},
+    "transformers": {"inputs"},
+    "timm": {"inputs"},
     "rich": {"tables"},
 }
 TREES = {

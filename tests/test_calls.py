@@ -505,9 +505,9 @@ REFUSED = {
     "checkpoint": (bad(checkpoint="a.pt"), SpectraError, "^`checkpoint` a.pt: goes with names"),
     "transform": (bad(transform="a.py:f"), SpectraError, "^`transform` a.py:f: goes with names"),
     "half precision": (
-        lambda: spectra.eig(mlp(dtype=torch.float16), nn.CrossEntropyLoss(), points()),
+        lambda: spectra.eig(mlp(dtype=torch.float8_e4m3fn), nn.CrossEntropyLoss(), points()),
         SpectraError,
-        "its parameters are torch.float16, too short .* `dtype` float32",
+        "its parameters are torch.float8_e4m3fn, too short .* `dtype` float32",
     ),
     "lazy": (
         lambda: spectra.eig(nn.LazyLinear(3), nn.CrossEntropyLoss(), points()),

@@ -23,7 +23,7 @@ def ways(path: Path, record: Record) -> list[list[str]]:
     command, asked = COMMANDS[record.command], record.problem.options
     if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
         return []
-    code = {name: text for name in RUN if isinstance(text := asked.get(name), str) and is_strange(text)}
+    code = {name: text for name in RUN if isinstance(text := asked.get(name), str) and is_strange(text, name)}
     typed_again = [word for name, text in code.items() for word in (f"--{name.replace('_', '-')}", text)]
     by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code for its reader
     return [line for line in (command_line(record), by_file) if line]

@@ -37,7 +37,7 @@ def vouched(context: click.Context, parameter: click.Parameter, value: str | Non
     option = max(parameter.opts, key=len)
     if a_result and not comes_with_packages(parameter.name, value):
         text = "which would run as code, and a result is data"
-    elif not a_result and not lies_beside(value, path.parent, Path.cwd()):
+    elif not a_result and not lies_beside(value, path.parent, Path.cwd(), parameter.name):
         text = "which would run as code, and lies neither beside that file nor in an installed package"
     else:
         return value
@@ -55,11 +55,11 @@ def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> No
     folder = Path(path).absolute().parent
     for own in options.values():
         for key, value in own.items():
-            if key.replace("-", "_") not in RUN or not isinstance(value, str) or not is_code(value):
+            if key.replace("-", "_") not in RUN or not isinstance(value, str) or not is_code(value, key):
                 continue
             if is_standard(value):
                 text = "comes with Python itself and makes nothing of this kind; name a function of yours"
-            elif not lies_beside(value, folder, folder):
+            elif not lies_beside(value, folder, folder, key):
                 text = "lies neither beside the plan nor in an installed package; move it there, or allow it by --trust"
             else:
                 continue

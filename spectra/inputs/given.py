@@ -19,7 +19,8 @@ from spectra.inputs.batches import Batches, loaded
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.items import Wanted
-from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.sources import half_notes
 from spectra.inputs.user_loss import user_loss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
@@ -50,12 +51,29 @@ def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tup
     bare = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
     if not (moved or limited or compiled or bare):
         return model, []
+    half = half_notes(parameter.dtype for parameter in model.parameters())
     try:
-        model = uncompiled(copy.deepcopy(model))
+        model = uncompiled(copied(model))
     except Exception as error:
         way_out = "leave dtype and device out" if moved else "take that out of the module"
         raise SpectraError(f"`model`: {name} cannot be copied ({describe(error)}); {way_out}") from error
-    return cast(model, device, dtype), renormalise_embeddings(model)
+    return cast(model, device, dtype), [*half, *renormalise_embeddings(model)]
+
+
+def copied(model: Module) -> Module:
+    """A deep copy of a module. The parameters of a TorchScript module are leaves in it, as they are in the original."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return copy.deepcopy(model)
+    with torch.no_grad():  # else they are derived from the original's
+        copy_of_it = copy.deepcopy(model)
+    for parameter, own in zip(copy_of_it.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(own.requires_grad)
+    return copy_of_it
+
+
+def called_program(model: Any) -> Any:
+    """The module of a program of torch.export; any other model as it is."""
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

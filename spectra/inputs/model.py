@@ -1,32 +1,50 @@
 """The `model` option: build a network from its name, with the weights that a seed gives it."""
 
+import os
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spectra.errors import describe
+from spectra.errors import SpectraError, describe
+from spectra.inputs import programs, timm_model, transformers_model
 from spectra.inputs.chance import seeded
+from spectra.inputs.origin import names_file
 from spectra.inputs.registers import MODELS
-from spectra.inputs.sources import Source, forms, is_place, source_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
+from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest
+from spectra.quoting import quoted
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def of(prefix: str) -> Callable[[str], bool]:
+    """Whether a name begins with the prefix, as a function of the name."""
+    return lambda name: name.startswith(prefix)
+
+
 def build_model(spec: str, seed: int) -> nn.Module:
-    """The model that `spec` names, built from `seed`; global generators are left as they were.
+    """The model that `spec` names, as `build` makes it, without the notes."""
+    return build(spec, seed).model
+
+
+def build(spec: str, seed: int) -> Built:
+    """The model that `spec` names, built from `seed`, with notes; global generators are left as they were.
 
     It is in the mode in which it was made: `eval()` of its own may merge weights, which have to be loaded first.
 
     Args:
-        spec: `torchvision:resnet18?num_classes=10`, `path/to/file.py:callable`, `package.module:callable`, or a name
-            that an installed package adds (`spectra.models`); what follows the `?` becomes keyword arguments. A name
-            of a module itself is used as it is.
+        spec: `torchvision:resnet18?num_classes=10`, `timm:NAME?num_classes=10`, `transformers:CLASS?path=FOLDER`, a
+            file of torch.export or TorchScript, `path/to/file.py:callable`, `package.module:callable`, or a name that
+            an installed package adds (`spectra.models`); what follows the `?` becomes keyword arguments. A name of a
+            module itself is used as it is.
 
     Raises:
         SpectraError: no such name, building it failed, or what came out is no `nn.Module`.
@@ -35,14 +53,15 @@ def build_model(spec: str, seed: int) -> nn.Module:
     with seeded(seed):
         if (source := source_of(SOURCES, name)) is None:
             raise input_error(OPTION, name, f"it names no model; write {forms(SOURCES)}")
-        model = source.make(name, options)
+        made = source.make(name, options)
+    model, notes = (made.model, made.notes) if isinstance(made, Built) else (made, ())
     if not isinstance(model, nn.Module):
         came = type(model).__name__
         raise input_error(OPTION, name, f"it gave an object of type {came}; it has to return a torch.nn.Module")
     model = uncompiled(model)
     refuse_unmade(model, name)
     outside_inference_mode(model)
-    return model
+    return Built(model, [*notes, *half_notes(p.dtype for p in model.parameters())])
 
 
 def refuse_unmade(model: nn.Module, name: str) -> None:
@@ -126,10 +145,26 @@ def _added(name: str, options: dict[str, Any]) -> Any:
 
 def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
-        return call(found, name, options, OPTION)
+        try:
+            return call(found, name, weights_alone(found, options), OPTION)
+        except SpectraError as error:
+            if isinstance(error.__cause__, UnpicklingError):  # torch advises to trust the file
+                text = "it reads a file that holds more than weights, which could run code; give that as `checkpoint`"
+                raise input_error(OPTION, name, text) from error
+            raise
     if options:
         raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
     return found
+
+
+def weights_alone(function: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a function that loads a file, with its `weights_only` on where the user says nothing of it.
+
+    Lightning's `load_from_checkpoint` would run what is in the file otherwise.
+    """
+    signature = signature_of(function) if callable(function) else None
+    parameter = signature and signature.parameters.get("weights_only")
+    return {"weights_only": True, **options} if parameter and parameter.default is None else options
 
 
 def pretrained_weights(spec: str) -> Any:
@@ -185,8 +220,21 @@ def _known(name: str) -> str:
     return short
 
 
+def _file(name: str, options: dict[str, Any]) -> nn.Module:
+    if os.path.isdir(name):
+        path = quoted(name)
+        text = f"it is a folder; if transformers wrote it, write {transformers_model.PREFIX}AutoModel?path={path}"
+        raise input_error(OPTION, name, text)
+    if not (Path(name).suffix or os.path.exists(name)):
+        raise input_error(OPTION, name, f"it names no model; write {forms(SOURCES)}")
+    return programs.make(name, options)
+
+
 SOURCES = (
-    Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
+    Source("torchvision:NAME", of(TORCHVISION), _torchvision),
+    Source("transformers:CLASS?path=FOLDER", of(transformers_model.PREFIX), transformers_model.make),
+    Source("timm:NAME", of(timm_model.PREFIX), timm_model.make),
     Source("path/to/file.py:callable or package.module:callable", is_place, _of_place),
     Source("a name that an installed package adds", MODELS.__contains__, _added),
+    Source("a file of torch.export or TorchScript", names_file, _file),
 )

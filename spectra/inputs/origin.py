@@ -1,10 +1,10 @@
 """Decide whose code a name stands for: that of known packages, of a file's neighbours, or any code at all.
 
 A result is data: of the names in it only those run that come with spectra, torchvision, transformers or timm, and make
-a network, a data set or a transform. Names that other packages have added by entry points do not, but for those of
-matrices: they take no options, so that whoever wrote the result chooses among installed code, and tells it nothing. A
-TOML file and a plan are programs of their author: what they name lies beside them or is installed. Whoever types a name
-on the command line vouches for it.
+a network, a data set or a transform. A program in a file (torch.export, TorchScript) is code like any other. Names that
+other packages have added by entry points do not run, but for those of matrices: they take no options, so that whoever
+wrote the result chooses among installed code, and tells it nothing. A TOML file and a plan are programs of their
+author: what they name lies beside them or is installed. Whoever types a name on the command line vouches for it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,36 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from spectra.inputs.registers import is_added
+from spectra.inputs.registers import MODELS, is_added
 
 # What comes with Python makes no network, and os:system, subprocess:run or builtins:exec do what nobody asked for.
 STANDARD = sys.stdlib_module_names | {"__main__", "test", "pip", "setuptools", "pkg_resources"}
 RUN = ("model", "data", "transform", "loss", "held_out")  # options whose values name code
 OURS = ("spectra.demo:mlp",)
 PACKAGES = ("torchvision", "transformers", "timm")
+PREFIXES = tuple(f"{package}:" for package in PACKAGES)  # of names that make a network of their own options and data
 
 
-def is_code(spec: str) -> bool:
+def is_code(spec: str, option: str = "") -> bool:
     """Whether a name has the form `file.py:name` or `package.module:name`, and is neither a file of numbers nor a
-    folder.
+    folder. A file that is a model is a program.
     """
     name = spec.partition("?")[0]
     place, colon, _ = name.rpartition(":")
-    return name.endswith(".py") or bool(colon and place)
+    return name.endswith(".py") or bool(colon and place) or (option == "model" and names_file(name))
 
 
-def is_strange(spec: str) -> bool:
-    """Whether it is code, and not by one of the names that spectra and torchvision have for it."""
-    if any(is_added(option, spec) for option in RUN):
+def names_file(name: str) -> bool:
+    """Whether the name of a model is that of a file, by its form."""
+    return not (":" in name or name.endswith(".py") or name in MODELS)
+
+
+def is_strange(spec: str, option: str = "") -> bool:
+    """Whether it is code, and not by one of the names that spectra and known packages have for it."""
+    if any(is_added(one, spec) for one in RUN):
         return True
-    return is_code(spec) and spec.partition("?")[0] not in OURS and not spec.startswith("torchvision:")
+    name = spec.partition("?")[0]
+    return is_code(spec, option) and name not in OURS and not name.startswith(PREFIXES)
 
 
 def comes_with_packages(option: str, spec: str) -> bool:
@@ -53,14 +60,14 @@ def comes_with_packages(option: str, spec: str) -> bool:
     name, _, query = spec.partition("?")
     if is_added(option, spec):
         return False
-    if not is_code(spec) or name in OURS:
+    if not is_code(spec, option) or name in OURS:
         return True
     place, _, attribute = name.rpartition(":")
     package = place.partition(".")[0]
     if package not in PACKAGES or "trust_remote_code" in query:
         return False
     if option == "model":
-        return place == "torchvision" or _is_network(package, place, attribute, query)
+        return place in PACKAGES or _is_network(package, place, attribute, query)
     if option in ("data", "held_out"):
         return place == "torchvision"
     return option == "transform" and place.startswith("torchvision.transforms")
@@ -83,16 +90,17 @@ def _is_network(package: str, place: str, attribute: str, query: str) -> bool:
     return attribute in getattr(importlib.import_module(module), names)()
 
 
-def lies_beside(spec: str, folder: Path, start: Path) -> bool:
+def lies_beside(spec: str, folder: Path, start: Path, option: str = "") -> bool:
     """Whether what a file in `folder` names is a file there or below, or in an installed package.
 
     Args:
         start: the directory in which it will run, from which relative paths are read and modules taken first.
+        option: the option that it is given to.
     """
-    if not is_code(spec):
+    if not is_code(spec, option):
         return True
     place = place_of(spec)
-    if is_path(place):
+    if is_path(place) or (option == "model" and names_file(place)):
         return _inside(start / place, folder)
     top = place.partition(".")[0]
     if top in sys.modules or not (found := PathFinder.find_spec(top, [str(start)])):
@@ -103,6 +111,8 @@ def lies_beside(spec: str, folder: Path, start: Path) -> bool:
 
 def is_standard(spec: str) -> bool:
     """Whether the module or file that a name stands in comes with Python."""
+    if not is_code(spec):
+        return False
     place = place_of(spec)
     if not is_path(place):
         return place.partition(".")[0] in STANDARD
@@ -111,11 +121,19 @@ def is_standard(spec: str) -> bool:
 
 
 def made_standard(found: Any) -> bool:
-    """Whether a function or class comes with Python, whoever has imported it: `system` in a file that imports os."""
+    """Whether a function, class or module comes with Python, whoever has imported it: `system` in a file that imports
+    os. A method comes with Python where its class does.
+    """
     while isinstance(found, partial):
         found = found.func
+    if inspect.ismodule(found):
+        return found.__name__.partition(".")[0] in STANDARD
     if not (inspect.isroutine(found) or inspect.isclass(found)):
         return False
+    owner = getattr(found, "__objclass__", None) or getattr(found, "__self__", None)  # of methods written in C
+    if getattr(found, "__module__", None) is None and owner is not None:
+        found = owner if inspect.isclass(owner) or inspect.ismodule(owner) else type(owner)
+        return made_standard(found)
     return str(getattr(found, "__module__", None)).partition(".")[0] in STANDARD
 
 

@@ -22,9 +22,10 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.examples import Data
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.items import wanted_by
 from spectra.inputs.loss import build_loss
-from spectra.inputs.model import build_model, cast, renormalise_embeddings
+from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.inputs.model_loss import recognise
 from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
@@ -137,10 +138,10 @@ def load_problem(
         )
         network, renormalised, loaded = *own_model(model, place, kind), None
     else:
-        network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
+        network, loaded, built = load_model(model, checkpoint, checkpoint_key, seed, kind)
         with taking_memory(f"`model` {model}", LARGE_MODEL):
             network = cast(network, place, kind)
-        renormalised = renormalise_embeddings(network)
+        renormalised = [*built, *renormalise_embeddings(network)]
     parameters = choose_parameters(network, params)
     size = sum(p.numel() for p in parameters.values())
     if not isinstance(objective, ModelLoss):  # what that is, the data will show
@@ -272,8 +273,8 @@ def load_model(
     checkpoint_key: str | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Build the named model and load its weights, and return it with what `load_checkpoint` returns.
+) -> tuple[nn.Module, dict[str, Any] | None, Sequence[str]]:
+    """Build the named model and load its weights, and return it with what `load_checkpoint` returns and with notes.
 
     Raises SpectraError.
 
@@ -283,12 +284,19 @@ def load_model(
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
     with taking_memory(f"`model` {model}", LARGE_MODEL):
-        network = cast(build_model(model, seed), None, dtype)
+        try:
+            built = build(model, seed)
+        except SpectraError as error:
+            if checkpoint and (name := fitting(model, checkpoint)):
+                text = f"{error}; hyper_parameters in `checkpoint` have them: `model` '{foreign(name)}'"
+                raise SpectraError(text) from error
+            raise
+        network = cast(built.model, None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
-    return network, loaded
+    return network, loaded, () if checkpoint else built.notes  # which tell of the weights
 
 
 def notes(data: Data) -> list[str]:
@@ -333,6 +341,8 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
     """The dtype of a problem: the one asked for, else that of a module, else float32. Raises SpectraError."""
     if dtype is None and isinstance(model, nn.Module):
         own = device_and_dtype(model)[1]
+        if own in (torch.bfloat16, torch.float16):
+            return torch.float32
         if own not in DTYPES.values():
             text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
             raise SpectraError(f"`model`: {text}")

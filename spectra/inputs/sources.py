@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,21 @@ class Source:
     form: str  # as an error lists it
     takes: Callable[[str], bool]  # whether a name, without options, is written so
     make: Callable[[str, dict[str, Any]], Any]  # what the name and the options after its '?' stand for
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model, and notes on it for the record."""
+
+    model: nn.Module
+    notes: Sequence[str] = ()
+
+
+def half_notes(dtypes: Iterable[torch.dtype]) -> list[str]:
+    """A note where some weights have fewer digits than float32, in which they are used."""
+    names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    half = sorted(names & {"bfloat16", "float16"})
+    return [f"weights come in {' and '.join(half)}"] if half else []
 
 
 def source_of(sources: Sequence[Source], name: str) -> Source | None:

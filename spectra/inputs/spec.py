@@ -24,7 +24,7 @@ from typing import Any
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
 from spectra.inputs.chance import seeded
-from spectra.inputs.origin import is_path, is_standard, made_standard
+from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
 from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -88,27 +88,38 @@ def _literal(text: str) -> Any:
 
 
 def resolve(name: str, option: str) -> Any:
-    """The object that `path/to/file.py:name` or `package.module:name` names.
+    """The object that `path/to/file.py:name` or `package.module:name` names; `name` may have dots, as `Net.build`.
 
     Raises:
         SpectraError: no such file, module or name, or an exception while it is imported.
     """
     place, colon, attribute = name.rpartition(":")
-    if not (colon and place and attribute):
-        place = name.strip(":")
+    if not (colon and place and all(attribute.split("."))):
+        place = name.strip(":") if not (place and attribute) else place
         form = f"{place}:name" if is_path(place) else "path/to/file.py:name or package.module:name"
         raise input_error(option, name, f"what to take from it is missing; write {form}")
     if is_standard(name):
         raise input_error(option, name, PART_OF_PYTHON)
     with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
-        module = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
-        try:
-            found = getattr(module, attribute)
-        except AttributeError:
-            public = [k for k, v in vars(module).items() if not (k.startswith("_") or inspect.ismodule(v))]
-            text = f"{place} has no {attribute}; {suggest(attribute, public)}"
-            raise input_error(option, name, text) from None
-    if made_standard(found):
+        found = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
+        where = place
+        for part in attribute.split("."):
+            found = _attribute(found, part, where, name, option)
+            where = f"{name.removesuffix(attribute)}{part}" if where == place else f"{where}.{part}"
+    return found
+
+
+def _attribute(owner: Any, part: str, where: str, name: str, option: str) -> Any:
+    """One part of a dotted name. Raises SpectraError for what is Python's own, at every step, and for `__x__` behind
+    a dot, by which one gets at anything.
+    """
+    try:
+        found = getattr(owner, part)
+    except AttributeError:
+        names = getattr(owner, "__dict__", {})
+        public = [k for k, v in names.items() if not (k.startswith("_") or inspect.ismodule(v))]
+        raise input_error(option, name, f"{where} has no {part}; {suggest(part, public)}") from None
+    if made_standard(found) or (part.startswith("__") and not inspect.ismodule(owner)):
         raise input_error(option, name, PART_OF_PYTHON)
     return found
 
@@ -146,9 +157,7 @@ def check_options(
     Args:
         positional: what its first arguments are, in words: those come without a name, as output and target of a loss.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-ins have none
+    if (signature := signature_of(function)) is None:
         return
     try:
         signature.bind_partial(*positional)
@@ -161,6 +170,20 @@ def check_options(
         known = [p.name for p in list(signature.parameters.values())[len(positional) :] if p.kind in NAMED]
         way_out = f"write {name}?key=value&key=value, its options are {', '.join(known)}"
         raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function; None for a built-in that has none.
+
+    That of a class method behind a decorator (Lightning's `load_from_checkpoint`) is without the class.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    first, *rest = signature.parameters.values() or (None,)
+    bound = hasattr(function, "__wrapped__") and first is not None and first.name == "cls"
+    return signature.replace(parameters=rest) if bound else signature
 
 
 def told_missing(path: Path | str, absent: str) -> str:
@@ -203,8 +226,8 @@ def _import(place: str, name: str, option: str) -> ModuleType:
 
 
 def _prefix_hint(place: str) -> str:
-    near = difflib.get_close_matches(place, ["torchvision"])
-    return ", or did you mean torchvision:NAME?" if near else ""
+    near = difflib.get_close_matches(place, PACKAGES, n=1)
+    return f", or did you mean {near[0]}:NAME?" if near else ""
 
 
 def _load_file(place: str, name: str, option: str) -> ModuleType:

@@ -227,6 +227,8 @@ class Problem:
                 raise
             way_out = "check that `model` fits `data`"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
+            if "Guard failed" in str(error):  # torch.export's, which fixes sizes unless it is told otherwise
+                way_out = "it was exported for one size: choose `batch_size`, or export it with dynamic_shapes"
             if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
                 way_out = f"x holds integers ({inputs.dtype}): `transform` file.py:name can scale them to floats"
             raise SpectraError(

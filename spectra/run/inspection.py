@@ -208,7 +208,7 @@ def model_alone(session: Session[InspectSettings]) -> None:
     """Set the problem's record to what is known of a model without data."""
     session.prepare()
     asked = session.request.named
-    model, match = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
+    model, match, _ = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
     chosen = choose_parameters(model, asked["params"])
     session.about = ProblemRecord.known(
         parameters=sum(p.numel() for p in chosen.values()),
