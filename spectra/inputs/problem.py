@@ -126,7 +126,7 @@ def load_problem(
         )
         network, renormalised, loaded = *own_model(model, place, kind), None
     else:
-        network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind)
+        network, loaded = load_model(model, checkpoint, checkpoint_key, seed, kind, params)
         with taking_memory(f"`model` {model}", LARGE_MODEL):
             network = cast(network, place, kind)
         renormalised = renormalise_embeddings(network)
@@ -181,7 +181,7 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks = [*(notes(examples) if whole else ()), *renormalised]
+    remarks = [*(notes(examples) if whole else ()), *renormalised, *adapter_notes(loaded, network, params)]
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
@@ -249,10 +249,11 @@ def load_model(
     checkpoint_key: str | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    params: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """Build the named model and load its weights, and return it with what `load_checkpoint` returns.
 
-    Raises SpectraError.
+    An adapter freezes the model that it is put on, unless `params` say what to differentiate by. Raises SpectraError.
 
     The model is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to
     eval mode afterwards, since an `eval()` of its own may merge them.
@@ -262,10 +263,19 @@ def load_model(
     with taking_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(build_model(model, seed), None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
-        loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+        loaded = load_checkpoint(network, checkpoint, checkpoint_key, alone=not params) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
     return network, loaded
+
+
+def adapter_notes(loaded: dict[str, Any] | None, model: nn.Module, params: Sequence[str]) -> list[str]:
+    """The note that the checkpoint is an adapter, and how much of the model it is."""
+    if not loaded or not loaded["adapter"]:
+        return []
+    own, every = loaded["adapter_parameters"], sum(p.numel() for p in model.parameters())
+    rest = "any of them can be chosen" if params else "those of the base model are frozen"
+    return [f"{loaded['adapter']} adapter: {own:,} of {every:,} parameters are its own; {rest}"]
 
 
 def notes(data: Data) -> list[str]:
