@@ -7,6 +7,7 @@ refused. The weights are read by our own reader, and nothing is fetched.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from spectra.errors import SpectraError, describe
 from spectra.files import WRITTEN_BY_US, read_bounded
 from spectra.inputs.checkpoint_file import OPTION, read_checkpoint
-from spectra.inputs.checkpoint_folder import sha256, together
+from spectra.inputs.checkpoint_folder import together
 from spectra.inputs.foreign import MERGE
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import is_state_dict, some
@@ -62,7 +63,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     Raises:
         SpectraError: `peft` is not installed, the files cannot be read, or they do not fit the model.
     """
-    kind, options = _configuration(config)
+    kind, options, written = _configuration(config)
     state, digest = _weights(weights)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     peft = _peft(config.parent)
@@ -94,7 +95,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
         "key": None,
         "prefix": prefix or None,
         "added": added or None,
-        "sha256": together({config.name: sha256(config), weights.name: digest}),
+        "sha256": together({config.name: written, weights.name: digest}),
         "tensors": len(tensors),
         "ignored": [],
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
@@ -103,11 +104,22 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     }
 
 
-def stored_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of an adapter's parameters in a model -> their names in its file, without what peft puts before them."""
+def stored_values(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Names of an adapter's parameters in a model -> what its file holds for them, None for nothing.
+
+    Names in the model may begin with more than those in the file, which is left out for all of them alike.
+    """
     inserted, vector = {NAME, "modules_to_save"}, "lora_magnitude_vector"  # of DoRA, which peft saves without .weight
     kept = {name: ".".join(part for part in name.split(".") if part not in inserted) for name in names}
-    return {name: file.removesuffix(".weight") if vector in file else file for name, file in kept.items()}
+    kept = {name: file.removesuffix(".weight") if vector in file else file for name, file in kept.items()}
+    held = {name.removeprefix(OURS): value for name, value in content.items()}
+    parts = next(iter(kept.values()), "").split(".")
+    for cut in range(len(parts)):
+        start = "".join(f"{part}." for part in parts[:cut])
+        found = {name: held.get(file.removeprefix(start)) for name, file in kept.items()}
+        if all(value is not None for value in found.values()):
+            return found
+    return dict.fromkeys(kept)
 
 
 def _peft(folder: Path) -> Any:
@@ -121,10 +133,10 @@ def _peft(folder: Path) -> Any:
     return peft
 
 
-def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
-    """The kind of an adapter, and the options that are passed on."""
+def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
+    """The kind of an adapter, the options that are passed on, and the SHA-256 of what was read."""
     try:
-        content = json.loads(read_bounded(file, WRITTEN_BY_US))
+        content = json.loads(written := read_bounded(file, WRITTEN_BY_US))
     except OSError as error:
         raise input_error(
             OPTION, file, f"{error.strerror or describe(error)}; check the path and the rights"
@@ -143,7 +155,8 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
     if unknown:
         text = f"its configuration has {some(unknown)}, which is not known here; {MERGE}"
         raise input_error(OPTION, file.parent, text)
-    return kind, {name: value for name, value in content.items() if name in PASSED}
+    passed = {name: value for name, value in content.items() if name in PASSED}
+    return kind, passed, hashlib.sha256(written).hexdigest()
 
 
 def _refuse_costly(options: Mapping[str, Any], file: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.inputs.adapter import OURS, load_adapter, stored_names
+from spectra.inputs.adapter import load_adapter, stored_values
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
 from spectra.inputs.checkpoint_folder import adapter_of
-from spectra.inputs.foreign import ADAPTER, is_adapter
+from spectra.inputs.foreign import ADAPTER, is_adapter, quantised
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
@@ -64,6 +64,9 @@ def load_checkpoint(
     if match.share <= 0.5 and is_adapter(stored):
         raise input_error(OPTION, path, f"it is {ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
+    if strange := quantised(name for name in state if name not in wanted.names):
+        text = f"its weights are quantised, as {some(strange[:1])} tells; take those that they were made from"
+        raise input_error(OPTION, path, f"{text}, or save them as floating numbers, dequantised")
     if (known := versions(stored, match, wanted)) is not None:
         setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict leaves it there
     _load(model, state, path)
@@ -88,10 +91,7 @@ def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: 
     Raises SpectraError as `load_checkpoint` does, for these parameters.
     """
     if adapter := adapter_of(Path(path)):
-        content, _ = read_checkpoint(adapter[1])
-        stored = stored_names(shapes)
-        held = {name: content.get(f"{OURS}{stored[name]}") for name in shapes}
-        return _of_shapes(held, shapes, path)
+        return _of_shapes(stored_values(read_checkpoint(adapter[1])[0], shapes), shapes, path)
     content, _ = read_checkpoint(path)
     states = _state_dicts(content, path)
     match = _choose(states, Wanted(shapes, {name: i for i, name in enumerate(shapes)}, ()), path, key)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
-from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, parts, sha256, together
+from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
 from spectra.inputs.distributed_checkpoint import Code, read_distributed
 from spectra.inputs.foreign import RESAVE, folders, formats
 from spectra.inputs.pickles import fault
@@ -158,7 +158,10 @@ def _way_in(folder: Path) -> str:
     fitting = [name for name in names if name.endswith(".index.json")] + weights
     if len(fitting) == 1:
         return f"name the file in it: {folder / fitting[0]}"
-    return f"name one of the files in it: {some(fitting)}" if fitting else "name a file of weights"
+    if fitting:
+        return f"name one of the files in it: {some(fitting)}"
+    below = sorted(path.name for path in folder.iterdir() if is_checkpoint(path))
+    return f"name one of the folders in it: {some(below)}" if below else "name a file of weights"
 
 
 def _read_tensors(file: Path) -> tuple[Any, str]:

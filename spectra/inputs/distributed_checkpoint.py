@@ -107,7 +107,9 @@ def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
         with open_regular(folder / name) as opened:
             before = os.fstat(opened.fileno())
             for piece in sorted(shards.get(name, ()), key=lambda piece: piece.start):
-                made.add(piece, _tensor(opened, piece, before.st_size))
+                if piece.start + piece.length > before.st_size:
+                    raise Damaged(f"{quoted(piece.name, 60)} lies behind the end of its shard {quoted(name, 60)}")
+                made.add(piece, _tensor(opened, piece))
             opened.seek(0)
             digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
             after = os.fstat(opened.fileno())
@@ -180,11 +182,9 @@ def _offset(numbers: Any) -> tuple[int, ...] | None:
     return None if numbers is None else _shape(numbers)
 
 
-def _tensor(opened: BufferedReader, piece: Piece, size: int) -> Tensor:
+def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
     """One piece, read from its place in a shard."""
     shown = quoted(piece.name, 60)
-    if piece.start + piece.length > size:
-        raise Damaged(f"{shown} lies behind the end of {Path(opened.name).name}, which holds {size:,} bytes")
     opened.seek(piece.start)
     held = io.BytesIO(opened.read(piece.length))
     if text := fault(held, piece.length):

@@ -16,6 +16,9 @@ RESAVE = 'torch.save(model.state_dict(), "weights.pt")'
 MERGE = f"merge it where it was made, with model.merge_and_unload(), and save that with {RESAVE}"
 ADAPTER = f"a PEFT adapter without its adapter_config.json or its weights; put both into one folder, or {MERGE}"
 ADDED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l", "vera_lambda_b"}
+# What GPTQ, AWQ, bitsandbytes, compressed-tensors and float8 put beside weights, or in their place.
+QUANTISED = {"qweight", "qzeros", "g_idx", "SCB", "absmax", "quant_map", "quant_state", "weight_packed"}
+QUANTISED |= {"weight_scale", "weight_scale_inv", "input_scale", "weight_zero_point"}
 RANKS = "it is a checkpoint of DeepSpeed, whose ranks hold a part each"
 DEEPSPEED_SHARD = re.compile(r"^(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt$")
 BY_SUFFIX = {
@@ -107,6 +110,11 @@ def _command(folder: Path, *options: str) -> str:
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether a state dict is that of a PEFT adapter, by the names that LoRA and similar methods add to layers."""
     return any(part in ADDED for name in names for part in str(name).split("."))
+
+
+def quantised(names: Iterable[str]) -> list[str]:
+    """The names that tell that weights beside them are quantised."""
+    return [name for name in names if not QUANTISED.isdisjoint(str(name).split("."))]
 
 
 def _archive(file: Path) -> str | None:
