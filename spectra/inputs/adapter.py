@@ -85,6 +85,9 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     except Exception as error:
         text = f"putting it on the model failed with {describe(error)}; check `model`, or {MERGE}"
         raise input_error(OPTION, config.parent, text) from error
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and _stored(name) not in moved:
+            parameter.requires_grad_(False)  # such as the rank of AdaLoRA, which peft frees where it casts it
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not alone:
         for parameter in trained:
@@ -109,17 +112,20 @@ def stored_values(content: Mapping[str, Any], names: Iterable[str]) -> dict[str,
 
     Names in the model may begin with more than those in the file, which is left out for all of them alike.
     """
-    inserted, vector = {NAME, "modules_to_save"}, "lora_magnitude_vector"  # of DoRA, which peft saves without .weight
-    kept = {name: ".".join(part for part in name.split(".") if part not in inserted) for name in names}
-    kept = {name: file.removesuffix(".weight") if vector in file else file for name, file in kept.items()}
     held = {name.removeprefix(OURS): value for name, value in content.items()}
+    kept = {name: _stored(name) for name in names}
     parts = next(iter(kept.values()), "").split(".")
     for cut in range(len(parts)):
         start = "".join(f"{part}." for part in parts[:cut])
-        found = {name: held.get(file.removeprefix(start)) for name, file in kept.items()}
-        if all(value is not None for value in found.values()):
-            return found
+        if all(file.startswith(start) and file.removeprefix(start) in held for file in kept.values()):
+            return {name: held[file.removeprefix(start)] for name, file in kept.items()}
     return dict.fromkeys(kept)
+
+
+def _stored(name: str) -> str:
+    """The name that peft saves a parameter under, without what it puts before all names."""
+    kept = ".".join(part for part in name.split(".") if part not in (NAME, "modules_to_save"))
+    return kept.removesuffix(".weight") if "lora_magnitude_vector" in kept else kept  # DoRA's has none
 
 
 def _peft(folder: Path) -> Any:
