@@ -228,7 +228,7 @@ CODE = ["could run code", "was not run", 'torch.save(model.state_dict(), "weight
         (lambda path: torch.save(nn.Linear(2, 2), path), [*CODE, "torch.nn.modules.linear.Linear"]),
         (lambda path: torch.save({"model": STATE, "f": os.path.join}, path), [*CODE, "posixpath.join"]),
         (lambda path: torch.save({"model": STATE, "f": eval}, path), [*CODE, "eval"]),
-        (torchscript, [*CODE, "TorchScript"]),
+        (torchscript, [*CODE, "TorchScript", "`model`"]),
         (lambda _: None, ["no such file"]),
         (lambda path: path.mkdir(), ["folder"]),
         (lambda path: path.write_bytes(b""), ["empty"]),
@@ -775,10 +775,10 @@ def test_code_in_a_shard_is_not_run(tmp_path, monkeypatch):
     ("files", "words"),
     [
         (["last.ckpt", "log.txt"], ["name the file in it: ", "last.ckpt"]),
-        (["model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"],
-         ["name the file in it: ", "model.safetensors"]),
-        (["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
-         ["name the file in it: ", "model.safetensors.index.json"]),
+        (["weights.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"],
+         ["name the file in it: ", "weights.safetensors"]),
+        (["weights-00001-of-00002.safetensors", "weights.safetensors.index.json"],
+         ["name the file in it: ", "weights.safetensors.index.json"]),
         (["a.pt", "b.pt"], ["name one of the files in it: a.pt, b.pt"]),
         (["log.txt"], ["name a file of weights"]),
     ],
@@ -805,13 +805,12 @@ def test_a_path_that_no_system_takes():
 
 
 FOREIGN = {
-    "a.pt2": ("torch.export", "torch.export.load(file).state_dict"),
-    "exported.pt": ("torch.export", "torch.export.load(file).state_dict"),
-    "__0_0.distcp": ("torch.distributed.checkpoint", "dcp_to_torch"),
+    "a.pt2": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
+    "exported.pt": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
+    "__0_0.distcp": ("torch.distributed.checkpoint", "needs its .metadata"),
     "a.npz": ("arrays of NumPy", "torch.from_numpy"),
     "arrays.pt": ("arrays of NumPy", "torch.from_numpy"),
     "a.gguf": ("GGUF", "state_dict"),
-    "folder of torch.distributed.checkpoint": ("torch.distributed.checkpoint", "dcp_to_torch"),
     "folder of DeepSpeed": ("DeepSpeed", "deepspeed.utils.zero_to_fp32"),
     "folder of PEFT": ("PEFT adapter", "merge_and_unload"),
     "adapter_model.safetensors": ("PEFT adapter", "merge_and_unload"),
@@ -827,8 +826,8 @@ def foreign(tmp_path_factory):
     torch.export.save(torch.export.export(nn.Linear(3, 4), (torch.ones(2, 3),)), folder / "a.pt2")
     (folder / "exported.pt").write_bytes((folder / "a.pt2").read_bytes())
     with warnings.catch_warnings(action="ignore"):
-        dcp.save(dict(STATE), checkpoint_id=folder / "folder of torch.distributed.checkpoint")
-    (part,) = (folder / "folder of torch.distributed.checkpoint").glob("*.distcp")
+        dcp.save(dict(STATE), checkpoint_id=folder / "sharded")
+    (part,) = (folder / "sharded").glob("*.distcp")
     (folder / "__0_0.distcp").write_bytes(part.read_bytes())
     np.savez(folder / "a.npz", weight=np.ones(3))
     (folder / "arrays.pt").write_bytes((folder / "a.npz").read_bytes())

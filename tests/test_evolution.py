@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from test_plots import assert_readable
 
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint_file import digest_of_index, sha256
+from spectra.inputs.checkpoint_file import digest_of, sha256
 from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.evolution_files import evolution_files
@@ -437,7 +437,7 @@ def test_a_checkpoint_is_hashed_once_while_it_is_the_same(make, tmp_path, monkey
     home = tmp_path / "task"
     home.mkdir()
     before = digest(checkpoint, home)
-    assert before == (digest_of_index(checkpoint) if make is index_of_shards else sha256(checkpoint))
+    assert before == (digest_of(checkpoint) if make is index_of_shards else sha256(checkpoint))
     computed.cache_clear()  # as another process would begin
     with monkeypatch.context() as patch:
         patch.setattr("hashlib.file_digest", None)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.inputs.adapter import load_adapter, stored_values
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
-from spectra.inputs.foreign import ADAPTER, is_adapter
+from spectra.inputs.checkpoint_folder import adapter_of
+from spectra.inputs.foreign import ADAPTER, is_adapter, quantised
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
@@ -27,10 +29,15 @@ from spectra.quoting import quoted
 KEY_OPTION = "`checkpoint_key`"
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, key: str | None = None, *, alone: bool = True
+) -> dict[str, Any]:
     """Load the weights in `path` into `model`, in place and strictly, or leave it unchanged and raise.
 
+    An adapter is put on the model, see `spectra.inputs.adapter.load_adapter`.
+
     Args:
+        alone: whether an adapter freezes the parameters of the model that it is put on.
         key: where the weights are, if several would do: the dotted key of a state dict in the file, a prefix of its
             names, or one after the other: `model`, `ema_model`, `state_dict.ema_model`.
 
@@ -39,12 +46,17 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
         names (None without one), and `added` to them, where all of the model's begin with it; `sha256` of the file
         (of an index: of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted); number of
         `tensors` loaded; names of that state dict that were `ignored`, being outside of the prefix, sorted; `dtypes`
-        of floating tensors as stored, sorted.
+        of floating tensors as stored, sorted; `adapter`, its kind, and
+        `adapter_parameters`, their number, both None for whole weights.
 
     Raises:
         SpectraError: the file cannot be read, holds code, holds no state dict or several, differs from the
             model in keys, shapes or kind of number, or holds values that are not finite.
     """
+    if adapter := adapter_of(Path(path)):
+        if key is not None:
+            raise input_error(KEY_OPTION, key, f"{path} is an adapter, which has no entries; leave it out")
+        return load_adapter(model, *adapter, alone) | {"path": str(path)}
     content, digest = read_checkpoint(path)
     states, wanted = _state_dicts(content, path), Wanted.of(model)
     match = _choose(states, wanted, path, key)
@@ -52,6 +64,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
     if match.share <= 0.5 and is_adapter(stored):
         raise input_error(OPTION, path, f"it is {ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
+    if strange := quantised(name for name in state if name not in wanted.names):
+        text = f"its weights are quantised, as {some(strange[:1])} tells; take those that they were made from"
+        raise input_error(OPTION, path, f"{text}, or save them as floating numbers, dequantised")
     if (known := versions(stored, match, wanted)) is not None:
         setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict leaves it there
     _load(model, state, path)
@@ -65,6 +80,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, key: str | None = None) 
         "tensors": len(tensors),
         "ignored": sorted(stored.keys() - match.names.keys()),
         "dtypes": sorted({_kind(value) for value in tensors if value.is_floating_point() or value.is_complex()}),
+        "adapter": None,
+        "adapter_parameters": None,
     }
 
 
@@ -73,10 +90,16 @@ def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: 
 
     Raises SpectraError as `load_checkpoint` does, for these parameters.
     """
+    if adapter := adapter_of(Path(path)):
+        return _of_shapes(stored_values(read_checkpoint(adapter[1])[0], shapes), shapes, path)
     content, _ = read_checkpoint(path)
     states = _state_dicts(content, path)
     match = _choose(states, Wanted(shapes, {name: i for i, name in enumerate(shapes)}, ()), path, key)
     held = {own: states[match.key][written] for written, own in match.names.items()}
+    return _of_shapes(held, shapes, path)
+
+
+def _of_shapes(held: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], path: str | Path) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if not isinstance(held.get(name), Tensor) or tuple(held[name].shape) != tuple(shape):
             raise input_error(OPTION, path, f"{quoted(name, SHORT)} of shape {tuple(shape)} is missing; check the path")

@@ -2,7 +2,7 @@
 
 Torch reads its own with `weights_only=True`. What usually lies beside the weights (hyper-parameters, paths, NumPy
 numbers) is not rebuilt at all: an inert stand-in takes its place. An index (`*.index.json`, as Hugging Face writes)
-names the shards that lie beside it, and nothing elsewhere.
+names the shards that lie beside it, and nothing elsewhere. Of a folder that part is read which is the weights.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -24,11 +24,14 @@ from torch import Tensor
 
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
+from spectra.inputs.distributed_checkpoint import Code, read_distributed
 from spectra.inputs.foreign import RESAVE, folders, formats
 from spectra.inputs.pickles import fault
 from spectra.inputs.safetensors_file import Damaged, read_safetensors
-from spectra.inputs.spec import input_error
+from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import some
+from spectra.quoting import quoted
 
 OPTION = "`checkpoint`"
 HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
@@ -79,26 +82,53 @@ PACKAGES = (
 
 
 def read_checkpoint(path: str | Path) -> tuple[Any, str]:
-    """Read a file of weights, and return its content and its SHA-256.
+    """Read a file or folder of weights, and return its content and its SHA-256.
 
-    The content of a torch file is whatever was saved; that of safetensors and of an index maps names to tensors. The
-    SHA-256 of an index is that of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted.
+    The content of a torch file is whatever was saved; that of safetensors and of an index maps names to tensors; that
+    of a folder of torch.distributed.checkpoint is the saved mapping. The SHA-256 of several files is that of the lines
+    `sha256sum INDEX SHARD ...` writes in their folder, shards sorted.
 
     Raises:
         SpectraError: the file or a shard cannot be read, holds code, or is no such file.
     """
     file = Path(path)
     try:
-        if text := folders(file) if file.is_dir() else formats(file):
-            raise input_error(OPTION, path, text)
         if file.is_dir():
-            raise input_error(OPTION, path, f"it is a folder; {_way_in(file)}")
+            file = weights_in(file)
+        if file.is_dir():
+            return _read_folder(file)
+        if text := formats(file):
+            raise input_error(OPTION, path, text)
         return _read_index(file) if file.suffix == ".json" else _read_tensors(file)
     except FileNotFoundError:
         raise input_error(OPTION, path, "no such file; check the path") from None
     except OSError as error:
         reason = error.strerror or describe(error)
         raise input_error(OPTION, path, f"{reason}; check the path and the rights") from error
+
+
+def weights_in(folder: Path) -> Path:
+    """The file or folder to read where a folder is named. Raises SpectraError where that is not clear, and OSError."""
+    found = inside(folder)
+    if len(found) == 1 and found[0].name != ADAPTER_CONFIG:
+        return found[0]
+    if len(found) > 1:
+        names = [str(path.relative_to(folder)) for path in found]
+        raise input_error(OPTION, folder, f"it holds {some(names)}; name one of them, as {found[0]}")
+    if text := folders(folder):
+        raise input_error(OPTION, folder, text)
+    raise input_error(OPTION, folder, f"it is a folder; {_way_in(folder)}")
+
+
+def _read_folder(folder: Path) -> tuple[Any, str]:
+    """A folder of torch.distributed.checkpoint."""
+    try:
+        return read_distributed(folder)
+    except Code as error:
+        text = f"its {METADATA} holds {error}, which could run code, so it was not run; save it again where it was made"
+        raise input_error(OPTION, folder, text) from None
+    except Damaged as error:
+        raise input_error(OPTION, folder, f"it is cut off or damaged: {error}; copy or save it again") from None
 
 
 def read_entries(path: str | Path) -> Any:
@@ -120,12 +150,6 @@ def read_entries(path: str | Path) -> Any:
     return read_checkpoint(path)[0]
 
 
-def sha256(file: Path) -> str:
-    """The SHA-256 of a regular file. Raises OSError."""
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _way_in(folder: Path) -> str:
     """The advice which file of a folder to name: an index of shards, or a whole model."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -134,7 +158,10 @@ def _way_in(folder: Path) -> str:
     fitting = [name for name in names if name.endswith(".index.json")] + weights
     if len(fitting) == 1:
         return f"name the file in it: {folder / fitting[0]}"
-    return f"name one of the files in it: {some(fitting)}" if fitting else "name a file of weights"
+    if fitting:
+        return f"name one of the files in it: {some(fitting)}"
+    below = sorted(path.name for path in folder.iterdir() if is_checkpoint(path))
+    return f"name one of the folders in it: {some(below)}" if below else "name a file of weights"
 
 
 def _read_tensors(file: Path) -> tuple[Any, str]:
@@ -207,7 +234,7 @@ def _unreadable(file: IO[bytes], error: Exception) -> str:
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {found[1]}, {refused}"
     if "TorchScript" in str(error):
-        return f"it is a TorchScript program, {refused}"
+        return f"it is a TorchScript program, {refused}; or give it as `model`"
     if isinstance(error, pickle.UnpicklingError) and head.startswith((b"PK", b"\x80")):
         return f"it holds more than tensors that torch.save wrote, {refused}"
     if head.isascii() and "".join(head.decode().split()).isprintable():
@@ -223,6 +250,8 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
     shards = _shards(index, written)
     if absent := [name for name in shards if not (index.parent / name).exists()]:
         raise input_error(OPTION, index, f"{some(absent)} missing beside it; copy all its shards into its folder")
+    places = {name: shard for shard, names in shards.items() for name in names}
+    twice: dict[str, str] = {}
     tensors, digests = {}, {index.name: hashlib.sha256(written).hexdigest()}
     for shard, names in shards.items():
         content, digests[shard] = _read_tensors(index.parent / shard)
@@ -231,20 +260,22 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
             text = f"{some(absent)} missing from its shard {shard}; copy the index and its shards again"
             raise input_error(OPTION, index, text)
         tensors.update((name, held[name]) for name in names)
-    return tensors, _together(digests)
+        twice |= {name: shard for name in held if places.get(name, shard) != shard}
+    for name, shard in twice.items():
+        text = (
+            f"{quoted(name, SHORT)} is in its shard {shard}, and by the index in {places[name]}; copy all of it again"
+        )
+        raise input_error(OPTION, index, text)
+    return tensors, together(digests)
 
 
-def digest_of_index(index: Path) -> str:
-    """The SHA-256 that `read_checkpoint` gives for an index. Raises OSError, and SpectraError where it is no index."""
-    written = read_bounded(index, WRITTEN_BY_US)
-    shards = {name: sha256(index.parent / name) for name in _shards(index, written)}
-    return _together({index.name: hashlib.sha256(written).hexdigest()} | shards)
-
-
-def _together(digests: Mapping[str, str]) -> str:
-    """The SHA-256 of the lines that `sha256sum` writes of these files."""
-    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+def digest_of(path: Path) -> str:
+    """The SHA-256 that a result of a checkpoint lists. Raises OSError, and SpectraError where an index is none."""
+    if path.suffix == ".json" and path.name != ADAPTER_CONFIG:
+        _shards(path, read_bounded(path, WRITTEN_BY_US))
+    if len(files := parts(path)) == 1:
+        return sha256(files[0])
+    return together({file.name: sha256(file) for file in files})
 
 
 def _shards(index: Path, written: bytes) -> dict[str, list[str]]:

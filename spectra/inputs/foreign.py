@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from spectra.files import open_regular
+from spectra.files import open_regular, read_bounded
+from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, SHARD
+from spectra.quoting import quoted
 
 RESAVE = 'torch.save(model.state_dict(), "weights.pt")'
-DISTRIBUTED = (
-    "a folder of torch.distributed.checkpoint; make one file of it with python -m "
-    "torch.distributed.checkpoint.format_utils dcp_to_torch {} weights.pt"
-)
-ADAPTER = (
-    "a PEFT adapter, which holds no whole model; merge it where it was made, with model.merge_and_unload(), and save "
-    f"that with {RESAVE}"
-)
+MERGE = f"merge it where it was made, with model.merge_and_unload(), and save that with {RESAVE}"
+ADAPTER = f"a PEFT adapter without its adapter_config.json or its weights; put both into one folder, or {MERGE}"
 ADDED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l", "vera_lambda_b"}
+# What GPTQ, AWQ, bitsandbytes, compressed-tensors and float8 put beside weights, or in their place.
+QUANTISED = {"qweight", "qzeros", "g_idx", "SCB", "absmax", "quant_map", "quant_state", "weight_packed"}
+QUANTISED |= {"weight_scale", "weight_scale_inv", "input_scale", "weight_zero_point"}
+RANKS = "it is a checkpoint of DeepSpeed, whose ranks hold a part each"
+DEEPSPEED_SHARD = re.compile(r"^(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt$")
 BY_SUFFIX = {
-    ".pt2": 'a program of torch.export; save its weights with torch.save(torch.export.load(file).state_dict, "w.pt")',
+    ".pt2": "a program of torch.export, which is code; give it as `model`, or save its weights with "
+    'torch.save(torch.export.load(file).state_dict, "w.pt")',
     ".npy": "a NumPy array; save tensors by their names in the model, with torch.save({name: tensor, ...}, file)",
     ".npz": "arrays of NumPy; make tensors of them, with torch.save({k: torch.from_numpy(v) for k, v in a.items()}, f)",
     ".gguf": f"a GGUF file, made for inference; take the weights that it was made from, and save them with {RESAVE}",
     ".onnx": f"an ONNX graph; take the model that it was made from, and save it with {RESAVE}",
     ".h5": f"an HDF5 file, as Keras writes them; load it into the PyTorch model, and save that with {RESAVE}",
+    ".keras": f"a model of Keras; load it into the PyTorch model, and save that with {RESAVE}",
+    "tar": "a tar archive (as a .nemo file is one); unpack it, and name the file or folder of weights in it",
     ".msgpack": f"a file of Flax; load it into the PyTorch model, and save that with {RESAVE}",
 }
 
@@ -34,8 +40,11 @@ def formats(file: Path) -> str | None:
 
     Raises OSError where it cannot be read.
     """
-    if file.suffix == ".distcp" or file.name == ".metadata":
-        return f"one part of {DISTRIBUTED.format(file.parent)}"
+    if file.suffix == SHARD or file.name == METADATA:
+        where = f"name the folder: {file.parent}" if (file.parent / METADATA).exists() else f"it needs its {METADATA}"
+        return f"it is one part of a folder of torch.distributed.checkpoint; {where}"
+    if DEEPSPEED_SHARD.search(file.name) and "zero_pp_rank" in file.name:
+        return folders(file.parent)
     suffix = file.suffix.lower()
     if suffix not in BY_SUFFIX and (kind := _archive(file)):
         suffix = kind
@@ -43,16 +52,59 @@ def formats(file: Path) -> str | None:
 
 
 def folders(folder: Path) -> str | None:
-    """The kind of a folder that is known to be no state dict, with the way out; else None."""
+    """The kind of a folder that is known to be no state dict, with the way out; else None. Raises OSError."""
     held = {path.name for path in folder.iterdir()}
-    if ".metadata" in held or any(name.endswith(".distcp") for name in held):
-        return f"it is {DISTRIBUTED.format(folder)}"
-    if "zero_to_fp32.py" in held or any(name.endswith(("_model_states.pt", "_optim_states.pt")) for name in held):
+    if any(name.endswith(SHARD) for name in held):
+        return f"it is a folder of torch.distributed.checkpoint without its {METADATA}; copy it whole"
+    if text := _deepspeed(folder, held):
+        return text
+    if "latest_checkpointed_iteration.txt" in held or any(re.fullmatch(r"mp_rank_\d+(_\d+)*", name) for name in held):
         return (
-            "it is a folder of DeepSpeed, whose ranks hold a part each; make one file of it with python -m "
-            f"deepspeed.utils.zero_to_fp32 {folder} OUT, and name that"
+            "it is a folder of Megatron-LM, whose ranks hold a part each; convert it with Megatron's "
+            "tools/checkpoint/convert.py, and name what that writes"
         )
-    return f"it is {ADAPTER}" if "adapter_config.json" in held else None
+    if held & {"_CHECKPOINT_METADATA", "manifest.ocdbt"}:
+        return f"it is a checkpoint of Orbax (JAX); load it into the PyTorch model, and save that with {RESAVE}"
+    if any(re.search(r"\.data-\d+-of-\d+$", name) for name in held):
+        return f"it is a checkpoint of TensorFlow; load it into the PyTorch model, and save that with {RESAVE}"
+    return f"it is {ADAPTER}" if ADAPTER_CONFIG in held else None
+
+
+def _deepspeed(folder: Path, held: set[str]) -> str | None:
+    """The command that makes one checkpoint of DeepSpeed's folder, or of one of its steps; None where it is none."""
+    if any(DEEPSPEED_SHARD.search(name) for name in held):
+        return _conversion(folder.parent, folder.name, held)
+    below = {path.name: {file.name for file in path.iterdir()} for path in folder.iterdir() if path.is_dir()}
+    steps = {step: names for step, names in below.items() if any(DEEPSPEED_SHARD.search(name) for name in names)}
+    if not steps:
+        text = f"{RANKS}; make one checkpoint of it with {_command(folder)}, and name OUT"
+        return text if "zero_to_fp32.py" in held else None
+    try:
+        tag = read_bounded(folder / "latest", 1000).decode().strip()
+    except (OSError, ValueError):
+        tag = ""
+    if tag not in steps and len(steps) > 1:
+        return f"{RANKS}; its file latest names none of its steps, so name one of the folders in it: {_some(steps)}"
+    tag = tag if tag in steps else next(iter(steps))
+    return _conversion(folder, tag, steps[tag])
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(quoted(name, 60) for name in sorted(names)[:5])
+
+
+def _conversion(folder: Path, tag: str, held: set[str]) -> str:
+    """The command to type for the ranks' files in `folder/tag`."""
+    if any(name.endswith("_optim_states.pt") for name in held):
+        return f"{RANKS}; make one checkpoint of it with {_command(folder, '-t', tag)}, and name OUT"
+    whole = [name for name in sorted(held) if name.endswith("_model_states.pt")]
+    if len(whole) == 1:  # without ZeRO a rank holds all of the model
+        return f"it is a folder of DeepSpeed; name the file in it: {folder / tag / whole[0]}"
+    return f"{RANKS}, of a model that was split (tensor parallel); save it whole where it was made, with {RESAVE}"
+
+
+def _command(folder: Path, *options: str) -> str:
+    return shlex.join(["python", "-m", "deepspeed.utils.zero_to_fp32", str(folder), "OUT", *options])
 
 
 def is_adapter(names: Iterable[str]) -> bool:
@@ -60,11 +112,19 @@ def is_adapter(names: Iterable[str]) -> bool:
     return any(part in ADDED for name in names for part in str(name).split("."))
 
 
+def quantised(names: Iterable[str]) -> list[str]:
+    """The names that tell that weights beside them are quantised."""
+    return [name for name in names if not QUANTISED.isdisjoint(str(name).split("."))]
+
+
 def _archive(file: Path) -> str | None:
     """The suffix that an archive should have, by what is in it."""
     with open_regular(file) as opened:
-        if opened.read(4) == b"GGUF":
+        head = opened.read(512)
+        if head[:4] == b"GGUF":
             return ".gguf"
+        if head[257:262] == b"ustar":
+            return "tar"  # no suffix: .pth.tar is a usual one of torch's own files
         try:
             names = zipfile.ZipFile(opened).namelist()
         except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):

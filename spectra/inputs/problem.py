@@ -138,7 +138,7 @@ def load_problem(
         )
         network, renormalised, loaded = *own_model(model, place, kind), None
     else:
-        network, loaded, built = load_model(model, checkpoint, checkpoint_key, seed, kind)
+        network, loaded, built = load_model(model, checkpoint, checkpoint_key, seed, kind, params)
         with taking_memory(f"`model` {model}", LARGE_MODEL):
             network = cast(network, place, kind)
         renormalised = [*built, *renormalise_embeddings(network)]
@@ -205,6 +205,7 @@ def load_problem(
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
     remarks += [*examples.notes, *(notes(examples) if whole else ()), *renormalised]
+    remarks += adapter_notes(loaded, network, params)
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
@@ -273,10 +274,11 @@ def load_model(
     checkpoint_key: str | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    params: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any] | None, Sequence[str]]:
     """Build the named model and load its weights, and return it with what `load_checkpoint` returns and with notes.
 
-    Raises SpectraError.
+    An adapter freezes the model that it is put on, unless `params` say what to differentiate by. Raises SpectraError.
 
     The model is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to
     eval mode afterwards, since an `eval()` of its own may merge them.
@@ -293,10 +295,19 @@ def load_model(
             raise
         network = cast(built.model, None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
-        loaded = load_checkpoint(network, checkpoint, checkpoint_key) if checkpoint else None
+        loaded = load_checkpoint(network, checkpoint, checkpoint_key, alone=not params) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
         network.eval()
     return network, loaded, () if checkpoint else built.notes  # which tell of the weights
+
+
+def adapter_notes(loaded: dict[str, Any] | None, model: nn.Module, params: Sequence[str]) -> list[str]:
+    """The note that the checkpoint is an adapter, and how much of the model it is."""
+    if not loaded or not loaded["adapter"]:
+        return []
+    own, every = loaded["adapter_parameters"], sum(p.numel() for p in model.parameters())
+    rest = "any of them can be chosen" if params else "those of the base model are frozen"
+    return [f"{loaded['adapter']} adapter: {own:,} of {every:,} parameters are its own; {rest}"]
 
 
 def notes(data: Data) -> list[str]:

@@ -97,7 +97,9 @@ def _place(name: str, entry: Any) -> Place:
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"its header is wrong at {quoted(name, 60)}") from error
     if kind is None:
-        raise Damaged(f"{quoted(name, 60)} is of a kind that is not known, {quoted(entry['dtype'], 20)}")
+        raise Damaged(
+            f"{quoted(name, 60)} is of a kind that is not known, {quoted(entry['dtype'], 20)}, perhaps quantised"
+        )
     if not (whole and start <= end and end - start == math.prod(shape) * kind.itemsize):
         raise Damaged(f"its header is wrong at {quoted(name, 60)}")
     return Place(kind, shape, start, end)

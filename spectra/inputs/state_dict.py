@@ -2,8 +2,8 @@
 
 A name in a file is a prefix, then a name of the model, with the parts that wrappers put in (DataParallel,
 torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc.weight` is `fc.weight` under
-`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie. What all names of the model begin
-with may be missing in the file: `fc.weight` is the `net.fc.weight` of a model that wraps another.
+`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie. What the names of most of them
+begin with may be missing in the file: `fc.weight` is the `net.fc.weight` of a model that wraps another.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Match:
     prefix: str
     names: dict[str, str]
     share: float
-    added: str = ""  # what all of the model's names begin with, as a wrapper's, and none in the file
+    added: str = ""  # what these names of the model begin with, as a wrapper's, and none in the file
 
     @property
     def where(self) -> str:
@@ -110,14 +110,21 @@ class Wanted:
         return bare if self._plain and _distinct(names) else str
 
     def under(self, short: Callable[[str], str]) -> dict[str, dict[str, str]]:
-        """What all names begin with -> their rest, shortened -> the name; first nothing, then a wrapper, then two."""
+        """What names begin with -> their rest, shortened -> the name; first nothing, then a wrapper, then two.
+
+        More than half of the tensors lie below each, tied ones once, so that each lies in the one before.
+        """
         if short not in self._own:
-            parts = [short(name).split(".") for name in self.names]
-            columns = zip(*(some[:-1] for some in parts), strict=False)
-            common = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+            parts = {name: short(name).split(".") for name in self.names}
+            below: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
+            for name, tensor in self.tensors.items():
+                for cut in range(len(parts[name])):
+                    below[tuple(parts[name][:cut])].add(tensor)
+            every = max(len(set(self.tensors.values())), 1)
+            starts = [start for start, tensors in below.items() if 2 * len(tensors) > every] or [()]
             self._own[short] = {
-                ".".join(common[:cut]): {".".join(p[cut:]): name for p, name in zip(parts, self.names, strict=True)}
-                for cut in range(len(common) + 1)
+                ".".join(start): {".".join(p[len(start) :]): n for n, p in parts.items() if p[: len(start)] == [*start]}
+                for start in sorted(starts, key=len)
             }
         return self._own[short]
 
@@ -130,7 +137,7 @@ def matches(key: str | None, names: Collection[str], wanted: Wanted) -> list[Mat
     """The ways to read names as the model's: one, or as many as there are prefixes that do equally well.
 
     No prefix wins over one that does no better, or under which only half of the model's tensors lie, or less; and so
-    does adding none to what all of the model's names begin with.
+    does adding none.
     """
     short = wanted.short(names)
     ordered = sorted((short(name), place, name) for place, name in enumerate(names))

@@ -34,6 +34,8 @@ class CheckpointMatch(Stored):
     tensors: int
     ignored: list[str]  # names in the file that the model has not
     dtypes: list[str]
+    adapter: str | None = None  # kind of a PEFT adapter, as LORA; None: whole weights
+    adapter_parameters: int | None = None
 
 
 @stored

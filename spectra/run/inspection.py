@@ -19,7 +19,7 @@ from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
 from spectra.defaults import RTOL, TOLERANCE, K
 from spectra.errors import SpectraError
-from spectra.inputs.problem import Loaded, load_model, versions
+from spectra.inputs.problem import Loaded, adapter_notes, load_model, versions
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,
@@ -208,7 +208,8 @@ def model_alone(session: Session[InspectSettings]) -> None:
     """Set the problem's record to what is known of a model without data."""
     session.prepare()
     asked = session.request.named
-    model, match, _ = load_model(*(asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed")))
+    named = (asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))
+    model, match, _ = load_model(*named, params=asked["params"])
     chosen = choose_parameters(model, asked["params"])
     session.about = ProblemRecord.known(
         parameters=sum(p.numel() for p in chosen.values()),
@@ -220,7 +221,7 @@ def model_alone(session: Session[InspectSettings]) -> None:
         params=list(asked["params"]),
         seed=asked["seed"],
         data=None,
-        notes=[],
+        notes=adapter_notes(match, model, asked["params"]),
         versions=versions(),
         **model_fields(model, chosen, match),
     )

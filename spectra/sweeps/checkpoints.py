@@ -13,6 +13,7 @@ import torch
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import read_parameters
 from spectra.inputs.checkpoint_file import read_entries
+from spectra.inputs.checkpoint_folder import training_state
 from spectra.records.sweep import Number, Row
 from spectra.spectrum.subspaces import cosine
 from spectra.sweeps.rows import Found
@@ -24,7 +25,8 @@ def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[st
     """The step of each named checkpoint, and what these numbers count: `training step`, `epoch` or `checkpoint`.
 
     The first of these that all of them have, and that differs from one to the other: an entry `step`, `global_step`,
-    `iteration` or `epoch` in the file; the last number in the name; the place in the order, from 0.
+    `iteration` or `epoch` in the file, or in the `trainer_state.json` of a folder; the last number in the name; the
+    place in the order, from 0.
     """
     held = {name: _entries(path) if path else {} for name, path in checkpoints.items()}
     for entry, meaning in ENTRIES.items():
@@ -44,7 +46,7 @@ def _entries(path: Path) -> dict[str, Number]:
     if path.suffix in (".safetensors", ".json"):
         return {}
     try:
-        content = read_entries(path)
+        content = training_state(path) if path.is_dir() else read_entries(path)
     except SpectraError:
         return {}
     found = {name: content[name] for name in ENTRIES if name in content} if isinstance(content, Mapping) else {}

@@ -5,7 +5,6 @@ DIRECTORY/.checkpoint.json     the digest that a task's results were last held a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -13,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from spectra.atomic import replace_file
-from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.files import WRITTEN_BY_US, read_bounded
+from spectra.inputs.checkpoint_folder import parts, sha256
 
 NAME = ".checkpoint.json"
 Stamps = tuple[tuple[str, int, int, int], ...]  # of each file: path, size, times of its last change in ns
@@ -35,13 +35,12 @@ def digest(checkpoint: Path, directory: Path) -> str:
 
 @cache
 def computed(checkpoint: Path, _seen: Stamps) -> str:
-    """The SHA-256 of a checkpoint's content, of all files of an index."""
-    if checkpoint.suffix == ".json":
-        from spectra.inputs.checkpoint_file import digest_of_index  # which loads torch
+    """The SHA-256 of a checkpoint's content, of all files of an index or a folder."""
+    if parts(checkpoint) == [checkpoint] and checkpoint.suffix != ".json":
+        return sha256(checkpoint)
+    from spectra.inputs.checkpoint_file import digest_of  # which loads torch
 
-        return digest_of_index(checkpoint)
-    with open_regular(checkpoint) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(checkpoint)
 
 
 def remembered(directory: Path, seen: Stamps) -> str | None:
@@ -56,15 +55,5 @@ def remembered(directory: Path, seen: Stamps) -> str | None:
 
 def stamps(checkpoint: Path) -> Stamps:
     """The name, size and times of each file of a checkpoint, by which a change is noticed."""
-    files = [checkpoint, *shards(checkpoint)] if checkpoint.suffix == ".json" else [checkpoint]
-    found = [(str(file), os.stat(file)) for file in files]
+    found = [(str(file), os.stat(file)) for file in parts(checkpoint)]
     return tuple((name, held.st_size, held.st_mtime_ns, held.st_ctime_ns) for name, held in found)
-
-
-def shards(index: Path) -> list[Path]:
-    """The files that an index names, none where it is no index: whoever reads it says so."""
-    try:
-        places = json.loads(read_bounded(index, WRITTEN_BY_US))["weight_map"].values()
-        return [index.parent / Path(name).name for name in sorted(set(places))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from spectra.commands import of_sweeps
+from spectra.inputs.checkpoint_folder import is_checkpoint
 from spectra.quoting import quoted
 from spectra.sweeps.plan_run import RunSettings, read_run
 from spectra.sweeps.plan_tables import PlanFile, shown
@@ -176,12 +177,13 @@ def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
 def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
     """The checkpoints by label, in natural order. A label is the path without suffix, below what all share.
 
-    Files whose names are no text (UTF-8) are left out, since neither logs nor tables can name them.
+    A folder of weights counts where no file in it matches. Files whose names are no text (UTF-8) are left out, since
+    neither logs nor tables can name them.
     """
     found = set()
     for pattern in several(file, "checkpoint", patterns, str):
         matches = glob.glob(pattern, root_dir=file.path.parent, recursive=True)
-        there = {os.path.normpath(match) for match in matches if (file.path.parent / match).is_file()}
+        there = set(checkpoints_of({os.path.normpath(match) for match in matches}, file.path.parent))
         files = {path for path in there if is_utf8(path)}
         for path in sorted(there - files):
             note(f"PLAN {file.named}: {quoted(path)} is left out, since its name is not UTF-8; rename it")
@@ -191,8 +193,17 @@ def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) 
     paths = sorted(found, key=natural)
     parent = os.path.commonpath([os.path.dirname(os.path.abspath(file.path.parent / path)) for path in paths])
     names = [relative(Path(os.path.abspath(file.path.parent / path)), Path(parent)) for path in paths]
-    short = [os.path.splitext(name)[0] for name in names]
+    folders = [(file.path.parent / path).is_dir() for path in paths]
+    short = [name if folder else os.path.splitext(name)[0] for name, folder in zip(names, folders, strict=True)]
     return dict(zip(short if len(set(short)) == len(short) else names, paths, strict=True))
+
+
+def checkpoints_of(paths: set[str], start: Path) -> Iterator[str]:
+    """The paths, read from `start`, that are files, or folders of weights of which no file is among them."""
+    files = {path for path in paths if (start / path).is_file()}
+    yield from files
+    above = {str(folder) for path in files for folder in Path(path).parents}
+    yield from (path for path in paths - files - above if is_checkpoint(start / path))
 
 
 def is_utf8(text: str) -> bool:

@@ -22,6 +22,7 @@ from typing import IO
 from spectra.atomic import write_atomically
 from spectra.errors import SpectraError
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.inputs.checkpoint_folder import parts
 from spectra.locks import lock
 from spectra.records.record import Record, load
 from spectra.records.sweep import SweepStatus, TaskStatus
@@ -172,7 +173,7 @@ def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
     spent = sum(time for time in times if math.isfinite(time))
     try:
         changed, written = task.checkpoint.stat().st_ctime, path.stat().st_mtime
-        if changed < written - spent - LONGEST_LOADING and task.checkpoint.suffix != ".json":
+        if changed < written - spent - LONGEST_LOADING and parts(task.checkpoint) == [task.checkpoint]:
             return True
         return digest(task.checkpoint, task.directory) == record.problem.checkpoint_sha256
     except (OSError, SpectraError):

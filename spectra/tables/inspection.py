@@ -59,7 +59,8 @@ def checkpoint_line(problem: ProblemRecord) -> str:
     loaded = problem.checkpoint_match
     if loaded is None:
         return f"no checkpoint: weights as built with seed {problem.seed}"
-    text = f"{quoted(loaded.path)}: all {loaded.tensors} tensors match"
+    kind = f" of the {loaded.adapter} adapter" if loaded.adapter else ""
+    text = f"{quoted(loaded.path)}: all {loaded.tensors} tensors{kind} match"
     text += f" under {quoted(loaded.key)}" if loaded.key else ""
     text += f", without their prefix {quoted(loaded.prefix)}" if loaded.prefix else ""
     text += f", with the model's prefix {quoted(loaded.added)}" if loaded.added else ""

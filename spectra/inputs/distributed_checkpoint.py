@@ -1,0 +1,244 @@
+"""Read folders of torch.distributed.checkpoint: `.metadata`, and shards `*.distcp` of many tensors each.
+
+Torch's own reader unpickles `.metadata` freely, and so would run whatever a stranger puts there. Here the classes of
+that pickle are stand-ins that do nothing. Each tensor in a shard is a file of torch.save, which torch reads with
+`weights_only=True`. Entries that are no tensors, and those of optimizers, are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import pickle
+import pickletools
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectra.errors import describe
+from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
+from spectra.inputs.checkpoint_folder import METADATA, SHARD, together
+from spectra.inputs.pickles import fault
+from spectra.inputs.safetensors_file import Damaged
+from spectra.quoting import quoted
+
+SAVED_BY_TORCH = (
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("Metadata", "StorageMeta", "MetadataIndex")),
+    *(f"torch.distributed.checkpoint.metadata.{name}StorageMetadata" for name in ("Tensor", "Bytes", "Chunk")),
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
+    *(f"torch.distributed.checkpoint.filesystem.{name}" for name in ("_StorageInfo", "_StoragePrefix")),
+    "torch.serialization._get_layout",
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+)
+DEEPEST = 20  # parts of a tensor's path in the saved mapping
+
+
+class Code(ValueError):
+    """The metadata names an object that torch does not write there; the message is its name."""
+
+
+class StandIn:
+    """An object of the metadata: what its pickle says of it, and no behaviour."""
+
+    held: Any = None
+
+    def __new__(cls, *_: Any) -> StandIn:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.held = state
+
+    def __getitem__(self, name: str) -> Any:
+        if not isinstance(self.held, dict) or name not in self.held:
+            raise Damaged(f"its {METADATA} lacks {name}")
+        return self.held[name]
+
+
+class Unpickler(pickle.Unpickler):
+    """Reads `.metadata`, with a stand-in for each class that torch writes there."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """The stand-in for a class. Raises Code for every other."""
+        if (name := f"{module_name}.{global_name}") in SAVED_BY_TORCH:
+            return StandIn
+        if name == "torch.Size":
+            return tuple
+        if name == "collections.OrderedDict":
+            return OrderedDict
+        if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
+            return None  # the tensors tell theirs
+        raise Code(name)
+
+
+class Piece(NamedTuple):
+    """One part of a tensor, as it lies in a shard."""
+
+    name: str  # of the tensor
+    whole: tuple[int, ...]  # its shape
+    offsets: tuple[int, ...]  # where the part begins in it
+    sizes: tuple[int, ...]
+    start: int  # in the shard, in bytes
+    length: int
+
+
+def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
+    """The saved mapping of names to tensors, nested as it was saved, and the SHA-256 of the folder's files.
+
+    Raises OSError, Code where the metadata names code, and Damaged where the shards are not what it says.
+    """
+    written = read_bounded(folder / METADATA, WRITTEN_BY_US)
+    places, shards = _described(written)
+    digests, made = {METADATA: hashlib.sha256(written).hexdigest()}, _Assembly()
+    files = sorted(path.name for path in folder.glob(f"*{SHARD}"))
+    if absent := sorted(shards.keys() - set(files)):
+        raise Damaged(f"its shard {quoted(absent[0], 60)} is missing ({len(absent)} of {len(shards)}); copy all of it")
+    made.most = sum((folder / name).stat().st_size for name in files)
+    for name in files:
+        with open_regular(folder / name) as opened:
+            before = os.fstat(opened.fileno())
+            for piece in sorted(shards.get(name, ()), key=lambda piece: piece.start):
+                if piece.start + piece.length > before.st_size:
+                    raise Damaged(f"{quoted(piece.name, 60)} lies behind the end of its shard {quoted(name, 60)}")
+                made.add(piece, _tensor(opened, piece))
+            opened.seek(0)
+            digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            after = os.fstat(opened.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise Damaged(f"{name} was written to while it was read")
+    return _nested(made.whole(), places), together(digests)
+
+
+def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Piece]]]:
+    """The path of each tensor in the saved mapping, and the pieces in each shard."""
+    try:
+        metadata = _unpickled(written)
+        tensors, stored = metadata["state_dict_metadata"], metadata["storage_data"]
+        paths = metadata.held.get("planner_data") or {}
+        infos = {(index["fqn"], _offset(index.held.get("offset"))): info for index, info in stored.items()}
+        places, shards = {}, defaultdict(list)
+        for name, told in tensors.items():
+            if not isinstance(told.held, dict) or "chunks" not in told.held:
+                continue  # no tensor
+            place = tuple(map(str, paths.get(name, (name,))))
+            if len(place) > DEEPEST or any("optim" in part.lower() for part in place[:-1]):
+                continue
+            places[name] = place
+            for piece, file in _pieces(name, told, infos):
+                shards[file].append(piece)
+    except (Code, Damaged):
+        raise
+    except Exception as error:
+        raise Damaged(f"its {METADATA} is not as torch writes it ({describe(error)})") from error
+    return places, dict(shards)
+
+
+def _unpickled(written: bytes) -> StandIn:
+    if text := fault(io.BytesIO(written), len(written)):
+        raise Damaged(text)
+    for opcode, argument, _ in pickletools.genops(written):
+        # CPython takes memory for as many entries as the largest number of a PUT says.
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(written):
+            raise Damaged(f"its {METADATA} numbers objects that it does not hold")
+    found = Unpickler(io.BytesIO(written)).load()
+    if not isinstance(found, StandIn):
+        raise Damaged(f"its {METADATA} holds a {type(found).__name__}")
+    return found
+
+
+def _pieces(name: str, told: StandIn, infos: dict) -> Iterator[tuple[Piece, str]]:
+    """The pieces of one tensor, with the shard in which each lies."""
+    whole = _shape(told["size"])
+    for chunk in told["chunks"]:
+        offsets, sizes = _shape(chunk["offsets"]), _shape(chunk["sizes"])
+        info = infos[name, offsets]
+        if info.held.get("transform_descriptors"):
+            raise Damaged("its shards are compressed; save it without extensions")
+        file, (start, length) = info["relative_path"], _shape((info["offset"], info["length"]))
+        if not isinstance(file, str) or not file.endswith(SHARD) or set(file) & set("/\\:") or not file.isprintable():
+            raise Damaged(f"its shard {quoted(file, 60)} is no file beside it, so it was not read")
+        inside = len(whole) == len(offsets) == len(sizes)
+        if not (inside and all(o + s <= n for o, s, n in zip(offsets, sizes, whole, strict=True))):
+            raise Damaged(f"{quoted(name, 60)} has a piece outside of its shape")
+        yield Piece(name, whole, offsets, sizes, start, length), file
+
+
+def _shape(numbers: Any) -> tuple[int, ...]:
+    if not (isinstance(numbers, tuple | list) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)):
+        raise Damaged(f"its {METADATA} holds a shape that is none")
+    return tuple(numbers)
+
+
+def _offset(numbers: Any) -> tuple[int, ...] | None:
+    return None if numbers is None else _shape(numbers)
+
+
+def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
+    """One piece, read from its place in a shard."""
+    shown = quoted(piece.name, 60)
+    opened.seek(piece.start)
+    held = io.BytesIO(opened.read(piece.length))
+    if text := fault(held, piece.length):
+        raise Damaged(text)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(held, map_location="cpu", weights_only=True)
+    except Exception:  # from None: torch's own message advises to trust the file
+        raise Damaged(f"{shown} is no tensor as torch.save writes it") from None
+    if not isinstance(found, Tensor) or found.layout is not torch.strided or tuple(found.shape) != piece.sizes:
+        raise Damaged(f"{shown} is not of shape {piece.sizes} in its shard")
+    return found.detach()
+
+
+class _Assembly:
+    """Tensors, put together from their pieces in any order."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.covered: dict[str, Tensor] = {}  # which of its numbers have come, of those in several pieces
+        self.most = 0  # bytes of all shards
+
+    def add(self, piece: Piece, values: Tensor) -> None:
+        if piece.sizes == piece.whole:
+            self.tensors[piece.name] = values
+            self.covered.pop(piece.name, None)
+            return
+        if piece.name not in self.tensors:
+            if math.prod(piece.whole) * values.itemsize > self.most:
+                raise Damaged(f"it promises {quoted(piece.name, 60)} of {piece.whole} and its shards are smaller")
+            self.tensors[piece.name] = torch.empty(piece.whole, dtype=values.dtype)
+            self.covered[piece.name] = torch.zeros(piece.whole, dtype=torch.bool)
+        place = tuple(slice(o, o + s) for o, s in zip(piece.offsets, piece.sizes, strict=True))
+        self.tensors[piece.name][place] = values
+        if piece.name in self.covered:
+            self.covered[piece.name][place] = True
+
+    def whole(self) -> dict[str, Tensor]:
+        """All tensors. Raises Damaged where a piece has not come."""
+        for name, covered in self.covered.items():
+            if not covered.all():
+                raise Damaged(f"pieces of {quoted(name, 60)} are missing")
+        return self.tensors
+
+
+def _nested(tensors: dict[str, Tensor], places: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, place in places.items():
+        if name not in tensors:
+            raise Damaged(f"{quoted(name, 60)} has no pieces")
+        inner = content
+        for part in place[:-1]:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise Damaged(f"{quoted(name, 60)} lies in a tensor")
+        inner[place[-1]] = tensors[name]
+    return content
