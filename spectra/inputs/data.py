@@ -16,6 +16,7 @@ from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import read
+from spectra.inputs.graphs import are_graphs, read_graphs
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.sources import Source, forms, is_place, source_of
@@ -67,8 +68,17 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
     name, options = parse_spec(spec, OPTION)
     used = transform if transform.typed or _holds_images(name) else None
     with seeded(seed):
-        inputs, targets, indices = read(_source(name, options), samples, seed, used, name)
+        source = _source(name, options)
+        if are_graphs(source):
+            return graph_data(source, samples, seed, name)
+        inputs, targets, indices = read(source, samples, seed, used, name)
     return Data(inputs, targets, indices, used and used.name)
+
+
+def graph_data(source: Any, samples: int | None, seed: int, name: str) -> Data:
+    """The examples of a graph or of a collection of graphs. Raises SpectraError."""
+    batch = read_graphs(source, samples, seed, name)
+    return Data(batch.inputs, batch.targets, batch.indices)
 
 
 def _holds_images(name: str) -> bool:

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset, IterableDataset
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
-from spectra.inputs.data import Data
+from spectra.inputs.data import Data, graph_data
 from spectra.inputs.examples import TARGETS, checked, plain, read, widened
+from spectra.inputs.graphs import are_graphs, batch_of, is_graph
 from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
@@ -146,6 +147,8 @@ def own_data(data: Any, samples: int | None, seed: int, batch_size: int | None) 
     name = data_name(data)
     if isinstance(data, Data):
         data = (data.inputs, data.targets)
+    if are_graphs(data):
+        return graph_data(data, samples, seed, name)
     if is_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
         with seeded(seed):
             return Data(*read(tuple(data) if is_pair(data) else data, samples, seed, None, name))
@@ -179,6 +182,9 @@ def read_batches(data: Any, name: str) -> Iterator[Batch]:
         raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
     count = 0
     for number, item in enumerate(data):
+        if is_graph(item):
+            item = batch_of(item, count, f"batch {number} of {name}")
+            count += len(item)
         if isinstance(item, Batch):
             yield item
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.curvature.checks.notes import model_notes
@@ -21,12 +21,14 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.graphs import graph_notes
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_inputs import map_tensors
 from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
 from spectra.quoting import foreign
 from spectra.records.problem import ProblemRecord
@@ -181,7 +183,7 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks = [*(notes(examples) if whole else ()), *renormalised]
+    remarks = [*(notes(examples) if whole else ()), *graph_notes(given), *renormalised]
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
@@ -316,11 +318,7 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
 
 def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """The tensors of a tree on the device, floating ones in the dtype; integers and booleans keep theirs."""
-    if isinstance(tree, Tensor):
-        return tree.to(device, dtype) if tree.is_floating_point() else tree.to(device)
-    if isinstance(tree, dict):
-        return {key: cast_tensors(value, device, dtype) for key, value in tree.items()}
-    return tuple(cast_tensors(value, device, dtype) for value in tree)
+    return map_tensors(lambda x: x.to(device, dtype) if x.is_floating_point() else x.to(device), tree)
 
 
 def versions() -> dict[str, str]:

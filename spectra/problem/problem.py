@@ -16,7 +16,7 @@ from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.losses import Loss
-from spectra.problem.model_inputs import detached_inputs, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, versions
 from spectra.problem.outputs import choose_output
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
@@ -169,7 +169,9 @@ class Problem:
         """The model's output, with gradients on: some models differentiate in their forward."""
         try:
             with torch.enable_grad():
-                if isinstance(inputs, Mapping):
+                if isinstance(inputs, Structured):
+                    output = inputs.call(self.model)
+                elif isinstance(inputs, Mapping):
                     output = self.model(**inputs)
                 elif isinstance(inputs, tuple):
                     output = self.model(*inputs)
@@ -206,6 +208,8 @@ class Problem:
 
 def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
     """Cut every tensor of the inputs."""
+    if isinstance(tree, Structured):
+        return tree.part(cut)
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut) for key, value in tree.items()}
     if isinstance(tree, tuple):

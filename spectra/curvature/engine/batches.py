@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Batch, Problem
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
@@ -71,11 +72,26 @@ def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 def kind(batch: Batch) -> Any:
     """A key that is equal for batches that can be joined: shapes but for the first dimension, and dtypes."""
-    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
-    return structure, [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices), is_leaf=is_structured)
+    return structure, [kind_of_part(x) for x in values]
+
+
+def kind_of_part(x: Any) -> Any:
+    """The key of a part of a batch."""
+    return x.kind() if is_structured(x) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all examples of these batches."""
     trees = [(batch.inputs, batch.targets, batch.indices) for batch in batches]
-    return Batch(*pytree.tree_map(lambda *parts: torch.cat(parts), *trees))
+    return Batch(*pytree.tree_map(joined_parts, *trees, is_leaf=is_structured))
+
+
+def joined_parts(first: Any, *others: Any) -> Any:
+    """The examples of all these parts."""
+    return first.joined(others) if is_structured(first) else torch.cat([first, *others])
+
+
+def is_structured(x: Any) -> bool:
+    """Whether a part of a batch knows itself how it is joined."""
+    return isinstance(x, Structured)
