@@ -13,6 +13,7 @@ from spectra.curvature.engine.hoisting import Hoisted, Untraceable, shape_of
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.rewrites import SLOPES, improve
 from spectra.curvature.matrices import MATRICES, definition
+from spectra.curvature.operator import Curvature
 
 aten = torch.ops.aten
 ALIKE = (2, 2, 2, 1)  # traced on the first, checked on the second, tried on the third
@@ -188,6 +189,53 @@ def changed_in_part(x):
     y = x * 1
     y[:, 0].add_(y[:, 1])
     return y
+
+
+def by_masks(x, h):
+    return torch.zeros_like(h).masked_scatter((x > 0)[:, :1].expand_as(h), h[x[:, 0] > 0].square())
+
+
+def by_repetition(x, h):
+    counts = 1 + (x[:, 0] > 0).long()
+    rows = torch.arange(len(x)).repeat_interleave(counts)
+    return torch.zeros_like(h).index_add(0, rows, h.repeat_interleave(counts, 0).square())
+
+
+def by_python(x, h):
+    return torch.stack([row[:count].square().sum() * row for row, count in zip(h, kept(x).tolist(), strict=True)])
+
+
+def by_numpy(x, h):
+    return torch.stack([row[:count].square().sum() * row for row, count in zip(h, kept(x).numpy(), strict=True)])
+
+
+class Ragged(nn.Module):
+    """A layer, and a function of the inputs and of what it gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.head, self.function = nn.Linear(3, 3), nn.Linear(3, 3), function
+
+    def forward(self, x):
+        return self.head(self.function(x, self.layer(x)))
+
+
+def kept(x: Tensor) -> Tensor:
+    return (x > 0).sum(1)
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+@pytest.mark.parametrize("function", [by_masks, by_repetition, by_python, by_numpy])
+def test_sizes_that_depend_on_values_are_those_of_every_batch(function, name, batches_as_given):
+    """The first and the last batch have the same sizes, the one between has others."""
+    inputs = torch.tensor([[1.0, -1, 2], [-2, 1, 3]], dtype=torch.float64)
+    inputs = torch.cat([inputs, -inputs, inputs / 2])
+    inputs[2, 0] = 1
+    case = Case("ragged", lambda: Ragged(function), inputs, Y[:6])
+    problem = case.problem(sizes=(2, 2, 2))
+    eye = torch.eye(problem.size, dtype=torch.float64)
+    traced = Curvature(problem, name, products=10**9)
+    torch.testing.assert_close(traced @ eye, Curvature(problem, name, memory=0) @ eye, rtol=1e-12, atol=1e-14)
 
 
 def test_a_model_may_write_into_parts_of_its_tensors():

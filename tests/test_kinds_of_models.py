@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from finite_differences import hessian
 from networks import DEVICES
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from spectra.curvature.engine.replacements import grouped_mm
 from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -54,14 +57,16 @@ class Kind:
         inputs, targets = self.inputs.to(device, copy=True), Y.to(device)
         return Problem(self.model(device), self.loss, cut_batches(inputs, targets, torch.arange(6, device=device), 6))
 
-    def reference(self, device: str) -> Tensor:
+    def reference(self, device: str) -> tuple[Tensor, float]:
+        """The Hessian and the loss."""
         model, (inputs, targets) = self.model(device), (self.inputs.to(device, copy=True), Y.to(device))
         if self.plain:
             same = self.plain().double().to(device).eval()
             for p, value in zip(same.parameters(), model.parameters(), strict=True):
                 p.data.copy_(value)
             model = same
-        return hessian(model, lambda: self.function(model(inputs), targets))
+        found = hessian(model, lambda: self.function(model(inputs.clone()), targets))
+        return found, self.function(model(inputs), targets).item()
 
 
 def between(layer: nn.Module) -> Callable[[], nn.Module]:
@@ -158,6 +163,118 @@ class Ragged(nn.Module):
         words = self.second(self.first(sequences).tanh()).values()
         rows = torch.arange(len(x), device=x.device).repeat_interleave(lengths)
         return x.new_zeros(len(x), 2).index_add(0, rows, words)
+
+
+class Experts(nn.Module):
+    """The two of three experts that each example's router likes best: by one product for all, or for each expert."""
+
+    def __init__(self, multiply=None):
+        super().__init__()
+        self.router, self.head, self.multiply = nn.Linear(3, 3), nn.Linear(4, 2), multiply
+        self.experts, self.bias = nn.Parameter(drawn(3, 3, 4)), nn.Parameter(drawn(3, 4))
+
+    def forward(self, x):
+        shares, chosen = self.router(x).softmax(-1).topk(2)
+        shares = shares / shares.sum(-1, keepdim=True)
+        if not self.multiply:
+            every = (torch.einsum("nd,edh->neh", x, self.experts) + self.bias).tanh()
+            return self.head((every.gather(1, chosen[..., None].expand(-1, -1, 4)) * shares[..., None]).sum(1))
+        expert = chosen.flatten()
+        order = expert.argsort()
+        ends = expert.bincount(minlength=3).cumsum(0).int()
+        made = (self.multiply(x[order // 2], self.experts, offs=ends) + self.bias[expert[order]]).tanh()
+        return self.head(x.new_zeros(len(x), 4).index_add(0, order // 2, made * shares.flatten()[order, None]))
+
+
+def for_each_expert(x: Tensor, experts: Tensor, offs: Tensor) -> Tensor:
+    """One product for each expert, of the rows that a mask selects."""
+    group = torch.searchsorted(offs, torch.arange(len(x), device=x.device), right=True)
+    found = x.new_zeros(len(x), experts.shape[2])
+    for number, expert in enumerate(experts):
+        found = found.index_put((group == number,), x[group == number] @ expert)
+    return found
+
+
+class Flexible(nn.Module):
+    """Attention among the three numbers of an example, each to those before it: `flex_attention`, or by hand."""
+
+    def __init__(self, attend=None):
+        super().__init__()
+        self.inputs, self.head, self.attend = nn.Linear(1, 12), nn.Linear(4, 2), attend
+        self.distances = nn.Parameter(drawn(5))
+
+    def forward(self, x):
+        q, k, v = self.inputs(x[..., None]).view(len(x), 3, 3, 4).unbind(2)
+        if not self.attend:
+            places = torch.arange(3, device=x.device)
+            behind = places[:, None] - places
+            scores = (q @ k.mT / 2 + self.distances[behind + 2]).masked_fill(behind < 0, -torch.inf)
+            return self.head(scores.softmax(-1) @ v).sum(1)
+        causal = flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, 3, 3, device=x.device)
+        scored = lambda score, b, h, i, j: score + self.distances[i - j + 2]  # noqa: E731
+        q, k, v = q[:, None], k[:, None], v[:, None]
+        return self.head(self.attend(q, k, v, score_mod=scored, block_mask=causal)[:, 0]).sum(1)
+
+
+class StateSpace(nn.Module):
+    """A diagonal state space model of complex numbers: by its recurrence, or by its kernel and FFTs, or in reals."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.decay, self.turn, self.way = nn.Parameter(drawn(4)), nn.Parameter(drawn(4, seed=2)), way
+        self.read, self.head = nn.Parameter(drawn(4, 2, seed=3)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        rate = torch.complex(-F.softplus(self.decay), self.turn)
+        if self.way == "recurrence":
+            state, sums = x.new_zeros(len(x), 4, dtype=torch.complex128), 0
+            for t in range(3):
+                state = state * rate.exp() + x[:, t, None]
+                sums = sums + (state * torch.view_as_complex(self.read)).real.tanh()
+            return self.head(sums)
+        ages = torch.arange(3, device=x.device)
+        grown, angle = (-F.softplus(self.decay)[:, None] * ages).exp(), self.turn[:, None] * ages
+        kernel = grown * (self.read[:, :1] * angle.cos() - self.read[:, 1:] * angle.sin())
+        if self.way == "kernel":
+            kernel = (torch.view_as_complex(self.read)[:, None] * (rate[:, None] * ages).exp()).real
+            spectrum = torch.fft.rfft(x, n=6)[:, None] * torch.fft.rfft(kernel, n=6)
+            return self.head(torch.fft.irfft(spectrum, n=6)[..., :3].tanh().sum(-1))
+        past = torch.stack([F.pad(x, (age, 0))[:, :3] for age in range(3)], -1)
+        return self.head((past @ kernel.T).tanh().sum(1))
+
+
+class Packed(nn.Module):
+    """A recurrent network on sequences of three lengths, packed; or one by one."""
+
+    def __init__(self, kind: type[nn.RNNBase], packed: bool):
+        super().__init__()
+        self.network, self.head, self.packed = kind(1, 3, batch_first=True), nn.Linear(3, 2), packed
+
+    def forward(self, x):
+        lengths = 1 + (x[:, :2] > 0).sum(1)
+        if self.packed:
+            sequences = pack_padded_sequence(x[..., None], lengths.cpu(), batch_first=True, enforce_sorted=False)
+            words = pad_packed_sequence(self.network(sequences)[0], batch_first=True)[0].sum(1)
+        else:
+            words = torch.cat([self.network(x[i : i + 1, : lengths[i], None])[0].sum(1) for i in range(len(x))])
+        return self.head(words)
+
+
+class Attending(nn.Module):
+    """Layers whose second derivatives PyTorch lacks for nested tensors."""
+
+    def __init__(self, layer: str):
+        super().__init__()
+        self.first, self.norm, self.layer = nn.Linear(1, 4), nn.LayerNorm(4), layer
+
+    def forward(self, x):
+        ends = torch.arange(0, 3 * len(x) + 1, 3, device=x.device)
+        words = self.first(torch.nested.nested_tensor_from_jagged(x.reshape(-1, 1), ends))
+        if self.layer == "attention":
+            heads = words.unflatten(-1, (2, 2)).transpose(1, 2)
+            words = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(-2)
+        words = self.norm(words) if self.layer == "norm" else words
+        return words.sum(1)[:, :2] if self.layer == "sum" else words.to_padded_tensor(0.0).sum(1)[:, :2]
 
 
 class Tangent(nn.Module):
@@ -335,7 +452,27 @@ OTHERS = [
 ]
 
 
-EVERY = [(kind, way) for way in WAYS for kind in [*ABSOLUTE, *TANGENTS, *SPARSE, *EMBEDDED, *OTHERS]]
+EXPERTS = [
+    *(
+        Kind(f"experts {name}", lambda multiply=multiply: Experts(multiply), Experts)
+        for name, multiply in {"grouped_mm": F.grouped_mm, "by masks": for_each_expert}.items()
+    ),
+    *(
+        Kind(f"flex_attention {name}", lambda attend=attend: Flexible(attend), Flexible)
+        for name, attend in {"": flex.flex_attention, "compiled": torch.compile(flex.flex_attention)}.items()
+    ),
+    *(
+        Kind(f"state space by {way}", lambda way=way: StateSpace(way), lambda: StateSpace("reals"))
+        for way in ("recurrence", "kernel")
+    ),
+    *(
+        Kind(f"packed {kind.__name__}", lambda kind=kind: Packed(kind, True), lambda kind=kind: Packed(kind, False))
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+    ),
+]
+
+
+EVERY = [(kind, way) for way in WAYS for kind in [*ABSOLUTE, *TANGENTS, *SPARSE, *EMBEDDED, *OTHERS, *EXPERTS]]
 
 
 # PyTorch's own: forward-mode derivatives, sparse layouts and nested tensors.
@@ -347,13 +484,50 @@ def test_the_hessian_is_that_of_finite_differences(kind, way, device):
     problem = kind.problem(device)
     before = problem.batches[0].inputs.clone()
     found = Curvature(problem, "hessian", **WAYS[way]) @ torch.eye(problem.size, dtype=torch.float64, device=device)
-    expected = kind.reference(device)
+    expected, value = kind.reference(device)
     assert (found - expected).norm() < 1e-8 * expected.norm()
-    value = kind.function(problem.model(kind.inputs.to(device, copy=True)), Y.to(device)).item()
     assert mean_loss(problem) == pytest.approx(value, rel=1e-12)
     inputs = problem.batches[0].inputs
     assert torch.equal(inputs, before)
     assert not inputs.requires_grad
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.parametrize("layer", ["attention", "norm", "sum"])
+def test_layers_without_second_derivatives_for_nested_tensors_are_told_of(layer, curvature):
+    problem = Kind(layer, lambda: Attending(layer)).problem("cpu")
+    expected = (
+        r"^`model`: PyTorch lacks a derivative of a layer for nested tensors \(.*\); give that layer x\.to_padded"
+    )
+    with pytest.raises(SpectraError, match=expected) as refusal:
+        Curvature(problem, curvature) @ torch.ones(problem.size, dtype=torch.float64)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "shared", "stacked"])
+def test_grouped_products_are_those_of_pytorch(form):
+    """In float32, where PyTorch has them; beyond the last range it leaves numbers undefined, we zeros."""
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    shapes = {
+        "rows": ((7, 4), (3, 4, 8)),
+        "columns": ((3, 4, 8), (8, 7)),
+        "shared": ((4, 7), (7, 8)),
+        "stacked": ((3, 4, 8), (3, 8, 4)),
+    }
+    a, b = (drawn(*shape).float() for shape in shapes[form])
+    offs = None if form == "stacked" else ends
+    found = grouped_mm(a, b, offs, out_dtype=torch.float64)
+    assert found.dtype == torch.float64
+    pieces = [slice(0, 2), slice(2, 2), slice(2, 5)]
+    groups = {
+        "rows": lambda: torch.cat([a[own] @ b[i] for i, own in enumerate(pieces)] + [torch.zeros(2, 8)]),
+        "columns": lambda: torch.cat([a[i] @ b[:, own] for i, own in enumerate(pieces)] + [torch.zeros(4, 2)], 1),
+        "shared": lambda: torch.stack([a[:, own] @ b[own] for own in pieces]),
+        "stacked": lambda: torch.stack([a[i] @ b[i] for i in range(3)]),
+    }
+    torch.testing.assert_close(found.float(), groups[form]())
+    if form == "rows":  # the others ask for layouts of a GPU
+        torch.testing.assert_close(found[:5].float(), F.grouped_mm(a, b, offs=offs)[:5])
 
 
 def test_a_model_that_writes_to_some_batches_alone_is_named():

@@ -19,6 +19,7 @@ from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import ClassificationLoss, CustomLoss
+from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Batch, Problem
 
 
@@ -65,9 +66,11 @@ def accuracy(problem: Problem) -> float | None:
 
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
-    """Cut examples (N, ...) into batches of `size`; the last one may be shorter."""
+    """Cut examples (N, ...) into batches of `size`; the last one may be shorter. What cannot be cut is one batch."""
     require_integer("size", size)
     every = Batch(inputs, targets, indices)
+    if isinstance(inputs, Structured) and not inputs.divisible:
+        return [every]
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 

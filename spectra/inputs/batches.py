@@ -6,7 +6,7 @@ of them hold examples is seen by their lengths.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
+from spectra.inputs.graphs import batch_of as graphs_of
+from spectra.inputs.graphs import is_graph
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted
 from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, widened
 from spectra.problem.outputs import tensors_of
@@ -159,6 +161,9 @@ def read_batches(data: Any, name: str, wanted: Wanted) -> Iterator[Batch]:
     for number, item in enumerate(data):
         if isinstance(item, Batch):
             batch = item
+        elif is_graph(item):
+            batch = graphs_of(item, count, f"batch {number} of {name}")
+            batch = replace(batch, targets=None) if wanted.whole else batch
         else:
             batch = batch_of(item, None, count, wanted, f"batch {number} of {name}", name)
         yield batch

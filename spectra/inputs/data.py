@@ -17,6 +17,7 @@ from spectra.files import open_regular
 from spectra.inputs.batches import Batches, Collate, loaded
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, read
+from spectra.inputs.graphs import are_graphs, read_graphs
 from spectra.inputs.items import Wanted
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
@@ -63,6 +64,11 @@ def load_data(
     wanted = wanted or Wanted()
     with seeded(seed):
         source = _source(name, options)
+        if are_graphs(source):
+            if used:
+                text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="
+                raise input_error("`transform`", used.name, text)
+            return graph_data(source, samples, seed, name, wanted)
         if is_loader(source):
             if used:
                 raise input_error(
@@ -88,6 +94,12 @@ def collate_of(name: str, source: Any) -> Collate | None:
     if own is None and is_place(name):
         own = neighbour(name, "collate_fn")
     return own if callable(own) else None
+
+
+def graph_data(source: Any, samples: int | None, seed: int, name: str, wanted: Wanted) -> Data:
+    """The examples of a graph or of a collection of graphs. Raises SpectraError."""
+    batch = read_graphs(source, samples, seed, name)
+    return Data(batch.inputs, None if wanted.whole else batch.targets, batch.indices)
 
 
 def _holds_images(name: str) -> bool:

@@ -17,7 +17,9 @@ from torch.utils.data import Dataset, IterableDataset
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import Batches, loaded
 from spectra.inputs.chance import seeded
+from spectra.inputs.data import graph_data
 from spectra.inputs.examples import Data, is_arrays, read
+from spectra.inputs.graphs import are_graphs
 from spectra.inputs.items import Wanted
 from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.inputs.sources import half_notes
@@ -164,6 +166,8 @@ def own_data(
     name, wanted = data_name(data), wanted or Wanted()
     if isinstance(data, Data):
         data = (data.inputs, data.targets)
+    if are_graphs(data):
+        return graph_data(data, samples, seed, name, wanted)
     if is_arrays(data, wanted) or is_data_set(data):
         with seeded(seed):
             source = tuple(data) if is_pair(data) else data

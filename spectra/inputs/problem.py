@@ -22,6 +22,7 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.examples import Data
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.graphs import graph_notes
 from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.items import wanted_by
 from spectra.inputs.loss import build_loss
@@ -204,7 +205,7 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks += [*examples.notes, *(notes(examples) if whole else ()), *renormalised]
+    remarks += [*examples.notes, *(notes(examples) if whole else ()), *graph_notes(given), *renormalised]
     remarks += adapter_notes(loaded, network, params)
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 

@@ -6,11 +6,41 @@ them. The first needs another tensor of the same memory, the second a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+
+class Structured(ABC):
+    """Inputs of a batch that are more than a tree of tensors by examples, as graphs: a node of PyTorch's pytrees."""
+
+    @property
+    @abstractmethod
+    def divisible(self) -> bool:
+        """Whether they can be cut and joined."""
+
+    @abstractmethod
+    def whole(self) -> Any:
+        """The object that a loss of (model, batch) is given."""
+
+    @abstractmethod
+    def call(self, model: nn.Module) -> Any:
+        """The model's output for these inputs."""
+
+    @abstractmethod
+    def part(self, cut: slice | Tensor) -> Structured:
+        """The inputs of some of the examples. Raises SpectraError where they cannot be cut."""
+
+    @abstractmethod
+    def kind(self) -> Any:
+        """A key that is equal for inputs that can be joined."""
+
+    @abstractmethod
+    def joined(self, others: Sequence[Any]) -> Structured:
+        """The inputs of these examples and others. Raises SpectraError where they cannot be joined."""
 
 
 def detached_inputs(inputs: Any, copies: bool) -> Any:

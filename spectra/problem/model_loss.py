@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spectra.errors import SpectraError
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.model_inputs import Structured
 from spectra.problem.outputs import contents, entries
 
 STEP = "training_step"  # of Lightning's modules
@@ -44,6 +45,8 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 def forward(model: nn.Module, inputs: Any) -> Any:
     """The model's output for its inputs: a mapping gives keywords, a tuple positional arguments."""
+    if isinstance(inputs, Structured):
+        return inputs.call(model)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

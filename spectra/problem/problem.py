@@ -17,7 +17,7 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
-from spectra.problem.model_inputs import detached_inputs, map_tensors, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
@@ -220,7 +220,8 @@ class Problem:
         try:
             with torch.enable_grad():
                 if isinstance(self.loss, BatchLoss):
-                    return self.loss.values(self.model, inputs, count)
+                    given = inputs.whole() if isinstance(inputs, Structured) else inputs
+                    return self.loss.values(self.model, given, count)
                 output = forward(self.model, inputs)
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
@@ -259,6 +260,8 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
 
     Raises SpectraError where one has another length.
     """
+    if isinstance(tree, Structured):
+        return tree.part(cut)
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut, count) for key, value in tree.items()}
     if isinstance(tree, tuple):
@@ -280,6 +283,8 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
 def join_trees(trees: Sequence[Any]) -> Any:
     """Put the examples of trees of one structure together: tensors and lists one after another."""
     first = trees[0]
+    if isinstance(first, Structured):
+        return first.joined(trees[1:])
     if isinstance(first, Mapping):
         return {key: join_trees([tree[key] for tree in trees]) for key in first}
     if isinstance(first, tuple):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Batch, Problem, join_trees
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
@@ -70,15 +71,22 @@ def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 def kind(batch: Batch) -> Any:
     """A key that is equal for batches that can be joined: shapes but for the first dimension, and dtypes."""
-    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices), is_leaf=is_list)
-    return structure, [list if is_list(x) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in values]
+    values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices), is_leaf=is_joined_whole)
+    return structure, [kind_of_part(x) for x in values]
+
+
+def kind_of_part(x: Any) -> Any:
+    """The key of a part of a batch."""
+    if isinstance(x, Structured):
+        return x.kind()
+    return list if isinstance(x, list) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x
+
+
+def is_joined_whole(x: Any) -> bool:
+    """Whether a part of a batch is no tree of tensors by examples: a list of examples, or graphs."""
+    return isinstance(x, list | Structured)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all examples of these batches."""
     return Batch(*join_trees([(batch.inputs, batch.targets, batch.indices) for batch in batches]))
-
-
-def is_list(value: Any) -> bool:
-    """Whether a value is a list, whose entries are examples."""
-    return isinstance(value, list)

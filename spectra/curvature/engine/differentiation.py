@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spectra.curvature.engine.replacements import REPLACED
+from spectra.curvature.engine.replacements import replacements
 from spectra.errors import OutOfMemory, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.hooks import without_gradient_hooks
@@ -22,6 +23,7 @@ from spectra.vectors import without_autocast
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
 Apply = Callable[..., Tensor]
+NESTED = re.compile(r"nested|aten::(matmul|linear)_backward|\bj\d+\b", re.IGNORECASE)  # j5: a ragged size
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
     Inside, kernels have a second derivative and are deterministic, no hook on a gradient runs, and autocast of the
     caller's is off. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative, nor have
-    the functions of `REPLACED` and what torch.compile makes. TF32, which keeps 10 bits, is off.
+    the functions of `replacements` and what torch.compile makes. TF32, which keeps 10 bits, is off.
     """
     backends = torch.backends
     settings = [
@@ -42,7 +44,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         (backends.cuda.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
-        *REPLACED,
+        *replacements(),
     ]
     if any(isinstance(layer, nn.RNNBase) for layer in modules(model)):
         settings.append((backends.cudnn, "enabled", False))
@@ -93,6 +95,11 @@ def explained() -> Iterator[None]:
         what = describe(error)
         if out_of_memory(error):
             raise OutOfMemory(f"`batch_size`: out of memory; try a smaller one, or less `memory` ({what})") from error
+        if NESTED.search(what):
+            raise SpectraError(
+                f"`model`: PyTorch lacks a derivative of a layer for nested tensors ({what}); give that layer "
+                "x.to_padded_tensor(0.0), and mask what is padded"
+            ) from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
             raise SpectraError(f"`model`: a layer has no second derivative ({what}); replace that layer") from error
         raise SpectraError(f"`model`: differentiating it failed ({what})") from error

@@ -49,6 +49,17 @@ def simplify(graph: Graph) -> None:
     eliminate(graph)
 
 
+def sizes_depend_on_values(graph: Graph) -> bool:
+    """Whether the size of some tensor depends on values of another, as what a mask selects; such sizes are constants
+    of the graph.
+    """
+    return any(
+        torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+        and (node.target is not aten.index.Tensor or any(value(i).dtype == torch.bool for i in node.args[1] if i))
+        for node in graph.nodes
+    )
+
+
 def eliminate(graph: Graph) -> None:
     """Remove nodes whose results nobody reads."""
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or mutates(node))

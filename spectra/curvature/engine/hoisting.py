@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.differentiation import Apply, switched
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.problem import Batch, Problem
@@ -32,24 +32,29 @@ class Hoisted:
     """The traced product of any batch of one shape: `apply(residuals(batch), vector)`.
 
     It is traced on the first of a problem's batches of that shape, and checked on the last against `linearise` itself,
-    so that nothing of one batch or one vector is taken for a constant. Parameters are constants of the graph: it serves
-    the point at which it was made. Raises Untraceable.
+    so that nothing of one batch or one vector is taken for a constant. Where something in the graph depends on values
+    of the data, as the number of tokens that an expert gets, it is checked on every batch. Parameters are constants of
+    the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
     def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
         # sympy comes with these: a second that only those pay who trace.
-        from spectra.curvature.engine.graphs import nbytes, split
+        from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
         from spectra.curvature.engine.rewrites import in_place
 
         try:
-            self.first, self.second, kept = split(trace(linearise, problem, batches[0]))
+            with noticing_values() as read:
+                module = trace(linearise, problem, batches[0])
+            checked = batches if read or sizes_depend_on_values(module.graph) else batches[-1:]
+            self.first, self.second, kept = split(module)
             in_place(self.second.graph)
             self.second.recompile()
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
             self.residual_bytes = made + sum(new.nbytes for old, new in pairs if new is not old)  # of one batch
-            self._check(linearise, problem, batches[-1])
+            for batch in checked:
+                self._check(linearise, problem, batch)
         except Exception as error:
             if out_of_memory(error) or isinstance(error, Untraceable):
                 raise
@@ -104,6 +109,22 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
         simplify(module.graph)
     improve(module.graph)
     return module
+
+
+@contextmanager
+def noticing_values() -> Iterator[list[str]]:
+    """List the calls inside this context by which Python reads a tensor's values unseen by PyTorch's tracer."""
+    read: list[str] = []
+
+    def noticed(method):
+        def call(tensor: Tensor, *arguments, **keywords):
+            read.append(method.__name__)
+            return method(tensor, *arguments, **keywords)
+
+        return call
+
+    with switched([(Tensor, method.__name__, noticed(method)) for method in (Tensor.tolist, Tensor.numpy)]):
+        yield read
 
 
 def convolves(module: GraphModule) -> bool:

@@ -1,10 +1,12 @@
 """Replace functions of PyTorch that have no second derivative, or a wrong one, by forms that have the right one.
 
-`REPLACED` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their places.
+`replacements()` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their
+places.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from spectra.curvature.engine.flex_attention import attention
 from spectra.errors import SpectraError
 
 WEIGHT_NORM = import_module("torch.nn.utils.weight_norm")  # as an attribute of its package it is the function
@@ -130,6 +133,47 @@ class Checkpoint:
         return checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
 
+def grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A form of `torch._grouped_mm`, made of one product for each group, for any dtype.
+
+    Groups are ranges that end at `offs`: of the rows of a 2D `a` with a 3D `b`, of the columns of a 2D `b` with a 3D
+    `a`, or of the dimension that two matrices share. What lies beyond the last range is 0.
+    """
+    if offs is None:
+        product = a @ b
+    else:
+        ends = offs.tolist()
+        ranges = [slice(*pair) for pair in zip([0, *ends], ends, strict=False)]
+        if a.ndim == b.ndim == 2:
+            product = torch.stack([a[:, own] @ b[own] for own in ranges])
+        elif a.ndim == 2:
+            parts = [a[own] @ matrix for own, matrix in zip(ranges, b, strict=True)]
+            product = torch.cat([*parts, a.new_zeros(len(a) - ends[-1], b.shape[2])])
+        else:
+            parts = [matrix @ b[:, own] for own, matrix in zip(ranges, a, strict=True)]
+            product = torch.cat([*parts, b.new_zeros(a.shape[1], b.shape[1] - ends[-1])], dim=1)
+    product = product if bias is None else product + bias
+    return product if out_dtype is None else product.to(out_dtype)
+
+
+def replacements() -> list[tuple[object, str, Any]]:
+    """The functions to replace, each as (owner, name, form)."""
+    found = list(REPLACED)
+    if flex := sys.modules.get("torch.nn.attention.flex_attention"):  # whoever uses it has it
+        found += [
+            (flex, "flex_attention_hop", attention),
+            (flex, "_validate_device", lambda *_: None),  # on a CPU the kernels have no derivative at all
+            (flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True),  # else it is compiled
+        ]
+    return [each for each in found if hasattr(each[0], each[1])]  # some are not in every version of PyTorch
+
+
 REPLACED = [
     (torch, "_weight_norm", weight_norm),
     (WEIGHT_NORM, "_weight_norm", weight_norm),
@@ -140,4 +184,5 @@ REPLACED = [
     (torch, "sparse_coo_tensor", sparse_coo_tensor),
     (checkpoint, "CheckpointFunction", Checkpoint),
     (torch, "view_as_complex", view_as_complex),
+    (torch, "_grouped_mm", grouped_mm),
 ]

@@ -1,0 +1,241 @@
+"""Graphs of torch_geometric as examples: batches of its loaders, its data sets, and single graphs.
+
+An example is a graph, where there is one y for each graph of a batch; or a node, where there is one for each node. A
+batch of graphs is cut and joined graph by graph. Nodes depend on each other: a batch of them stays whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import ConcatDataset, Subset
+
+from spectra.errors import SpectraError
+from spectra.inputs.chance import seeded
+from spectra.problem.model_inputs import Structured
+from spectra.problem.problem import Batch
+from spectra.wording import counted
+
+GRAPHS, NODES = "graphs", "nodes"
+TRAIN_MASK = "train_mask"  # of the nodes that have a target to learn, as torch_geometric names it
+FEWEST = 2  # required arguments, of a model that is called with named parts of a graph, and not with the graph
+
+
+@dataclass(frozen=True)
+class Graphs(Structured):
+    """Graphs in one object of torch_geometric, which may be a batch, and what its examples are: graphs or nodes."""
+
+    data: Any
+    examples: str
+    masked: bool = False  # whether the examples are the nodes of `train_mask` alone
+
+    @property
+    def divisible(self) -> bool:
+        """Whether examples are graphs."""
+        return self.examples == GRAPHS
+
+    def whole(self) -> Any:
+        """The object of torch_geometric."""
+        return self.data
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's output: of its named arguments, as x, edge_index and batch, or of the whole object.
+
+        Where examples are the nodes of a mask, the output is of these alone.
+        """
+        parts = self.parts(model)
+        output = model(**parts) if parts else model(self.data)
+        if not self.masked:
+            return output
+        mask = targets_of(self.data, "the batch")[TRAIN_MASK]
+        return pytree.tree_map(lambda x: x[mask] if isinstance(x, Tensor) and x.shape[:1] == mask.shape else x, output)
+
+    def parts(self, model: nn.Module) -> dict[str, Any]:
+        """The parts of the graphs that `forward` has arguments for; none where it takes the whole object."""
+        try:
+            arguments = inspect.signature(model.forward).parameters.values()
+        except ValueError:  # as of a model in TorchScript
+            return {}
+        single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        required = [a.name for a in arguments if a.default is a.empty and a.kind in single]
+        found = {a.name: part for a in arguments if a.kind in single and (part := self.part_named(a.name)) is not None}
+        named = len(required) >= FEWEST or required == ["x"]
+        return found if named and all(name in found for name in required) else {}
+
+    def part_named(self, name: str) -> Any:
+        """A part of the graphs: a tensor or number of that name; None where there is none."""
+        if name == "batch" and "batch" not in self.data:
+            return torch.zeros(
+                self.data.num_nodes, dtype=torch.long, device=targets_of(self.data, "the batch").y.device
+            )
+        if name in self.data or name.endswith("_dict") or name in ("num_graphs", "num_nodes"):
+            return getattr(self.data, name, None)
+        return None
+
+    def part(self, cut: slice | Tensor) -> Graphs:
+        """Some of the graphs. Raises SpectraError where examples are nodes."""
+        if self.examples == NODES:
+            raise SpectraError("`data`: examples are nodes of a graph, which cannot be cut; leave `samples` out")
+        chosen = cut if isinstance(cut, slice) else cut.cpu()
+        return collated(self.data.index_select(chosen), self.data)
+
+    def kind(self) -> Any:
+        """The names and dtypes of the graphs' tensors; nothing is equal to that of nodes."""
+        if self.examples == NODES:
+            return object()
+        return [(i, name, x.dtype) for i, name, x in tensors_of(self.data)]
+
+    def joined(self, others: Sequence[Graphs]) -> Graphs:
+        """These graphs and others. Raises SpectraError where examples are nodes."""
+        if self.examples == NODES:
+            raise SpectraError("`data`: examples are nodes of a graph; graphs cannot be joined")
+        return collated([graph for each in (self, *others) for graph in each.data.to_data_list()], self.data)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What is left of graphs without their tensors, and the places of these: (number of the store, name)."""
+
+    data: Any
+    examples: str
+    masked: bool
+    places: tuple[tuple[int, str], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Skeleton) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.places, self.examples))
+
+    def _key(self) -> tuple:
+        numbers = {key: value for key, value in vars(self.data).items() if isinstance(value, int)}
+        others = [repr(dict(store)) for store in self.data.stores]
+        return type(self.data), self.examples, self.masked, self.places, numbers, others
+
+
+def tensors_of(data: Any) -> list[tuple[int, str, Tensor]]:
+    """The tensors of an object of torch_geometric, each with the number of its store and its name."""
+    return [(i, name, x) for i, store in enumerate(data.stores) for name, x in store.items() if isinstance(x, Tensor)]
+
+
+def flattened(graphs: Graphs) -> tuple[list[Tensor], Skeleton]:
+    """The tensors of graphs, and the rest."""
+    bare = copy.copy(graphs.data)
+    found = tensors_of(bare)
+    for i, name, _ in found:
+        del bare.stores[i][name]
+    places = tuple((i, name) for i, name, _ in found)
+    return [x for _, _, x in found], Skeleton(bare, graphs.examples, graphs.masked, places)
+
+
+def restored(tensors: Iterable[Tensor], skeleton: Any) -> Graphs:
+    """The graphs of `flattened`, with new tensors."""
+    data = copy.copy(skeleton.data)
+    for (i, name), tensor in zip(skeleton.places, tensors, strict=True):
+        data.stores[i][name] = tensor
+    return Graphs(data, skeleton.examples, skeleton.masked)
+
+
+pytree.register_pytree_node(Graphs, flattened, restored)
+
+
+def is_graph(value: Any) -> bool:
+    """Whether a value is a graph of torch_geometric, or a batch of them."""
+    geometric = sys.modules.get("torch_geometric.data.data")  # whoever has a graph has it
+    return geometric is not None and isinstance(value, geometric.BaseData)
+
+
+def are_graphs(value: Any) -> bool:
+    """Whether a value is a graph, or a data set or list of graphs, none of which is a batch. It reads no item."""
+    if isinstance(value, Subset | ConcatDataset):
+        return are_graphs(value.dataset if isinstance(value, Subset) else value.datasets[0])
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and is_graph(value[0]) and not hasattr(value[0], "num_graphs")
+    geometric = sys.modules.get("torch_geometric.data.dataset")
+    return is_graph(value) or (geometric is not None and isinstance(value, geometric.Dataset))
+
+
+def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch:
+    """The examples of a graph, or of a data set or list of graphs, or a seeded choice of `samples` of them.
+
+    Raises SpectraError.
+    """
+    if is_graph(source):
+        batch = batch_of(source, 0, name)
+        return batch if samples is None else batch.part(choice(len(batch), samples, seed, name))
+    chosen = torch.arange(len(source)) if samples is None else choice(len(source), samples, seed, name)
+    with seeded(seed):
+        batch = batch_of(collated([source[i] for i in chosen.tolist()]).data, 0, name)
+    return replace(batch, indices=chosen) if batch.inputs.examples == GRAPHS else batch
+
+
+def choice(count: int, samples: int, seed: int, name: str) -> Tensor:
+    """The places of `samples` of so many graphs, chosen by the seed and rising. Raises SpectraError."""
+    if not 1 <= samples <= count:
+        raise SpectraError(f"`samples`: {samples} of {counted(count, 'example')} of {name}; choose from 1 to {count}")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+
+
+def batch_of(data: Any, first: int, what: str) -> Batch:
+    """The examples of a graph or of a batch of graphs, numbered from `first`. Raises SpectraError."""
+    store = targets_of(data, what)
+    refuse_not_finite(data, what)
+    y: Any
+    y, graphs, nodes = store.get("y"), getattr(data, "num_graphs", 1), store.num_nodes
+    y = y if y is None or y.ndim else y[None]
+    if y is None or len(y) == graphs:
+        data = data if hasattr(data, "num_graphs") else collated([data]).data
+        return Batch(Graphs(data, GRAPHS), y, torch.arange(first, first + graphs))
+    if len(y) != nodes:
+        raise SpectraError(
+            f"`data`: {what} has y of shape {tuple(y.shape)} for {counted(graphs, 'graph')} of {counted(nodes, 'node')}"
+            " in all; give one y for each graph (of shape (1, ...) in each) or for each node"
+        )
+    masked = isinstance(mask := store.get(TRAIN_MASK), Tensor) and mask.shape == (nodes,)
+    y = y[mask] if masked else y
+    return Batch(Graphs(data, NODES, masked), y, torch.arange(first, first + len(y)))
+
+
+def targets_of(data: Any, what: str) -> Any:
+    """The part of a graph that has the targets: all of it, or of a graph of several kinds of nodes one kind.
+
+    Raises SpectraError where several kinds have some.
+    """
+    stores = [store for store in data.stores if "y" in store]
+    if len(stores) > 1:
+        kinds = ", ".join(str(store._key) for store in stores)
+        raise SpectraError(f"`data`: {what} has y for several kinds of nodes ({kinds}); leave one")
+    return stores[0] if stores else data.stores[0]
+
+
+def refuse_not_finite(data: Any, what: str) -> None:
+    """Raise SpectraError where a tensor of a graph holds numbers that are not finite."""
+    for _, name, x in tensors_of(data):
+        if x.is_floating_point() and not (x if x.layout is torch.strided else x.values()).isfinite().all():
+            raise SpectraError(f"`data`: {name} of {what} is not finite; leave such graphs out, or mend them")
+
+
+def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:
+    """Graphs as one batch, whose examples they are; `like` is a batch that has vectors of more keys, as x_s_batch."""
+    from torch_geometric.data import Batch as GeometricBatch
+
+    names = [] if like is None else like.keys()
+    more = [name.removesuffix("_batch") for name in names if name.endswith("_batch")]
+    return Graphs(GeometricBatch.from_data_list(list(graphs), follow_batch=more), GRAPHS)
+
+
+def graph_notes(batches: Sequence[Batch]) -> list[str]:
+    """A note where examples are nodes: they stay together, and those without a target to learn do not count."""
+    found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs) and batch.inputs.examples == NODES]
+    if not found:
+        return []
+    masked = f", those of {TRAIN_MASK} alone" if any(graphs.masked for graphs in found) else ""
+    return [f"examples are nodes of graphs{masked}; their batches are neither cut nor joined"]
