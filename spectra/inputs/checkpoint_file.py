@@ -273,7 +273,9 @@ def digest_of(path: Path) -> str:
     """The SHA-256 that a result of a checkpoint lists. Raises OSError, and SpectraError where an index is none."""
     if path.suffix == ".json" and path.name != ADAPTER_CONFIG:
         _shards(path, read_bounded(path, WRITTEN_BY_US))
-    if len(files := parts(path)) == 1:
+    if not (files := parts(path)):
+        weights_in(path)
+    if len(files) == 1:
         return sha256(files[0])
     return together({file.name: sha256(file) for file in files})
 
