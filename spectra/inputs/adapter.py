@@ -12,6 +12,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError, describe
-from spectra.files import WRITTEN_BY_US, read_bounded
+from spectra.files import MEBIBYTE, read_bounded
 from spectra.inputs.checkpoint_file import OPTION, read_checkpoint
 from spectra.inputs.checkpoint_folder import together
 from spectra.inputs.foreign import MERGE
@@ -67,6 +68,10 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     state, digest = _weights(weights)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     peft = _peft(config.parent)
+    configured = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
+    if configured is None:
+        text = f"it is a PEFT adapter of kind {kind}, which this peft {peft.__version__} lacks; pip install -U peft"
+        raise input_error(OPTION, config.parent, text)
     try:
         with warnings.catch_warnings(action="ignore"):
             moved, prefix, added = _placed(state, peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind], model, weights)
@@ -76,7 +81,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
                     "target_modules": sorted(parts)
                 }
             _refuse_costly(options, config)
-            known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options, inference_mode=False)
+            known = configured(**_fitting(configured, options, config), inference_mode=False)
             own = dict(model.state_dict(keep_vars=True))
             peft.inject_adapter_in_model(known, model, NAME, low_cpu_mem_usage=True)
             _fill(peft, model, moved, own, weights)
@@ -142,7 +147,7 @@ def _peft(folder: Path) -> Any:
 def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
     """The kind of an adapter, the options that are passed on, and the SHA-256 of what was read."""
     try:
-        content = json.loads(written := read_bounded(file, WRITTEN_BY_US))
+        content = json.loads(written := read_bounded(file, MEBIBYTE))
     except OSError as error:
         raise input_error(
             OPTION, file, f"{error.strerror or describe(error)}; check the path and the rights"
@@ -163,6 +168,14 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
         raise input_error(OPTION, file.parent, text)
     passed = {name: value for name, value in content.items() if name in PASSED}
     return kind, passed, hashlib.sha256(written).hexdigest()
+
+
+def _fitting(configured: Any, options: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The options that this version of peft has; one that it lacks may be left out where it asks for nothing."""
+    known = {field.name for field in fields(configured)}
+    if lacking := [name for name, value in options.items() if value and name not in known]:
+        raise input_error(OPTION, file, f"this peft has no option {some(lacking)}; pip install -U peft")
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _refuse_costly(options: Mapping[str, Any], file: Path) -> None:
