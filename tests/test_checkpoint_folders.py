@@ -156,6 +156,14 @@ def test_a_tensor_in_two_shards():
         load_checkpoint(build(), folder)
 
 
+def test_a_name_that_an_index_has_twice():
+    folder = trainer("a", write=shards)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"0.weight"', '"0.bias"'))
+    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias comes twice"):
+        load_checkpoint(build(), folder)
+
+
 def test_a_sweep_over_folders(capfd):
     """The Trainer's folders by a glob, each with the step that its trainer_state.json tells."""
     Path("nets.py").write_text(NETS)

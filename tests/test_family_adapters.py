@@ -426,6 +426,21 @@ def test_a_bare_file_of_an_adapter_wants_its_configuration():
         load_checkpoint(named("build"), "adapter_model.safetensors")
 
 
+def test_a_model_that_has_an_adapter_is_no_base():
+    expected = adapter("last", named("build"), target_modules=["fc"])
+    with refused("`checkpoint` last", "`model` has one already; name its base"):
+        load_checkpoint(expected, "last")
+    torch.save(expected.state_dict(), "whole.pt")
+    with refused("`checkpoint` whole.pt", "of a model with a PEFT adapter on it", "save_pretrained"):
+        load_checkpoint(named("build"), "whole.pt")
+    other = adapter("other", named("build"), target_modules=["fc"])
+    with torch.no_grad():
+        other.base_model.model.fc.lora_A["default"].weight.zero_()
+    load_checkpoint(other, "whole.pt")  # into a model of the same adapter, name by name
+    x, _ = points()
+    assert torch.equal(other(x), expected(x))
+
+
 def test_adapters_of_half_precision_are_cast():
     expected = adapter("last", named("build"), target_modules=["fc"])
     weights(lambda held: {name: value.bfloat16() for name, value in held.items()})()

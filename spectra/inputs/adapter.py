@@ -66,6 +66,8 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     """
     kind, options, written = _configuration(config)
     state, digest = _weights(weights)
+    if any(hasattr(module, "peft_config") for module in model.modules()):
+        raise input_error(OPTION, config.parent, "it is a PEFT adapter, and `model` has one already; name its base")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     peft = _peft(config.parent)
     configured = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
