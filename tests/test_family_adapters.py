@@ -389,6 +389,11 @@ WRONG = {
         ["emb.weight is (6, 4) in the model, (9, 4) in the adapter"],
     ),
     "no weights": (lambda: Path("last/adapter_model.safetensors").write_bytes(b""), ["empty"]),
+    "a pipe": (
+        lambda: (Path("last/adapter_config.json").unlink(), os.mkfifo("last/adapter_config.json")),
+        ["named pipe"],
+    ),
+    "a configuration without end": (configured(peft_version="x" * 2**20), ["more than the 1 MiB"]),
     "no configuration": (lambda: Path("last/adapter_config.json").unlink(), ["folder"]),
 }
 
