@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from spectra.errors import SpectraError, describe
 from spectra.inputs.chance import seeded
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted
-from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, widened
+from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, widened
 from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Batch
 
@@ -69,6 +69,8 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
         indices = torch.arange(first, first + count)
     inputs, targets = tree_map(ordinary, widened((inputs, targets)))
     checked(inputs, targets, indices, name, wanted)
+    if wanted.shift is not None:
+        targets = next_labels(targets, wanted.shift, name)
     return Batch(inputs, targets, indices)
 
 

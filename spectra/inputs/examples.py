@@ -16,7 +16,7 @@ from spectra.errors import describe
 from spectra.inputs.batches import Batches, Collate, collated
 from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
-from spectra.inputs.stacking import checked, named, same, stacked, widened
+from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
 from spectra.problem.model_inputs import map_tensors
 from spectra.problem.problem import Batch
@@ -109,6 +109,8 @@ def finished(
     """The data of stacked examples (x, y). Raises SpectraError where a value cannot be."""
     inputs, targets = widened(examples)
     checked(inputs, targets, indices, name, wanted, transform)
+    if wanted.shift is not None:
+        targets = next_labels(targets, wanted.shift, name)
     return Data(inputs, targets, indices, transform and transform.name)
 
 
@@ -136,7 +138,8 @@ def is_arrays(source: Any, wanted: Wanted) -> bool:
     if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
         return False
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
-        return not wanted.whole or isinstance(source, tuple)
+        one_length = len({leaf.shape[:1] for leaf in leaves}) == 1  # else a list is one of batches
+        return isinstance(source, tuple) or (not wanted.whole and (one_length or not wanted.trees))
     free = wanted.whole or wanted.trees
     return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
 

@@ -119,6 +119,7 @@ def loss_name(loss: Loss) -> str:
         "ignore_index": None if loss.ignore_index == CrossEntropy.ignore_index else loss.ignore_index,
         "weight": None if loss.class_weights is None else ",".join(map(repr, loss.class_weights.tolist())),
         "class_dim": None if loss.class_dim == 1 else loss.class_dim,  # 1 is what PyTorch's own loss means
+        "shift": "true" if loss.shift else None,
     }
     query = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
     return f"{name}?{query}" if query else name

@@ -21,7 +21,7 @@ from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.examples import Data
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
-from spectra.inputs.items import wanted_by
+from spectra.inputs.items import refuse_other_names, wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.stacking import named
@@ -48,6 +48,7 @@ class Loaded:
     problem: Problem
     record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
+    told: tuple[str, ...] = ()  # how the data were read, which the user should know before the work
 
 
 def unheard(_stage: str) -> None:
@@ -148,6 +149,8 @@ def load_problem(
             examples = own_data(data, samples, seed, batch_size, wanted)
         whole = isinstance(examples, Data)
         given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples.batches
+        if not wanted.whole or wanted.forwards:
+            refuse_other_names(given[0].inputs, wanted.takes, typed["data"])
         given = [
             Batch(cast_tensors(b.inputs, place, kind), cast_tensors(b.targets, place, kind), b.indices.to(place))
             for b in given
@@ -187,7 +190,7 @@ def load_problem(
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
     remarks = [*examples.notes, *(notes(examples) if whole else ()), *renormalised]
-    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
+    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded, examples.notes)
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
@@ -277,7 +280,8 @@ def notes(data: Data) -> list[str]:
     """Notes on what may be a slip, though it can be computed: labels of tokens as transformers takes them, not
     yet shifted.
     """
-    y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data"
+    y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data, or write "
+    way_out += "cross_entropy?shift=true"
     if not isinstance(y, Tensor):
         return []
     counted = y != CrossEntropy.ignore_index
