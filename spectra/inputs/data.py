@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectra.errors import describe
 from spectra.files import open_regular
-from spectra.inputs.batches import Batches, Collate, loaded
+from spectra.inputs.batches import Batches, Collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, read
 from spectra.inputs.items import TARGETS, WEIGHTS, Undivided, Wanted, divided
+from spectra.inputs.loaders import loaded
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.saved_datasets import is_saved, saved

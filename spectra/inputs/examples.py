@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import describe
-from spectra.inputs.batches import Batches, Collate, collated
+from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
 from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
@@ -23,7 +23,6 @@ from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 OPTION = "`data`"
-READ_TWICE = 8  # examples read a second time, to catch augmentation
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,10 @@ def read(
     items = Items(source, name, transform, wanted if arrays is None else None)
     if collate:
         batches = collated(items.raw, indices, collate, wanted, batch_size, name)
-        return Batches(batches, transform=transform and transform.name)
+        notes, view = (f"collate_fn of {name} makes the batches",), transform and transform.name
+        if batch_size is None and len(batches) == 1 and can_be_cut(batches[0]):
+            return Data(batches[0].inputs, batches[0].targets, batches[0].indices, view, notes)
+        return Batches(batches, notes, view)
     return finished(_stacked(items, indices.tolist(), wanted), indices, name, wanted, transform)
 
 

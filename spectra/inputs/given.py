@@ -15,10 +15,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.batches import Batches, loaded
+from spectra.inputs.batches import Batches
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.items import Wanted
+from spectra.inputs.loaders import loaded
 from spectra.inputs.model import cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError

@@ -53,7 +53,7 @@ def comes_with_packages(option: str, spec: str) -> bool:
     name, _, query = spec.partition("?")
     if is_added(option, spec):
         return False
-    if not is_code(spec) or name in OURS:
+    if not is_code(spec) or name in OURS or (option in ("data", "held_out") and name.startswith("text:")):
         return True
     place, _, attribute = name.rpartition(":")
     package = place.partition(".")[0]

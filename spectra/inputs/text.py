@@ -44,7 +44,8 @@ def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
     if not os.path.isfile(path):
         raise input_error(OPTION, name, f"{told_missing(path, 'there is no such file')}; check the path")
     if wanted.shift is not None:
-        raise input_error("`loss`", "cross_entropy?shift=true", f"labels of {name} are shifted already; leave shift out")
+        text = f"labels of {name} are shifted already; leave shift out"
+        raise input_error("`loss`", "cross_entropy?shift=true", text)
     if "length" not in options:
         raise input_error(OPTION, name, f"the tokens of a chunk are missing; write {name}?length=256")
     length = whole_number(name, "length", options["length"])
