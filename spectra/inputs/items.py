@@ -119,7 +119,7 @@ def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
     weights = [key for key in WEIGHTS if key in rest and key not in wanted.takes.names]
     if under and weights and len(rest) > 1:
         targets = {"labels": targets, "weights": plain(rest.pop(weights[0]))}
-    if list(rest) == ["x"] and "x" not in wanted.takes.names:
+    if list(rest) == ["x"] and "x" not in wanted.takes.names[1:]:
         return plain(rest["x"]), targets
     return plain(rest), targets
 

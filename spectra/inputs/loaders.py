@@ -59,11 +59,12 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
         raise SpectraError(f"`data`: {text} ({FINITE})")
     with seeded(seed):  # from which a loader that shuffles draws
         source, recorded = numbered(data)
-        batches = list(read_batches(source, recorded, wanted, name))
+        first: list[Any] = []
+        batches = list(read_batches(source, recorded, first, wanted, name))
         if not batches:
             raise SpectraError(f"`data`: {name} is empty; give one batch at least")
         notes = told(data, recorded)
-        refuse_changing(data, recorded, wanted, batches[0], name)
+        refuse_changing(data, recorded, first[0], name)
     if samples is not None:
         batches = chosen(batches, samples, seed)
     if batch_size is not None:
@@ -80,14 +81,18 @@ def numbered(data: Any) -> tuple[Any, Recorded | None]:
     return twin, recorded
 
 
-def read_batches(data: Iterable[Any], recorded: Recorded | None, wanted: Wanted, name: str) -> Iterator[Batch]:
+def read_batches(
+    data: Iterable[Any], recorded: Recorded | None, first: list[Any], wanted: Wanted, name: str
+) -> Iterator[Batch]:
     """Yield the batches; examples have their numbers in the data set, or are numbered as they come.
 
-    Raises SpectraError.
+    The first item, as it came, is put into `first`. Raises SpectraError.
     """
     endless = not has_length(data)
     count = size = 0
     for number, item in enumerate(data):
+        if not number:
+            first.append(item)
         if isinstance(item, Batch):
             batch = item
         else:
@@ -138,24 +143,21 @@ def told(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def refuse_changing(data: Any, recorded: Recorded | None, wanted: Wanted, first: Batch, name: str) -> None:
+def refuse_changing(data: Any, recorded: Recorded | None, first: Any, name: str) -> None:
     """Raise SpectraError where the first examples come out different when they are read again.
 
     Those of a loader's data set are read twice by their indices, since the loader may shuffle; of other data the first
-    batch is read again. What is given as a list, or can be read only once, stays as it is.
+    item is compared with what comes first in a second reading. What is given as a list, or can be read only once, stays
+    as it is.
     """
     if recorded is not None and recorded.given:
         few = recorded.given[0][:READ_TWICE]
-        one, two = (fetched(data, few, name) for _ in range(2))
-        if not same(one, two):
+        if not same(*(fetched(data, few, name) for _ in range(2))):
             text = f"{name} gives other examples when it is read again; switch random augmentation off"
             raise SpectraError(f"`data`: {text} in its data set and collate_fn, or give list(loader)")
-    elif not isinstance(data, Sequence | Iterator):
+    elif not isinstance(data, Sequence | Iterator | Tensor):
         again = next(iter(data), None)
-        if again is None or isinstance(again, Batch):
-            return
-        batch = batch_of(again, None, 0, wanted, f"batch 0 of {name}", name)
-        if not same((first.inputs, first.targets), (batch.inputs, batch.targets)):
+        if again is not None and not same(with_tensors(first), with_tensors(again)):
             text = f"{name} gives another first batch when it is read again; {FINITE}"
             raise SpectraError(f"`data`: {text}: switch augmentation and shuffling off, or give a list of the batches")
 
@@ -166,6 +168,11 @@ def fetched(loader: Any, indices: Sequence[Any], name: str) -> Any:
     try:
         many = hasattr(dataset, "__getitems__")
         items = dataset.__getitems__(list(indices)) if many else [dataset[index] for index in indices]
-        return tree_map(as_tensor, plain(loader.collate_fn(items)))
+        return with_tensors(loader.collate_fn(items))
     except Exception as error:
         raise SpectraError(f"`data`: reading {name} again failed with {describe(error)}") from error
+
+
+def with_tensors(item: Any) -> Any:
+    """An item as a plain tree of tensors."""
+    return tree_map(as_tensor, plain(item))

@@ -115,7 +115,10 @@ def encoded(characters: str, folder: str, name: str) -> list[int]:
         raise input_error(OPTION, option, f"it is a tokenizer of transformers; {INSTALL}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return tokenizer(characters, add_special_tokens=False, verbose=False)["input_ids"]
+        found = tokenizer(characters, add_special_tokens=False, verbose=False)["input_ids"]
+        if characters and not found:  # a folder without a vocabulary gives a tokenizer that knows nothing
+            raise ValueError("it makes no tokens of the text")
+        return found
     except Exception as error:
         way_out = "save the tokenizer there with save_pretrained, or name its folder: tokenizer=DIR"
         raise input_error(OPTION, option, f"its tokenizer cannot be used ({describe(error)}); {way_out}") from error
