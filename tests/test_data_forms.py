@@ -23,6 +23,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.given import own_data
 from spectra.inputs.items import Wanted, wanted_by
+from spectra.inputs.origin import comes_with_packages
 from spectra.inputs.problem import load_problem
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
@@ -177,10 +178,12 @@ NAMED = (
 )
 
 
+@pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("form", [*NAMED, "collated"])
-def test_named_data(form, capfd):
+def test_named_data(form, sized, capfd):
     data = {"collated": "collated.py:ragged"}.get(form, form if "." in form else f"forms.py:{form}")
-    found = command(capfd, "--model", "forms.py:Tagger", "--data", data, "--batch-size", "5")
+    size = ("--batch-size", "5") if sized else ()
+    found = command(capfd, "--model", "forms.py:Tagger", "--data", data, *size)
     assert found["results"][0]["trace"] == pytest.approx(tagged_trace(), rel=1e-9)
     assert found["problem"]["samples"] == N
     assert any("shuffles" in note for note in found["problem"]["notes"]) == (form == "shuffled")
@@ -257,6 +260,16 @@ def test_a_text_that_is_not_there():
     Path("folder").mkdir()
     with pytest.raises(SpectraError, match="no text in UTF-8"):
         load_data("text:latin.txt?length=3&tokenizer=folder", None, 0)
+
+
+def test_text_is_no_code():
+    assert comes_with_packages("data", "text:corpus.txt?length=5&tokenizer=folder")
+    assert not comes_with_packages("model", "text:build")
+
+
+def test_streams_are_out():
+    with pytest.raises(SpectraError, match="the data must be finite and repeatable; give a list"):
+        load_data("shards-{000..099}.tar", None, 0)
 
 
 # Labels that are the tokens of the inputs

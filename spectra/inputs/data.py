@@ -59,11 +59,12 @@ def load_data(
     """The examples that `spec` names, or a seeded choice of `samples` of them without replacement.
 
     Args:
-        spec: `digits`; `file.npz` or `file.safetensors` (x and y); `torchvision:NAME?root=...`; a folder that holds
-            a folder of images for each class; `path/to/file.py:callable`, `package.module:callable` or a name that an
-            installed package adds (`spectra.data`), returning two tensors x and y or a data set. Its items are pairs
-            (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels of tokens
-            are those of the outputs, already shifted.
+        spec: `digits`; `file.npz` or `file.safetensors` (x and y, or arrays named as the model's arguments);
+            `text:FILE?length=256`; `torchvision:NAME?root=...`; a folder that holds a folder of images for each class,
+            or a data set of the package datasets; `path/to/file.py:callable`, `package.module:callable` or a name that
+            an installed package adds (`spectra.data`), returning arrays of all examples, a data set, or batches. Items
+            are pairs (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels
+            of tokens are those of the outputs, already shifted.
         transform: what is done to the x of every example; one that nobody named, to torchvision's images alone.
         wanted: what the loss takes of an item; by default a pair (x, y) of which y is one tensor.
         batch_size: the size of batches that are made while reading; None for what the data give.
@@ -119,6 +120,9 @@ def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     """The arrays, the data set or the batches that a name stands for."""
     if source := source_of(SOURCES, name):
         return source.make(name, options, wanted)
+    if name.endswith((".tar", ".tar.gz", ".tgz")) or "{" in name:
+        text = "streams of archives (webdataset) are not read: the data must be finite and repeatable"
+        raise input_error(OPTION, name, f"{text}; give a list of their examples as file.py:name")
     near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
     raise input_error(OPTION, name, f"it names no data; {near}write {forms(SOURCES)}")
 
