@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import IterableDataset
 
 from spectra.curvature.evaluation import cut_batches
-from spectra.errors import describe
+from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
 from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
@@ -204,31 +204,37 @@ class Items:
     wanted: Wanted | None  # None: they are pairs that have been divided
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        item = self.fetched(index)
         try:
-            item = self.source[index]
             x, y = divided(item, self.wanted) if self.wanted else item
             x = plain(x)
         except Undivided:
             text = f"example {index} is a {described(item)}; every item has to be {pair_wanted()}"
             raise input_error(OPTION, self.name, text) from None
         except Exception as error:
-            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
-            raise input_error(OPTION, self.name, text) from error
+            raise self.failure(index, error) from error
         return (plain(self.transform(x, index)) if self.transform else x), y
 
     def raw(self, index: int) -> Any:
         """An item as the data set has it, for a function of the user's; that of a pair with its x transformed."""
-        try:
-            item = self.source[index]
-        except Exception as error:
-            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
-            raise input_error(OPTION, self.name, text) from error
+        item = self.fetched(index)
         if not self.transform:
             return item
         if isinstance(item, tuple | list) and len(item) == 2:
             return self.transform(item[0], index), item[1]
         text = f"goes with pairs (x, y), and example {index} is a {described(item)}; transform it in its collate_fn"
         raise input_error("`transform`", self.transform.name, text)
+
+    def fetched(self, index: int) -> Any:
+        """An item of the data set. Raises SpectraError where reading it fails."""
+        try:
+            return self.source[index]
+        except Exception as error:
+            raise self.failure(index, error) from error
+
+    def failure(self, index: int, error: Exception) -> SpectraError:
+        """The error for an item that cannot be read."""
+        return input_error(OPTION, self.name, f"reading example {index} failed with {describe(error)}; {WHERE}")
 
 
 def read_twice(item: Callable[[int], Any], chosen: list[int], name: str, transform: Transform | None) -> list[Any]:

@@ -151,19 +151,18 @@ def padded_widths(table: Any, name: str) -> dict[str, int]:
 
     Raises SpectraError where such a column is not one of tokens.
     """
-    import pyarrow.compute as pc
-
     found = {}
     for column in table.column_names:
         if not hasattr(table.features[column], "feature"):
             continue
-        lengths = pc.min_max(pc.list_value_length(table.data.column(column))).as_py()
-        if lengths["min"] == lengths["max"]:
+        lengths = [len(row) if row.is_valid else 0 for chunk in table.data.column(column).chunks for row in chunk]
+        least, most = min(lengths, default=0), max(lengths, default=0)
+        if least == most:
             continue
         if column not in PADDING:
-            text = f"its column {column} has rows of {lengths['min']} to {lengths['max']} values; give all one length"
+            text = f"its column {column} has rows of {least} to {most} values; give all one length"
             raise input_error(OPTION, name, f"{text}: pad or cut them with map, and save it anew")
-        found[column] = lengths["max"]
+        found[column] = most
     return found
 
 

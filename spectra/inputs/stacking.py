@@ -43,7 +43,7 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
     if isinstance(first, str | bytes):
         return list(values)
     try:
-        return plain(default_collate(values))
+        return plain(default_collate(list(values)))
     except TypeError:  # of another type
         return list(values)
 
