@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 import spectra
 from spectra.cli import run
@@ -348,6 +348,9 @@ def numpy_batches(x, y):
 OWN = {
     "mapping of all": lambda x, y: {"input": x, "labels": y},
     "mapping of arrays": lambda x, y: Halves(x=x.numpy(), target=y.numpy()),
+    "lists of numbers": lambda x, y: (x.tolist(), y.tolist()),
+    "mapping of lists": lambda x, y: {"input": x.tolist(), "labels": y.tolist()},
+    "subset": lambda x, y: Subset(Mapped(), range(N)),
     "targets by another name": lambda x, y: [{"x": x, "y": y}],
     "UserDict": lambda x, y: [Halves(input=x[:6], labels=y[:6]), Halves(input=x[6:], labels=y[6:])],
     "named tuples": lambda x, y: [Named(x[:6], y[:6]), Named(x[6:], y[6:])],

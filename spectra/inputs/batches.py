@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Subset
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
@@ -184,6 +185,14 @@ def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
     except Exception as error:
         text = f"the batches cannot be joined ({describe(error)})"
         raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
+
+
+def own_collate(data: Any) -> Collate | None:
+    """The function `collate_fn` of a data set, or of that whose subset it is; None where it has none."""
+    found = getattr(data, "collate_fn", None)
+    if found is None and isinstance(data, Subset):
+        return own_collate(data.dataset)
+    return found if callable(found) else None
 
 
 def collated(

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectra.errors import describe
 from spectra.files import open_regular
-from spectra.inputs.batches import Batches, Collate
+from spectra.inputs.batches import Batches, Collate, own_collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, read
 from spectra.inputs.items import TARGETS, WEIGHTS, Undivided, Wanted, divided
@@ -102,7 +102,7 @@ def is_loader(source: Any) -> bool:
 
 def collate_of(name: str, source: Any) -> Collate | None:
     """The user's function that makes batches: `collate_fn` of the data set, or of the file that holds it."""
-    own = getattr(source, "collate_fn", None)
+    own = own_collate(source)
     if own is None and is_place(name):
         own = neighbour(name, "collate_fn")
     return own if callable(own) else None

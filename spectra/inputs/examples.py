@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
-from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
+from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
@@ -121,7 +121,7 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
     if not is_arrays(source, wanted):
         return None
     try:
-        tensors = tree_map(_tensor, plain(source))
+        tensors = tree_map(_tensor, plain(source))  # of lists of numbers, too
     except TypeError as error:
         raise input_error(
             OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
@@ -134,9 +134,13 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
 
 def is_arrays(source: Any, wanted: Wanted) -> bool:
     """Whether `source` consists of arrays of all examples: a pair (x, y), a mapping, or, where the loss takes them,
-    one array or a tuple.
+    one array or a tuple. In a tuple or mapping, lists of numbers are arrays.
     """
-    leaves = tree_leaves(dict(source) if isinstance(source, Mapping) else source)
+    if isinstance(source, Mapping):
+        source = {key: array_of(value) for key, value in source.items()}
+    elif isinstance(source, tuple):
+        source = tuple(map(array_of, source))
+    leaves = tree_leaves(source)
     if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
         return False
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
@@ -144,6 +148,11 @@ def is_arrays(source: Any, wanted: Wanted) -> bool:
         return isinstance(source, tuple) or (not wanted.whole and (one_length or not wanted.trees))
     free = wanted.whole or wanted.trees
     return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
+
+
+def array_of(value: Any) -> Any:
+    """A list of numbers as a tensor, anything else as it is."""
+    return plain(value) if isinstance(value, list) and is_numbers(value) else value
 
 
 def _tensor(array: Any) -> Any:
@@ -265,7 +274,7 @@ def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error:
         if (shapes := _shapes(item)) != first:
             a, b = _told(first - shapes), _told(shapes - first)
             text = f"example {chosen[0]} has {a}, example {index} has {b}; give every example one shape"
-            return f"{text}: pad, crop or resize them, as `transform` file.py:name can"
+            return f"{text}: pad, crop or resize them, as `transform` file.py:name or a collate_fn beside the data can"
     text = f"the examples cannot be stacked ({describe(error)})"
     return f"{text}; give x and y as tensors, arrays or numbers, as `transform` file.py:name can"
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.batches import Batches
+from spectra.inputs.batches import Batches, own_collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.items import Wanted
@@ -150,7 +150,7 @@ def own_data(
     if is_arrays(data, wanted) or is_data_set(data):
         with seeded(seed):
             source = tuple(data) if is_pair(data) else data
-            return read(source, samples, seed, None, name, wanted, getattr(data, "collate_fn", None), batch_size)
+            return read(source, samples, seed, None, name, wanted, own_collate(data), batch_size)
     return loaded(data, samples, seed, batch_size, wanted, name)
 
 
