@@ -252,3 +252,52 @@ def test_a_folder_without_a_tokenizer():
     assert "its tokenizer cannot be used" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
+
+
+# A language model that returns its own loss
+
+
+def small_gpt2(folder: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 12, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def of_next_tokens(rows: list[list[int]]) -> float:
+    """The trace of the Hessian of the mean cross entropy over all next tokens, one row at a time."""
+    model = transformers.GPT2LMHeadModel.from_pretrained("folder", attn_implementation="eager").double().eval()
+    names = [name for name, _ in model.named_parameters()]
+    theta = [p.detach() for p in model.parameters()]
+    sizes = [p.numel() for p in theta]
+
+    def value(vector):
+        parts = [part.view_as(p) for part, p in zip(vector.split(sizes), theta, strict=True)]
+        total = vector.new_zeros(())
+        for row in rows:
+            ids = torch.tensor([row])
+            logits = torch.func.functional_call(model, dict(zip(names, parts, strict=True)), (ids,)).logits
+            total = total + F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+        return total / sum(len(row) - 1 for row in rows)
+
+    return torch.autograd.functional.hessian(value, torch.cat([p.flatten() for p in theta])).trace().item()
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("form", ["text", "folder"])
+def test_the_loss_of_a_language_model(form, capfd):
+    pytest.importorskip("spectra.inputs.model_loss")
+    small_gpt2("folder")
+    text = TEXT[: len(TEXT) // 2]
+    ids = tokenizer("folder").encode(text).ids
+    rows, data = ROWS, "saved"
+    if form == "text":
+        Path("corpus.txt").write_text(text)
+        rows, data = [ids[8 * i : 8 * i + 8] for i in range(len(ids) // 8)], "text:corpus.txt?length=8"
+    else:
+        columns = {"input_ids": ROWS, "labels": ROWS, "attention_mask": [[1] * len(row) for row in ROWS]}
+        quietly(datasets.Dataset.from_dict({**columns, "text": ["a text"] * len(ROWS)}), "saved")
+    model = "transformers:AutoModelForCausalLM?path=folder"
+    found = command(capfd, "--model", model, "--data", data, "--loss", "model")
+    assert found["results"][0]["trace"] == pytest.approx(of_next_tokens(rows), rel=1e-7)
+    assert any("the model shifts the labels by one place" in note for note in found["problem"]["notes"])
