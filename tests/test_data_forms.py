@@ -460,6 +460,8 @@ def test_points_that_belong_together_are_one_batch():
     expected = trace_of(model, lambda call: loss(call, data))
     for form in (data, [data], iter([data])):
         assert spectra.trace(model, BatchLoss(loss), form, method="dense").trace == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(SpectraError, match="the arrays of dict have lengths 4 and 13; leave it out"):
+        spectra.trace(model, BatchLoss(loss), data, samples=3)
 
 
 @pytest.mark.parametrize("form", ["tuples of examples", "list of examples", "lists", "data set"])

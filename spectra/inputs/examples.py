@@ -85,8 +85,11 @@ def read(
     """
     wanted = wanted or Wanted()
     if (arrays := as_arrays(source, wanted, name)) is not None:
-        if wanted.whole and len(sizes := lengths(arrays)) > 1 and samples is None and 0 not in sizes:
+        if wanted.whole and len(sizes := lengths(arrays)) > 1 and 0 not in sizes:
             # Points inside and on the border: one batch, that belongs together.
+            if samples is not None:
+                told = " and ".join(map(str, sorted(sizes)))
+                raise input_error("`samples`", samples, f"the arrays of {name} have lengths {told}; leave it out")
             return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
         indices = _choose(_length(arrays, name), samples, seed, name)
         if not transform:
