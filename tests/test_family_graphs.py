@@ -293,6 +293,21 @@ def test_what_is_wrong_with_a_graph_is_named(name):
         load_problem(model=built(lambda: GCN(3, 4, 2, 2)), data=data, loss=CLASSES)
 
 
+def test_graphs_that_change_between_reads_are_refused():
+    class Noisy(geometric.data.Dataset):
+        def len(self):
+            return 8
+
+        def get(self, index):
+            changed = GRAPHS[index].clone()
+            changed.x = changed.x + torch.rand(1)
+            return changed
+
+    for data in (Noisy(), torch.utils.data.Subset(Noisy(), [3, 4])):
+        with pytest.raises(SpectraError, match=r"^`data`: graph 0 of .* came out different when it was read twice"):
+            load_problem(model=built(OfGraphs), data=data, loss=CLASSES)
+
+
 def test_a_model_that_mixes_graphs_is_refused():
     class Mixing(OfGraphs):
         def forward(self, x, edge_index, batch):
@@ -322,6 +337,9 @@ def graph(nodes, seed, targets):
     x = torch.randn(nodes, 3, generator=draw, dtype=torch.float64)
     return Data(x=x, edge_index=edges, y=torch.randint(2, (targets,), generator=draw))
 
+def same(x):
+    return x
+
 def graphs():
     return [graph(3 + i % 3, i, 1) for i in range(8)]
 
@@ -331,6 +349,13 @@ def nodes():
 def of_nodes():
     return GCN(3, 4, 2, 2)
 """
+
+
+def test_a_transform_is_the_data_sets_own(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(FILE)
+    assert run(shlex.split("eig --model net.py:Net --data net.py:graphs --transform net.py:same")) == 2
+    assert "to which no transform is applied here" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "data", "examples"), [("Net", "graphs", 8), ("of_nodes", "nodes", 7)])

@@ -70,6 +70,9 @@ def load_data(spec: str, samples: int | None, seed: int, transform: Transform = 
     with seeded(seed):
         source = _source(name, options)
         if are_graphs(source):
+            if transform.typed:
+                text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="
+                raise input_error(OPTION, name, text)
             return graph_data(source, samples, seed, name)
         inputs, targets, indices = read(source, samples, seed, used, name)
     return Data(inputs, targets, indices, used and used.name)

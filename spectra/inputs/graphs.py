@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
 from spectra.inputs.chance import seeded
+from spectra.inputs.examples import READ_TWICE
 from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Batch
 from spectra.wording import counted
@@ -173,8 +174,22 @@ def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch
         return batch if samples is None else batch.part(choice(len(batch), samples, seed, name))
     chosen = torch.arange(len(source)) if samples is None else choice(len(source), samples, seed, name)
     with seeded(seed):
-        batch = batch_of(collated([source[i] for i in chosen.tolist()]).data, 0, name)
+        graphs = [source[i] for i in chosen.tolist()]
+        for i, graph in zip(chosen.tolist(), graphs[:READ_TWICE], strict=False):
+            if not same(graph, source[i]):
+                raise SpectraError(
+                    f"`data`: graph {i} of {name} came out different when it was read twice; switch random "
+                    "augmentation off"
+                )
+        batch = batch_of(collated(graphs).data, 0, name)
     return replace(batch, indices=chosen) if batch.inputs.examples == GRAPHS else batch
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two graphs have the same tensors."""
+    (ones, skeleton), (twos, other) = flattened(Graphs(one, GRAPHS)), flattened(Graphs(two, GRAPHS))
+    dense = [(x.to_dense(), y.to_dense()) for x, y in zip(ones, twos, strict=False)]
+    return skeleton == other and all(x.shape == y.shape and bool((x == y).all()) for x, y in dense)
 
 
 def choice(count: int, samples: int, seed: int, name: str) -> Tensor:

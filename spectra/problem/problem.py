@@ -21,6 +21,7 @@ from spectra.problem.outputs import choose_output
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.quoting import foreign, quoted
+from spectra.wording import counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Batch({counted(len(self), 'example')})"
 
     def part(self, cut: slice | Tensor) -> Batch:
         """The batch of some of these examples; those of a slice are views."""
@@ -90,6 +94,13 @@ class Problem:
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
+
+    def __repr__(self) -> str:
+        examples = (
+            f"{counted(sum(map(len, self.batches)), 'example')} in {counted(len(self.batches), 'batch', 'batches')}"
+        )
+        names = f"{type(self.model).__name__}, {getattr(self.loss, 'name', type(self.loss).__name__)}"
+        return f"Problem({names}: {counted(self.size, 'parameter')}, {examples}, {self.dtype} on {self.device})"
 
     @property
     def leaves(self) -> tuple[nn.Parameter, ...]:
