@@ -357,7 +357,7 @@ def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | 
     return [found[name] for name in curvature]
 
 
-def heard(progress: Any) -> Progress | bool | None:
+def heard(progress: Any) -> Any:
     """The progress argument. Raises ArgumentError where it is no function, True or False."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise wrong("progress", progress, "True, or a function (name, **numbers)")

@@ -196,7 +196,8 @@ def test_nodes_are_examples(masked, way):
     expected = reference(model, (data.x, data.edge_index), lambda f: F.cross_entropy(f[mask], data.y[mask]))
     for given in (data, [data]):
         loaded = load_problem(model=model, data=given, loss=CLASSES, batch_size=2 if given is data else None)
-        problem, (note,) = loaded.problem, loaded.record.notes
+        problem, (called, note) = loaded.problem, loaded.record.notes
+        assert called == "the model is called with x, edge_index, batch of the graphs"
         assert ("train_mask" in note) is masked
         assert problem.examples == mask.sum()
         assert len(problem.batches) == 1

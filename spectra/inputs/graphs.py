@@ -203,7 +203,6 @@ def batch_of(data: Any, first: int, what: str) -> Batch:
     """The examples of a graph or of a batch of graphs, numbered from `first`. Raises SpectraError."""
     store = targets_of(data, what)
     refuse_not_finite(data, what)
-    y: Any
     y, graphs, nodes = store.get("y"), getattr(data, "num_graphs", 1), store.num_nodes
     y = y if y is None or y.ndim else y[None]
     if y is None or len(y) == graphs:
@@ -247,10 +246,13 @@ def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:
     return Graphs(GeometricBatch.from_data_list(list(graphs), follow_batch=more), GRAPHS)
 
 
-def graph_notes(batches: Sequence[Batch]) -> list[str]:
-    """A note where examples are nodes: they stay together, and those without a target to learn do not count."""
-    found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs) and batch.inputs.examples == NODES]
+def graph_notes(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
+    """Notes on how a model is called with graphs, and on nodes as examples."""
+    found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs)]
     if not found:
         return []
-    masked = f", those of {TRAIN_MASK} alone" if any(graphs.masked for graphs in found) else ""
-    return [f"examples are nodes of graphs{masked}; their batches are neither cut nor joined"]
+    notes = [f"the model is called with {', '.join(parts)} of the graphs"] if (parts := found[0].parts(model)) else []
+    if found[0].examples == NODES:
+        masked = f", those of {TRAIN_MASK} alone" if found[0].masked else ""
+        notes.append(f"examples are nodes of graphs{masked}; their batches are neither cut nor joined")
+    return notes

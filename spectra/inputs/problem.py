@@ -183,7 +183,7 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
-    remarks = [*(notes(examples) if whole else ()), *graph_notes(given), *renormalised]
+    remarks = [*(notes(examples) if whole else ()), *graph_notes(network, given), *renormalised]
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
 
 
