@@ -1,4 +1,4 @@
-"""Mixtures of experts and state space models of transformers, made from configurations.
+"""Mixtures of experts, state space models and flex attention of transformers, made from configurations.
 
 They compute parts of themselves in float32, so that the reference agrees to its rounding.
 """
@@ -84,6 +84,20 @@ def test_the_hessian_is_autograds(name):
     problem = load_problem(model=built(name), data=batches, **options).problem
     found = Curvature(problem, "hessian") @ torch.eye(problem.size, dtype=torch.float64)
     assert (found - reference(name)).norm() < ROUNDING * reference(name).norm()
+
+
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers' own
+def test_flex_attention_is_the_plain_one():
+    def product(attention: str) -> torch.Tensor:
+        config = transformers.LlamaConfig(**SPACE["SIZES"] | {"hidden_size": 32}, use_cache=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=attention).double().eval()
+        problem = load_problem(model=model, data=SPACE["data"](), loss="cross_entropy?class_dim=-1", output="logits")
+        return Curvature(problem.problem, "hessian") @ torch.linspace(-1, 1, problem.problem.size, dtype=torch.float64)
+
+    wanted, found = product("eager"), product("flex_attention")
+    assert (found - wanted).norm() < ROUNDING * wanted.norm()
 
 
 @pytest.mark.parametrize("name", ["mixtral", "mamba"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from spectra.curvature.engine.replacements import grouped_mm
+from spectra.curvature.engine.replacements import grouped_mm, replacements
 from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -528,6 +528,22 @@ def test_grouped_products_are_those_of_pytorch(form):
     torch.testing.assert_close(found.float(), groups[form]())
     if form == "rows":  # the others ask for layouts of a GPU
         torch.testing.assert_close(found[:5].float(), F.grouped_mm(a, b, offs=offs)[:5])
+
+
+def test_flex_attention_is_pytorchs(monkeypatch):
+    """Of fewer heads of keys than of queries, with a score that reads a table, and a row that sees nothing."""
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    q, k, v, table = drawn(2, 4, 5, 16), drawn(2, 2, 6, 16, seed=2), drawn(2, 2, 6, 3, seed=3), drawn(4, 11)
+    mask = flex.create_block_mask(lambda b, h, i, j: (j <= i + b) & (i != 3 + h), 2, 4, 5, 6, device="cpu")
+    options = {"score_mod": lambda score, b, h, i, j: score.tanh() + table[h, i - j + 5], "block_mask": mask}
+    options |= {"enable_gqa": True, "scale": 0.3, "return_aux": flex.AuxRequest(lse=True)}
+    wanted, told = flex.flex_attention(q, k, v, **options)
+    for owner, name, form in replacements():
+        monkeypatch.setattr(owner, name, form)
+    found, ours = flex.flex_attention(q, k, v, **options)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(ours.lse, told.lse)
+    assert found[:, 0, 3].norm() == 0
 
 
 def test_a_model_that_writes_to_some_batches_alone_is_named():
