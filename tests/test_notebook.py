@@ -91,6 +91,17 @@ def test_a_density_shows_its_figure(results):
     assert not Reader(wrong._repr_html_()).images
 
 
+def test_figures_show_themselves(results):
+    eig, density = results["eig"], results["density"]
+    figures = [
+        spectra.density_figure({"hessian": density.measure()}),
+        spectra.eigenvalue_figure({"hessian": eig}),
+    ]
+    assert figures[0]._repr_png_() == density._repr_png_()
+    for figure in figures:
+        assert matplotlib.image.imread(io.BytesIO(figure._repr_png_())).std() > 0.05
+
+
 def test_a_saved_result_shows_all_its_matrices(tmp_path):
     spectra.density(*made(), curvature=["hessian", "ggn"], steps=5, probes=2, out=tmp_path)
     record = spectra.load_result(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
-from io import BytesIO
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +102,9 @@ class DensityResult(Entry):
     def png(self) -> bytes | None:
         if not (np.isfinite(self.nodes).all() and np.isfinite(self.weights).all()):
             return None
-        file = BytesIO()  # figures are above this room; they are found by their names, and loaded when one is shown
+        # Figures are above this room: they are found by their names, and loaded when one is shown.
         figure = resolve_name("spectra.plots.density:density_figure")({self.curvature: self.measure()})
-        resolve_name("spectra.plots.style:save_figure")(figure, file, "png")
-        return file.getvalue()
+        return figure._repr_png_()
 
     def _repr_png_(self) -> bytes | None:
         return self.png()
