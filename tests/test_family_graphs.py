@@ -91,6 +91,17 @@ class Molecules(nn.Module):
         return torch.cat([energy, global_mean_pool(slope.square().sum(-1, keepdim=True), batch)], 1)
 
 
+class Sparse(nn.Module):
+    """Two convolutions by a sparse matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, adj_t):
+        return self.second(adj_t @ self.first(adj_t @ x).tanh())
+
+
 def built(make) -> nn.Module:
     torch.manual_seed(0)
     return make().double().eval()
@@ -204,8 +215,25 @@ def test_nodes_are_examples(masked, way):
         assert_same(problem, expected, **WAYS[way])
 
 
+@pytest.mark.parametrize("layout", ["coo", "edges"])
+@pytest.mark.parametrize("name", ["ggn", "fisher", "fisher-empirical", "gradient-covariance", "fisher-mc"])
+def test_gram_matrices_of_nodes(name, layout):
+    """Their rows are gradients of single nodes, which others take part in."""
+    data, model = NODES, built(lambda: GCN(3, 4, 2, 2))
+    if layout == "coo":
+        adjacency = torch.sparse_coo_tensor(NODES.edge_index, torch.ones(14, dtype=torch.float64), (7, 7)).coalesce()
+        data, model = Data(x=NODES.x, adj_t=adjacency, y=NODES.y), built(Sparse)
+    for method in (None, "gram"):
+        found = spectra.trace(model, CLASSES, data, curvature=name, method=method)
+        expected = spectra.trace(model, CLASSES, data, curvature=name, method="dense")
+        assert found.trace == pytest.approx(expected.trace, rel=1e-9 if method else 0.1)
+    top = spectra.eig(model, CLASSES, data, curvature=name, method="gram", k=3)
+    dense = spectra.eig(model, CLASSES, data, curvature=name, method="dense", k=3)
+    assert top.values == pytest.approx(dense.values, rel=1e-9)
+
+
 def test_nodes_are_not_cut():
-    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of a graph, which cannot be cut; leave `sam"):
+    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of a graph, which is never cut; leave out"):
         load_problem(model=built(lambda: GCN(3, 4, 2, 2)), data=NODES, loss=CLASSES, samples=3)
 
 
@@ -220,14 +248,6 @@ def test_graphs_with_targets_of_their_nodes():
 
 def test_sparse_adjacency_in_the_graph():
     """A torch.sparse matrix as `adj_t`, in place of edge_index."""
-
-    class Sparse(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-
-        def forward(self, x, adj_t):
-            return self.second(adj_t @ self.first(adj_t @ x).tanh())
 
     model = built(Sparse)
     for layout in (torch.sparse_csr, torch.sparse_coo):

@@ -84,7 +84,9 @@ class Graphs(Structured):
     def part(self, cut: slice | Tensor) -> Graphs:
         """Some of the graphs. Raises SpectraError where examples are nodes."""
         if self.examples == NODES:
-            raise SpectraError("`data`: examples are nodes of a graph, which cannot be cut; leave `samples` out")
+            raise SpectraError(
+                "`data`: examples are nodes of a graph, which is never cut; leave out what asks for a part (`samples`)"
+            )
         chosen = cut if isinstance(cut, slice) else cut.cpu()
         return collated(self.data.index_select(chosen), self.data)
 

@@ -16,7 +16,7 @@ from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.losses import Loss
-from spectra.problem.model_inputs import Structured, detached_inputs, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, divisible, versions
 from spectra.problem.outputs import choose_output
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
@@ -221,6 +221,8 @@ def slice_tree(tree: Any, cut: slice | Tensor) -> Any:
     """Cut every tensor of the inputs."""
     if isinstance(tree, Structured):
         return tree.part(cut)
+    if isinstance(tree, Tensor) and not divisible(tree):
+        raise SpectraError("`data`: a batch with a sparse or nested tensor cannot be cut; give smaller batches")
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut) for key, value in tree.items()}
     if isinstance(tree, tuple):
