@@ -20,13 +20,13 @@ from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
 from spectra.inputs.chance import seeded
-from spectra.inputs.examples import READ_TWICE
 from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 GRAPHS, NODES = "graphs", "nodes"
 TRAIN_MASK = "train_mask"  # of the nodes that have a target to learn, as torch_geometric names it
+READ_TWICE = 8  # graphs of a data set that are read a second time, to catch augmentation
 FEWEST = 2  # required arguments, of a model that is called with named parts of a graph, and not with the graph
 
 
