@@ -170,6 +170,8 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
 def _plain(content: Any) -> Any:
     """The configuration without what would run, fetch or rearrange something."""
     if isinstance(content, dict):
+        if content.keys() == {"__float__"}:  # as transformers writes what JSON has no word for
+            return float(content["__float__"])
         return {k: _plain(v) for k, v in content.items() if not (str(k).startswith("_") or k in LEFT_OUT)}
     return [_plain(item) for item in content] if isinstance(content, list) else content
 
