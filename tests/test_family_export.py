@@ -194,6 +194,10 @@ def test_a_plan_names_programs_beside_it(tmp_path, capfd):
     Path("elsewhere").mkdir()
     assert lies_beside("net.pt2", tmp_path, tmp_path, "model")
     assert not lies_beside("../net.pt2", tmp_path / "elsewhere", tmp_path / "elsewhere", "model")
+    assert not lies_beside("net.pt2", tmp_path / "elsewhere", tmp_path, "model")
+    save("net.pt2")
+    Path("elsewhere/run.toml").write_text("model = 'net.pt2'\ndata = 'points.npz'\n")
+    refused(capfd, "eig --config elsewhere/run.toml", "--model net.pt2", "beside that file", "--trust")
     Path("elsewhere/plan.toml").write_text("[problem]\nmodel = '../net.pt2'\ndata = 'digits'\n[eig]\n")
     refused(capfd, "sweep run elsewhere/plan.toml --dry-run", "PLAN elsewhere/plan.toml", "net.pt2", "--trust")
 
