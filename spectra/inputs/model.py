@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from spectra.quoting import quoted
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
+LIGHTNING = ".load_from_checkpoint"
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -146,7 +149,8 @@ def _added(name: str, options: dict[str, Any]) -> Any:
 def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
         try:
-            return call(found, name, options, OPTION)
+            with weights_alone() if name.endswith(LIGHTNING) else nullcontext():
+                return call(found, name, options, OPTION)
         except SpectraError as error:
             if isinstance(error.__cause__, UnpicklingError):  # torch advises to trust the file
                 text = "it reads a file that holds more than weights, which could run code; give that as `checkpoint`"
@@ -155,6 +159,22 @@ def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if options:
         raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
     return found
+
+
+@contextmanager
+def weights_alone() -> Iterator[None]:
+    """A context in which torch.load runs nothing that is in a file, whatever its caller asks for.
+
+    Lightning's loader asks for all, up to 2.5 and for addresses.
+    """
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCED)
+        if before is not None:
+            os.environ[FORCED] = before
 
 
 def pretrained_weights(spec: str) -> Any:
