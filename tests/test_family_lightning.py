@@ -16,8 +16,8 @@ from torch import nn
 import spectra
 from spectra.cli import run
 from spectra.inputs.hyper_parameters import as_text
-from spectra.inputs.model import FORCED
 from spectra.inputs.spec import parse_spec, resolve
+from spectra.inputs.weights_alone import FORCED
 
 with warnings.catch_warnings(action="ignore"):
     lightning = pytest.importorskip("lightning")

@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -19,12 +19,12 @@ from spectra.inputs.origin import names_file
 from spectra.inputs.registers import MODELS
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
+from spectra.inputs.weights_alone import weights_alone
 from spectra.quoting import quoted
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
 LIGHTNING = ".load_from_checkpoint"
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -159,22 +159,6 @@ def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if options:
         raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
     return found
-
-
-@contextmanager
-def weights_alone() -> Iterator[None]:
-    """A context in which torch.load runs nothing that is in a file, whatever its caller asks for.
-
-    Lightning's loader asks for all, up to 2.5 and for addresses.
-    """
-    before = os.environ.get(FORCED)
-    os.environ[FORCED] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(FORCED)
-        if before is not None:
-            os.environ[FORCED] = before
 
 
 def pretrained_weights(spec: str) -> Any:
