@@ -110,6 +110,17 @@ def test_a_program_has_the_matrices_of_its_module(path, curvature, capfd):
     assert record["problem"]["parameters"] == expected.point.numel()
 
 
+def test_the_heading_does_not_speak_of_a_seed(capfd):
+    """The weights of a program do not come from it."""
+    save("net.pt2")
+    for command in ("eig -k 1", "inspect"):
+        assert run(shlex.split(f"{command} --model net.pt2 --data points.npz")) == 0
+        out, err = capfd.readouterr()
+        assert not err
+        assert "seed" not in out
+    assert "no checkpoint: the model holds its weights" in out
+
+
 def test_weights_go_into_a_program(capfd):
     model = net()
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}

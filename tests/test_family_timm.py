@@ -41,7 +41,7 @@ def spec(kind: str) -> str:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("how", ["seed", "checkpoint"])
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_a_name_has_the_matrices_of_its_model(kind, how, curvature, capfd):
     name, options = MODELS[kind]
     with torch.random.fork_rng():

@@ -334,6 +334,14 @@ def test_files_that_a_configuration_names_are_read_as_weights_alone(capfd, monke
     refused(capfd, "transformers:AutoModelForImageClassification?path=saved", "could run code")
 
 
+def test_infinite_values_of_a_configuration_are_numbers():
+    config = transformers.GPT2Config(**SMALL["gpt2"], limit=[0.0, float("inf")])
+    config.save_pretrained("saved")
+    name = "transformers:GPT2LMHeadModel?path=saved"
+    found = load_problem(model=name, data="tokens.npz", loss=CLASSES, device="cpu").problem.model.config
+    assert [*found.limit] == [0.0, float("inf")]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_a_folder_of_a_stranger_neither_hangs_nor_reads_elsewhere(capfd):
     saved("gpt2", max_shard_size=500)
