@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
 from typing import Any
 
@@ -79,7 +80,7 @@ def _loader(names: Sequence[str]) -> Callable[[Any], nn.Module] | None:
     if any(name.endswith(EXPORTED) for name in names):
         return _exported
     if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
-        return torch.jit.load
+        return partial(torch.jit.load, map_location="cpu")
     return None
 
 
