@@ -25,7 +25,8 @@ from spectra.inputs.model import build_model
 from spectra.inputs.problem import load_model, load_problem
 from spectra.inputs.spec import parse_spec, resolve
 from spectra.inputs.transform import choose_transform
-from spectra.problem.losses import BinaryCrossEntropy, MeanSquaredError
+from spectra.problem.binary import BinaryCrossEntropy
+from spectra.problem.losses import MeanSquaredError
 
 NETS = """
 import sys

@@ -20,8 +20,9 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import Data, load_data
 from spectra.inputs.examples import named
-from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.given import GIVEN, data_name, device_and_dtype, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.loss import build_loss
+from spectra.inputs.loss_options import loss_name
 from spectra.inputs.model import build_model, cast, renormalise_embeddings
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import Definition
+from spectra.curvature.definition import IS_ZERO, Definition
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import gradient
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.huber import Bent
 from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
@@ -29,6 +30,8 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
         return
     if isinstance(problem.loss, BatchLoss) and "loss gradient" in matrix.derivatives:
         refuse_one_value(problem, matrix.name)
+    if "loss hessian" in matrix.derivatives and isinstance(problem.loss, Bent):
+        refuse_zero(problem, matrix.name)
     if not isinstance(problem.loss, CustomLoss):
         return
     batch = problem.batches[0]
@@ -42,6 +45,21 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
             f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"
         )
+    if "loss hessian" in matrix.derivatives:
+        refuse_zero(problem, matrix.name)
+
+
+def refuse_zero(problem: Problem, name: str) -> None:
+    """Raise SpectraError where the second derivative of the loss by the output is exactly zero on all data."""
+    if all(is_flat(problem, batch) for batch in problem.batches):
+        raise SpectraError(f"`curvature` {name}: {IS_ZERO.format(' at every target of these data')}")
+
+
+def is_flat(problem: Problem, batch: Batch) -> bool:
+    """Whether a random product with the second derivative of a batch's loss by its rows is exactly zero."""
+    rows = rows_of(problem, batch)
+    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    return not twice(problem, rows, batch, drawn).any()
 
 
 def refuse_one_value(problem: Problem, name: str) -> None:
@@ -178,9 +196,9 @@ def unless_out_of_memory(error: RuntimeError) -> str:
     return describe(error)
 
 
-def twice(problem: Problem, rows: Tensor, batch: Batch) -> Tensor:
-    """A product with the second derivative of the loss by its rows."""
+def twice(problem: Problem, rows: Tensor, batch: Batch, vector: Tensor | None = None) -> Tensor:
+    """A product with the second derivative of the loss by its rows, with ones by default."""
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
-        return gradient(slope, (leaf,), torch.ones_like(leaf))[0]
+        return gradient(slope, (leaf,), torch.ones_like(leaf) if vector is None else vector)[0]
