@@ -92,7 +92,11 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     if isinstance(loss, Loss):
         return loss
     bare = loss.func if isinstance(loss, partial) else loss
-    return loss_of(loss, getattr(bare, "__name__", type(bare).__name__), device, dtype)
+    name = getattr(bare, "__name__", type(bare).__name__)
+    if isinstance(bare, nn.Module):
+        bare = copy.deepcopy(bare)
+        loss = partial(bare, *loss.args, **loss.keywords) if isinstance(loss, partial) else bare
+    return loss_of(loss, name, device, dtype)
 
 
 def may_be_loss(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -95,7 +94,7 @@ def loss_of(
     reduction = options.get("reduction", getattr(bare, "reduction", "mean"))
     reduction = "sum" if reduction == "sum" else "mean"
     if isinstance(bare, nn.Module):
-        bare = cast(copy.deepcopy(bare), device, dtype)
+        bare = cast(bare, device, dtype)
         function = partial(bare, **options) if options else bare
     if is_torchs(function):
         return others(function, name, reduction)

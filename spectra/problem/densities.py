@@ -39,7 +39,7 @@ def names_density(function: Any) -> bool:
         return False
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return not several and len(places) == 1
+    return not several and len(places) == 1 and places[0].default is places[0].empty
 
 
 @dataclass(frozen=True)
