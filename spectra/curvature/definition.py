@@ -26,10 +26,8 @@ from spectra.problem.losses import Distribution, Loss
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.weights import weights_of
 
-IS_ZERO = (
-    "is zero: the loss is linear in the model's output, so that its second derivative by it is zero{}; ask for hessian, "
-    "fisher or fisher-empirical"
-)
+# Of a GGN that methods would return as 0 +- 0.
+IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, fisher or fisher-empirical"
 
 # Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
 # derivative by the outputs, and its first derivative by the parameters.
