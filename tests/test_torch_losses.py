@@ -359,6 +359,7 @@ def repeated(problem: Problem, times: int, **options) -> Problem:
     return replace(problem, batches=[many], **options)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", EVERY)
 def test_draws_converge_to_the_expectation_and_do_not_depend_on_batches(case):
     reference = Reference(case)
