@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.matrices import refuse_unsuited, suits
+from spectra.curvature.matrices import refuse_unsuited, why_unsuited
 from spectra.inputs.problem import Loaded, choose_own_device, describe_problem, load_problem
 from spectra.operator import CHECKS
 from spectra.problem.problem import Problem, Processes
@@ -46,12 +46,18 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
 
     A note in the record tells of the others. Raises SpectraError.
     """
-    names = request.curvature
+    names, missing = request.curvature, []
 
     def fits(loss: Any, size: int) -> None:
         nonlocal names
         if request.lenient:
-            names = tuple(name for name in request.curvature if suits(name, loss))
+            reasons = {name: why_unsuited(name, loss) for name in request.curvature}
+            names = tuple(name for name, reason in reasons.items() if reason is None)
+            missing[:] = [
+                f"{name} is left out: {reason.removeprefix('is zero: ').partition(';')[0]}"
+                for name, reason in reasons.items()
+                if reason
+            ]
         for name in names:
             refuse_unsuited(name, loss, request.weight_decay)
         limit = request.max_products
@@ -63,6 +69,4 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
         fits(request.problem.loss, request.problem.size)
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
-    why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
-    missing = [f"{name} {why}" for name in request.curvature if name not in names]
     return replace(loaded, record=loaded.record.changed(notes=[*(loaded.record.notes or ()), *missing])), names
