@@ -316,3 +316,28 @@ def test_the_command_line(tmp_path, monkeypatch, capfd):
         loss = partial(lambda o, *, least: ds.Normal(o[:, :2], o[:, 2:].exp() + least), least=0.1)
         again = spectra.trace(model, loss, (X, pairs), curvature=name, method="dense")
         assert found == pytest.approx(again.trace, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", ["", "?full=true&eps=0.4&reduction=sum"])
+def test_gaussian_with_learnt_variance_on_the_command_line(options, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("pair.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Pair(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(0)\n"
+        "        self.body = nn.Linear(3, 4)\n"
+        "    def forward(self, x):\n        z = self.body(x)\n        return z[:, :2], z[:, 2:].exp()\n"
+    )
+    np.savez("points.npz", x=X.numpy(), y=pairs.numpy())
+    line = "trace --model pair.py:Pair --data points.npz --method dense --json --dtype float64 --curvature fisher"
+    assert run([*line.split(), "--loss", f"gaussian_nll{options}"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4)
+    variance = layer.double()(X)[:, 2:].exp()
+    scale = 1.0 if options else 1 / (2 * N)
+    clamped = variance.clamp(min=0.4 if options else 1e-6)
+    squares = 1 + X.square().sum(dim=1, keepdim=True)  # of a linear layer with a bias
+    expected = (squares * (1 / clamped + variance**2 / (2 * clamped**2))).sum().item() * scale
+    assert record["results"][0]["trace"] == pytest.approx(expected, rel=1e-5)
+    assert record["problem"]["loss"] == f"gaussian_nll{options}"

@@ -13,12 +13,14 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 import spectra
+from spectra.comparison.residuals import residuals
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.given import own_loss
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.problem import Problem
+from spectra.spectrum.classes import class_means
 
 N, T, K = 7, 3, 3
 D = torch.float64
@@ -172,6 +174,24 @@ def test_matrices_against_a_loop(name):
     assert (drawn - exact).norm() <= 0.25 * exact.norm()
     parts, whole = (matrix(loop.problem(size, mc_samples=2), "fisher-mc") for size in (2, N))
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_of_two_is_an_example_twice():
+    """Whole weights against the examples repeated: second derivatives, class means, and the way along directions."""
+    times = torch.tensor([2, 1, 0, 3, 1, 2, 1])
+    labels = TOKENS[:, 1].clone()
+    torch.manual_seed(0)
+    model = Net(lambda z: z).double()
+    targets = {"labels": labels, "weights": times.to(D)}
+    ours = Problem(model, own_loss(nn.CrossEntropyLoss()), cut_batches(X, targets, torch.arange(N), 3))
+    x, y = X.repeat_interleave(times, dim=0), labels.repeat_interleave(times)
+    theirs = Problem(model, own_loss(nn.CrossEntropyLoss()), cut_batches(x, y, torch.arange(len(y)), 4))
+    for name in ("hessian", "ggn", "fisher"):
+        torch.testing.assert_close(matrix(ours, name), matrix(theirs, name), rtol=1e-10, atol=1e-12)
+    for one, other in zip(vars(class_means(ours)).values(), vars(class_means(theirs)).values(), strict=True):
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert residuals(ours).accuracy == pytest.approx(evaluate(ours).accuracy)
 
 
 def test_weights_of_one_change_nothing():

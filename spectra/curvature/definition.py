@@ -27,7 +27,7 @@ from spectra.problem.problem import Batch, Problem
 from spectra.problem.weights import weights_of
 
 # Of a GGN that methods would return as 0 +- 0.
-IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, fisher or fisher-empirical"
+IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, {}fisher-empirical"
 
 # Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
 # derivative by the outputs, and its first derivative by the parameters.
@@ -119,7 +119,7 @@ class Definition(ABC):
         if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
             return "a loss with a method draw has no expectation in closed form; use fisher-mc"
         if "loss hessian" in self.derivatives and getattr(loss, "linear", False):
-            return IS_ZERO.format("")
+            return IS_ZERO.format("", "fisher or ")
         if "loss hessian" in self.derivatives and isinstance(loss, BatchLoss):
             return (
                 "a loss of (model, batch) shows no output of the model, in which it could be differentiated; use "

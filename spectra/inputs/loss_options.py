@@ -124,6 +124,8 @@ def loss_name(loss: Loss) -> str:
 
 def as_text(value: Any) -> str:
     """An option's value as it would be typed."""
+    if isinstance(value, Tensor) and value.ndim > 1:  # which cannot be typed
+        return f"({' x '.join(map(str, value.shape))} numbers)"
     if isinstance(value, Tensor):
         return ",".join(map(repr, value.flatten().tolist()))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -52,7 +52,7 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
 def refuse_zero(problem: Problem, name: str) -> None:
     """Raise SpectraError where the second derivative of the loss by the output is exactly zero on all data."""
     if all(is_flat(problem, batch) for batch in problem.batches):
-        raise SpectraError(f"`curvature` {name}: {IS_ZERO.format(' at every target of these data')}")
+        raise SpectraError(f"`curvature` {name}: {IS_ZERO.format(' at every target of these data', 'or ')}")
 
 
 def is_flat(problem: Problem, batch: Batch) -> bool:
