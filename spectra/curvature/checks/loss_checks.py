@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import IS_ZERO, Definition
+from spectra.curvature.definition import IS_ZERO, Definition, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import gradient
 from spectra.errors import SpectraError, describe
@@ -50,8 +50,13 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
 
 
 def refuse_zero(problem: Problem, name: str) -> None:
-    """Raise SpectraError where the second derivative of the loss by the output is exactly zero on all data."""
-    if all(is_flat(problem, batch) for batch in problem.batches):
+    """Raise SpectraError where the second derivative of the loss by the output is exactly zero on all data.
+
+    A loss that has no slope either, as one of nothing, is let pass.
+    """
+    if all(is_flat(problem, batch) for batch in problem.batches) and any(
+        loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
+    ):
         raise SpectraError(f"`curvature` {name}: {IS_ZERO.format(' at every target of these data', 'or ')}")
 
 
