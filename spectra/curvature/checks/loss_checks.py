@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectra.curvature.definition import IS_ZERO, Definition, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
-from spectra.curvature.engine.differentiation import gradient
+from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
@@ -30,8 +30,6 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
         return
     if isinstance(problem.loss, BatchLoss) and "loss gradient" in matrix.derivatives:
         refuse_one_value(problem, matrix.name)
-    if "loss hessian" in matrix.derivatives and isinstance(problem.loss, Bent):
-        refuse_zero(problem, matrix.name)
     if not isinstance(problem.loss, CustomLoss):
         return
     batch = problem.batches[0]
@@ -45,19 +43,25 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
             f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"
         )
-    if "loss hessian" in matrix.derivatives:
-        refuse_zero(problem, matrix.name)
 
 
-def refuse_zero(problem: Problem, name: str) -> None:
-    """Raise SpectraError where the second derivative of the loss by the output is exactly zero on all data.
+def why_zero(problem: Problem, matrix: Definition) -> str | None:
+    """The reason why a matrix is zero on these data, with the way out: that a loss which need not be linear in the
+    output is so at every target. None where the matrix is not zero.
 
-    A loss that has no slope either, as one of nothing, is let pass.
+    Losses that curve everywhere are not looked at, and one that has no slope either, as of nothing, is let pass.
     """
-    if all(is_flat(problem, batch) for batch in problem.batches) and any(
-        loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
-    ):
-        raise SpectraError(f"`curvature` {name}: {IS_ZERO.format(' at every target of these data', 'or ')}")
+    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
+        return None
+    with twice_differentiable(problem.model), explained():
+        first = problem.batches[0]
+        if no_second_derivative(problem, rows_of(problem, first), first):
+            return None
+        if all(is_flat(problem, batch) for batch in problem.batches) and any(
+            loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
+        ):
+            return IS_ZERO.format(" at every target of these data", "or ")
+    return None
 
 
 def is_flat(problem: Problem, batch: Batch) -> bool:
