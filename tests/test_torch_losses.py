@@ -384,6 +384,36 @@ def test_functions_and_names_are_the_module(name):
     assert loss_name(build_loss(loss_name(expected))) == loss_name(expected)
 
 
+OWN = """
+import torch.nn.functional as F
+from torch import nn
+
+def powers(output, target, reduction="mean"):
+    found = (output - target).abs() ** 3
+    return found.sum() if reduction == "sum" else found.mean()
+
+class Sums(nn.Module):
+    reduction = "sum"
+
+    def forward(self, output, target):
+        return ((output - target).abs() ** 3).sum()
+"""
+
+
+@pytest.mark.parametrize("typed", ["own.py:powers?reduction=sum", "own.py:Sums"])
+def test_sums_of_ones_own(typed, tmp_path, monkeypatch):
+    """Second derivatives of a sum are N K times those of the mean, products of gradients its square."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    model, scale = Reference(CASES["mse"]).model, N * K
+    sums, means = (
+        Problem(model, build_loss(spec), cut_batches(X, REAL, torch.arange(N), 4)) for spec in (typed, "own.py:powers")
+    )
+    assert evaluate(sums).loss == pytest.approx(scale * evaluate(means).loss, rel=1e-12)
+    for name, factor in (("hessian", scale), ("ggn", scale), ("fisher-empirical", scale**2)):
+        torch.testing.assert_close(matrix(sums, name), factor * matrix(means, name), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.typed])
 def test_what_is_typed(name, tmp_path, monkeypatch, capfd):
