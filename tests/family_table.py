@@ -140,8 +140,7 @@ def tasks(outputs, data):
 
 def distilled(call, data):
     x, _ = data
-    parts = [torch.linspace(-1, 1, n, dtype=torch.float64) + 0.1 * i for i, n in enumerate((32, 8, 24, 3))]
-    w, b, v, c = (part.float().double().sin() for part in parts)
+    w, b, v, c = ((torch.linspace(-1, 1, n) + 0.1 * i).sin().double() for i, n in enumerate((32, 8, 24, 3)))
     wise = (torch.tanh(x @ w.view(8, 4).T + b) @ v.view(3, 8).T + c) / 2
     student = call(x)
     soft = (wise.softmax(1) * (wise.log_softmax(1) - (student / 2).log_softmax(1))).sum(1)
@@ -168,6 +167,9 @@ FAMILIES = {
     "simclr": Family("Encoder", simclr, whole=True),
     "supcon": Family(
         "net", lambda call, d: supcon(call(d[0]), d), whole=True, file="contrast", loss="contrast.py:of_model"
+    ),
+    "supcon of outputs": Family(
+        "net", supcon, lambda call, d: call(d[0]), whole=True, file="contrast", divisible=False
     ),
     "triplet": Family("net", triplet),
     "towers": Family("Towers", towers, whole=True),
@@ -196,7 +198,7 @@ FAMILIES = {
     ),
     "deep": Family("Deep", deep, lambda call, d: torch.cat(call(d[0]), 1)),
     "tasks": Family("Tasks", tasks, lambda call, d: torch.cat(list(call(d[0]).values()), 1)),
-    "distilled": Family("net", distilled),
+    "distilled": Family("net", distilled, loss="distilled.py:Distillation"),
     "energy": Family("Hopfield", energy),
     "recurrent": Family(
         "Recurrent", classes(lambda d: d[1]), lambda call, d: call(d[0]), f"{LABELS}?class_dim=-1", distribution=True

@@ -120,6 +120,27 @@ def spectrum(name: str, curvature: str = "hessian", size: int | None = None) -> 
     return None if matrix is None else np.array(sorted(torch.linalg.eigvalsh(matrix).tolist(), key=abs, reverse=True))
 
 
+REFUSED = [
+    ("distilled", "distilled.py:single", "", "has to be of the model's dtype and device"),
+    ("diffusion", "diffusion.py:drawing", "", "its value changes from call to call"),
+    ("diffusion", "diffusion.py:loss", "--curvature fisher", "no distribution p(y|f)"),
+    ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),
+    ("supcon of outputs", "contrast.py:loss", "--batch-size 7", "write the loss as a function of (model, batch)"),
+    ("pinn", "pinn.py:loss", "--samples 10", "have lengths 40, 12, 1, of which none can be chosen"),
+    ("pinn", "pinn.py:loss", "--loss-part residuals", "it has residual, border, known"),
+]
+
+
+@pytest.mark.parametrize(("name", "loss", "more", "message"), REFUSED)
+def test_a_line_for_what_cannot_be(name, loss, more, message, capfd):
+    line = typed(name).partition(" --loss")[0]
+    capfd.readouterr()
+    assert run(shlex.split(f"eig {line} --loss {loss} --dtype float64 {more}")) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
 def file_of(name: str) -> str:
     return FAMILIES[name].file or name
 
@@ -213,7 +234,7 @@ def test_in_python(name):
     own = reference(name)
     loss: Any = {"": own.loss, "cross_entropy": nn.CrossEntropyLoss(), "mse": nn.MSELoss()}.get(own.family.loss)
     if ":" in own.family.loss:
-        loss = own.loss
+        loss = own.loss() if isinstance(own.loss, type) else own.loss
     if not own.family.divisible:
         batches: Any = [own.data]
     elif own.family.whole:

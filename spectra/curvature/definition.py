@@ -105,6 +105,11 @@ class Definition(ABC):
 
     def unsuited(self, loss: Loss) -> str | None:
         """The reason why the matrix is not defined for the loss, with the way out; None where it is."""
+        if self.needs_distribution and isinstance(loss, BatchLoss):
+            return (
+                "a loss of (model, batch) shows no output of the model, and so no distribution p(y|f) to expect labels "
+                "of; use hessian or fisher-empirical"
+            )
         if self.needs_distribution and not has_distribution(loss):
             return "a loss of your own has no distribution p(y|f) to expect labels of; use ggn or fisher-empirical"
         if "loss hessian" in self.derivatives and isinstance(loss, BatchLoss):

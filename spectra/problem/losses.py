@@ -221,7 +221,9 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
+            raise SpectraError(
+                f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)}"
+            ) from error
         values = values_of(found, count, self)
         given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
         if not values.requires_grad and any(leaf.requires_grad for leaf in given):
@@ -237,6 +239,17 @@ class CustomLoss:
     def examples(self, targets: Any) -> int:
         """The number of examples."""
         return length_of(targets)
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a user's loss that fails with this error."""
+    text = str(error)
+    if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
+        return (
+            "mend it there: what it computes with besides has to be of the model's dtype and device, as the tensors and "
+            "networks of a loss that is a torch.nn.Module are"
+        )
+    return "mend it there"
 
 
 class UserLoss(Protocol):

@@ -21,3 +21,8 @@ def loss(model, batch):
     alpha = torch.cos(batch["t"] * torch.pi / 2)[:, None]
     noisy = alpha * batch["x0"] + (1 - alpha**2).sqrt() * batch["noise"]
     return ((model(noisy, batch["t"]) - batch["noise"]) ** 2).mean(1)
+
+
+def drawing(model, batch):
+    t = torch.rand(len(batch["x0"])).to(batch["x0"])
+    return loss(model, batch | {"t": t})
