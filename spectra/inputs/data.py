@@ -16,6 +16,7 @@ from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.batches import Batches, Collate, loaded
 from spectra.inputs.chance import seeded
+from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
 from spectra.inputs.items import Wanted
@@ -63,7 +64,7 @@ def load_data(
     used = transform if transform.typed or _holds_images(name) else None
     wanted = wanted or Wanted()
     with seeded(seed):
-        source = _source(name, options)
+        source = training_loader(_source(name, options), name)
         if are_graphs(source):
             if used:
                 text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="

@@ -20,10 +20,11 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import TARGETS
+from spectra.memory import out_of_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
-from spectra.problem.model_loss import call, forward, logits_in, loss_in
+from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
 from spectra.problem.problem import Batch
 from spectra.problem.side_effects import without_side_effects
@@ -99,11 +100,22 @@ def called(model: nn.Module, batch: Batch) -> Any:
     try:
         with torch.enable_grad():
             return call(model, detached_inputs(batch.inputs, True))
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+    except Exception as error:
+        if isinstance(error, SpectraError) or out_of_memory(error):
+            raise
         raise SpectraError(
-            f"`model`: fails on the data ({describe(error)}); check that `model` fits `data` (SPECTRA_TRACEBACK=1 "
-            "shows where)"
+            f"`model`: fails on the data ({describe(error)}); {remedy(model)} (SPECTRA_TRACEBACK=1 shows where)"
         ) from error
+
+
+def remedy(model: nn.Module) -> str:
+    """What to do about a model that fails while it computes its loss."""
+    if not is_lightning(model):
+        return "check that `model` fits `data`"
+    return (
+        "its training_step is called with a batch alone, without a trainer, logger or optimiser; check that `model` "
+        "fits `data`, or name a `loss`"
+    )
 
 
 def label_key(inputs: Any) -> Any:

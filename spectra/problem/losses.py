@@ -246,7 +246,7 @@ def remedy(error: Exception) -> str:
     text = str(error)
     if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
         return (
-            "mend it there: what it computes with besides has to be of the model's dtype and device, as the tensors and "
+            "mend it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
             "networks of a loss that is a torch.nn.Module are"
         )
     return "mend it there"

@@ -6,7 +6,8 @@ loss under `loss`, as the first entry of a tuple, or is the loss itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from spectra.problem.model_inputs import Structured
 from spectra.problem.outputs import contents, entries
 
 STEP = "training_step"  # of Lightning's modules
+BEFORE_STEP = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change a batch
 LOGGING = ("log", "log_dict", "print")  # which ask for a trainer
 
 
@@ -37,10 +39,19 @@ class ModelLoss(BatchLoss):
 
 def call(model: nn.Module, batch: Any) -> Any:
     """What the model returns for a batch: by `training_step`, where it is one of Lightning's, else by a call."""
-    if is_lightning(model):
-        with unlogged(model):
-            return getattr(model, STEP)(batch, 0)
-    return forward(model, batch)
+    if not is_lightning(model):
+        return forward(model, batch)
+    with unlogged(model):
+        for hook in filter(None, (getattr(model, name, None) for name in BEFORE_STEP)):
+            batch = hook(batch, 0)
+        step = getattr(model, STEP)
+        return step(batch, 0) if takes_index(step) else step(batch)
+
+
+def takes_index(step: Callable[..., Any]) -> bool:
+    """Whether a training step takes the number of its batch beside the batch."""
+    parameters = inspect.signature(step).parameters.values()
+    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
