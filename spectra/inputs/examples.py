@@ -86,10 +86,7 @@ def read(
     """
     wanted = wanted or Wanted()
     if (arrays := as_arrays(source, wanted, name)) is not None:
-        if wanted.whole and len(sizes := lengths(arrays)) > 1 and 0 not in sizes:
-            if samples is not None:
-                text = f"the tensors of `data` have lengths {', '.join(map(str, sorted(sizes, reverse=True)))}"
-                raise input_error("`samples`", str(samples), f"{text}, of which none can be chosen; leave it out")
+        if wanted.whole and len(sizes := lengths(arrays)) > 1 and samples is None and 0 not in sizes:
             # Points inside and on the border: one batch, that belongs together.
             return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
         indices = _choose(_length(arrays, name), samples, seed, name)

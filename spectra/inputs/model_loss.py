@@ -50,11 +50,12 @@ class Reading:
     loss: Loss
     sentence: str
     shifted: bool = False  # whether a label belongs to the logits one place before
+    column: bool = False  # whether logits have a last dimension of one, and labels have none
 
     def targets(self, labels: Tensor) -> Tensor:
         """The targets of our loss."""
         if not self.shifted:
-            return labels
+            return labels[..., None] if self.column else labels
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], CrossEntropy.ignore_index)], dim=1)
 
 
@@ -178,9 +179,13 @@ def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
         if labels.shape == (logits.shape[0], *logits.shape[2:]):
             yield Reading(CrossEntropy(class_dim=1), "the model's own loss is the cross entropy of its logits")
         return
+    column = logits.shape == (*labels.shape, 1)
+    if labels.shape == logits.shape or column:
+        squares = "the model's own loss is the mean squared error of its output"
+        yield Reading(MeanSquaredError(), squares, column=column)
+        binary = "the model's own loss is the binary cross entropy of its logits"
+        yield Reading(BinaryCrossEntropy(), binary, column=column)
     if labels.shape == logits.shape:
-        yield Reading(MeanSquaredError(), "the model's own loss is the mean squared error of its output")
-        yield Reading(BinaryCrossEntropy(), "the model's own loss is the binary cross entropy of its logits")
         yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
 
 

@@ -221,9 +221,7 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(
-                f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)}"
-            ) from error
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)}") from error
         values = values_of(found, count, self)
         given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
         if not values.requires_grad and any(leaf.requires_grad for leaf in given):

@@ -21,6 +21,7 @@ from spectra.problem.outputs import contents, entries
 
 STEP = "training_step"  # of Lightning's modules
 BEFORE_STEP = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change a batch
+ASKS = "return_loss"  # of CLIP and its like in transformers
 LOGGING = ("log", "log_dict", "print")  # which ask for a trainer
 
 
@@ -40,12 +41,22 @@ class ModelLoss(BatchLoss):
 def call(model: nn.Module, batch: Any) -> Any:
     """What the model returns for a batch: by `training_step`, where it is one of Lightning's, else by a call."""
     if not is_lightning(model):
-        return forward(model, batch)
+        return forward(model, {ASKS: True, **batch} if asks(model, batch) else batch)
     with unlogged(model):
         for hook in filter(None, (getattr(model, name, None) for name in BEFORE_STEP)):
             batch = hook(batch, 0)
         step = getattr(model, STEP)
         return step(batch, 0) if takes_index(step) else step(batch)
+
+
+def asks(model: nn.Module, batch: Any) -> bool:
+    """Whether a model returns its loss where an argument asks for it, as CLIP does."""
+    if not isinstance(batch, Mapping) or ASKS in batch:
+        return False
+    try:
+        return ASKS in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # of TorchScript and the like
+        return False
 
 
 def takes_index(step: Callable[..., Any]) -> bool:

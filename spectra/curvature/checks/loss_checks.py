@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectra.curvature.definition import Definition
 from spectra.curvature.engine.batches import joined, kind
-from spectra.curvature.engine.differentiation import gradient
+from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
@@ -91,7 +91,12 @@ def takes_whole_batches(problem: Problem) -> bool:
     """
     if not isinstance(problem.loss, BatchLoss | CustomLoss) or not problem.batches:
         return False
-    batch = problem.batches[0]
+    with twice_differentiable(problem.model), explained():
+        return ties_examples(problem, problem.batches[0])
+
+
+def ties_examples(problem: Problem, batch: Batch) -> bool:
+    """Whether a user's loss of a batch is more than one of its examples each."""
     whole, count = rows_of(problem, batch), len(batch)
     if isinstance(problem.loss, CustomLoss):
         return compares_examples(problem, whole, batch)
