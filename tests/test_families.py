@@ -126,7 +126,6 @@ REFUSED = [
     ("diffusion", "diffusion.py:loss", "--curvature fisher", "no distribution p(y|f)"),
     ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),
     ("supcon of outputs", "contrast.py:loss", "--batch-size 7", "write the loss as a function of (model, batch)"),
-    ("pinn", "pinn.py:loss", "--samples 10", "have lengths 40, 12, 1, of which none can be chosen"),
     ("pinn", "pinn.py:loss", "--loss-part residuals", "it has residual, border, known"),
 ]
 
