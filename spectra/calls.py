@@ -23,7 +23,7 @@ from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.given import called_program, loss_name, own_loss
-from spectra.inputs.problem import choose_dtype, load_problem
+from spectra.inputs.problem import choose_dtype, choose_own_device, load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.problem.batch_loss import BatchLoss
@@ -298,8 +298,9 @@ def problem_of(
         if value is None:
             raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
     checked, model = checked_options(options), called_program(model)
-    loss = loss if isinstance(loss, str) else own_loss(loss)
-    kind = str(choose_dtype(model, checked.get("dtype"))).removeprefix("torch.")
+    device, dtype = choose_own_device(model, checked.get("device")), choose_dtype(model, checked.get("dtype"))
+    loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
+    kind = str(dtype).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
     recorded |= {"params": list(recorded["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):
