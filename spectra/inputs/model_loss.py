@@ -8,7 +8,7 @@ batch by batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
-from spectra.inputs.items import TARGETS
+from spectra.inputs.items import OTHER_TARGETS, TARGETS
 from spectra.memory import out_of_memory
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
@@ -50,13 +50,14 @@ class Reading:
     loss: Loss
     sentence: str
     shifted: bool = False  # whether a label belongs to the logits one place before
+    ignored: int = CrossEntropy.ignore_index  # the label that does not count
     column: bool = False  # whether logits have a last dimension of one, and labels have none
 
     def targets(self, labels: Tensor) -> Tensor:
         """The targets of our loss."""
         if not self.shifted:
             return labels[..., None] if self.column else labels
-        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], CrossEntropy.ignore_index)], dim=1)
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignored)], dim=1)
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
@@ -77,10 +78,11 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
         key = label_key(first.inputs)
         if key is None or not (isinstance(own, Tensor) and own.ndim == 0):
             return None
+        ignored = ignored_label(batch.inputs[key] for batch in batches)
         for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
             halves = [separated(batch, key, keep) for batch in (first, last)]
             output, shown = shown_logits(model, halves[0].inputs, logits)
-            for reading in readings(shown, halves[0].targets) if shown is not None else ():
+            for reading in readings(shown, halves[0].targets, ignored) if shown is not None else ():
                 pairs = zip((first, last), halves, strict=True)
                 if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
                     made = [separated(batch, key, keep) for batch in batches]
@@ -123,6 +125,7 @@ def label_key(inputs: Any) -> Any:
     """Where a batch holds its labels: a key of a mapping, or the last place of a pair; None where it shows none."""
     if isinstance(inputs, Mapping):
         held = [key for key in TARGETS if isinstance(inputs.get(key), Tensor)]
+        held = held or [key for key in OTHER_TARGETS if isinstance(inputs.get(key), Tensor)]
         return held[0] if len(held) == 1 else None
     return 1 if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Tensor) else None
 
@@ -168,16 +171,23 @@ def same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and bool((one - two).abs().max() <= SLOPE * two.abs().max())
 
 
-def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
+def ignored_label(labels: Iterable[Tensor]) -> int:
+    """The label that does not count: the lowest where that is negative, as -1 is in nanoGPT, else PyTorch's -100."""
+    lowest = min(int(part.min()) if part.numel() and not part.is_floating_point() else 0 for part in labels)
+    return lowest if lowest < 0 else CrossEntropy.ignore_index
+
+
+def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
     """The losses of ours whose shapes fit."""
+    entropy = {dim: CrossEntropy(class_dim=dim, ignore_index=ignored) for dim in (-1, 1)}
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
             shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
-            yield Reading(CrossEntropy(class_dim=-1), shift, shifted=True)
+            yield Reading(entropy[-1], shift, shifted=True, ignored=ignored)
         if labels.shape == logits.shape[:-1]:
-            yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+            yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
         if labels.shape == (logits.shape[0], *logits.shape[2:]):
-            yield Reading(CrossEntropy(class_dim=1), "the model's own loss is the cross entropy of its logits")
+            yield Reading(entropy[1], "the model's own loss is the cross entropy of its logits")
         return
     column = logits.shape == (*labels.shape, 1)
     if labels.shape == logits.shape or column:
@@ -186,7 +196,7 @@ def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
         binary = "the model's own loss is the binary cross entropy of its logits"
         yield Reading(BinaryCrossEntropy(), binary, column=column)
     if labels.shape == logits.shape:
-        yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+        yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
 
 
 def agree(

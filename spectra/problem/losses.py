@@ -9,6 +9,7 @@ of -log p at f_i; `scales` are the s_i. Losses of labels also tell which counted
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -221,7 +222,10 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)}") from error
+            told = remedy(error)
+            if takes_batch(self.function):
+                told = "it is called with (output, target): for (model, batch), call its first parameter model"
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {told}") from error
         values = values_of(found, count, self)
         given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
         if not values.requires_grad and any(leaf.requires_grad for leaf in given):
@@ -237,6 +241,14 @@ class CustomLoss:
     def examples(self, targets: Any) -> int:
         """The number of examples."""
         return length_of(targets)
+
+
+def takes_batch(function: Callable[..., Any]) -> bool:
+    """Whether the second parameter of a function is called `batch`."""
+    try:
+        return [*inspect.signature(function).parameters][1:2] == ["batch"]
+    except (TypeError, ValueError):  # some built-ins have no signature
+        return False
 
 
 def remedy(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The loss that a model returns by itself, as those of transformers do, and Lightning's `training_step`.
 
 A batch that is a mapping gives the model's keywords, a tuple its positional arguments. What the model returns holds the
-loss under `loss`, as the first entry of a tuple, or is the loss itself.
+loss under `loss`, as the first entry or the only number of a tuple, or is the loss itself.
 """
 
 from __future__ import annotations
@@ -105,6 +105,9 @@ def loss_in(returned: Any) -> Any:
         first = returned[0] if returned else None
         if isinstance(first, Tensor) and first.ndim < 2:
             return first
+        numbers = [value for value in returned if isinstance(value, Tensor) and value.ndim == 0]
+        if len(numbers) == 1:  # after the logits, as in nanoGPT
+            return numbers[0]
     else:
         found = entries(returned)
         if isinstance(found.get("loss"), Tensor | Mapping):
@@ -124,5 +127,5 @@ def logits_in(returned: Any) -> Tensor | None:
     """The logits beside the loss in what a model returned; None where there are none."""
     found = entries(returned).get("logits")
     if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
-        found = returned[1]
+        found = next((value for value in returned if isinstance(value, Tensor) and value.ndim > 1), returned[1])
     return found if isinstance(found, Tensor) and found.is_floating_point() else None
