@@ -1,246 +1,229 @@
-"""Families of models, each a file as a user writes it, by the command and in Python, against dense references.
+"""Families of models as a user writes them: one file each, and the command, against PyTorch's dense derivatives.
 
-The files are families/*.py; family_table.py has what is typed and the loss by its formula.
+The reference is `torch.autograd.functional` over the same file's model, on all its data in one batch.
 """
 
 import json
-import runpy
 import shlex
-import sys
-from collections.abc import Callable
 from functools import cache
-from itertools import product
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from family_table import FAMILIES, Family
-from torch import Tensor, nn
+import torch.nn.functional as F
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
-from torch.utils.data import DataLoader
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import spectra
 from spectra.cli import run
-from spectra.problem.model_inputs import map_tensors
 
-FOLDER = Path(__file__).parent / "families"
-SIZE = 7  # of the batches where there are several, so that the last one is shorter
-ALONE = [name for name, family in FAMILIES.items() if not family.whole]
-WHOLE = [name for name, family in FAMILIES.items() if family.whole]
-SEVERAL = [name for name in WHOLE if FAMILIES[name].divisible]
-MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical", "gradient-covariance")
-ZERO = {("flow", "ggn")}  # its loss is linear in the output
+BEGIN = """
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-@pytest.fixture(autouse=True)
-def folder(monkeypatch):
-    monkeypatch.chdir(FOLDER)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def integers(below, *shape):
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(1))
+"""
+DIFFUSION = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.time, self.last = nn.Linear(3, 5), nn.Embedding(10, 5), nn.Linear(5, 3)
+        self.kept = nn.Buffer(torch.linspace(0.95, 0.05, 10))
 
+    def forward(self, x, t, noise):
+        kept = self.kept[t][:, None]
+        noisy = kept.sqrt() * x + (1 - kept).sqrt() * noise
+        return self.last(F.silu(self.first(noisy) + self.time(t)))
 
-class Reference:
-    """The user's network and data in float64, and dense matrices of the loss by its formula."""
+def data():
+    noise = drawn(6, 3, seed=2)
+    return {"x": drawn(6, 3), "t": integers(10, 6), "noise": noise}, noise
+"""
+VAE = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 4), nn.Linear(2, 3)
 
-    def __init__(self, name: str):
-        self.family: Family = FAMILIES[name]
-        names = runpy.run_path(str(FOLDER / f"{file_of(name)}.py"))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.model = names[self.family.net]().double().eval()
-            torch.manual_seed(0)
-            data = names["data"]()
-        self.data = map_tensors(lambda x: x.double() if x.is_floating_point() else x, data)
-        self.loss = names.get(self.family.loss.partition(":")[2] or "loss")
-        self.named = dict(self.model.named_parameters())
-        self.point = torch.cat([p.detach().flatten() for p in self.named.values()])
+    def forward(self, x, noise):
+        mean, log_variance = self.encoder(x).tanh().chunk(2, -1)
+        return torch.cat([self.decoder(mean + (log_variance / 2).exp() * noise).tanh(), mean, log_variance], -1)
 
-    @property
-    def count(self) -> int:
-        return max(len(x) for x in torch.utils._pytree.tree_leaves(self.data))
+def loss(output, x):
+    made, mean, log_variance = output.split((3, 2, 2), -1)
+    return (made - x).square().sum(-1) + (mean.square() + log_variance.exp() - log_variance - 1).sum(-1) / 2
 
-    def at(self, point: Tensor, function: Callable, data: Any) -> Tensor:
-        parts = point.split([p.numel() for p in self.named.values()])
-        weights = {name: part.view(p.shape) for (name, p), part in zip(self.named.items(), parts, strict=True)}
+def data():
+    return {"x": drawn(6, 3), "noise": drawn(6, 2, seed=2)}, drawn(6, 3)
+"""
+U_NET = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(1, 2)
+        self.low = nn.Conv2d(2, 3, 3, padding=1)
+        self.up, self.head = nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Conv2d(7, 3, 1)
 
-        def call(*args: Any, **keywords: Any) -> Any:
-            return functional_call(self.model, weights, args, keywords)
+    def forward(self, x):
+        high = F.silu(self.norm(self.down(x)))
+        low = F.silu(self.low(F.max_pool2d(high, 2)))
+        wide = F.interpolate(low, size=high.shape[-2:], mode="bilinear")
+        return self.head(torch.cat([high, self.up(low), wide], 1))
 
-        call.weights = weights
-        return function(call, data)
+def data():
+    return drawn(3, 1, 4, 4), integers(3, 3, 4, 4)
+"""
+PACKED = """
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-    def batches(self, size: int | None) -> list[Any]:
-        if size is None:
-            return [self.data]
-        cuts = [slice(first, first + size) for first in range(0, self.count, size)]
-        return [map_tensors(lambda x, cut=cut: x[cut], self.data) for cut in cuts]
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(7, 3), nn.Linear(4, 3)
+        self.network = nn.LSTM(3, 2, batch_first=True, bidirectional=True)
 
-    def mean(self, point: Tensor, size: int | None) -> Tensor:
-        shares = [1.0] if size is None else [min(size, self.count - i) / self.count for i in range(0, self.count, size)]
-        values = [self.at(point, self.family.of, batch).mean() for batch in self.batches(size)]
-        return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
+    def forward(self, ids, lengths):
+        packed = pack_padded_sequence(self.words(ids), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.head(pad_packed_sequence(self.network(packed)[0], batch_first=True)[0].sum(1))
 
-    def gradients(self) -> Tensor:
-        """The gradients of the losses of single examples, one a row."""
-        return jacobian(lambda point: self.at(point, self.family.of, self.data), self.point)
+def data():
+    return {"ids": integers(7, 5, 6), "lengths": torch.tensor([3, 6, 1, 4, 6])}, integers(3, 5)
+"""
+CHECKPOINTED = """
+from torch.utils.checkpoint import checkpoint
 
-    def matrix(self, curvature: str, size: int | None = None) -> Tensor | None:
-        """The matrix over all data, whatever the batches; None where it is not defined."""
-        family = self.family
-        if curvature == "hessian":
-            return hessian(lambda point: self.mean(point, size if family.whole else None), self.point)
-        if curvature == "ggn" or (curvature == "fisher" and family.distribution):
-            return None if family.outputs is None else self.ggn()
-        if curvature == "fisher" or family.whole:
-            return None
-        g = self.gradients()
-        mean = g.mean(0) if curvature == "gradient-covariance" else torch.zeros(g.shape[1], dtype=g.dtype)
-        return g.T @ g / len(g) - torch.outer(mean, mean)
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True) for _ in range(2))
 
-    def ggn(self) -> Tensor:
-        outputs = self.at(self.point, self.family.outputs, self.data).detach()
-        j = jacobian(lambda point: self.at(point, self.family.outputs, self.data), self.point)
-        inner = hessian(lambda y: self.family.values(y.view(outputs.shape), self.data).mean(), outputs.flatten())
-        j = j.reshape(outputs.numel(), -1)
-        return j.T @ inner @ j
+    def forward(self, ids):
+        hidden = self.words(ids)
+        for layer in self.layers:
+            hidden = checkpoint(layer, hidden, use_reentrant=False)
+        return self.head(hidden).transpose(1, 2)
+
+def data():
+    return integers(7, 4, 5), integers(7, 4, 5)
+"""
+MOLECULES = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.radial, self.head = nn.Embedding(3, 4), nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, z, pos):
+        pos.requires_grad_()
+        apart = torch.eye(z.shape[1], dtype=pos.dtype)
+        distance = ((pos[:, :, None] - pos[:, None]).square().sum(-1) + apart).sqrt()
+        near = self.radial(torch.exp(-(distance[..., None] - torch.arange(3)).square())).tanh()
+        energy = self.head((near * (1 - apart)[..., None] * self.kinds(z)[:, None]).sum(2).tanh()).sum((1, 2))
+        (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=True)
+        return torch.cat([energy[:, None], -slope.flatten(1)], 1)
+
+def data():
+    return {"z": integers(3, 4, 3), "pos": drawn(4, 3, 3)}, drawn(4, 10, seed=3)
+"""
+STATE_SPACE = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inputs, self.head = nn.Linear(2, 3), nn.Linear(3, 2)
+        self.decay, self.turn, self.read = (nn.Parameter(drawn(3, *more, seed=4)) for more in ((), (), (2,)))
+
+    def forward(self, x):
+        signal = self.inputs(x).transpose(1, 2)
+        rate = torch.complex(-self.decay.exp(), self.turn)
+        ages = torch.arange(x.shape[1], dtype=x.dtype)
+        kernel = (torch.view_as_complex(self.read)[:, None] * (rate[:, None] * ages).exp()).real
+        spectrum = torch.fft.rfft(signal, n=2 * len(ages)) * torch.fft.rfft(kernel, n=2 * len(ages))
+        return self.head(F.gelu(torch.fft.irfft(spectrum)[..., : len(ages)]).mean(-1))
+
+def data():
+    return drawn(5, 6, 2), drawn(5, 2, seed=2)
+"""
+EXPERTS = """
+class build(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.up, self.down = nn.Linear(3, 4), nn.Parameter(drawn(4, 3, 5)), nn.Parameter(drawn(4, 5, 2))
+
+    def forward(self, x):
+        shares, chosen = self.router(x).softmax(-1).topk(2)
+        total = x.new_zeros(len(x), 2)
+        for number in range(4):
+            rows, places = torch.where(chosen == number)
+            made = F.gelu(x[rows] @ self.up[number]) @ self.down[number]
+            total = total.index_add(0, rows, made * shares[rows, places, None])
+        return total
+
+def data():
+    return drawn(7, 3), drawn(7, 2, seed=2)
+"""
+FAMILIES = {  # the file, the loss as typed, the same as PyTorch's mean
+    "diffusion": (DIFFUSION, "mse", F.mse_loss),
+    "vae": (VAE, "family.py:loss", None),
+    "u-net": (U_NET, "cross_entropy", F.cross_entropy),
+    "packed lstm": (PACKED, "cross_entropy", F.cross_entropy),
+    "checkpointed": (CHECKPOINTED, "cross_entropy?class_dim=1", F.cross_entropy),
+    "molecules": (MOLECULES, "mse", F.mse_loss),
+    "state space": (STATE_SPACE, "mse", F.mse_loss),
+    "experts": (EXPERTS, "mse", F.mse_loss),
+}
 
 
 @cache
-def reference(name: str) -> Reference:
-    return Reference(name)
+def reference(family: str) -> dict[str, torch.Tensor]:
+    """The eigenvalues of the Hessian and of the GGN, rising."""
+    source, _, function = FAMILIES[family]
+    space: dict = {}
+    exec(BEGIN + source, space)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = space["build"]().double().eval()
+    inputs, targets = space["data"]()
+    function = function or (lambda output, targets: space["loss"](output, targets).mean())
+    parameters = dict(model.named_parameters())
+    given = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+
+    def output(theta):
+        parts = theta.split([p.numel() for p in parameters.values()])
+        point = {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
+        return functional_call(model, point, *given)
+
+    theta = torch.cat([p.detach().flatten() for p in parameters.values()])
+    with sdpa_kernel(SDPBackend.MATH):
+        found = output(theta).detach()
+        outward = jacobian(output, theta).flatten(0, -2)
+        bend = hessian(lambda output: function(output, targets), found).reshape(found.numel(), -1)
+        whole = hessian(lambda theta: function(output(theta), targets), theta)
+    return {"hessian": torch.linalg.eigvalsh(whole), "ggn": torch.linalg.eigvalsh(outward.T @ bend @ outward)}
 
 
-@cache
-def spectrum(name: str, curvature: str = "hessian", size: int | None = None) -> np.ndarray | None:
-    """All eigenvalues in falling magnitude; None where the matrix is not defined."""
-    matrix = reference(name).matrix(curvature, size)
-    return None if matrix is None else np.array(sorted(torch.linalg.eigvalsh(matrix).tolist(), key=abs, reverse=True))
-
-
-REFUSED = [
-    ("distilled", "distilled.py:single", "", "has to be of the model's dtype and device"),
-    ("diffusion", "diffusion.py:drawing", "", "its value changes from call to call"),
-    ("diffusion", "diffusion.py:loss", "--curvature fisher", "no distribution p(y|f)"),
-    ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),
-    ("supcon of outputs", "contrast.py:loss", "--batch-size 7", "write the loss as a function of (model, batch)"),
-    ("pinn", "pinn.py:loss", "--loss-part residuals", "it has residual, border, known"),
-]
-
-
-@pytest.mark.parametrize(("name", "loss", "more", "message"), REFUSED)
-def test_a_line_for_what_cannot_be(name, loss, more, message, capfd):
-    line = typed(name).partition(" --loss")[0]
-    capfd.readouterr()
-    assert run(shlex.split(f"eig {line} --loss {loss} --dtype float64 {more}")) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert message in err
-
-
-def file_of(name: str) -> str:
-    return FAMILIES[name].file or name
-
-
-def typed(name: str) -> str:
-    """The options that name the problem, as a user types them."""
-    family, file = FAMILIES[name], f"{file_of(name)}.py"
-    return f"--model {file}:{family.net} --data {file}:data --loss {family.loss or f'{file}:loss'}"
-
-
-def command(capfd, line: str) -> dict:
-    capfd.readouterr()
-    status = run(shlex.split(f"{line} --json"))
-    out, err = capfd.readouterr()
-    assert (status, err) == (0, ""), err
-    return json.loads(out)
-
-
-def assert_spectrum(found: list[float], expected: np.ndarray, rtol: float = 1e-6) -> None:
-    """Eigenvalues agree, each to rtol and the smallest to rounding; the order of equal magnitudes is free."""
-    np.testing.assert_allclose(np.sort(found), np.sort(expected[: len(found)]), rtol=rtol, atol=rtol * abs(expected[0]))
-
-
-@pytest.mark.parametrize(("name", "curvature"), [pair for pair in product(FAMILIES, MATRICES) if pair not in ZERO])
-@pytest.mark.sampled(24)
-def test_every_eigenvalue(name, curvature, capfd):
-    """By `spectra eig`; and where there is no such matrix, one line says so."""
-    expected = spectrum(name, curvature)
-    n = len(reference(name).point)
-    line = f"eig {typed(name)} --curvature {curvature} --dtype float64 --method dense -k {n}"
-    if expected is None:
-        capfd.readouterr()
-        assert run(shlex.split(f"{line} --json")) == 2
-        out, err = capfd.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert f"--curvature {curvature}: " in err
-        return
-    record = command(capfd, line)
-    assert_spectrum(record["results"][0]["eigenvalues"], expected)
-    assert record["problem"]["parameters"] == n
-    whole = any("takes whole batches" in note for note in record["problem"]["notes"])
-    assert whole == FAMILIES[name].whole
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.sampled(5)
-def test_trace_and_loss_in_float32(name, capfd):
-    record = command(capfd, f"trace {typed(name)} --method dense --device cpu")
-    expected = spectrum(name)
-    # The sum cancels: its error is of the size of the eigenvalues.
-    assert record["results"][0]["trace"] == pytest.approx(expected.sum(), abs=1e-3 * abs(expected).sum())
-    own = reference(name)
-    assert record["problem"]["loss_value"] == pytest.approx(own.mean(own.point, None).item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.sampled(5)
-def test_leading_eigenvalues_in_float32(name, capfd):
-    found = command(capfd, f"eig {typed(name)} -k 3 --tol 1e-5 --device cpu")["results"][0]["eigenvalues"]
-    assert_spectrum(found, spectrum(name), rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "curvature"),
-    [(name, "hessian") for name in ALONE]
-    + [(name, "fisher-empirical") for name in ALONE]
-    + [(name, "ggn") for name in ALONE if FAMILIES[name].outputs and (name, "ggn") not in ZERO],
-)
-@pytest.mark.sampled(8)
-@pytest.mark.usefixtures("batches_as_given")
-def test_batches_change_nothing_where_losses_stand_alone(name, curvature, capfd):
-    expected = spectrum(name, curvature)
-    line = f"eig {typed(name)} --curvature {curvature} --dtype float64 --batch-size {SIZE} -k 4 --tol 1e-9"
-    assert_spectrum(command(capfd, line)["results"][0]["eigenvalues"], expected)
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_losses_of_whole_batches_belong_to_them(name, capfd):
-    expected = spectrum(name, size=SIZE)
-    changed = np.abs(np.sort(expected) - np.sort(spectrum(name))).max()
-    assert (changed > 1e-5 * abs(expected[0])) == (name != "critic")  # which returns means of losses that stand alone
-    record = command(capfd, f"eig {typed(name)} --dtype float64 --batch-size {SIZE} -k 4 --tol 1e-9")
-    assert_spectrum(record["results"][0]["eigenvalues"], expected)
-    (note,) = [note for note in record["problem"]["notes"] if "takes whole batches" in note]
-    assert f"belong to {len(reference(name).batches(SIZE))} batches of " in note
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.sampled(8)
-def test_in_python(name):
-    own = reference(name)
-    loss: Any = {"": own.loss, "cross_entropy": nn.CrossEntropyLoss(), "mse": nn.MSELoss()}.get(own.family.loss)
-    if ":" in own.family.loss:
-        loss = own.loss() if isinstance(own.loss, type) else own.loss
-    if not own.family.divisible:
-        batches: Any = [own.data]
-    elif own.family.whole:
-        batches = own.batches(SIZE)
-    else:
-        items = [map_tensors(lambda x, i=i: x[i], own.data) for i in range(own.count)]
-        batches = DataLoader(items, batch_size=SIZE)
-    result = spectra.eig(own.model, loss or own.family.loss, batches, k=3, tolerance=1e-9)
-    size = SIZE if own.family.whole and own.family.divisible else None
-    assert_spectrum(result.values, spectrum(name, size=size))
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("command", ["eig -k 3 --which BE --tol 1e-6", "trace --method dense", "density --steps 8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_numbers_are_those_of_dense_derivatives(family, command, tmp_path, monkeypatch, capfd):
+    source, loss, _ = FAMILIES[family]
+    monkeypatch.chdir(tmp_path)
+    Path("family.py").write_text(BEGIN + source)
+    line = f"{command} --model family.py:build --data family.py:data --loss {loss} --dtype float64 --json"
+    assert run(shlex.split(f"{line} --curvature hessian --curvature ggn")) == 0, capfd.readouterr().err
+    found = {result["curvature"]: result for result in json.loads(capfd.readouterr().out)["results"]}
+    for name, values in reference(family).items():
+        result = found[name]
+        if command.startswith("eig"):
+            expected = [values[-1].item(), values[-2].item(), values[0].item()]
+            assert result["eigenvalues"] == pytest.approx(expected, rel=1e-6, abs=1e-9 * expected[0])
+        elif command.startswith("trace"):
+            assert result["trace"] == pytest.approx(values.sum().item(), rel=1e-9)
+        else:
+            assert result["dimension"] == len(values)
+            nodes = [node for probe in result["nodes"] for node in probe]
+            assert max(nodes) == pytest.approx(values[-1].item(), rel=1e-2)

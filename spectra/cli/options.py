@@ -100,7 +100,7 @@ class Named(click.Path):
 DATA = {
     "metavar": "SPEC",
     "callback": vouched,
-    "help": "digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME.",
+    "help": "digits, file.npz or .safetensors, text:FILE?length=256, a folder of images or of datasets, file.py:name, package.module:name or torchvision:NAME.",
 }
 BEFORE_DATA = [
     click.option("--model", metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
@@ -111,7 +111,7 @@ BEFORE_DATA = [
 AFTER_DATA = [
     click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, model (its own loss), or file.py:name; options as ?key=value."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, huber, ..., model (its own loss), or file.py:name; options as ?key=value."),
 ]  # fmt: skip
 AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),

@@ -20,9 +20,11 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import OTHER_TARGETS, TARGETS
+from spectra.inputs.stacking import next_labels
 from spectra.memory import out_of_memory
+from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.losses import Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
 from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
@@ -49,15 +51,13 @@ class Reading:
 
     loss: Loss
     sentence: str
-    shifted: bool = False  # whether a label belongs to the logits one place before
-    ignored: int = CrossEntropy.ignore_index  # the label that does not count
     column: bool = False  # whether logits have a last dimension of one, and labels have none
 
     def targets(self, labels: Tensor) -> Tensor:
         """The targets of our loss."""
-        if not self.shifted:
-            return labels[..., None] if self.column else labels
-        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignored)], dim=1)
+        if isinstance(self.loss, CrossEntropy) and self.loss.shift:
+            return next_labels(labels, self.loss.ignore_index, "data")
+        return labels[..., None] if self.column else labels
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
@@ -183,7 +183,7 @@ def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
             shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
-            yield Reading(entropy[-1], shift, shifted=True, ignored=ignored)
+            yield Reading(CrossEntropy(class_dim=-1, shift=True, ignore_index=ignored), shift)
         if labels.shape == logits.shape[:-1]:
             yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
         if labels.shape == (logits.shape[0], *logits.shape[2:]):
