@@ -158,9 +158,45 @@ def critic(call, data):
     return call(data["false"]).mean() - call(data["true"]).mean() + 10 * (steep - 1).square().mean()
 
 
+def laplacian(call, data):
+    x, y = (data[:, i].clone().requires_grad_() for i in range(2))
+    u = call(torch.stack([x, y], 1))
+    by_y = derivative(u, y)
+    return (derivative(derivative(u, x), x) + derivative(by_y, y) - by_y + x * y).square()
+
+
+def maml(call, data):
+    """The network is written out, with its weights after the step."""
+    values = []
+    for x, y, x_query, y_query in zip(*data.values(), strict=True):
+        weights = list(call.weights.values())
+        error = (call(x) - y).square().mean()
+        w, b, v, c = (
+            p - 0.3 * g for p, g in zip(weights, torch.autograd.grad(error, weights, create_graph=True), strict=True)
+        )
+        values.append((torch.tanh(x_query @ w.T + b) @ v.T + c - y_query).square().mean())
+    return torch.stack(values)
+
+
+def gpt(outputs, data):
+    kept = data["targets"] != -1
+    return classes(lambda d: d["targets"][kept])(outputs[kept], data)
+
+
+def policy(call, data):
+    log_p = call(data["seen"]).log_softmax(1)
+    ratio = (log_p[torch.arange(len(log_p)), data["taken"]] - data["before"]).exp()
+    inside = torch.where(data["gain"] > 0, ratio.clamp(max=1.2), ratio.clamp(min=0.8))
+    return 0.01 * (log_p.exp() * log_p).sum(1) - inside * data["gain"]
+
+
 LABELS = "cross_entropy"
 FAMILIES = {
     "pinn": Family("net", pinn, whole=True, divisible=False),
+    "laplacian": Family("net", laplacian),
+    "maml": Family("net", maml),
+    "gpt": Family("GPT", gpt, lambda call, d: call(**d)[0], "model", distribution=True),
+    "policy": Family("net", policy),
     "diffusion": Family("Denoiser", diffusion),
     "vae": Family("VAE", vae, vae_outputs),
     "vae of a model": Family("VAE", lambda call, d: vae(vae_outputs(call, d), d), file="vae", loss="vae.py:of_model"),

@@ -25,3 +25,8 @@ def loss(output, target, temperature=0.3):
 def of_model(model, batch, temperature=0.3):
     x, y = batch
     return loss(model(x), y, temperature)
+
+
+def of_net(net, batch):
+    x, y = batch
+    return loss(net(x), y)
