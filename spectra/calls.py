@@ -22,7 +22,7 @@ from spectra.arguments import LARGEST_SEED, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
-from spectra.inputs.devices import choose_dtype
+from spectra.inputs.devices import choose_dtype, choose_own_device
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.problem import load_problem
@@ -301,8 +301,9 @@ def problem_of(
         if value is None:
             raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
     checked, model = checked_options(options), called_program(model)
-    loss = loss if isinstance(loss, str) else own_loss(loss)
-    kind = str(choose_dtype(model, checked.get("dtype"))).removeprefix("torch.")
+    device, dtype = choose_own_device(model, checked.get("device")), choose_dtype(model, checked.get("dtype"))
+    loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
+    kind = str(dtype).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
     recorded |= {"params": list(recorded["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):

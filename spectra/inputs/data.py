@@ -17,6 +17,7 @@ from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.batches import Batches, Collate, own_collate
 from spectra.inputs.chance import seeded
+from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
 from spectra.inputs.items import TARGETS, WEIGHTS, Undivided, Wanted, divided
@@ -80,7 +81,7 @@ def load_data(
     with seeded(seed):
         source = _source(name, options, wanted)
         told = source if isinstance(source, Told) else Told(source, ())
-        source, used = told.data, transform if told.holds_images else used
+        source, used = training_loader(told.data, name), transform if told.holds_images else used
         if are_graphs(source):
             if transform.typed:
                 text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="

@@ -18,6 +18,7 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import Batches, own_collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.data import graph_data
+from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.graphs import are_graphs
 from spectra.inputs.items import Wanted
@@ -140,6 +141,7 @@ def own_data(
         SpectraError: no examples, of another form, or not finite; or items that change between two reads.
     """
     name, wanted = data_name(data), wanted or Wanted()
+    data = training_loader(data, name)
     if isinstance(data, Data):
         data = (data.inputs, data.targets)
     if are_graphs(data):

@@ -8,7 +8,7 @@ batch by batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,13 +19,14 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
-from spectra.inputs.items import TARGETS
+from spectra.inputs.items import OTHER_TARGETS, TARGETS
 from spectra.inputs.stacking import next_labels
+from spectra.memory import out_of_memory
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
-from spectra.problem.model_loss import call, forward, logits_in, loss_in
+from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
 from spectra.problem.problem import Batch
 from spectra.problem.side_effects import without_side_effects
@@ -50,12 +51,13 @@ class Reading:
 
     loss: Loss
     sentence: str
+    column: bool = False  # whether logits have a last dimension of one, and labels have none
 
     def targets(self, labels: Tensor) -> Tensor:
         """The targets of our loss."""
-        if not (isinstance(self.loss, CrossEntropy) and self.loss.shift):
-            return labels
-        return next_labels(labels, self.loss.ignore_index, "data")
+        if isinstance(self.loss, CrossEntropy) and self.loss.shift:
+            return next_labels(labels, self.loss.ignore_index, "data")
+        return labels[..., None] if self.column else labels
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
@@ -76,10 +78,11 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
         key = label_key(first.inputs)
         if key is None or not (isinstance(own, Tensor) and own.ndim == 0):
             return None
+        ignored = ignored_label(batch.inputs[key] for batch in batches)
         for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
             halves = [separated(batch, key, keep) for batch in (first, last)]
             output, shown = shown_logits(model, halves[0].inputs, logits)
-            for reading in readings(shown, halves[0].targets) if shown is not None else ():
+            for reading in readings(shown, halves[0].targets, ignored) if shown is not None else ():
                 pairs = zip((first, last), halves, strict=True)
                 if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
                     made = [separated(batch, key, keep) for batch in batches]
@@ -100,17 +103,29 @@ def called(model: nn.Module, batch: Batch) -> Any:
     try:
         with torch.enable_grad():
             return call(model, detached_inputs(batch.inputs, True))
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+    except Exception as error:
+        if isinstance(error, SpectraError) or out_of_memory(error):
+            raise
         raise SpectraError(
-            f"`model`: fails on the data ({describe(error)}); check that `model` fits `data` (SPECTRA_TRACEBACK=1 "
-            "shows where)"
+            f"`model`: fails on the data ({describe(error)}); {remedy(model)} (SPECTRA_TRACEBACK=1 shows where)"
         ) from error
+
+
+def remedy(model: nn.Module) -> str:
+    """What to do about a model that fails while it computes its loss."""
+    if not is_lightning(model):
+        return "check that `model` fits `data`"
+    return (
+        "its training_step is called with a batch alone, without a trainer, logger or optimiser; check that `model` "
+        "fits `data`, or name a `loss`"
+    )
 
 
 def label_key(inputs: Any) -> Any:
     """Where a batch holds its labels: a key of a mapping, or the last place of a pair; None where it shows none."""
     if isinstance(inputs, Mapping):
         held = [key for key in TARGETS if isinstance(inputs.get(key), Tensor)]
+        held = held or [key for key in OTHER_TARGETS if isinstance(inputs.get(key), Tensor)]
         return held[0] if len(held) == 1 else None
     return 1 if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Tensor) else None
 
@@ -156,21 +171,32 @@ def same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and bool((one - two).abs().max() <= SLOPE * two.abs().max())
 
 
-def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
+def ignored_label(labels: Iterable[Tensor]) -> int:
+    """The label that does not count: the lowest where that is negative, as -1 is in nanoGPT, else PyTorch's -100."""
+    lowest = min(int(part.min()) if part.numel() and not part.is_floating_point() else 0 for part in labels)
+    return lowest if lowest < 0 else CrossEntropy.ignore_index
+
+
+def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
     """The losses of ours whose shapes fit."""
+    entropy = {dim: CrossEntropy(class_dim=dim, ignore_index=ignored) for dim in (-1, 1)}
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
             shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
-            yield Reading(CrossEntropy(class_dim=-1, shift=True), shift)
+            yield Reading(CrossEntropy(class_dim=-1, shift=True, ignore_index=ignored), shift)
         if labels.shape == logits.shape[:-1]:
-            yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+            yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
         if labels.shape == (logits.shape[0], *logits.shape[2:]):
-            yield Reading(CrossEntropy(class_dim=1), "the model's own loss is the cross entropy of its logits")
+            yield Reading(entropy[1], "the model's own loss is the cross entropy of its logits")
         return
+    column = logits.shape == (*labels.shape, 1)
+    if labels.shape == logits.shape or column:
+        squares = "the model's own loss is the mean squared error of its output"
+        yield Reading(MeanSquaredError(), squares, column=column)
+        binary = "the model's own loss is the binary cross entropy of its logits"
+        yield Reading(BinaryCrossEntropy(), binary, column=column)
     if labels.shape == logits.shape:
-        yield Reading(MeanSquaredError(), "the model's own loss is the mean squared error of its output")
-        yield Reading(BinaryCrossEntropy(), "the model's own loss is the binary cross entropy of its logits")
-        yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
+        yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
 
 
 def agree(

@@ -49,7 +49,12 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
 
 
 def stacked_or_list(values: list[Any]) -> Any:
-    """Values of examples as tensors (N, ...), or as they are where they cannot be stacked."""
+    """Values of examples as tensors (N, ...), or as they are where they cannot be stacked.
+
+    Mappings stay mappings of one example each, as detection has its targets: other entries are lists, too.
+    """
+    if isinstance(values[0], Mapping):
+        return tree_map(as_tensor, values)
     try:
         return stacked(values)
     except (RuntimeError, ValueError, KeyError):

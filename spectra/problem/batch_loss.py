@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.losses import values_of
+from spectra.problem.losses import remedy, values_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class BatchLoss:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
             raise SpectraError(
-                f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there (SPECTRA_TRACEBACK=1 shows "
-                "where)"
+                f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)} (SPECTRA_TRACEBACK=1 "
+                "shows where)"
             ) from error
         values = values_of(found, count, self)
         if not values.requires_grad:

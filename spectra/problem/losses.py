@@ -9,6 +9,7 @@ which counted targets the output gets right (`ClassificationLoss`). `spectra.inp
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -242,7 +243,10 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
+            told = remedy(error)
+            if takes_batch(self.function):
+                told = "it is called with (output, target): for (model, batch), call its first parameter model"
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {told}") from error
 
     def weight(self, targets: Any) -> float:
         """The number of examples."""
@@ -251,6 +255,25 @@ class CustomLoss:
     def examples(self, targets: Any) -> int:
         """The number of examples."""
         return length_of(targets)
+
+
+def takes_batch(function: Callable[..., Any]) -> bool:
+    """Whether the second parameter of a function is called `batch`."""
+    try:
+        return [*inspect.signature(function).parameters][1:2] == ["batch"]
+    except (TypeError, ValueError):  # some built-ins have no signature
+        return False
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a user's loss that fails with this error."""
+    text = str(error)
+    if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
+        return (
+            "mend it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
+            "networks of a loss that is a torch.nn.Module are"
+        )
+    return "mend it there"
 
 
 class UserLoss(Protocol):

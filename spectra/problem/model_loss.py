@@ -1,12 +1,13 @@
 """The loss that a model returns by itself, as those of transformers do, and Lightning's `training_step`.
 
 A batch that is a mapping gives the model's keywords, a tuple its positional arguments. What the model returns holds the
-loss under `loss`, as the first entry of a tuple, or is the loss itself.
+loss under `loss`, as the first entry or the only number of a tuple, or is the loss itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from spectra.problem.model_inputs import Structured
 from spectra.problem.outputs import contents, entries
 
 STEP = "training_step"  # of Lightning's modules
+BEFORE_STEP = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change a batch
+ASKS = "return_loss"  # of CLIP and its like in transformers
 LOGGING = ("log", "log_dict", "print")  # which ask for a trainer
 
 
@@ -37,10 +40,29 @@ class ModelLoss(BatchLoss):
 
 def call(model: nn.Module, batch: Any) -> Any:
     """What the model returns for a batch: by `training_step`, where it is one of Lightning's, else by a call."""
-    if is_lightning(model):
-        with unlogged(model):
-            return getattr(model, STEP)(batch, 0)
-    return forward(model, batch)
+    if not is_lightning(model):
+        return forward(model, {ASKS: True, **batch} if asks(model, batch) else batch)
+    with unlogged(model):
+        for hook in filter(None, (getattr(model, name, None) for name in BEFORE_STEP)):
+            batch = hook(batch, 0)
+        step = getattr(model, STEP)
+        return step(batch, 0) if takes_index(step) else step(batch)
+
+
+def asks(model: nn.Module, batch: Any) -> bool:
+    """Whether a model returns its loss where an argument asks for it, as CLIP does."""
+    if not isinstance(batch, Mapping) or ASKS in batch:
+        return False
+    try:
+        return ASKS in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # of TorchScript and the like
+        return False
+
+
+def takes_index(step: Callable[..., Any]) -> bool:
+    """Whether a training step takes the number of its batch beside the batch."""
+    parameters = inspect.signature(step).parameters.values()
+    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
@@ -83,6 +105,9 @@ def loss_in(returned: Any) -> Any:
         first = returned[0] if returned else None
         if isinstance(first, Tensor) and first.ndim < 2:
             return first
+        numbers = [value for value in returned if isinstance(value, Tensor) and value.ndim == 0]
+        if len(numbers) == 1:  # after the logits, as in nanoGPT
+            return numbers[0]
     else:
         found = entries(returned)
         if isinstance(found.get("loss"), Tensor | Mapping):
@@ -102,5 +127,5 @@ def logits_in(returned: Any) -> Tensor | None:
     """The logits beside the loss in what a model returned; None where there are none."""
     found = entries(returned).get("logits")
     if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
-        found = returned[1]
+        found = next((value for value in returned if isinstance(value, Tensor) and value.ndim > 1), returned[1])
     return found if isinstance(found, Tensor) and found.is_floating_point() else None

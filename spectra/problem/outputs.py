@@ -39,9 +39,11 @@ def choose_output(output: Any, key: str | None = None, trees: bool = False) -> A
         return output
     if is_of_transformers(output) and isinstance(logits := entries(output).get("logits"), Tensor):
         return logits
+    way_out = "name one with `output`, or wrap the model to return one"
+    if trees:  # of a class that PyTorch does not take apart, as distributions are
+        way_out = "name one with `output`, or write the loss as a function of (model, batch), which calls the model"
     raise SpectraError(
-        f"`model`: its output is of type {type(output).__name__}{contents(output)}, not one tensor; "
-        "name one with `output`, or wrap the model to return one"
+        f"`model`: its output is of type {type(output).__name__}{contents(output)}, not one tensor; {way_out}"
     )
 
 

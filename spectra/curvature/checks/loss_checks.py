@@ -35,6 +35,8 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
     batch = problem.batches[0]
     rows = rows_of(problem, batch)
     refuse_chance(problem, rows, batch)
+    if "loss gradient" in matrix.derivatives and not matrix.depends_on_batches:
+        refuse_compared_examples(problem, matrix.name, rows, batch)
     if len(problem.batches) > 1:
         refuse_tied_examples(problem, rows, batch)
         refuse_tied_examples(problem, *spread_examples(problem))
@@ -83,16 +85,48 @@ def refuse_one_value(problem: Problem, name: str) -> None:
         )
 
 
-def takes_whole_batches(problem: Problem) -> bool:
-    """Whether the loss is one of (model, batch) that belongs to its batches.
+def refuse_compared_examples(problem: Problem, name: str, rows: Tensor, batch: Batch) -> None:
+    """Raise SpectraError where the loss compares the examples of a batch, so that none has a gradient of its own."""
+    if not compares_examples(problem, rows, batch):
+        return
+    raise SpectraError(
+        f"`curvature` {name}: `loss` {name_of(problem.loss)} compares the examples of a batch with each other, so they "
+        "have no gradients of their own; ask for hessian, ggn or fisher-batch"
+    )
 
-    Either it gives one number for a batch, or values that change where the batch is another; examples of the first
-    batch show it.
-    """
-    if not isinstance(problem.loss, BatchLoss) or not problem.batches:
+
+def compares_examples(problem: Problem, rows: Tensor, batch: Batch) -> bool:
+    """Whether the derivative of the loss by one half of the rows changes with the other half."""
+    half = len(rows) // 2
+    some = torch.zeros_like(rows)
+    some[:half] = torch.randn(some[:half].shape, generator=torch.Generator().manual_seed(0)).to(some)
+    try:
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
+            return bool(gradient(slope, (leaf,), some)[0][half:].any())
+    except RuntimeError as error:  # there is no second derivative that would show it
+        unless_out_of_memory(error)
         return False
-    batch = problem.batches[0]
+
+
+def takes_whole_batches(problem: Problem) -> bool:
+    """Whether the loss is a user's that belongs to its batches.
+
+    A loss of (output, target) compares examples. One of (model, batch) gives one number for a batch, or values that
+    change where the batch is another. Examples of the first batch show it.
+    """
+    if not isinstance(problem.loss, BatchLoss | CustomLoss) or not problem.batches:
+        return False
+    with twice_differentiable(problem.model), explained():
+        return ties_examples(problem, problem.batches[0])
+
+
+def ties_examples(problem: Problem, batch: Batch) -> bool:
+    """Whether a user's loss of a batch is more than one of its examples each."""
     whole, count = rows_of(problem, batch), len(batch)
+    if isinstance(problem.loss, CustomLoss):
+        return compares_examples(problem, whole, batch)
     if len(whole) != count:
         return True
     rounding = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
@@ -38,9 +39,11 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     settings = [
         (backends.cudnn, "benchmark", False),
         (backends.cudnn, "deterministic", True),
+        *older_switch(),
         # TF32 and bfloat16 by operation: PyTorch's older switches (allow_tf32, and the `flags` that set them) raise
         # or warn where a program has used the newer ones. Torch's stubs lack these: its modules are replaced at import.
         (backends.cudnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
+        (backends.cudnn.rnn, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.cuda.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,6 +67,18 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             backends.mha.set_fastpath_enabled(fast_path)
+
+
+def older_switch() -> list[tuple[object, str, object]]:
+    """The setting of cuDNN's older switch of TF32, which models read that call `torch.backends.cudnn.flags`, as with
+    CTC: it raises unless it agrees with those by operation. A program in which it raises already keeps it.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            torch.backends.cudnn.allow_tf32  # noqa: B018
+    except RuntimeError:
+        return []
+    return [(torch.backends.cudnn, "allow_tf32", False)]
 
 
 def uncompiled() -> AbstractContextManager:

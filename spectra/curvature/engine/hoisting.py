@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import Apply, switched
+from spectra.curvature.engine.zero_tensors import WithMemory
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.problem import Batch, Problem
@@ -94,7 +95,8 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
     _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of the whole data, found before the trace
 
     def product(inputs, targets, indices, vector):
-        return linearise(problem, Batch(inputs, targets, indices))(vector)
+        with WithMemory():
+            return linearise(problem, Batch(inputs, targets, indices))(vector)
 
     vector = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     arguments = (batch.inputs, batch.targets, batch.indices, vector)

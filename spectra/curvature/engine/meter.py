@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectra.curvature.engine.zero_tensors import with_memory
 from spectra.memory import Ledger
 
 
@@ -38,7 +39,8 @@ class Meter(TorchDispatchMode):
         return self._ledger.peak
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
+        arguments, keywords = with_memory((arguments, keywords or {}))
+        result = function(*arguments, **keywords)
         for made in pytree.tree_leaves(result):
             if isinstance(made, Tensor):
                 self._ledger.enter(made)
