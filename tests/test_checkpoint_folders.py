@@ -39,6 +39,17 @@ from torch import nn
 
 def build():
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x):
+        return self.net(x)
+
+def wrapped():
+    return Wrapper()
 """
 
 
@@ -142,6 +153,14 @@ def test_a_tensor_in_two_shards():
         load_checkpoint(build(), folder)
     second.unlink()
     with refused("`checkpoint` ", second.name, "missing beside it"):
+        load_checkpoint(build(), folder)
+
+
+def test_a_name_that_an_index_has_twice():
+    folder = trainer("a", write=shards)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"0.weight"', '"0.bias"'))
+    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias comes twice"):
         load_checkpoint(build(), folder)
 
 
@@ -364,6 +383,38 @@ def test_entries_that_are_no_tensors_are_not_read():
     write_distributed("sharded", {"model": STATE, "note": Evil()})
     load_checkpoint(model := build(), "sharded")
     assert same(model)
+
+
+def test_the_command_reads_folders(capfd):
+    """The spectrum at the weights of a folder is that at the same weights in one file."""
+    Path("nets.py").write_text(NETS)
+    draw = np.random.default_rng(0)
+    np.savez("points.npz", x=draw.normal(size=(11, 4)).astype("f4"), y=draw.integers(0, 3, 11))
+    torch.save(STATE, "weights.pt")
+    pieces("sharded", STATE, 2)
+    write_distributed("nested", {"model": below("net.", STATE), "optimizer": {"state": torch.ones(3)}})
+    found = {}
+    for name in ("weights.pt", str(trainer("checkpoint-500")), "sharded", "nested"):
+        assert run(shlex.split(f"eig --model nets.py:build --data points.npz -k 3 --checkpoint {name} --json")) == 0
+        record = json.loads(capfd.readouterr().out)
+        found[name] = record["results"][0]["eigenvalues"]
+        assert record["problem"]["checkpoint_prefix"] == ("net." if name == "nested" else None)
+    assert all(values == found["weights.pt"] for values in found.values())
+    line = "eig --model nets.py:wrapped --data points.npz -k 3 --checkpoint sharded --json"
+    assert run(shlex.split(line)) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["problem"]["checkpoint_added"] == "net."
+    assert record["results"][0]["eigenvalues"] == pytest.approx(found["weights.pt"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["code", "code in a shard", "nested tuples"])
+def test_the_command_answers_with_one_line(kind, capfd):
+    Path("nets.py").write_text(NETS)
+    DISTRIBUTED[kind][0]()
+    assert run(shlex.split("inspect --model nets.py:build --checkpoint sharded")) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("spectra: --checkpoint sharded: ")
 
 
 # What is not read

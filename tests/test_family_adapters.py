@@ -273,6 +273,29 @@ def test_parameters_of_the_base_can_be_chosen_by_name():
         "fc.base_layer.weight", "fc.base_layer.bias", "norm.weight", "norm.bias", "fc.lora_A.default.weight"
     }  # fmt: skip
     assert any("any of them can be chosen" in note for note in loaded.record.notes)
+    every = load_problem(**named_options, params=["*"]).problem.parameters
+    assert {"emb.weight", "head.modules_to_save.default.weight", "fc.lora_B.default.weight"} < set(every)
+    assert not any("original_module" in name for name in every)  # which the adapter has replaced
+
+
+def test_the_hessian_over_base_and_adapter(capfd):
+    """All parameters of LoRA by its formula, the base's too."""
+    base = named("build")
+    adapter("last", base, target_modules=["fc"], r=2, lora_alpha=3)
+    held = load_file("last/adapter_model.safetensors")
+    held = {name.removeprefix("base_model.model."): value.double() for name, value in held.items()}
+    x, y = points()
+
+    def loss(values):
+        low = values["fc.lora_B.weight"] @ values["fc.lora_A.weight"]
+        weights = {name: value for name, value in values.items() if "lora" not in name}
+        weights["fc.weight"] = weights["fc.weight"] + 3 / 2 * low
+        return nn.functional.cross_entropy(functional_call(base, weights, (x,)), y)
+
+    matrix = dense_hessian(dict(base.named_parameters()) | held, loss)
+    problem, found = spectrum_of("--model nets.py:build --checkpoint last -k 4 --params '*'", capfd)
+    assert problem["parameters"] == len(matrix)
+    assert found == pytest.approx(eigenvalues(matrix, 4), rel=1e-7)
 
 
 def test_inspect_tells_of_the_adapter(capfd):
@@ -366,6 +389,11 @@ WRONG = {
         ["emb.weight is (6, 4) in the model, (9, 4) in the adapter"],
     ),
     "no weights": (lambda: Path("last/adapter_model.safetensors").write_bytes(b""), ["empty"]),
+    "a pipe": (
+        lambda: (Path("last/adapter_config.json").unlink(), os.mkfifo("last/adapter_config.json")),
+        ["named pipe"],
+    ),
+    "a configuration without end": (configured(peft_version="x" * 2**20), ["more than the 1 MiB"]),
     "no configuration": (lambda: Path("last/adapter_config.json").unlink(), ["folder"]),
 }
 
@@ -424,6 +452,34 @@ def test_a_bare_file_of_an_adapter_wants_its_configuration():
     shutil.copy("last/adapter_model.safetensors", "adapter_model.safetensors")
     with refused("`checkpoint` adapter_model.safetensors", "PEFT adapter without its adapter_config.json"):
         load_checkpoint(named("build"), "adapter_model.safetensors")
+
+
+def test_weights_of_the_base_beside_the_adapter_are_taken():
+    """As peft saves embeddings whole, where tokens were added to them."""
+    base = named("build")
+    with torch.no_grad():
+        base.emb.weight.mul_(2)
+    expected = adapter("last", base, target_modules=["fc"])
+    weights(lambda held: held | {"base_model.model.emb.weight": base.emb.weight.detach()})()
+    load_checkpoint(model := named("build"), "last")
+    x, _ = points()
+    assert torch.allclose(model(x), expected(x), rtol=1e-12)
+    assert not model.emb.weight.requires_grad
+
+
+def test_a_model_that_has_an_adapter_is_no_base():
+    expected = adapter("last", named("build"), target_modules=["fc"])
+    with refused("`checkpoint` last", "`model` has one already; name its base"):
+        load_checkpoint(expected, "last")
+    torch.save(expected.state_dict(), "whole.pt")
+    with refused("`checkpoint` whole.pt", "of a model with a PEFT adapter on it", "save_pretrained"):
+        load_checkpoint(named("build"), "whole.pt")
+    other = adapter("other", named("build"), target_modules=["fc"])
+    with torch.no_grad():
+        other.base_model.model.fc.lora_A["default"].weight.zero_()
+    load_checkpoint(other, "whole.pt")  # into a model of the same adapter, name by name
+    x, _ = points()
+    assert torch.equal(other(x), expected(x))
 
 
 def test_adapters_of_half_precision_are_cast():

@@ -198,7 +198,11 @@ def test_a_plan_names_programs_beside_it(tmp_path, capfd):
     refused(capfd, "sweep run elsewhere/plan.toml --dry-run", "PLAN elsewhere/plan.toml", "net.pt2", "--trust")
 
 
-@pytest.mark.parametrize("make", [lambda: exported().module(), exported, scripted, traced], ids=["module", "exported", "scripted", "traced"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: exported().module(), exported, scripted, traced],
+    ids=["module", "exported", "scripted", "traced"],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_programs_in_python(make, dtype):
     model = make()

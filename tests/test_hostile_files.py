@@ -31,6 +31,8 @@ SLOTS = {
     "weights.pt": f"eig {MODEL} --data digits --checkpoint {{}}",
     "weights.safetensors": f"eig {MODEL} --data digits --checkpoint {{}}",
     "weights.index.json": f"eig {MODEL} --data digits --checkpoint {{}}",
+    "sharded/.metadata": f"eig {MODEL} --data digits --checkpoint sharded",
+    "trained/model.safetensors": f"eig {MODEL} --data digits --checkpoint trained",
     "data.npz": f"eig {MODEL} --data {{}}",
     "data.safetensors": f"eig {MODEL} --data {{}}",
     "nets.py": "eig --model {}:build --data digits",
@@ -63,6 +65,7 @@ def one_line(capfd):
 
 def special(kind: str, name: str) -> str:
     """Make it, and say what a message calls it."""
+    Path(name).parent.mkdir(exist_ok=True)
     if kind == "pipe":
         os.mkfifo(name)
         return "it is a named pipe"
@@ -81,7 +84,7 @@ def special(kind: str, name: str) -> str:
 @pytest.mark.parametrize("name", SLOTS)
 def test_what_is_no_file_is_refused_by_name(name, kind, one_line):
     told = special(kind, name)
-    one_line(SLOTS[name].format(name), name, told)
+    one_line(SLOTS[name].format(name), os.path.dirname(name) or name, told)
 
 
 def test_a_pipe_in_a_folder_of_images(one_line):

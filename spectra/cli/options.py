@@ -104,7 +104,7 @@ DATA = {
 }
 BEFORE_DATA = [
     click.option("--model", metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
-    click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights (.pt .pth .ckpt .bin .safetensors or its .index.json); else the model as built."),
+    click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
 

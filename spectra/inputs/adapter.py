@@ -12,14 +12,15 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError, describe
-from spectra.files import WRITTEN_BY_US, read_bounded
+from spectra.files import MEBIBYTE, read_bounded
 from spectra.inputs.checkpoint_file import OPTION, read_checkpoint
 from spectra.inputs.checkpoint_folder import together
 from spectra.inputs.foreign import MERGE
@@ -65,21 +66,14 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
     """
     kind, options, written = _configuration(config)
     state, digest = _weights(weights)
+    if any(hasattr(module, "peft_config") for module in model.modules()):
+        raise input_error(OPTION, config.parent, "it is a PEFT adapter, and `model` has one already; name its base")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    peft = _peft(config.parent)
+    peft = _peft(config.parent, kind)
     try:
         with warnings.catch_warnings(action="ignore"):
             moved, prefix, added = _placed(state, peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind], model, weights)
-            if isinstance(options.get("target_modules"), str):  # a pattern, which may never end; the names are exact
-                parts = _modules(moved, peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind])
-                options = {key: value for key, value in options.items() if key not in PLACES} | {
-                    "target_modules": sorted(parts)
-                }
-            _refuse_costly(options, config)
-            known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options, inference_mode=False)
-            own = dict(model.state_dict(keep_vars=True))
-            peft.inject_adapter_in_model(known, model, NAME, low_cpu_mem_usage=True)
-            _fill(peft, model, moved, own, weights)
+            _put(peft, _configured(peft, kind, options, moved, config), model, moved, weights)
     except (SpectraError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -90,8 +84,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
             parameter.requires_grad_(False)  # such as the rank of AdaLoRA, which peft frees where it casts it
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not alone:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        _release(trained, model)
     tensors = list(state.values())
     return {
         "path": "",
@@ -128,7 +121,8 @@ def _stored(name: str) -> str:
     return kept.removesuffix(".weight") if "lora_magnitude_vector" in kept else kept  # DoRA's has none
 
 
-def _peft(folder: Path) -> Any:
+def _peft(folder: Path, kind: str) -> Any:
+    """The package, which knows this kind of adapter."""
     try:
         with warnings.catch_warnings(action="ignore"):
             import peft
@@ -136,13 +130,24 @@ def _peft(folder: Path) -> Any:
     except ImportError as error:
         text = f'it is a PEFT adapter, which needs peft ({describe(error)}); pip install "loss-spectra[transformers]"'
         raise input_error(OPTION, folder, text) from error
+    if kind not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
+        text = f"it is a PEFT adapter of kind {kind}, which this peft {peft.__version__} lacks; pip install -U peft"
+        raise input_error(OPTION, folder, text)
     return peft
+
+
+def _release(parameters: Iterable[nn.Parameter], model: nn.Module) -> None:
+    """Let the base model's parameters be chosen again, but for those of layers that the adapter has replaced."""
+    replaced = [module for module in model.modules() if type(module).__name__ == "ModulesToSaveWrapper"]
+    unused = {id(p) for module in replaced for p in cast(nn.Module, module.original_module).parameters()}
+    for parameter in parameters:
+        parameter.requires_grad_(id(parameter) not in unused)
 
 
 def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
     """The kind of an adapter, the options that are passed on, and the SHA-256 of what was read."""
     try:
-        content = json.loads(written := read_bounded(file, WRITTEN_BY_US))
+        content = json.loads(written := read_bounded(file, MEBIBYTE))
     except OSError as error:
         raise input_error(
             OPTION, file, f"{error.strerror or describe(error)}; check the path and the rights"
@@ -163,6 +168,20 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
         raise input_error(OPTION, file.parent, text)
     passed = {name: value for name, value in content.items() if name in PASSED}
     return kind, passed, hashlib.sha256(written).hexdigest()
+
+
+def _configured(peft: Any, kind: str, options: dict[str, Any], names: Iterable[str], file: Path) -> Any:
+    """The configuration as peft has it; options that this version lacks are left out where they ask for nothing."""
+    if isinstance(options.get("target_modules"), str):  # a pattern, which may never end; the names are exact
+        places = sorted(_modules(names, peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind]))
+        options = {name: value for name, value in options.items() if name not in PLACES} | {"target_modules": places}
+    _refuse_costly(options, file)
+    configuration = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    known = {field.name for field in fields(configuration)}
+    if lacking := [name for name, value in options.items() if value and name not in known]:
+        raise input_error(OPTION, file, f"this peft has no option {some(lacking)}; pip install -U peft")
+    passed = {name: value for name, value in options.items() if name in known}
+    return configuration(**passed, inference_mode=False)
 
 
 def _refuse_costly(options: Mapping[str, Any], file: Path) -> None:
@@ -224,8 +243,10 @@ def _placed(
     return {more + name.removeprefix(prefix): value for name, value in state.items()}, prefix, more
 
 
-def _fill(peft: Any, model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
-    """Give the adapter on the model its values, and the base model those that were saved beside them."""
+def _put(peft: Any, configuration: Any, model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Put an adapter with its values on the model, and into the base model what was saved beside them."""
+    own = dict(model.state_dict(keep_vars=True))
+    peft.inject_adapter_in_model(configuration, model, NAME, low_cpu_mem_usage=True)
     kind = next(tensor.dtype for tensor in own.values() if tensor.is_floating_point())
     state = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
     for name, value in state.items():

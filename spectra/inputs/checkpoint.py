@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spectra.inputs.adapter import load_adapter, stored_values
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
 from spectra.inputs.checkpoint_folder import adapter_of
-from spectra.inputs.foreign import ADAPTER, is_adapter, quantised
+from spectra.inputs.foreign import ADAPTED, ADAPTER, is_adapter, quantised
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
@@ -61,8 +61,9 @@ def load_checkpoint(
     states, wanted = _state_dicts(content, path), Wanted.of(model)
     match = _choose(states, wanted, path, key)
     stored = states[match.key]
-    if match.share <= 0.5 and is_adapter(stored):
-        raise input_error(OPTION, path, f"it is {ADAPTER}")
+    if is_adapter(match.names) and not is_adapter(wanted.names):
+        whole = any("base_layer" in name.split(".") for name in match.names)
+        raise input_error(OPTION, path, f"it is {ADAPTED if whole else ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
     if strange := quantised(name for name in state if name not in wanted.names):
         text = f"its weights are quantised, as {some(strange[:1])} tells; take those that they were made from"

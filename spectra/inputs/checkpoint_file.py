@@ -273,7 +273,9 @@ def digest_of(path: Path) -> str:
     """The SHA-256 that a result of a checkpoint lists. Raises OSError, and SpectraError where an index is none."""
     if path.suffix == ".json" and path.name != ADAPTER_CONFIG:
         _shards(path, read_bounded(path, WRITTEN_BY_US))
-    if len(files := parts(path)) == 1:
+    if not (files := parts(path)):
+        weights_in(path)
+    if len(files) == 1:
         return sha256(files[0])
     return together({file.name: sha256(file) for file in files})
 
@@ -281,7 +283,7 @@ def digest_of(path: Path) -> str:
 def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
     """The file names of the shards, sorted, each with the names of its tensors."""
     try:
-        content = json.loads(written)
+        content = json.loads(written, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise input_error(OPTION, index, f"it is no JSON ({describe(error)}); copy it again") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
@@ -294,3 +296,13 @@ def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
             raise input_error(OPTION, index, text)
         shards.setdefault(shard, []).append(name)
     return shards
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a name comes twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} comes twice")
+        found[name] = value
+    return found

@@ -15,6 +15,10 @@ from spectra.quoting import quoted
 RESAVE = 'torch.save(model.state_dict(), "weights.pt")'
 MERGE = f"merge it where it was made, with model.merge_and_unload(), and save that with {RESAVE}"
 ADAPTER = f"a PEFT adapter without its adapter_config.json or its weights; put both into one folder, or {MERGE}"
+ADAPTED = (
+    "of a model with a PEFT adapter on it; save the adapter with model.save_pretrained(DIR) and name DIR, or merge it, "
+    f"with model.merge_and_unload(), and save that with {RESAVE}"
+)
 ADDED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l", "vera_lambda_b"}
 # What GPTQ, AWQ, bitsandbytes, compressed-tensors and float8 put beside weights, or in their place.
 QUANTISED = {"qweight", "qzeros", "g_idx", "SCB", "absmax", "quant_map", "quant_state", "weight_packed"}

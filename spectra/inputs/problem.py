@@ -202,6 +202,7 @@ def load_problem(
         "transform": examples.transform,
         "checkpoint_key": loaded and loaded["key"],
         "checkpoint_prefix": loaded and loaded["prefix"],
+        "checkpoint_added": loaded and loaded["added"],
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }

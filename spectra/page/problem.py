@@ -44,6 +44,7 @@ def checkpoint(problem: ProblemRecord) -> str:
     parts = [
         f"entry {problem.checkpoint_key}" if problem.checkpoint_key else "",
         f"without the prefix {problem.checkpoint_prefix}" if problem.checkpoint_prefix else "",
+        f"with the model's prefix {problem.checkpoint_added}" if problem.checkpoint_added else "",
         f"{problem.checkpoint_ignored} other names ignored" if problem.checkpoint_ignored else "",
         f"SHA-256 {str(sha)[:DIGITS]}…" if sha else "",
     ]

@@ -72,6 +72,7 @@ class ProblemRecord(Stored):
     tol: float | None = None
     rtol: float | None = None
     checkpoint_prefix: str | None = None
+    checkpoint_added: str | None = None
     checkpoint_ignored: int | None = None
     checkpoint_sha256: str | None = None
     device_name: str | None = None
