@@ -611,7 +611,7 @@ def test_torchvision_images_become_tensors():
         ("./absent", ["no such folder", "digits"]),
         ("digits?size=3", ["takes no options"]),
         ("absent.npz", ["no such file"]),
-        ("other.npz", ["x and y", "images, labels", "numpy.savez"]),
+        ("other.npz", ["x and y", "images, classes", "numpy.savez"]),
         ("none.npz", ["nothing", "numpy.savez"]),
         ("uneven.npz", ["(4, 2)", "(3,)", "length"]),
         ("objects.npz", ["numpy.savez"]),
@@ -665,7 +665,7 @@ def test_torchvision_images_become_tensors():
     ],
 )
 def test_data_that_cannot_be(here, spec, words):
-    np.savez("other.npz", images=np.ones(3), labels=np.ones(3))
+    np.savez("other.npz", images=np.ones(3), classes=np.ones(3))
     np.savez("none.npz")
     np.savez("uneven.npz", x=np.ones((4, 2)), y=np.ones(3))
     np.savez("objects.npz", x=np.array([{}, {}]), y=np.ones(2))

@@ -35,14 +35,13 @@ def demo(out) -> int:
     from spectra.cli.report import report
     from spectra.cli.trace import trace
     from spectra.demo import train
-    from spectra.inputs.data import load_data
+    from spectra.inputs.data import digits
     from spectra.records.files import prepare_directory
 
     prepare_directory(out)
-    digits = load_data("digits", None, 0)
-    checkpoints = [
-        saved(network, loss, out / f"{name}.pt") for name, network, loss in train(digits.inputs, digits.targets)
-    ]
+    images, labels = digits()
+    trained = train(images, labels.long())
+    checkpoints = [saved(network, loss, out / f"{name}.pt") for name, network, loss in trained]
     problem = [
         "--model",
         "spectra.demo:mlp",

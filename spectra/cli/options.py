@@ -100,7 +100,7 @@ class Named(click.Path):
 DATA = {
     "metavar": "SPEC",
     "callback": vouched,
-    "help": "digits, file.npz or .safetensors (x, y), a folder of images, file.py:name, package.module:name or torchvision:NAME.",
+    "help": "digits, file.npz or .safetensors, text:FILE?length=256, a folder of images or of datasets, file.py:name, package.module:name or torchvision:NAME.",
 }
 BEFORE_DATA = [
     click.option("--model", metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),

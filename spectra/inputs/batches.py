@@ -1,28 +1,29 @@
-"""Read the batches of a DataLoader or another iterable, and make batches with a user's collate_fn.
+"""Make batches of what a loader or a user's collate_fn gives; choose examples of them, and cut them anew.
 
 A batch is a tree whose tensors have one first dimension, that of the examples; or it has lists of one entry an example,
 as images of different sizes. PyTorch's loaders give tuples as lists, and collate functions give lists as tuples: which
 of them hold examples is seen by their lengths.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Subset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.chance import seeded
-from spectra.inputs.graphs import batch_of as graphs_of
-from spectra.inputs.graphs import is_graph
-from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted
-from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, widened
+from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
+from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, same, widened
 from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Batch
+from spectra.wording import counted
 
 Collate = Callable[[list[Any]], Any]
+READ_TWICE = 8  # examples read a second time, to catch augmentation
+UNCUT = 256  # examples in a batch that a collate_fn makes and that cannot be cut, where no size is given
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
     except (ValueError, TypeError) as error:
         raise SpectraError(f"`data`: {what} cannot be read ({describe(error)}); give tensors") from error
     refuse_uncountable((inputs, targets), what)
+    sizes = [len(leaf) for leaf in tensors_of(inputs) if leaf.ndim]
+    if not count and wanted.whole and sizes:  # tensors that belong together, and are not cut
+        count = max(sizes) if indices is None else len(indices)
     if not count:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors_of((inputs, targets)) if leaf.ndim)
         if not shapes:
@@ -71,6 +75,8 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
         indices = torch.arange(first, first + count)
     inputs, targets = tree_map(ordinary, widened((inputs, targets)))
     checked(inputs, targets, indices, name, wanted)
+    if wanted.shift is not None:
+        targets = next_labels(targets, wanted.shift, name)
     return Batch(inputs, targets, indices)
 
 
@@ -92,7 +98,7 @@ def arranged(item: Any, wanted: Wanted) -> tuple[Any, Any, int]:
     parts = [*children(inputs), *children(targets)]
     if len(counts := lengths(parts)) == 1:
         return with_children(inputs, listed), with_children(targets, listed), counts.pop()
-    return inputs, targets, max(sizes, default=0) if wanted.whole else 0
+    return inputs, targets, 0
 
 
 def is_list_of_examples(item: Any) -> bool:
@@ -153,45 +159,13 @@ def ordinary(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
-def read_batches(data: Any, name: str, wanted: Wanted) -> Iterator[Batch]:
-    """Yield the batches of an iterable; examples are numbered as they come. Raises SpectraError."""
-    if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
-        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
-    count = 0
-    for number, item in enumerate(data):
-        if isinstance(item, Batch):
-            batch = item
-        elif is_graph(item):
-            batch = graphs_of(item, count, f"batch {number} of {name}")
-            batch = replace(batch, targets=None) if wanted.whole else batch
-        else:
-            batch = batch_of(item, None, count, wanted, f"batch {number} of {name}", name)
-        yield batch
-        count += len(batch)
-
-
-def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted, name: str) -> Batches:
-    """All batches of an iterable, read once; of the examples that the seed chooses, and of a size, where asked for.
-
-    Raises SpectraError.
-    """
-    with seeded(seed):  # from which a loader that shuffles draws
-        batches = list(read_batches(data, name, wanted))
-    if not batches:
-        raise SpectraError(f"`data`: {name} is empty; give one batch at least")
-    if samples is not None:
-        batches = chosen(batches, samples, seed)
-    if batch_size is not None:
-        batches = recut(batches, batch_size)
-    return Batches(batches)
-
-
 def chosen(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
     """Choose `samples` examples by the seed, and leave them in their batches. Raises SpectraError."""
     total = sum(map(len, batches))
     if not 1 <= samples <= total:
         raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
-    picked = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    places = torch.cat([batch.indices for batch in batches]).argsort(stable=True)  # in the order of the data set
+    picked = places[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples]].sort().values
     found, first = [], 0
     for batch in batches:
         own = picked[(picked >= first) & (picked < first + len(batch))] - first
@@ -213,30 +187,50 @@ def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
         raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
 
 
+def own_collate(data: Any) -> Collate | None:
+    """The function `collate_fn` of a data set, or of that whose subset it is; None where it has none."""
+    found = getattr(data, "collate_fn", None)
+    if found is None and isinstance(data, Subset):
+        return own_collate(data.dataset)
+    return found if callable(found) else None
+
+
 def collated(
-    raw: Callable[[int], Any],
-    indices: Tensor,
-    collate: Collate,
-    wanted: Wanted,
-    batch_size: int | None,
-    name: str,
+    raw: Callable[[int], Any], indices: Tensor, collate: Collate, wanted: Wanted, batch_size: int | None, name: str
 ) -> list[Batch]:
     """The batches that a user's collate_fn makes of the items `raw(i)`.
 
-    They have `batch_size` examples; without a size all are in one, unless what the function returns has no tensors or
-    lists of that many entries. Raises SpectraError.
+    They have `batch_size` examples; without a size all are in one, unless that cannot be cut. Raises SpectraError.
     """
-    items = [raw(index) for index in indices.tolist()]
 
-    def made(first: int, size: int) -> Batch:
-        part = items[first : first + size]
+    def called(items: list[Any]) -> Any:
         try:
-            item = collate(list(part))
+            return collate(items)
         except Exception as error:
-            way_out = "SPECTRA_TRACEBACK=1 shows where"
-            raise SpectraError(f"`data` {name}: its collate_fn failed with {describe(error)}; {way_out}") from error
-        what = f"what its collate_fn gives for {len(part)} examples"
-        return batch_of(item, indices[first : first + size], first, wanted, what, name)
+            text = f"its collate_fn failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
+            raise SpectraError(f"`data` {name}: {text}") from error
 
-    size = batch_size or len(items)
-    return [made(first, size) for first in range(0, len(items), size)]
+    def made(items: list[Any], places: Tensor) -> Batch:
+        what = f"what its collate_fn gives for {counted(len(items), 'example')}"
+        return batch_of(called(items), places, 0, wanted, what, name)
+
+    items = [raw(index) for index in indices.tolist()]
+    again = [raw(index) for index in indices[:READ_TWICE].tolist()]
+    one, two = (tree_map(as_tensor, plain(called(few))) for few in (items[:READ_TWICE], again))
+    if not same(one, two):
+        text = "its first examples came out different when they were read twice; switch random augmentation off"
+        raise SpectraError(f"`data` {name}: {text} in it and in its collate_fn")
+    if batch_size is None:
+        whole = made(items, indices)
+        if len(items) <= UNCUT or can_be_cut(whole):
+            return [whole]
+    size = batch_size or UNCUT
+    return [made(items[first : first + size], indices[first : first + size]) for first in range(0, len(items), size)]
+
+
+def can_be_cut(batch: Batch) -> bool:
+    """Whether a batch's tensors and lists have one entry for each example."""
+    try:
+        return bool(batch.part(slice(1)))
+    except SpectraError:
+        return False

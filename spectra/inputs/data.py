@@ -4,6 +4,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,28 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectra.errors import describe
 from spectra.files import open_regular
-from spectra.inputs.batches import Batches, Collate, loaded
+from spectra.inputs.batches import Batches, Collate, own_collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
-from spectra.inputs.items import Wanted
+from spectra.inputs.items import TARGETS, WEIGHTS, Undivided, Wanted, divided
+from spectra.inputs.loaders import loaded
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
-from spectra.inputs.sources import Source, forms, is_place, source_of
-from spectra.inputs.spec import call, check_options, input_error, neighbour, parse_spec, resolve, suggest, told_missing
+from spectra.inputs.saved_datasets import is_saved, saved
+from spectra.inputs.sources import Source, Told, forms, is_place, source_of
+from spectra.inputs.spec import (
+    SHORT,
+    call,
+    check_options,
+    input_error,
+    neighbour,
+    parse_spec,
+    resolve,
+    suggest,
+    told_missing,
+)
+from spectra.inputs.text import TEXT, tokens
 from spectra.inputs.transform import TO_TENSOR, Transform
 from spectra.problem.problem import Batch
 from spectra.quoting import quoted
@@ -46,11 +60,12 @@ def load_data(
     """The examples that `spec` names, or a seeded choice of `samples` of them without replacement.
 
     Args:
-        spec: `digits`; `file.npz` or `file.safetensors` (x and y); `torchvision:NAME?root=...`; a folder that holds
-            a folder of images for each class; `path/to/file.py:callable`, `package.module:callable` or a name that an
-            installed package adds (`spectra.data`), returning two tensors x and y or a data set. Its items are pairs
-            (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels of tokens
-            are those of the outputs, already shifted.
+        spec: `digits`; `file.npz` or `file.safetensors` (x and y, or arrays named as the model's arguments);
+            `text:FILE?length=256`; `torchvision:NAME?root=...`; a folder that holds a folder of images for each class,
+            or a data set of the package datasets; `path/to/file.py:callable`, `package.module:callable` or a name that
+            an installed package adds (`spectra.data`), returning arrays of all examples, a data set, or batches. Items
+            are pairs (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels
+            of tokens are those of the outputs, already shifted.
         transform: what is done to the x of every example; one that nobody named, to torchvision's images alone.
         wanted: what the loss takes of an item; by default a pair (x, y) of which y is one tensor.
         batch_size: the size of batches that are made while reading; None for what the data give.
@@ -63,19 +78,22 @@ def load_data(
     used = transform if transform.typed or _holds_images(name) else None
     wanted = wanted or Wanted()
     with seeded(seed):
-        source = _source(name, options)
+        source = _source(name, options, wanted)
+        told = source if isinstance(source, Told) else Told(source, ())
+        source, used = told.data, transform if told.holds_images else used
         if are_graphs(source):
-            if used:
+            if transform.typed:
                 text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="
-                raise input_error("`transform`", used.name, text)
+                raise input_error(OPTION, name, text)
             return graph_data(source, samples, seed, name, wanted)
         if is_loader(source):
             if used:
-                raise input_error(
-                    "`transform`", used.name, f"goes with examples, and {name} gives batches; apply it there"
-                )
-            return loaded(source, samples, seed, batch_size, wanted, name)
-        return read(source, samples, seed, used, name, wanted, collate_of(name, source), batch_size)
+                text = f"goes with single examples, and {name} gives batches; apply it there"
+                raise input_error("`transform`", used.name, text)
+            found = loaded(source, samples, seed, batch_size, wanted, name)
+        else:
+            found = read(source, samples, seed, used, name, wanted, collate_of(name, source), batch_size)
+    return replace(found, notes=(*told.notes, *found.notes))
 
 
 def is_loader(source: Any) -> bool:
@@ -90,7 +108,7 @@ def is_loader(source: Any) -> bool:
 
 def collate_of(name: str, source: Any) -> Collate | None:
     """The user's function that makes batches: `collate_fn` of the data set, or of the file that holds it."""
-    own = getattr(source, "collate_fn", None)
+    own = own_collate(source)
     if own is None and is_place(name):
         own = neighbour(name, "collate_fn")
     return own if callable(own) else None
@@ -103,37 +121,40 @@ def graph_data(source: Any, samples: int | None, seed: int, name: str, wanted: W
 
 
 def _holds_images(name: str) -> bool:
-    return name.startswith(TORCHVISION) or _is_folder(name)
+    return name.startswith(TORCHVISION) or (_is_folder(name) and not is_saved(name))
 
 
 def _is_folder(name: str) -> bool:
     return name not in DATA.own and os.path.isdir(name)
 
 
-def _source(name: str, options: dict[str, Any]) -> Any:
-    """The pair (x, y) or the data set that a name stands for."""
+def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
+    """The arrays, the data set or the batches that a name stands for."""
     if source := source_of(SOURCES, name):
-        return source.make(name, options)
+        return source.make(name, options, wanted)
+    if name.endswith((".tar", ".tar.gz", ".tgz")) or "{" in name:
+        text = "streams of archives (webdataset) are not read: the data must be finite and repeatable"
+        raise input_error(OPTION, name, f"{text}; give a list of their examples as file.py:name")
     near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
     raise input_error(OPTION, name, f"it names no data; {near}write {forms(SOURCES)}")
 
 
-def _of_register(name: str, options: dict[str, Any]) -> Any:
+def _of_register(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:
     DATA.warn_of_clash(name, OPTION)
     return call(DATA.load(name, OPTION), name, options, OPTION)
 
 
-def _of_place(name: str, options: dict[str, Any]) -> Any:
+def _of_place(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:
     return call(resolve(name, OPTION), name, options, OPTION)
 
 
-def _images(name: str, options: dict[str, Any]) -> Any:
+def _images(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     if DATA.is_added(name):
         text = (
             f"{OPTION} {quoted(name)}: it is the folder here; the data of the package {DATA[name].package} are not used"
         )
         warnings.warn(text, NameClash, stacklevel=2)
-    return _torchvision(name, {"root": name, "loader": _image, **options}, "ImageFolder")
+    return _torchvision(name, {"root": name, "loader": _image, **options}, wanted, "ImageFolder")
 
 
 def _image(path: str) -> Any:
@@ -151,14 +172,21 @@ def digits() -> tuple[Tensor, Tensor]:
     return images[:, None].float() / 16, labels
 
 
-def _npz(name: str) -> dict[str, np.ndarray | None]:
+def _npz(name: str) -> dict[str, np.ndarray]:
     with open_regular(name) as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
-        return {key: arrays[key] if key in PAIR else None for key in arrays}
+        return {key: arrays[key] for key in _taken(arrays)}
 
 
 def _safetensors(name: str) -> dict[str, Tensor]:
     with open_regular(name) as file:
-        return read_safetensors(file)[0]
+        tensors = read_safetensors(file)[0]
+    return {key: tensors[key] for key in _taken(tensors)}
+
+
+def _taken(names: Iterable[str]) -> list[str]:
+    """The arrays of a file that are taken: x and y and their weights, or all where these are not there."""
+    names = list(names)
+    return [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} else names
 
 
 READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
@@ -167,8 +195,8 @@ READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
 }
 
 
-def _arrays(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """x and y in a file of named arrays."""
+def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
+    """The arrays in a file: x and y, or others by the names of the model's arguments, with labels among them."""
     check_options(digits, name, options, OPTION)  # as digits, it takes none
     if not os.path.isfile(name):
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
@@ -179,13 +207,19 @@ def _arrays(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
         came = type(error).__name__  # NumPy's own message speaks of pickles even where the file is a text
         text = f"it is damaged, or no {Path(name).suffix[1:]} file of numbers ({came}); {way_out}"
         raise input_error(OPTION, name, text) from error
-    if not arrays.keys() >= set(PAIR):
-        names = ", ".join(arrays) or "nothing"
-        raise input_error(OPTION, name, f"it needs arrays x and y and holds {names}; {way_out}")
-    return arrays["x"], arrays["y"]
+    if arrays.keys() == set(PAIR):
+        return arrays["x"], arrays["y"]
+    try:
+        divided(arrays, wanted)
+    except Undivided:
+        names = ", ".join(quoted(key, SHORT) for key in arrays) or "nothing"
+        others = f"or arrays named as the model's arguments with {' or '.join(TARGETS)} beside them"
+        text = f"it needs arrays x and y, {others}, and holds {names}; {way_out}"
+        raise input_error(OPTION, name, text) from None
+    return arrays["x"] if list(arrays) == ["x"] else arrays
 
 
-def _torchvision(name: str, options: dict[str, Any], short: str | None = None) -> Any:
+def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str | None = None) -> Any:
     """torchvision's data set `short`, without a transform: that comes later, for all kinds of data alike."""
     from torchvision import datasets
 
@@ -214,8 +248,10 @@ def _torchvision(name: str, options: dict[str, Any], short: str | None = None) -
 
 SOURCES = (
     Source("digits", DATA.own.__contains__, _of_register),
+    Source("text:FILE?length=256", lambda name: name.startswith(TEXT), tokens),
     Source("a file.npz or file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
     Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
+    Source("a folder of Hugging Face datasets", is_saved, saved),
     Source("a folder of images", _is_folder, _images),
     Source("file.py:name", is_place, _of_place),
     Source("a name that an installed package adds", DATA.__contains__, _of_register),

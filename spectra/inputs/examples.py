@@ -12,18 +12,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import IterableDataset
 
 from spectra.curvature.evaluation import cut_batches
-from spectra.errors import describe
-from spectra.inputs.batches import Batches, Collate, collated
-from spectra.inputs.items import Undivided, Wanted, described, divided, pair_wanted, plain
+from spectra.errors import SpectraError, describe
+from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
+from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
-from spectra.inputs.stacking import checked, named, same, stacked, widened
+from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
 from spectra.problem.model_inputs import map_tensors
 from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 OPTION = "`data`"
-READ_TWICE = 8  # examples read a second time, to catch augmentation
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,11 @@ def read(
     """
     wanted = wanted or Wanted()
     if (arrays := as_arrays(source, wanted, name)) is not None:
-        if wanted.whole and len(sizes := lengths(arrays)) > 1 and samples is None and 0 not in sizes:
+        if wanted.whole and len(sizes := lengths(arrays)) > 1 and 0 not in sizes:
             # Points inside and on the border: one batch, that belongs together.
+            if samples is not None:
+                told = " and ".join(map(str, sorted(sizes)))
+                raise input_error("`samples`", samples, f"the arrays of {name} have lengths {told}; leave it out")
             return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
         indices = _choose(_length(arrays, name), samples, seed, name)
         if not transform:
@@ -99,7 +101,10 @@ def read(
     items = Items(source, name, transform, wanted if arrays is None else None)
     if collate:
         batches = collated(items.raw, indices, collate, wanted, batch_size, name)
-        return Batches(batches, transform=transform and transform.name)
+        notes, view = (f"collate_fn of {name} makes the batches",), transform and transform.name
+        if batch_size is None and len(batches) == 1 and can_be_cut(batches[0]):
+            return Data(batches[0].inputs, batches[0].targets, batches[0].indices, view, notes)
+        return Batches(batches, notes, view)
     return finished(_stacked(items, indices.tolist(), wanted), indices, name, wanted, transform)
 
 
@@ -109,6 +114,8 @@ def finished(
     """The data of stacked examples (x, y). Raises SpectraError where a value cannot be."""
     inputs, targets = widened(examples)
     checked(inputs, targets, indices, name, wanted, transform)
+    if wanted.shift is not None:
+        targets = next_labels(targets, wanted.shift, name)
     return Data(inputs, targets, indices, transform and transform.name)
 
 
@@ -117,7 +124,7 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
     if not is_arrays(source, wanted):
         return None
     try:
-        tensors = tree_map(_tensor, plain(source))
+        tensors = tree_map(_tensor, plain(source))  # of lists of numbers, too
     except TypeError as error:
         raise input_error(
             OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
@@ -130,15 +137,25 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
 
 def is_arrays(source: Any, wanted: Wanted) -> bool:
     """Whether `source` consists of arrays of all examples: a pair (x, y), a mapping, or, where the loss takes them,
-    one array or a tuple.
+    one array or a tuple. In a tuple or mapping, lists of numbers are arrays.
     """
-    leaves = tree_leaves(dict(source) if isinstance(source, Mapping) else source)
+    if isinstance(source, Mapping):
+        source = {key: array_of(value) for key, value in source.items()}
+    elif isinstance(source, tuple):
+        source = tuple(map(array_of, source))
+    leaves = tree_leaves(source)
     if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
         return False
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
-        return not wanted.whole or isinstance(source, tuple)
+        one_length = len({leaf.shape[:1] for leaf in leaves}) == 1  # else a list is one of batches
+        return isinstance(source, tuple) or (not wanted.whole and (one_length or not wanted.trees))
     free = wanted.whole or wanted.trees
     return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
+
+
+def array_of(value: Any) -> Any:
+    """A list of numbers as a tensor, anything else as it is."""
+    return plain(value) if isinstance(value, list) and is_numbers(value) else value
 
 
 def _tensor(array: Any) -> Any:
@@ -199,31 +216,37 @@ class Items:
     wanted: Wanted | None  # None: they are pairs that have been divided
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        item = self.fetched(index)
         try:
-            item = self.source[index]
             x, y = divided(item, self.wanted) if self.wanted else item
             x = plain(x)
         except Undivided:
             text = f"example {index} is a {described(item)}; every item has to be {pair_wanted()}"
             raise input_error(OPTION, self.name, text) from None
         except Exception as error:
-            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
-            raise input_error(OPTION, self.name, text) from error
+            raise self.failure(index, error) from error
         return (plain(self.transform(x, index)) if self.transform else x), y
 
     def raw(self, index: int) -> Any:
         """An item as the data set has it, for a function of the user's; that of a pair with its x transformed."""
-        try:
-            item = self.source[index]
-        except Exception as error:
-            text = f"reading example {index} failed with {describe(error)}; {WHERE}"
-            raise input_error(OPTION, self.name, text) from error
+        item = self.fetched(index)
         if not self.transform:
             return item
         if isinstance(item, tuple | list) and len(item) == 2:
             return self.transform(item[0], index), item[1]
         text = f"goes with pairs (x, y), and example {index} is a {described(item)}; transform it in its collate_fn"
         raise input_error("`transform`", self.transform.name, text)
+
+    def fetched(self, index: int) -> Any:
+        """An item of the data set. Raises SpectraError where reading it fails."""
+        try:
+            return self.source[index]
+        except Exception as error:
+            raise self.failure(index, error) from error
+
+    def failure(self, index: int, error: Exception) -> SpectraError:
+        """The error for an item that cannot be read."""
+        return input_error(OPTION, self.name, f"reading example {index} failed with {describe(error)}; {WHERE}")
 
 
 def read_twice(item: Callable[[int], Any], chosen: list[int], name: str, transform: Transform | None) -> list[Any]:
@@ -254,7 +277,7 @@ def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error:
         if (shapes := _shapes(item)) != first:
             a, b = _told(first - shapes), _told(shapes - first)
             text = f"example {chosen[0]} has {a}, example {index} has {b}; give every example one shape"
-            return f"{text}: pad, crop or resize them, as `transform` file.py:name can"
+            return f"{text}: pad, crop or resize them, as `transform` file.py:name or a collate_fn beside the data can"
     text = f"the examples cannot be stacked ({describe(error)})"
     return f"{text}; give x and y as tensors, arrays or numbers, as `transform` file.py:name can"
 

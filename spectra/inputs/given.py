@@ -15,12 +15,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.batches import Batches, loaded
+from spectra.inputs.batches import Batches, own_collate
 from spectra.inputs.chance import seeded
 from spectra.inputs.data import graph_data
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.graphs import are_graphs
 from spectra.inputs.items import Wanted
+from spectra.inputs.loaders import loaded
 from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.inputs.sources import half_notes
 from spectra.inputs.user_loss import user_loss
@@ -140,6 +141,7 @@ def loss_name(loss: Loss) -> str:
         "ignore_index": None if loss.ignore_index == CrossEntropy.ignore_index else loss.ignore_index,
         "weight": None if loss.class_weights is None else ",".join(map(repr, loss.class_weights.tolist())),
         "class_dim": None if loss.class_dim == 1 else loss.class_dim,  # 1 is what PyTorch's own loss means
+        "shift": "true" if loss.shift else None,
     }
     query = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
     return f"{name}?{query}" if query else name
@@ -171,7 +173,7 @@ def own_data(
     if is_arrays(data, wanted) or is_data_set(data):
         with seeded(seed):
             source = tuple(data) if is_pair(data) else data
-            return read(source, samples, seed, None, name, wanted, getattr(data, "collate_fn", None), batch_size)
+            return read(source, samples, seed, None, name, wanted, own_collate(data), batch_size)
     return loaded(data, samples, seed, batch_size, wanted, name)
 
 

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectra.inputs.spec import input_error
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 
 TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
@@ -28,46 +30,58 @@ WEIGHTS = ("weights", "loss_mask")  # of the targets, beside them
 
 
 @dataclass(frozen=True)
+class Arguments:
+    """The arguments that a model's forward takes by name.
+
+    Attributes: names: their names. needed: those without a default. others: whether it takes more, of any name.
+    """
+
+    names: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+    others: bool = True
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What the loss and the model take of an item, and so how it is divided.
 
     Attributes: whole: the item stays as it is, as a loss of (model, batch) takes it. trees: targets may be any tree of
-    tensors, or absent, as for a user's loss of (output, target); else y is one tensor. takes: the names of the
-    arguments of the model's forward; None where it takes any, or does not tell. model: the model's name as on the
-    command line, whose folder may hold a tokenizer. loss: the loss as messages call it.
+    tensors, or absent, as for a user's loss of (output, target); else y is one tensor. takes: the arguments of the
+    model's forward. model: the model's name as on the command line, whose folder may hold a tokenizer. forwards:
+    whether whole items go to the model's forward, whose own loss is asked for. shift: where labels of tokens are
+    those of the inputs and become those of the next tokens, the label that is ignored; else None.
     """
 
     whole: bool = False
     trees: bool = False
-    takes: tuple[str, ...] | None = None
+    takes: Arguments = Arguments()
     model: str | None = None
-    loss: str = "cross_entropy"
-
-    def takes_argument(self, name: str) -> bool:
-        """Whether the model is known to take an argument of this name."""
-        return self.takes is not None and name in self.takes
+    forwards: bool = False
+    shift: int | None = None
 
 
 def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = None) -> Wanted:
     """What a loss and a model of this name take of an item."""
+    whole = isinstance(loss, BatchLoss)
     return Wanted(
-        whole=isinstance(loss, BatchLoss),
+        whole=whole,
         trees=isinstance(loss, CustomLoss),
-        takes=arguments_of(model) if model is not None else None,
+        takes=Arguments() if model is None else arguments_of(model),
         model=name,
-        loss=getattr(loss, "name", "cross_entropy"),
+        forwards=whole and getattr(loss, "name", "") == "model" and not hasattr(model, "training_step"),
+        shift=loss.ignore_index if isinstance(loss, CrossEntropy) and loss.shift else None,
     )
 
 
-def arguments_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The names of the arguments of a model's forward, or None where it takes any or does not tell."""
+def arguments_of(model: nn.Module) -> Arguments:
+    """The arguments of a model's forward; any, where it does not tell."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return None
-    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
-        return None
-    return tuple(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
+        return Arguments()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = tuple(p.name for p in named if p.default is p.empty)
+    return Arguments(tuple(p.name for p in named), needed, any(p.kind is p.VAR_KEYWORD for p in parameters))
 
 
 class Undivided(ValueError):
@@ -98,14 +112,14 @@ def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
     rest = {str(key): value for key, value in tree.items()}
     under = [key for key in TARGETS if key in rest]
     if not under:
-        under = [key for key in OTHER_TARGETS if key in rest and not wanted.takes_argument(key)]
+        under = [key for key in OTHER_TARGETS if key in rest and key not in wanted.takes.names]
     if len(under) > 1 or (not under and not wanted.trees) or len(rest) == len(under):
         raise Undivided
     targets = plain(rest.pop(under[0])) if under else None
-    weights = [key for key in WEIGHTS if key in rest and not wanted.takes_argument(key)]
+    weights = [key for key in WEIGHTS if key in rest and key not in wanted.takes.names]
     if under and weights and len(rest) > 1:
         targets = {"labels": targets, "weights": plain(rest.pop(weights[0]))}
-    if list(rest) == ["x"] and not wanted.takes_argument("x"):
+    if list(rest) == ["x"] and "x" not in wanted.takes.names[1:]:
         return plain(rest["x"]), targets
     return plain(rest), targets
 
@@ -157,3 +171,18 @@ def as_tensor(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
         return torch.from_numpy(leaf.astype(leaf.dtype.newbyteorder("=")))  # a copy, in the one order torch reads
     return leaf
+
+
+def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
+    """Raise SpectraError where inputs that go to the model by name are not the arguments that it takes."""
+    if not isinstance(inputs, Mapping):
+        return
+    known = ", ".join(takes.names) or "none by name"
+    unknown = [key for key in inputs if key not in takes.names]
+    if unknown and not takes.others:
+        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); leave that out of the data"
+        raise input_error("`data`", name, f"{text}, or give it one of these names")
+    if missing := [key for key in takes.needed if key not in inputs]:
+        held = ", ".join(map(str, inputs))
+        text = f"the model needs {', '.join(missing)}, and the data hold {held}"
+        raise input_error("`data`", name, f"{text}; name them as the model's arguments ({known})")

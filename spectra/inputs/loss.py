@@ -96,11 +96,11 @@ def _function(found: Any, name: str, options: dict[str, Any], signature: str | N
 
 
 def _cross_entropy(
-    spec: str, label_smoothing=0.0, ignore_index=-100, weight=None, class_dim=None, **unknown
+    spec: str, label_smoothing=0.0, ignore_index=-100, weight=None, class_dim=None, shift=False, **unknown
 ) -> dict[str, Any]:
     """The arguments of `CrossEntropy`, of what was typed."""
     if unknown:
-        known = ("label_smoothing", "ignore_index", "weight", "class_dim")
+        known = ("label_smoothing", "ignore_index", "weight", "class_dim", "shift")
         raise input_error(OPTION, spec, f"has no option {next(iter(unknown))}; {suggest(next(iter(unknown)), known)}")
     if not _is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
         raise input_error(OPTION, spec, f"label_smoothing is {label_smoothing!r}; give a number from 0 to 1")
@@ -108,6 +108,8 @@ def _cross_entropy(
         raise input_error(OPTION, spec, f"ignore_index is {ignore_index!r}; give an integer")
     if class_dim is not None and not (type(class_dim) is int and class_dim in (1, -1)):
         raise input_error(OPTION, spec, f"class_dim is {class_dim!r}; give 1, as PyTorch has it, or -1, the last")
+    if type(shift) is not bool:
+        raise input_error(OPTION, spec, f"shift is {shift!r}; give true or false")
     if weight is not None:
         valid = isinstance(weight, (tuple, list)) and all(_is_number(w) and w >= 0 for w in weight) and sum(weight) > 0
         if not valid:
@@ -118,6 +120,7 @@ def _cross_entropy(
         "ignore_index": ignore_index,
         "label_smoothing": float(label_smoothing),
         "class_dim": class_dim,
+        "shift": shift,
     }
 
 

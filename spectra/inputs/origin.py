@@ -60,7 +60,8 @@ def comes_with_packages(option: str, spec: str) -> bool:
     name, _, query = spec.partition("?")
     if is_added(option, spec):
         return False
-    if not is_code(spec, option) or name in OURS:
+    text = option in ("data", "held_out") and name.startswith("text:")
+    if not is_code(spec, option) or name in OURS or text:
         return True
     place, _, attribute = name.rpartition(":")
     package = place.partition(".")[0]

@@ -24,7 +24,7 @@ from spectra.inputs.examples import Data
 from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.graphs import graph_notes
 from spectra.inputs.hyper_parameters import fitting
-from spectra.inputs.items import wanted_by
+from spectra.inputs.items import refuse_other_names, wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.inputs.model_loss import recognise
@@ -55,6 +55,7 @@ class Loaded:
     problem: Problem
     record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
+    told: tuple[str, ...] = ()  # how the data were read, which the user should know before the work
 
 
 def unheard(_stage: str) -> None:
@@ -160,6 +161,8 @@ def load_problem(
             examples = own_data(data, samples, seed, batch_size, wanted)
         whole = isinstance(examples, Data)
         given = [Batch(examples.inputs, examples.targets, examples.indices)] if whole else examples.batches
+        if not wanted.whole or wanted.forwards:
+            refuse_other_names(given[0].inputs, wanted.takes, typed["data"])
         given = [
             Batch(cast_tensors(b.inputs, place, kind), cast_tensors(b.targets, place, kind), b.indices.to(place))
             for b in given
@@ -206,9 +209,10 @@ def load_problem(
         "checkpoint_ignored": loaded and len(loaded["ignored"]),
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
+    told = (*remarks, *examples.notes)
     remarks += [*examples.notes, *(notes(examples) if whole else ()), *graph_notes(given), *renormalised]
     remarks += adapter_notes(loaded, network, params)
-    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded)
+    return Loaded(problem, problem_record(problem, typed, value, remarks), loaded, told)
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
@@ -316,7 +320,8 @@ def notes(data: Data) -> list[str]:
     """Notes on what may be a slip, though it can be computed: labels of tokens as transformers takes them, not
     yet shifted.
     """
-    y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data"
+    y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data, or write "
+    way_out += "cross_entropy?shift=true"
     if not isinstance(y, Tensor):
         return []
     counted = y != CrossEntropy.ignore_index

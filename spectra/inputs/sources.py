@@ -17,7 +17,16 @@ class Source:
 
     form: str  # as an error lists it
     takes: Callable[[str], bool]  # whether a name, without options, is written so
-    make: Callable[[str, dict[str, Any]], Any]  # what the name and the options after its '?' stand for
+    make: Callable[..., Any]  # what the name and the options after its '?' stand for
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a name of data stands for, with notes on how it was read."""
+
+    data: Any
+    notes: tuple[str, ...]
+    holds_images: bool = False  # which the default transform is for
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
     if isinstance(first, str | bytes):
         return list(values)
     try:
-        return plain(default_collate(values))
+        return plain(default_collate(list(values)))
     except TypeError:  # of another type
         return list(values)
 
@@ -108,6 +108,26 @@ def checked(
             if isinstance(leaf, Tensor) and (row := first_not_finite(leaf, place)) is not None:
                 index = int(indices[row])
                 raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or mend it")
+
+
+def next_labels(targets: Any, ignored: int, name: str) -> Any:
+    """Labels of tokens (b, T) as those of the next tokens; the last place of each sequence has none: `ignored`.
+
+    Weights beside them move along. Raises SpectraError where there are no such labels.
+    """
+    labels = targets["labels"] if isinstance(targets, dict) else targets
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 2:
+        came = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        text = f"shift moves labels of tokens, integers (b, T), and those of {name} are {came}; leave it out"
+        raise input_error("`loss`", "cross_entropy?shift=true", text)
+    if isinstance(targets, dict):
+        return {key: moved(value, ignored if key == "labels" else 0) for key, value in targets.items()}
+    return moved(labels, ignored)
+
+
+def moved(rows: Tensor, last: int) -> Tensor:
+    """Rows moved one place to the left, this value in the last place."""
+    return torch.cat([rows[:, 1:], torch.full_like(rows[:, :1], last)], dim=1)
 
 
 def leaves_of(tree: Any, name: str, place: int | None = None) -> Iterator[tuple[str, Any, int | None]]:

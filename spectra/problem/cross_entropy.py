@@ -19,13 +19,15 @@ class CrossEntropy:
     """The loss `torch.nn.CrossEntropyLoss`.
 
     Classes are along dimension 1, or along the last where the targets' shape says so. `class_dim` (1 or -1) decides;
-    without it, integer targets that both readings fit are refused.
+    without it, integer targets that both readings fit are refused. `shift` is for labels (b, T) that are the tokens of
+    the inputs: they become the next tokens when data are read; batches of a Problem are taken as they are.
     """
 
     class_weights: Tensor | None = None  # (C,)
     ignore_index: int = -100
     label_smoothing: float = 0.0
     class_dim: int | None = None
+    shift: bool = False
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing <= 1:

@@ -90,6 +90,8 @@ class Session(Generic[S]):
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), {"memory_share": share})
         self.about = complete(loaded)
+        for text in loaded.told:
+            self.listener.note(text)
         self.listener.heading(self.about)
         return self.problem
 

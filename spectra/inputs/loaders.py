@@ -1,0 +1,184 @@
+"""Read a DataLoader, or another iterable of batches, once, and keep its batches.
+
+A matrix is of fixed examples. So a loader that shuffles is read once, and its examples keep the numbers that they have
+in the data set; one whose examples change from one reading to the next is refused, and so is one without an end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, IterableDataset
+
+from spectra.errors import SpectraError, describe
+from spectra.files import in_units
+from spectra.inputs.batches import READ_TWICE, Batches, batch_of, chosen, recut
+from spectra.inputs.chance import seeded
+from spectra.inputs.graphs import batch_of as graphs_of
+from spectra.inputs.graphs import is_graph
+from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.stacking import same
+from spectra.memory import memory_share
+from spectra.problem.outputs import tensors_of
+from spectra.problem.problem import Batch
+from spectra.wording import counted
+
+MOST = 10**7  # examples of data that do not tell their number
+FINITE = "the data must be finite and repeatable"
+
+
+class Recorded:
+    """A sampler of batches that keeps the indices that it has given."""
+
+    def __init__(self, sampler: Any):
+        self.sampler = sampler
+        self.given: list[list[Any]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices in self.sampler:
+            self.given.append(list(indices))
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted, name: str) -> Batches:
+    """All batches of an iterable, read once; of the examples that the seed chooses, and of a size, where asked for.
+
+    Raises:
+        SpectraError: they are no batches, have no end, or change when they are read again.
+    """
+    if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
+        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
+    if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
+        text = f"{name} gives examples one by one; give a list of them, or a DataLoader of it"
+        raise SpectraError(f"`data`: {text} ({FINITE})")
+    with seeded(seed):  # from which a loader that shuffles draws
+        source, recorded = numbered(data)
+        first: list[Any] = []
+        batches = list(read_batches(source, recorded, first, wanted, name))
+        if not batches:
+            raise SpectraError(f"`data`: {name} is empty; give one batch at least")
+        notes = told(data, recorded)
+        refuse_changing(data, recorded, first[0], name)
+    if samples is not None:
+        batches = chosen(batches, samples, seed)
+    if batch_size is not None:
+        batches = recut(batches, batch_size)
+    return Batches(batches, notes)
+
+
+def numbered(data: Any) -> tuple[Any, Recorded | None]:
+    """The data, and what will tell the indices of a DataLoader's examples: for that it is a copy of the loader."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset) or data.batch_sampler is None:
+        return data, None
+    twin, recorded = copy.copy(data), Recorded(data.batch_sampler)
+    twin.__dict__ |= {"batch_sampler": recorded, "_iterator": None}  # DataLoader itself refuses to change a sampler
+    return twin, recorded
+
+
+def read_batches(
+    data: Iterable[Any], recorded: Recorded | None, first: list[Any], wanted: Wanted, name: str
+) -> Iterator[Batch]:
+    """Yield the batches; examples have their numbers in the data set, or are numbered as they come.
+
+    The first item, as it came, is put into `first`. Raises SpectraError.
+    """
+    endless = not has_length(data)
+    count = size = 0
+    for number, item in enumerate(data):
+        if not number:
+            first.append(item)
+        if isinstance(item, Batch):
+            batch = item
+        elif is_graph(item):
+            batch = graphs_of(item, count, f"batch {number} of {name}")
+            batch = replace(batch, targets=None) if wanted.whole else batch
+        else:
+            indices = indices_of(recorded, number)
+            batch = batch_of(item, indices, count, wanted, f"batch {number} of {name}", name)
+        yield batch
+        count += len(batch)
+        if endless:
+            size += sum(tensor.nbytes for tensor in tensors_of((batch.inputs, batch.targets)))
+            refuse_endless(count, size, name)
+
+
+def has_length(data: Any) -> bool:
+    """Whether the data tell their length."""
+    try:
+        return len(data) >= 0
+    except Exception:  # PyTorch's loaders of iterable data sets have no length, each in its own way
+        return False
+
+
+def refuse_endless(count: int, size: int, name: str) -> None:
+    """Raise SpectraError where data without a length have given more examples than are kept."""
+    if count > MOST or size > 2 * memory_share(torch.device("cpu")):
+        text = f"{name} goes on after {count:,} examples ({in_units(size)}); {FINITE}"
+        raise SpectraError(f"`data`: {text}: give a list of some batches, as list(itertools.islice(data, 100))")
+
+
+def indices_of(recorded: Recorded | None, number: int) -> Tensor | None:
+    """The indices of a batch's examples in the data set, where they are known and are integers."""
+    if recorded is None or number >= len(recorded.given):
+        return None
+    found = recorded.given[number]
+    return torch.tensor(found) if all(type(index) is int and index >= 0 for index in found) else None
+
+
+def told(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
+    """Notes on a loader that shuffles, or leaves examples out."""
+    if recorded is None:
+        return ()
+    order = [index for indices in recorded.given for index in indices]
+    if not all(type(index) is int for index in order):
+        return ()
+    notes = []
+    if order != sorted(order):
+        notes.append("the loader shuffles: it was read once, and its batches are kept")
+    if has_length(data.dataset) and (left := len(data.dataset) - len(set(order))) > 0:
+        notes.append(f"the loader leaves out {left} of {counted(len(data.dataset), 'example')}")
+    return tuple(notes)
+
+
+def refuse_changing(data: Any, recorded: Recorded | None, first: Any, name: str) -> None:
+    """Raise SpectraError where the first examples come out different when they are read again.
+
+    Those of a loader's data set are read twice by their indices, since the loader may shuffle; of other data the first
+    item is compared with what comes first in a second reading. What is given as a list, or can be read only once, stays
+    as it is.
+    """
+    if recorded is not None and recorded.given:
+        few = recorded.given[0][:READ_TWICE]
+        if not same(*(fetched(data, few, name) for _ in range(2))):
+            text = f"{name} gives other examples when it is read again; switch random augmentation off"
+            raise SpectraError(f"`data`: {text} in its data set and collate_fn, or give list(loader)")
+    elif not isinstance(data, Sequence | Iterator | Tensor):
+        again = next(iter(data), None)
+        if again is not None and not same(with_tensors(first), with_tensors(again)):
+            text = f"{name} gives another first batch when it is read again; {FINITE}"
+            raise SpectraError(f"`data`: {text}: switch augmentation and shuffling off, or give a list of the batches")
+
+
+def fetched(loader: Any, indices: Sequence[Any], name: str) -> Any:
+    """What a loader makes of the examples of these indices, as a plain tree. Raises SpectraError."""
+    dataset = loader.dataset
+    try:
+        many = hasattr(dataset, "__getitems__")
+        items = dataset.__getitems__(list(indices)) if many else [dataset[index] for index in indices]
+        return with_tensors(loader.collate_fn(items))
+    except Exception as error:
+        raise SpectraError(f"`data`: reading {name} again failed with {describe(error)}") from error
+
+
+def with_tensors(item: Any) -> Any:
+    """An item as a plain tree of tensors."""
+    return tree_map(as_tensor, plain(item))

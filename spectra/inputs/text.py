@@ -1,0 +1,132 @@
+"""Text as data: a file cut into chunks of tokens, `text:corpus.txt?length=256`.
+
+Tokens are made by the tokenizer of the model's folder, by that of another folder (`tokenizer=DIR`), or are the bytes of
+the file (`tokenizer=bytes`). A model that computes its own loss shifts labels by itself; for a loss of the outputs they
+are shifted here. A note tells which.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.errors import describe
+from spectra.files import open_regular
+from spectra.inputs.items import Wanted
+from spectra.inputs.sources import Told
+from spectra.inputs.spec import input_error, parse_spec, told_missing
+from spectra.wording import counted
+
+OPTION = "`data`"
+TEXT = "text:"
+BYTES = "bytes"
+OPTIONS = ("length", "stride", "tokenizer")
+INSTALL = 'install the package that reads it, pip install "loss-spectra[transformers]", or take tokenizer=bytes'
+
+
+def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
+    """The chunks of tokens of a file, as the loss and the model take them.
+
+    Args:
+        name: `text:` and the path of a file in UTF-8.
+        options: `length`, the tokens of a chunk; `stride`, from one chunk to the next, `length` unless given;
+            `tokenizer`, a folder of transformers, or `bytes`.
+
+    Raises:
+        SpectraError: no such file, no tokenizer, or fewer tokens than one chunk has.
+    """
+    if unknown := [key for key in options if key not in OPTIONS]:
+        raise input_error(OPTION, name, f"has no option {unknown[0]}; its options are {', '.join(OPTIONS)}")
+    path = name.removeprefix(TEXT)
+    if not os.path.isfile(path):
+        raise input_error(OPTION, name, f"{told_missing(path, 'there is no such file')}; check the path")
+    if wanted.shift is not None:
+        text = f"labels of {name} are shifted already; leave shift out"
+        raise input_error("`loss`", "cross_entropy?shift=true", text)
+    if "length" not in options:
+        raise input_error(OPTION, name, f"the tokens of a chunk are missing; write {name}?length=256")
+    length = whole_number(name, "length", options["length"])
+    stride = whole_number(name, "stride", options.get("stride", length))
+    found = tokens_of(path, name, options.get("tokenizer"), wanted)
+    span = length if wanted.whole else length + 1  # the label of a chunk's last token is the token after it
+    if len(found) < span:
+        held = counted(len(found), "token")
+        raise input_error(OPTION, name, f"it holds {held}, fewer than one chunk has ({span}); take a smaller length")
+    chunks = found.unfold(0, span, stride).contiguous()
+    notes = [f"{counted(len(chunks), 'chunk')} of {counted(length, 'token')}"]
+    if left := len(found) - (len(chunks) - 1) * stride - span:
+        notes[0] += f"; the last {counted(left, 'token')} of the file left out"
+    return Told(arranged(chunks, wanted), (*notes, who_shifts(wanted)))
+
+
+def arranged(chunks: Tensor, wanted: Wanted) -> Any:
+    """Inputs and labels: named as transformers' models take them, unless the model's forward names none such."""
+    if wanted.whole:
+        return {"input_ids": chunks, "labels": chunks.clone()}
+    inputs, labels = chunks[:, :-1], chunks[:, 1:]
+    return {"input_ids": inputs, "labels": labels} if "input_ids" in wanted.takes.names else (inputs, labels)
+
+
+def who_shifts(wanted: Wanted) -> str:
+    """The note on the labels."""
+    if not wanted.whole:
+        return "labels are the next tokens: they were shifted by one place here"
+    if wanted.forwards:
+        return "labels are the tokens themselves: the model has to shift them by one place, as those of transformers do"
+    return "labels are the tokens themselves: the loss has to shift them by one place"
+
+
+def whole_number(name: str, option: str, value: Any) -> int:
+    """A positive integer. Raises SpectraError."""
+    if type(value) is not int or value < 1:
+        raise input_error(OPTION, name, f"{option} is {value!r}; give an integer above 0")
+    return value
+
+
+def tokens_of(path: str, name: str, tokenizer: Any, wanted: Wanted) -> Tensor:
+    """The tokens of a file (T,), int64. Raises SpectraError."""
+    with open_regular(path) as file:
+        content = file.read()
+    if tokenizer == BYTES:
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).long()
+    folder = tokenizer if isinstance(tokenizer, str) else folder_of(wanted.model)
+    if folder is None:
+        way_out = "add tokenizer=DIR, a folder of transformers, or tokenizer=bytes"
+        raise input_error(OPTION, name, f"the model's name leads to no folder that holds a tokenizer; {way_out}")
+    try:
+        characters = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise input_error(OPTION, name, f"it is no text in UTF-8 ({describe(error)}); convert it") from error
+    found = encoded(characters, folder, name)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def encoded(characters: str, folder: str, name: str) -> list[int]:
+    """The tokens of a text by the tokenizer in a folder, without special tokens. Raises SpectraError."""
+    option = f"{name}?tokenizer={folder}"
+    if not os.path.isdir(folder):
+        raise input_error(OPTION, option, "there is no such folder; name one that save_pretrained has written")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise input_error(OPTION, option, f"it is a tokenizer of transformers; {INSTALL}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = tokenizer(characters, add_special_tokens=False, verbose=False)["input_ids"]
+        if characters and not found:  # a folder without a vocabulary gives a tokenizer that knows nothing
+            raise ValueError("it makes no tokens of the text")
+        return found
+    except Exception as error:
+        way_out = "save the tokenizer there with save_pretrained, or name its folder: tokenizer=DIR"
+        raise input_error(OPTION, option, f"its tokenizer cannot be used ({describe(error)}); {way_out}") from error
+
+
+def folder_of(model: str | None) -> str | None:
+    """The folder of a model named as transformers:CLASS?path=DIR; None for another name."""
+    if not (model and model.startswith("transformers:")):
+        return None
+    path = parse_spec(model, "`model`")[1].get("path")
+    return path if isinstance(path, str) else None
