@@ -70,7 +70,7 @@ def eig(
     check: bool = True,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **problem: Any,
 ) -> EigResult | list[EigResult]:
     """Compute eigenvalues at the ends of the spectrum of a matrix of a network, with residuals.
@@ -93,7 +93,8 @@ def eig(
         check: compare derivatives with finite differences first.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
-        progress: called as progress("hessian", products=12, ...) while the call is at work.
+        progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
+            called as progress("hessian", products=12, ...).
         problem: further arguments of `load_problem`: loss_part, params, weight_decay, mc_samples, samples,
             batch_size, output, memory (bytes), device, dtype (a module is copied to it); where a name is given also
             checkpoint, checkpoint_key and transform.
@@ -121,7 +122,7 @@ def eig(
         check=check,
         save_every=save_every,
     )
-    with Session(request, Caller(progress)) as session:
+    with Session(request, Caller(heard(progress))) as session:
         return as_asked(eigenvalues(session, save_vectors).results, curvature)
 
 
@@ -140,7 +141,7 @@ def trace(
     max_products: int | None = None,
     check: bool = True,
     save_every: float = SAVE_EVERY,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **problem: Any,
 ) -> TraceResult | list[TraceResult]:
     """Estimate the trace of a matrix of a network, with its standard error.
@@ -176,7 +177,7 @@ def trace(
         save_every=save_every,
         deflate=deflate,
     )
-    with Session(request, Caller(progress)) as session:
+    with Session(request, Caller(heard(progress))) as session:
         return as_asked(traces(session).results, curvature)
 
 
@@ -195,7 +196,7 @@ def density(
     max_products: int | None = None,
     check: bool = True,
     save_every: float = SAVE_EVERY,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **problem: Any,
 ) -> DensityResult | list[DensityResult]:
     """Compute the spectral density of a matrix of a network, as nodes and weights.
@@ -233,7 +234,7 @@ def density(
         save_every=save_every,
         deflate=deflate,
     )
-    with Session(request, Caller(progress)) as session:
+    with Session(request, Caller(heard(progress))) as session:
         return as_asked(densities(session, draw).results, curvature)
 
 
@@ -356,6 +357,13 @@ def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | 
         return results[0]
     found = {result.curvature: result for result in results}
     return [found[name] for name in curvature]
+
+
+def heard(progress: Any) -> Any:
+    """The progress argument. Raises ArgumentError where it is no function, True or False."""
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise wrong("progress", progress, "True, or a function (name, **numbers)")
+    return progress
 
 
 def as_path(path: str | Path | None) -> Path | None:

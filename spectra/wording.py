@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -14,6 +15,20 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
         plural: the plural, where it is not formed with s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def progress(numbers: Mapping[str, float]) -> str:
+    """The numbers of a piece of work in words: products, eigenpairs that are done, the residual or the trace so far."""
+    if "gram_rows" in numbers:
+        return f"eigenvalues of a Gram matrix of {counted(int(numbers['gram_rows']), 'row')}"
+    parts = [counted(int(numbers["products"]), "product")]
+    if "converged" in numbers:
+        parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")
+    if "residual" in numbers and math.isfinite(numbers["residual"]):
+        parts.append(f"residual {numbers['residual']:.1e}")
+    if "trace" in numbers:
+        parts.append(f"trace {numbers['trace']:.6g} ± {numbers['standard_error']:.1e}")
+    return ", ".join(parts)
 
 
 def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:

@@ -95,6 +95,14 @@ class Ragged(Dataset):
         return {key: pad([row[key] for row in rows], True, value) for key, value in fill.items()}
 
 def ragged(): return Ragged()
+
+class Sized(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index): return torch.full((index + 1, 3), float(index)), float(index)
+    def collate_fn(self, items): return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+
+def sized(): return Sized()
+def first(x): return 2 * x[0]
 """
 
 
@@ -187,6 +195,20 @@ def test_named_data(form, sized, capfd):
     assert found["results"][0]["trace"] == pytest.approx(tagged_trace(), rel=1e-9)
     assert found["problem"]["samples"] == N
     assert any("shuffles" in note for note in found["problem"]["notes"]) == (form == "shuffled")
+
+
+def test_a_transform_comes_before_the_collate_function():
+    from spectra.inputs.transform import choose_transform
+
+    view = choose_transform("forms.py:first", "forms.py:regression")
+    data = load_data("forms.py:sized", None, 0, view)
+    assert data.inputs.tolist() == [[2.0 * i] * 3 for i in range(4)]
+    assert data.targets.tolist() == [0, 1, 2, 3]
+    assert data.transform == "forms.py:first"
+    assert data.notes == ("collate_fn of forms.py:sized makes the batches",)
+    for name, told in (("loader", "goes with single examples, and forms.py:loader gives batches"), ("ragged", "pairs")):
+        with pytest.raises(SpectraError, match=told):
+            load_data(f"forms.py:{name}", None, 0, view)
 
 
 def test_an_array_that_the_model_does_not_take(capfd):

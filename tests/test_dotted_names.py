@@ -81,6 +81,7 @@ STANDARD = [
     "torch.os.system?command=touch ran",
     "paths.os.system?command=touch ran",
     "paths.join",
+    "torch.sys.modules",
     "box.text.join",
     "Net.__class__",
     "Net.__init__.__globals__",

@@ -110,6 +110,17 @@ def test_a_program_has_the_matrices_of_its_module(path, curvature, capfd):
     assert record["problem"]["parameters"] == expected.point.numel()
 
 
+def test_the_heading_does_not_speak_of_a_seed(capfd):
+    """The weights of a program do not come from it."""
+    save("net.pt2")
+    for command in ("eig -k 1", "inspect"):
+        assert run(shlex.split(f"{command} --model net.pt2 --data points.npz")) == 0
+        out, err = capfd.readouterr()
+        assert not err
+        assert "seed" not in out
+    assert "no checkpoint: the model holds its weights" in out
+
+
 def test_weights_go_into_a_program(capfd):
     model = net()
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
@@ -194,6 +205,10 @@ def test_a_plan_names_programs_beside_it(tmp_path, capfd):
     Path("elsewhere").mkdir()
     assert lies_beside("net.pt2", tmp_path, tmp_path, "model")
     assert not lies_beside("../net.pt2", tmp_path / "elsewhere", tmp_path / "elsewhere", "model")
+    assert not lies_beside("net.pt2", tmp_path / "elsewhere", tmp_path, "model")
+    save("net.pt2")
+    Path("elsewhere/run.toml").write_text("model = 'net.pt2'\ndata = 'points.npz'\n")
+    refused(capfd, "eig --config elsewhere/run.toml", "--model net.pt2", "beside that file", "--trust")
     Path("elsewhere/plan.toml").write_text("[problem]\nmodel = '../net.pt2'\ndata = 'digits'\n[eig]\n")
     refused(capfd, "sweep run elsewhere/plan.toml --dry-run", "PLAN elsewhere/plan.toml", "net.pt2", "--trust")
 

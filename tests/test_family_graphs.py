@@ -91,6 +91,17 @@ class Molecules(nn.Module):
         return torch.cat([energy, global_mean_pool(slope.square().sum(-1, keepdim=True), batch)], 1)
 
 
+class Sparse(nn.Module):
+    """Two convolutions by a sparse matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, adj_t):
+        return self.second(adj_t @ self.first(adj_t @ x).tanh())
+
+
 def built(make) -> nn.Module:
     torch.manual_seed(0)
     return make().double().eval()
@@ -196,15 +207,33 @@ def test_nodes_are_examples(masked, way):
     expected = reference(model, (data.x, data.edge_index), lambda f: F.cross_entropy(f[mask], data.y[mask]))
     for given in (data, [data]):
         loaded = load_problem(model=model, data=given, loss=CLASSES, batch_size=2 if given is data else None)
-        problem, (note,) = loaded.problem, loaded.record.notes
+        problem, (called, note) = loaded.problem, loaded.record.notes
+        assert called == "the model is called with x, edge_index, batch of the graphs"
         assert ("train_mask" in note) is masked
         assert problem.examples == mask.sum()
         assert len(problem.batches) == 1
         assert_same(problem, expected, **WAYS[way])
 
 
+@pytest.mark.parametrize("layout", ["coo", "edges"])
+@pytest.mark.parametrize("name", ["ggn", "fisher", "fisher-empirical", "gradient-covariance", "fisher-mc"])
+def test_gram_matrices_of_nodes(name, layout):
+    """Their rows are gradients of single nodes, which others take part in."""
+    data, model = NODES, built(lambda: GCN(3, 4, 2, 2))
+    if layout == "coo":
+        adjacency = torch.sparse_coo_tensor(NODES.edge_index, torch.ones(14, dtype=torch.float64), (7, 7)).coalesce()
+        data, model = Data(x=NODES.x, adj_t=adjacency, y=NODES.y), built(Sparse)
+    for method in (None, "gram"):
+        found = spectra.trace(model, CLASSES, data, curvature=name, method=method)
+        expected = spectra.trace(model, CLASSES, data, curvature=name, method="dense")
+        assert found.trace == pytest.approx(expected.trace, rel=1e-9 if method else 0.1)
+    top = spectra.eig(model, CLASSES, data, curvature=name, method="gram", k=3)
+    dense = spectra.eig(model, CLASSES, data, curvature=name, method="dense", k=3)
+    assert top.values == pytest.approx(dense.values, rel=1e-9)
+
+
 def test_nodes_are_not_cut():
-    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of a graph, which cannot be cut; leave `sam"):
+    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of a graph, which is never cut; leave out"):
         load_problem(model=built(lambda: GCN(3, 4, 2, 2)), data=NODES, loss=CLASSES, samples=3)
 
 
@@ -219,14 +248,6 @@ def test_graphs_with_targets_of_their_nodes():
 
 def test_sparse_adjacency_in_the_graph():
     """A torch.sparse matrix as `adj_t`, in place of edge_index."""
-
-    class Sparse(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-
-        def forward(self, x, adj_t):
-            return self.second(adj_t @ self.first(adj_t @ x).tanh())
 
     model = built(Sparse)
     for layout in (torch.sparse_csr, torch.sparse_coo):
@@ -293,6 +314,21 @@ def test_what_is_wrong_with_a_graph_is_named(name):
         load_problem(model=built(lambda: GCN(3, 4, 2, 2)), data=data, loss=CLASSES)
 
 
+def test_graphs_that_change_between_reads_are_refused():
+    class Noisy(geometric.data.Dataset):
+        def len(self):
+            return 8
+
+        def get(self, index):
+            changed = GRAPHS[index].clone()
+            changed.x = changed.x + torch.rand(1)
+            return changed
+
+    for data in (Noisy(), torch.utils.data.Subset(Noisy(), [3, 4])):
+        with pytest.raises(SpectraError, match=r"^`data`: graph 0 of .* came out different when it was read twice"):
+            load_problem(model=built(OfGraphs), data=data, loss=CLASSES)
+
+
 def test_a_model_that_mixes_graphs_is_refused():
     class Mixing(OfGraphs):
         def forward(self, x, edge_index, batch):
@@ -322,6 +358,9 @@ def graph(nodes, seed, targets):
     x = torch.randn(nodes, 3, generator=draw, dtype=torch.float64)
     return Data(x=x, edge_index=edges, y=torch.randint(2, (targets,), generator=draw))
 
+def same(x):
+    return x
+
 def graphs():
     return [graph(3 + i % 3, i, 1) for i in range(8)]
 
@@ -331,6 +370,13 @@ def nodes():
 def of_nodes():
     return GCN(3, 4, 2, 2)
 """
+
+
+def test_a_transform_is_the_data_sets_own(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(FILE)
+    assert run(shlex.split("eig --model net.py:Net --data net.py:graphs --transform net.py:same")) == 2
+    assert "to which no transform is applied here" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "data", "examples"), [("Net", "graphs", 8), ("of_nodes", "nodes", 7)])

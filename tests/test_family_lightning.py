@@ -17,6 +17,7 @@ import spectra
 from spectra.cli import run
 from spectra.inputs.hyper_parameters import as_text
 from spectra.inputs.spec import parse_spec, resolve
+from spectra.inputs.weights_alone import FORCED
 
 with warnings.catch_warnings(action="ignore"):
     lightning = pytest.importorskip("lightning")
@@ -141,8 +142,10 @@ def test_load_from_checkpoint_reads_weights_alone(capfd):
     found = eigenvalues(capfd, "--model", name, "--data", "points.npz", "-k", "3")
     assert found["results"][0]["eigenvalues"] == pytest.approx(expected(3), rel=1e-8)
     write({"width": 5, "depth": 2}, more=Evil())
-    refused(capfd, f"eig --model {name} --data points.npz", "could run code", "--checkpoint")
-    assert not Path("ran").exists()
+    for more in ("", "&weights_only=false"):
+        refused(capfd, f"eig --model '{name}{more}' --data points.npz", "could run code", "--checkpoint")
+        assert not Path("ran").exists()
+    assert FORCED not in os.environ
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,7 @@
 """Models of transformers, built from configurations, against dense autograd in float64."""
 
 import json
+import os
 import pickle
 import shlex
 import sys
@@ -240,7 +241,7 @@ REFUSED = {
         "score.weight missing",
         "GPT2LMHeadModel; name that",
     ],
-    "transformers:GPT2LMHeadModel?path=saved&n_embd=6": ["(13, 4) instead of (13, 6)", "what follows '?'"],
+    "transformers:GPT2LMHeadModel?path=saved&n_embd=6": ["(12,) instead of (18,)", "what follows '?'"],
     "transformers:GPT2LMHeadModel?path=saved&attn_implementation=flash_attention_2": ["eager and sdpa"],
     "transformers:GPT2LMHeadModel?path=saved&weights_only=false": ["no weights_only"],
     "transformers:PreTrainedModel?path=saved": ["base class"],
@@ -318,3 +319,42 @@ def test_a_result_and_a_plan_may_name_a_folder(capfd):
     line = "--model transformers:AutoModelForCausalLM?path=saved --data tokens.npz"
     assert run(shlex.split(f"eig {line} --loss {CLASSES} -k 1 --out a")) == 0
     assert run(shlex.split("eig --config a/eig.json -k 2 --json")) == 0, capfd.readouterr().err
+
+
+def test_files_that_a_configuration_names_are_read_as_weights_alone(capfd, monkeypatch):
+    helpers = pytest.importorskip("timm.models._helpers")
+    as_before = lambda path, *args, **options: torch.load(path, weights_only=False)  # noqa: E731, timm up to 1.0.9
+    monkeypatch.setattr(helpers, "_torch_load", as_before, raising=False)
+    Path("saved").mkdir()
+    with open("evil.bin", "wb") as file:
+        pickle.dump(Evil(), file)
+    config = {"model_type": "timm_wrapper", "architecture": "resnet10t", "num_classes": 2, "label_names": ["a", "b"]}
+    config["model_args"] = {"checkpoint_path": "evil.bin"}
+    Path("saved/config.json").write_text(json.dumps(config))
+    refused(capfd, "transformers:AutoModelForImageClassification?path=saved", "could run code")
+
+
+def test_infinite_values_of_a_configuration_are_numbers():
+    config = transformers.GPT2Config(**SMALL["gpt2"], limit=[0.0, float("inf")])
+    config.save_pretrained("saved")
+    name = "transformers:GPT2LMHeadModel?path=saved"
+    found = load_problem(model=name, data="tokens.npz", loss=CLASSES, device="cpu").problem.model.config
+    assert [*found.limit] == [0.0, float("inf")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_folder_of_a_stranger_neither_hangs_nor_reads_elsewhere(capfd):
+    saved("gpt2", max_shard_size=500)
+    index = Path("saved/model.safetensors.index.json")
+    content = json.loads(index.read_text())
+    places = dict.fromkeys(content["weight_map"], "../outside.safetensors")
+    index.write_text(json.dumps(content | {"weight_map": places}))
+    name = "transformers:GPT2LMHeadModel?path=saved"
+    refused(capfd, name, "--model saved/model.safetensors.index.json", "outside.safetensors")
+    Path("saved/config.json").unlink()
+    os.mkfifo("saved/config.json")
+    refused(capfd, name, "named pipe")
+    for text in ("[" * 100_000, "{}[", '["gpt2"]', '{"model_type": ["gpt2"]}', '{"n_layer": "\\u001b[2J"}'):
+        Path("saved/config.json").unlink()
+        Path("saved/config.json").write_text(text)
+        refused(capfd, name, "--model")

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from spectra.curvature.engine.replacements import grouped_mm
+from spectra.curvature.engine.replacements import grouped_mm, replacements
 from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
 from spectra.operator import check_operator
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Batch, Problem
 from spectra.run.measurement import Measurement, imprecise
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}
@@ -492,13 +492,39 @@ def test_the_hessian_is_that_of_finite_differences(kind, way, device):
     assert not inputs.requires_grad
 
 
+class Given(nn.Module):
+    """A convolution on a graph that comes with the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, adjacency):
+        return self.second((adjacency @ self.first(x)).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_matrices_in_the_batch(layout, way):
+    """Batches with one are neither cut nor joined, whatever their sizes."""
+    torch.manual_seed(0)
+    model, adjacency = Given().double(), (drawn(6, 6) > 0).double()
+    sparse = adjacency.to_sparse(layout=layout)
+    batches = [Batch({"x": x, "adjacency": sparse}, Y, torch.arange(6)) for x in (X, 2 * X)]
+    problem = Problem(model, MeanSquaredError(), batches)
+    expected = hessian(model, lambda: sum(mean_square(model(x, adjacency), Y) / 2 for x in (X, 2 * X)))
+    found = Curvature(problem, "hessian", **WAYS[way]) @ torch.eye(problem.size, dtype=torch.float64)
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+    with pytest.raises(SpectraError, match=r"^`data`: a batch with a sparse or nested tensor cannot be cut"):
+        batches[0].part(slice(2))
+
+
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 @pytest.mark.parametrize("layer", ["attention", "norm", "sum"])
 def test_layers_without_second_derivatives_for_nested_tensors_are_told_of(layer, curvature):
     problem = Kind(layer, lambda: Attending(layer)).problem("cpu")
-    expected = (
-        r"^`model`: PyTorch lacks a derivative of a layer for nested tensors \(.*\); give that layer x\.to_padded"
-    )
+    expected = r"^`model`: PyTorch lacks a derivative of a layer for nested tensors \(.*\); pad the sequences to"
     with pytest.raises(SpectraError, match=expected) as refusal:
         Curvature(problem, curvature) @ torch.ones(problem.size, dtype=torch.float64)
     assert "\n" not in str(refusal.value)
@@ -528,6 +554,22 @@ def test_grouped_products_are_those_of_pytorch(form):
     torch.testing.assert_close(found.float(), groups[form]())
     if form == "rows":  # the others ask for layouts of a GPU
         torch.testing.assert_close(found[:5].float(), F.grouped_mm(a, b, offs=offs)[:5])
+
+
+def test_flex_attention_is_pytorchs(monkeypatch):
+    """Of fewer heads of keys than of queries, with a score that reads a table, and a row that sees nothing."""
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    q, k, v, table = drawn(2, 4, 5, 16), drawn(2, 2, 6, 16, seed=2), drawn(2, 2, 6, 3, seed=3), drawn(4, 11)
+    mask = flex.create_block_mask(lambda b, h, i, j: (j <= i + b) & (i != 3 + h), 2, 4, 5, 6, device="cpu")
+    options = {"score_mod": lambda score, b, h, i, j: score.tanh() + table[h, i - j + 5], "block_mask": mask}
+    options |= {"enable_gqa": True, "scale": 0.3, "return_aux": flex.AuxRequest(lse=True)}
+    wanted, told = flex.flex_attention(q, k, v, **options)
+    for owner, name, form in replacements():
+        monkeypatch.setattr(owner, name, form)
+    found, ours = flex.flex_attention(q, k, v, **options)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(ours.lse, told.lse)
+    assert found[:, 0, 3].norm() == 0
 
 
 def test_a_model_that_writes_to_some_batches_alone_is_named():

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from spectra.cli.signals import raise_received
 from spectra.quoting import quoted
-from spectra.wording import counted
+from spectra.wording import progress
 
 # Seconds of work after which it is told of where nobody watches a terminal: by the clock, if half of that was spent on
 # it (a crowded machine makes short work long), or in any case; then between two lines.
@@ -32,7 +32,7 @@ class Line:
 
     def __call__(self, **numbers: float) -> None:
         raise_received()
-        self.stands = describe(numbers)
+        self.stands = progress(numbers)
         if numbers.get("gram_rows", 0) >= LONG and _telling:  # LAPACK may hold up every thread
             _telling.show()
 
@@ -149,17 +149,3 @@ def clear_line() -> None:
     """Take the progress line off the terminal, if there is one."""
     if _telling:
         _telling.clear()
-
-
-def describe(numbers: dict[str, float]) -> str:
-    """The numbers of a piece of work, in words."""
-    if "gram_rows" in numbers:
-        return f"eigenvalues of a Gram matrix of {counted(int(numbers['gram_rows']), 'row')}"
-    parts = [counted(int(numbers["products"]), "product")]
-    if "converged" in numbers:
-        parts.append(f"{numbers['converged']:.0f} of {numbers['wanted']:.0f} done")
-    if "residual" in numbers and math.isfinite(numbers["residual"]):
-        parts.append(f"residual {numbers['residual']:.1e}")
-    if "trace" in numbers:
-        parts.append(f"trace {numbers['trace']:.6g} ± {numbers['standard_error']:.1e}")
-    return ", ".join(parts)

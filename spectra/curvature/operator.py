@@ -71,6 +71,9 @@ class Curvature:
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
 
+    def __repr__(self) -> str:
+        return f"Curvature({self.name} of {self.problem!r}; products: {self.path})"
+
     @property
     def shape(self) -> torch.Size:
         """The shape (n, n)."""

@@ -26,6 +26,7 @@ from spectra.wording import counted
 
 GRAPHS, NODES = "graphs", "nodes"
 TRAIN_MASK = "train_mask"  # of the nodes that have a target to learn, as torch_geometric names it
+READ_TWICE = 8  # graphs of a data set that are read a second time, to catch augmentation
 FEWEST = 2  # required arguments, of a model that is called with named parts of a graph, and not with the graph
 
 
@@ -83,7 +84,9 @@ class Graphs(Structured):
     def part(self, cut: slice | Tensor) -> Graphs:
         """Some of the graphs. Raises SpectraError where examples are nodes."""
         if self.examples == NODES:
-            raise SpectraError("`data`: examples are nodes of a graph, which cannot be cut; leave `samples` out")
+            raise SpectraError(
+                "`data`: examples are nodes of a graph, which is never cut; leave out what asks for a part (`samples`)"
+            )
         chosen = cut if isinstance(cut, slice) else cut.cpu()
         return collated(self.data.index_select(chosen), self.data)
 
@@ -173,8 +176,22 @@ def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch
         return batch if samples is None else batch.part(choice(len(batch), samples, seed, name))
     chosen = torch.arange(len(source)) if samples is None else choice(len(source), samples, seed, name)
     with seeded(seed):
-        batch = batch_of(collated([source[i] for i in chosen.tolist()]).data, 0, name)
+        graphs = [source[i] for i in chosen.tolist()]
+        for i, graph in zip(chosen.tolist(), graphs[:READ_TWICE], strict=False):
+            if not same(graph, source[i]):
+                raise SpectraError(
+                    f"`data`: graph {i} of {name} came out different when it was read twice; switch random "
+                    "augmentation off"
+                )
+        batch = batch_of(collated(graphs).data, 0, name)
     return replace(batch, indices=chosen) if batch.inputs.examples == GRAPHS else batch
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two graphs have the same tensors."""
+    (ones, skeleton), (twos, other) = flattened(Graphs(one, GRAPHS)), flattened(Graphs(two, GRAPHS))
+    dense = [(x.to_dense(), y.to_dense()) for x, y in zip(ones, twos, strict=False)]
+    return skeleton == other and all(x.shape == y.shape and bool((x == y).all()) for x, y in dense)
 
 
 def choice(count: int, samples: int, seed: int, name: str) -> Tensor:
@@ -188,7 +205,6 @@ def batch_of(data: Any, first: int, what: str) -> Batch:
     """The examples of a graph or of a batch of graphs, numbered from `first`. Raises SpectraError."""
     store = targets_of(data, what)
     refuse_not_finite(data, what)
-    y: Any
     y, graphs, nodes = store.get("y"), getattr(data, "num_graphs", 1), store.num_nodes
     y = y if y is None or y.ndim else y[None]
     if y is None or len(y) == graphs:
@@ -232,10 +248,13 @@ def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:
     return Graphs(GeometricBatch.from_data_list(list(graphs), follow_batch=more), GRAPHS)
 
 
-def graph_notes(batches: Sequence[Batch]) -> list[str]:
-    """A note where examples are nodes: they stay together, and those without a target to learn do not count."""
-    found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs) and batch.inputs.examples == NODES]
+def graph_notes(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
+    """Notes on how a model is called with graphs, and on nodes as examples."""
+    found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs)]
     if not found:
         return []
-    masked = f", those of {TRAIN_MASK} alone" if any(graphs.masked for graphs in found) else ""
-    return [f"examples are nodes of graphs{masked}; their batches are neither cut nor joined"]
+    notes = [f"the model is called with {', '.join(parts)} of the graphs"] if (parts := found[0].parts(model)) else []
+    if found[0].examples == NODES:
+        masked = f", those of {TRAIN_MASK} alone" if found[0].masked else ""
+        notes.append(f"examples are nodes of graphs{masked}; their batches are neither cut nor joined")
+    return notes

@@ -23,6 +23,7 @@ from spectra.inputs.spec import input_error
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.model_loss import ModelLoss, is_lightning
 
 TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
 OTHER_TARGETS = ("targets", "target", "y")  # taken where there is none of those, and the model takes no such argument
@@ -68,7 +69,7 @@ def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = Non
         trees=isinstance(loss, CustomLoss),
         takes=Arguments() if model is None else arguments_of(model),
         model=name,
-        forwards=whole and getattr(loss, "name", "") == "model" and not hasattr(model, "training_step"),
+        forwards=isinstance(loss, ModelLoss) and not (model is not None and is_lightning(model)),
         shift=loss.ignore_index if isinstance(loss, CrossEntropy) and loss.shift else None,
     )
 

@@ -100,7 +100,9 @@ def read_batches(
             batch = item
         elif is_graph(item):
             batch = graphs_of(item, count, f"batch {number} of {name}")
-            batch = replace(batch, targets=None) if wanted.whole else batch
+            known = indices_of(recorded, number)
+            indices = batch.indices if known is None or len(known) != len(batch) else known
+            batch = replace(batch, targets=None if wanted.whole else batch.targets, indices=indices)
         else:
             indices = indices_of(recorded, number)
             batch = batch_of(item, indices, count, wanted, f"batch {number} of {name}", name)

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -17,11 +18,13 @@ from spectra.inputs.chance import seeded
 from spectra.inputs.origin import names_file
 from spectra.inputs.registers import MODELS
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
+from spectra.inputs.weights_alone import weights_alone
 from spectra.quoting import quoted
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
+LIGHTNING = ".load_from_checkpoint"
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -146,7 +149,8 @@ def _added(name: str, options: dict[str, Any]) -> Any:
 def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
         try:
-            return call(found, name, weights_alone(found, options), OPTION)
+            with weights_alone() if name.endswith(LIGHTNING) else nullcontext():
+                return call(found, name, options, OPTION)
         except SpectraError as error:
             if isinstance(error.__cause__, UnpicklingError):  # torch advises to trust the file
                 text = "it reads a file that holds more than weights, which could run code; give that as `checkpoint`"
@@ -155,16 +159,6 @@ def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if options:
         raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
     return found
-
-
-def weights_alone(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a function that loads a file, with its `weights_only` on where the user says nothing of it.
-
-    Lightning's `load_from_checkpoint` would run what is in the file otherwise.
-    """
-    signature = signature_of(function) if callable(function) else None
-    parameter = signature and signature.parameters.get("weights_only")
-    return {"weights_only": True, **options} if parameter and parameter.default is None else options
 
 
 def pretrained_weights(spec: str) -> Any:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import TARGETS
+from spectra.inputs.stacking import next_labels
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
@@ -48,13 +49,12 @@ class Reading:
 
     loss: Loss
     sentence: str
-    shifted: bool = False  # whether a label belongs to the logits one place before
 
     def targets(self, labels: Tensor) -> Tensor:
         """The targets of our loss."""
-        if not self.shifted:
+        if not (isinstance(self.loss, CrossEntropy) and self.loss.shift):
             return labels
-        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], CrossEntropy.ignore_index)], dim=1)
+        return next_labels(labels, self.loss.ignore_index, "data")
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
@@ -160,7 +160,7 @@ def readings(logits: Tensor, labels: Tensor) -> Iterator[Reading]:
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
             shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
-            yield Reading(CrossEntropy(class_dim=-1), shift, shifted=True)
+            yield Reading(CrossEntropy(class_dim=-1, shift=True), shift)
         if labels.shape == logits.shape[:-1]:
             yield Reading(CrossEntropy(class_dim=-1), "the model's own loss is the cross entropy of its logits")
         if labels.shape == (logits.shape[0], *logits.shape[2:]):

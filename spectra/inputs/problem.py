@@ -210,7 +210,7 @@ def load_problem(
         "checkpoint_sha256": loaded and loaded["sha256"],
     }
     told = (*remarks, *examples.notes)
-    remarks += [*examples.notes, *(notes(examples) if whole else ()), *graph_notes(given), *renormalised]
+    remarks += [*examples.notes, *(notes(examples) if whole else ()), *graph_notes(network, given), *renormalised]
     remarks += adapter_notes(loaded, network, params)
     return Loaded(problem, problem_record(problem, typed, value, remarks), loaded, told)
 

@@ -5,9 +5,12 @@ Both are code, recognised by what is in the file, and run only where the user na
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
 from typing import Any
 
@@ -41,7 +44,7 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
                 raise input_error(OPTION, name, "a finished program takes no options; leave out what follows '?'")
             file.seek(0)
             try:
-                with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
+                with unheard():
                     return load(file)
             except Exception as error:
                 text = f"loading it failed with {describe(error)}; save it again, with this version of torch"
@@ -50,6 +53,18 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path") from None
     except OSError as error:
         raise input_error(OPTION, name, f"{error.strerror or describe(error)}; check the path") from error
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """A context without warnings: that TorchScript is deprecated, which symbols torch.export has not found again."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _names(file: BufferedReader) -> Sequence[str]:
@@ -65,7 +80,7 @@ def _loader(names: Sequence[str]) -> Callable[[Any], nn.Module] | None:
     if any(name.endswith(EXPORTED) for name in names):
         return _exported
     if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
-        return torch.jit.load
+        return partial(torch.jit.load, map_location="cpu")
     return None
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.sources import Built
 from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
+from spectra.inputs.weights_alone import weights_alone
 from spectra.quoting import foreign
 from spectra.wording import counted
 
@@ -50,7 +52,7 @@ def make(name: str, options: dict[str, Any]) -> Built:
         SpectraError: no such class, folder or value, or weights that are not those of the class.
     """
     options = dict(options)
-    with quiet(name):
+    with quiet(name), weights_alone():  # an architecture of timm reads files that a configuration may name
         kind = _class(name)
         if "trust_remote_code" in options:
             text = "code that lies in a folder of weights is not run; name its class as file.py:Class"
@@ -66,6 +68,8 @@ def make(name: str, options: dict[str, Any]) -> Built:
             raise
         except Exception as error:
             text = f"building it failed with {describe(error)}; check what follows '?'"
+            if isinstance(error, UnpicklingError):  # torch advises to trust the file
+                text = f"its {CONFIG} names a file that holds more than weights, which could run code; take that out"
             raise input_error(OPTION, name, text) from error
     return Built(model, [f"weights are drawn by the seed: {foreign(folder)} holds none"] if folder else [])
 
@@ -170,6 +174,8 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
 def _plain(content: Any) -> Any:
     """The configuration without what would run, fetch or rearrange something."""
     if isinstance(content, dict):
+        if content.keys() == {"__float__"}:  # as transformers writes what JSON has no word for
+            return float(content["__float__"])
         return {k: _plain(v) for k, v in content.items() if not (str(k).startswith("_") or k in LEFT_OUT)}
     return [_plain(item) for item in content] if isinstance(content, list) else content
 

@@ -7,12 +7,11 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
-from spectra.plots.style import STYLE, figure_of, lay_out_legend, line_style, marker_style, shortened
+from spectra.plots.style import STYLE, Figure, figure_of, lay_out_legend, line_style, marker_style, shortened
 from spectra.spectrum.curves import NOISE, asinh_grid, asinh_scale, cumulative
 
 PAGE = 6.5  # width in inches

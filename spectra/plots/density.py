@@ -5,11 +5,10 @@ from __future__ import annotations
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, plain, scientific
-from spectra.plots.style import STYLE, figure_of, lay_out_legend, line_style, shortened, text_width
+from spectra.plots.style import STYLE, Figure, figure_of, lay_out_legend, line_style, shortened, text_width
 from spectra.spectrum.curves import (
     NOISE,
     Band,

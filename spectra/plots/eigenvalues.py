@@ -8,13 +8,12 @@ from typing import Protocol
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from spectra.plots.axes import magnitude_axis
-from spectra.plots.style import STYLE, lay_out_legend, marker_style
+from spectra.plots.style import STYLE, Figure, lay_out_legend, marker_style
 
 SPREAD = 0.7  # of the step from rank to rank, which the points of one rank share
 LARGEST, SMALLEST = 4.2, 2.0  # markers, points

@@ -8,13 +8,12 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from spectra.plots.axes import plain
 from spectra.plots.names import settable
-from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
+from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style
 from spectra.records.sweep import Evolution, Row
 
 TITLES = {  # the small panels, in their order

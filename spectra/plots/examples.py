@@ -8,12 +8,11 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import magnitude_axis
-from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style
+from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style
 from spectra.records.compare import Subsample
 
 PAGE = 6.5  # width in inches

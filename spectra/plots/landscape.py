@@ -9,13 +9,12 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
-from spectra.plots.style import COLOURS, STYLE, lay_out_legend, shortened
+from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 

@@ -9,12 +9,11 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
 from spectra.plots.names import settable
-from spectra.plots.style import STYLE, lay_out_legend, line_style, marker_style, shortened
+from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style, shortened
 from spectra.records.layers import Block
 from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+import matplotlib.figure
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
 STYLE = [
@@ -54,6 +55,13 @@ LEGEND_SIZE, TITLE_SIZE = 8.5, 10  # points
 NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the formats written
 
 
+class Figure(matplotlib.figure.Figure):
+    """A figure of matplotlib that shows itself in a notebook, which those of pyplot alone do."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def line_style(index: int, count: int) -> dict[str, Any]:
     """The line style of curve `index` among `count`, at most `MOST_CURVES`."""
     thickness = np.linspace(THICKEST, THINNEST, count)[index] if count > 1 else 1.6
@@ -91,7 +99,7 @@ class Legend(NamedTuple):
         points = LEGEND_SIZE * (1.25 * (lines - 2) + 0.5 * (rows - 1)) + 1.25 * TITLE_SIZE * title
         return max(0, points) / 72
 
-    def draw(self, figure: Figure, handles: Sequence[Any]) -> None:
+    def draw(self, figure: matplotlib.figure.Figure, handles: Sequence[Any]) -> None:
         """Draw the legend above everything else in the figure."""
         legend = figure.legend(
             handles,
@@ -161,12 +169,18 @@ def wrapped(text: str, points: float, size: float) -> str:
     return "\n".join(_cut(line, points, size, head=0.5) for line in lines)
 
 
-def figure_of(axes: Axes) -> Figure:
+def figure_of(axes: Axes) -> matplotlib.figure.Figure:
     """The figure that the axes are drawn in, itself no part of another."""
-    return cast(Figure, axes.figure)
+    return cast(matplotlib.figure.Figure, axes.figure)
 
 
-def save_figure(figure: Figure, target: Path | str | IO[bytes], format: str | None = None) -> None:
+def png(figure: matplotlib.figure.Figure) -> bytes:
+    """The bytes of a figure as a PNG."""
+    save_figure(figure, file := BytesIO(), "png")
+    return file.getvalue()
+
+
+def save_figure(figure: matplotlib.figure.Figure, target: Path | str | IO[bytes], format: str | None = None) -> None:
     """Write a png (200 dpi), pdf or svg, the same bytes for the same figure; a buffer needs `format`."""
     if format is None and isinstance(target, Path | str):
         format = Path(target).suffix.lstrip(".").lower()

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
 
 from spectra.krylov.results import TraceEstimate
 from spectra.plots.axes import magnitude_axis
-from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, shortened, wrapped
+from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, Figure, shortened, wrapped
 
 
 def trace_figure(

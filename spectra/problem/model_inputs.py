@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -41,6 +42,11 @@ class Structured(ABC):
     @abstractmethod
     def joined(self, others: Sequence[Any]) -> Structured:
         """The inputs of these examples and others. Raises SpectraError where they cannot be joined."""
+
+
+def divisible(x: Tensor) -> bool:
+    """Whether examples are taken from a tensor along its first dimension: sparse and nested ones stay whole."""
+    return x.layout is torch.strided and not x.is_nested
 
 
 def detached_inputs(inputs: Any, copies: bool) -> Any:

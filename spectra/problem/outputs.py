@@ -24,8 +24,9 @@ SHOWN = 8  # entries that an error message lists
 def choose_output(output: Any, key: str | None = None, trees: bool = False) -> Any:
     """The output itself, the only tensor among its entries, or the entry that a dotted path such as `0.logits` names.
 
-    A part of the path is a key, the name of an attribute, or an index (`0`, `-1`). With `trees`, an output of several
-    tensors in tuples, lists and mappings is returned as it is. Raises SpectraError.
+    A part of the path is a key, the name of an attribute, or an index (`0`, `-1`). Of the tensors of a model of
+    transformers the one called logits is chosen. With `trees`, an output of several tensors in tuples, lists and
+    mappings is returned as it is. Raises SpectraError.
     """
     if key is not None:
         return follow(output, key)
@@ -36,10 +37,17 @@ def choose_output(output: Any, key: str | None = None, trees: bool = False) -> A
         return tensors[0]
     if trees and tensors_of(output):
         return output
+    if is_of_transformers(output) and isinstance(logits := entries(output).get("logits"), Tensor):
+        return logits
     raise SpectraError(
         f"`model`: its output is of type {type(output).__name__}{contents(output)}, not one tensor; "
         "name one with `output`, or wrap the model to return one"
     )
+
+
+def is_of_transformers(output: Any) -> bool:
+    """Whether an output is of the type that models of transformers return, whatever the package's version."""
+    return any(kind.__name__ == "ModelOutput" for kind in type(output).__mro__)
 
 
 def follow(output: Any, key: str) -> Tensor:

@@ -17,12 +17,13 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
-from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, divisible, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.quoting import foreign, quoted
+from spectra.wording import counted
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Batch({counted(len(self), 'example')})"
 
     def part(self, cut: slice | Tensor) -> Batch:
         """The batch of some of these examples; those of a slice are views.
@@ -101,6 +105,13 @@ class Problem:
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
+
+    def __repr__(self) -> str:
+        examples = (
+            f"{counted(sum(map(len, self.batches)), 'example')} in {counted(len(self.batches), 'batch', 'batches')}"
+        )
+        names = f"{type(self.model).__name__}, {getattr(self.loss, 'name', type(self.loss).__name__)}"
+        return f"Problem({names}: {counted(self.size, 'parameter')}, {examples}, {self.dtype} on {self.device})"
 
     @property
     def leaves(self) -> tuple[nn.Parameter, ...]:
@@ -262,6 +273,8 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
     """
     if isinstance(tree, Structured):
         return tree.part(cut)
+    if isinstance(tree, Tensor) and not divisible(tree):
+        raise SpectraError("`data`: a batch with a sparse or nested tensor cannot be cut; give smaller batches")
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut, count) for key, value in tree.items()}
     if isinstance(tree, tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +89,25 @@ class DensityResult(Entry):
     def summary(self) -> str:
         held = self.nodes[self.weights != 0]
         return f"{len(self.nodes)} probes, nodes from {held.min():.4g} to {held.max():.4g}"
+
+    def table(self) -> list[dict[str, str]]:
+        numbers = {"parameters": f"{self.dimension:,}", "probes": str(len(self.nodes)), "deflated": str(self.deflated)}
+        if self.negative:
+            low, high = self.negative.lower, self.negative.upper
+            numbers["below zero"] = f"{self.negative.value:.1%} ({low:.1%} to {high:.1%})"
+        if self.outliers:
+            numbers["outliers"] = f"{self.outliers.above.count} above, {self.outliers.below.count} below"
+        return [numbers]
+
+    def png(self) -> bytes | None:
+        if not (np.isfinite(self.nodes).all() and np.isfinite(self.weights).all()):
+            return None
+        # Figures are above this room: they are found by their names, and loaded when one is shown.
+        figure = resolve_name("spectra.plots.density:density_figure")({self.curvature: self.measure()})
+        return figure._repr_png_()
+
+    def _repr_png_(self) -> bytes | None:
+        return self.png()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a node of the quadrature, with its weight; probes count from 1."""

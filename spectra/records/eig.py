@@ -9,6 +9,7 @@ from typing import Any
 from spectra.records.entry import Entry, cost_of, with_errors
 from spectra.records.fields import Matrix, Vector, stored, written
 
+MOST_ROWS = 20  # that a notebook shows
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
 
 
@@ -39,6 +40,12 @@ class EigResult(Entry):
 
     def summary(self) -> str:
         return f"{with_errors(self.values, self.residuals)}, {self.method}"
+
+    def table(self) -> list[dict[str, str]]:
+        columns = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
+        rows = [{"eigenvalue": f"{value:.8g}", "residual": f"{residual:.1e}"} for value, residual in columns]
+        left_out = {"eigenvalue": f"... {len(rows) - MOST_ROWS} more", "residual": ""}
+        return rows if len(rows) <= MOST_ROWS else [*rows[:MOST_ROWS], left_out]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row an eigenvalue; `index` is its place in the order asked for, from 1."""

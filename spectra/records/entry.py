@@ -11,6 +11,7 @@ import numpy as np
 
 from spectra.records.fields import Stored, layout, stored, written
 from spectra.records.files import finite
+from spectra.records.notebook import shown
 
 MOST_SHOWN = 3  # numbers in a repr
 LAST = written(last=True)
@@ -69,9 +70,20 @@ class Entry(Stored):
         except AttributeError as lacking:
             return f"{type(self).__name__}(without {lacking})"
 
+    def _repr_html_(self) -> str:
+        return shown(repr(self), self.table(), self.png())
+
     def summary(self) -> str:
         """The main numbers in a line."""
         return ""
+
+    def table(self) -> list[dict[str, str]]:
+        """The rows that a notebook shows below the summary."""
+        return []
+
+    def png(self) -> bytes | None:
+        """The figure that a notebook shows, as the bytes of a PNG; None for none."""
+        return None
 
     def is_finite(self) -> bool:
         """Whether all numbers are finite, but for a standard error that is not known."""

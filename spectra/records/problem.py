@@ -87,6 +87,13 @@ class ProblemRecord(Stored):
     gradient_norm: float
     options: dict[str, Any] | None = None  # of the command line, as they were understood
 
+    def __repr__(self) -> str:
+        """The main fields, as far as they are there: a file may hold any."""
+        of = " of ".join(str(n) for name in ("parameters", "parameters_in_all") if (n := self.get(name)) is not None)
+        told = {"model": f"{self.get('model')} ({of} parameters)"}
+        told |= {name: self.get(name) for name in ("checkpoint", "data", "examples", "loss", "dtype")}
+        return f"ProblemRecord({', '.join(f'{name} {value}' for name, value in told.items() if value is not None)})"
+
     def get(self, name: str) -> Any:
         """A field, or None where the record does not tell."""
         return getattr(self, name, None)

@@ -60,6 +60,9 @@ class Record(Stored):
     def __repr__(self) -> str:
         return "\n".join([f"spectra {self.command}:", *(f"  {entry!r}" for entry in self.results)])
 
+    def _repr_html_(self) -> str:
+        return "\n".join(entry._repr_html_() for entry in self.results)
+
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as in the NPZ file: `eigenvalues_hessian`, ..."""

@@ -28,6 +28,9 @@ class TraceResult(Entry):
     def summary(self) -> str:
         return f"{self.trace:.6g} ± {self.standard_error:.2g}, {self.method}"
 
+    def table(self) -> list[dict[str, str]]:
+        return [{"trace": f"{self.trace:.8g}", "standard error": f"{self.standard_error:.2g}", "method": self.method}]
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The single row of a trace."""
         yield {"method": self.method, "trace": self.trace, "standard_error": self.standard_error}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.footprint import Footprint, elements
-from spectra.problem.model_inputs import Structured
+from spectra.problem.model_inputs import Structured, divisible
 from spectra.problem.problem import Batch, Problem, join_trees
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
@@ -79,6 +79,8 @@ def kind_of_part(x: Any) -> Any:
     """The key of a part of a batch."""
     if isinstance(x, Structured):
         return x.kind()
+    if isinstance(x, Tensor) and not divisible(x):
+        return object()  # which equals no other
     return list if isinstance(x, list) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x
 
 

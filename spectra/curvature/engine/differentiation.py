@@ -97,8 +97,8 @@ def explained() -> Iterator[None]:
             raise OutOfMemory(f"`batch_size`: out of memory; try a smaller one, or less `memory` ({what})") from error
         if NESTED.search(what):
             raise SpectraError(
-                f"`model`: PyTorch lacks a derivative of a layer for nested tensors ({what}); give that layer "
-                "x.to_padded_tensor(0.0), and mask what is padded"
+                f"`model`: PyTorch lacks a derivative of a layer for nested tensors ({what}); pad the "
+                "sequences to one length before that layer, and mask what is padded"
             ) from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
             raise SpectraError(f"`model`: a layer has no second derivative ({what}); replace that layer") from error

@@ -9,6 +9,7 @@ import torch
 
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.inner_products import COLUMNS, TILE, add_gram
+from spectra.curvature.factor.part import first_of
 
 EXAMPLES = 256  # of a sample; of fewer, what a batch saves would not show
 FEW = 8  # where rows are taken one by one, and show it at once
@@ -57,6 +58,6 @@ def sample(factor: Factor) -> tuple[Factor, float]:
     problem, batch = factor.problem, factor.problem.batches[0]
     few = batch
     if not factor.definition.depends_on_batches:
-        few = batch.part(slice(0, FEW if factor.one_by_one else EXAMPLES))
+        few = first_of(batch, FEW if factor.one_by_one else EXAMPLES)
     share = len(few) / sum(map(len, problem.batches))
     return Factor(replace(problem, batches=[few]), factor.name, factor.memory), share

@@ -27,7 +27,7 @@ from spectra.curvature.factor.linear_layers import (
     linear_squares,
     row_squares,
 )
-from spectra.curvature.factor.part import BatchRoot
+from spectra.curvature.factor.part import BatchRoot, first_of
 from spectra.curvature.matrices import definition, refuse_gram
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
@@ -220,7 +220,7 @@ class Factor:
         loss = self.problem.loss
         if self.definition.root_is_of_full_rank and not isinstance(loss, CustomLoss):
             with self._settings(), torch.no_grad():
-                rows = self._rows(self.problem.batches[0].part(slice(0, 1)))
+                rows = self._rows(first_of(self.problem.batches[0], 1))
             self._refuse_many(self.definition.most_root_rows(self.problem, rows) - isinstance(loss, CrossEntropy))
 
     def _refuse_many(self, each: int) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spectra.errors import SpectraError
 from spectra.problem.problem import Batch
 
 
@@ -51,8 +52,26 @@ class BatchRoot:
         return (full[..., None] * self.roots).sum(dim=1)
 
     def units(self) -> Iterator[BatchRoot]:
-        """Yield each unit that has rows by itself, in order."""
+        """Yield each unit that has rows by itself, in order; on the whole batch, where that cannot be cut."""
         whole, count = self.batch, len(self.roots)
-        singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
-        units = (BatchRoot(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
+        try:
+            singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
+        except SpectraError:
+            units = (BatchRoot(whole, self.only(unit)) for unit in range(count))
+        else:
+            units = (BatchRoot(single, roots[None]) for single, roots in zip(singles, self.roots, strict=True))
         return (unit for unit in units if unit.size)
+
+    def only(self, unit: int) -> Tensor:
+        """The rows of S of one unit among zeros, of the shape of all."""
+        alone = torch.zeros_like(self.roots)
+        alone[unit] = self.roots[unit]
+        return alone
+
+
+def first_of(batch: Batch, count: int) -> Batch:
+    """The first examples of a batch, or all where it cannot be cut."""
+    try:
+        return batch.part(slice(0, count))
+    except SpectraError:
+        return batch
