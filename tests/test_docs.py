@@ -11,6 +11,11 @@ from documents import DOCS, blocks, commands, prints
 
 from spectra.cli import run
 
+pytestmark = [  # of packages that pages use
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 OUTPUT = "one 1\ntwo\nthree 3\n"
 PAGES = sorted(DOCS.rglob("*.md"))
 NEEDS = ("transformers", "peft", "datasets", "timm", "torchvision", "lightning", "torch_geometric")
