@@ -35,8 +35,8 @@ from spectra.plots.comparison import comparison_figure as comparison_figure
 from spectra.plots.evolution import evolution_figure as evolution_figure
 from spectra.plots.evolution_files import evolution_files as evolution_files
 from spectra.plots.layers import layers_figures as layers_figures
+from spectra.problem.binary import BinaryCrossEntropy as BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy as CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from spectra.problem.losses import CustomLoss as CustomLoss
 from spectra.problem.losses import MeanSquaredError as MeanSquaredError
 from spectra.problem.problem import Batch as Batch

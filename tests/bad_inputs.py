@@ -204,7 +204,7 @@ DATA = {
 
 LOSSES = {
     **spec("--loss", "mse"),
-    **each("--loss", ["mse", "bce_with_logits", "mse?reduction=sum", "user.py:loss_of_one", "user.py:Summed"]),
+    **each("--loss", ["mse", "bce_with_logits", "mse?reduction=sum", "user.py:loss_of_one", "huber?delta=0"]),
     **each("--loss", map("cross_entropy?{}".format, SMOOTHING + CLASS_WEIGHTS)),
     **ways("--loss", bad_user.LOSSES, "loss", without=("--curvature", "--batch-size")),
 }

@@ -243,13 +243,6 @@ def loss_of_one(output):
     return output.mean()
 
 
-class Summed(nn.Module):
-    reduction = "sum"
-
-    def forward(self, output, target):
-        return squares(output, target).sum()
-
-
 TRANSFORMS = {
     "random": lambda x: x + torch.randn_like(x),
     "nothing": lambda x: None,

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, CustomLoss, Loss, MeanSquaredError
+from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.problem.problem import Batch, Problem, choose_parameters
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -25,7 +25,8 @@ from spectra.inputs.model import build_model
 from spectra.inputs.problem import load_model, load_problem
 from spectra.inputs.spec import parse_spec, resolve
 from spectra.inputs.transform import choose_transform
-from spectra.problem.losses import BinaryCrossEntropy, MeanSquaredError
+from spectra.problem.binary import BinaryCrossEntropy
+from spectra.problem.losses import MeanSquaredError
 
 NETS = """
 import sys
@@ -176,8 +177,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none")
-SUMMED = nn.MSELoss(reduction="sum")
 NUMBER = 3
 
 def plain(output, target): return F.cross_entropy(output, target)
@@ -199,6 +198,8 @@ class Focal(nn.Module):
     def forward(self, output, target):
         loss = F.cross_entropy(output, target, reduction="none")
         return (self.one - (-loss).exp()) ** self.gamma * loss
+
+FOCAL = Focal()
 
 class Drawing(nn.L1Loss):
     def __init__(self):
@@ -316,7 +317,6 @@ def test_malformed_options_are_refused(text):
         ("data", {"x": 1}, "`data`: dict is no data"),
         ("loss", 3, "`loss`: int is no loss"),
         ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is no loss; call it first"),
-        ("loss", nn.MSELoss(reduction="sum"), "`loss`: its reduction is sum"),
         ("dtype", "float16", "`dtype` float16: is none of float32, float64"),
         ("device", "nowhere", "`device` nowhere: is not there"),
     ],
@@ -933,8 +933,8 @@ X, LABELS = torch.linspace(-2, 3, 12, dtype=torch.float64).reshape(4, 3), torch.
         ("losses.py:Focal?gamma=0", LABELS, F.cross_entropy(X, LABELS, reduction="none")),
         ("losses.py:Callable?scale=5", X.cos(), 5 * (X - X.cos()) ** 2),
         ("losses.py:Drawing", X.cos(), F.l1_loss(X, X.cos())),
-        ("torch.nn:SmoothL1Loss?beta=0.5", X.cos(), F.smooth_l1_loss(X, X.cos(), beta=0.5)),
-        ("torch.nn.functional:l1_loss", X.cos(), F.l1_loss(X, X.cos())),
+        ("torch.nn:HingeEmbeddingLoss?margin=0.5", X.cos().sign(), F.hinge_embedding_loss(X, X.cos().sign(), 0.5)),
+        ("torch.nn.functional:hinge_embedding_loss", X.cos().sign(), F.hinge_embedding_loss(X, X.cos().sign())),
     ],
 )
 def test_a_loss_of_ones_own(here, spec, targets, expected):
@@ -945,12 +945,12 @@ def test_a_loss_of_ones_own(here, spec, targets, expected):
 
 
 def test_a_loss_that_is_a_module_is_used_as_it_is_or_moved(here):
-    given = resolve("losses.py:WEIGHTED", "`loss`")
-    assert build_loss("losses.py:WEIGHTED").function is given
-    assert given.weight.dtype == torch.float32
-    moved = build_loss("losses.py:WEIGHTED", torch.device("cpu"), torch.float64)
-    weights = torch.tensor([1.0, 2, 3], dtype=torch.float64)
-    expected = F.cross_entropy(X, LABELS, weight=weights, reduction="none")
+    given = resolve("losses.py:FOCAL", "`loss`")
+    assert build_loss("losses.py:FOCAL").function is given
+    assert given.one.dtype == torch.float32
+    moved = build_loss("losses.py:FOCAL", torch.device("cpu"), torch.float64)
+    assert moved.function.one.dtype == torch.float64
+    expected = (1 - X.softmax(1)[range(4), LABELS]) ** 2 * F.cross_entropy(X, LABELS, reduction="none")
     torch.testing.assert_close(moved.function(X, LABELS), expected, rtol=1e-12, atol=0)
 
 
@@ -975,18 +975,19 @@ def test_options_of_the_named_losses():
         ("losses.py:needs", ["missing a required argument: 'gamma'", "its options are gamma"]),
         ("losses.py:make", ["does not take (output, target)", "name a function"]),
         ("losses.py:make_with", ["does not take (output, target)", "name a function"]),
-        ("losses.py:alone", ["does not take (output, target)"]),
         ("losses.py:Focal?gama=3", ["'gama'", "its options are gamma"]),
         ("losses.py:Callable", ["'scale'", "its options are scale"]),
-        ("losses.py:WEIGHTED?weight=3", ["'weight'", "takes no options"]),
-        ("losses.py:SUMMED", ["reduction is sum", "none or mean"]),
-        ("losses.py:reduced?reduction=sum", ["reduction is sum", "none or mean"]),
-        ("torch.nn:MSELoss?reduction=sum", ["reduction is sum", "none or mean"]),
-        ("cross_entropy?reduction=mean", ["mean over the data set", "leave reduction out"]),
-        ("mse?reduction=sum", ["mean over the data set", "leave reduction out"]),
-        ("bce_with_logits?pos_weight=3", ["no pos_weight", "file.py:function"]),
-        ("bce_with_logits?weight=3", ["takes no options", "?weight="]),
-        ("mse?beta=3", ["takes no options", "?beta="]),
+        ("losses.py:FOCAL?weight=3", ["'weight'", "takes no options"]),
+        ("cross_entropy?reduction=total", ["reduction is 'total'", "mean, sum"]),
+        ("mse?reduction=batchmean", ["reduction is 'batchmean'", "mean, sum"]),
+        ("bce_with_logits?pos_weight=-3", ["pos_weight is -3", ">= 0"]),
+        ("bce_with_logits?weight=a", ["weight is 'a'", ">= 0"]),
+        ("mse?beta=3", ["no option beta", "there is reduction"]),
+        ("huber?delta=0", ["delta is 0", "above 0"]),
+        ("smooth_l1?beta=true", ["beta is True", "above 0"]),
+        ("poisson_nll?log_input=1", ["log_input is 1", "true or false"]),
+        ("nll?label_smoothing=0.1", ["no option label_smoothing", "there is class_dim, ignore_index"]),
+        ("kl_div?weight=1,2", ["no option weight", "log_target"]),
         ("cross_entropy?smoothing=0.1", ["no option smoothing", "label_smoothing"]),
         ("cross_entropy?class_dim=2", ["class_dim is 2", "-1"]),
         ("cross_entropy?class_dim=true", ["class_dim is True"]),

@@ -15,8 +15,8 @@ from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 from spectra.krylov.dense import dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
+from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy
 from spectra.problem.problem import Problem
 
 KINDS = (torch.float32, torch.float64)

@@ -111,7 +111,7 @@ BEFORE_DATA = [
 AFTER_DATA = [
     click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
     click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, bce_with_logits, model (its own loss), or file.py:name; options as ?key=value."),
+    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, huber, ..., model (its own loss), or file.py:name; options as ?key=value."),
 ]  # fmt: skip
 AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),

@@ -31,23 +31,26 @@ class Cause:
 
 
 def causes(
-    comparison: Comparison, found: Residuals, gradient_square: float, batch: BatchProducts | None
+    comparison: Comparison, found: Residuals, gradient_square: float, batch: BatchProducts | None, natural: bool = True
 ) -> list[Cause]:
     """The reasons that are known for differences of the matrices compared.
 
     Args:
         found: residuals of the problem that the matrices are of.
         gradient_square: |g|^2, of the gradient of the mean loss.
+        natural: whether outputs are natural parameters of the loss's distribution, so that ggn equals fisher.
     """
-    return [*pair_causes(comparison, found, gradient_square), *batch_causes(comparison, batch)]
+    return [*pair_causes(comparison, found, gradient_square, natural), *batch_causes(comparison, batch)]
 
 
-def pair_causes(comparison: Comparison, found: Residuals, gradient_square: float) -> Iterator[Cause]:
+def pair_causes(
+    comparison: Comparison, found: Residuals, gradient_square: float, natural: bool = True
+) -> Iterator[Cause]:
     """The reasons for the differences of hessian, ggn, fisher and fisher-empirical."""
     named = {(pair.first, pair.second): pair for pair in comparison.pairs}
     for (first, second), explain in (
         (("hessian", "ggn"), curvature_of_the_model),
-        (("ggn", "fisher"), nothing),
+        (("ggn", "fisher"), nothing if natural else curvature_of_the_loss),
         (("fisher", "fisher-empirical"), labels),
     ):
         pair = named.get((first, second)) or named.get((second, first))
@@ -81,6 +84,15 @@ def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_squar
     if not math.isfinite(pair.distance.value):
         seen = share(pair.distance, comparison, pair.first)
     text = f"is zero by definition for this loss; found {seen}"
+    return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", {"distance": pair.distance})
+
+
+def curvature_of_the_loss(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
+    """The reason for GGN - Fisher, where the loss's curvature depends on the labels."""
+    text = (
+        "is the curvature of the loss at the labels of the data, less its expectation over labels of the model: it "
+        f"makes {share(pair.distance, comparison, pair.first)}"
+    )
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", {"distance": pair.distance})
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import loss_gradient
+from spectra.curvature.definition import distribution_of, label_scales, loss_gradient
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.logits import both_sigmoids, softmax
-from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.losses import MeanSquaredError
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.weights import Weighable
 
 BINS = 15  # of confidence (Guo, Pleiss, Sun, Weinberger 2017, On calibration of modern neural networks)
 
@@ -59,20 +61,21 @@ def residuals(problem: Problem) -> Residuals:
 
 def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
     """The sums over a batch's examples."""
-    loss, (count, weight) = problem.loss, (problem.examples, problem.weight)
-    slope = loss_gradient(problem, batch, rows)[1].flatten(1) * (count / weight)
-    kept = counted(loss, batch.targets, rows)
+    loss, share = problem.loss, problem.examples / problem.weight
+    slope = loss_gradient(problem, batch, rows)[1].flatten(1) * share
+    kept, labels = problem.counted(rows, batch), problem.labels(batch)
     sums = {"examples": kept.sum(), "gradient": slope.norm(dim=1).sum(), "observed": slope.square().sum()}
-    if isinstance(loss, MeanSquaredError):
-        y = batch.targets.reshape(rows.shape).to(rows.dtype)
-        expected = loss.expected(rows, torch.ones_like(rows)).sum()
-        off = (rows - y).square().sum(dim=1)
-        sums |= {"residual": off.sqrt().sum(), "square": off.sum(), "y": y.sum(dim=0), "y_square": y.square().sum()}
-        return sums | {"expected": expected / rows.shape[1]}
-    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
+    if not isinstance(loss, Weighable):
         return sums
-    p, rest, y = probabilities(loss, rows, batch.targets)
-    scales = loss.scales(rows, batch.targets) * (count / weight)
+    scales = label_scales(problem, batch, rows) * share
+    if isinstance(loss, MeanSquaredError):
+        f, y = rows[kept], labels.reshape(rows.shape).to(rows.dtype)[kept]
+        off = (f - y).square().sum(dim=1)
+        sums |= {"residual": off.sqrt().sum(), "square": off.sum(), "y": y.sum(dim=0), "y_square": y.square().sum()}
+    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):  # E[r r'] is diagonal
+        diagonal = distribution_of(problem, batch).expected(rows, torch.ones_like(rows))
+        return sums | {"expected": (scales * diagonal).sum()}
+    p, rest, y = probabilities(loss, rows, labels)
     off = p * (1 - y) - rest * y  # p - y, for y of 0 and 1 without a difference of near equals
     sums |= {"expected": (scales * p * rest).sum(), "residual": off[kept].norm(dim=1).sum()}
     if isinstance(loss, BinaryCrossEntropy):  # each output is a choice between two
@@ -81,19 +84,12 @@ def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
     return sums | bins(p[kept], rest[kept], y[kept])
 
 
-def counted(loss: Loss, targets: Tensor, rows: Tensor) -> Tensor:
-    """Booleans (E,) that say which rows are examples."""
-    if isinstance(loss, CrossEntropy) and not targets.is_floating_point():
-        return targets.reshape(-1) != loss.ignore_index
-    return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-
-
 def probabilities(
     loss: CrossEntropy | BinaryCrossEntropy, rows: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """p, 1 - p and y (E, K): what the model says and what the labels say; y of ignored targets is anything."""
     if isinstance(loss, BinaryCrossEntropy):
-        return *both_sigmoids(rows), targets.reshape(rows.shape).to(rows.dtype)
+        return *both_sigmoids(rows), loss.labels(rows, targets)
     found = softmax(rows)
     if targets.is_floating_point():
         return found.probabilities, found.complements, loss.rows(targets, targets).to(rows.dtype)

@@ -160,7 +160,9 @@ class Comparing:
             batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
             with self.session.listener.work("gradients of batches"), timed(held):
                 batch = batch_products(split, comparison, batches, gradient, probes, self.seeded())
-        return causes(comparison, residuals(problem), norm(gradient) ** 2, batch)
+        return causes(
+            comparison, residuals(problem), norm(gradient) ** 2, batch, getattr(problem.loss, "natural", False)
+        )
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
         """The levels of the GGN that class means give, where it was asked for and they fit memory."""

@@ -21,8 +21,14 @@ from torch import Tensor
 from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.densities import DensityLoss, DrawnLoss
 from spectra.problem.losses import Distribution, Loss
+from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Batch, Problem
+from spectra.problem.weights import weights_of
+
+# Of a GGN that methods would return as 0 +- 0.
+IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, {}fisher-empirical"
 
 # Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
 # derivative by the outputs, and its first derivative by the parameters.
@@ -101,28 +107,61 @@ class Definition(ABC):
 
     def semidefinite(self, loss: Loss) -> bool:
         """Whether no eigenvalue is negative by definition: M is made of squares, or of a loss that is -log p."""
-        return not self.has_model_curvature and (self.loss_power == 2 or has_distribution(loss))
+        squares = self.loss_power == 2 or self.needs_distribution
+        return not self.has_model_curvature and (squares or (has_distribution(loss) and getattr(loss, "convex", True)))
 
     def unsuited(self, loss: Loss) -> str | None:
         """The reason why the matrix is not defined for the loss, with the way out; None where it is."""
-        if self.needs_distribution and not has_distribution(loss):
-            return "a loss of your own has no distribution p(y|f) to expect labels of; use ggn or fisher-empirical"
-        if "loss hessian" in self.derivatives and isinstance(loss, BatchLoss):
+        in_output_space = self.needs_distribution or "loss hessian" in self.derivatives
+        if in_output_space and isinstance(loss, ModelLoss):
+            return (
+                "the model's own loss is none of ours of the logits beside it, so it cannot be differentiated by them; "
+                "use hessian, or give a loss of (output, target)"
+            )
+        if in_output_space and isinstance(loss, BatchLoss):
             return (
                 "a loss of (model, batch) shows no output of the model, in which it could be differentiated; use "
                 "hessian or fisher-empirical, or give a loss of (output, target)"
             )
+        if self.needs_distribution and not has_distribution(loss):
+            return (
+                "a loss of your own has no distribution p(y|f) to expect labels of; use ggn or fisher-empirical, or "
+                "name it: a function of the output that returns a torch.distributions.Distribution of the targets"
+            )
+        if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
+            return "a loss with a method draw has no expectation in closed form; use fisher-mc"
+        if "loss hessian" in self.derivatives and getattr(loss, "linear", False):
+            return IS_ZERO.format("", "fisher or ")
         return None
 
 
 def has_distribution(loss: Loss) -> bool:
     """Whether the loss is -log p(y|f) of a distribution that it can draw labels from."""
-    return hasattr(loss, "draw")
+    return hasattr(loss, "draw") or isinstance(loss, DensityLoss | DrawnLoss)
 
 
-def distribution_of(loss: Loss) -> Distribution:
-    """The loss, typed as a distribution; only for matrices that need one."""
+def distribution_of(problem: Problem, batch: Batch) -> Distribution:
+    """The distribution of a batch's labels; only for matrices that need one."""
+    loss = problem.loss
+    if isinstance(loss, DensityLoss | DrawnLoss):
+        loss = loss.distribution(lambda rows: problem.restored(rows, batch))
     return cast(Distribution, loss)
+
+
+def label_scales(problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
+    """The scales s_i of a batch, with the weights of its targets: (E, 1) or (E, K)."""
+    scales = distribution_of(problem, batch).scales(rows, problem.labels(batch))
+    weights = weights_of(problem.loss, batch.targets)
+    if weights is None:
+        return scales
+    if weights.shape[1] > 1:  # of a target that has several outputs
+        weights = weights.repeat(1, rows.shape[1] // weights.shape[1])
+    return scales * weights.to(rows)
+
+
+def scaled(scales: Tensor, rows: Tensor) -> Tensor:
+    """Rows (E, K) times scales (E, 1) or (E, K); those of a user's loss are (b, ...), and of any shape."""
+    return (scales * rows.flatten(1)).view_as(rows)
 
 
 def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:

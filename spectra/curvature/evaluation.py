@@ -43,7 +43,7 @@ def evaluate(problem: Problem) -> Evaluation:
             problem.check(rows, batch)
             total += problem.total(rows, batch).item()
             if isinstance(problem.loss, ClassificationLoss):
-                hits = problem.loss.hits(rows, batch.targets)
+                hits = problem.hits(problem.loss, rows, batch)
                 right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)
     loss = total / problem.weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.curvature.definition import Definition, distribution_of
+from spectra.curvature.definition import Definition, distribution_of, label_scales, scaled
 from spectra.curvature.engine.differentiation import Apply
 from spectra.problem.problem import Batch, Problem
 
@@ -17,6 +17,6 @@ class Fisher(Definition):
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
         """M u = s E[r r'] u over W, the expectation over the model's own labels."""
-        rows, loss = rows.detach(), distribution_of(problem.loss)
-        scales = loss.scales(rows, batch.targets) / problem.weight
-        return lambda vectors: scales * loss.expected(rows, vectors)
+        rows, expected = rows.detach(), distribution_of(problem, batch).expected
+        scales = label_scales(problem, batch, rows) / problem.weight
+        return lambda vectors: scaled(scales, expected(rows, vectors))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import Definition, distribution_of
+from spectra.curvature.definition import Definition, distribution_of, label_scales
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
@@ -23,27 +23,28 @@ class SampledFisher(Definition):
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
         """M u = s r (r'u), summed over the drawn labels."""
-        scales, draws = sampled(problem, batch, rows.detach())
-        return lambda vectors: scales * sum(r * (r * vectors).sum(dim=1, keepdim=True) for r in draws)
+        roots = sampled(problem, batch, rows.detach())
+
+        def middle(vectors: Tensor) -> Tensor:
+            flat = vectors.flatten(1)
+            return torch.stack([r * (r * flat).sum(dim=1, keepdim=True) for r in roots]).sum(dim=0).view_as(vectors)
+
+        return middle
 
     def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
         """One row sqrt(s) r for each drawn label."""
-        scales, draws = sampled(problem, batch, rows)
-        return by_example(scales.sqrt() * torch.stack(draws), batch)
+        return by_example(torch.stack(sampled(problem, batch, rows)), batch)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
         """One row for each drawn label."""
         return problem.mc_samples
 
 
-def sampled(problem: Problem, batch: Batch, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Scales s (E, 1) or (E, K), divided by W and the number of samples, and for each sample r = d(-log p) / df
-    (E, K).
-    """
-    loss = distribution_of(problem.loss)
-    scales = loss.scales(rows, batch.targets) / (problem.weight * problem.mc_samples)
-    draws = [
-        loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample))
+def sampled(problem: Problem, batch: Batch, rows: Tensor) -> list[Tensor]:
+    """For each sample sqrt(s) r (E, K), with r = d(-log p) / df and s divided by W and the number of samples."""
+    loss = distribution_of(problem, batch)
+    scales = label_scales(problem, batch, rows) / (problem.weight * problem.mc_samples)
+    return [
+        scales.sqrt() * loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample)).flatten(1)
         for sample in range(problem.mc_samples)
     ]
-    return scales, draws

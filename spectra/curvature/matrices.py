@@ -80,15 +80,15 @@ def defined(name: str, _entry: Entry) -> Definition:
 
 def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
     """Raise SpectraError where there is no such matrix, or none for this loss or with weight decay."""
-    if reason := definition(name).unsuited(loss):  # which also refuses a name that there is not
+    if reason := why_unsuited(name, loss):  # which also refuses a name that there is not
         raise SpectraError(f"`curvature` {name}: {reason}")
     refuse_weight_decay(name, weight_decay)
     MATRICES.warn_of_clash(name, OPTION)
 
 
-def suits(name: str, loss: Loss) -> bool:
-    """Whether the matrix of this name is defined for the loss."""
-    return definition(name).unsuited(loss) is None
+def why_unsuited(name: str, loss: Loss) -> str | None:
+    """The reason why the matrix of this name is not defined for the loss, with the way out; None where it is."""
+    return definition(name).unsuited(loss)
 
 
 def refuse_weight_decay(name: str, weight_decay: float) -> None:

@@ -6,10 +6,10 @@ None of them is changed. A module that has to be in another dtype or on another 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
@@ -22,11 +22,10 @@ from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.graphs import are_graphs
 from spectra.inputs.items import Wanted
 from spectra.inputs.loaders import loaded
+from spectra.inputs.loss import loss_of
 from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
 from spectra.inputs.sources import half_notes
-from spectra.inputs.user_loss import user_loss
-from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.losses import Loss
 
 GIVEN = "given in Python"  # in records, of what has no name
 
@@ -95,12 +94,13 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     """The Loss for an object: PyTorch's own losses become ours, which know their distributions, others a CustomLoss.
 
     Args:
-        loss: a loss of ours, as it is; torch.nn.CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; another module or
-            function of (output, target) that returns values of the examples, or the batch's mean.
+        loss: a loss of ours, as it is; one of PyTorch's (`spectra.inputs.torch_losses`); another module or function of
+            (output, target) that returns values of the examples, or the batch's mean; or one of (output) alone that
+            returns the distribution of the targets.
         device, dtype: where a module with tensors of its own is needed.
 
     Raises:
-        SpectraError: a class, something that cannot be called, or a sum over the batch.
+        SpectraError: a class, or something that cannot be called.
     """
     if isinstance(loss, type) or not may_be_loss(loss):
         came = getattr(loss, "__name__", type(loss).__name__)
@@ -108,43 +108,17 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
         raise SpectraError(f"`loss`: {came} is no loss; {way_out}")
     if isinstance(loss, Loss):
         return loss
-    if getattr(loss, "reduction", "mean") == "sum":
-        raise SpectraError("`loss`: its reduction is sum, which would depend on the batches; make it none or mean")
-    if loss is F.cross_entropy:
-        loss = nn.CrossEntropyLoss()
-    if type(loss) is nn.CrossEntropyLoss:
-        weight = None if loss.weight is None else loss.weight.detach().double().cpu()
-        return CrossEntropy(weight, loss.ignore_index, loss.label_smoothing, class_dim=1)
-    if loss is F.mse_loss or type(loss) is nn.MSELoss:
-        return MeanSquaredError()
-    plain_bce = type(loss) is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None
-    if loss is F.binary_cross_entropy_with_logits or plain_bce:
-        return BinaryCrossEntropy()
-    name = getattr(loss, "__name__", type(loss).__name__)
-    if isinstance(loss, nn.Module):
-        loss = cast(copy.deepcopy(loss), device, dtype)
-    return user_loss(loss, name)
+    bare = loss.func if isinstance(loss, partial) else loss
+    name = getattr(bare, "__name__", type(bare).__name__)
+    if isinstance(bare, nn.Module):
+        bare = copy.deepcopy(bare)
+        loss = partial(bare, *loss.args, **loss.keywords) if isinstance(loss, partial) else bare
+    return loss_of(loss, name, device, dtype)
 
 
 def may_be_loss(value: Any) -> bool:
     """Whether a value is a loss of ours, or can be called as a function of (output, target)."""
     return isinstance(value, Loss) or callable(value)
-
-
-def loss_name(loss: Loss) -> str:
-    """The name of a loss on the command line, with its options; that of a custom loss is its own."""
-    name = getattr(loss, "name", "cross_entropy")
-    if not isinstance(loss, CrossEntropy):
-        return name
-    options = {
-        "label_smoothing": loss.label_smoothing or None,
-        "ignore_index": None if loss.ignore_index == CrossEntropy.ignore_index else loss.ignore_index,
-        "weight": None if loss.class_weights is None else ",".join(map(repr, loss.class_weights.tolist())),
-        "class_dim": None if loss.class_dim == 1 else loss.class_dim,  # 1 is what PyTorch's own loss means
-        "shift": "true" if loss.shift else None,
-    }
-    query = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
-    return f"{name}?{query}" if query else name
 
 
 def own_data(

@@ -21,8 +21,9 @@ from spectra.curvature.engine.differentiation import explained, twice_differenti
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import TARGETS
 from spectra.inputs.stacking import next_labels
+from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from spectra.problem.losses import Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
 from spectra.problem.model_loss import call, forward, logits_in, loss_in
 from spectra.problem.outputs import entries

@@ -21,11 +21,12 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.data import load_data
 from spectra.inputs.examples import Data
-from spectra.inputs.given import GIVEN, data_name, device_and_dtype, loss_name, own_data, own_loss, own_model, unwrapped
+from spectra.inputs.given import GIVEN, data_name, device_and_dtype, own_data, own_loss, own_model, unwrapped
 from spectra.inputs.graphs import graph_notes
 from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.items import refuse_other_names, wanted_by
 from spectra.inputs.loss import build_loss
+from spectra.inputs.loss_options import loss_name
 from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.inputs.model_loss import recognise
 from spectra.inputs.stacking import named

@@ -18,8 +18,17 @@ LOSSES = Register(
     "spectra.losses",
     {
         "cross_entropy": Entry("spectra.problem.cross_entropy:CrossEntropy", "torch.nn.CrossEntropyLoss"),
+        "nll": Entry("spectra.problem.log_probabilities:NegativeLogLikelihood", "torch.nn.NLLLoss"),
+        "kl_div": Entry("spectra.problem.log_probabilities:KullbackLeibler", "torch.nn.KLDivLoss"),
+        "bce_with_logits": Entry("spectra.problem.binary:BinaryCrossEntropy", "torch.nn.BCEWithLogitsLoss"),
+        "bce": Entry("spectra.problem.binary:ProbabilityCrossEntropy", "torch.nn.BCELoss"),
+        "soft_margin": Entry("spectra.problem.binary:SoftMargin", "torch.nn.SoftMarginLoss"),
         "mse": Entry("spectra.problem.losses:MeanSquaredError", "torch.nn.MSELoss"),
-        "bce_with_logits": Entry("spectra.problem.losses:BinaryCrossEntropy", "torch.nn.BCEWithLogitsLoss"),
+        "l1": Entry("spectra.problem.huber:AbsoluteError", "torch.nn.L1Loss"),
+        "huber": Entry("spectra.problem.huber:Huber", "torch.nn.HuberLoss"),
+        "smooth_l1": Entry("spectra.problem.huber:SmoothL1", "torch.nn.SmoothL1Loss"),
+        "poisson_nll": Entry("spectra.problem.counts:PoissonLoss", "torch.nn.PoissonNLLLoss"),
+        "gaussian_nll": Entry("spectra.problem.gaussian:GaussianLoss", "torch.nn.GaussianNLLLoss"),
         "model": Entry("spectra.problem.model_loss:ModelLoss", "the loss that the model returns"),
     },
 )

@@ -1,4 +1,4 @@
-"""A user's own loss, by what its function takes: (output, target), or (model, batch)."""
+"""A user's own loss: which arguments its function takes, and which of its parts is taken alone."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ MODEL = "model"  # the name of the first parameter of a function that takes (mod
 SIGNATURES = ("output", MODEL)
 
 
-def user_loss(
-    function: Callable[..., Any], name: str, signature: str | None = None, reduction: str = "mean"
-) -> CustomLoss | BatchLoss:
-    """The loss of a user's function.
+def takes_model(function: Callable[..., Any], name: str, signature: str | None = None) -> bool:
+    """Whether a user's loss is a function of (model, batch).
 
     Args:
-        function: takes (output, target), or (model, batch) where its first parameter is called `model`.
-        name: the loss as messages and records call it.
-        signature: `model` or `output`, where the name of the first parameter does not tell; None: it does.
-        reduction: what one number for a batch is of its examples' losses: their `mean` or their `sum`.
+        function: the loss.
+        name: the loss as messages call it.
+        signature: `model` or `output`, which say what it takes; None: it takes (model, batch) where its first
+            parameter is called model.
 
     Raises:
         SpectraError: there is no such signature.
     """
     if signature not in (None, *SIGNATURES):
         raise SpectraError(f"`loss` {name}: signature is {signature!r}; {suggest(str(signature), SIGNATURES)}")
-    takes_model = signature == MODEL or (signature is None and first_parameter(function) == MODEL)
-    return (BatchLoss if takes_model else CustomLoss)(function, name, reduction=reduction)
+    return signature == MODEL or (signature is None and first_parameter(function) == MODEL)
 
 
 def first_parameter(function: Callable[..., Any]) -> str | None:

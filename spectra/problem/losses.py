@@ -2,16 +2,17 @@
 
 A loss views the model's output as rows (E, K), one row an example: a target of cross entropy (each token of a
 sequence), or a row of mse and bce_with_logits. The mean over a data set is the sum of `total` over the sum of `weight`,
-PyTorch's own mean over all the data, whatever the batches. The second derivative L_i by row i is s_i times the Hessian
-of -log p at f_i; `scales` are the s_i. Losses of labels also tell which counted targets the output gets right
-(`ClassificationLoss`). `spectra.inputs.registers` lists the losses that have names.
+PyTorch's own mean over all the data, whatever the batches; the sum, where its `reduction` is "sum". The second
+derivative L_i by row i is s_i times the Hessian of -log p at f_i; `scales` are the s_i. Losses of labels also tell
+which counted targets the output gets right (`ClassificationLoss`). `spectra.inputs.registers` lists those with names.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.logits import both_sigmoids, distance_from_zero
 from spectra.quoting import quoted
 from spectra.wording import counted
 
@@ -86,7 +86,10 @@ class Distribution(Protocol):
 class Elementwise:
     """A loss of single outputs: an example is a row, and the mean is over all its outputs."""
 
-    name: str
+    name: ClassVar[str]
+    linear: ClassVar[bool] = False  # whether its second derivative by the output is zero
+    convex: ClassVar[bool] = True  # in the output
+    natural: ClassVar[bool] = False  # whether the output is p's natural parameter, so that ggn equals fisher
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         """The output as rows (E, K). Raises SpectraError where the targets have another shape."""
@@ -102,6 +105,14 @@ class Elementwise:
     def check(self, rows: Tensor, targets: Tensor) -> None:
         """Accept all targets."""
 
+    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of the losses of all outputs."""
+        return self.values(rows, targets).sum()
+
+    @abstractmethod
+    def values(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each output, (E, K)."""
+
     def weight(self, targets: Tensor) -> float:
         """The number of targets."""
         return targets.numel()
@@ -110,20 +121,54 @@ class Elementwise:
         """The number of rows."""
         return len(targets)
 
+    def value_weights(self, targets: Tensor) -> Tensor:
+        """The weight of each value in the mean: ones (E, K)."""
+        return torch.ones(len(targets), targets[0].numel(), dtype=torch.float64, device=targets.device)
+
+    def target_shape(self, targets: Tensor) -> torch.Size:
+        """The shape of the targets."""
+        return targets.shape
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Booleans (E,) that say which rows are examples: all."""
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Scales of one, (E, 1)."""
         return rows.new_ones(len(rows), 1)
+
+
+def like(rows: Tensor, targets: Tensor) -> Tensor:
+    """Targets as rows (E, K), in the dtype of the output."""
+    return targets.reshape(rows.shape).to(rows.dtype)
+
+
+def columns(uniform: Callable[[int], Tensor], count: int) -> Tensor:
+    """Uniform numbers (E, count) in float64."""
+    return torch.stack([uniform(k) for k in range(count)], dim=1)
+
+
+def normal_numbers(uniform: Callable[[int], Tensor], count: int) -> Tensor:
+    """Normal numbers (E, count) of variance 1 (Box and Muller 1958), in float64."""
+    found = []
+    for k in range(count):
+        radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
+        found.append(radius * angle.cos())
+    return torch.stack(found, dim=1)
 
 
 @dataclass(frozen=True)
 class MeanSquaredError(Elementwise):
     """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
 
-    name = "mse"
+    reduction: str = "mean"
 
-    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The sum of squared errors."""
-        return F.mse_loss(rows, targets.reshape(rows.shape).to(rows.dtype), reduction="sum")
+    name = "mse"
+    natural = True
+
+    def values(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The squared errors."""
+        return F.mse_loss(rows, like(rows, targets), reduction="none")
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """The expectation E[r r'] u = 2 u."""
@@ -132,47 +177,7 @@ class MeanSquaredError(Elementwise):
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """Draw r (E, K), normal numbers of variance 2."""
-        columns = []
-        for k in range(rows.shape[1]):  # Box and Muller (1958)
-            radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
-            columns.append(radius * angle.cos())
-        return (2**0.5 * torch.stack(columns, dim=1)).to(rows)  # 2 (f - y), of variance 2
-
-
-@dataclass(frozen=True)
-class BinaryCrossEntropy(Elementwise):
-    """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number."""
-
-    name = "bce_with_logits"
-
-    def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target is below 0 or above 1."""
-        if ((targets < 0) | (targets > 1)).any():
-            raise SpectraError("`data`: targets of bce_with_logits must lie in [0, 1]")
-
-    def total(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the binary cross entropies."""
-        # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
-        distance, labels = distance_from_zero(rows), targets.reshape(rows.shape).to(rows.dtype)
-        missed = labels.where(rows < 0, 1 - labels)
-        return (missed * distance + distance.neg().exp().log1p()).sum()
-
-    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Whether each output has the sign of its label: booleans (E K,)."""
-        return ((rows > 0) == (targets.reshape(rows.shape) > 0.5)).flatten()
-
-    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
-        """The expectation E[r r'] u = sigma (1 - sigma) u."""
-        # r = sigma - y: (1 - sigma) sigma^2 where y = 0, sigma (1 - sigma)^2 where y = 1.
-        sigma, rest = both_sigmoids(rows)
-        return (rest * sigma**2 + sigma * rest**2) * vectors
-
-    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
-        """Draw r (E, K) = sigma - y for labels y of probability sigma."""
-        sigma, rest = both_sigmoids(rows)
-        numbers = torch.stack([uniform(k) for k in range(rows.shape[1])], dim=1)
-        ones = (numbers < sigma).where(sigma < rest, 1 - numbers > rest)
-        return torch.where(ones, -rest, sigma)
+        return (2**0.5 * normal_numbers(uniform, rows.shape[1])).to(rows)  # 2 (f - y), of variance 2
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,8 @@ class CustomLoss:
     name: str = "custom"
     part: str | None = None
     reduction: str = "mean"
+
+    several_outputs: ClassVar[bool] = True  # it takes more than one tensor of the model
 
     def __post_init__(self):
         if not callable(self.function):
@@ -216,19 +223,26 @@ class CustomLoss:
             SpectraError: the function fails, or returns no such values.
         """
         count = len(rows) if count is None else count
-        try:
-            found = self.function(rows, targets)
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
-        values = values_of(found, count, self)
+        values = values_of(self.called(rows, targets), count, self)
         given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
         if not values.requires_grad and any(leaf.requires_grad for leaf in given):
             raise SpectraError(
                 f"`loss` {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
             )
         return values.sum()
+
+    def called(self, output: Any, targets: Any) -> Any:
+        """What the function returns for a batch. Raises SpectraError where it fails."""
+        return self.result(output, targets)
+
+    def result(self, *arguments: Any) -> Any:
+        """What the function returns. Raises SpectraError where it fails."""
+        try:
+            return self.function(*arguments)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
 
     def weight(self, targets: Any) -> float:
         """The number of examples."""
@@ -268,6 +282,11 @@ def values_of(found: Any, count: int, loss: UserLoss) -> Tensor:
     if loss.part is not None:
         raise SpectraError(
             f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} returns no mapping of parts; leave it out"
+        )
+    if isinstance(found, torch.distributions.Distribution):
+        raise SpectraError(
+            f"`loss` {loss.name}: is a function of (output, target), and returned a distribution; let it take the "
+            "output alone, and options by keyword (output, *, scale=1.0), or return -log_prob(target)"
         )
     if not (isinstance(found, Tensor) and found.is_floating_point()):
         raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}, not a tensor of reals; return one")

@@ -16,12 +16,13 @@ from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.losses import CustomLoss, Loss
+from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import Structured, detached_inputs, divisible, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
+from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
 from spectra.quoting import foreign, quoted
 from spectra.wording import counted
 
@@ -154,11 +155,32 @@ class Problem:
 
     def weight_of(self, batch: Batch) -> float:
         """The part of a batch in the weight of all data."""
-        return len(batch) if batch.targets is None else self.loss.weight(batch.targets)
+        if batch.targets is None:
+            return len(batch)
+        labels, weights = self.labels(batch), weights_of(self.loss, batch.targets)
+        every = self.loss.weight(labels)
+        return every if weights is None else (weights * weighable(self.loss).value_weights(labels)).sum().item()
 
     def examples_of(self, batch: Batch) -> int:
         """The number of examples of a batch, as the loss counts them."""
-        return len(batch) if batch.targets is None else self.loss.examples(batch.targets)
+        if batch.targets is None:
+            return len(batch)
+        labels, weights = self.labels(batch), weights_of(self.loss, batch.targets)
+        if weights is None:
+            return self.loss.examples(labels)
+        return int((weighable(self.loss).counted(labels) & (weights != 0).any(dim=1)).sum())
+
+    def labels(self, batch: Batch) -> Any:
+        """The targets of a batch as the loss takes them, without weights. Raises SpectraError where it takes others."""
+        return labels_of(self.loss, batch.targets)
+
+    def counted(self, rows: Tensor, batch: Batch) -> Tensor:
+        """Booleans (E,) that say which rows are examples."""
+        if not isinstance(self.loss, Weighable):
+            return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        weights = weights_of(self.loss, batch.targets)
+        kept = self.loss.counted(self.labels(batch))
+        return kept if weights is None else kept & (weights != 0).any(dim=1)
 
     def rows(self, batch: Batch) -> Tensor:
         """The model's output on a batch as the loss views it, one row an example: (E, K).
@@ -171,22 +193,40 @@ class Problem:
 
     def rows_of(self, output: Any, batch: Batch) -> Tensor:
         """An output as rows. Raises SpectraError where the targets do not fit."""
-        if isinstance(output, Tensor):
-            return self.loss.rows(output, batch.targets)
+        if isinstance(output, Tensor) or not isinstance(self.loss, CustomLoss):
+            return self.loss.rows(output, self.labels(batch))
         rows, layout = flattened(output, len(batch))
         self.layouts[layout_key(batch)] = layout
         return rows
 
     def total(self, rows: Tensor, batch: Batch) -> Tensor:
         """The sum of the losses of a batch's rows, a tensor (). Rows of this batch have been made before."""
-        if not isinstance(self.loss, CustomLoss):
-            return self.loss.total(rows, batch.targets)
+        if isinstance(self.loss, CustomLoss):
+            return self.loss.total(self.restored(rows, batch), batch.targets, len(batch))
+        labels, weights = self.labels(batch), weights_of(self.loss, batch.targets)
+        if weights is None:
+            return self.loss.total(rows, labels)
+        values = weighable(self.loss).values(rows, labels)
+        return (weights.to(rows) * values).where(weights != 0, 0).sum()
+
+    def hits(self, loss: ClassificationLoss, rows: Tensor, batch: Batch) -> Tensor:
+        """Whether the output gets each counted target right: booleans (counted,)."""
+        hits, weights = loss.hits(rows, self.labels(batch)), weights_of(loss, batch.targets)
+        if weights is None:
+            return hits
+        return hits[(weights != 0)[weighable(loss).counted(self.labels(batch))].flatten()]
+
+    def restored(self, rows: Tensor, batch: Batch) -> Any:
+        """The output of the model that lies in the rows of a user's loss; they have been made before."""
         layout: Layout | None = self.layouts.get(layout_key(batch)) if self.layouts else None
-        return self.loss.total(layout.restored(rows) if layout else rows, batch.targets, len(batch))
+        return layout.restored(rows) if layout else rows
 
     def check(self, rows: Tensor, batch: Batch) -> None:
         """Raise SpectraError where values of a batch's targets do not fit its rows."""
-        self.loss.check(rows, batch.targets)
+        self.loss.check(rows, self.labels(batch))
+        weights = weights_of(self.loss, batch.targets)
+        if weights is not None and not (weights >= 0).all():
+            raise SpectraError("`data`: weights of targets have to be 0 or more; some are not")
 
     def output(self, batch: Batch) -> Any:
         """The model's output on a batch, by a call that leaves no trace (see `without_side_effects`).
@@ -246,7 +286,7 @@ class Problem:
             raise SpectraError(
                 f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
-        chosen = choose_output(output, self.output_key, trees=isinstance(self.loss, CustomLoss))
+        chosen = choose_output(output, self.output_key, trees=getattr(self.loss, "several_outputs", False))
         kinds = {tensor.dtype for tensor in tensors_of(chosen)}
         if not any(kind.is_floating_point or kind.is_complex for kind in kinds):
             raise SpectraError(

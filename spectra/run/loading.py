@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.matrices import refuse_unsuited, suits
+from spectra.curvature.checks.loss_checks import why_zero
+from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded, choose_own_device, describe_problem, load_problem
 from spectra.operator import CHECKS
 from spectra.problem.problem import Problem, Processes
@@ -46,14 +48,19 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
 
     A note in the record tells of the others. Raises SpectraError.
     """
-    names = request.curvature
+    names, missing = request.curvature, []
+
+    def leave_out(name: str, reason: str) -> None:
+        nonlocal names
+        names = tuple(other for other in names if other != name)
+        missing.append(f"{name} is left out: {reason.removeprefix('is zero: ').partition(';')[0]}")
 
     def fits(loss: Any, size: int) -> None:
-        nonlocal names
-        if request.lenient:
-            names = tuple(name for name in request.curvature if suits(name, loss))
         for name in names:
-            refuse_unsuited(name, loss, request.weight_decay)
+            if request.lenient and (reason := why_unsuited(name, loss)):
+                leave_out(name, reason)
+            else:
+                refuse_unsuited(name, loss, request.weight_decay)
         limit = request.max_products
         request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
 
@@ -63,6 +70,9 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
         fits(request.problem.loss, request.problem.size)
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
-    why = "is left out: a loss of your own has no distribution p(y|f) to expect labels of"
-    missing = [f"{name} {why}" for name in request.curvature if name not in names]
+    for name in names:
+        if reason := why_zero(loaded.problem, definition(name)):
+            if not request.lenient:
+                raise SpectraError(f"`curvature` {name}: {reason}")
+            leave_out(name, reason)
     return replace(loaded, record=loaded.record.changed(notes=[*(loaded.record.notes or ()), *missing])), names

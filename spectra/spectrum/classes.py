@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectra.curvature.definition import label_scales
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.curvature.factor.gram import Factor
@@ -131,10 +132,10 @@ def class_means(problem: Problem) -> ClassMeans:
     weights = torch.zeros(classes, classes, dtype=torch.float64, device=problem.device)
     with twice_differentiable(problem.model), explained():
         for batch in own_batches(problem):
-            for part, labels in by_class(batch):
+            for part, labels in by_class(problem, batch):
                 add_sums(problem, part, labels, sums, weights)
     sums, weights = problem.processes.total(sums), problem.processes.total(weights)
-    several = any(batch.targets.ndim > 1 for batch in problem.batches)
+    several = any(problem.labels(batch).ndim > 1 for batch in problem.batches)
     passes = (classes - 1) * (classes if several else 1)
     return ClassMeans(with_own_label(sums, weights), weights.cpu(), -(-passes // 2))
 
@@ -142,25 +143,26 @@ def class_means(problem: Problem) -> ClassMeans:
 def class_count(problem: Problem) -> int | None:
     """C, from the output for one batch; None where the loss is not cross entropy with integer labels."""
     first = problem.batches[0]
-    if not isinstance(problem.loss, CrossEntropy) or first.targets.is_floating_point():
+    if not isinstance(problem.loss, CrossEntropy) or problem.labels(first).is_floating_point():
         return None
     with twice_differentiable(problem.model), torch.no_grad():
         return problem.rows(first).shape[1]
 
 
-def by_class(batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
+def by_class(problem: Problem, batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
     """Parts of a batch with the labels that are in them: examples of one label each, if each has only one."""
-    labels = batch.targets.unique().tolist()
-    if batch.targets.ndim > 1:
+    own = problem.labels(batch)
+    labels = own.unique().tolist()
+    if own.ndim > 1:
         yield batch, labels
         return
     for label in labels:
-        yield batch.part((batch.targets == label).nonzero().flatten()), [label]
+        yield batch.part((own == label).nonzero().flatten()), [label]
 
 
 def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, weights: Tensor) -> None:
     """Add the batch's sums over i of w_icc' delta_icc', c' != c, to `sums`, and all its w_icc' to `weights`."""
-    loss, targets = problem.loss, batch.targets
+    loss, targets = problem.loss, problem.labels(batch)
     assert isinstance(loss, CrossEntropy)  # as `class_count` has seen
     counted = [label for label in labels if label != loss.ignore_index]
     if not counted:
@@ -169,7 +171,7 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
     problem.check(rows, batch)
     found = softmax(rows.detach())
     p = found.probabilities
-    w = loss.scales(rows.detach(), targets) / problem.weight * p
+    w = label_scales(problem, batch, rows.detach()) / problem.weight * p
     own = targets.flatten()
     for c in counted:
         of_class = (own == c)[:, None]

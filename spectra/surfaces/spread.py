@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectra.comparison.residuals import counted
 from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
@@ -81,7 +80,7 @@ def of_batch(problem: Problem, matrix: Definition, batch: Batch, directions: Seq
     jacobian = Jacobian(problem, batch)
     middle = matrix.middle(problem, batch, jacobian.rows)
     residual = loss_gradient(problem, batch, jacobian.rows)[1] / problem.weight
-    kept = counted(problem.loss, batch.targets, jacobian.rows)
+    kept = problem.counted(jacobian.rows, batch)
     found = []
     for d in directions:
         velocity = jacobian.times(d)

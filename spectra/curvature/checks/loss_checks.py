@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.curvature.definition import Definition
+from spectra.curvature.definition import IS_ZERO, Definition, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
-from spectra.curvature.engine.differentiation import gradient
+from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.huber import Bent
 from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
@@ -42,6 +43,32 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
             f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
             "which needs none, or write the loss with operations that can be differentiated twice"
         )
+
+
+def why_zero(problem: Problem, matrix: Definition) -> str | None:
+    """The reason why a matrix is zero on these data, with the way out: that a loss which need not be linear in the
+    output is so at every target. None where the matrix is not zero.
+
+    Losses that curve everywhere are not looked at, and one that has no slope either, as of nothing, is let pass.
+    """
+    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
+        return None
+    with twice_differentiable(problem.model), explained():
+        first = problem.batches[0]
+        if no_second_derivative(problem, rows_of(problem, first), first):
+            return None
+        if all(is_flat(problem, batch) for batch in problem.batches) and any(
+            loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
+        ):
+            return IS_ZERO.format(" at every target of these data", "or ")
+    return None
+
+
+def is_flat(problem: Problem, batch: Batch) -> bool:
+    """Whether a random product with the second derivative of a batch's loss by its rows is exactly zero."""
+    rows = rows_of(problem, batch)
+    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    return not twice(problem, rows, batch, drawn).any()
 
 
 def refuse_one_value(problem: Problem, name: str) -> None:
@@ -178,9 +205,9 @@ def unless_out_of_memory(error: RuntimeError) -> str:
     return describe(error)
 
 
-def twice(problem: Problem, rows: Tensor, batch: Batch) -> Tensor:
-    """A product with the second derivative of the loss by its rows."""
+def twice(problem: Problem, rows: Tensor, batch: Batch, vector: Tensor | None = None) -> Tensor:
+    """A product with the second derivative of the loss by its rows, with ones by default."""
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
-        return gradient(slope, (leaf,), torch.ones_like(leaf))[0]
+        return gradient(slope, (leaf,), torch.ones_like(leaf) if vector is None else vector)[0]

@@ -1,0 +1,136 @@
+"""Random numbers of a distribution from uniform numbers that belong to examples, by inverse distribution functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributions as ds
+
+from spectra.errors import SpectraError
+from spectra.problem.counts import poisson_counts
+from spectra.wording import counted
+
+Next = Callable[[tuple[int, ...]], Tensor]  # new uniform numbers of a shape, whose first dimension counts the examples
+HALVINGS = 200  # of an interval of logarithms: enough for every float64
+NEGLIGIBLE = 2.0**-60  # beyond the mean: what is left is rounding
+MOST = 100_000  # counts that are tried one after the other
+
+
+def drawn(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:
+    """Draw from a distribution whose first dimension counts the examples, given `uniform(j)`: (b,) in (0, 1).
+
+    Raises SpectraError where there is no inverse for its family, or no entry for each example.
+    """
+    used, examples = 0, len(uniform(0))
+    if tuple(density.batch_shape[:1]) != (examples,):
+        raise SpectraError(
+            f"`curvature` fisher-mc: the loss's {type(density).__name__} has batch_shape {tuple(density.batch_shape)} "
+            f"for {counted(examples, 'example')}; give it an entry for each, as its first dimension"
+        )
+
+    def following(shape: tuple[int, ...]) -> Tensor:
+        nonlocal used
+        count = prod(shape[1:])
+        numbers = torch.stack([uniform(used + j) for j in range(count)], dim=1)
+        used += count
+        return numbers.reshape(shape)
+
+    while isinstance(density, ds.Independent):
+        density = density.base_dist
+    if type(density) in INVERSES:
+        return INVERSES[type(density)](density, following)
+    try:
+        return density.icdf(following(density.batch_shape)).to(dtype)
+    except NotImplementedError as error:
+        raise SpectraError(
+            f"`curvature` fisher-mc: {type(density).__name__} has no inverse of its distribution function (icdf); give "
+            "an object with a method draw(output, uniform), or ask for fisher-empirical"
+        ) from error
+
+
+def bernoulli(d: ds.Bernoulli, following: Next) -> Tensor:
+    """Labels 0 and 1 of a Bernoulli distribution."""
+    return (following(d.batch_shape) < d.probs).to(d.probs)
+
+
+def categorical(d: ds.Categorical | ds.OneHotCategorical, following: Next) -> Tensor:
+    """Labels of classes, (b, ...)."""
+    cumulative = d.probs.double().cumsum(dim=-1)
+    target = following(d.batch_shape)[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative.contiguous(), target, right=True)[..., 0].clamp(max=d.probs.shape[-1] - 1)
+
+
+def one_hot(d: ds.OneHotCategorical, following: Next) -> Tensor:
+    """Labels of classes as vectors (b, ..., C)."""
+    return F.one_hot(categorical(d, following), d.probs.shape[-1]).to(d.probs)
+
+
+def poisson(d: ds.Poisson, following: Next) -> Tensor:
+    """Counts of a Poisson distribution."""
+    return poisson_counts(d.rate.double(), following(d.batch_shape)).to(d.rate)
+
+
+def geometric(d: ds.Geometric, following: Next) -> Tensor:
+    """Numbers of failures before the first success."""
+    return (following(d.batch_shape).log() / (-d.probs.double()).log1p()).floor().to(d.probs)
+
+
+def by_counting(d: Any, following: Next) -> Tensor:
+    """Counts from 0 on, by adding their probabilities up. Raises SpectraError where there are very many."""
+    numbers = following(d.batch_shape)
+    exact = type(d)(d.total_count.double(), logits=d.logits.double(), validate_args=False)
+    count, reached, mean = torch.zeros_like(numbers), torch.zeros_like(numbers), exact.mean
+    for k in range(MOST):
+        probability = exact.log_prob(torch.full_like(numbers, k)).exp()
+        reached = reached + probability
+        beyond = (reached < numbers) & ((probability > NEGLIGIBLE) | (k < mean))
+        if not beyond.any():
+            return count.to(d.logits)
+        count = count + beyond
+    raise SpectraError(
+        f"`curvature` fisher-mc: counts of {type(d).__name__} go beyond {MOST:,}; give an object with a method "
+        "draw(output, uniform)"
+    )
+
+
+def standard_gamma(shape: Tensor, numbers: Tensor) -> Tensor:
+    """Logarithms of gamma numbers of rate 1, by bisection."""
+    shape = shape.double()
+    low, high = torch.full_like(numbers, -800.0), (shape + 40 * shape.sqrt() + 60).log()
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = torch.special.gammainc(shape, middle.exp()) >= numbers
+        low, high = low.where(above, middle), middle.where(above, high)
+    return (low + high) / 2
+
+
+def gamma(d: ds.Gamma, following: Next) -> Tensor:
+    """Numbers of a gamma distribution."""
+    tiny = torch.finfo(d.rate.dtype).tiny
+    found = standard_gamma(d.concentration, following(d.batch_shape)).exp() / d.rate.double()
+    return found.to(d.rate).clamp(min=tiny)
+
+
+def beta(d: ds.Beta, following: Next) -> Tensor:
+    """Numbers of a beta distribution, x / (x + y) of two gamma numbers."""
+    x, y = (standard_gamma(a, following(d.batch_shape)) for a in (d.concentration1, d.concentration0))
+    kind = torch.finfo(d.concentration1.dtype)
+    return (x - y).sigmoid().to(d.concentration1).clamp(kind.tiny, 1 - kind.eps)
+
+
+INVERSES: dict[type[ds.Distribution], Callable[..., Tensor]] = {
+    ds.Bernoulli: bernoulli,
+    ds.Categorical: categorical,
+    ds.OneHotCategorical: one_hot,
+    ds.Poisson: poisson,
+    ds.Geometric: geometric,
+    ds.Binomial: by_counting,
+    ds.NegativeBinomial: by_counting,
+    ds.Gamma: gamma,
+    ds.Beta: beta,
+}

@@ -1,0 +1,92 @@
+"""Losses of log-probabilities, in which they are linear: negative log-likelihood and Kullback-Leibler divergence.
+
+Their second derivative by the output is zero, and with it the GGN; the Fisher matrix has diag(p) in output space. The
+output is taken to be normalised, as `log_softmax` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectra.problem.labels import LabelLoss
+
+
+@dataclass(frozen=True)
+class LogProbabilityLoss(LabelLoss):
+    """A loss that is linear in log p."""
+
+    linear = True
+
+    def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The expectation E[r r'] u = p u, where r = -e_y."""
+        return rows.exp() * vectors
+
+    def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
+        """Draw r (E, C) = -e_y for labels y of probability p."""
+        cumulative = rows.double().exp().cumsum(dim=1)
+        target = uniform(0)[:, None] * cumulative[:, -1:]
+        label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
+        return torch.zeros_like(rows).scatter(1, label, -1.0)
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood(LogProbabilityLoss):
+    """`torch.nn.NLLLoss`: minus the log-probability of the label."""
+
+    name = "nll"
+
+    def values(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The weighted negative log-likelihoods (E, 1)."""
+        if targets.is_floating_point():
+            weights = self._label_weights(rows, targets)
+            return -(weights * rows).where(weights != 0, 0).sum(dim=1, keepdim=True)
+        scales = self.scales(rows, targets)
+        return -(scales * rows.gather(1, self._labels(targets)[:, None])).where(scales != 0, 0)
+
+
+@dataclass(frozen=True)
+class KullbackLeibler(LogProbabilityLoss):
+    """`torch.nn.KLDivLoss`: the divergence of the output's distribution from that of the targets.
+
+    An example is a distribution, along dimension 1 or, with `class_dim` -1, the last. The mean is PyTorch's, over all
+    numbers; with the reduction "batchmean" it is over the examples of the data. `log_target` says that the targets are
+    log-probabilities.
+    """
+
+    log_target: bool = False
+
+    name = "kl_div"
+
+    def check(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise SpectraError where a target is no probability."""
+        if not self.log_target:
+            super().check(rows, targets)
+
+    def values(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The divergences (E, 1)."""
+        labels = self._flat(targets, rows.shape[1]).to(rows.dtype)
+        values = F.kl_div(rows, labels, reduction="none", log_target=self.log_target)
+        return values.sum(dim=1, keepdim=True)
+
+    def weight(self, targets: Tensor) -> float:
+        """The number of targets, or of the batch's entries."""
+        return len(targets) if self.reduction == "batchmean" else targets.numel()
+
+    def value_weights(self, targets: Tensor) -> Tensor:
+        """The weight of each value in the mean, (E, 1)."""
+        count = self.examples(targets)
+        return torch.full((count, 1), self.weight(targets) / count, dtype=torch.float64, device=targets.device)
+
+    def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The sum of each target distribution, (E, 1)."""
+        labels = self._flat(targets, rows.shape[1]).to(rows.dtype)
+        return (labels.exp() if self.log_target else labels).sum(dim=1, keepdim=True)
+
+    def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Whether the most probable class is that of the target: booleans (E,)."""
+        return rows.argmax(dim=1) == self._flat(targets, rows.shape[1]).argmax(dim=1)

@@ -1,0 +1,87 @@
+"""Targets with weights: a mapping of `labels` and `weights` in place of the labels, for any loss of ours.
+
+A target of weight w enters the loss w times, as one of a class of that weight does: L = sum w_i l_i / sum w_i. Weights
+have the shape of the labels, or lack its last dimensions: one an example, a token, or an output. A target of weight 0
+is no example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+
+LABELS, WEIGHTS = "labels", "weights"
+
+
+@runtime_checkable
+class Weighable(Protocol):
+    """The interface of a loss whose targets may have weights."""
+
+    def values(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The values whose sum is the loss: (E, K), or (E, 1)."""
+        ...
+
+    def value_weights(self, targets: Tensor) -> Tensor:
+        """The weight of each value in the mean, of their shape."""
+        ...
+
+    def target_shape(self, targets: Tensor) -> torch.Size:
+        """The shape of the targets, which are as many as the values."""
+        ...
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Booleans (E,) that say which rows are examples."""
+        ...
+
+
+def weighable(loss: Any) -> Weighable:
+    """The loss, typed as one whose targets may have weights; only where `weights_of` has found some."""
+    return cast(Weighable, loss)
+
+
+def labels_of(loss: Any, targets: Any) -> Any:
+    """The targets without their weights; those of a user's loss as they are.
+
+    Raises SpectraError where a loss of ours has no tensor of targets.
+    """
+    if not isinstance(loss, Weighable):
+        return targets
+    found = targets[LABELS] if has_labels(targets) else targets
+    if not isinstance(found, Tensor):
+        came = "there are none" if targets is None else f"they are a {type(targets).__name__}"
+        if isinstance(targets, Mapping):
+            came += f" of {', '.join(map(str, targets))}"
+        name = getattr(loss, "name", type(loss).__name__)
+        raise SpectraError(
+            f"`loss` {name}: takes targets that are one tensor, or a mapping of labels and weights, but {came}; write "
+            "a loss of your own, a function (output, target)"
+        )
+    return found
+
+
+def has_labels(targets: Any) -> bool:
+    """Whether targets are labels with or without weights."""
+    return isinstance(targets, Mapping) and LABELS in targets and set(targets) <= {LABELS, WEIGHTS}
+
+
+def weights_of(loss: Any, targets: Any) -> Tensor | None:
+    """The weights of the values of a loss of ours, in float64, of the shape of the values; None where there are none.
+
+    Raises SpectraError where they do not fit the labels.
+    """
+    if not (isinstance(loss, Weighable) and has_labels(targets) and WEIGHTS in targets):
+        return None
+    labels, weights = labels_of(loss, targets), targets[WEIGHTS]
+    shape = loss.target_shape(labels)
+    if tuple(weights.shape) != tuple(shape[: weights.ndim]):
+        raise SpectraError(
+            f"`data`: weights of shape {tuple(weights.shape)} do not fit labels of shape {tuple(labels.shape)}; give "
+            "one number an example, or one for each target"
+        )
+    spread = weights.double().reshape(*weights.shape, *(1 for _ in shape[weights.ndim :])).expand(shape)
+    return spread.reshape(loss.value_weights(labels).shape)
