@@ -10,6 +10,8 @@ import pytest
 from documents import DOCS, blocks, commands, prints
 
 from spectra.cli import run
+from spectra.inputs.loss_options import option_names
+from spectra.inputs.registers import LOSSES
 
 pytestmark = [  # of packages that pages use
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -92,3 +94,13 @@ def test_every_page_has_something_that_runs():
     for page in PAGES:
         runs = [b for b in blocks(page) if b.language == "console" or (b.language == "python" and not b.file)]
         assert runs, page.name
+
+
+def test_the_table_of_losses_has_all_names_and_options():
+    table = (DOCS / "losses.md").read_text().partition("## Names")[2].partition("\n\n\n")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    shown = {tuple(re.findall(r"`(\w+)`", row[0])): set(re.findall(r"`(\w+)(?:=\S+)?`", row[2])) for row in rows[:8]}
+    assert sorted(name for names in shown for name in names) == sorted({*LOSSES.own} - {"model"})
+    for names, options in shown.items():
+        found = [set(option_names(LOSSES.load(name, "`loss`"))) for name in names]
+        assert options - {*names} == set().union(*found) - {"reduction"}
