@@ -72,8 +72,16 @@ def execute(line: list[str], shown: str, capsys) -> None:
 
 def test_files_and_pages_named_exist():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", page.read_text()):
+            named = page.parent / target if target else page
+            assert named.exists(), f"{page.name}: {target}"
+            assert not place or place in headings(named), f"{page.name}: {target}#{place}"
+
+
+def headings(page: Path) -> set[str]:
+    """The places on a page that a link may name."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize(
