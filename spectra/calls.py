@@ -22,9 +22,10 @@ from spectra.arguments import LARGEST_SEED, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
+from spectra.inputs.devices import choose_dtype
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
-from spectra.inputs.problem import choose_dtype, load_problem
+from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.problem.batch_loss import BatchLoss

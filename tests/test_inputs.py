@@ -22,9 +22,10 @@ from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
-from spectra.inputs.problem import load_model, load_problem
+from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import parse_spec, resolve
 from spectra.inputs.transform import choose_transform
+from spectra.inputs.weights import load_model
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.losses import MeanSquaredError
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from spectra.curvature.evaluation import evaluate
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
+from spectra.inputs.devices import brought
 from spectra.inputs.items import wanted_by
-from spectra.inputs.problem import cast_tensors
 from spectra.inputs.transform import choose_transform
 from spectra.memory import taking_memory
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 OPTION = "`held_out`"
 
@@ -29,14 +29,7 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
             wanted, width = wanted_by(problem.loss, problem.model, model), max(map(len, problem.batches))
             chosen = choose_transform(transform, model)
             examples = load_data(data, None, problem.seed, chosen, wanted, width)
-            batches = [
-                Batch(
-                    cast_tensors(batch.inputs, problem.device, problem.dtype),
-                    cast_tensors(batch.targets, problem.device, problem.dtype),
-                    batch.indices.to(problem.device),
-                )
-                for batch in examples.cut(width)
-            ]
+            batches = [brought(batch, problem.device, problem.dtype) for batch in examples.cut(width)]
         other = replace(problem, batches=batches)
         value = evaluate(other)
     except SpectraError as error:

@@ -19,7 +19,9 @@ from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
 from spectra.defaults import RTOL, TOLERANCE, K
 from spectra.errors import SpectraError
-from spectra.inputs.problem import Loaded, adapter_notes, load_model, versions
+from spectra.inputs.description import versions
+from spectra.inputs.problem import Loaded
+from spectra.inputs.weights import adapter_notes, load_model
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,

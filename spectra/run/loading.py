@@ -12,7 +12,9 @@ from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_zero
 from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
 from spectra.errors import SpectraError
-from spectra.inputs.problem import Loaded, choose_own_device, describe_problem, load_problem
+from spectra.inputs.description import describe_problem
+from spectra.inputs.devices import choose_own_device
+from spectra.inputs.problem import Loaded, load_problem
 from spectra.operator import CHECKS
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request

@@ -19,9 +19,10 @@ from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.defaults import TOLERANCE
 from spectra.errors import SpectraError, describe
+from spectra.inputs.description import versions
+from spectra.inputs.devices import DTYPES, cast_tensors
 from spectra.inputs.given import unwrapped
 from spectra.inputs.model import uncompiled
-from spectra.inputs.problem import DTYPES, cast_tensors, versions
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Batch, Problem

@@ -1,0 +1,69 @@
+"""The device and dtype of a problem, and tensors brought to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.errors import ArgumentError, SpectraError, describe
+from spectra.inputs.given import device_and_dtype
+from spectra.problem.model_inputs import map_tensors
+from spectra.problem.problem import Batch
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of a name: auto, cpu, cuda, or as PyTorch names it. Raises SpectraError where it is not there."""
+    if str(name) not in ("auto", "cpu", "cuda"):
+        try:
+            return torch.empty(0, device=name).device
+        except Exception as error:
+            raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+    if str(name) == "cuda" and not torch.cuda.is_available():
+        raise SpectraError("`device` cuda: torch sees no CUDA device here; use `device` cpu, or auto")
+    return torch.device("cuda" if str(name) != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device of a problem: the one asked for, else that of a module, else auto. Raises SpectraError."""
+    if device is None and isinstance(model, nn.Module):
+        return device_and_dtype(model)[0]
+    return choose_device("auto" if device is None else device)
+
+
+def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
+    """The dtype of a problem: the one asked for, else that of a module, else float32. Raises SpectraError."""
+    if dtype is None and isinstance(model, nn.Module):
+        own = device_and_dtype(model)[1]
+        if own in (torch.bfloat16, torch.float16):
+            return torch.float32
+        if own not in DTYPES.values():
+            text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
+            raise SpectraError(f"`model`: {text}")
+        return own
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
+    return DTYPES[name]
+
+
+def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The tensors of a tree on the device, floating ones in the dtype, complex ones in that of the same precision;
+    integers and booleans keep theirs.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else dtype.to_complex() if tensor.is_complex() else None
+        return tensor.to(device=device, dtype=kind)
+
+    return map_tensors(moved, tree)
+
+
+def brought(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on the device, its real and complex numbers in the precision of the dtype."""
+    inputs, targets = cast_tensors((batch.inputs, batch.targets), device, dtype)
+    return Batch(inputs, targets, batch.indices.to(device))
