@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.problem import Batch, Problem
 from spectra.problem.side_effects import draws, modules, reseed, without_side_effects
 
@@ -124,6 +125,11 @@ def attempted(problem: Problem, batch: Batch, cut: slice | Tensor) -> Tensor | N
 def refuse_change(problem: Problem, found: Tensor, expected: Tensor) -> None:
     """Raise SpectraError where the output of a second call differs from the first by more than rounding."""
     if (change := relative_difference(found, expected)) > torch.finfo(problem.dtype).eps ** 0.5:
+        if isinstance(problem.loss, BatchLoss):
+            raise SpectraError(
+                f"`loss` {problem.loss.name}: its value changes from call to call (by {change:.1e} of its size): "
+                "chance in it, or in the model's forward, does this; draw the noise once, in the data"
+            )
         raise SpectraError(
             f"`model`: its output changes from call to call (by {change:.1e} of its size): dropout, BatchNorm on "
             "batch statistics, or other chance in its forward do this; make it deterministic, as model.eval() does"
