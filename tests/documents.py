@@ -8,6 +8,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent.parent / "docs"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|toml))(?: .*)?\n")
+REST = re.compile(r"^\.\.\.$\n?", re.MULTILINE)  # what a page leaves out of an output
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,17 @@ def commands(block: Block) -> list[tuple[list[str], str]]:
     return found
 
 
+def prints(output: str, shown: str) -> bool:
+    """Whether an output has the form that is shown: nothing shown fits all, and a line `...` stands for any lines."""
+    if not shown.strip():
+        return True
+    parts = [re.escape(f" {form(part)} ") if part.strip() else "" for part in REST.split(shown)]
+    return re.fullmatch(".*".join(parts), f" {form(output)} ") is not None
+
+
 def form(text: str) -> str:
     """Output with its numbers masked: they differ between machines, and times between runs."""
+    text = re.sub(r"SHA-256 \w+", "SHA-256", text)
     text = re.sub(r"[-+]?\d[\d,.]*(e[-+]?\d+)?", "#", text)
+    text = re.sub(r"(?:> +)?# (?:ms|s|min|h|days?|[KMG]iB)\b", "# units", text)  # of forecasts, on a busy machine
     return re.sub(r"[\s─]+", " ", text).strip()

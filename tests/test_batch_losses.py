@@ -274,7 +274,10 @@ def test_compare_on_parts(user, capsys):
         ("def loss(model, batch): return model(batch)[:3]", "returned shape (3, 2) for 24 examples"),
         ("def loss(model, batch): return {}", "returned an empty mapping"),
         ("def loss(model, batch): return model(batch).no_such_thing", "fails on the data"),
-        ("def loss(model, batch): return (model(batch) * torch.rand(2)).sum(1)", "changes from call to call"),
+        (
+            "def loss(model, batch): return (model(batch) * torch.rand(2)).sum(1)",
+            "loss: its value changes from call to call",
+        ),
         ("def loss(model): return model.sum()", "it does not take (model, batch)"),
     ],
 )

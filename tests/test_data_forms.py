@@ -544,6 +544,18 @@ def test_weights_of_targets_stand_beside_them(name):
     assert data.targets["weights"].tolist() == [0, 1, 2]
 
 
+def test_weights_of_targets_as_the_targets_of_a_pair():
+    x, y, weights = torch.randn(9, 3).double(), torch.randint(2, (9,)), torch.rand(9).double()
+    model = built("regression")
+    expected = trace_of(
+        model, lambda call: (weights * F.cross_entropy(call(x), y, reduction="none")).sum() / weights.sum()
+    )
+    for data in ((x, {"labels": y, "weights": weights}), {"x": x, "y": y, "weights": weights}):
+        for given in (data, [data]):
+            found = spectra.trace(model, nn.CrossEntropyLoss(), given, method="dense").trace
+            assert found == pytest.approx(expected, rel=1e-9)
+
+
 # Loaders
 
 

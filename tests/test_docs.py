@@ -1,29 +1,49 @@
 """The pages of docs/ cannot go stale: their files are written, and their commands and their Python run."""
 
 import importlib.util
-import os
+import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
-from documents import DOCS, blocks, commands, form
+from documents import DOCS, blocks, commands, prints
 
 from spectra.cli import run
+from spectra.inputs.loss_options import option_names
+from spectra.inputs.registers import LOSSES
 
+pytestmark = [  # of packages that pages use
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+OUTPUT = "one 1\ntwo\nthree 3\n"
 PAGES = sorted(DOCS.rglob("*.md"))
-NEEDS = {"transformers": "transformers", "timm": "timm", "lightning": "lightning", "torch_geometric": "torch_geometric"}
+NEEDS = ("transformers", "peft", "datasets", "timm", "torchvision", "lightning", "torch_geometric")
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_page(page, tmp_path, monkeypatch, capsys):
-    text = page.read_text()
-    for word, package in NEEDS.items():
-        if f"import {word}" in text or f"{word}:" in text or f"from {word}" in text:
-            pytest.importorskip(package)
+    text = "\n".join(block.text for block in blocks(page))
+    for package in NEEDS:
+        if f"import {package}" in text or f"{package}:" in text or f"from {package}" in text:
+            with warnings.catch_warnings(action="ignore"):  # of its own, where it is imported
+                pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setitem(os.environ, "COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "80")
+    before = set(sys.modules)
+    try:
+        execute_blocks(page, capsys)
+    finally:
+        for name in set(sys.modules) - before:  # another page has other files of these names
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+                del sys.modules[name]
+
+
+def execute_blocks(page: Path, capsys) -> None:
     for number, block in enumerate(blocks(page)):
         if block.file:
             Path(block.file).parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +66,49 @@ def execute(line: list[str], shown: str, capsys) -> None:
     status = run(line[1:])
     out, err = capsys.readouterr()
     assert status == (2 if shown.startswith("spectra:") else 0), err
-    if shown.strip():
-        assert form(out if status == 0 else err) == form(shown)
-        assert max(map(len, out.splitlines()), default=0) <= 80
+    assert prints(out if status == 0 else err, shown)
+    assert max(map(len, out.splitlines()), default=0) <= 80
 
 
 def test_files_and_pages_named_exist():
-    import re
-
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", page.read_text()):
+            named = page.parent / target if target else page
+            assert named.exists(), f"{page.name}: {target}"
+            assert not place or place in headings(named), f"{page.name}: {target}#{place}"
+
+
+def headings(page: Path) -> set[str]:
+    """The places on a page that a link may name."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "shown", ["", "one 2e-3\ntwo\nthree 4\n", "one 2\n...\nthree 4\n", "...\nthree 3\n", "one 1\n...\n"]
+)
+def test_an_output_as_it_is_shown(shown):
+    assert prints(OUTPUT, shown)
+
+
+@pytest.mark.parametrize(
+    "shown", ["one 1\ntwo\n", "two\n...\n", "...\ntwo\n", "three 3\n...\none 1\n", "one 1\n...\nfour\n", "o\n...\n"]
+)
+def test_an_output_that_is_not_as_shown(shown):
+    assert not prints(OUTPUT, shown)
+
+
+def test_every_page_has_something_that_runs():
+    for page in PAGES:
+        runs = [b for b in blocks(page) if b.language == "console" or (b.language == "python" and not b.file)]
+        assert runs, page.name
+
+
+def test_the_table_of_losses_has_all_names_and_options():
+    table = (DOCS / "losses.md").read_text().partition("## Names")[2].partition("\n\n\n")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    shown = {tuple(re.findall(r"`(\w+)`", row[0])): set(re.findall(r"`(\w+)(?:=\S+)?`", row[2])) for row in rows[:8]}
+    assert sorted(name for names in shown for name in names) == sorted({*LOSSES.own} - {"model"})
+    for names, options in shown.items():
+        found = [set(option_names(LOSSES.load(name, "`loss`"))) for name in names]
+        assert options - {*names} == set().union(*found) - {"reduction"}

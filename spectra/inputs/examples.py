@@ -20,6 +20,7 @@ from spectra.inputs.stacking import checked, named, next_labels, same, stacked, 
 from spectra.inputs.transform import Transform
 from spectra.problem.model_inputs import map_tensors
 from spectra.problem.problem import Batch
+from spectra.problem.weights import has_labels
 from spectra.wording import counted
 
 OPTION = "`data`"
@@ -149,6 +150,8 @@ def is_arrays(source: Any, wanted: Wanted) -> bool:
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
         one_length = len({leaf.shape[:1] for leaf in leaves}) == 1  # else a list is one of batches
         return isinstance(source, tuple) or (not wanted.whole and (one_length or not wanted.trees))
+    if isinstance(source, tuple) and len(source) == 2 and has_labels(source[1]):
+        return True  # labels and weights alone are no batch
     free = wanted.whole or wanted.trees
     return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
 
