@@ -106,6 +106,9 @@ def captioned():
     tokens[:, -1] = 8
     return {"input_ids": tokens, "pixel_values": normal(8, 3, 4, 4)}
 
+def asked_for():
+    return captioned() | {"return_loss": True}
+
 def images():
     return {"pixel_values": normal(7, 3, 4, 4), "labels": draw(7, top=4) - 1}
 
@@ -236,6 +239,12 @@ def test_in_python(user, name):
     found = spectra.eig(model, "model", [cast(user[MODELS[name][0]]())], k=2, tolerance=1e-8)
     expected = largest(dense(user, name).hessian(), 2)
     assert list(found.values) == pytest.approx(expected, rel=1e-4 if name in INEXACT else 1e-6)
+
+
+def test_an_argument_that_is_no_tensor(user, capfd):
+    line = "--model hf.py:clip --data hf.py:asked_for --loss model -k 3"
+    expected = largest(dense(user, "clip").hessian(), 3)
+    assert eigenvalues(capfd, *line.split())["results"][0]["eigenvalues"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_experts_with_a_loss_of_their_balance(user, capfd):

@@ -141,7 +141,8 @@ def is_arrays(source: Any, wanted: Wanted) -> bool:
     one array or a tuple. In a tuple or mapping, lists of numbers are arrays.
     """
     if isinstance(source, Mapping):
-        source = {key: array_of(value) for key, value in source.items()}
+        # Beside arrays, True and None are arguments of the model, as return_loss is of CLIP.
+        source = {key: array_of(value) for key, value in source.items() if not isinstance(value, bool | None)}
     elif isinstance(source, tuple):
         source = tuple(map(array_of, source))
     leaves = tree_leaves(source)
