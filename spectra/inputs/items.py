@@ -127,7 +127,7 @@ def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
 
 def pair_wanted() -> str:
     """The form of an item, for messages."""
-    return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}"
+    return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}; a `loss` of (model, batch) needs no y"
 
 
 def described(item: Any) -> str:

@@ -18,7 +18,11 @@ from spectra.quoting import quoted
 OPTION = "`loss`"
 # Fields that are called otherwise as options, and those of a base class that are none.
 TYPED_AS = {"class_weights": "weight", "element_weights": "weight"}
-NO_OPTIONS = {"nll": {"label_smoothing"}, "kl_div": {"class_weights", "ignore_index", "label_smoothing"}}
+NO_OPTIONS = {
+    "nll": {"label_smoothing"},
+    "kl_div": {"class_weights", "ignore_index", "label_smoothing"},
+    "soft_margin": {"element_weights", "pos_weight"},
+}
 
 
 @dataclass(frozen=True)

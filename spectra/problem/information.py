@@ -115,5 +115,5 @@ def unknown(what: str) -> SpectraError:
     names = ", ".join(family.__name__ for family in FAMILIES)
     return SpectraError(
         f"`curvature` fisher: the information of {what} has no closed form here (there is one for {names} and "
-        "Independent of these); ask for fisher-mc, or fisher-empirical"
+        "Independent of these); ask for fisher-mc, if it has an icdf, or for fisher-empirical"
     )

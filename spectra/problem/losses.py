@@ -273,6 +273,8 @@ def remedy(error: Exception) -> str:
             "mend it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
             "networks of a loss that is a torch.nn.Module are"
         )
+    if "does not require grad" in text:
+        return "mend it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
     return "mend it there"
 
 

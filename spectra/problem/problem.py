@@ -279,6 +279,8 @@ class Problem:
                 raise
             way_out = "check that `model` fits `data`"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
+            if "index out of range" in str(error):  # PyTorch's, of an embedding
+                way_out = "an index is beyond an embedding: a token id, or a sequence longer than the model takes"
             if "Guard failed" in str(error):  # torch.export's, which fixes sizes unless it is told otherwise
                 way_out = "it was exported for one size: choose `batch_size`, or export it with dynamic_shapes"
             if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
