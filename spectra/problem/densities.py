@@ -12,6 +12,7 @@ returns targets, made of uniform numbers `uniform(j)` in (0, 1), (b,), of which 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,19 @@ def names_density(function: Any) -> bool:
     return not several and len(places) == 1 and places[0].default is places[0].empty
 
 
+def validated(density: Any, switch: bool) -> None:
+    """Switch on or off that a distribution looks at the values that it is asked for; torch.compile switches it off."""
+    while density is not None:
+        density._validate_args = switch
+        density = getattr(density, "base_dist", None)
+
+
+def is_traced() -> bool:
+    """Whether operations are being traced, and so no values can be looked at."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # whoever traces has it
+    return tracer is not None and tracer.get_proxy_mode() is not None
+
+
 @dataclass(frozen=True)
 class DensityLoss(CustomLoss):
     """A user's loss that names its density: its function of the output returns a distribution of the targets."""
@@ -49,6 +63,7 @@ class DensityLoss(CustomLoss):
     def called(self, output: Any, targets: Any) -> Tensor:
         """The values -log p(y|f) of the batch's targets. Raises SpectraError."""
         density = self.density(output)
+        validated(density, not is_traced())
         try:
             return -density.log_prob(targets)
         except Exception as error:
