@@ -287,10 +287,20 @@ def test_what_stands_beside_the_weights_is_not_rebuilt(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_what_packages_allow_torch_changes_nothing(tmp_path):
+    """As torch_geometric allows a real defaultdict, which torch's reader would not fill."""
+    allowed = [collections.defaultdict, collections.Counter, pathlib.PosixPath]
+    torch.save({"state_dict": STATE, **BESIDE}, tmp_path / "last.ckpt")
+    with torch.serialization.safe_globals(allowed):
+        before = set(torch.serialization.get_safe_globals())
+        assert load_checkpoint(network(), tmp_path / "last.ckpt")["key"] == "state_dict"
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
 @pytest.mark.parametrize("package", ["omegaconf.dictconfig", "lightning.fabric.utilities.data", "torchmetrics.metric"])
 def test_objects_of_packages_that_are_not_here(tmp_path, monkeypatch, package):
     """As Hydra's configuration in a Lightning checkpoint."""
-    module = types.ModuleType(package)
+    module, there = types.ModuleType(package), package in sys.modules
     module.Config = type("Config", (), {"__module__": package, "__init__": lambda self: setattr(self, "a", 1)})
     with monkeypatch.context() as patch:
         for depth in range(1, package.count(".") + 1):
@@ -302,7 +312,7 @@ def test_objects_of_packages_that_are_not_here(tmp_path, monkeypatch, package):
     model = network(seed=1)
     assert load_checkpoint(model, tmp_path / "last.ckpt")["key"] == "state_dict"
     assert same(model)
-    assert package not in sys.modules
+    assert (package in sys.modules) == there
 
 
 # --- what frameworks write ---

@@ -121,7 +121,7 @@ def test_problems_batches_and_matrices_are_short():
     problem = spectra.load_problem(model=made()[0], data=made()[2]).problem
     matrix = spectra.Curvature(problem, "ggn")
     assert repr(problem) == (
-        "Problem(Sequential, CrossEntropy: 67 parameters, 30 examples in 1 batch, torch.float32 on cpu)"
+        "Problem(Sequential, cross_entropy: 67 parameters, 30 examples in 1 batch, torch.float32 on cpu)"
     )
     assert repr(problem.batches[0]) == "Batch(30 examples)"
     assert repr(matrix) == f"Curvature(ggn of {problem!r}; products: not yet made)"

@@ -43,13 +43,6 @@ def names_file(name: str) -> bool:
     return not (":" in name or name.endswith(".py") or name in MODELS)
 
 
-def holds_weights(spec: str) -> bool:
-    """Whether the name of a model is that of a file or a folder, from which its weights come."""
-    name, _, query = spec.partition("?")
-    options = [part.partition("=")[0] for part in query.split("&")]
-    return bool(names_file(name) and Path(name).suffix) or (name.startswith("transformers:") and "path" in options)
-
-
 def is_strange(spec: str, option: str = "") -> bool:
     """Whether it is code, and not by one of the names that spectra and known packages have for it."""
     if any(is_added(one, spec) for one in RUN):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spectra.inputs.origin import holds_weights
 from spectra.quoting import LINE, quoted
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
@@ -41,7 +40,7 @@ def checkpoint(problem: ProblemRecord) -> str:
     """The checkpoint in words."""
     path, sha = problem.get("checkpoint"), problem.checkpoint_sha256
     if path is None:
-        if holds_weights(str(problem.get("model"))):
+        if problem.model_holds_weights:
             return "none: the model holds its weights"
         return f"none: as built with seed {problem.get('seed')}"
     parts = [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from spectra.records.fields import Stored, stored
@@ -97,6 +98,14 @@ class ProblemRecord(Stored):
     def get(self, name: str) -> Any:
         """A field, or None where the record does not tell."""
         return getattr(self, name, None)
+
+    @property
+    def model_holds_weights(self) -> bool:
+        """Whether the name of the model is that of a file or folder from which its weights come, and no seed."""
+        name, _, query = str(self.get("model")).partition("?")
+        options = [part.partition("=")[0] for part in query.split("&")]
+        of_file = ":" not in name and not name.endswith(".py") and bool(PurePath(name).suffix)
+        return of_file or (name.startswith("transformers:") and "path" in options)
 
     def option(self, name: str) -> Any:
         """The value of an option of the command, None where that is not known."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from spectra.inputs.origin import holds_weights
 from spectra.quoting import quoted, readable
 from spectra.records.inspect import CommandCost, InspectResult
 from spectra.records.problem import LayerRecord, ProblemRecord
@@ -59,7 +58,7 @@ def checkpoint_line(problem: ProblemRecord) -> str:
     """The line on the checkpoint and how it fitted the model."""
     loaded = problem.checkpoint_match
     if loaded is None:
-        if holds_weights(str(problem.model)):
+        if problem.model_holds_weights:
             return "no checkpoint: the model holds its weights"
         return f"no checkpoint: weights as built with seed {problem.seed}"
     kind = f" of the {loaded.adapter} adapter" if loaded.adapter else ""

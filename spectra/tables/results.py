@@ -11,7 +11,6 @@ from rich.console import Console, RenderableType
 from rich.style import StyleType
 from rich.table import Table
 
-from spectra.inputs.origin import holds_weights
 from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.records.density import Share
 from spectra.records.eig import EigResult
@@ -100,7 +99,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
 def heading(problem: ProblemRecord) -> str:
     """The line on what was looked at, and its loss."""
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
-    seed = "" if holds_weights(str(problem.model)) else f", as built with seed {problem.seed}"
+    seed = "" if problem.model_holds_weights else f", as built with seed {problem.seed}"
     where = checkpoint if problem.checkpoint else f"{model}{seed}"
     chosen, total = problem.parameters, problem.parameters_in_all or problem.parameters
     some = f"{chosen:,} of " if total > chosen else ""
