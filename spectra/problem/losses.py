@@ -24,6 +24,7 @@ from spectra.memory import out_of_memory
 from spectra.quoting import quoted
 from spectra.wording import counted
 
+MEND = "mend it there, or let it take (model, batch), its first parameter called model"
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
 
@@ -242,7 +243,7 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); mend it there") from error
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {MEND}") from error
 
     def weight(self, targets: Any) -> float:
         """The number of examples."""

@@ -19,7 +19,7 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import Structured, detached_inputs, divisible, map_tensors, versions
 from spectra.problem.model_loss import forward
-from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
+from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of, tuple_like
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
@@ -318,7 +318,7 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut, count) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(slice_tree(value, cut, count) for value in tree)
+        return tuple_like(tree, (slice_tree(value, cut, count) for value in tree))
     if not isinstance(tree, Tensor | list):
         return tree
     if isinstance(tree, Tensor) and not tree.ndim:
@@ -341,7 +341,7 @@ def join_trees(trees: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: join_trees([tree[key] for tree in trees]) for key in first}
     if isinstance(first, tuple):
-        return tuple(join_trees(parts) for parts in zip(*trees, strict=True))
+        return tuple_like(first, (join_trees(parts) for parts in zip(*trees, strict=True)))
     if isinstance(first, list):
         return [entry for tree in trees for entry in tree]
     return torch.cat(list(trees)) if isinstance(first, Tensor) and first.ndim else first
