@@ -287,6 +287,20 @@ def test_what_a_loss_may_not_do(source, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_loss_of_a_batch_without_a_second_derivative_is_named():
+    """CTC's backward pass cannot be differentiated: the loss is at fault, not a layer of the model."""
+
+    def ctc(model, batch):
+        steps = model(batch[0]).log_softmax(-1).transpose(0, 1)
+        return F.ctc_loss(steps, *batch[1:], reduction="none")
+
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.full((6,), 7), torch.tensor([3, 2, 1, 3, 2, 1])
+    data = [(torch.randn(6, 7, 3, generator=draw), torch.randint(1, 5, (6, 3), generator=draw), *lengths)]
+    with pytest.raises(SpectraError, match=r"^`loss`: has no second derivative .*ctc.* \(output, target\)"):
+        spectra.eig(nn.Linear(3, 5), ctc, data)
+
+
 class Returns(nn.Module):
     """A network that computes its own loss, and returns it in one of several forms."""
 

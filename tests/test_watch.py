@@ -568,7 +568,10 @@ def test_a_loss_is_watched_as_it_is_at_the_step(tmp_path):
     with torch.no_grad():
         loss.scale.fill_(0.0)
     assert before != pytest.approx(np.log(3))
-    assert watch(1).loss == pytest.approx(np.log(3))
+    found = watch(1)
+    assert found.loss == pytest.approx(np.log(3))
+    assert "\n" not in repr(found)
+    assert len(repr(found)) < 300
 
 
 def test_a_file_in_place_of_the_directory(tmp_path):

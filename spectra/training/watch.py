@@ -34,6 +34,7 @@ from spectra.records.trace import TraceResult
 from spectra.training.examples import examples_of
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
+from spectra.wording import outline
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
 
@@ -48,6 +49,8 @@ class Recording:
     eigenpairs: dict[str, Eigenpairs]
     traces: dict[str, TraceEstimate]
     seconds: float  # in all
+
+    __repr__ = outline
 
 
 class Watch:
