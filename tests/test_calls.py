@@ -514,6 +514,11 @@ REFUSED = {
         SpectraError,
         "lazy layers have no shapes",
     ),
+    "classes last": (
+        lambda: spectra.eig(nn.Linear(4, 3), nn.CrossEntropyLoss(), (torch.ones(6, 5, 4), torch.zeros(6, 5).long())),
+        SpectraError,
+        r"the classes come last: give cross_entropy\?class_dim=-1",
+    ),
     "a class": (lambda: spectra.eig(nn.Linear, nn.MSELoss(), points()), SpectraError, r"call it first: Linear\(...\)"),
     "no model": (lambda: spectra.eig(3, nn.MSELoss(), points()), SpectraError, "^`model`: int is no model; give a"),
     "curvature None": (bad(curvature=None), SpectraError, "^`curvature` None: give the name of a matrix"),
