@@ -301,6 +301,10 @@ def problem_of(
         if value is None:
             raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
     checked, model = checked_options(options), called_program(model)
+    if not isinstance(model, str | nn.Module):
+        came = getattr(model, "__name__", type(model).__name__)
+        way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
+        raise SpectraError(f"`model`: {came} is no model; {way_out}")
     device, dtype = choose_own_device(model, checked.get("device")), choose_dtype(model, checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
@@ -346,6 +350,8 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
     """The names of the matrices asked for. Raises SpectraError where there is no such matrix, or none is named."""
+    if not isinstance(curvature, Iterable):
+        raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
         among("curvature", name, MATRICES)

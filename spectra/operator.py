@@ -16,6 +16,7 @@ from torch import Tensor
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
 from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
+from spectra.wording import outline
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -174,6 +175,8 @@ class Deflated(Wrapper):
     """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
 
     basis: Tensor
+
+    __repr__ = outline
 
     def project(self, vectors: Tensor) -> Tensor:
         """P v for vectors (n,) or (n, k).

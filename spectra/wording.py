@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -15,6 +17,27 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
         plural: the plural, where it is not formed with s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def outline(thing: Any) -> str:
+    """A dataclass on one short line: its numbers, the first of its vectors, and the shapes of other arrays."""
+    told = ", ".join(f"{field.name}={_outline(getattr(thing, field.name))}" for field in fields(thing) if field.repr)
+    return f"{type(thing).__name__}({told})"
+
+
+def _outline(value: Any) -> str:
+    if hasattr(value, "tolist") and (shape := value.shape):
+        if len(shape) == 1:
+            first = ", ".join(f"{number:.4g}" for number in value[:3].tolist())
+            return f"[{first}{', ...' if len(value) > 3 else ''}]"
+        return f"<{' x '.join(map(str, shape))}>"
+    if is_dataclass(value):
+        return f"{type(value).__name__}(...)"
+    if isinstance(value, Mapping):
+        return f"<{', '.join(map(str, value))}>" if len(value) <= 8 else f"<{len(value)}>"
+    if isinstance(value, Sized) and not isinstance(value, str):
+        return f"<{len(value)}>"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def progress(numbers: Mapping[str, float]) -> str:

@@ -290,6 +290,42 @@ def test_what_a_loss_may_not_do(source, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_loss_of_a_batch_without_a_second_derivative_is_named():
+    """CTC's backward pass cannot be differentiated: the loss is at fault, not a layer of the model."""
+
+    def ctc(model, batch):
+        steps = model(batch[0]).log_softmax(-1).transpose(0, 1)
+        return F.ctc_loss(steps, *batch[1:], reduction="none")
+
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.full((6,), 7), torch.tensor([3, 2, 1, 3, 2, 1])
+    data = [(torch.randn(6, 7, 3, generator=draw), torch.randint(1, 5, (6, 3), generator=draw), *lengths)]
+    with pytest.raises(SpectraError, match=r"^`loss`: has no second derivative .*ctc.* \(output, target\)"):
+        spectra.eig(nn.Linear(3, 5), ctc, data)
+
+
+@pytest.mark.parametrize("sets", ["backward", "zero_grad"])
+def test_gradients_of_the_caller_s_model_are_left_as_found(sets):
+    """A loss taken from a training step may fill or clear them."""
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2
+    model = nn.Linear(3, 2).double()
+    model.weight.grad = torch.ones_like(model.weight)
+    before, values = model.weight.grad, model.weight.grad.clone()
+
+    def step(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        if sets == "backward":
+            loss.sum().backward(retain_graph=True)
+        else:
+            model.zero_grad()
+        return loss
+
+    spectra.eig(model, step, (x, y), k=1)
+    assert model.weight.grad is before
+    assert torch.equal(before, values)
+    assert model.bias.grad is None
+
+
 class Returns(nn.Module):
     """A network that computes its own loss, and returns it in one of several forms."""
 

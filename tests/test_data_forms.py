@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import spectra
 from spectra.cli import run
+from spectra.curvature.evaluation import mean_loss
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.inputs.given import own_data
@@ -625,6 +626,84 @@ def forever():
         yield torch.ones(100, 1000), torch.ones(100, 2)
 
 
+@pytest.mark.parametrize("label", [int, lambda y: y, lambda y: y.numpy()], ids=["int", "tensor", "array"])
+@pytest.mark.parametrize("mapping", [False, True])
+def test_a_list_of_examples_is_a_data_set(label, mapping):
+    x, y = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)), torch.arange(7) % 3
+    items = [{"x": x[i], "label": label(y[i])} if mapping else (x[i], label(y[i])) for i in range(7)]
+    found = own_data(items, None, 0, None).cut(7)[0]
+    assert torch.equal(found.inputs, x)
+    assert torch.equal(found.targets, y)
+
+
+Example = namedtuple("Example", "x y")
+NAMED = {
+    "batches": lambda x, y: [Example(x, y)],
+    "loader": lambda x, y: DataLoader([Example(*pair) for pair in zip(x, y, strict=True)], 4),
+    "data set": lambda x, y: Subset([Example(*pair) for pair in zip(x, y, strict=True)], range(len(x))),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_tuples_keep_their_names_for_a_loss_of_a_batch(name):
+    x, y = points()
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2).double()
+    loss = BatchLoss(lambda model, batch: (model(batch.x) - batch.y).square(), "named")
+    problem = load_problem(model=net, data=NAMED[name](x, y), loss=loss).problem
+    assert mean_loss(problem) == pytest.approx(F.mse_loss(net(x), y).item())
+
+
+def test_fields_that_a_batch_does_not_have_are_told():
+    loss = BatchLoss(lambda model, batch: model(batch.x), "dotted")
+    with pytest.raises(SpectraError, match=r"has no attribute .x.*its batch is a dict, of x, y"):
+        load_problem(model=nn.Linear(3, 2).double(), data=[dict(zip("xy", points(), strict=True))], loss=loss)
+
+
+def test_a_loss_of_a_batch_by_another_name_is_told_how():
+    def own(net, batch):
+        return net(batch[0]).square().mean()
+
+    with pytest.raises(SpectraError, match=r"let it take \(model, batch\), its first parameter called model"):
+        load_problem(model=nn.Linear(3, 2).double(), data=points(), loss=own)
+
+
+class Failing(TensorDataset):
+    def __getitem__(self, index):
+        if index == 9:
+            raise OSError(f"cannot read file {index}")
+        return super().__getitem__(index)
+
+
+def cut_off():
+    yield points()
+    raise OSError("cannot read file 9")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_fails_says_so(workers):
+    told = "reading batch 2 of DataLoader failed with OSError: cannot read file 9" if not workers else "read file 9"
+    with pytest.raises(SpectraError, match=f"`data`: .*{told}") as caught:
+        own_data(DataLoader(Failing(*points()), 4, num_workers=workers), None, 0, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_iterable_that_fails_says_so():
+    with pytest.raises(SpectraError, match="reading batch 1 of generator failed with OSError: cannot read file 9"):
+        own_data(cut_off(), None, 0, None)
+
+
+@pytest.mark.parametrize("sampler", [False, True])
+def test_a_loader_s_own_generator_is_left_as_found(sampler):
+    data, generator = TensorDataset(*points()), torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    chosen = {"sampler": RandomSampler(data, generator=generator)} if sampler else {"shuffle": True}
+    loader = DataLoader(data, 4, generator=None if sampler else generator, **chosen)
+    one, two = (own_data(loader, None, 0, None).cut(4) for _ in range(2))
+    assert torch.equal(generator.get_state(), before)
+    assert all(torch.equal(a.indices, b.indices) for a, b in zip(one, two, strict=True))
+
+
 CHANGING = {
     "augmentation": (lambda data: DataLoader(Augmented(), 4), "gives other examples when it is read again"),
     "augmentation, shuffled": (lambda data: DataLoader(Augmented(), 4, shuffle=True), "switch random augmentation off"),
@@ -660,7 +739,7 @@ WRONG = {
     "object": ([object()], "batch 0 of list is a object"),
     "object inside": ([(torch.ones(3), {"a": object()})], "holds a object, whose examples cannot be told"),
     "numbers": ([(1, 2)], "holds no tensor of examples; give batches of tensors, or a list of the examples"),
-    "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\)"),
+    "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\).* goes with a loss of \(model, batch\)"),
     "words": ([(torch.ones(3, 2), ["a", "b", "c"])], "y holds a str|y is a list"),
     "ragged": ([(torch.ones(3, 2), [[1, 2], [3]])], "x and y of batch 0 of list have shapes"),
     "mapping": ({"x": 1}, "dict is no data"),

@@ -117,6 +117,31 @@ def test_names_are_no_html(results):
     assert "<img" not in html
 
 
+def test_what_methods_return_is_short():
+    """One line, whatever the size of the matrix and of its vectors."""
+    problem = spectra.load_problem(model=made()[0], loss=made()[1], data=made()[2]).problem
+    matrices = {name: spectra.Curvature(problem, name) for name in ("hessian", "ggn")}
+    pairs = spectra.eigenpairs(matrices["ggn"], 4)
+    layers = spectra.layers(problem)
+    found = [
+        pairs,
+        spectra.spectral_measure(matrices["ggn"], probes=2, steps=5),
+        spectra.compare(matrices, k=2),
+        layers,
+        layers.blocks[0],
+        spectra.Deflated(matrices["ggn"], pairs.vectors.T),
+        spectra.CrossEntropy(torch.ones(1000)),
+    ]
+    for result in found:
+        text = repr(result)
+        assert text.startswith(type(result).__name__)
+        assert len(text) < 1.5 * LONGEST
+        assert "\n" not in text
+        assert "tensor(" not in text
+    assert f"values=[{pairs.values[0]:.4g}, " in repr(pairs)
+    assert f"vectors=<4 x {problem.size}>" in repr(pairs)
+
+
 def test_problems_batches_and_matrices_are_short():
     problem = spectra.load_problem(model=made()[0], data=made()[2]).problem
     matrix = spectra.Curvature(problem, "ggn")

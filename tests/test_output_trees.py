@@ -1,6 +1,7 @@
 """Losses of outputs and targets that are tuples and mappings, against the same model and loss in one tensor, dense."""
 
 import json
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,3 +352,53 @@ def test_the_command_line(tmp_path, monkeypatch, capfd):
     for command in ("layers", "landscape"):
         assert run([command, *line.split()[1:8], "--loss", "nets.py:pairs"]) == 0, capfd.readouterr().err
         capfd.readouterr()
+
+
+class Contained(nn.Module):
+    """Returns its one tensor in a container."""
+
+    def __init__(self, contain: Callable[[Tensor], Any]):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer, self.contain = nn.Linear(4, 3).double(), contain
+
+    def forward(self, x):
+        return self.contain(self.layer(x))
+
+
+Named = namedtuple("Named", "logits")
+CONTAINERS: dict[str, tuple[Callable, Callable]] = {
+    "mapping": (lambda o: {"logits": o}, lambda o: o["logits"]),
+    "nested": (lambda o: {"head": {"logits": o}}, lambda o: o["head"]["logits"]),
+    "tuple": (lambda o: (o,), lambda o: o[0]),
+    "named tuple": (Named, lambda o: o.logits),
+    "none": (lambda o: {"logits": o}, lambda o: o),
+}
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn", "fisher-empirical"])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_loss_may_take_the_container_of_one_tensor(kind, curvature):
+    """`o["logits"]` where the model returns a mapping of one tensor, as where it returns several.
+
+    The first row of a tensor broadcasts against the targets, so a tensor in place of the tuple would not be noticed.
+    """
+    contain, taken = CONTAINERS[kind]
+    x, y = (torch.randn(9, size, generator=seeded(size), dtype=torch.float64) for size in (4, 3))
+    model = Contained(contain)
+
+    def loss(output, targets):
+        return F.softplus(taken(output) - targets).mean(dim=-1)
+
+    found = spectra.eig(model, loss, [(x[:4], y[:4]), (x[4:], y[4:])], curvature=curvature, k=3, tolerance=1e-9)
+    usual = spectra.eig(model.layer, lambda o, t: F.softplus(o - t).mean(dim=-1), (x, y), curvature=curvature, k=3)
+    flat = torch.cat([p.detach().flatten() for p in model.layer.parameters()])
+
+    def values(theta):
+        return F.softplus(x @ theta[:12].view(3, 4).T + theta[12:] - y).mean(dim=1)
+
+    gradients = jacobian(values, flat)
+    dense = gradients.T @ gradients / 9 if "fisher" in curvature else hessian(lambda theta: values(theta).mean(), flat)
+    expected = torch.linalg.eigvalsh(dense).flip(0)[:3]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-6)
+    np.testing.assert_allclose(usual.values, expected, rtol=1e-3)

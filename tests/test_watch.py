@@ -16,6 +16,7 @@ from helpers import seeded
 from networks import DEVICES
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, TensorDataset
 
 import spectra
 from spectra.cli import run
@@ -476,8 +477,11 @@ WRONG = {
     "products of two": ({"products": 21, "curvature": ("hessian", "ggn")}, "`products` 21: 2 matrices .* takes 22"),
     "no matrix": ({"curvature": ()}, "`curvature`: names no matrix"),
     "matrix": ({"curvature": "hesian"}, "`curvature` hesian: no such matrix"),
-    "loss": ({"loss": nn.CrossEntropyLoss()}, "`loss`: CrossEntropyLoss is not a loss that knows"),
-    "loader": ({"batches": iter([(X, Y)])}, "`batches`: list_iterator is not a list of spectra.Batch"),
+    "loss": ({"loss": nn.CrossEntropyLoss}, "`loss`: CrossEntropyLoss is no loss; call it first"),
+    "loss's name": ({"loss": "cross_entrpy"}, "`loss` cross_entrpy: is no loss; did you mean cross_entropy"),
+    "no data": ({"batches": 3}, "`batches`: int is no data"),
+    "no batches": ({"batches": iter([])}, "`batches`: list_iterator is empty"),
+    "no model": ({"model": lambda: 3}, "`model`: int is no torch.nn.Module"),
     "labels": ({"batches": (X, Y + 1)}, "`data`: "),
     "not finite": ({"batches": (X * torch.nan, Y)}, "`loss`: the mean loss over the data is nan"),
     "shapes": ({"batches": (X[:, :5], Y)}, "`model`: fails on the data"),
@@ -495,6 +499,79 @@ def test_what_cannot_work_fails_before_training(wrong, message, tmp_path):
     with pytest.raises(SpectraError, match=message) as caught:
         spectra.watch(**arguments | {"model": arguments["model"]()})
     assert "\n" not in str(caught.value)
+
+
+class Returns(nn.Module):
+    """Returns its loss, as the models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x, labels):
+        logits = self.inner(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Tempered(nn.Module):
+    """A loss with a parameter that is trained with the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, output, target):
+        return nn.functional.cross_entropy(output * self.scale, target, reduction="none")
+
+
+def of_batch(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+DATA = DataLoader(TensorDataset(X, Y), 16, shuffle=True)
+TAKEN = {
+    "PyTorch's": (network, nn.CrossEntropyLoss(), (X, Y)),
+    "a name": (network, "cross_entropy", (X, Y)),
+    "a function": (network, lambda output, target: nn.functional.cross_entropy(output, target), (X, Y)),
+    "a loader": (network, nn.CrossEntropyLoss(), DATA),
+    "read once": (network, nn.CrossEntropyLoss(), iter([(X[:30], Y[:30]), (X[30:], Y[30:])])),
+    "a data set": (network, nn.CrossEntropyLoss(), TensorDataset(X, Y)),
+    "(model, batch)": (network, of_batch, (X, Y)),
+    "(model, batch) of a loader": (network, of_batch, DATA),
+    "the model's": (Returns, "model", [{"x": X, "labels": Y}]),
+}
+
+
+@pytest.mark.parametrize(("make", "loss", "data"), TAKEN.values(), ids=TAKEN.keys())
+def test_losses_and_data_are_those_of_eig(make, loss, data, tmp_path):
+    usual = spectra.watch(network(), LOSS, (X, Y), tmp_path / "usual", every=1, k=2)(0)
+    found = spectra.watch(make(), loss, data, tmp_path / "found", every=1, k=2)(0)
+    assert usual
+    assert found
+    assert abs(found.loss - usual.loss) < 1e-12
+    expected = usual.eigenpairs["hessian"].values
+    torch.testing.assert_close(found.eigenpairs["hessian"].values, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_loss_of_ours_in_the_model_has_a_ggn(tmp_path):
+    call = {"every": 1, "k": 2, "curvature": "ggn"}
+    usual = spectra.watch(network(), LOSS, (X, Y), tmp_path / "usual", **call)(0)
+    found = spectra.watch(Returns(), "model", [{"x": X, "labels": Y}], tmp_path / "found", **call)(0)
+    expected = usual.eigenpairs["ggn"].values
+    torch.testing.assert_close(found.eigenpairs["ggn"].values, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_loss_is_watched_as_it_is_at_the_step(tmp_path):
+    loss = Tempered()
+    watch = spectra.watch(network(), loss, (X, Y), tmp_path, every=1, k=2)
+    before = watch(0).loss
+    with torch.no_grad():
+        loss.scale.fill_(0.0)
+    assert before != pytest.approx(np.log(3))
+    found = watch(1)
+    assert found.loss == pytest.approx(np.log(3))
+    assert "\n" not in repr(found)
+    assert len(repr(found)) < 300
 
 
 def test_a_file_in_place_of_the_directory(tmp_path):

@@ -26,6 +26,7 @@ from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
 from spectra.vectors import without_autocast
+from spectra.wording import outline
 
 Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
@@ -38,6 +39,8 @@ class Comparison:
     portraits: dict[str, Portrait]
     basis: Tensor  # (r, n), orthonormal: the span of all eigenvectors found
     pairs: list[Pair] = field(default_factory=list)
+
+    __repr__ = outline
 
     @property
     def dimension(self) -> int:

@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
 from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, same, widened
-from spectra.problem.outputs import tensors_of
+from spectra.problem.outputs import tensors_of, tuple_like
 from spectra.problem.problem import Batch
 from spectra.wording import counted
 
@@ -129,7 +129,7 @@ def with_children(tree: Any, function: Callable[[Any], Any]) -> Any:
     """The tree with the function applied to its entries at the first level."""
     if isinstance(tree, Mapping):
         return {key: function(value) for key, value in tree.items()}
-    return tuple(map(function, tree)) if isinstance(tree, tuple) else function(tree)
+    return tuple_like(tree, map(function, tree)) if isinstance(tree, tuple) else function(tree)
 
 
 def listed(part: Any) -> Any:

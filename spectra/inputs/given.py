@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
@@ -21,7 +24,7 @@ from spectra.inputs.data import graph_data
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.graphs import are_graphs
-from spectra.inputs.items import Wanted
+from spectra.inputs.items import Undivided, Wanted, divided
 from spectra.inputs.loaders import loaded
 from spectra.inputs.loss import loss_of
 from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
@@ -129,9 +132,9 @@ def own_data(
     they come.
 
     Args:
-        data: tensors or arrays of all examples, as a pair (x, y) or a mapping; a map-style data set of items; a
-            DataLoader or another iterable of batches, read once; or a list of `Batch`. Items and batches are divided
-            as `divided` says.
+        data: tensors or arrays of all examples, as a pair (x, y) or a mapping; a map-style data set of items, or a
+            list of examples, each with one number as its label; a DataLoader or another iterable of batches, read once;
+            or a list of `Batch`. Items and batches are divided as `divided` says.
         samples: the number of examples to choose by the seed; None for all.
         seed: the seed of the choice, and of loaders that shuffle.
         batch_size: the size of batches to be made anew; None leaves them.
@@ -146,7 +149,7 @@ def own_data(
         data = (data.inputs, data.targets)
     if are_graphs(data):
         return graph_data(data, samples, seed, name, wanted)
-    if is_arrays(data, wanted) or is_data_set(data):
+    if is_arrays(data, wanted) or is_data_set(data) or are_examples(data, wanted):
         with seeded(seed):
             source = tuple(data) if is_pair(data) else data
             return read(source, samples, seed, None, name, wanted, own_collate(data), batch_size)
@@ -168,3 +171,15 @@ def is_data_set(data: Any) -> bool:
     if isinstance(data, Dataset):
         return not isinstance(data, IterableDataset)
     return hasattr(data, "column_names") and hasattr(data, "features") and hasattr(data, "__getitem__")
+
+
+def are_examples(data: Any, wanted: Wanted) -> bool:
+    """Whether data are a list of examples, each with one number as its label, and not a list of batches."""
+    if wanted.whole or wanted.trees or not (isinstance(data, list) and data):
+        return False
+    try:
+        x, label = divided(data[0], wanted)
+    except Undivided:
+        return False
+    one = isinstance(label, Number) or getattr(label, "ndim", None) == 0
+    return one and any(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in tree_leaves(x))

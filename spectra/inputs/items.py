@@ -24,6 +24,7 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss, is_lightning
+from spectra.problem.outputs import tuple_like
 
 TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
 OTHER_TARGETS = ("targets", "target", "y")  # taken where there is none of those, and the model takes no such argument
@@ -127,7 +128,8 @@ def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
 
 def pair_wanted() -> str:
     """The form of an item, for messages."""
-    return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}; a `loss` of (model, batch) needs no y"
+    others = "; another form goes with a loss of (model, batch)"
+    return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}{others}"
 
 
 def described(item: Any) -> str:
@@ -146,8 +148,8 @@ def as_mapping(item: Any) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """The tree with mappings as dicts, sequences as tuples, and lists of numbers as tensors (torch would take them
-    apart).
+    """The tree with mappings as dicts, sequences as tuples, named or not, and lists of numbers as tensors (torch would
+    take them apart).
     """
     tree = as_mapping(tree)
     if isinstance(tree, Mapping):
@@ -156,7 +158,7 @@ def plain(tree: Any) -> Any:
         with suppress(ValueError):  # rows of different lengths
             return torch.tensor(tree)
     if isinstance(tree, tuple | list):
-        return tuple(plain(value) for value in tree)
+        return tuple_like(tree, map(plain, tree))
     return tree.detach().cpu() if isinstance(tree, Tensor) else tree
 
 

@@ -7,7 +7,9 @@ in the data set; one whose examples change from one reading to the next is refus
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +25,12 @@ from spectra.inputs.chance import seeded
 from spectra.inputs.graphs import batch_of as graphs_of
 from spectra.inputs.graphs import is_graph
 from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.spec import WHERE
 from spectra.inputs.stacking import same
-from spectra.memory import memory_share
+from spectra.memory import memory_share, out_of_memory
 from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Batch
+from spectra.quoting import quoted
 from spectra.wording import counted
 
 MOST = 10**7  # examples of data that do not tell their number
@@ -58,9 +62,9 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
         raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
     if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
-        text = f"{name} gives examples one by one; give a list of them, or a DataLoader of it"
+        text = f"{name} gives examples one by one; give a DataLoader of it"
         raise SpectraError(f"`data`: {text} ({FINITE})")
-    with seeded(seed):  # from which a loader that shuffles draws
+    with seeded(seed), kept_generators(data):  # from which a loader that shuffles draws
         source, recorded = numbered(data)
         first: list[Any] = []
         batches = list(read_batches(source, recorded, first, wanted, name))
@@ -73,6 +77,42 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
     if batch_size is not None:
         batches = recut(batches, batch_size)
     return Batches(batches, notes)
+
+
+@contextmanager
+def kept_generators(data: Any) -> Iterator[None]:
+    """Restore on leaving the states of the generators that a DataLoader has for itself: a second reading is the same,
+    and training goes on as if there had been none.
+    """
+    samplers = getattr(data, "sampler", None), getattr(data, "batch_sampler", None)
+    holders = [data, *samplers, getattr(samplers[1], "sampler", None)]
+    generators = [getattr(holder, "generator", None) for holder in holders]
+    states = [(found, found.get_state()) for found in generators if isinstance(found, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def items_of(data: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yield what the data give. Raises SpectraError where that fails."""
+    number = 0
+    try:
+        for number, item in enumerate(data, 1):  # noqa: B007  (which came last)
+            yield item
+    except Exception as error:
+        if isinstance(error, SpectraError) or out_of_memory(error):
+            raise
+        raise SpectraError(f"`data`: reading batch {number} of {name} failed with {reason(error)}; {WHERE}") from error
+
+
+def reason(error: Exception) -> str:
+    """The type and message of an error, of one in a worker process too, which comes with its traceback."""
+    lines = str(error).strip().splitlines()
+    if lines and re.match(r"Caught \w+ in DataLoader worker process", lines[0]):
+        return quoted(lines[-1], 200)
+    return describe(error)
 
 
 def numbered(data: Any) -> tuple[Any, Recorded | None]:
@@ -93,7 +133,7 @@ def read_batches(
     """
     endless = not has_length(data)
     count = size = 0
-    for number, item in enumerate(data):
+    for number, item in enumerate(items_of(data, name)):
         if not number:
             first.append(item)
         if isinstance(item, Batch):
@@ -164,7 +204,7 @@ def refuse_changing(data: Any, recorded: Recorded | None, first: Any, name: str)
             text = f"{name} gives other examples when it is read again; switch random augmentation off"
             raise SpectraError(f"`data`: {text} in its data set and collate_fn, or give list(loader)")
     elif not isinstance(data, Sequence | Iterator | Tensor):
-        again = next(iter(data), None)
+        again = next(items_of(data, name), None)
         if again is not None and not same(with_tensors(first), with_tensors(again)):
             text = f"{name} gives another first batch when it is read again; {FINITE}"
             raise SpectraError(f"`data`: {text}: switch augmentation and shuffling off, or give a list of the batches")

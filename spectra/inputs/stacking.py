@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from spectra.inputs.items import Wanted, as_tensor, plain
 from spectra.inputs.spec import input_error
 from spectra.inputs.transform import Transform
+from spectra.problem.outputs import tuple_like
 
 OPTION = "`data`"
 CONSTANTS = (bool, int, float, str, type(None))  # what a mapping or tuple may hold beside tensors: the same for all
@@ -31,13 +32,13 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
         except (RuntimeError, ValueError, KeyError):
             keys = first if isinstance(first, Mapping) else range(len(first))
             found = {key: stacked_or_list([value[key] for value in values]) for key in keys}
-            return found if isinstance(first, Mapping) else tuple(found.values())
+            return found if isinstance(first, Mapping) else tuple_like(first, found.values())
     if isinstance(first, Mapping):
         if any(value.keys() != first.keys() for value in values):
             raise ValueError("they have different names")
         return {key: stacked([value[key] for value in values]) for key in first}
     if isinstance(first, tuple):
-        return tuple(stacked(entries) for entries in zip(*values, strict=True))
+        return tuple_like(first, (stacked(entries) for entries in zip(*values, strict=True)))
     if all(value is None for value in values):
         return None
     if isinstance(first, str | bytes):

@@ -27,6 +27,7 @@ from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
 from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, empty_rows, placed
 from spectra.vectors import local, map_shards, without_autocast
+from spectra.wording import outline
 
 EACH = 5  # vectors that a sample holds at its peak
 GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
@@ -52,6 +53,8 @@ class DiagonalEstimate:
     rounding: Tensor  # (m,), of the sums
     products: int
     converged: bool
+
+    __repr__ = outline
 
     @property
     def sum_errors(self) -> Tensor:

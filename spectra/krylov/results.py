@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator, empty_rows
+from spectra.wording import outline
 
 
 class Progress(Protocol):
@@ -34,6 +35,8 @@ class Eigenpairs:
     converged: bool
     complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
+
+    __repr__ = outline
 
 
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
@@ -87,6 +90,8 @@ class SpectralMeasure:
     deflated: int = 0
     products: int = 0
     converged: bool = True  # every probe asked for took every step asked for, or ended exactly
+
+    __repr__ = outline
 
     @property
     def probes(self) -> int:

@@ -24,6 +24,7 @@ from spectra.layerwise.parameter_blocks import ParameterBlock
 from spectra.operator import SymmetricOperator
 from spectra.spectrum.estimates import Estimate, jackknife
 from spectra.vectors import full_tensor
+from spectra.wording import outline
 
 APART = 0.1  # radians
 DIAGONALS = {"xdiag": xdiag, "hutchinson": hutchinson_diagonal}
@@ -48,6 +49,8 @@ class Layers:
     measures: Sequence[SpectralMeasure] = ()  # likewise
     vector: Tensor | None = field(default=None, repr=False)  # the leading one (n,), on the CPU
     complete: bool = True  # nothing was left out for want of products
+
+    __repr__ = outline
 
     @property
     def parts(self) -> list:

@@ -15,6 +15,7 @@ from spectra.krylov.diagonal import Sums
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem
 from spectra.vectors import shard_of, sum_shards
+from spectra.wording import outline
 
 BY = ("layer", "module", "channel")
 
@@ -26,6 +27,8 @@ class ParameterBlock:
     name: str
     index: Tensor  # (n_l,), rising
     weights: dict[str, tuple[slice, torch.Size]]  # of two dimensions or more: where in the block, and their shape
+
+    __repr__ = outline
 
 
 def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:

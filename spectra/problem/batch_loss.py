@@ -8,7 +8,7 @@ the batches as they come: they are never split or merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.losses import remedy, values_of
+from spectra.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class BatchLoss:
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
-            raise SpectraError(
-                f"`loss` {self.name}: fails on the data ({describe(error)}); {remedy(error)} (SPECTRA_TRACEBACK=1 "
-                "shows where)"
-            ) from error
+            way_out = remedy(error)
+            if isinstance(error, AttributeError) and isinstance(batch, Mapping):
+                way_out += "; its batch is a dict, of " + ", ".join(quoted(key) for key in batch)
+            text = f"fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
+            raise SpectraError(f"`loss` {self.name}: {text}") from error
         values = values_of(found, count, self)
         if not values.requires_grad:
             raise SpectraError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectra.problem.labels import LabelLoss
 from spectra.problem.logits import gaps_to, others, softmax, top_class
+from spectra.wording import outline
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class CrossEntropy(LabelLoss):
 
     name = "cross_entropy"
     natural = True
+
+    __repr__ = outline
 
     def values(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The weighted cross entropies (E, 1), without cancellation where the model is certain."""

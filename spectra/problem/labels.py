@@ -60,7 +60,9 @@ class LabelLoss:
             )
         dims = [self._soft_dim] if soft else self._class_dims(output, targets)
         if not dims:
-            raise mismatch(self.name, output, targets)
+            last = self.class_dim is not None and targets.shape == output.shape[:-1]
+            way_out = f"the classes come last: give {self.name}?class_dim=-1, a name, or let the model move them to 1"
+            raise mismatch(self.name, output, targets, *([way_out] if last else []))
         if len(dims) > 1:
             raise SpectraError(
                 f"`loss` {self.name}: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "

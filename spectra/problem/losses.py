@@ -25,6 +25,7 @@ from spectra.memory import out_of_memory
 from spectra.quoting import quoted
 from spectra.wording import counted
 
+MEND = "mend it there, or let it take (model, batch), its first parameter called model"
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
 
@@ -243,7 +244,7 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            told = remedy(error)
+            told = remedy(error, MEND)
             if takes_batch(self.function):
                 told = "it is called with (output, target): for (model, batch), call its first parameter model"
             raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {told}") from error
@@ -265,7 +266,7 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return False
 
 
-def remedy(error: Exception) -> str:
+def remedy(error: Exception, otherwise: str = "mend it there") -> str:
     """What to do about a user's loss that fails with this error."""
     text = str(error)
     if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
@@ -275,7 +276,7 @@ def remedy(error: Exception) -> str:
         )
     if "does not require grad" in text:
         return "mend it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
-    return "mend it there"
+    return otherwise
 
 
 class UserLoss(Protocol):

@@ -6,7 +6,7 @@ matrices in output space see one tensor; a `Layout` tells how the output is made
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -147,3 +147,8 @@ def as_kind(values: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype.is_complex:
         return torch.view_as_complex(values.contiguous()).to(dtype)
     return values.to(dtype) if dtype.is_floating_point else values.detach().round().to(dtype)
+
+
+def tuple_like(tree: Any, values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values as a tuple; as a named one where `tree` is named, whose user may take them by name."""
+    return type(tree)(*values) if isinstance(tree, tuple) and hasattr(tree, "_fields") else tuple(values)

@@ -19,7 +19,7 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import Structured, detached_inputs, divisible, map_tensors, versions
 from spectra.problem.model_loss import forward
-from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
+from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of, tuple_like
 from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
@@ -97,6 +97,7 @@ class Problem:
     processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
     layouts: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # of outputs that are trees
+    containers: list = field(default_factory=list, init=False, repr=False, compare=False)  # see `_takes_container`
 
     def __post_init__(self):
         refuse_foreign(self.model, self.loss, self.batches)
@@ -245,7 +246,7 @@ class Problem:
         grad = torch.is_grad_enabled()
         given = detached_inputs(batch.inputs, self.writes_inputs)
         before = versions(given)
-        output = self._forward(given, len(batch))
+        output = self._forward(given, batch)
         if not self.writes_inputs and versions(given) != before:
             raise SpectraError(
                 "`model`: writes to its inputs in place, for some batches only, so that the data have changed; let its "
@@ -262,17 +263,17 @@ class Problem:
                 some = batch if cut == slice(None) else batch.part(cut)
                 given = detached_inputs(some.inputs, True)
                 before = versions(given)
-                self._forward(given, len(some))
+                self._forward(given, some)
                 return versions(given) != before
         return False  # the same error comes again, and is reported there
 
-    def _forward(self, inputs: Any, count: int) -> Any:
-        """The model's output, with gradients on: some models differentiate in their forward."""
+    def _forward(self, inputs: Any, batch: Batch) -> Any:
+        """The model's output on inputs like the batch's, with gradients on: some models differentiate in forward."""
         try:
             with torch.enable_grad():
                 if isinstance(self.loss, BatchLoss):
                     given = inputs.whole() if isinstance(inputs, Structured) else inputs
-                    return self.loss.values(self.model, given, count)
+                    return self.loss.values(self.model, given, len(batch))
                 output = forward(self.model, inputs)
         except Exception as error:
             if isinstance(error, SpectraError) or out_of_memory(error):
@@ -289,6 +290,8 @@ class Problem:
                 f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
         chosen = choose_output(output, self.output_key, trees=getattr(self.loss, "several_outputs", False))
+        if isinstance(self.loss, CustomLoss) and self.output_key is None and chosen is not output:
+            chosen = output if self._takes_container(self.loss, output, batch.targets) else chosen
         kinds = {tensor.dtype for tensor in tensors_of(chosen)}
         if not any(kind.is_floating_point or kind.is_complex for kind in kinds):
             raise SpectraError(
@@ -296,6 +299,15 @@ class Problem:
                 "the loss is made of, as logits are, or name them by `output`"
             )
         return chosen
+
+    def _takes_container(self, loss: CustomLoss, output: Any, targets: Any) -> bool:
+        """Whether a user's loss takes the only tensor of an output in the container in which it comes, as `o.logits`.
+
+        It is tried once, on the container: of a tensor `o[0]` is the first row, and may be taken for an output.
+        """
+        if not self.containers and tensors_of(output):
+            self.containers.append(works(loss, output, targets))
+        return self.containers == [True]
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
         """Concatenate tensors shaped as the parameters to one vector (n,)."""
@@ -306,6 +318,14 @@ class Problem:
         shapes = self.leaves[leaves]
         parts = vector.split([p.numel() for p in shapes])
         return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
+
+
+def works(loss: CustomLoss, output: Any, targets: Any) -> bool:
+    """Whether a user's loss takes an output."""
+    with suppress(SpectraError):
+        loss.called(output, targets)
+        return True
+    return False
 
 
 def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
@@ -320,7 +340,7 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
     if isinstance(tree, Mapping):
         return {key: slice_tree(value, cut, count) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(slice_tree(value, cut, count) for value in tree)
+        return tuple_like(tree, (slice_tree(value, cut, count) for value in tree))
     if not isinstance(tree, Tensor | list):
         return tree
     if isinstance(tree, Tensor) and not tree.ndim:
@@ -343,7 +363,7 @@ def join_trees(trees: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {key: join_trees([tree[key] for tree in trees]) for key in first}
     if isinstance(first, tuple):
-        return tuple(join_trees(parts) for parts in zip(*trees, strict=True))
+        return tuple_like(first, (join_trees(parts) for parts in zip(*trees, strict=True)))
     if isinstance(first, list):
         return [entry for tree in trees for entry in tree]
     return torch.cat(list(trees)) if isinstance(first, Tensor) and first.ndim else first

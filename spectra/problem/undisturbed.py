@@ -19,7 +19,8 @@ TABLES = ("_parameters", "_buffers", "_modules")
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, with autograd on, and without autocast and gradient hooks, inside this context.
 
-    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes and buffers. The mode is
+    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes and buffers, and the
+    gradients in `grad`, which are absent inside: a loss of one's own may call `backward` or `zero_grad`. The mode is
     set as an attribute: an `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters are
     not copied: nothing inside may write to them. What else a forward pass changes (an object that modules share, a
     file) stays changed.
@@ -36,18 +37,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def module_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Put one module, without those in it, in eval mode; on leaving, restore its mode, attributes and buffers."""
+    """Put one module, without those in it, in eval mode and without gradients; on leaving, restore its mode, gradients,
+    attributes and buffers.
+    """
     training, attributes = module.training, dict(module.__dict__)
     tables = [(table, dict(table)) for name in TABLES if isinstance(table := attributes.get(name), dict)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters(recurse=False) if parameter.is_leaf]
     try:
         module.training = False
+        for parameter, _ in gradients:
+            parameter.grad = None
         yield
     finally:
         module.training = training  # of a ScriptModule it is no attribute
         for table, before in [(module.__dict__, attributes), *tables]:
             table.clear()
             table.update(before)
+        for parameter, before in gradients:
+            parameter.grad = before
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):

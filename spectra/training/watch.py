@@ -12,32 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spectra.arguments import require_integer, require_number
-from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.evaluation import evaluate
 from spectra.curvature.operator import Curvature
 from spectra.defaults import TOLERANCE
 from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
-from spectra.inputs.devices import DTYPES, cast_tensors
-from spectra.inputs.given import unwrapped
+from spectra.inputs.devices import DTYPES, brought
+from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
-from spectra.problem.losses import Loss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
+from spectra.training.examples import examples_of
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
+from spectra.wording import outline
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
-
-BATCH = 256  # examples of a forward pass; products merge and cut batches by themselves
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,13 @@ class Recording:
     traces: dict[str, TraceEstimate]
     seconds: float  # in all
 
+    __repr__ = outline
+
 
 class Watch:
     """Record top eigenvalues and the trace every so many steps of a training loop, in files as `spectra eig` writes.
 
-        watch = spectra.watch(model, spectra.CrossEntropy(), (x, y), "runs/a", every=100)
+        watch = spectra.watch(model, nn.CrossEntropyLoss(), (x, y), "runs/a", every=100)
         for step, batch in enumerate(loader):
             ...
             optimizer.step()
@@ -75,9 +76,10 @@ class Watch:
 
     Args:
         model: in any mode, its parameters in float32 or float64; recordings leave autocast out.
-        loss: spectra.CrossEntropy(), MeanSquaredError(), BinaryCrossEntropy() or CustomLoss(function).
-        batches: the examples, fixed for all of training: a pair (x, y) or a list of spectra.Batch. They are moved to
-            the model at each recording.
+        loss: a loss of PyTorch or spectra, a function of (output, target) or (model, batch), or a name, as
+            `spectra.eig` takes it.
+        batches: the examples, fixed for all of training: a pair (x, y), a DataLoader, which is read once, or other data
+            as `spectra.eig` takes them. They are moved to the model at each recording.
         out: the directory in which each recording makes its own.
         every: the number of steps from one recording to the next.
         products: the most matrix-vector products of a recording, all matrices and checks included, shared equally by
@@ -96,8 +98,8 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
-        batches: tuple[Any, Tensor] | Sequence[Batch],
+        loss: Any,
+        batches: Any,
         out: str | Path,
         *,
         every: int,
@@ -111,12 +113,18 @@ class Watch:
         save_vectors: bool = False,
         **options: Any,
     ):
-        self.model, self.loss, self.batches = unwrapped(model), loss, as_batches(batches)
+        if not isinstance(model, nn.Module):
+            raise SpectraError(f"`model`: {type(model).__name__} is no torch.nn.Module; give one")
+        self.model = unwrapped(model)
         self.out, self.every, self.products, self.k = Path(out), every, products, k
         self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
         self.tolerance, self.rtol, self.seed, self.memory = tolerance, rtol, seed, memory
         self.save_vectors, self.options = save_vectors, options
         self._refuse_numbers()
+        with undisturbed(self.model):
+            self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
+        if output:
+            self.options = {"output_key": output} | options
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
         with undisturbed(self.model), self._unobserved():
             self._first_look()
@@ -169,18 +177,15 @@ class Watch:
 
     def _problem(self) -> Problem:
         """The problem at the present parameters, its examples beside them."""
-        problem = Problem(uncompiled(self.model), self.loss, self.batches, seed=self.seed, **self.options)
+        loss = own_loss(self.loss, *device_and_dtype(self.model))
+        problem = Problem(uncompiled(self.model), loss, self.batches, seed=self.seed, **self.options)
         device, dtype = problem.device, problem.dtype
         if dtype not in DTYPES.values():
             raise SpectraError(
                 f"`model`: its parameters are {dtype}, too short for eigenvalues; keep them in float32 and train under "
                 "torch.autocast"
             )
-        moved = [
-            Batch(cast_tensors(b.inputs, device, dtype), cast_tensors(b.targets, device, dtype), b.indices.to(device))
-            for b in self.batches
-        ]
-        return replace(problem, batches=moved)
+        return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
 
     def _record(self, step: int) -> Recording:
         start, directory = time.perf_counter(), self.out / f"step-{step:06d}"
@@ -252,14 +257,6 @@ class Watch:
 
 
 watch = Watch  # as a loop calls it
-
-
-def as_batches(batches: Any) -> Any:
-    """A pair (x, y) cut into batches; anything else unchanged, for Problem to judge."""
-    if not (isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)):
-        return batches
-    inputs, targets = batches
-    return cut_batches(inputs, targets, torch.arange(len(targets)), BATCH)
 
 
 def first_process() -> bool:

@@ -24,6 +24,7 @@ from spectra.vectors import without_autocast
 
 # v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
 Apply = Callable[..., Tensor]
+LOSS = re.compile(r"\baten::\w*loss")  # an operation that is a loss
 NESTED = re.compile(r"nested|aten::(matmul|linear)_backward|\bj\d+\b", re.IGNORECASE)  # j5: a ragged size
 
 
@@ -116,6 +117,10 @@ def explained() -> Iterator[None]:
                 "sequences to one length before that layer, and mask what is padded"
             ) from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
+            if LOSS.search(what):  # called by a loss of (model, batch), or by the model itself
+                text = f"has no second derivative ({what}); write it with operations that can be differentiated twice"
+                way_out = "or as a function of (output, target), and ask for `curvature` fisher-empirical"
+                raise SpectraError(f"`loss`: {text}, {way_out}") from error
             raise SpectraError(f"`model`: a layer has no second derivative ({what}); replace that layer") from error
         raise SpectraError(f"`model`: differentiating it failed ({what})") from error
 

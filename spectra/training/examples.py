@@ -1,0 +1,53 @@
+"""The loss and the examples of a watched loop, from what its author has: those that `spectra.eig` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.curvature.evaluation import cut_batches
+from spectra.errors import SpectraError
+from spectra.inputs.devices import brought
+from spectra.inputs.examples import Data
+from spectra.inputs.given import device_and_dtype, own_data, own_loss
+from spectra.inputs.items import wanted_by
+from spectra.inputs.loss import build_loss
+from spectra.inputs.model_loss import recognise
+from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.losses import Loss
+from spectra.problem.model_loss import ModelLoss
+from spectra.problem.problem import Batch
+
+BATCH = 256  # examples of a forward pass; products merge and cut batches by themselves
+
+
+def examples_of(model: nn.Module, loss: Any, given: Any, seed: int) -> tuple[Any, list[Batch], str | None]:
+    """The loss to watch, the batches of its examples, and the output that it is of, where the model returns several.
+
+    A loss that is an object stays the caller's own, whose tensors may change as training goes on. Raises SpectraError.
+    """
+    place = device_and_dtype(model)
+    loss = build_loss(loss, *place) if isinstance(loss, str) else loss
+    objective = own_loss(loss, *place)
+    batches = batches_of(model, objective, given, seed)
+    if isinstance(objective, ModelLoss):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if ours := recognise(model, [brought(batch, *place) for batch in batches], trained):
+            return ours.loss, ours.batches, ours.output
+    return loss, batches, None
+
+
+def batches_of(model: nn.Module, loss: Loss, given: Any, seed: int) -> list[Batch]:
+    """The batches of the examples: tensors are cut, what comes in batches stays as it is. Raises SpectraError."""
+    if isinstance(given, list) and given and all(isinstance(batch, Batch) for batch in given):
+        return given
+    whole = isinstance(loss, BatchLoss)  # which may compare examples
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Tensor) and not whole:
+        return cut_batches(*given, torch.arange(len(given[1])), BATCH)
+    try:
+        examples = own_data(given, None, seed, None, wanted_by(loss, model))
+    except SpectraError as error:
+        raise SpectraError(str(error).replace("`data`", "`batches`")) from error
+    return list(examples.cut(len(examples) if whole or not isinstance(examples, Data) else BATCH))
