@@ -249,13 +249,15 @@ def test_wrong_parts_are_refused(user, capsys):
 
 
 def test_compare_on_parts(user, capsys):
+    """Matrices that the loss has not are left out of the default ones."""
     line = (
         "compare --model own.py:net --data own.py:points --loss own.py:heat --loss-part residual --loss-part boundary"
     )
-    line += " --curvature hessian --dtype float64 -k 3 --probes 4 --steps 10 --json"
+    line += " --dtype float64 -k 3 --probes 4 --steps 10 --json"
     assert run(line.split()) in (0, 1)
     record = json.loads(capsys.readouterr().out)
     assert [one["curvature"] for one in record["results"]] == ["hessian", "hessian, residual", "hessian, boundary"]
+    assert any(note.startswith("fisher-empirical is left out: ") for note in record["problem"]["notes"])
     assert len(record["pairs"]) == 3
     for result, part in zip(record["results"], (None, "residual", "boundary"), strict=True):
         problem = load_problem(

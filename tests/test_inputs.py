@@ -1065,19 +1065,21 @@ def language(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("language.py").write_text(LANGUAGE)
     loss = "cross_entropy?class_dim=-1"
-    return lambda data: load_problem(model="language.py:Language", data=f"language.py:{data}", loss=loss).record
+    return lambda data: load_problem(model="language.py:Language", data=f"language.py:{data}", loss=loss)
 
 
 @pytest.mark.parametrize(("data", "what"), [("of_tensors", "x"), ("of_mappings", "x['input_ids']")])
 def test_labels_that_are_not_shifted_are_noted(language, data, what):
-    (note,) = language(data).notes
+    loaded = language(data)
+    (note,) = loaded.record.notes
+    assert loaded.told == (note,)  # before the work
     assert note.startswith(f"y equals {what} at every position: ")
     assert "shift them in the data" in note
 
 
 @pytest.mark.parametrize("data", ["of_shifted", "of_shifted_mappings", "of_single"])
 def test_labels_that_are_something_else_are_not_noted(language, data):
-    assert language(data).notes == []
+    assert language(data).record.notes == []
 
 
 def test_all_parameters_are_counted_beside_the_chosen_ones(language):

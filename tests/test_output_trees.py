@@ -329,6 +329,66 @@ def test_a_loss_with_some_curvature_is_not_zero():
     assert spectra.trace(nn.Linear(4, 3).double(), loss, (X, LABELS), curvature="ggn").trace > 0
 
 
+SHARED = {
+    "integer": lambda log_scale: torch.tensor(3),
+    "number": lambda log_scale: log_scale.exp(),
+    "table": lambda log_scale: log_scale * torch.arange(10.0).to(log_scale).view(5, 2),
+}
+
+
+class WithShared(nn.Module):
+    """Logits, and beside them a tensor that is not of single examples."""
+
+    def __init__(self, shared: str):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.log_scale, self.shared = nn.Linear(4, 3), nn.Parameter(torch.tensor(0.3)), SHARED[shared]
+
+    def forward(self, x):
+        return {"logits": self.body(x), "shared": self.shared(self.log_scale)}
+
+
+def scaled(output, target):
+    return F.cross_entropy(output["logits"] * output["shared"].double().mean(), target)
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_outputs_beside_those_of_examples(shared):
+    """Against dense autograd of the whole model: the tail of the batches holds one example, and a batch of five has as
+    many as the table has rows.
+    """
+    model = WithShared(shared).double()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    sizes = [p.numel() for p in parameters]
+    point = torch.cat([p.detach().flatten() for p in parameters])
+
+    def outputs(point: Tensor) -> Tensor:
+        made = [part.view_as(p) for part, p in zip(point.split(sizes), parameters, strict=True)]
+        output = functional_call(model, dict(zip(names, made, strict=True)), (X,))
+        return torch.cat([output["logits"].flatten(), output["shared"].double().flatten()])
+
+    def loss(values: Tensor) -> Tensor:
+        return scaled({"logits": values[: 3 * N].view(N, 3), "shared": values[3 * N :]}, LABELS)
+
+    jacobian_ = jacobian(outputs, point)
+    expected = {
+        "hessian": hessian(lambda point: loss(outputs(point)), point),
+        "ggn": jacobian_.T @ hessian(loss, outputs(point).detach()) @ jacobian_,
+    }
+    for size in (N, 4, 5):
+        problem = Problem(model, own_loss(scaled), cut_batches(X, LABELS, torch.arange(N), size))
+        for name, wanted in expected.items():
+            torch.testing.assert_close(matrix(problem, name), wanted, rtol=1e-8, atol=1e-9)
+            found = spectra.eig(model, scaled, (X, LABELS), curvature=name, k=2, batch_size=size, tolerance=1e-7)
+            values = sorted(torch.linalg.eigvalsh(wanted).tolist(), key=abs, reverse=True)[:2]
+            assert found.values == pytest.approx(values, rel=1e-5, abs=1e-9)
+    for options in ({"curvature": "fisher-empirical"}, {"curvature": "ggn", "method": "gram"}):
+        with pytest.raises(SpectraError, match=r"does not count the examples|is not convex"):
+            spectra.eig(model, scaled, (X, LABELS), k=1, **options)
+    # An output that is one tensor keeps its gradients.
+    spectra.eig(model, lambda output, target: F.cross_entropy(output, target), (X, LABELS), output="logits", k=1)
+
+
 def test_the_command_line(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(

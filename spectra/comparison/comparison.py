@@ -146,7 +146,9 @@ def refuse_alone(names: Collection[str]) -> None:
     """Raise SpectraError where there are fewer than two matrices."""
     if len(names) < 2:
         named = " ".join(names) or "(none)"
-        raise SpectraError(f"`curvature` {named}: there is nothing to compare it with; name two matrices or more")
+        raise SpectraError(
+            f"`curvature` {named}: there is nothing to compare it with; name two matrices or more, or a `loss_part`"
+        )
 
 
 def multiply(

@@ -11,8 +11,14 @@ from spectra.problem.problem import Batch
 
 
 def by_example(roots: Tensor, batch: Batch) -> Tensor:
-    """Rows (s, *rows.shape), with len(batch) * positions rows, rearranged to (units, s, positions, D)."""
+    """Rows (s, *rows.shape), with len(batch) * positions rows, rearranged to (units, s, positions, D).
+
+    Raises SpectraError where the rows are not those of single examples.
+    """
     positions = roots.shape[1] // len(batch)
+    if not positions:
+        text = "the model's output has tensors whose first dimension does not count the examples"
+        raise SpectraError(f"`method` gram: {text}; choose another method, or leave such tensors out of the output")
     return roots.reshape(len(roots), len(batch), positions, -1).transpose(0, 1)
 
 

@@ -33,7 +33,7 @@ from spectra.problem.problem import Batch
 from spectra.quoting import quoted
 from spectra.wording import counted
 
-MOST = 10**7  # examples of data that do not tell their number
+MOST = 3 * 10**5  # batches of data that do not tell their number; a minute of reading
 FINITE = "the data must be finite and repeatable"
 
 
@@ -150,7 +150,7 @@ def read_batches(
         count += len(batch)
         if endless:
             size += sum(tensor.nbytes for tensor in tensors_of((batch.inputs, batch.targets)))
-            refuse_endless(count, size, name)
+            refuse_endless(number + 1, size, name)
 
 
 def has_length(data: Any) -> bool:
@@ -161,10 +161,10 @@ def has_length(data: Any) -> bool:
         return False
 
 
-def refuse_endless(count: int, size: int, name: str) -> None:
-    """Raise SpectraError where data without a length have given more examples than are kept."""
-    if count > MOST or size > 2 * memory_share(torch.device("cpu")):
-        text = f"{name} goes on after {count:,} examples ({in_units(size)}); {FINITE}"
+def refuse_endless(batches: int, size: int, name: str) -> None:
+    """Raise SpectraError where data without a length have given more batches than are kept."""
+    if batches > MOST or size > 2 * memory_share(torch.device("cpu")):
+        text = f"{name} goes on after {batches:,} batches ({in_units(size)}); {FINITE}"
         raise SpectraError(f"`data`: {text}: give a list of some batches, as list(itertools.islice(data, 100))")
 
 

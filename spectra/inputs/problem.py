@@ -145,7 +145,9 @@ def load_problem(
         if not wanted.whole or wanted.forwards:
             refuse_other_names(given[0].inputs, wanted.takes, typed["data"])
         given = [brought(batch, *place) for batch in given]
-    told = [*examples.notes]
+    told = [*examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
+    if isinstance(objective, CrossEntropy) and objective.shift:
+        told.append("labels are those of the next tokens: they were shifted by one place here")
     if isinstance(objective, ModelLoss):
         ours = recognise(network, given, list(parameters.values())) if loss_part is None and output is None else None
         if ours:
@@ -174,7 +176,7 @@ def load_problem(
             value = evaluate(problem)
 
     typed |= {"params": list(params), "transform": examples.transform, **facts_of(weighted.checkpoint)}
-    remarks = [*told, *(notes(examples) if isinstance(examples, Data) else ()), *graph_notes(network, given)]
+    remarks = [*told, *graph_notes(network, given)]
     record = problem_record(problem, typed, value, [*remarks, *weighted.notes])
     return Loaded(problem, record, weighted.checkpoint, tuple(told))
 

@@ -120,7 +120,9 @@ def encoded(characters: str, folder: str, name: str) -> list[int]:
             raise ValueError("it makes no tokens of the text")
         return found
     except Exception as error:
-        way_out = "save the tokenizer there with save_pretrained, or name its folder: tokenizer=DIR"
+        way_out = (
+            "save the tokenizer there with save_pretrained, or write tokenizer=DIR, its folder, or tokenizer=bytes"
+        )
         raise input_error(OPTION, option, f"its tokenizer cannot be used ({describe(error)}); {way_out}") from error
 
 

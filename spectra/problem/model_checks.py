@@ -57,13 +57,14 @@ def keeps_generator(problem: Problem) -> bool:
 def refuse_shared_outputs(problem: Problem) -> None:
     """Raise SpectraError where the output for an example depends on the other examples of its batch.
 
-    Nothing is said where parts cannot be had: one example, a model of one size of batch, inputs that are not cut.
+    Nothing is said where parts cannot be had: one example, a model of one size of batch, inputs that are not cut,
+    outputs that are not of single examples.
     """
     first, *others = chosen(problem.batches)
     with torch.no_grad():
         whole = called(problem, first)
         refuse_change(problem, called(problem, first), whole)
-        if not refuse_parts(problem, first, whole, len(first) // 2):
+        if not refuse_parts(problem, first, whole, len(first) // 2) or len(whole) != len(first):
             return
         refuse_parts(problem, first, whole, len(first) // 3 | 1)  # of an odd size, too
         order = torch.randperm(len(first), generator=torch.Generator().manual_seed(problem.seed)).to(whole.device)
@@ -84,7 +85,7 @@ def refuse_parts(problem: Problem, batch: Batch, whole: Tensor, place: int) -> b
         return False
     for cut in (slice(place), slice(place, None)):
         found = attempted(problem, batch, cut)
-        if found is None:
+        if found is None or found.shape != whole[cut].shape:
             return False
         refuse_dependence(problem, found, whole[cut])
     return True

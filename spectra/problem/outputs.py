@@ -119,7 +119,7 @@ class Layout:
         parts = iter(rows.split([prod(shape) for shape in shapes], dim=1))
         first = (len(rows),) if self.by_example else ()
         values = [
-            as_kind(next(parts).reshape(*first, *leaf[0]), leaf[1]) if isinstance(leaf, tuple) else leaf
+            as_kind(next(parts).reshape((*first, *leaf[0])), leaf[1]) if isinstance(leaf, tuple) else leaf
             for leaf in self.leaves
         ]
         return pytree.tree_unflatten(values, self.structure)

@@ -197,7 +197,7 @@ class Problem:
         if isinstance(output, Tensor) or not isinstance(self.loss, CustomLoss):
             return self.loss.rows(output, self.labels(batch))
         rows, layout = flattened(output, len(batch))
-        self.layouts[layout_key(batch)] = layout
+        self.layouts[layout_key(batch, layout.by_example)] = layout
         return rows
 
     def total(self, rows: Tensor, batch: Batch) -> Tensor:
@@ -219,8 +219,14 @@ class Problem:
 
     def restored(self, rows: Tensor, batch: Batch) -> Any:
         """The output of the model that lies in the rows of a user's loss; they have been made before."""
-        layout: Layout | None = self.layouts.get(layout_key(batch)) if self.layouts else None
+        layout = self.layout(batch)
         return layout.restored(rows) if layout else rows
+
+    def layout(self, batch: Batch) -> Layout | None:
+        """How an output of several tensors lies in the rows of a batch, which have been made before; else None."""
+        if not self.layouts:
+            return None
+        return self.layouts.get(layout_key(batch, False)) or self.layouts.get(layout_key(batch, True))
 
     def check(self, rows: Tensor, batch: Batch) -> None:
         """Raise SpectraError where values of a batch's targets do not fit its rows."""
@@ -369,9 +375,11 @@ def join_trees(trees: Sequence[Any]) -> Any:
     return torch.cat(list(trees)) if isinstance(first, Tensor) and first.ndim else first
 
 
-def layout_key(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """A key that is equal for batches for which a model's outputs are laid out alike."""
-    return tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(batch.inputs))
+def layout_key(batch: Batch, by_example: bool) -> tuple[tuple[int, ...], ...]:
+    """A key that is equal for batches for which a model's outputs are laid out alike: of any size, where the outputs
+    are those of single examples.
+    """
+    return tuple(tuple(tensor.shape[1 if by_example else 0 :]) for tensor in tensors_of(batch.inputs))
 
 
 def listed(dtypes: Iterable[torch.dtype]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.checks.loss_checks import why_zero
+from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
 from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
@@ -73,7 +73,8 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     for name in names:
-        if reason := why_zero(loaded.problem, definition(name)):
+        matrix = definition(name)
+        if reason := why_zero(loaded.problem, matrix) or why_no_gradients(loaded.problem, matrix):
             if not request.lenient:
                 raise SpectraError(f"`curvature` {name}: {reason}")
             leave_out(name, reason)

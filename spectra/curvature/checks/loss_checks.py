@@ -28,8 +28,8 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
     """Raise SpectraError where the loss is a user's and changes from call to call, depends on batches, or lacks L_i."""
     if not problem.batches:
         return
-    if isinstance(problem.loss, BatchLoss) and "loss gradient" in matrix.derivatives:
-        refuse_one_value(problem, matrix.name)
+    if why := why_no_gradients(problem, matrix):
+        raise SpectraError(f"`curvature` {matrix.name}: {why}")
     if not isinstance(problem.loss, CustomLoss):
         return
     batch = problem.batches[0]
@@ -39,7 +39,9 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
         refuse_compared_examples(problem, matrix.name, rows, batch)
     if len(problem.batches) > 1:
         refuse_tied_examples(problem, rows, batch)
-        refuse_tied_examples(problem, *spread_examples(problem))
+        layout = problem.layout(batch)
+        if layout is None or layout.by_example:
+            refuse_tied_examples(problem, *spread_examples(problem))
     if matrix.takes_loss_hessian and (why := no_second_derivative(problem, rows, batch)):
         raise SpectraError(
             f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
@@ -73,16 +75,28 @@ def is_flat(problem: Problem, batch: Batch) -> bool:
     return not twice(problem, rows, batch, drawn).any()
 
 
-def refuse_one_value(problem: Problem, name: str) -> None:
-    """Raise SpectraError where a loss of (model, batch) gives one number for a batch, so that examples have no
-    gradients.
+def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
+    """The reason why a matrix of single examples' gradients does not exist, with the way out: a loss of (model, batch)
+    that gives one number for a batch, or an output with tensors that are not of single examples. None where the
+    gradients exist, or the matrix needs none.
     """
+    own = isinstance(problem.loss, CustomLoss | BatchLoss)
+    if not own or "loss gradient" not in matrix.derivatives or not problem.batches:
+        return None
     batch = problem.batches[0]
-    if len(rows_of(problem, batch)) != len(batch):
-        raise SpectraError(
-            f"`curvature` {name}: `loss` {name_of(problem.loss)} returns one number for a batch, so its examples have "
-            "no gradients of their own; return one value for each example, or ask for hessian"
+    rows = rows_of(problem, batch)
+    if isinstance(problem.loss, BatchLoss) and len(rows) != len(batch):
+        return (
+            f"{name_of(problem.loss)} returns one number for a batch, so its examples have no gradients of their own; "
+            "return one value for each example, or ask for hessian"
         )
+    layout = problem.layout(batch)
+    if layout and not layout.by_example:
+        return (
+            "the model's output has tensors whose first dimension does not count the examples, so these have no "
+            "gradients of their own; leave such tensors out of the output, or ask for hessian or ggn"
+        )
+    return None
 
 
 def refuse_compared_examples(problem: Problem, name: str, rows: Tensor, batch: Batch) -> None:
@@ -171,15 +185,17 @@ def refuse_chance(problem: Problem, rows: Tensor, batch: Batch) -> None:
 
 def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
     """Raise SpectraError where the loss of some examples is not the sum of that of their parts, split in two ways."""
-    count = len(rows)
+    count = len(batch)
     order = torch.arange(count, device=rows.device)
     ways = [(order[: count // 2], order[count // 2 :]), (order[::2], order[1::2])] if count > 1 else []
     with torch.no_grad():
         for parts in ways:
             whole = problem.total(rows, batch).item()
             try:
-                split = [problem.total(rows[part], batch.part(part)).item() for part in parts]
-            except SpectraError:  # it fails on so few
+                split = [total_of(problem, rows, batch, part) for part in parts]
+            except (SpectraError, TypeError, IndexError, RuntimeError) as error:  # it fails on so few
+                if out_of_memory(error):
+                    raise
                 continue
             allowed = torch.finfo(torch.float32).eps ** 0.5 * sum(map(abs, split))
             if not abs(whole - sum(split)) <= allowed:
@@ -190,6 +206,12 @@ def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
                     "for each example, give a `batch_size` that takes all in one, and the `memory` for it, or write "
                     "the loss as a function of (model, batch), whose batches are taken as they come"
                 )
+
+
+def total_of(problem: Problem, rows: Tensor, batch: Batch, part: Tensor) -> float:
+    """The summed loss of some examples; their rows are made anew where those of the batch are not one an example."""
+    chosen = batch.part(part)
+    return problem.total(rows[part] if len(rows) == len(batch) else rows_of(problem, chosen), chosen).item()
 
 
 def spread_examples(problem: Problem) -> tuple[Tensor, Batch]:
@@ -220,8 +242,9 @@ def some_rows(problem: Problem, batch: Batch, inside: list[int]) -> tuple[Tensor
 
 def no_second_derivative(problem: Problem, rows: Tensor, batch: Batch) -> str | None:
     """The reason why the loss cannot be differentiated twice by its rows; None where it can."""
+    few = slice(FEW) if len(rows) == len(batch) else slice(None)
     try:
-        twice(problem, rows[:FEW], batch.part(slice(FEW)))
+        twice(problem, rows[few], batch.part(few))
     except SpectraError:  # it may take whole batches alone
         try:
             twice(problem, rows, batch)

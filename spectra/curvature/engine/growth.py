@@ -48,10 +48,10 @@ def loss_growth(problem: Problem, batch: Batch) -> Growth:
     if not isinstance(problem.loss, CustomLoss) or len(sizes) < 3:
         return Growth()
     try:
+        parts = [batch.part(slice(size)) for size in sizes]
         with torch.no_grad():
-            few = batch.part(slice(sizes[-1]))
-            rows = problem.rows(few)
-        bytes_taken = [loss_peak(problem, rows[:size], few.part(slice(size))) for size in sizes]
+            rows = [problem.rows(part) for part in parts]
+        bytes_taken = [loss_peak(problem, *pair) for pair in zip(rows, parts, strict=True)]
     except (RuntimeError, TypeError, SpectraError) as error:
         if out_of_memory(error):
             raise
