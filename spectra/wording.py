@@ -19,7 +19,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def outline(thing: Any) -> str:
+def outline(thing: Any, /) -> str:
     """A dataclass on one short line: its numbers, the first of its vectors, and the shapes of other arrays."""
     told = ", ".join(f"{field.name}={_outline(getattr(thing, field.name))}" for field in fields(thing) if field.repr)
     return f"{type(thing).__name__}({told})"
