@@ -240,6 +240,9 @@ def density(
         return as_asked(densities(session, draw).results, curvature)
 
 
+CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density}
+
+
 def draw(measures: dict[str, Any], path: Path) -> None:
     """Write the figure of densities."""
     from spectra.plots.files import draw_density  # matplotlib, which a call without `out` does not need
@@ -290,7 +293,8 @@ def problem_of(
     """
     for name in options:
         if name not in PROBLEM:
-            raise TypeError(f"{command}() got an unexpected keyword argument '{name}'; {suggest(name, PROBLEM)}")
+            known = [*PROBLEM, *signature(CALLS[command]).parameters]
+            raise TypeError(f"{command}() got an unexpected keyword argument '{name}'; {suggest(name, known)}")
     if isinstance(model, Problem):
         more = {"loss": loss, "data": data} | {key: value for key, value in options.items() if key != "memory"}
         for name, value in more.items():

@@ -19,10 +19,13 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def outline(thing: Any) -> str:
-    """A dataclass on one short line: its numbers, the first of its vectors, and the shapes of other arrays."""
-    told = ", ".join(f"{field.name}={_outline(getattr(thing, field.name))}" for field in fields(thing) if field.repr)
-    return f"{type(thing).__name__}({told})"
+def outline(self: Any) -> str:
+    """A dataclass on one short line: its numbers, the first of its vectors, and the shapes of other arrays.
+
+    It is a `__repr__`.
+    """
+    told = ", ".join(f"{field.name}={_outline(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    return f"{type(self).__name__}({told})"
 
 
 def _outline(value: Any) -> str:

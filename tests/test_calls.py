@@ -488,6 +488,7 @@ def bad(**options):
 REFUSED = {
     "an argument that there is not": (bad(kk=3), TypeError, r"eig\(\) got an unexpected keyword argument 'kk'"),
     "a slip": (bad(weight_deacy=3), TypeError, "did you mean weight_decay"),
+    "a slip of its own": (bad(tolerence=1e-3), TypeError, "did you mean tolerance"),
     "no loss": (lambda: spectra.eig(mlp()), TypeError, r"eig\(\) lacks loss"),
     "no data": (lambda: spectra.trace(mlp(), nn.MSELoss()), TypeError, r"trace\(\) lacks data"),
     "k": (bad(k=0), SpectraError, "^`k` 0: give an integer"),

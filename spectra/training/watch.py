@@ -124,7 +124,7 @@ class Watch:
         with undisturbed(self.model):
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
         if output:
-            self.options = {"output_key": output} | options
+            self.options = {"output_key": output, **options}
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
         with undisturbed(self.model), self._unobserved():
             self._first_look()
