@@ -223,6 +223,17 @@ def test_an_array_that_the_model_does_not_take(capfd):
     assert "the model needs input_ids, and the data hold attention_mask" in told
 
 
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_arrays_beside_x_and_y_are_told(suffix, tmp_path):
+    arrays = {"x": torch.ones(4, 3), "y": torch.arange(4) % 2, "weight": torch.ones(4)}
+    if suffix == "npz":
+        np.savez("more.npz", **{key: array.numpy() for key, array in arrays.items()})
+    else:
+        save_file(arrays, "more.safetensors")
+    (note,) = load_data(f"more.{suffix}", None, 0).notes
+    assert note == "arrays that are not taken: weight (x and y are, with weights or loss_mask)"
+
+
 def test_targets_that_are_absent(capfd):
     np.savez("x.npz", x=np.random.default_rng(0).normal(size=(6, 3)))
     told = refusal(capfd, "--model", "forms.py:regression", "--data", "x.npz", "--loss", "mse")

@@ -272,6 +272,19 @@ def test_weights_that_are_not_there_are_never_random(capfd):
     refused(capfd, name, "saved/config.json", "copy it again")
 
 
+@pytest.mark.parametrize("name", ["weights", "loss_mask"])
+def test_weights_that_the_models_own_loss_does_not_take(name, capfd):
+    saved("gpt2")
+    tokens = np.load("tokens.npz")["x"]
+    np.savez("weighted.npz", input_ids=tokens, labels=tokens, **{name: np.ones_like(tokens)})
+    capfd.readouterr()
+    line = "eig --model transformers:AutoModelForCausalLM?path=saved --data weighted.npz --loss model"
+    status = run(line.split())
+    out, err = capfd.readouterr()
+    assert (status, out) == (2, "")
+    assert f"the model's own loss takes no {name}; " in err
+
+
 def test_tensors_that_are_not_used_are_told(capfd):
     saved("gpt2")
     tensors = dict(built("gpt2").state_dict()) | {"v_head.weight": torch.ones(3)}

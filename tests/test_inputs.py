@@ -1083,7 +1083,7 @@ def test_labels_that_are_something_else_are_not_noted(language, data):
 
 
 def test_all_parameters_are_counted_beside_the_chosen_ones(language):
-    record = language("of_shifted")
+    record = language("of_shifted").record
     assert (record.parameters, record.parameters_in_all) == (15 + 5, 15 + 5 + 3)
 
 

@@ -173,24 +173,27 @@ def digits() -> tuple[Tensor, Tensor]:
     return images[:, None].float() / 16, labels
 
 
-def _npz(name: str) -> dict[str, np.ndarray]:
+def _npz(name: str) -> tuple[dict[str, np.ndarray], list[str]]:
     with open_regular(name) as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
-        return {key: arrays[key] for key in _taken(arrays)}
+        taken, others = _taken(arrays)
+        return {key: arrays[key] for key in taken}, others
 
 
-def _safetensors(name: str) -> dict[str, Tensor]:
+def _safetensors(name: str) -> tuple[dict[str, Tensor], list[str]]:
     with open_regular(name) as file:
         tensors = read_safetensors(file)[0]
-    return {key: tensors[key] for key in _taken(tensors)}
+    taken, others = _taken(tensors)
+    return {key: tensors[key] for key in taken}, others
 
 
-def _taken(names: Iterable[str]) -> list[str]:
-    """The arrays of a file that are taken: x and y and their weights, or all where these are not there."""
+def _taken(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The arrays of a file that are taken (x, y and their weights, or all where these are not there), and the rest."""
     names = list(names)
-    return [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} else names
+    taken = [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} else names
+    return taken, [key for key in names if key not in taken]
 
 
-READERS: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
+READERS: dict[str, tuple[Callable[[str], tuple[dict[str, Any], list[str]]], str]] = {
     ".npz": (_npz, "save arrays of numbers with numpy.savez(file, x=x, y=y)"),
     ".safetensors": (_safetensors, 'save tensors with safetensors.torch.save_file({"x": x, "y": y}, file)'),
 }
@@ -203,21 +206,23 @@ def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
     try:
-        arrays = load(name)
+        arrays, others = load(name)
     except Exception as error:
         came = type(error).__name__  # NumPy's own message speaks of pickles even where the file is a text
         text = f"it is damaged, or no {Path(name).suffix[1:]} file of numbers ({came}); {way_out}"
         raise input_error(OPTION, name, text) from error
+    dropped = ", ".join(quoted(key, SHORT) for key in others)
+    notes = (f"arrays that are not taken: {dropped} (x and y are, with {' or '.join(WEIGHTS)})",) if others else ()
     if arrays.keys() == set(PAIR):
-        return arrays["x"], arrays["y"]
+        return Told((arrays["x"], arrays["y"]), notes)
     try:
         divided(arrays, wanted)
     except Undivided:
         names = ", ".join(quoted(key, SHORT) for key in arrays) or "nothing"
-        others = f"or arrays named as the model's arguments with {' or '.join(TARGETS)} beside them"
-        text = f"it needs arrays x and y, {others}, and holds {names}; {way_out}"
+        named = f"or arrays named as the model's arguments with {' or '.join(TARGETS)} beside them"
+        text = f"it needs arrays x and y, {named}, and holds {names}; {way_out}"
         raise input_error(OPTION, name, text) from None
-    return arrays["x"] if list(arrays) == ["x"] else arrays
+    return Told(arrays["x"] if list(arrays) == ["x"] else arrays, notes)
 
 
 def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str | None = None) -> Any:

@@ -189,3 +189,14 @@ def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
         held = ", ".join(map(str, inputs))
         text = f"the model needs {', '.join(missing)}, and the data hold {held}"
         raise input_error("`data`", name, f"{text}; name them as the model's arguments ({known})")
+
+
+def refuse_weights(inputs: Any, takes: Arguments, name: str) -> None:
+    """Raise SpectraError where weights of targets go to a model of transformers, whose forward takes any name and whose
+    own loss has no weights.
+    """
+    if not isinstance(inputs, Mapping):
+        return
+    if weights := [key for key in inputs if key in WEIGHTS and key not in takes.names]:
+        text = f"the model's own loss takes no {', '.join(weights)}; leave that out of the data, or name a loss of the"
+        raise input_error("`data`", name, f"{text} outputs, as cross_entropy?shift=true for a causal language model")

@@ -19,7 +19,7 @@ from spectra.inputs.devices import brought, choose_dtype, choose_own_device
 from spectra.inputs.examples import Data
 from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
-from spectra.inputs.items import refuse_other_names, wanted_by
+from spectra.inputs.items import refuse_other_names, refuse_weights, wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
 from spectra.inputs.stacking import named
@@ -144,6 +144,8 @@ def load_problem(
         given = examples.cut(len(examples))
         if not wanted.whole or wanted.forwards:
             refuse_other_names(given[0].inputs, wanted.takes, typed["data"])
+        if wanted.forwards and type(network).__module__.startswith("transformers."):
+            refuse_weights(given[0].inputs, wanted.takes, typed["data"])
         given = [brought(batch, *place) for batch in given]
     told = [*examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
