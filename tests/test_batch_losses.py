@@ -422,3 +422,26 @@ def test_a_loss_beside_that_of_the_logits_is_noticed():
 def test_a_model_without_a_loss_is_refused(capsys):
     with pytest.raises(SpectraError, match=r"`loss` model: the model returned a tensor of shape \(8, 3\).*, as labels"):
         load_problem(model=Returns("loss", F.cross_entropy).double(), loss="model", data=[X])
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x", "y", "weight"), ("x", "t", "noise")])
+def test_arrays_of_a_file_are_the_batch(user, names, capsys):
+    """A pair x and y is a pair; with more beside them, or by other names, the batch is the mapping of all."""
+    arrays = {name: user["draw"](24, 2, seed=seed) for seed, name in enumerate(names)}
+    np.savez("arrays.npz", **{name: array.numpy() for name, array in arrays.items()})
+    Path("taken.py").write_text(
+        "def loss(model, batch):\n"
+        "    arrays = dict(zip('xy', batch)) if isinstance(batch, tuple) else batch\n"
+        "    return sum((model(array) ** 2).mean(1) * (i + 1) for i, array in enumerate(arrays.values()))\n"
+    )
+    line = "eig --model own.py:net --data arrays.npz --loss taken.py:loss --dtype float64 -k 2 --tol 1e-8 --json"
+    assert run(line.split()) == 0
+    found = json.loads(capsys.readouterr().out)["results"][0]["eigenvalues"]
+    expected = torch.linalg.eigvalsh(
+        dense(
+            user["net"]().double(),
+            lambda model: sum(model(array).square().mean() * (i + 1) for i, array in enumerate(arrays.values())),
+        )
+    )
+    largest = expected[expected.abs().argsort(descending=True)][:2]
+    np.testing.assert_allclose(found, largest, rtol=1e-7)

@@ -675,7 +675,7 @@ def test_a_loss_of_a_batch_by_another_name_is_told_how():
     def own(net, batch):
         return net(batch[0]).square().mean()
 
-    with pytest.raises(SpectraError, match=r"let it take \(model, batch\), its first parameter called model"):
+    with pytest.raises(SpectraError, match=r"for \(model, batch\), call its first parameter model"):
         load_problem(model=nn.Linear(3, 2).double(), data=points(), loss=own)
 
 

@@ -173,27 +173,29 @@ def digits() -> tuple[Tensor, Tensor]:
     return images[:, None].float() / 16, labels
 
 
-def _npz(name: str) -> tuple[dict[str, np.ndarray], list[str]]:
+def _npz(name: str, every: bool) -> tuple[dict[str, np.ndarray], list[str]]:
     with open_regular(name) as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a bad file open
-        taken, others = _taken(arrays)
+        taken, others = _taken(arrays, every)
         return {key: arrays[key] for key in taken}, others
 
 
-def _safetensors(name: str) -> tuple[dict[str, Tensor], list[str]]:
+def _safetensors(name: str, every: bool) -> tuple[dict[str, Tensor], list[str]]:
     with open_regular(name) as file:
         tensors = read_safetensors(file)[0]
-    taken, others = _taken(tensors)
+    taken, others = _taken(tensors, every)
     return {key: tensors[key] for key in taken}, others
 
 
-def _taken(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The arrays of a file that are taken (x, y and their weights, or all where these are not there), and the rest."""
+def _taken(names: Iterable[str], every: bool) -> tuple[list[str], list[str]]:
+    """The arrays of a file that are taken, and the rest: x, y and their weights, or all where these are not there, or
+    where `every` array is wanted.
+    """
     names = list(names)
-    taken = [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} else names
+    taken = [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} and not every else names
     return taken, [key for key in names if key not in taken]
 
 
-READERS: dict[str, tuple[Callable[[str], tuple[dict[str, Any], list[str]]], str]] = {
+READERS: dict[str, tuple[Callable[[str, bool], tuple[dict[str, Any], list[str]]], str]] = {
     ".npz": (_npz, "save arrays of numbers with numpy.savez(file, x=x, y=y)"),
     ".safetensors": (_safetensors, 'save tensors with safetensors.torch.save_file({"x": x, "y": y}, file)'),
 }
@@ -206,7 +208,7 @@ def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
     try:
-        arrays, others = load(name)
+        arrays, others = load(name, wanted.whole and not wanted.forwards)  # a loss of (model, batch) chooses itself
     except Exception as error:
         came = type(error).__name__  # NumPy's own message speaks of pickles even where the file is a text
         text = f"it is damaged, or no {Path(name).suffix[1:]} file of numbers ({came}); {way_out}"
