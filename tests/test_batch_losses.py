@@ -391,32 +391,66 @@ def loss_in(returned):
     return returned[0] if isinstance(returned, tuple) else returned
 
 
+def smoothed(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.2)
+
+
+def penalised(logits, labels):
+    """The cross entropy and its value at this point, but not its gradient."""
+    return F.cross_entropy(logits, labels) + (logits.sum(1).mean() - logits.sum(1).mean().detach())
+
+
 @pytest.mark.parametrize("form", ["mapping", "tuple", "loss"])
-def test_the_loss_that_a_model_returns_is_taken_as_it_is(form):
-    own, model = twice, Returns(form, twice).double()
+@pytest.mark.parametrize(("own", "scale"), [(twice, 2.0), (smoothed, 1.0), (penalised, 1.0)])
+def test_another_loss_that_a_model_returns_is_a_function_of_its_logits(form, own, scale):
+    """GGN by its definition: these have the second derivative of the cross entropy by the logits, up to scale."""
+    model = Returns(form, own).double()
     batches = [{"x": X[i : i + 4], "labels": LABELS[i : i + 4]} for i in range(0, 12, 4)]
     loaded = load_problem(model=model, loss="model", data=batches)
-    assert any("takes whole batches" in note for note in loaded.record.notes)
-    expected = dense(model, lambda network: own(network(X)["logits"] if form == "mapping" else logits(network), LABELS))
+    assert any("none of ours" in note for note in loaded.record.notes)
+    expected = dense(model, lambda network: own(logits(network), LABELS))
     torch.testing.assert_close(matrix(loaded.problem)[0], expected, rtol=1e-9, atol=1e-10)
-    with pytest.raises(SpectraError, match="`curvature` ggn"):
-        matrix(loaded.problem, "ggn")
+    plain = load_problem(model=model.body, loss="cross_entropy", data=(X, LABELS)).problem
+    torch.testing.assert_close(matrix(loaded.problem, "ggn")[0], scale * matrix(plain, "ggn")[0])
+    if own is twice:
+        empirical = matrix(plain, "fisher-empirical")[0]
+        torch.testing.assert_close(matrix(loaded.problem, "fisher-empirical")[0], 4 * empirical)
+    with pytest.raises(SpectraError, match="`curvature` fisher: a loss of your own has no distribution"):
+        matrix(loaded.problem, "fisher")
 
 
 def logits(network):
     found = network(X)
+    if isinstance(found, dict):
+        return found["logits"]
     return found[0] if isinstance(found, tuple) else found
 
 
-def test_a_loss_beside_that_of_the_logits_is_noticed():
-    """The value agrees at this point, the gradient does not: a penalty that is zero here."""
+class Balanced(Returns):
+    """A network whose loss depends on its parameters beside the logits."""
 
-    def own(logits, labels):
-        return F.cross_entropy(logits, labels) + (logits.sum() - logits.sum().detach())
+    def forward(self, x, labels=None):
+        found = super().forward(x, labels)
+        if labels is not None:
+            found["loss"] = found["loss"] + 0.1 * self.body[0].weight.square().sum()
+        return found
 
-    model = Returns("mapping", own).double()
-    loaded = load_problem(model=model, loss="model", data=[{"x": X, "labels": LABELS}])
+
+def masked_mean(logits, labels):
+    return F.cross_entropy(logits, labels.where(labels > 0, -100)) * 1.5
+
+
+@pytest.mark.parametrize(("kind", "own"), [(Balanced, F.cross_entropy), (Returns, masked_mean)])
+def test_a_loss_that_is_more_than_its_logits_or_ties_examples_is_taken_as_it_is(kind, own):
+    model = kind("mapping", own).double()
+    uneven = torch.tensor([0, 0, 0, 1, 1, 2, 2, 1, 0, 2, 1, 0])
+    batches = [{"x": X[i : i + 6], "labels": uneven[i : i + 6]} for i in range(0, 12, 6)]
+    loaded = load_problem(model=model, loss="model", data=batches)
     assert any("takes whole batches" in note for note in loaded.record.notes)
+    expected = dense(model, lambda net: sum(loss_in(net(**batch)) for batch in batches) / 2)
+    torch.testing.assert_close(matrix(loaded.problem)[0], expected, rtol=1e-9, atol=1e-10)
+    with pytest.raises(SpectraError, match="`curvature` ggn: the model's own loss"):
+        matrix(loaded.problem, "ggn")
 
 
 def test_a_model_without_a_loss_is_refused(capsys):

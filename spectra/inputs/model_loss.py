@@ -24,14 +24,16 @@ from spectra.inputs.stacking import next_labels
 from spectra.memory import out_of_memory
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.losses import Loss, MeanSquaredError
+from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.problem.model_inputs import detached_inputs
 from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
+from spectra.problem.own_loss import OwnLoss, producer_of
 from spectra.problem.problem import Batch
 from spectra.problem.side_effects import without_side_effects
 
 EXAMPLES = 8  # of the first batch and of the last, on which losses are compared
+OF_LOGITS = "the model's own loss is none of ours, and is taken as a function of its logits"
 VALUE, SLOPE = 1e-5, 1e-4  # to which losses and their gradients agree in float32, relative; in float64 100 times finer
 
 
@@ -88,7 +90,59 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
                     made = [separated(batch, key, keep) for batch in batches]
                     made = [replace(batch, targets=reading.targets(batch.targets)) for batch in made]
                     return Recognised(reading.loss, made, output or None, reading.sentence)
+        for keep in (False, True):
+            halves = [separated(batch, key, keep) for batch in (first, last)]
+            output, shown = shown_logits(model, halves[0].inputs, logits)
+            if shown is not None and (found := of_logits(model, (first, last), halves, output, parameters)):
+                made = [replace(separated(batch, key, keep), targets=batch.inputs) for batch in batches]
+                return Recognised(found, made, output or None, OF_LOGITS)
     return None
+
+
+def of_logits(
+    model: nn.Module, wholes: Sequence[Batch], halves: Sequence[Batch], output: str, parameters: Sequence[Tensor]
+) -> CustomLoss | None:
+    """The model's own loss as a function of its logits; None where it is none, or where it ties examples together.
+
+    It depends on the parameters through the logits alone, where its gradient is that of the function, and the function
+    of logits that are cut off has none.
+    """
+    function = None
+    for whole, half in zip(wholes, halves, strict=True):
+        inputs = detached_inputs(whole.inputs, True)
+        logits = logits_of(model, half, output)
+        producer = producer_of(model, inputs, logits)
+        if producer is None:
+            return None
+        function = OwnLoss(model, producer)
+        own, replaced = loss_in(call(model, inputs)), function(logits, inputs)
+        cut_off = function(logits.detach().requires_grad_(), inputs)
+        slopes = [flat_gradient(value, parameters) for value in (own, replaced, cut_off)]
+        finer = 1 if own.dtype == torch.float32 else 1e-2
+        through = (slopes[0] - slopes[1]).norm() <= finer * SLOPE * slopes[0].norm() and not slopes[2].norm()
+        if not (through and stands_alone(model, whole)):
+            return None
+    return function and CustomLoss(function, "model")
+
+
+def stands_alone(model: nn.Module, batch: Batch) -> bool:
+    """Whether the loss of a batch is the mean of those of its parts."""
+    count = len(batch)
+    if count < 2:
+        return True
+    try:
+        parts = [batch.part(slice(0, count // 2)), batch.part(slice(count // 2, None))]
+    except (SpectraError, TypeError, IndexError):
+        return False
+    whole, *split = [loss_in(call(model, detached_inputs(b.inputs, True))).item() for b in (batch, *parts)]
+    mean = sum(len(part) * value for part, value in zip(parts, split, strict=True)) / count
+    return abs(whole - mean) <= VALUE * max(abs(whole), abs(mean))
+
+
+def logits_of(model: nn.Module, batch: Batch, output: str) -> Tensor:
+    """The logits in the model's output for a batch without its labels."""
+    returned = forward(model, detached_inputs(batch.inputs, True))
+    return returned if not output else dict(places(returned))[output]
 
 
 def some_of(batch: Batch) -> Batch:
@@ -204,8 +258,7 @@ def agree(
 ) -> bool:
     """Whether our loss is the model's own on a batch, in value and in its gradient by the parameters."""
     own = loss_in(call(model, detached_inputs(whole.inputs, True)))
-    returned = forward(model, detached_inputs(half.inputs, True))
-    logits = returned if not output else dict(places(returned))[output]
+    logits = logits_of(model, half, output)
     targets = reading.targets(half.targets)
     try:
         rows = reading.loss.rows(logits, targets)
