@@ -115,8 +115,8 @@ class Definition(ABC):
         in_output_space = self.needs_distribution or "loss hessian" in self.derivatives
         if in_output_space and isinstance(loss, ModelLoss):
             return (
-                "the model's own loss is no function of single examples' logits alone, so it cannot be differentiated by "
-                "them; use hessian, or give a loss of (output, target)"
+                "the model's own loss is no function of single examples' logits alone, by which it could be "
+                "differentiated; use hessian, or give a loss of (output, target)"
             )
         if in_output_space and isinstance(loss, BatchLoss):
             return (
