@@ -35,11 +35,11 @@ from spectra.plots.comparison import comparison_figure as comparison_figure
 from spectra.plots.evolution import evolution_figure as evolution_figure
 from spectra.plots.evolution_files import evolution_files as evolution_files
 from spectra.plots.layers import layers_figures as layers_figures
+from spectra.problem.batch import Batch as Batch
 from spectra.problem.binary import BinaryCrossEntropy as BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy as CrossEntropy
 from spectra.problem.losses import CustomLoss as CustomLoss
 from spectra.problem.losses import MeanSquaredError as MeanSquaredError
-from spectra.problem.problem import Batch as Batch
 from spectra.problem.problem import Problem as Problem
 from spectra.records.density import DensityResult as DensityResult
 from spectra.records.eig import EigResult as EigResult

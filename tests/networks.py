@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
+from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
-from spectra.problem.problem import Batch, Problem, choose_parameters
+from spectra.problem.problem import Problem
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

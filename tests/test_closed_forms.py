@@ -17,10 +17,11 @@ from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.krylov.dense import dense_matrix
+from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")
 

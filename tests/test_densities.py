@@ -24,8 +24,9 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.given import own_loss
 from spectra.krylov.dense import dense_matrix
+from spectra.problem.batch import Batch
 from spectra.problem.draws import drawn
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 N, K = 8, 4
 D = torch.float64

@@ -17,8 +17,9 @@ from spectra.demo import mlp
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.operator import Counting
+from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.problem import Problem, choose_parameters
+from spectra.problem.problem import Problem
 from spectra.records.inspect import CommandCost
 from spectra.records.problem import LayerRecord
 from spectra.run.inspection import layers, look_ahead

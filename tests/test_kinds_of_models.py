@@ -19,8 +19,9 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
 from spectra.operator import check_operator
+from spectra.problem.batch import Batch
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.run.measurement import Measurement, imprecise
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}

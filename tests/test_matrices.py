@@ -16,7 +16,8 @@ from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.gram import gram_eigenpairs
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 from spectra.register import Entry
 from spectra.surfaces.spread import per_example
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import spectra
 from spectra.errors import SpectraError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 class Layer(nn.Module):

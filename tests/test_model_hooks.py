@@ -19,7 +19,8 @@ import spectra
 from spectra.cli.eig import eig
 from spectra.curvature.checks.notes import model_notes
 from spectra.errors import SpectraError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "hoisted": {"products": 10**9}}
 

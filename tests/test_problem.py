@@ -18,10 +18,11 @@ from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.operator import check_operator
+from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 CASE = BY_NAME["mlp"]
 

@@ -17,8 +17,9 @@ from spectra.curvature.engine.products import LOADING, SPARED, TRACING
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
+from spectra.problem.batch import Batch
 from spectra.problem.losses import CustomLoss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 MANY = 10**12  # products, for which any trace pays
 SIZES = (2, 2, 2, 1)

@@ -30,7 +30,8 @@ from spectra.inputs.given import own_loss
 from spectra.inputs.loss import build_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.krylov.dense import dense_matrix
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 # PyTorch warns of its mean over all numbers, of which the divergence is asked for here.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from spectra.curvature.definition import distribution_of, label_scales, loss_gradient
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.logits import both_sigmoids, softmax
 from spectra.problem.losses import MeanSquaredError
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.weights import Weighable
 
 BINS = 15  # of confidence (Guo, Pleiss, Sun, Weinberger 2017, On calibration of modern neural networks)

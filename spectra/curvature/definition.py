@@ -20,11 +20,12 @@ from torch import Tensor
 
 from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.densities import DensityLoss, DrawnLoss
 from spectra.problem.losses import Distribution, Loss
 from spectra.problem.model_loss import ModelLoss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.weights import weights_of
 
 # Of a GGN that methods would return as 0 +- 0.

@@ -17,10 +17,11 @@ from spectra.curvature.engine.footprint import Footprint, elements, footprint
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.model_inputs import Structured
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.gradients import batch_gradient, outer_product
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 class BatchFisher(Definition):

@@ -10,7 +10,8 @@ from torch import Tensor
 from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.roots import by_example
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 class EmpiricalFisher(Definition):

@@ -12,7 +12,8 @@ from spectra.curvature.definition import Definition, distribution_of, label_scal
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 class SampledFisher(Definition):

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from spectra.curvature.definition import Definition, loss_hessian
 from spectra.curvature.engine.differentiation import Apply
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 class GaussNewton(Definition):

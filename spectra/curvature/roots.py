@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.differentiation import Apply
 from spectra.errors import SpectraError
-from spectra.problem.problem import Batch
+from spectra.problem.batch import Batch
 
 
 def by_example(roots: Tensor, batch: Batch) -> Tensor:

@@ -17,8 +17,8 @@ from torch.utils.data import Subset
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
 from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, same, widened
+from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of, tuple_like
-from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 Collate = Callable[[list[Any]], Any]

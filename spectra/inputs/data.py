@@ -39,7 +39,7 @@ from spectra.inputs.spec import (
 )
 from spectra.inputs.text import TEXT, tokens
 from spectra.inputs.transform import TO_TENSOR, Transform
-from spectra.problem.problem import Batch
+from spectra.problem.batch import Batch
 from spectra.quoting import quoted
 from spectra.register import NameClash
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.given import device_and_dtype
+from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
-from spectra.problem.problem import Batch
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

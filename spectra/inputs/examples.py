@@ -18,8 +18,8 @@ from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbe
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
+from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
-from spectra.problem.problem import Batch
 from spectra.problem.weights import has_labels
 from spectra.wording import counted
 

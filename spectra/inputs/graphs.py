@@ -20,8 +20,8 @@ from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
 from spectra.inputs.chance import seeded
+from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import Structured
-from spectra.problem.problem import Batch
 from spectra.wording import counted
 
 GRAPHS, NODES = "graphs", "nodes"

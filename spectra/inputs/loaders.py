@@ -28,8 +28,8 @@ from spectra.inputs.items import Wanted, as_tensor, plain
 from spectra.inputs.spec import WHERE
 from spectra.inputs.stacking import same
 from spectra.memory import memory_share, out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of
-from spectra.problem.problem import Batch
 from spectra.quoting import quoted
 from spectra.wording import counted
 

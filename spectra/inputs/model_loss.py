@@ -2,8 +2,9 @@
 
 A model tells its loss for a batch, and no more: what it is of the logits, and how it weighs tokens of different
 batches, has to be known for GGN and Fisher matrices, and for a mean over all the data. So it is compared with our
-losses on some examples: in value and in its gradient by the parameters. A loss that agrees with none is taken as it is,
-batch by batch.
+losses on some examples: in value and in its gradient by the parameters. A loss that agrees with none is taken as a
+function of the logits (`spectra.problem.own_loss`) where it depends on the parameters through them alone and examples
+stand alone; else as it is, batch by batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.items import OTHER_TARGETS, TARGETS
 from spectra.inputs.stacking import next_labels
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
@@ -29,7 +31,6 @@ from spectra.problem.model_inputs import detached_inputs
 from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
 from spectra.problem.own_loss import OwnLoss, producer_of
-from spectra.problem.problem import Batch
 from spectra.problem.side_effects import without_side_effects
 
 EXAMPLES = 8  # of the first batch and of the last, on which losses are compared
@@ -39,7 +40,7 @@ VALUE, SLOPE = 1e-5, 1e-4  # to which losses and their gradients agree in float3
 
 @dataclass(frozen=True)
 class Recognised:
-    """A loss of ours that a model computes by itself, and the batches that it is taken of."""
+    """The loss of its logits that a model computes by itself, and the batches that it is taken of."""
 
     loss: Loss
     batches: list[Batch]  # with targets of their own
@@ -63,7 +64,7 @@ class Reading:
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
-    """The loss of ours that the model's own is, and the batches to take it of; None where there is none.
+    """The loss of its logits that the model's own is, and the batches to take it of; None where it is more than that.
 
     Args:
         model: a model that returns its loss.
@@ -81,19 +82,21 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
         if key is None or not (isinstance(own, Tensor) and own.ndim == 0):
             return None
         ignored = ignored_label(batch.inputs[key] for batch in batches)
+        views = []
         for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
             halves = [separated(batch, key, keep) for batch in (first, last)]
             output, shown = shown_logits(model, halves[0].inputs, logits)
-            for reading in readings(shown, halves[0].targets, ignored) if shown is not None else ():
+            if shown is not None:
+                views.append((keep, halves, output, shown))
+        for keep, halves, output, shown in views:
+            for reading in readings(shown, halves[0].targets, ignored):
                 pairs = zip((first, last), halves, strict=True)
                 if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
                     made = [separated(batch, key, keep) for batch in batches]
                     made = [replace(batch, targets=reading.targets(batch.targets)) for batch in made]
                     return Recognised(reading.loss, made, output or None, reading.sentence)
-        for keep in (False, True):
-            halves = [separated(batch, key, keep) for batch in (first, last)]
-            output, shown = shown_logits(model, halves[0].inputs, logits)
-            if shown is not None and (found := of_logits(model, (first, last), halves, output, parameters)):
+        for keep, halves, output, _ in views:
+            if found := of_logits(model, (first, last), halves, output, parameters):
                 made = [replace(separated(batch, key, keep), targets=batch.inputs) for batch in batches]
                 return Recognised(found, made, output or None, OF_LOGITS)
     return None

@@ -27,11 +27,13 @@ from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
 from spectra.inputs.weights import model_on, refuse_of_names
 from spectra.memory import taking_memory
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss
-from spectra.problem.problem import Batch, Problem, Processes, choose_parameters
+from spectra.problem.problem import Problem, Processes
 from spectra.records.problem import ProblemRecord
 
 FIRST = 256  # examples in a batch, before what fits memory is known

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.side_effects import draws, modules, reseed, without_side_effects
 
 CALLS = 8

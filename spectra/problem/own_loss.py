@@ -7,6 +7,7 @@ of them, which has a GGN and gradients of single examples, as a user's loss of (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,18 +34,13 @@ class OwnLoss:
 def producer_of(model: nn.Module, batch: Any, logits: Tensor) -> str | None:
     """The name of the last module whose output for a batch is equal to the logits; None where there is none."""
     found: list[str] = []
-    handles = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        def hook(_module, _arguments, output):
-            if isinstance(output, Tensor) and output.shape == logits.shape and output.equal(logits):
-                found.append(name)
+    def note(name: str, _module: nn.Module, _arguments: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.shape == logits.shape and output.equal(logits):
+            found.append(name)
 
-        handles.append(module.register_forward_hook(hook))
-
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()]
     try:
-        for name, module in model.named_modules():
-            watch(name, module)
         call(model, batch)
     finally:
         for handle in handles:

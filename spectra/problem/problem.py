@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -15,47 +14,16 @@ from torch import Tensor, nn
 from spectra.arguments import LARGEST_SEED, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.choice import choose_parameters, refuse_training_layers
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
-from spectra.problem.model_inputs import Structured, detached_inputs, divisible, map_tensors, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
 from spectra.problem.model_loss import forward
-from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of, tuple_like
-from spectra.problem.parameter_checks import refuse_unsuitable_parameters
+from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.side_effects import without_side_effects
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
-from spectra.quoting import foreign, quoted
 from spectra.wording import counted
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some examples: inputs and targets, and the indices of the examples in the data set.
-
-    Inputs and targets are trees: a tensor, or tuples, lists and mappings of tensors. The first dimension of a tensor
-    counts the examples, and so do the entries of a list; entries of a tuple and values of a mapping belong together.
-    """
-
-    inputs: Any  # what the model is called with: a tuple gives positional arguments, a mapping keywords
-    targets: Any  # what the loss is called with beside the output; None where there are no targets
-    indices: Tensor  # (b,), int64
-
-    def __post_init__(self):
-        if isinstance(self.inputs, Mapping):  # a BatchEncoding and the like
-            object.__setattr__(self, "inputs", dict(self.inputs))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __repr__(self) -> str:
-        return f"Batch({counted(len(self), 'example')})"
-
-    def part(self, cut: slice | Tensor) -> Batch:
-        """The batch of some of these examples; those of a slice are views.
-
-        Raises SpectraError where a tensor has another first dimension than the number of examples.
-        """
-        count = len(self)
-        return Batch(slice_tree(self.inputs, cut, count), slice_tree(self.targets, cut, count), self.indices[cut])
 
 
 @dataclass(frozen=True)
@@ -334,47 +302,6 @@ def works(loss: CustomLoss, output: Any, targets: Any) -> bool:
     return False
 
 
-def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
-    """Take the examples of a cut from every tensor and every list of a tree; `count` is their number before.
-
-    Raises SpectraError where one has another length.
-    """
-    if isinstance(tree, Structured):
-        return tree.part(cut)
-    if isinstance(tree, Tensor) and not divisible(tree):
-        raise SpectraError("`data`: a batch with a sparse or nested tensor cannot be cut; give smaller batches")
-    if isinstance(tree, Mapping):
-        return {key: slice_tree(value, cut, count) for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple_like(tree, (slice_tree(value, cut, count) for value in tree))
-    if not isinstance(tree, Tensor | list):
-        return tree
-    if isinstance(tree, Tensor) and not tree.ndim:
-        return tree
-    if len(tree) != count:
-        raise SpectraError(
-            f"`data`: a batch of {count} examples holds a tensor or list of {len(tree)}; it cannot be cut"
-        )
-    if isinstance(tree, Tensor) or isinstance(cut, slice):
-        return tree[cut]
-    places = cut.nonzero().flatten() if cut.dtype == torch.bool else cut
-    return [tree[place] for place in places.tolist()]
-
-
-def join_trees(trees: Sequence[Any]) -> Any:
-    """Put the examples of trees of one structure together: tensors and lists one after another."""
-    first = trees[0]
-    if isinstance(first, Structured):
-        return first.joined(trees[1:])
-    if isinstance(first, Mapping):
-        return {key: join_trees([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple):
-        return tuple_like(first, (join_trees(parts) for parts in zip(*trees, strict=True)))
-    if isinstance(first, list):
-        return [entry for tree in trees for entry in tree]
-    return torch.cat(list(trees)) if isinstance(first, Tensor) and first.ndim else first
-
-
 def layout_key(batch: Batch, by_example: bool) -> tuple[tuple[int, ...], ...]:
     """A key that is equal for batches for which a model's outputs are laid out alike: of any size, where the outputs
     are those of single examples.
@@ -406,63 +333,3 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
         )
     if not batches:
         raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
-
-
-def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients and match a glob pattern, tied ones once.
-
-    Raises SpectraError where there are none, or where a pattern matches nothing.
-    """
-    if isinstance(patterns, str):
-        raise ArgumentError(f"`params` {quoted(patterns)}: is one text; give a list of patterns, as [{patterns!r}]")
-    named = dict(model.named_parameters())
-    if not named:
-        raise SpectraError("`model`: has no parameters to differentiate by; name a model that has")
-    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in every):
-            some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
-            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; available: {foreign(some)}")
-    wanted = {
-        id(p)
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
-    chosen = {name: p for name, p in named.items() if p.requires_grad and id(p) in wanted}
-    integers = [name for name, p in named.items() if not p.is_floating_point()]
-    if not chosen and integers:
-        raise SpectraError(
-            f"`model`: its parameter {foreign(integers[0])} is {named[integers[0]].dtype}, which has no derivative; "
-            "load the model before it was quantised, or convert it to floating point"
-        )
-    if not chosen:
-        where = f"`params` {foreign(' '.join(patterns))}" if patterns else "`model`"
-        raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
-    refuse_unsuitable_parameters(chosen)
-    kinds = {(p.dtype, p.device) for p in chosen.values()}
-    if len(kinds) > 1:
-        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise SpectraError(f"`model`: its parameters differ in kind ({found}); bring them to one dtype and device")
-    if not next(iter(chosen.values())).dtype.is_floating_point:
-        raise SpectraError(f"`model`: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
-    return chosen
-
-
-def refuse_training_layers(model: nn.Module) -> None:
-    """Raise SpectraError where a layer would draw at random or use the statistics of its batch."""
-    batch_norm, tracking = nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._NormBase
-    chance = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
-    for name, layer in model.named_modules():
-        kind = f"{type(layer).__name__} '{name}'"
-        dropping = isinstance(layer, chance) and getattr(layer, "p", getattr(layer, "dropout", 1)) > 0
-        updating = isinstance(layer, batch_norm) or (isinstance(layer, tracking) and layer.track_running_stats)
-        if layer.training and (dropping or updating):
-            raise SpectraError(
-                f"`model`: {kind} is in training mode, so the matrix would change with each batch; "
-                "call model.eval() first"
-            )
-        if isinstance(layer, batch_norm) and layer.running_mean is None:
-            raise SpectraError(
-                f"`model`: {kind} has no running statistics, so the matrix would depend on the split into batches; "
-                "build it with track_running_stats=True, or use GroupNorm"
-            )

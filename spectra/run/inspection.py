@@ -34,7 +34,7 @@ from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import CHECKS, Counting
-from spectra.problem.problem import choose_parameters
+from spectra.problem.choice import choose_parameters
 from spectra.records.inspect import InspectResult
 from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord
 from spectra.records.record import Record

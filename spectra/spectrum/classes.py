@@ -30,9 +30,10 @@ from spectra.curvature.factor.inner_products import add_gram
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import memory_share
+from spectra.problem.batch import Batch
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.logits import softmax
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.vectors import full_tensor
 
 

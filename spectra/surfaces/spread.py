@@ -21,7 +21,8 @@ from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.matrices import definition
-from spectra.problem.problem import Batch, Problem, Processes
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem, Processes
 from spectra.spectrum.curves import NOISE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

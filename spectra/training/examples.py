@@ -15,10 +15,10 @@ from spectra.inputs.given import device_and_dtype, own_data, own_loss
 from spectra.inputs.items import wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import Loss
 from spectra.problem.model_loss import ModelLoss
-from spectra.problem.problem import Batch
 
 BATCH = 256  # examples of a forward pass; products merge and cut batches by themselves
 

@@ -32,7 +32,8 @@ from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 from spectra.wording import counted
 
 EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples

@@ -13,10 +13,11 @@ from spectra.curvature.engine.batches import joined, kind
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.huber import Bent
 from spectra.problem.losses import CustomLoss, name_of
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
 
 DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike

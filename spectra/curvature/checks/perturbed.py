@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 ASIDE = 1e-3  # of a parameter's size
 

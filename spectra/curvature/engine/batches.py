@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.problem.batch import Batch, join_trees
 from spectra.problem.model_inputs import Structured, divisible
-from spectra.problem.problem import Batch, Problem, join_trees
+from spectra.problem.problem import Problem
 
 QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
 SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example

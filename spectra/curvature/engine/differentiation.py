@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spectra.curvature.engine.replacements import replacements
 from spectra.errors import OutOfMemory, SpectraError, describe
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.hooks import without_gradient_hooks
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 from spectra.problem.side_effects import modules
 from spectra.vectors import without_autocast
 

@@ -15,7 +15,8 @@ from spectra.curvature.engine.hoisting import Linearise
 from spectra.curvature.engine.meter import Meter
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 FEW = (2, 4)  # examples that are measured
 

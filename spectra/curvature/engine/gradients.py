@@ -7,7 +7,8 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 
 def batch_gradient(problem: Problem, batch: Batch) -> Tensor:

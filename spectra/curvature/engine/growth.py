@@ -17,9 +17,10 @@ from spectra.curvature.engine.differentiation import gradient
 from spectra.curvature.engine.meter import Meter
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
+from spectra.problem.batch import Batch
 from spectra.problem.losses import CustomLoss
 from spectra.problem.outputs import tensors_of
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 SIZES = (2, 4, 8, 16, 32)  # examples
 ROUNDING = 0.05  # of what is measured: less may be the rounding of sizes to whole numbers

@@ -20,7 +20,8 @@ from spectra.curvature.engine.differentiation import Apply, switched
 from spectra.curvature.engine.zero_tensors import WithMemory
 from spectra.errors import describe
 from spectra.memory import out_of_memory
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 Linearise = Callable[[Problem, Batch], Apply]
 

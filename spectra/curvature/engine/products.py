@@ -16,8 +16,9 @@ from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.batch import Batch
 from spectra.problem.model_checks import refuse_other_size
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 # Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
 # that a graph keeps, what tracing costs with the operations.

@@ -9,8 +9,9 @@ from typing import Any
 
 from spectra.curvature.engine.differentiation import leaf_of, nodes_behind
 from spectra.errors import SpectraError
+from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 ENOUGH = 1024  # examples, after which a parameter that none of them has reached counts as unused
 TOGETHER = 64  # examples of one pass

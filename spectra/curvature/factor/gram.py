@@ -31,9 +31,10 @@ from spectra.curvature.factor.part import BatchRoot, first_of
 from spectra.curvature.matrices import definition, refuse_gram
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
+from spectra.problem.batch import Batch
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.problem import Problem
 
 LARGEST = 10_000  # rows; their Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
 SINGLE = 16  # examples in a batch cost what one by itself does: 2 to 9 were measured on CPUs, a GPU takes more

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from spectra.curvature.engine.differentiation import gradient, leaf_of, nodes_behind
 from spectra.curvature.factor.part import BatchRoot
-from spectra.problem.problem import Batch, Problem
+from spectra.problem.batch import Batch
+from spectra.problem.problem import Problem
 
 Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by the ids of the parameters that a pair stands for
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.problem.problem import Batch
+from spectra.problem.batch import Batch
 
 
 @dataclass(frozen=True)
