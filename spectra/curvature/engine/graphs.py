@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import networkx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
@@ -185,19 +185,21 @@ def nbytes(node: Node) -> float:
     return math.inf if found is None else found.numel() * found.element_size()
 
 
-def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
-    """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product.
+def split(constants: nn.Module, graph: Graph) -> tuple[GraphModule, GraphModule, list[Node]]:
+    """Split a graph into first(*inputs) -> residuals and second(*residuals, vector) -> product.
 
-    Also return the residuals' nodes.
+    Also return the residuals' nodes. The module holds the graph's constants.
     """
-    *constants, vector = module.graph.find_nodes(op="placeholder")
+    *inputs, vector = graph.find_nodes(op="placeholder")
     late = {vector}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if not late.isdisjoint(node.all_input_nodes):
             late.add(node)
-    kept = cheapest_cut(module.graph, late)
-    (product,) = module.graph.output_node().all_input_nodes
-    return extract(module, constants, kept), extract(module, [*kept, vector], product), kept
+    kept = cheapest_cut(graph, late)
+    (product,) = graph.output_node().all_input_nodes
+    halves = (inputs, kept), ([*kept, vector], product)
+    first, second = (extract(constants, graph, *half) for half in halves)
+    return first, second, kept
 
 
 def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
@@ -227,7 +229,7 @@ def is_cheap(node: Node) -> bool:
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 
-def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
+def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
     """The function from the values of some nodes to those of others."""
     graph, copies = Graph(), {}
     for node in inputs:
@@ -238,8 +240,8 @@ def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequenc
         if (node := queue.pop()) not in wanted:
             wanted.add(node)
             queue.extend(node.all_input_nodes)
-    for node in module.graph.nodes:
+    for node in whole.nodes:
         if node in wanted and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[results] if isinstance(results, Node) else [copies[node] for node in results])
-    return GraphModule(module, graph)
+    return GraphModule(constants, graph)

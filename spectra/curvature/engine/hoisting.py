@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import Apply, switched
-from spectra.curvature.engine.zero_tensors import WithMemory
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -46,9 +45,9 @@ class Hoisted:
 
         try:
             with noticing_values() as read:
-                module = trace(linearise, problem, batches[0])
-            checked = batches if read or sizes_depend_on_values(module.graph) else batches[-1:]
-            self.first, self.second, kept = split(module)
+                constants, graph = trace(linearise, problem, batches[0])
+            checked = batches if read or sizes_depend_on_values(graph) else batches[-1:]
+            self.first, self.second, kept = split(constants, graph)
             in_place(self.second.graph)
             self.second.recompile()
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
@@ -86,32 +85,33 @@ class Hoisted:
                 raise Untraceable("its traced product differs from autograd's")
 
 
-def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
-    """The batch's product as a plain graph of its tensors and a vector."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
+def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Module, Graph]:
+    """The batch's product as a plain graph of its tensors and a vector, with a module that holds its constants."""
     from spectra.curvature.engine.graphs import Mutation, simplify
+    from spectra.curvature.engine.recorder import ValuesRead, record
     from spectra.curvature.engine.rewrites import improve
 
     _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of the whole data, found before the trace
 
     def product(inputs, targets, indices, vector):
-        with WithMemory():
-            return linearise(problem, Batch(inputs, targets, indices))(vector)
+        return linearise(problem, Batch(inputs, targets, indices))(vector)
 
     vector = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     arguments = (batch.inputs, batch.targets, batch.indices, vector)
-    with unfused(problem.model):
-        module = make_fx(product)(*arguments)
     try:
-        simplify(module.graph)
+        with unfused(problem.model):
+            constants, graph = record(product, arguments)
+    except ValuesRead as error:
+        raise Untraceable(str(error)) from error
+    try:
+        simplify(graph)
     except Mutation:  # seldom: PyTorch's own way knows every view, and takes as long as the trace
-        module.recompile()
+        module = GraphModule(constants, graph)
         with torch.no_grad():
-            module = make_fx(torch.func.functionalize(module))(*arguments)
-        simplify(module.graph)
-    improve(module.graph)
-    return module
+            constants, graph = record(torch.func.functionalize(module), pytree.tree_leaves(arguments))
+        simplify(graph)
+    improve(graph)
+    return constants, graph
 
 
 @contextmanager
