@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,18 +126,19 @@ class Ledger:
 
     def __init__(self, besides: Iterable[Tensor] = ()):
         self.bytes = self.peak = 0
-        self._known = {storage.data_ptr() for tensor in besides for storage in storages(tensor)}
+        self._known: dict[int, weakref.ref | None] = {
+            storage.data_ptr(): None for tensor in besides for storage in storages(tensor)
+        }
 
     def enter(self, tensor: Tensor) -> None:
         """Count a tensor until it is freed."""
         for storage in storages(tensor):
             address, size = storage.data_ptr(), storage.nbytes()
             if size and address not in self._known:
-                self._known.add(address)
+                self._known[address] = weakref.ref(storage, partial(self._leave, address, size))
                 self.bytes += size
                 self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._leave, address, size)
 
-    def _leave(self, address: int, size: int) -> None:
-        self._known.discard(address)
+    def _leave(self, address: int, size: int, _: weakref.ref) -> None:
+        del self._known[address]
         self.bytes -= size

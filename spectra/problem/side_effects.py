@@ -7,6 +7,7 @@ elsewhere, so that chance in the model shows.
 
 from __future__ import annotations
 
+import operator
 import pickle
 import random
 from collections import OrderedDict, defaultdict, deque
@@ -40,7 +41,7 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            if any(isinstance(x, Tensor) for pair in before for x in pytree.tree_leaves(new(*pair))):
+            if any(isinstance(x, Tensor) for pair in before if changed(*pair) for x in pytree.tree_leaves(new(*pair))):
                 for container, had in before:
                     container.clear()
                     (container.extend if isinstance(container, list | deque) else container.update)(had)
@@ -60,6 +61,12 @@ def modules(model: nn.Module) -> list[nn.Module]:
 def is_cache(value: Any) -> bool:
     """Whether a value is a container that may hold tensors between calls."""
     return type(value) in CONTAINERS and len(value) <= LARGEST
+
+
+def changed(container: Any, before: Any) -> bool:
+    """Whether a container has other entries now, or has them in another order."""
+    now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
+    return len(now) != len(then) or not all(map(operator.is_, now, then))
 
 
 def new(container: Any, before: Any) -> list[Any]:

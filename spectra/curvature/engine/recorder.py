@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):
             return NotImplemented  # tensors that are made of others, whose operations follow
         if any(map(is_zero_tensor, given)):
             with self:
-                arguments, keywords = with_memory((arguments, keywords))
+                arguments, keywords = with_memory(arguments, keywords)
                 return function(*arguments, **keywords)
         if is_composite(function) and autograd_would_have_decomposed(function, given):
             with self:
@@ -96,7 +96,8 @@ class Recorder(TorchDispatchMode):
         if varies and function._schema.is_mutable:
             self._note_written(given)
         result = function(*arguments, **keywords)
-        node = self.graph.call_function(function, arguments_of_node, keywords_of_node)
+        node = self.graph.call_function(function)
+        node.args, node.kwargs = arguments_of_node, keywords_of_node  # afterwards: PyTorch looks through those given
         if varies:
             self._varying.add(node)
         self._track(result, node)
@@ -133,7 +134,8 @@ class Recorder(TorchDispatchMode):
         elif isinstance(result, list | tuple):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    taken = self.graph.call_function(operator.getitem, (node, i))
+                    taken = self.graph.call_function(operator.getitem)
+                    taken.args = (node, i)
                     if node in self._varying:
                         self._varying.add(taken)
                     self._track(part, taken)

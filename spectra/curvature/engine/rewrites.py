@@ -304,6 +304,7 @@ def alike(one, other) -> bool:
 
 def call(graph: Graph, target, args: tuple, val: Tensor | None = None) -> Node:
     """A new node that calls a function, with the fake tensor of its result."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target)
+    node.args = args
     node.meta = {"val": val}
     return node
