@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import sys
 import weakref
@@ -33,6 +34,22 @@ def settled_share(share: int) -> Iterator[None]:
         yield
     finally:
         _SETTLED.reset(token)
+
+
+@contextmanager
+def collecting_new_objects() -> Iterator[None]:
+    """Let Python's garbage collector pass over older objects inside this context.
+
+    PyTorch brings a million, which take it half a second at a time, and a trace makes enough to set it off.
+    """
+    if gc.get_freeze_count():  # somebody else has set some apart
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def memory_share(device: torch.device) -> int:

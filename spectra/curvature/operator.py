@@ -22,7 +22,7 @@ from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.errors import SpectraError
-from spectra.memory import memory_share
+from spectra.memory import collecting_new_objects, memory_share
 from spectra.operator import refuse_other_dtype
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
@@ -174,7 +174,7 @@ class Curvature:
         """Trace the product, and compute what is kept, as the first product would."""
         if self._products is None:
             start = time.perf_counter()
-            with twice_differentiable(self.problem.model), explained():
+            with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
                 costs = footprint(self.linearise, self.problem)
@@ -183,7 +183,7 @@ class Curvature:
                 refuse_one_example(self.problem, self.name)
                 mean = mean_gradient(self.problem)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
-            with twice_differentiable(self.problem.model), explained():
+            with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)
             self.setup_seconds += time.perf_counter() - start
 

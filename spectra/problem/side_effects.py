@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, set, deque))
 LARGEST = 1000  # entries: a cache, and no vocabulary
 CALLS = count(1)
 
@@ -35,7 +35,7 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     thousand. Else they are left: a model may count its calls.
     """
     before = [(vars(module), vars(module).copy()) for module in modules(model)]
-    before += [(value, value.copy()) for _, had in before for value in had.values() if is_cache(value)]
+    before += [(value, value.copy() if value else ()) for _, had in before for value in had.values() if is_cache(value)]
     with generators_restored():
         reseed(next(CALLS))
         try:
@@ -65,8 +65,10 @@ def is_cache(value: Any) -> bool:
 
 def changed(container: Any, before: Any) -> bool:
     """Whether a container has other entries now, or has them in another order."""
-    now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
-    return len(now) != len(then) or not all(map(operator.is_, now, then))
+    if not before or len(container) != len(before):
+        return len(container) != len(before)
+    both = (container.values(), before.values()) if isinstance(container, dict) else (container, before)
+    return not all(map(operator.is_, *both))
 
 
 def new(container: Any, before: Any) -> list[Any]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import networkx
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -242,7 +243,7 @@ def is_cheap(node: Node) -> bool:
 
 
 def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
-    """The function from the values of some nodes to those of others."""
+    """The function from the values of some nodes to those of others, whose code is written when it is first called."""
     graph, copies = Graph(), {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
@@ -256,12 +257,26 @@ def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results:
         if node in wanted and node not in copies:
             copies[node] = copied(node, graph, copies)
     graph.output(copies[results] if isinstance(results, Node) else [copies[node] for node in results])
-    return GraphModule(constants, graph)
+    return _LazyGraphModule(constants, graph)
 
 
 def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
-    """A copy of a node in another graph, as `graph.node_copy` makes it, but quickly."""
-    copy = graph.create_node(node.op, node.target)
-    copy.args, copy.kwargs = (map_arg(arguments, copies.__getitem__) for arguments in (node.args, node.kwargs))
+    """A copy of a node in another graph, as `graph.node_copy` makes it, in a fraction of the time."""
+    arguments, keywords = (map_arg(given, copies.__getitem__) for given in (node.args, node.kwargs))
+    copy = (
+        add_call(graph, node.target, arguments, keywords) if node.op == "call_function" else graph.get_attr(node.target)
+    )
     copy.meta = node.meta.copy()
     return copy
+
+
+def add_call(graph: Graph, target: Callable, arguments: tuple, keywords: dict | None = None) -> Node:
+    """A new node that calls a function, as `graph.call_function` makes it.
+
+    PyTorch looks through arguments that are given to that, for symbols of which there are none here.
+    """
+    node = graph.create_node("call_function", target)
+    node.args = arguments
+    if keywords:
+        node.kwargs = keywords
+    return node

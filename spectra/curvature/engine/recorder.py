@@ -7,6 +7,7 @@ but the calls and the shapes of their results is kept.
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from spectra.curvature.engine.graphs import add_call
 from spectra.curvature.engine.zero_tensors import is_zero_tensor, with_memory
 
 aten = torch.ops.aten
@@ -54,7 +56,8 @@ def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.M
 class Recorder(TorchDispatchMode):
     """A context in which operations run and are recorded.
 
-    Each node of the graph has a tensor of its result's shape and type, without memory, in its `meta`.
+    Each node of the graph has a tensor of its result's shape and type, without memory, in its `meta`: for an input a
+    fake one, which tells its device, for others one on the device `meta`, which is made far quicker.
     """
 
     @classmethod
@@ -65,13 +68,18 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph, self.constants = Graph(), nn.Module()
         self.values_read: str | None = None  # by which call
-        self._nodes = WeakTensorKeyDictionary()  # of the tensors that are alive
+        self._nodes: dict[int, tuple[Node, weakref.ref]] = {}  # of the tensors that are alive, by their identity
         self._varying: set[Node] = set()  # whose values follow from the inputs, or from chance
         self._written: dict[int, torch.UntypedStorage] = {}  # which others' varying values were written to
         for i, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{i}")
             self._varying.add(node)
             self._track(value, node)
+            if isinstance(value, Tensor) and (shape := node.meta["val"]) is not None:
+                with FakeTensorMode():
+                    node.meta["val"] = torch.empty_strided(
+                        shape.shape, shape.stride(), dtype=shape.dtype, device=value.device
+                    )
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
@@ -85,19 +93,19 @@ class Recorder(TorchDispatchMode):
         if is_composite(function) and autograd_would_have_decomposed(function, given):
             with self:
                 return function.decompose(*arguments, **keywords)
-        if torch.Tag.data_dependent_output in function.tags and any(map(self._varies, given)):
+        varies = torch.Tag.nondeterministic_seeded in function.tags or any(map(self._varies, given))
+        if varies and torch.Tag.data_dependent_output in function.tags:
             self.values_read = f"its code reads values of a tensor that depends on the data, by {function}"
             raise ValuesRead(self.values_read)
         if function is aten.lift_fresh.default:  # of torch.tensor(...), which may be written to later
             function = aten.lift_fresh_copy.default
 
-        arguments_of_node, keywords_of_node = self.recorded(arguments), self.recorded(keywords)
-        varies = torch.Tag.nondeterministic_seeded in function.tags or any(map(self._varies, given))
+        arguments_of_node = tuple(map(self.recorded, arguments))
+        keywords_of_node = {name: self.recorded(value) for name, value in keywords.items()}
         if varies and function._schema.is_mutable:
             self._note_written(given)
         result = function(*arguments, **keywords)
-        node = self.graph.call_function(function)
-        node.args, node.kwargs = arguments_of_node, keywords_of_node  # afterwards: PyTorch looks through those given
+        node = add_call(self.graph, function, arguments_of_node, keywords_of_node)
         if varies:
             self._varying.add(node)
         self._track(result, node)
@@ -105,7 +113,7 @@ class Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> Node:
         """The node whose value a tensor has; a constant where no recorded operation has made it."""
-        found = self._nodes.get(tensor)
+        found, _ = self._nodes.get(id(tensor), (None, None))
         if found is None:
             name = f"constant_{len(self.constants._parameters) + len(self.constants._buffers)}"
             if isinstance(tensor, nn.Parameter):
@@ -122,20 +130,18 @@ class Recorder(TorchDispatchMode):
             return self.node(value)
         if isinstance(value, list | tuple):
             return type(value)([self.recorded(each) for each in value])
-        if isinstance(value, dict):
-            return {key: self.recorded(each) for key, each in value.items()}
         return value
 
     def _track(self, result: Any, node: Node) -> None:
         """Let a node stand for a result, and a node for each part of it."""
         if isinstance(result, Tensor):
-            self._nodes[result] = node
+            key, nodes = id(result), self._nodes
+            nodes[key] = node, weakref.ref(result, lambda _: nodes.pop(key))
             node.meta["val"] = shape_of(result)
         elif isinstance(result, list | tuple):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    taken = self.graph.call_function(operator.getitem)
-                    taken.args = (node, i)
+                    taken = add_call(self.graph, operator.getitem, (node, i))
                     if node in self._varying:
                         self._varying.add(taken)
                     self._track(part, taken)
