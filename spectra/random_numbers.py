@@ -55,14 +55,15 @@ def _by_chunks(
     """Rows of which `draw(keys, indices, device)` makes the entries of indices that begin and end at multiples of
     `group`.
     """
-    columns = part.stop - part.start
-    place = device if device.type in CHUNKS and columns * len(keys) > SMALL else CPU
-    chunk = CHUNKS[place.type]
     begin, end = part.start // group * group, -(-part.stop // group) * group
-    if len(keys) * (end - begin) <= chunk:
-        return draw(keys, range(begin, end), place)[:, part.start - begin : part.stop - begin].to(device, dtype)
-    rows = torch.empty(len(keys), columns, dtype=dtype, device=place)
-    together = max(1, chunk // columns)
+    entries = len(keys) * (end - begin)
+    place = device if device.type in CHUNKS and entries > SMALL else CPU
+    chunk = CHUNKS[place.type]
+    if entries <= chunk:
+        made = draw(keys, range(begin, end), place)
+        return made[:, part.start - begin : part.stop - begin].to(device, dtype).contiguous()
+    rows = torch.empty(len(keys), part.stop - part.start, dtype=dtype, device=place)
+    together = max(1, chunk // (end - begin))
     for top in range(0, len(keys), together):
         for first in range(begin, end, chunk):
             last = min(first + chunk, end)
@@ -89,7 +90,10 @@ def _signs(keys: Sequence[int], indices: range, device: torch.device) -> Tensor:
 
 def words(keys: Sequence[int], indices: Any) -> Any:
     """The random integers (..., k, m) of each key and index (..., 1, m), as int64."""
-    own = np.array(keys) if isinstance(indices, np.ndarray) else torch.tensor(keys, device=indices.device)
+    if isinstance(indices, np.ndarray):
+        own = np.array(keys, dtype=np.int64)
+    else:
+        own = torch.tensor(keys, dtype=torch.int64, device=indices.device)
     return mix(indices * GOLDEN + own[:, None])
 
 
