@@ -85,7 +85,7 @@ def _signs(keys: Sequence[int], indices: range, device: torch.device) -> Tensor:
     """The 64 bits of each word as signs."""
     drawn = words(keys, integers(range(indices.start // 64, indices.stop // 64), device))
     bits = drawn[:, :, None] >> integers(range(64), device) & 1
-    return torch.as_tensor(2 * bits - 1).flatten(1)
+    return as_tensor(2 * bits - 1).flatten(1)
 
 
 def words(keys: Sequence[int], indices: Any) -> Any:
@@ -104,9 +104,14 @@ def integers(values: range, device: torch.device) -> Any:
     return torch.arange(values.start, values.stop, values.step, device=device)
 
 
+def as_tensor(x: Any) -> Tensor:
+    """An array as a tensor on the CPU, whatever device is torch's default; a tensor as it is."""
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
 def in_unit_interval(x: Any) -> Tensor:
     """The first 53 bits of random integers as float64 numbers in (0, 1)."""
-    return (torch.as_tensor(shift(x, 11)).double() + 0.5) * 2.0**-53
+    return (as_tensor(shift(x, 11)).double() + 0.5) * 2.0**-53
 
 
 def mix(x: Integers) -> Integers:

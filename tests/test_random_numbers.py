@@ -10,6 +10,7 @@ from helpers import CPU, seeded
 from scipy import stats
 
 from spectra import random_numbers
+from spectra.curvature.keyed_uniforms import uniforms
 from spectra.operator import random_signs, random_vectors
 from spectra.random_numbers import draw_keys, in_unit_interval, mix, normal_like, normal_rows, sign_rows, words
 
@@ -64,6 +65,18 @@ def test_the_unit_interval_keeps_the_first_53_bits():
     bits = [x % 2**64 for x in bits]
     given = torch.tensor(np.array(bits, dtype=np.uint64).view(np.int64))
     assert in_unit_interval(given).tolist() == [((x >> 11) + 0.5) * 2.0**-53 for x in bits]
+
+
+def test_labels_are_drawn_by_seed_example_position_sample_and_draw():
+    """The uniforms of fisher-mc, as one chain of the same mixing."""
+
+    def mixed(x: int) -> int:
+        return reference(x, 0)
+
+    found = uniforms(7, torch.tensor([5, 11]), 6, 3)(2).tolist()
+    for place, (index, position) in enumerate((i, p) for i in (5, 11) for p in range(3)):
+        bits = mixed(mixed(mixed(mixed(7) ^ index) ^ mixed(position + 2**32)) ^ mixed((3 << 40) + 2))
+        assert found[place] == ((bits >> 11) + 0.5) * 2.0**-53
 
 
 def test_mix_changes_half_of_the_bits():
@@ -165,6 +178,14 @@ def test_vectors_drawn_together_are_those_drawn_one_by_one(draw):
     apart = torch.cat([draw(operator, count, other) for count in (1, 3, 0, 1)])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-14)
     assert torch.equal(one.get_state(), other.get_state())
+
+
+def test_a_default_device_changes_nothing(monkeypatch):
+    before = random_vectors(torch.eye(9), 2, seeded()), random_signs(torch.eye(9), 2, seeded())
+    operator = torch.eye(9)
+    with torch.device("meta"):
+        after = random_vectors(operator, 2, seeded()), random_signs(operator, 2, seeded())
+    assert all(map(torch.equal, before, after))
 
 
 def test_nothing_global_is_drawn_from():
