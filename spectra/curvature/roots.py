@@ -8,6 +8,7 @@ from torch import Tensor
 from spectra.curvature.engine.differentiation import Apply
 from spectra.errors import SpectraError
 from spectra.problem.batch import Batch
+from spectra.random_numbers import normal_like
 
 
 def by_example(roots: Tensor, batch: Batch) -> Tensor:
@@ -48,7 +49,7 @@ def refuse_indefinite(values: Tensor, dtype: torch.dtype, loss: str, matrix: str
 
 def refuse_tied_examples(middle: Apply, values: Tensor, vectors: Tensor, rows: Tensor, loss: str, matrix: str) -> None:
     """Raise SpectraError where M is more than its blocks: where the loss of one example depends on another."""
-    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = normal_like(rows, torch.Generator().manual_seed(0), torch.float64)
     whole = middle(drawn.to(rows)).double().reshape(*values.shape, 1)
     blocks = vectors @ (values[:, :, None] * (vectors.mT @ drawn.to(vectors).reshape(*values.shape, 1)))
     if (whole - blocks).norm() > torch.finfo(rows.dtype).eps ** 0.5 * whole.norm():
