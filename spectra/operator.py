@@ -15,7 +15,18 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
+from spectra.vectors import (
+    all_finite,
+    dot,
+    from_shard,
+    map_shards,
+    mesh_on,
+    norm,
+    on_device,
+    shard_of,
+    sum_shards,
+    without_autocast,
+)
 from spectra.wording import outline
 
 if TYPE_CHECKING:
@@ -172,7 +183,10 @@ class Shifted(Wrapper):
 
 @dataclass
 class Deflated(Wrapper):
-    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
+    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows.
+
+    The basis may lie in the memory of the host; then vectors go there to be projected.
+    """
 
     basis: Tensor
 
@@ -183,9 +197,10 @@ class Deflated(Wrapper):
 
         P is applied twice: once leaves a rounding error as large as that of the part removed.
         """
+        device, vectors = vectors.device, on_device(vectors, self.basis.device)
         for _ in range(2):
             vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
-        return vectors
+        return on_device(vectors, device)
 
     def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
         return map_shards(lambda part, basis: part - basis.T @ along, vectors, self.basis)
@@ -339,9 +354,9 @@ def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
     return from_shard(part, mesh, n, vectors.ndim - 1)
 
 
-def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
-    """Uninitialised rows (count, n) for vectors of the operator."""
-    n, mesh = operator.shape[0], mesh_of(operator)
+def empty_rows(operator: SymmetricOperator, count: int, device: torch.device | None = None) -> Tensor:
+    """Uninitialised rows (count, n) for vectors of the operator, in the memory of its device or of another."""
+    n, mesh, device = operator.shape[0], mesh_of(operator), device or operator.device
     held = shard_of(mesh, n)
-    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
-    return part if mesh is None else from_shard(part, mesh, n, 1)
+    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=device)
+    return part if mesh is None else from_shard(part, mesh_on(mesh, device), n, 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
-from spectra.krylov.eigenpairs import fitting_basis
+from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import gauss_quadrature, pack
@@ -101,13 +101,15 @@ def block_eigenpairs(
         max_products: the largest number of products a block.
         progress: called after each joint product.
     """
-    largest = fitting_basis(operator)
+    basis = basis_of(operator, k)
     searches = []
     for block, own in zip(blocks, streams(generator, len(blocks)), strict=True):
         wanted = min(k, len(block))
         budget = 1000 + 20 * wanted if max_products is None else max_products
         place = Block(operator, len(block))
-        searches.append(Eigensolver(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
+        searches.append(
+            Eigensolver(place, wanted, "LM", tolerance, own, budget, basis.vectors, progress=None, place=basis.device)
+        )
 
     def report(waiting: int) -> None:
         if progress:

@@ -13,9 +13,13 @@ WIDEST = 16  # columns; what they share is then a sixteenth each, and more of th
 
 def fitting_vectors(operator: Shaped) -> int:
     """The number of vectors (n,) that a method may hold: a share of the device's memory, or of several devices'."""
+    return memory_share(operator.device) // vector_bytes(operator)
+
+
+def vector_bytes(operator: Shaped) -> int:
+    """The bytes of a vector (n,), or of the largest part of it that a process holds."""
     most = max(shard_sizes(mesh_of(operator), operator.shape[0]))
-    bytes_each = most * torch.finfo(operator.dtype).bits // 8
-    return memory_share(operator.device) // max(bytes_each, 1)
+    return max(most * torch.finfo(operator.dtype).bits // 8, 1)
 
 
 def columns(vectors: int, each: int) -> int:

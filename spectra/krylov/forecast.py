@@ -20,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
 from spectra.krylov.blocks import fitting_vectors
-from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
+from spectra.krylov.eigenpairs import basis_of, serve_products
+from spectra.krylov.eigensolver import Eigensolver
 from spectra.krylov.hutchinson import FEWEST, PRODUCTS
 from spectra.krylov.lanczos import Lanczos
 from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.results import Eigenpairs
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import Ledger
@@ -174,14 +176,12 @@ def largest_group(counts: Tensor) -> int:
 
 def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = TOLERANCE, generator: torch.Generator) -> Forecast:
     """Forecast the cost of `eigenpairs` for the k eigenvalues of largest magnitude."""
-    run = partial(
-        eigenpairs,
-        k=k,
-        tolerance=tolerance,
-        generator=generator,
-        max_products=LONGEST,
-        largest_basis=fitting_basis(seen),
-    )
+    capacity = basis_of(seen, k).vectors
+
+    def run(matrix: Surrogate) -> Eigenpairs:
+        search = Eigensolver(matrix, k, "LM", tolerance, generator, LONGEST, capacity, progress=None)
+        return serve_products(search.solve(), matrix)
+
     answer, cost = run_measured(run, surrogate(seen, generator), seen)
     return replace(cost, at_least=not answer.converged)
 

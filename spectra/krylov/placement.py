@@ -1,0 +1,58 @@
+"""Where the vectors of a basis lie, in the memory of the device or of its host, and how many of them fit there.
+
+A Lanczos basis on the host is orthogonalised there (`spectra.krylov.lanczos`). Eigenvectors that come of it stay there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from spectra.arguments import require_choice
+from spectra.errors import SpectraError
+from spectra.files import in_units
+from spectra.krylov.blocks import fitting_vectors, vector_bytes
+from spectra.memory import basis_place, host_share, memory_of
+from spectra.operator import Shaped
+
+BASES = ("auto", "device", "host")
+HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device whose memory holds a basis, and the number of vectors that may lie there."""
+
+    device: torch.device
+    vectors: int
+
+
+def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
+    """Choose the place of a basis that takes `usual` vectors where nothing limits it.
+
+    For `auto` it is what is settled for the run, else the device where its share of memory holds so many or no fewer
+    than the host's, else the host.
+    """
+    require_choice("basis", choice, BASES)
+    choice, own = basis_place() if choice == "auto" else choice, Placement(operator.device, fitting_vectors(operator))
+    if operator.device.type == HOST.type or choice == "device":
+        return own
+    host = Placement(HOST, host_share() // vector_bytes(operator))
+    return host if choice == "host" or own.vectors < min(usual, host.vectors) else own
+
+
+def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, way_out: str) -> None:
+    """Raise SpectraError where not even the smallest basis, of `least` vectors, fits what memory is free.
+
+    The error names the `argument` that asks for it, and the `way_out`.
+    """
+    if least <= place.vectors:
+        return
+    each, free, on_host = vector_bytes(operator), memory_of(place.device)[1], place.device.type == HOST.type
+    if least * each > free:
+        raise SpectraError(
+            f"{argument}: the smallest basis, {least} vectors of {in_units(each)}, takes {in_units(least * each)}, and "
+            f"{'the host' if on_host else place.device} has {in_units(free)} free; "
+            f"{'' if on_host else 'give `basis` host, '}{way_out}"
+        )
