@@ -345,13 +345,14 @@ def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Gen
     return torch.stack([placed(vector, operator) for vector in drawn])
 
 
-def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
-    """Vectors (n,) or rows (k, n) on the operator's device, in its dtype, and sharded as its vectors are."""
+def placed(vectors: Tensor, operator: SymmetricOperator, device: torch.device | None = None) -> Tensor:
+    """Vectors (n,) or rows (k, n) on the operator's or another device, in its dtype, and sharded as its vectors are."""
+    device = device or operator.device
     if (mesh := mesh_of(operator)) is None:
-        return vectors.to(operator.device, operator.dtype)
+        return vectors.to(device, operator.dtype)
     n = operator.shape[0]
-    part = vectors[..., shard_of(mesh, n)].to(operator.device, operator.dtype)
-    return from_shard(part, mesh, n, vectors.ndim - 1)
+    part = vectors[..., shard_of(mesh, n)].to(device, operator.dtype)
+    return from_shard(part, mesh_on(mesh, device), n, vectors.ndim - 1)
 
 
 def empty_rows(operator: SymmetricOperator, count: int, device: torch.device | None = None) -> Tensor:

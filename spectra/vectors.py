@@ -149,7 +149,7 @@ def gather_on_first(rows: Tensor) -> Tensor:
 
 def take_rows(rows: Tensor, index: list[int] | Tensor) -> Tensor:
     """The rows of the given index."""
-    return map_shards(lambda part: part[index], rows)
+    return map_shards(lambda part: part[torch.as_tensor(index)], rows)
 
 
 def all_finite(vectors: Tensor) -> bool:

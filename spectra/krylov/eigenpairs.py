@@ -93,15 +93,16 @@ def basis_of(operator: Shaped, k: int, largest: int | None = None, choice: str =
     It is `largest`, or by default what memory holds, at most LARGEST_BASIS. Raises SpectraError where that is too
     little even for the smallest basis.
     """
-    k = min(k, operator.shape[0])
-    usual, beside = usual_basis(k), vectors_held(k, 0)
+    n = operator.shape[0]
+    k = min(k, n)
+    usual, beside = min(usual_basis(k), n), vectors_held(k, 0)
     wanted = usual if largest is None else max(largest, usual)
-    place = placement(operator, min(wanted, operator.shape[0]) + beside, choice)
+    place = placement(operator, min(wanted, n) + beside, choice)
     if largest is None:
-        least = min(least_basis(k), operator.shape[0]) + beside
+        least = min(least_basis(k), n) + beside
         refuse_basis(operator, place, least, f"`k` {k}", "ask for fewer, or choose fewer parameters with `params`")
         wanted = max(least_basis(k), min(LARGEST_BASIS, place.vectors - beside))
-    return replace(place, vectors=wanted)
+    return replace(place, vectors=wanted, usual=usual)
 
 
 def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> Any:

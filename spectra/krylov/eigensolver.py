@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.blocks import EACH, columns, fitting_vectors
 from spectra.krylov.bounds import complement_bounds, kato_temple, residual_norms
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import Lanczos, begin, random_start
@@ -33,7 +33,6 @@ ReverseCommunication = Generator[Tensor, Any, Any]
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 PENDING = 3  # rows of memory beside the basis: two pending directions and what becomes the next
 FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude next to nothing
-EACH = 3  # vectors that a column of a product of residuals takes
 
 
 def vectors_held(k: int, capacity: int) -> int:

@@ -109,7 +109,7 @@ class Lanczos:
         index %= p
         if index:
             order = [index, *(i for i in range(p) if i != index)]
-            change(self.pending, lambda rows: rows[order])
+            change(self.pending, lambda rows: rows[torch.tensor(order)])
             self.coupling = self.coupling[order]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]

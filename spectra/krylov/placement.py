@@ -26,6 +26,7 @@ class Placement:
 
     device: torch.device
     vectors: int
+    usual: int = 0  # vectors that the basis takes where nothing limits it
 
 
 def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
@@ -35,11 +36,17 @@ def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
     than the host's, else the host.
     """
     require_choice("basis", choice, BASES)
-    choice, own = basis_place() if choice == "auto" else choice, Placement(operator.device, fitting_vectors(operator))
+    choice = basis_place() if choice == "auto" else choice
+    own = Placement(operator.device, fitting_vectors(operator), usual)
     if operator.device.type == HOST.type or choice == "device":
         return own
-    host = Placement(HOST, host_share() // vector_bytes(operator))
+    host = Placement(HOST, host_share() // vector_bytes(operator), usual)
     return host if choice == "host" or own.vectors < min(usual, host.vectors) else own
+
+
+def fits(operator: Shaped, place: Placement, vectors: int) -> bool:
+    """Whether so many vectors fit the share of a place, or what memory is free there."""
+    return vectors <= place.vectors or vectors * vector_bytes(operator) <= memory_of(place.device)[1]
 
 
 def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, way_out: str) -> None:
@@ -47,10 +54,8 @@ def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, 
 
     The error names the `argument` that asks for it, and the `way_out`.
     """
-    if least <= place.vectors:
-        return
-    each, free, on_host = vector_bytes(operator), memory_of(place.device)[1], place.device.type == HOST.type
-    if least * each > free:
+    if not fits(operator, place, least):
+        each, free, on_host = vector_bytes(operator), memory_of(place.device)[1], place.device.type == HOST.type
         raise SpectraError(
             f"{argument}: the smallest basis, {least} vectors of {in_units(each)}, takes {in_units(least * each)}, and "
             f"{'the host' if on_host else place.device} has {in_units(free)} free; "

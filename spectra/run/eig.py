@@ -9,8 +9,11 @@ from pkgutil import resolve_name
 
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import TOLERANCE, K
+from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG
+from spectra.krylov.placement import Placement
+from spectra.operator import Shaped
 from spectra.records.eig import eig_results
 from spectra.records.record import Record
 from spectra.run.session import Session
@@ -34,6 +37,9 @@ class EigSettings:
                 refuse_gram(name)
         if self.method == "power":
             refuse_which(self.which)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, self.k) if self.method == "lanczos" else None
 
     def refuse_size(self, size: int, products: int | None) -> None:
         refuse_k(self.k, size)
