@@ -17,6 +17,7 @@ from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
 from spectra.vectors import (
     all_finite,
+    distance,
     dot,
     from_shard,
     map_shards,
@@ -292,13 +293,15 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     u, v = random_vectors(operator, 2, generator)
-    first, again, other = operator @ v, operator @ v, operator @ u
+    first = operator @ v
+    change = distance(first, operator @ v)
+    other = operator @ u
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
     if size == 0:
         return 0.0
-    repeat = norm(first - again) / size
+    repeat = change / size
     asymmetry = abs(dot(u, first) - dot(v, other)) / size
     # Rounding grows with the number of terms summed; the square root of epsilon is far above it
     # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.

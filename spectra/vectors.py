@@ -216,6 +216,15 @@ def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64)
     return sum_pieces(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
 
 
+def distance(u: Tensor, v: Tensor) -> float:
+    """The Euclidean norm |u - v| of vectors (n,), accumulated in float64."""
+
+    def square(u: Tensor, v: Tensor) -> Tensor:
+        return _dot(apart := u - v, apart)
+
+    return sum_pieces(square, u, v).sqrt().item()
+
+
 def dot(u: Tensor, v: Tensor) -> float:
     """The inner product u'v of vectors (n,), accumulated in float64."""
     return sum_pieces(_dot, u, v).item()

@@ -237,8 +237,8 @@ def test_on_the_cpu_there_is_one_memory():
 def test_too_little_memory_is_refused_in_one_line(method, argument, least, basis, monkeypatch):
     n = 10**6
     row = n * 8
-    monkeypatch.setattr(places, "memory_of", lambda device: (math.inf, (least - 1) * row))
-    host_share_of(2, n, monkeypatch)
+    monkeypatch.setattr(places, "memory_of", lambda device: (math.inf, least * row - (device == CPU)))
+    host_share_of(2 if basis == "host" else least, n, monkeypatch)
     operator = OnDevice(torch.empty(0, dtype=torch.float64))
     operator.shape = torch.Size((n, n))
     with share_of(2, n), pytest.raises(SpectraError) as caught:

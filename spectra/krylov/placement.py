@@ -13,7 +13,7 @@ from spectra.arguments import require_choice
 from spectra.errors import SpectraError
 from spectra.files import in_units
 from spectra.krylov.blocks import fitting_vectors, vector_bytes
-from spectra.memory import basis_place, host_share, memory_of
+from spectra.memory import basis_place, host_share, memory_of, memory_share
 from spectra.operator import Shaped
 
 BASES = ("auto", "device", "host")
@@ -44,9 +44,23 @@ def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
     return host if choice == "host" or own.vectors < min(usual, host.vectors) else own
 
 
+def most_room(operator: Shaped) -> int:
+    """The bytes of the share in which there is most room for a basis, of those in which it may lie."""
+    choice, own = basis_place(), memory_share(operator.device)
+    if operator.device.type == HOST.type or choice == "device":
+        return own
+    return host_share() if choice == "host" else max(own, host_share())
+
+
 def fits(operator: Shaped, place: Placement, vectors: int) -> bool:
-    """Whether so many vectors fit the share of a place, or what memory is free there."""
-    return vectors <= place.vectors or vectors * vector_bytes(operator) <= memory_of(place.device)[1]
+    """Whether so many vectors fit the share of a place, or what memory is free there beside that of products."""
+    return vectors <= place.vectors or vectors * vector_bytes(operator) <= free_for_basis(operator, place)
+
+
+def free_for_basis(operator: Shaped, place: Placement) -> float:
+    """The bytes that are free at a place, without the share of products where they are made there."""
+    products = memory_share(place.device) if place.device.type == operator.device.type else 0
+    return max(0, memory_of(place.device)[1] - products)
 
 
 def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, way_out: str) -> None:
@@ -55,9 +69,10 @@ def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, 
     The error names the `argument` that asks for it, and the `way_out`.
     """
     if not fits(operator, place, least):
-        each, free, on_host = vector_bytes(operator), memory_of(place.device)[1], place.device.type == HOST.type
+        each, free, on_host = vector_bytes(operator), free_for_basis(operator, place), place.device.type == HOST.type
+        helps = not on_host and host_share() >= least * each
         raise SpectraError(
             f"{argument}: the smallest basis, {least} vectors of {in_units(each)}, takes {in_units(least * each)}, and "
-            f"{'the host' if on_host else place.device} has {in_units(free)} free; "
-            f"{'' if on_host else 'give `basis` host, '}{way_out}"
+            f"{'the host' if on_host else place.device} has {in_units(free)} free for it; "
+            f"{'give `basis` host, ' if helps else ''}{way_out}"
         )
