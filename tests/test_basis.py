@@ -1,7 +1,11 @@
 """Bases on the host of a pretend device, and bases as small as memory makes them: the same numbers; bytes counted."""
 
 import math
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,14 +20,23 @@ from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block
 from spectra.krylov.deflation import known_pairs, with_deflation
 from spectra.krylov.eigenpairs import basis_of, eigenpairs
 from spectra.krylov.eigensolver import least_basis, usual_basis, vectors_held
-from spectra.krylov.forecast import VectorMeter
+from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
-from spectra.krylov.lanczos import begin, random_start, remove
+from spectra.krylov.lanczos import begin, lanczos, random_start, remove
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
-from spectra.memory import products_share, settled_basis, settled_share
+from spectra.memory import basis_place, products_share, settled_basis, settled_share
 from spectra.operator import Counting
+from spectra.problem.problem import Problem, Processes
+from spectra.resume.journal import CheckpointedOperator, Journal
+from spectra.resume.state import State
+from spectra.run.density import DensitySettings
+from spectra.run.eig import EigSettings
+from spectra.run.inspection import look_ahead
+from spectra.run.request import Request
+from spectra.run.session import Session
+from spectra.run.trace import TraceSettings
 from spectra.transfer import Lane
 from spectra.vectors import dot, norms, on_device, row_dots
 
@@ -255,6 +268,126 @@ def test_too_little_memory_is_refused_in_one_line(method, argument, least, basis
 def test_a_place_that_there_is_not_is_refused(method):
     with pytest.raises(ArgumentError, match=r"^`basis` disk: give one of auto, device, host"):
         method(torch.eye(5), basis="disk")
+
+
+def session(basis: str, settled: dict | None, settings) -> Session:
+    """A session whose problem, of 300 parameters, is on the pretend device; with what an earlier run has settled."""
+    made = Session(Request(settings, {}, ("hessian",), basis=basis))
+    problem = {"size": 300, "dtype": torch.float64, "device": DEVICE, "processes": Processes()}
+    made.problem = cast(Problem, SimpleNamespace(**problem))
+    made.state = cast(State, SimpleNamespace(settled=settled))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "settled", "place"),
+    [
+        ("auto", None, "host"),
+        ("device", None, "device"),
+        ("host", None, "host"),
+        ("auto", {"memory_share": 1, "basis": "device", "host_share": 0}, "device"),
+        ("auto", {"memory_share": 1, "basis": "host", "host_share": 10**9}, "host"),
+        ("auto", {"memory_share": 1}, "host"),  # of an earlier version
+        ("host", {"memory_share": 1, "basis": "device", "host_share": 10**9}, "host"),
+    ],
+)
+@pytest.mark.parametrize("settings", [EigSettings(k=3), DensitySettings(steps=30)])
+def test_a_run_settles_where_its_bases_lie(settings, asked, settled, place, monkeypatch):
+    monkeypatch.setattr("spectra.run.session.host_share", lambda: 10**9)
+    with share_of(20, 300), session(asked, settled, settings) as run:
+        kept, notes = run._settle_basis()
+        assert kept == {"basis": place, "host_share": (settled or {}).get("host_share", 10**9)}
+        assert basis_place() == place
+        on_host = [text for text in notes if "lies in host memory" in text]
+        assert len(on_host) == (place == "host")
+        if on_host:
+            why = "as asked" if asked == "host" else "as a quarter of the device's memory holds 20 vectors of 2.34 KiB"
+            assert on_host[0].endswith(why)
+        small = settings.command == "eig" and place == "device"
+        assert [text.split(",")[0] for text in notes if "restarts" in text] == [
+            "memory holds 14 basis vectors of 2.34 KiB"
+        ] * small
+    assert basis_place() == "auto"
+
+
+def test_a_method_without_a_basis_leaves_it_to_what_is_asked():
+    with share_of(20, 300), session("auto", None, TraceSettings()) as run:
+        assert run._settle_basis() == ({"basis": "auto", "host_share": run._settle_basis()[0]["host_share"]}, [])
+        assert basis_place() == "auto"
+
+
+class Cut(BaseException):
+    """The end of a process, as far as a method can see."""
+
+
+class Cutting(OnDevice):
+    """The matrix, until the process ends."""
+
+    def __init__(self, matrix, left: int):
+        super().__init__(matrix)
+        self.left = left
+
+    def __matmul__(self, vectors):
+        if self.products == self.left:
+            raise Cut
+        return super().__matmul__(vectors)
+
+
+@pytest.mark.parametrize("first", ["device", "host"])
+@pytest.mark.parametrize("then", ["device", "host"])
+def test_a_run_that_was_cut_off_goes_on_with_its_basis_on_either_side(first, then, tmp_path):
+    """Where the bits of a vector differ, its product is made anew; here they do not, and a product alone is checked."""
+    given = with_spectrum(SPECTRA["network"])
+    with PretendDevice():
+        whole = pairs_of(OnDevice(given), basis=then)
+        with pytest.raises(Cut), closing(Journal(tmp_path / "hessian")) as journal:
+            pairs_of(CheckpointedOperator(Cutting(given, 12), journal), basis=first)
+        with closing(Journal(tmp_path / "hessian")) as journal:
+            again = pairs_of(CheckpointedOperator(operator := OnDevice(given), journal), basis=then)
+    assert_alike([x.held if isinstance(x, DeviceTensor) else x for x in again], whole, 1e-12)
+    assert operator.products == whole[-1] - 12 + 1
+
+
+@pytest.mark.parametrize("vectors", [(2, 60), (2, 20), (60, 60)])
+def test_forecasts_tell_what_lies_where(vectors, monkeypatch):
+    """Of a matrix a thousand times the surrogate, whose basis restarts where the host holds no more."""
+    device, host = vectors
+    pilot = lanczos(given := with_spectrum(SPECTRA["network"]), random_start(given, seeded()), 20)
+    seen = outline(pilot)
+    counts = seen.counts * torch.where(seen.alone, 1, 10**4)
+    seen = replace(seen, counts=counts, device=DEVICE)
+    n, row = seen.shape[0], 8 * seen.shape[0]
+    host_share_of(host, n, monkeypatch)
+    with settled_share(device * row):
+        found = forecast_eigenpairs(seen, 3, generator=seeded())
+        asked = largest_matrix(seen, 1)
+    if device > host // 2:
+        assert found.host_bytes == 0
+        assert found.bytes <= device * row
+    else:
+        assert found.bytes == 3 * row
+        assert 9 * row <= found.host_bytes <= (host + 3) * row
+    most = max(vectors)
+    assert asked == pytest.approx(most * n, rel=1e-6)
+    assert found.largest == pytest.approx(most * n / vectors_held(3, least_basis(3)), rel=1e-6)
+
+
+def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
+    class Matrix(Counting):
+        peak_bytes = 0
+
+        def factor(self):
+            raise SpectraError("there is none")
+
+    given = with_spectrum(SPECTRA["network"])
+    monkeypatch.setattr(places, "memory_of", lambda device: (math.inf, 40 * 300 * 8))
+    with share_of(2, 300):
+        found = look_ahead(Counting(Matrix(given)), k=3, generator=seeded())
+    assert [estimate.command for estimate in found.estimates] == ["eig", "trace"]
+    assert found.refused == (
+        "`steps` 80: the smallest basis, 85 vectors of 2.34 KiB, takes 199 KiB, and the host has 89.1 KiB free for it; "
+        "take fewer, or choose fewer parameters with `params`",
+    )
 
 
 class Stream(TorchFunctionMode):
