@@ -303,10 +303,8 @@ def test_a_run_settles_where_its_bases_lie(settings, asked, settled, place, monk
         if on_host:
             why = "as asked" if asked == "host" else "as a quarter of the device's memory holds 20 vectors of 2.34 KiB"
             assert on_host[0].endswith(why)
-        small = settings.command == "eig" and place == "device"
-        assert [text.split(",")[0] for text in notes if "restarts" in text] == [
-            "memory holds 14 basis vectors of 2.34 KiB"
-        ] * small
+        expected = ["memory holds 14 basis vectors of 2.34 KiB"] * (settings.command == "eig" and place == "device")
+        assert [text.split(",")[0] for text in notes if "restarts" in text] == expected
     assert basis_place() == "auto"
 
 

@@ -45,7 +45,7 @@ def hutch_plus_plus(
     sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    place = placement(operator, ARRAYS * sketch).device
+    place = placement(operator, ARRAYS * sketch // 2).device  # of the device, they may take two quarters
     if place.type == operator.device.type:
         image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
         basis = orthonormal(image.T)[0].contiguous()

@@ -71,7 +71,7 @@ def xtrace(
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
-    place = placement(operator, ARRAYS * min(probes or FEWEST, n))
+    place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # of the device, they may take two quarters
     if not (probes or fits(operator, place, ARRAYS * min(FEWEST, n))):
         return sample(counted, counted, known, rtol, None, generator, budget, progress)
     sketch = Sketch(counted, place.device)
