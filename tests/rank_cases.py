@@ -108,7 +108,8 @@ def on_hosts(operator) -> dict:
         assert moved.device_mesh is partner is not mesh
     else:
         moved = rows
-    return {"whole": moved, "gram": sum_shards(lambda u: u @ u.T, moved), "basis": orthonormal(moved)[0]}
+    basis = full_tensor(orthonormal(moved)[0])
+    return {"whole": moved, "gram": sum_shards(lambda u: u @ u.T, moved), "span": basis.T @ basis}
 
 
 def trace(method: str, operator, **options) -> dict:
