@@ -29,11 +29,13 @@ from spectra.krylov.xtrace import xtrace
 from spectra.memory import basis_place, products_share, settled_basis, settled_share
 from spectra.operator import Counting
 from spectra.problem.problem import Problem, Processes
+from spectra.records.eig import eig_results
 from spectra.resume.journal import CheckpointedOperator, Journal
 from spectra.resume.state import State
 from spectra.run.density import DensitySettings
-from spectra.run.eig import EigSettings
+from spectra.run.eig import EigSettings, lean
 from spectra.run.inspection import look_ahead
+from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
@@ -312,6 +314,31 @@ def test_a_method_without_a_basis_leaves_it_to_what_is_asked():
     with share_of(20, 300), session("auto", None, TraceSettings()) as run:
         assert run._settle_basis() == ({"basis": "auto", "host_share": run._settle_basis()[0]["host_share"]}, [])
         assert basis_place() == "auto"
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_vectors_that_will_not_be_written_are_given_back(k, monkeypatch):
+    given = with_spectrum(SPECTRA["network"])
+    solve = partial(eigenpairs, k=k)
+    whole = solve(given, generator=seeded())
+    assert lean(solve, False, given, generator=seeded()).holds_vectors
+    monkeypatch.setattr("spectra.run.eig.LARGEST_VECTORS", k * 300 * 8 - 1)
+    kept, left = (lean(solve, save, given, generator=seeded()) for save in (True, False))
+    assert torch.equal(kept.vectors, whole.vectors)
+    assert not left.holds_vectors
+    assert left.vectors.shape == whole.vectors.shape
+    assert left.vectors.nbytes == whole.vectors.nbytes
+    assert left.vectors.untyped_storage().nbytes() == 8
+    assert torch.equal(left.values, whole.values)
+    for vectors, save in ((kept, True), (left, True)):
+        (result,) = eig_results([measured(vectors)], "lanczos", save)
+        assert (result.vectors is None) == (vectors is left)
+
+
+def measured(answer) -> Measurement:
+    """A measurement of this answer."""
+    costs = dict.fromkeys(["seconds", "setup_seconds", "noise", "kept_bytes", "peak_bytes"], 0)
+    return Measurement("hessian", answer, answer.products, path="hoisted", semidefinite=False, **costs)
 
 
 class Cut(BaseException):

@@ -378,6 +378,6 @@ class Eigensolver:
         def off(image: Tensor, vectors: Tensor, pending: Tensor) -> Tensor:
             return (image - along @ vectors - across @ pending).square().sum(dtype=torch.float64)
 
-        combined = map_shards(signs.to(vectors.device, vectors.dtype).matmul, vectors)
-        image = yield from self.multiply(on_device(combined, self.operator.device))
+        mixing = signs.to(vectors.device, vectors.dtype).matmul
+        image = yield from self.multiply(on_device(map_shards(mixing, vectors), self.operator.device))
         return sum_pieces(off, on_device(image, vectors.device), *rows).sqrt().cpu()
