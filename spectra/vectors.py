@@ -21,6 +21,7 @@ from torch import Tensor
 from spectra.transfer import copied, copy
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
@@ -190,7 +191,7 @@ def _other_mesh(mesh: DeviceMesh, kind: str) -> DeviceMesh:
         for one, other in (pair, pair[::-1]):
             if one is mesh and other.device_type == kind:
                 return other
-    group = torch.distributed.new_group(backend="gloo")  # whose sums are of a few numbers
+    group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo"))  # whose sums are of a few numbers
     _PARTNERS.append((mesh, DeviceMesh.from_group(group, kind)))
     return _PARTNERS[-1][1]
 
