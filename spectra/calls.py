@@ -28,6 +28,7 @@ from spectra.inputs.loss_options import loss_name
 from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
+from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
@@ -69,6 +70,7 @@ def eig(
     seed: int = 0,
     out: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
@@ -92,6 +94,8 @@ def eig(
         out: a directory for eig.json and eig.npz; a call that was interrupted resumes from what it left there. None:
             nothing is written.
         max_products: stop after so many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds a Lanczos basis: device, host (of a GPU), or auto, the host's where a quarter of
+            the device's is too little.
         check: compare derivatives with finite differences first.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
@@ -121,6 +125,7 @@ def eig(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         save_every=save_every,
     )
@@ -141,6 +146,7 @@ def trace(
     out: str | Path | None = None,
     deflate: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -149,7 +155,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, save_every, progress, problem: as
+            `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -175,6 +182,7 @@ def trace(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         save_every=save_every,
         deflate=deflate,
@@ -196,6 +204,7 @@ def density(
     out: str | Path | None = None,
     deflate: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -204,8 +213,8 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
-            With `out` the figure density.png is written too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, save_every, progress, problem: as
+            `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -232,6 +241,7 @@ def density(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         save_every=save_every,
         deflate=deflate,
@@ -259,6 +269,7 @@ def requested(
     seed: int,
     out: str | Path | None,
     max_products: int | None,
+    basis: str,
     check: bool,
     save_every: float,
     deflate: str | Path | None = None,
@@ -269,6 +280,7 @@ def requested(
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    recorded |= {"basis": among("basis", basis, BASES)}
     return Request(
         settings,
         problem,
@@ -277,6 +289,7 @@ def requested(
         seed=seed,
         max_products=max_products,
         memory=given[3].get("memory"),
+        basis=basis,
         check=bool(check),
         out=as_path(out),
         save_every=positive("save_every", save_every),

@@ -41,6 +41,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         seed=options["seed"],
         max_products=options["max_products"],
         memory=options["memory"],
+        basis=options["basis"],
         check=not options["no_check"],
         out=options["out"],
         home=home,

@@ -22,7 +22,7 @@ from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.errors import SpectraError
-from spectra.memory import collecting_new_objects, memory_share
+from spectra.memory import collecting_new_objects, products_share
 from spectra.operator import refuse_other_dtype
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
@@ -202,7 +202,7 @@ class Curvature:
         """Compare one product with differences, once. Raises SpectraError where they contradict it."""
         if self._check and self.derivative_check is None:
             costs = costs or footprint(self.linearise, self.problem)
-            memory = self.memory or memory_share(self.device)
+            memory = self.memory or products_share(self.device)
             self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
 
     def _make_products(self, costs: Footprint) -> Products:

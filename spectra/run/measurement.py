@@ -14,8 +14,11 @@ from spectra.curvature.operator import Curvature
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
+from spectra.memory import basis_place
 from spectra.operator import Counting, SymmetricOperator, check_operator
 from spectra.vectors import gather_on_first
+
+ON_HOST = "; basis in host memory"
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def measure(
 
 
 def gathered(answer: Any) -> Any:
-    """The answer with eigenvectors that are sharded brought together at rank 0, where they are written."""
-    return replace(answer, vectors=gather_on_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+    """The answer with its eigenvectors in host memory, those that are sharded together at rank 0, which writes them."""
+    return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
 def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
@@ -124,7 +127,7 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
     return Measurement(
         curvature=matrix.name,
         answer=answer,
-        path=matrix.path,
+        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.problem.device.type != "cpu" else ""),
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
         semidefinite=matrix.definition.semidefinite(matrix.problem.loss),

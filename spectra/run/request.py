@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.matrices import refuse_weight_decay
+from spectra.krylov.placement import Placement
+from spectra.operator import Shaped
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -34,6 +36,13 @@ class Settings(Protocol):
         """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
         ...
 
+    def basis(self, space: Shaped) -> Placement | None:
+        """The place of the method's basis for matrices on these vectors; None where it has none, or settles it itself.
+
+        Raises SpectraError where memory holds no basis.
+        """
+        ...
+
 
 S = TypeVar("S", bound=Settings)
 
@@ -46,6 +55,9 @@ class AnySize:
 
     def refuse_size(self, size: int, products: int | None) -> None:
         pass
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return None
 
 
 def anything(_record: ProblemRecord) -> None:
@@ -63,6 +75,7 @@ class Request(Generic[S]):
         seed: of starting vectors and probes.
         max_products: of each matrix, all counted; None is without end.
         memory: bytes that products may take besides model and data; None: a quarter of the device's.
+        basis: where the basis of a method lies, auto, device or host.
         check: compare derivatives with differences first.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
@@ -81,6 +94,7 @@ class Request(Generic[S]):
     seed: int = 0
     max_products: int | None = None
     memory: int | None = None
+    basis: str = "auto"
     check: bool = True
     out: Path | None = None
     home: Path | None = None

@@ -23,7 +23,7 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
-from spectra.memory import memory_share, settled_share, taking_memory
+from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
@@ -33,6 +33,7 @@ from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator, as_bytes
 from spectra.resume.state import State
+from spectra.run.basis import Space, name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, device_of, load, processes_of
@@ -86,14 +87,33 @@ class Session(Generic[S]):
             self.names, self.problem, self.about = tuple(dict.fromkeys(names)), loaded.problem, loaded.record
             self._stack.enter_context(without_autocast())  # which the user's file may have switched on
             request.verify(self.about)
+            place, notes = self._settle_basis()
             if self.state:
                 self._stack.callback(self.state.close)
-                self.state.begin(self.fingerprint(), {"memory_share": share})
-        self.about = complete(loaded)
+                self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
+        record = complete(loaded)
+        self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
         for text in loaded.told:
             self.listener.note(text)
         self.listener.heading(self.about)
         return self.problem
+
+    def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
+        """Settle where bases lie from now on: where an unfinished run had them, unless something else is asked for.
+
+        Returns what a resumed run is to take up, and lines for the reader.
+        """
+        space, asked = Space(self.problem), self.request.basis
+        before = (self.state and self.state.settled) or {}
+        on_cpu = space.device.type == "cpu"
+        share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
+        place = before.get("basis", "auto") if asked == "auto" else asked
+        with settled_basis(place, share):
+            found = self.request.settings.basis(space)
+        place = name_of(found, space) if found else place
+        self._stack.enter_context(settled_basis(place, share))
+        notes = list(told(found, space, asked)) if found else []
+        return {"basis": place, "host_share": share}, notes
 
     def prepare(self) -> None:
         """See that files can be written; a directory that is made for that goes if nothing comes into it."""
@@ -139,6 +159,7 @@ class Session(Generic[S]):
             "device": record.device,
             "ranks": record.ranks,
         }
+        found.pop("basis", None)  # which an unfinished run may have had elsewhere
         if isinstance(self._own_model(), nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
             found["labels_seed"] = self.problem.seed

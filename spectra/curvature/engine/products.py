@@ -15,7 +15,7 @@ from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.errors import SpectraError
-from spectra.memory import memory_share
+from spectra.memory import products_share
 from spectra.problem.batch import Batch
 from spectra.problem.model_checks import refuse_other_size
 from spectra.problem.problem import Problem
@@ -67,7 +67,7 @@ class Products:
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
         least = costs.peak(largest)
         if memory is None:
-            memory = max(memory_share(problem.device), least)
+            memory = max(products_share(problem.device), least)
         elif 0 < memory < least:
             raise SpectraError(
                 f"`memory`: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
