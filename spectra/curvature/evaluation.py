@@ -40,12 +40,12 @@ def evaluate(problem: Problem) -> Evaluation:
     total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         for batch in own_batches(problem):
-            rows = problem.rows(batch)
-            problem.check(rows, batch)
-            total += problem.total(rows, batch).item()
-            if isinstance(problem.loss, ClassificationLoss):
-                hits = problem.hits(problem.loss, rows, batch)
-                right, counted = right + int(hits.sum()), counted + hits.numel()
+            for rows, part in problem.rows_by_parts(batch):
+                problem.check(rows, part)
+                total += problem.total(rows, part).item()
+                if isinstance(problem.loss, ClassificationLoss):
+                    hits = problem.hits(problem.loss, rows, part)
+                    right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)
     loss = total / problem.weight
     if not math.isfinite(loss):

@@ -5,6 +5,8 @@ The labels are keyed on the seed and the example's index: it is one fixed matrix
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
 from spectra.problem.batch import Batch
+from spectra.problem.head import Tokens
 from spectra.problem.problem import Problem
 
 
@@ -46,6 +49,14 @@ def sampled(problem: Problem, batch: Batch, rows: Tensor) -> list[Tensor]:
     loss = distribution_of(problem, batch)
     scales = label_scales(problem, batch, rows) / (problem.weight * problem.mc_samples)
     return [
-        scales.sqrt() * loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample)).flatten(1)
+        scales.sqrt() * loss.draw(rows, drawn(problem.seed, batch, len(rows), sample)).flatten(1)
         for sample in range(problem.mc_samples)
     ]
+
+
+def drawn(seed: int, batch: Batch, rows: int, sample: int) -> Callable[[int], Tensor]:
+    """The uniform numbers of a batch's rows; those of some tokens are what they are in the whole batch."""
+    if not isinstance(batch, Tokens):
+        return uniforms(seed, batch.indices, rows, sample)
+    every = uniforms(seed, batch.whole.indices, batch.count, sample)
+    return lambda draw: every(draw)[batch.cut]

@@ -25,8 +25,7 @@ class Hessian(Definition):
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
         """The batch's term of the Hessian, as the derivative of the gradient's product with a vector."""
-        rows = problem.rows(batch)
-        loss = problem.total(rows, batch) / problem.weight
+        loss = problem.loss_of(batch) / problem.weight
         slopes = gradient(loss, problem.leaves, create_graph=True)
         slope = problem.vector(slopes)
 

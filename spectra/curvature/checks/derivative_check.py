@@ -27,11 +27,12 @@ from spectra.curvature.checks.error_location import locate_error
 from spectra.curvature.checks.perturbed import LocalProblem, copied, in_place, random_direction
 from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
-from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
+from spectra.curvature.engine.differentiation import Jacobian, gradient
 from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
+from spectra.problem.autograd_graph import names_behind
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
 from spectra.wording import counted
@@ -213,7 +214,7 @@ def has_kinks(local: LocalProblem) -> bool:
     """Whether the graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
     loss = problem.total(problem.rows(batch), batch)
-    return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
+    return any(name.startswith(KINKED) for name in names_behind([loss]))
 
 
 def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:

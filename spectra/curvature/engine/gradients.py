@@ -13,9 +13,11 @@ from spectra.problem.problem import Problem
 
 def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
     """The gradient (n,) of the batch's summed loss."""
-    rows = problem.rows(batch)
-    problem.check(rows, batch)
-    return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
+    if problem.head is None:
+        rows = problem.rows(batch)
+        problem.check(rows, batch)
+        return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
+    return problem.vector(gradient(problem.loss_of(batch), problem.leaves))
 
 
 def mean_gradient(problem: Problem) -> Tensor:

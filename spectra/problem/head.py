@@ -1,0 +1,131 @@
+"""The head of a model: the linear layer whose output is the logits, and the logits chunk by chunk of tokens.
+
+A language model's logits are far larger than what they are computed from. Here the layer hands its input on, and
+whoever needs logits makes those of some tokens, uses them up, and goes on to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from spectra.problem.batch import Batch
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.weights import LABELS, WEIGHTS, weights_of
+
+if TYPE_CHECKING:
+    from spectra.problem.problem import Problem
+
+LEAST = 512  # classes: below, logits are not what takes memory
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layer that makes the logits, by name, and the number of tokens of a chunk."""
+
+    name: str
+    chunk: int
+
+    def layer(self, model: nn.Module) -> nn.Linear:
+        """The layer."""
+        found = model.get_submodule(self.name)
+        assert isinstance(found, nn.Linear)
+        return found
+
+
+class Reached(BaseException):
+    """The model has come to its head; no error, so that no model catches it."""
+
+    def __init__(self, given: Tensor):
+        super().__init__()
+        self.given = given
+
+
+@dataclass(frozen=True)
+class Tokens(Batch):
+    """Some of the tokens of a batch: each row of the output is one of its examples."""
+
+    whole: Batch
+    count: int  # of the rows of the whole batch
+    cut: slice
+
+
+def head_inputs(problem: Problem, batch: Batch, head: Head) -> Tensor:
+    """What the head is given for a batch, one token a row: (E, D)."""
+
+    def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise Reached(arguments[0])
+
+    handle = head.layer(problem.model).register_forward_pre_hook(stop)
+    try:
+        problem.output(batch)
+    except Reached as reached:
+        given = reached.given if torch.is_grad_enabled() else reached.given.detach()
+        return given.flatten(0, -2)
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the model no longer calls {head.name}")
+
+
+def logits(head: nn.Linear, given: Tensor) -> Tensor:
+    """The logits of some tokens."""
+    return F.linear(given, head.weight, head.bias)
+
+
+def tokens_of(problem: Problem, batch: Batch, head: Head, count: int) -> Iterator[Tokens]:
+    """Yield the chunks of a batch of `count` tokens."""
+    labels, weights = problem.labels(batch).reshape(-1), weights_of(problem.loss, batch.targets)
+    indices = batch.indices.repeat_interleave(count // len(batch))
+    for first in range(0, count, head.chunk):
+        cut = slice(first, first + head.chunk)
+        targets: Any = labels[cut] if weights is None else {LABELS: labels[cut], WEIGHTS: weights[cut, 0]}
+        yield Tokens(None, targets, indices[cut], batch, count, cut)
+
+
+def find_head(problem: Problem) -> tuple[str, int, int] | None:
+    """The name of the linear layer that makes the logits, their number of classes, and of tokens an example.
+
+    None where the loss is not the cross entropy of labels, or where the logits are not the very tensor that one layer
+    returns once: then something is done with them on the way.
+    """
+    batch = problem.batches[0]
+    if not isinstance(problem.loss, CrossEntropy) or problem.labels(batch).is_floating_point():
+        return None
+    wide = {name: m for name, m in problem.model.named_modules() if is_plain(m) and m.out_features >= LEAST}
+    if not wide or every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        return None
+    some, calls = batch.part(slice(1)), []
+
+    def note(name: str, _module: nn.Module, _arguments: Any, output: Tensor) -> None:
+        calls.append((name, output, output._version))  # held, so that no other tensor gets its memory
+
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in wide.items()]
+    try:
+        with torch.no_grad():
+            output = problem.output(some)
+            rows = problem.rows_of(output, some)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [name for name, made, version in calls if (made.data_ptr(), version) == (output.data_ptr(), output._version)]
+    if len(found) != 1 or sum(name == found[0] for name, *_ in calls) != 1:
+        return None
+    name, classes = found[0], wide[found[0]].out_features
+    as_it_is = rows.data_ptr() == output.data_ptr() and output.dtype == wide[name].weight.dtype
+    if not as_it_is or rows.shape != (output.numel() // classes, classes) or output.shape[-1] != classes:
+        return None
+    return name, classes, len(rows)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear layer and does nothing else."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    own = "forward" in vars(module) or type(module).forward is not nn.Linear.forward
+    return isinstance(module, nn.Linear) and not own and not any(getattr(module, name) for name in hooks)
