@@ -63,6 +63,7 @@ def head_inputs(problem: Problem, batch: Batch, head: Head) -> Tensor:
     def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise Reached(arguments[0])
 
+    _ = problem.writes_inputs  # found by calls of the model, now
     handle = head.layer(problem.model).register_forward_pre_hook(stop)
     try:
         problem.output(batch)
@@ -102,6 +103,7 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
     if not wide or every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
         return None
     some, calls = batch.part(slice(1)), []
+    _ = problem.writes_inputs  # found by calls of the model, now
 
     def note(name: str, _module: nn.Module, _arguments: Any, output: Tensor) -> None:
         calls.append((name, output, output._version))  # held, so that no other tensor gets its memory
@@ -114,7 +116,9 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
     finally:
         for handle in handles:
             handle.remove()
-    found = [name for name, made, version in calls if (made.data_ptr(), version) == (output.data_ptr(), output._version)]
+    found = [
+        name for name, made, version in calls if (made.data_ptr(), version) == (output.data_ptr(), output._version)
+    ]
     if len(found) != 1 or sum(name == found[0] for name, *_ in calls) != 1:
         return None
     name, classes = found[0], wide[found[0]].out_features
