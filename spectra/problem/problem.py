@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -78,6 +78,7 @@ class Problem:
         require_number("weight_decay", self.weight_decay, finite=True)
         require_integer("seed", self.seed, 0, LARGEST_SEED)
         require_integer("mc_samples", self.mc_samples)
+        require_boolean("recompute_activations", self.recompute_activations, optional=True)
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)

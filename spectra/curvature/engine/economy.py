@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import combined_gradient
@@ -18,10 +19,14 @@ from spectra.errors import SpectraError
 from spectra.memory import memory_share, out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.blocks import blocks_of, repeatable
+from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.head import Head, find_head
 from spectra.problem.problem import Problem
+from spectra.problem.side_effects import modules
+from spectra.wording import counted
 
 COPIES = 10  # of the logits that a product takes at most, from scratch
+FEWER = 16  # tokens of the smallest chunk, in sizes of a hidden state
 PART = 8  # of memory for the copies of a chunk
 LARGE = 2**26  # bytes of a chunk's copies on a CPU, where larger tensors are slower
 
@@ -37,8 +42,8 @@ class Economy:
     def path(self) -> str:
         """What is done to spare memory, for the record; empty where nothing is."""
         head, blocks = self.problem.head, len(self.problem.blocks)
-        found = [f"logits of {head.chunk} tokens at a time"] if head else []
-        return "; ".join(found + ([f"activations of {blocks} blocks recomputed"] if blocks else []))
+        found = [f"logits in chunks of {counted(head.chunk, 'token')}"] if head else []
+        return "; ".join(found + ([f"activations of {counted(blocks, 'block')} recomputed"] if blocks else []))
 
 
 def economical(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> Economy:
@@ -104,12 +109,31 @@ def smallest(found: Economy, whole: bool) -> float:
     return max(elements(batch) / (1 if whole else len(batch)) for batch in found.problem.batches)
 
 
-def with_head(problem: Problem, layer: tuple[str, int, int], limit: int) -> Problem:
+def with_head(problem: Problem, found: tuple[str, int, int], limit: int) -> Problem:
     """The problem with logits by chunks, of as many tokens as a part of memory holds."""
-    name, classes, _ = layer
+    name, classes, _ = found
     room = limit // PART if problem.device.type != "cpu" else min(limit // PART, LARGE)
-    chunk = max(1, room // (COPIES * classes * problem.dtype.itemsize))
+    layer = problem.model.get_submodule(name)
+    least = getattr(layer, "in_features", 0) // FEWER  # fewer would spare nothing beside the layer's own gradient
+    chunk = max(1, least, room // (COPIES * classes * problem.dtype.itemsize))
     return replace(problem, head=Head(name, chunk))
+
+
+def with_small_logits(problem: Problem) -> Problem:
+    """The problem with logits by chunks where those of a batch are large; without derivatives that costs nothing."""
+    if problem.head is not None or largest_logits(problem) <= LARGE:
+        return problem
+    layer = find_head(problem)
+    return with_head(problem, layer, PART * LARGE) if layer else problem
+
+
+def largest_logits(problem: Problem) -> int:
+    """The bytes of the logits of the largest batch at most, as labels and linear layers show; 0 for other losses."""
+    if not isinstance(problem.loss, CrossEntropy):
+        return 0
+    widths = (layer.out_features for layer in modules(problem.model) if isinstance(layer, nn.Linear))
+    tokens = (problem.labels(batch).numel() for batch in problem.batches)
+    return max(widths, default=0) * max(tokens) * problem.dtype.itemsize
 
 
 def with_blocks(problem: Problem) -> Problem:
