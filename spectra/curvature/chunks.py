@@ -15,9 +15,10 @@ from torch import Tensor
 from spectra.curvature.engine.differentiation import Apply, combined_gradient
 from spectra.problem.autograd_graph import leaf_of, nodes_behind
 from spectra.problem.batch import Batch
-from spectra.problem.head import Head, head_inputs, tokens_of
+from spectra.problem.head import head_inputs, tokens_of
 from spectra.problem.problem import Problem
 from spectra.problem.recomputation import after
+from spectra.problem.tokens import Head
 
 
 class HeadJacobian:

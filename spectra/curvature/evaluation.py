@@ -20,6 +20,7 @@ from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.head import rows_by_parts
 from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Problem
@@ -42,7 +43,7 @@ def evaluate(problem: Problem) -> Evaluation:
     with twice_differentiable(problem.model), explained(), torch.no_grad():
         problem = with_small_logits(problem)
         for batch in own_batches(problem):
-            for rows, part in problem.rows_by_parts(batch):
+            for rows, part in rows_by_parts(problem, batch):
                 problem.check(rows, part)
                 total += problem.total(rows, part).item()
                 if isinstance(problem.loss, ClassificationLoss):

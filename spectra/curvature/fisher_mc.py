@@ -15,8 +15,8 @@ from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
 from spectra.problem.batch import Batch
-from spectra.problem.head import Tokens
 from spectra.problem.problem import Problem
+from spectra.problem.tokens import Tokens
 
 
 class SampledFisher(Definition):

@@ -7,9 +7,8 @@ whoever needs logits makes those of some tokens, uses them up, and goes on to th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +17,12 @@ from torch.nn.modules import module as every_module
 
 from spectra.problem.batch import Batch
 from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.problem import Problem
+from spectra.problem.recomputation import Links, recomputed
+from spectra.problem.tokens import Head, Tokens
 from spectra.problem.weights import LABELS, WEIGHTS, weights_of
 
-if TYPE_CHECKING:
-    from spectra.problem.problem import Problem
-
 LEAST = 512  # classes: below, logits are not what takes memory
-
-
-@dataclass(frozen=True)
-class Head:
-    """The layer that makes the logits, by name, and the number of tokens of a chunk."""
-
-    name: str
-    chunk: int
-
-    def layer(self, model: nn.Module) -> nn.Linear:
-        """The layer."""
-        found = model.get_submodule(self.name)
-        assert isinstance(found, nn.Linear)
-        return found
 
 
 class Reached(BaseException):
@@ -48,13 +33,31 @@ class Reached(BaseException):
         self.given = given
 
 
-@dataclass(frozen=True)
-class Tokens(Batch):
-    """Some of the tokens of a batch: each row of the output is one of its examples."""
+def loss_of(problem: Problem, batch: Batch) -> Tensor:
+    """The sum of the losses of a batch, a tensor (), as a function of the parameters.
 
-    whole: Batch
-    count: int  # of the rows of the whole batch
-    cut: slice
+    Where the problem has a head, derivatives of the first and second order are made by chunks too. Raises SpectraError
+    as `Problem.rows` does.
+    """
+    if problem.head is None:
+        return problem.total(problem.rows(batch), batch)
+    layer, given = problem.head.layer(problem.model), head_inputs(problem, batch, problem.head)
+    links: Links = {}
+    totals = [
+        recomputed(lambda some, part=part: problem.total(logits(layer, some), part), given[part.cut], links=links)
+        for part in tokens_of(problem, batch, problem.head, len(given))
+    ]
+    return torch.stack(totals).sum()
+
+
+def rows_by_parts(problem: Problem, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield the rows of a batch with the targets that belong to them: all, or chunk by chunk of tokens."""
+    if problem.head is None:
+        yield problem.rows(batch), batch
+        return
+    layer, given = problem.head.layer(problem.model), head_inputs(problem, batch, problem.head)
+    for part in tokens_of(problem, batch, problem.head, len(given)):
+        yield logits(layer, given[part.cut]), part
 
 
 def head_inputs(problem: Problem, batch: Batch, head: Head) -> Tensor:

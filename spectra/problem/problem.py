@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,13 +18,12 @@ from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.blocks import recomputing
 from spectra.problem.choice import choose_parameters, refuse_training_layers
-from spectra.problem.head import Head, head_inputs, logits, tokens_of
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
-from spectra.problem.recomputation import recomputed
 from spectra.problem.side_effects import without_side_effects
+from spectra.problem.tokens import Head
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
 from spectra.wording import counted
 
@@ -184,29 +183,6 @@ class Problem:
             return self.loss.total(rows, labels)
         values = weighable(self.loss).values(rows, labels)
         return (weights.to(rows) * values).where(weights != 0, 0).sum()
-
-    def loss_of(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch, a tensor (), as a function of the parameters.
-
-        Raises SpectraError as `rows` does.
-        """
-        if self.head is None:
-            return self.total(self.rows(batch), batch)
-        layer, given = self.head.layer(self.model), head_inputs(self, batch, self.head)
-        totals = [
-            recomputed(lambda some, part=part: self.total(logits(layer, some), part), given[part.cut])
-            for part in tokens_of(self, batch, self.head, len(given))
-        ]
-        return torch.stack(totals).sum()
-
-    def rows_by_parts(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-        """Yield the rows of a batch with the targets that belong to them: all, or chunk by chunk of tokens."""
-        if self.head is None:
-            yield self.rows(batch), batch
-            return
-        layer, given = self.head.layer(self.model), head_inputs(self, batch, self.head)
-        for part in tokens_of(self, batch, self.head, len(given)):
-            yield logits(layer, given[part.cut]), part
 
     def hits(self, loss: ClassificationLoss, rows: Tensor, batch: Batch) -> Tensor:
         """Whether the output gets each counted target right: booleans (counted,)."""

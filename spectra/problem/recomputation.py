@@ -19,14 +19,24 @@ from torch.utils import _pytree as pytree
 from spectra.problem.autograd_graph import leaf_of, names_behind, nodes_behind
 
 Function = Callable[..., Sequence[Tensor]]
+Links = dict[int, Tensor]  # parameters by identity, each behind a node
 _INSIDE: ContextVar[bool] = ContextVar("inside", default=False)  # a function that is computed anew as a whole
 
 
-def recomputed(function: Callable, *arguments: Any, again: Callable | None = None, **keywords: Any) -> Any:
-    """What a function returns, with first and second derivatives for which it is computed anew, by `again` if given.
+def recomputed(
+    function: Callable, *arguments: Any, again: Callable | None = None, links: Links | None = None, **keywords: Any
+) -> Any:
+    """What a function returns, with first and second derivatives for which it is computed anew.
 
     Arguments and the result are trees of tensors. The function may use parameters besides; where it uses other tensors
     that have a graph, which it is not given, it is called as it is.
+
+    Args:
+        function: the function.
+        arguments: what it is called with.
+        again: what is called in its place to compute it anew.
+        links: the links to parameters, shared by calls whose derivatives are to be added up as they are made.
+        keywords: what it is called with by name.
     """
     if _INSIDE.get() or not torch.is_grad_enabled():
         return function(*arguments, **keywords)
@@ -58,9 +68,10 @@ def recomputed(function: Callable, *arguments: Any, again: Callable | None = Non
         results = pytree.tree_leaves(call(again or function, tensors))
         return [results[i] for i in made]
 
-    results = [found[i].detach() for i in made]
+    results, links = [found[i].detach() for i in made], {} if links is None else links
+    inputs = [*map(linked, given), *(links.setdefault(id(p), linked(p)) for p in parameters)]
     about = About(differentiable, len(given), parameters, {*names_behind([found[i] for i in made])})
-    for i, result in zip(made, Recomputed.apply(about, results, *map(linked, [*given, *parameters])), strict=True):
+    for i, result in zip(made, Recomputed.apply(about, results, *inputs), strict=True):
         found[i] = result
     return pytree.tree_unflatten(found, shape)
 

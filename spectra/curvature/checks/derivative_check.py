@@ -35,7 +35,7 @@ from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError, describe
 from spectra.problem.autograd_graph import names_behind
 from spectra.problem.batch import Batch
-from spectra.problem.head import head_inputs
+from spectra.problem.head import head_inputs, loss_of, rows_by_parts
 from spectra.problem.problem import Problem
 from spectra.wording import counted
 
@@ -164,7 +164,7 @@ def slope(local: LocalProblem) -> Verdict:
 
     def values(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [problem.loss_of(batch).detach()]
+            return [loss_of(problem, batch).detach()]
 
     return judged([along], values, local)
 
@@ -203,7 +203,7 @@ def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
 
 def rows_of(local: LocalProblem) -> tuple[Tensor, Batch]:
     """The model's rows, detached, and the batch of their targets; of some tokens where they are made by chunks."""
-    rows, batch = next(local.problem.rows_by_parts(local.batch))
+    rows, batch = next(rows_by_parts(local.problem, local.batch))
     return rows.detach(), batch
 
 
@@ -221,7 +221,7 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
 def has_kinks(local: LocalProblem) -> bool:
     """Whether the graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
-    return any(name.startswith(KINKED) for name in names_behind([problem.loss_of(batch)]))
+    return any(name.startswith(KINKED) for name in names_behind([loss_of(problem, batch)]))
 
 
 def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:

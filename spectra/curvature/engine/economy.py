@@ -20,9 +20,10 @@ from spectra.memory import memory_share, out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.blocks import blocks_of, repeatable
 from spectra.problem.cross_entropy import CrossEntropy
-from spectra.problem.head import Head, find_head
+from spectra.problem.head import find_head
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import modules
+from spectra.problem.tokens import Head
 from spectra.wording import counted
 
 COPIES = 10  # of the logits that a product takes at most, from scratch

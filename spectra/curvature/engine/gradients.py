@@ -8,6 +8,7 @@ from torch import Tensor
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
 from spectra.problem.batch import Batch
+from spectra.problem.head import loss_of
 from spectra.problem.problem import Problem
 
 
@@ -17,7 +18,7 @@ def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
         rows = problem.rows(batch)
         problem.check(rows, batch)
         return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
-    return problem.vector(gradient(problem.loss_of(batch), problem.leaves))
+    return problem.vector(gradient(loss_of(problem, batch), problem.leaves))
 
 
 def mean_gradient(problem: Problem) -> Tensor:
