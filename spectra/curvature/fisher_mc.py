@@ -58,5 +58,11 @@ def drawn(seed: int, batch: Batch, rows: int, sample: int) -> Callable[[int], Te
     """The uniform numbers of a batch's rows; those of some tokens are what they are in the whole batch."""
     if not isinstance(batch, Tokens):
         return uniforms(seed, batch.indices, rows, sample)
-    every = uniforms(seed, batch.whole.indices, batch.count, sample)
-    return lambda draw: every(draw)[batch.cut]
+    every, shared = uniforms(seed, batch.whole.indices, batch.count, sample), batch.shared
+
+    def uniform(draw: int) -> Tensor:
+        if (sample, draw) not in shared:
+            shared[sample, draw] = every(draw)
+        return shared[sample, draw][batch.cut]
+
+    return uniform

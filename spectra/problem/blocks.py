@@ -14,10 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
 
 from spectra.problem.recomputation import recomputed
 from spectra.problem.side_effects import without_side_effects
 
+
+class Plain:
+    """A function called as it is, in place of `torch.utils.checkpoint.CheckpointFunction`."""
+
+    @staticmethod
+    def apply(function: Callable, _preserve: bool, *arguments: Any) -> Any:
+        """Call the function."""
+        return function(*arguments)
+
+
+def nothing(*_arguments: Any, **_keywords: Any) -> Iterator[None]:
+    """Do nothing before and after the function of a checkpoint that is not reentrant."""
+    yield
+
+
+CHECKPOINTS = {  # names in `torch.utils.checkpoint`, of this version of PyTorch or another
+    "CheckpointFunction": Plain,
+    "_checkpoint_without_reentrant_generator": nothing,
+    "_checkpoint_without_reentrant_generator_impl": nothing,
+}
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
@@ -26,10 +47,10 @@ def blocks_of(model: nn.Module) -> list[str]:
     found, queue = [], [("", model)]
     while queue:
         name, module = queue.pop()
-        children = [(f"{name}.{own}".lstrip("."), child) for own, child in module.named_children()]
+        children = [(f"{name}.{own}".lstrip("."), child) for own, child in module._modules.items() if child is not None]
         inner = [pair for pair in children if is_block(pair[1])] if isinstance(module, CONTAINERS) else []
         if len(inner) > 1:
-            found += [name for name, _ in inner]
+            found += {id(child): name for name, child in reversed(inner)}.values()  # tied ones once
         else:
             queue += children
     return sorted(found)
@@ -44,18 +65,24 @@ def is_block(module: nn.Module) -> bool:
 def recomputing(model: nn.Module, names: Sequence[str], run: Callable = recomputed) -> Iterator[None]:
     """Compute the named modules anew for derivatives of what is called in this context.
 
-    They are given no cache of keys and values, as transformers' models make: they would write to it twice.
+    They are given no cache of keys and values, as transformers' models make: they would write to it twice. The model's
+    own checkpoints call their functions as they are.
     """
     if not names:
         yield
         return
     blocks = [model.get_submodule(name) for name in names]
     had = [vars(block).get("forward") for block in blocks]
+    own = {name: getattr(checkpoint, name) for name in CHECKPOINTS if hasattr(checkpoint, name)}
     try:
+        for name in own:
+            setattr(checkpoint, name, CHECKPOINTS[name])
         for block in blocks:
             vars(block)["forward"] = uncached(partial(run, block.forward, again=undone(block, block.forward)))
         yield
     finally:
+        for name, value in own.items():
+            setattr(checkpoint, name, value)
         for block, forward in zip(blocks, had, strict=True):
             if forward is None:
                 vars(block).pop("forward", None)

@@ -86,11 +86,11 @@ def logits(head: nn.Linear, given: Tensor) -> Tensor:
 def tokens_of(problem: Problem, batch: Batch, head: Head, count: int) -> Iterator[Tokens]:
     """Yield the chunks of a batch of `count` tokens."""
     labels, weights = problem.labels(batch).reshape(-1), weights_of(problem.loss, batch.targets)
-    indices = batch.indices.repeat_interleave(count // len(batch))
+    indices, shared = batch.indices.repeat_interleave(count // len(batch)), {}
     for first in range(0, count, head.chunk):
         cut = slice(first, first + head.chunk)
         targets: Any = labels[cut] if weights is None else {LABELS: labels[cut], WEIGHTS: weights[cut, 0]}
-        yield Tokens(None, targets, indices[cut], batch, count, cut)
+        yield Tokens(None, targets, indices[cut], batch, count, cut, shared)
 
 
 def find_head(problem: Problem) -> tuple[str, int, int] | None:

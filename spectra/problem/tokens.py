@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -30,3 +31,4 @@ class Tokens(Batch):
     whole: Batch
     count: int  # of the rows of the whole batch
     cut: slice
+    shared: dict[Any, Any] = field(compare=False, repr=False)  # what the chunks of a batch have made for each other

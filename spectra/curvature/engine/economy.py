@@ -29,7 +29,7 @@ from spectra.wording import counted
 COPIES = 10  # of the logits that a product takes at most, from scratch
 FEWER = 16  # tokens of the smallest chunk, in sizes of a hidden state
 PART = 8  # of memory for the copies of a chunk
-LARGE = 2**26  # bytes of a chunk's copies on a CPU, where larger tensors are slower
+LARGE = 2**28  # bytes of a chunk's copies on a CPU, where larger tensors are slower
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ class Economy:
         """What is done to spare memory, for the record; empty where nothing is."""
         head, blocks = self.problem.head, len(self.problem.blocks)
         found = [f"logits in chunks of {counted(head.chunk, 'token')}"] if head else []
-        return "; ".join(found + ([f"activations of {counted(blocks, 'block')} recomputed"] if blocks else []))
+        if blocks:
+            found.append(f"activations of {counted(blocks, 'block')} recomputed")
+        elif self.problem.recompute_activations:
+            found.append("the model has no blocks whose activations can be recomputed")
+        return "; ".join(found)
 
 
 def economical(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> Economy:
