@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, wrong
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
@@ -102,8 +102,8 @@ def eig(
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
             called as progress("hessian", products=12, ...).
         problem: further arguments of `load_problem`: loss_part, params, weight_decay, mc_samples, samples,
-            batch_size, output, memory (bytes), device, dtype (a module is copied to it); where a name is given also
-            checkpoint, checkpoint_key and transform.
+            batch_size, output, memory (bytes), recompute_activations, device, dtype (a module is copied to it); where a
+            name is given also checkpoint, checkpoint_key and transform.
 
     Returns:
         The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
@@ -344,6 +344,7 @@ DEFAULTS: dict[str, Any] = {
     "samples": None,
     "batch_size": None,
     "memory": None,
+    "recompute_activations": None,
     "params": [],
     "mc_samples": 1,
     "weight_decay": 0.0,
@@ -356,6 +357,8 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("samples", "batch_size", "mc_samples", "memory"):
         if name in found:
             found[name] = whole(name, found[name], 0 if name == "memory" else 1)
+    if "recompute_activations" in found:
+        require_boolean("recompute_activations", found["recompute_activations"])
     if "weight_decay" in found:
         found["weight_decay"] = positive("weight_decay", found["weight_decay"], or_zero=True)
     if "params" in found:

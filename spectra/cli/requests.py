@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROBLEM = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part"),
     *("samples", "batch_size"),
-    *("memory", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
+    *("memory", "recompute_activations", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 

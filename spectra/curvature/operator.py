@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 
@@ -16,6 +17,7 @@ from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.economy import Economy, economical
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
@@ -67,6 +69,7 @@ class Curvature:
         self._expected = products
         self._check = check
         self._loss_fits = False  # whether that has been looked at
+        self._economy: Economy | None = None  # the problem as its products fit memory
         self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
@@ -92,7 +95,9 @@ class Curvature:
     @property
     def path(self) -> str:
         """The way in which products are made, for the record."""
-        return self._products.path if self._products else "not yet made"
+        if self._products is None or self._economy is None:
+            return "not yet made"
+        return "; ".join(filter(None, [self._products.path, self._economy.path]))
 
     @property
     def kept_batches(self) -> int:
@@ -164,7 +169,7 @@ class Curvature:
 
     def factor(self) -> Factor:
         """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
-        factor = Factor(self.problem, self.name, self.memory)
+        factor = Factor(replace(self.problem, blocks=()), self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
             self._compare()
@@ -177,14 +182,14 @@ class Curvature:
             with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
-                costs = footprint(self.linearise, self.problem)
-                self._compare(costs)
+                self._economy = economical(self.linearise, self.problem, self.memory, whole=not self._resizable)
+                self._compare(self._economy.costs)
             if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem, self.name)
-                mean = mean_gradient(self.problem)
+                mean = mean_gradient(self._economy.problem)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
-                self._products = self._make_products(costs)
+                self._products = self._make_products(self._economy)
             self.setup_seconds += time.perf_counter() - start
 
     def _parts(self) -> Iterator[Apply]:
@@ -203,19 +208,25 @@ class Curvature:
         if self._check and self.derivative_check is None:
             costs = costs or footprint(self.linearise, self.problem)
             memory = self.memory or products_share(self.device)
-            self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
+            problem = self._economy.problem if self._economy else self.problem
+            self.derivative_check = check_derivatives(problem, self.name, memory, costs)
 
-    def _make_products(self, costs: Footprint) -> Products:
+    def _make_products(self, economy: Economy) -> Products:
         split = self.definition.depends_on_batches
-        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
         return Products(
             self.linearise,
-            self.problem,
-            costs,
+            economy.problem,
+            economy.costs,
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
-            resizable=not split and not own,
+            resizable=self._resizable,
         )
+
+    @property
+    def _resizable(self) -> bool:
+        """Whether batches may be cut and joined."""
+        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
+        return not self.definition.depends_on_batches and not own
 
     def _parameter_versions(self) -> list[int]:
         return [p._version for p in self.problem.leaves]

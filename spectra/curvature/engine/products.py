@@ -24,6 +24,7 @@ from spectra.problem.problem import Problem
 # that a graph keeps, what tracing costs with the operations.
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
+MOST = 16  # chunks of a trace, in which each is written out
 LOADING = 0.4  # seconds, of PyTorch's tracer
 
 
@@ -80,7 +81,7 @@ class Products:
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
-            if spared > TRACING * costs.operations + LOADING:
+            if spared > TRACING * costs.operations + LOADING and chunks(problem, batches[group[0]]) <= MOST:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
 
@@ -121,6 +122,11 @@ class Products:
         found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
         for i, batch in zip(group, batches, strict=True):
             self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
+
+
+def chunks(problem: Problem, batch: Batch) -> float:
+    """The number of chunks in which a batch's logits are made."""
+    return problem.labels(batch).numel() / problem.head.chunk if problem.head else 1
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
