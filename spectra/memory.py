@@ -44,6 +44,9 @@ def memory_share(device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    elif device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
     else:
         total, free = (min(pair) for pair in zip(machine_memory(), group_memory(), strict=True))
     return int(min(SHARE * total, free / 2))

@@ -21,6 +21,7 @@ from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.operator import refuse_other_dtype
@@ -87,7 +88,7 @@ class Curvature:
     @property
     def device(self) -> torch.device:
         """The device of vectors."""
-        return self.problem.device
+        return device_of_vectors(self.problem.device)
 
     @property
     def path(self) -> str:
@@ -134,7 +135,7 @@ class Curvature:
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
-        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        columns = (vectors[:, None] if vectors.ndim == 1 else vectors).to(self.problem.device)
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
@@ -143,7 +144,7 @@ class Curvature:
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
                 del apply  # what it holds goes before the next batch's is made
-        return products.view_as(vectors)
+        return products.view_as(vectors).to(vectors.device)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.
@@ -154,13 +155,14 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         decay = self.problem.weight_decay if self._first else 0.0
+        vectors = [(leaves, vector.to(self.problem.device)) for leaves, vector in vectors]
         products = [vector * decay for _, vector in vectors]
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
                 for product, (leaves, vector) in zip(products, vectors, strict=True):
                     product += apply(vector, leaves)
                 del apply
-        return products
+        return [product.to(self.device) for product in products]
 
     def factor(self) -> Factor:
         """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
@@ -181,7 +183,7 @@ class Curvature:
                 self._compare(costs)
             if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem, self.name)
-                mean = mean_gradient(self.problem)
+                mean = mean_gradient(self.problem).to(self.problem.device)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)

@@ -20,6 +20,7 @@ from spectra.cluster import ranks
 from spectra.cluster.distributed import distributed
 from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.operator import Curvature
+from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
@@ -35,7 +36,7 @@ from spectra.resume.journal import CheckpointedOperator, as_bytes
 from spectra.resume.state import State
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
-from spectra.run.loading import checks_of, device_of, load, processes_of
+from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of
 from spectra.run.measurement import Measurement, imprecise, measure
 from spectra.run.request import Request, S
 from spectra.vectors import shard_sizes, without_autocast
@@ -72,11 +73,13 @@ class Session(Generic[S]):
             device = device_of(request)
             line.stage("waiting for the other ranks")
             self.processes = processes_of(request, device)
+            device = device_of(request)  # of torchrun's ranks each has a card of its own
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
                 self.state = self._open_state(request.out / f"{request.settings.command}.state", request.save_every)
             settled = self.state and self.state.settled
+            self._stack.enter_context(as_current(device))
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
@@ -90,7 +93,7 @@ class Session(Generic[S]):
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), {"memory_share": share})
         self.about = complete(loaded)
-        for text in loaded.told:
+        for text in [*loaded.told, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
         self.listener.heading(self.about)
         return self.problem
@@ -136,7 +139,7 @@ class Session(Generic[S]):
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
-            "device": record.device,
+            "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }
         if isinstance(self._own_model(), nn.Module):
