@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from scripts.benchmarks import quick, tables
 from scripts.gpu_check import __main__ as check
-from scripts.gpu_check.tests import Failures
+from scripts.gpu_check import figures
+from scripts.gpu_check.figures import Figure
+from scripts.gpu_check.tests import Failures, chosen
+from scripts.gpu_check.timing import Missing
 
 MODULES = {
     "good": "print('a row')",
@@ -24,13 +28,14 @@ MODULES = {
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch, capsys):
-    def checked(*names: str, budget: float = 60, limit: float = 4) -> tuple[dict, list[str]]:
+    def checked(*names: str, budget: float = 60, limit: float = 4, parts: dict | None = None) -> tuple[dict, list[str]]:
         for name in names:
             (tmp_path / f"part_{name}.py").write_text(MODULES[name])
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setattr(check, "GRACE", 1.0)
         monkeypatch.setattr(check, "LEAST", 1.5)
-        monkeypatch.setattr(check, "PARTS", {name: check.Part(f"part_{name}", limit) for name in names})
+        monkeypatch.setattr(check, "PARTS", parts or {name: check.Part(f"part_{name}", limit) for name in names})
+        monkeypatch.setattr(check, "USUAL", names)
         out = tmp_path / "out"
         arguments = ["gpu-check", str(out), "--device", "cpu", "--budget", str(budget)]
         monkeypatch.setattr(sys, "argv", arguments)
@@ -70,6 +75,71 @@ def test_the_command_is_found_though_nothing_is_installed(tmp_path, monkeypatch)
     assert done.stdout.startswith("spectra, version")
 
 
+def test_later_parts_keep_what_they_need(checked, monkeypatch):
+    """The first has 20 s but for the 16 that the second needs at least; the second has what the first left."""
+    parts = {name: check.Part(f"part_{name}", 20, least=least) for name, least in (("long", 0.0), ("good", 16.0))}
+    record, _ = checked("long", "good", budget=20, limit=20, parts=parts)
+    assert [part["status"] for part in record["parts"]] == ["cut", "ok"]
+    assert record["parts"][0]["limit"] < 4.1
+    assert record["parts"][1]["limit"] > 14
+
+
+def test_parts_have_files_and_figures_are_measured_together():
+    for part in (*check.PARTS.values(), *check.FIGURES.values()):
+        assert find_spec(part.module if "." in part.module else f"scripts.gpu_check.{part.module}")
+    assert {*check.USUAL} <= {*check.TOGETHER, *check.PARTS}
+    assert check.parts_of(["tests", "random", "columns"]) == {"figures": ("random", "columns"), "tests": ()}
+    assert all(len(line) <= 80 for line in check.listed())
+    needed = sum(part.least for name, part in check.PARTS.items() if name in check.USUAL)
+    assert check.BUDGET - check.PARTS["figures"].limit - check.PARTS["products"].limit > needed
+
+
+def test_a_seed_chooses_about_as_many_tests_as_asked_for():
+    names = [f"tests/test_x.py::test_{i}" for i in range(2000)]
+    first, second = ([name for name in names if chosen(name, seed, 0.3)] for seed in "01")
+    assert 500 < len(first) < 700
+    assert 500 < len(second) < 700
+    assert 100 < len({*first} & {*second}) < 260
+    assert not any(chosen(name, "0", 0.0) for name in names)
+    assert all(chosen(name, "0", 1.0) for name in names)
+
+
+def test_figures_that_fail_or_are_missing_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def slow(device, numbers):
+        yield "begun"
+        time.sleep(30)
+
+    def missing(device, numbers):
+        raise Missing("an option")
+        yield
+
+    def bad(device, numbers):
+        numbers["known"] = 3
+        raise ValueError("no")
+        yield
+
+    def good(device, numbers):
+        yield "a row that is longer than a terminal is wide " * 3
+
+    for name, rows in {"slow": slow, "missing": missing, "bad": bad, "good": good}.items():
+        module = ModuleType(f"scripts.gpu_check.{name}")
+        module.rows = rows
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    named = {name: Figure(name, 6, "something") for name in ("slow", "missing", "bad", "good")}
+    monkeypatch.setattr(figures, "FIGURES", named)
+    monkeypatch.setattr(sys, "argv", ["figures", "--device", "cpu", "--out", str(tmp_path), *named])
+    assert figures.main() == 1
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert {name: one["status"].partition(":")[0] for name, one in found.items()} == {
+        "slow": "cut", "missing": "not there", "bad": "failed", "good": "ok",
+    }  # fmt: skip
+    assert found["slow"]["rows"] == ["begun"]
+    assert found["bad"]["numbers"] == {"known": 3}
+    out = capsys.readouterr().out
+    assert "  not in this spectra: an option\n" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_failures_are_written_as_they_come(tmp_path, capsys):
     failures = Failures(tmp_path / "failures.txt")
     outcomes = {"a": ("call", "passed"), "b": ("call", "failed"), "c": ("setup", "failed"), "d": ("setup", "skipped")}
@@ -92,8 +162,8 @@ def test_rows_of_products_fit_a_terminal():
     found = {"seconds": times, "times_of_ours": ratios, "relative_errors": {}, "setup_seconds": {"spectra": 11.1}}
     lines = list(quick.lines("resnet50", {"hessian": found, "ggn": found}))
     assert max(map(len, lines)) <= 80
-    assert lines[1].split() == ["ResNet-50", "hessian", *4 * ["300.00"], "1.00", "1.25", "11.1"]
+    assert lines[1].split() == ["ResNet-50", "hessian", *5 * ["300"], "1.00", "1.00", "11.1"]
     made = {"date": "", "seconds": 1, "load": 1, "commit": "abc", "dirty": False, "versions": {}, "environment": {}}
     made |= dict.fromkeys(("machine", "cores", "device", "threads", "python"), "x")
     page = tables.quick_page({"quick": {"resnet50": {"made": made, "result": {"hessian": found}}}})
-    assert "| ResNet-50 hessian | 300.00 |" in page
+    assert "| ResNet-50 hessian | 300 |" in page
