@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from scripts.benchmarks import quick, tables
+from scripts.benchmarks import gpu, quick, tables
 from scripts.gpu_check import __main__ as check
 from scripts.gpu_check import figures
 from scripts.gpu_check.figures import Figure
@@ -154,6 +154,54 @@ def test_failures_are_written_as_they_come(tmp_path, capsys):
         "  test_b [call]",
         "  test_c [setup]",
     ]
+
+
+def test_tables_say_where_no_gpu_was_lent(tmp_path):
+    assert all(
+        row.figures == gpu.NONE_LENT and row.met is None for make in gpu.ROWS for row in make(gpu.read(tmp_path))
+    )
+
+
+def test_tables_of_a_gpu(tmp_path):
+    """Figures of the newest folder that has them; peers that are off are not compared with."""
+    times = {"gradient": [1.0], "gradient, compiled": [0.5], "spectra": [1.0], "spectra, compiled": [0.8]}
+    times |= {"curvlinops": [7.0], "curvlinops, compiled": [4.0], "hessian-eigenthings": [2.0]}
+    errors = {"spectra": 1e-7, "curvlinops": 1e-6, "curvlinops, compiled": 1e-6, "hessian-eigenthings": 0.3}
+    product = {
+        "seconds": times,
+        "relative_errors": errors,
+        "setup_seconds": {"spectra": 1.0},
+        "errors_against": "float64",
+    }
+    made = {"date": "2026-12-01T00", "device": "H100", "versions": {"torch": "2"}, "python": "3", "commit": "abc"}
+    made |= {"cuda": {"devices": 1, "version": "13", "cudnn": 9}, "dirty": False}
+    parts = [{"part": "commands", "status": "ok"}]
+    for day, whole in (("2026-12-01", 0.7), ("2026-12-02", 0.3)):
+        folder = tmp_path / day
+        folder.mkdir()
+        kept = {"quick": {"mlp": {"made": made, "result": {"hessian": product}}}}
+        columns = {"mlp hessian": {"ms alone": 1.0, "ms of 16": 0.2, "twice the same": True}}
+        tasks = {"digits, density, 10 probes of 80 steps, again": {"seconds": whole, "set-up": 0.1}}
+        if day == "2026-12-02":
+            kept, columns = {}, {}
+        figures = {"columns": {"numbers": columns}, "tasks": {"numbers": tasks}}
+        for name, content in {"benchmarks": kept, "figures": figures, "check": {"made": made, "parts": parts}}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    found = gpu.read(tmp_path)
+    rows = {row.what: row for make in gpu.ROWS for row in make(found)}
+    eager = rows["Hessian product, time of the fastest eager peer over ours"]
+    assert "ResNet-20" not in eager.figures or eager.met is None
+    assert quick.over_ours(product, compiled=False) == 7.0
+    assert quick.over_ours(product) == 5.0
+    assert quick.in_gradients(product) == 1.6
+    assert rows["density of the digits network, 10 probes of 80 steps, whole, s"].figures == "0.30"
+    assert rows["density of the digits network, 10 probes of 80 steps, whole, s"].met
+    sixteen = rows["sixteen Hessian columns together: time of sixteen single products over it"]
+    assert sixteen.figures == "MLP 5.00; no GPU was lent for digits, GPT, ViT"
+    assert sixteen.met is None
+    assert rows["products: in float64 those of the CPU to rounding; twice the same bits on one card"].met
+    assert len(found.made) == 2
+    assert any("| MLP hessian | 1000 |" in part for part in gpu.section(found))
 
 
 def test_rows_of_products_fit_a_terminal():

@@ -152,7 +152,7 @@ def parts_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def listed() -> list[str]:
     """A line for each part; a star where it runs unless others are named."""
     everything = [(name, FIGURES[name]) for name in TOGETHER] + [*PARTS.items()][1:]
-    lines = (f"{name:<18}{part.limit:>4.0f} s  {part.what}" for name, part in everything)
+    lines = (f"{name:<18}{part.limit:>3.0f} s  {part.what}" for name, part in everything)
     return [("* " if name in USUAL else "  ") + line for (name, _), line in zip(everything, lines, strict=True)]
 
 
