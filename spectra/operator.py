@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
+from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
 from spectra.wording import outline
 
@@ -321,13 +322,23 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` standard normal vectors as rows (count, n), in float64 by a CPU generator, one after the other.
+    """Draw `count` standard normal vectors as rows (count, n).
 
-    What is drawn depends neither on the operator's device nor on how many vectors are drawn at once.
+    Each process makes its own shard, on its device, of the keys that a CPU generator yields. What is drawn depends
+    neither on the device, nor on the number of processes, nor on how many vectors are drawn at once.
     """
-    n = operator.shape[0]
-    drawn = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count))
-    return torch.stack([placed(vector, operator) for vector in drawn])
+    return _drawn(normal_rows, operator, count, generator)
+
+
+def random_signs(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` vectors of independent signs as rows (count, n), as `random_vectors` does."""
+    return _drawn(sign_rows, operator, count, generator)
+
+
+def _drawn(make: Callable[..., Tensor], operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    n, mesh = operator.shape[0], mesh_of(operator)
+    part = make(draw_keys(generator, count), shard_of(mesh, n), operator.dtype, operator.device)
+    return part if mesh is None else from_shard(part, mesh, n, 1)
 
 
 def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
-from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, random_signs, sample
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate
-from spectra.operator import Counting, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator, random_signs
 from spectra.vectors import orthonormal, without_autocast
 
 
@@ -41,7 +41,7 @@ def hutch_plus_plus(
     sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
+    image = counted @ random_signs(operator, sketch, generator).T
     basis = orthonormal(image.T)[0].contiguous()
     images = (counted @ basis.T).T
     left = probes and probes - sketch

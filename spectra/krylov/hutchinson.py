@@ -17,7 +17,7 @@ from spectra.defaults import RTOL
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, placed
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, random_signs
 from spectra.vectors import row_dots, sum_shards, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
@@ -111,7 +111,7 @@ def sample(
     widest = columns(fitting_vectors(operator), EACH)
 
     def draw(count: int) -> list[float]:
-        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        signs = random_signs(operator, count, generator)
         return row_dots(signs, (operator @ signs.T).T).tolist()
 
     while counted.products < budget and (probes is None or len(samples) < probes):
@@ -126,12 +126,6 @@ def sample(
     enough = len(samples) >= FEWEST and error <= rtol * abs(value)
     met = enough if probes is None else len(samples) == probes
     return TraceEstimate(value, error, counted.products, converged=bool(met and math.isfinite(error)))
-
-
-def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
-    """A vector (n,) of independent signs, drawn by a CPU generator."""
-    bits = torch.randint(2, (operator.shape[0],), generator=generator)
-    return placed(2 * bits - 1, operator)
 
 
 def mean(samples: list[float]) -> float:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.krylov.hutchinson import random_signs
 from spectra.krylov.results import as_cpu_float64
-from spectra.operator import SymmetricOperator, empty_rows
+from spectra.operator import SymmetricOperator, empty_rows, random_signs
 from spectra.vectors import map_shards, orthonormal, row_dots, sum_shards
 
 
@@ -32,7 +31,7 @@ class Sketch:
         q = len(self.tests)
         if size <= q:
             return
-        tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
+        tests = random_signs(self.operator, size - q, generator)
         images = (self.operator @ tests.T).T
         rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
         twice = range(2 if q else 0)
@@ -59,7 +58,7 @@ class Sketch:
         spare = triangle.diagonal().abs()[:, None] < 0.5
         if not spare.any():
             return directions
-        drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
+        drawn = random_signs(self.operator, len(new), generator)
         drawn = without(drawn, self.basis, inner(self.basis, drawn))
         return orthonormal(map_shards(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
 

@@ -15,6 +15,7 @@ from spectra.krylov.results import Eigenpairs, Progress
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
@@ -109,7 +110,7 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     output channel in a parameter of two dimensions or more; parameters of fewer (biases, scales of normalisation
     layers) stay where they are. Raises SpectraError where nothing is left to vary.
     """
-    drawn = torch.randn(problem.size, generator=generator, dtype=torch.float64)
+    (drawn,) = normal_rows(draw_keys(generator, 1), slice(0, problem.size), torch.float64, torch.device("cpu"))
     modules = dict(problem.model.named_modules())
     parts = []
     for d, (name, p) in zip(problem.tensors(drawn), problem.parameters.items(), strict=True):

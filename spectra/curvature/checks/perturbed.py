@@ -22,6 +22,7 @@ from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Problem
+from spectra.random_numbers import normal_like
 
 ASIDE = 1e-3  # of a parameter's size
 
@@ -72,8 +73,7 @@ def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> l
     sizes = torch.stack([in_float64(tensor.detach()).square().mean().sqrt() for tensor in tensors]).cpu()
     usual = sizes[sizes > 0].mean().item() if (sizes > 0).any() else 1.0
     return [
-        torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * (size or usual)
-        for tensor, size in zip(tensors, sizes.tolist(), strict=True)
+        normal_like(tensor, generator) * (size or usual) for tensor, size in zip(tensors, sizes.tolist(), strict=True)
     ]
 
 

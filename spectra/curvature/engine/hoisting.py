@@ -22,6 +22,7 @@ from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows
 
 Linearise = Callable[[Problem, Batch], Apply]
 
@@ -76,8 +77,8 @@ class Hoisted:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch
 
     def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
-        generator = torch.Generator().manual_seed(problem.seed)
-        vector = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        keys = draw_keys(torch.Generator().manual_seed(problem.seed), 1)
+        (vector,) = normal_rows(keys, slice(0, problem.size), problem.dtype, problem.device)
         batch = self._laid_out(batch)  # for a rounding apart, a rectifier may take another side
         wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
         for _ in range(2):  # the first product must leave the residuals as they are
