@@ -1,6 +1,6 @@
 """Convolutions of k vectors at once: those that share a weight are one of k times as many images.
 
-    rules for `columns`: k images a weight go into the batch, k weights an image into the channels
+rules for `columns`: k images a weight go into the batch, k weights an image into the channels
 """
 
 from __future__ import annotations

@@ -84,6 +84,11 @@ class BatchProduct:
         """Whether any of it runs as a CUDA graph."""
         return any(isinstance(run, Captured) for run in self._runs.values())
 
+    def is_captured(self, columns: int) -> bool:
+        """Whether a product with so many columns runs as CUDA graphs alone."""
+        plan = [1] if columns == 1 else self.widths.planned(columns)
+        return bool(plan) and all(isinstance(self._runs.get(width), Captured) for width in plan)
+
     def __call__(self, vector: Tensor) -> Tensor:
         """The product with a vector."""
         vector = vector.contiguous()  # with a column of a matrix, products are slow
@@ -128,4 +133,4 @@ def add_products(apply: Apply, columns: Tensor, products: Tensor) -> None:
         apply.add(columns, products)
         return
     for j, column in enumerate(columns.unbind(1)):
-        products[:, j] += apply(column)
+        products[:, j] += apply(column.contiguous())  # which rounds as a vector alone does

@@ -36,7 +36,8 @@ class Widths:
     """
 
     def __init__(self, bytes_of: Callable[[int], int], fingerprint: str, choices: Choices, seed: int = 0):
-        self.room = 0  # bytes that intermediate values may take; 0: columns go one by one
+        self.room = 0  # bytes that products may take besides what is kept; 0: columns go one by one
+        self.held = 0  # vectors a column that CUDA graphs hold between products
         self.why: str | None = None  # a width is not used, but for its cost
         self._bytes_of, self._fingerprint, self._choices, self._seed = bytes_of, fingerprint, choices, seed
         self._costs: dict[int, float] = {}
@@ -54,7 +55,11 @@ class Widths:
         return max(map(self._needed, self.used), default=0)
 
     def _needed(self, width: int) -> int:
-        return self._bytes_of(width) + ON_THEIR_WAY * width * self._vector_bytes
+        return self._bytes_of(width) + (ON_THEIR_WAY + self.held) * width * self._vector_bytes
+
+    def planned(self, count: int) -> list[int]:
+        """The plan for so many columns; empty where none has been made yet."""
+        return self._plans.get(count, [])
 
     def plan(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
         """The widths by which `count` columns are multiplied, one after the other; the last may be padded.
@@ -66,10 +71,10 @@ class Widths:
             example: such a vector.
         """
         if count not in self._plans:
-            self._plans[count] = self._planned(count, run, example)
+            self._plans[count] = self._make_plan(count, run, example)
         return self._plans[count]
 
-    def _planned(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
+    def _make_plan(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
         def cost(width: int) -> float:
             if width not in self._costs:
                 self._costs[width] = self._cost(width, run, example)
