@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import chain
 
@@ -15,7 +16,9 @@ from spectra.curvature.checks.derivative_check import DerivativeCheckResult, che
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
@@ -47,13 +50,20 @@ class Curvature:
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+        choices: decisions by a clock, taken over where they have been made before.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay.
     """
 
     def __init__(
-        self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
+        self,
+        problem: Problem,
+        name: str,
+        memory: int | None = None,
+        products: int = PRODUCTS,
+        check: bool = True,
+        choices: Choices | None = None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
@@ -63,6 +73,7 @@ class Curvature:
         self.definition = definition(name)
         self.linearise = self.definition.linearise
         self.memory = memory
+        self.choices = choices or Choices()
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -139,12 +150,16 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
-        with twice_differentiable(self.problem.model), explained():
+        with self._settings(columns.shape[1]), explained():
             for apply in parts:
-                for j, column in enumerate(columns.unbind(1)):
-                    products[:, j] += apply(column)
+                add_products(apply, columns, products)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors).to(vectors.device)
+
+    def _settings(self, columns: int) -> AbstractContextManager:
+        """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
+        graphs = self._products is not None and self._products.runs_as_graphs(columns) and not self._terms
+        return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.
@@ -217,6 +232,7 @@ class Curvature:
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not own,
+            choices=self.choices,
         )
 
     def _parameter_versions(self) -> list[int]:
