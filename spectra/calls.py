@@ -22,7 +22,7 @@ from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wr
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
-from spectra.inputs.devices import choose_dtype, choose_own_device
+from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.problem import load_problem
@@ -322,7 +322,7 @@ def problem_of(
         came = getattr(model, "__name__", type(model).__name__)
         way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
         raise SpectraError(f"`model`: {came} is no model; {way_out}")
-    device, dtype = choose_own_device(model, checked.get("device")), choose_dtype(model, checked.get("dtype"))
+    device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}

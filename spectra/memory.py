@@ -70,6 +70,9 @@ def memory_of(device: torch.device) -> tuple[float, float]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return total, total - torch.mps.driver_allocated_memory()
     total, free = (min(pair) for pair in zip(machine_memory(), group_memory(), strict=True))
     return total, free
 

@@ -88,6 +88,22 @@ class Size(click.ParamType):
         return int(size)
 
 
+class Device(click.ParamType):
+    """The name of a device, of CUDA's also by number. Whether it is there, torch tells later."""
+
+    name = "device"
+    names = ("auto", "cpu", "cuda", "cuda:N", "mps")
+
+    def convert(self, value, param, ctx):
+        name = str(value)
+        if name not in self.names[:3] + self.names[4:] and not re.fullmatch(r"cuda:(0|[1-9]\d{0,2})", name):
+            self.fail(f"{quoted(value, 40)!r} is not one of {', '.join(self.names)}.", param, ctx)
+        return name
+
+    def get_metavar(self, param, ctx):
+        return f"[{'|'.join(self.names)}]"
+
+
 class Named(click.Path):
     """A path that is not empty: an unset variable of the shell would else name the current directory."""
 
@@ -125,7 +141,7 @@ AFTER_LOSS = [
 NUMBERS = [
     click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
+    click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute; auto is CUDA where there is a card, else the CPU. mps is a Mac's GPU, for float32 alone."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
     click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -16,13 +17,16 @@ from spectra.curvature.checks.derivative_check import DerivativeCheckResult, che
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
 from spectra.curvature.engine.economy import Economy, economical
+from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.memory import collecting_new_objects, products_share
 from spectra.operator import refuse_other_dtype
@@ -48,13 +52,20 @@ class Curvature:
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+        choices: decisions by a clock, taken over where they have been made before.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay.
     """
 
     def __init__(
-        self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
+        self,
+        problem: Problem,
+        name: str,
+        memory: int | None = None,
+        products: int = PRODUCTS,
+        check: bool = True,
+        choices: Choices | None = None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
@@ -64,6 +75,7 @@ class Curvature:
         self.definition = definition(name)
         self.linearise = self.definition.linearise
         self.memory = memory
+        self.choices = choices or Choices()
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -90,7 +102,7 @@ class Curvature:
     @property
     def device(self) -> torch.device:
         """The device of vectors."""
-        return self.problem.device
+        return device_of_vectors(self.problem.device)
 
     @property
     def path(self) -> str:
@@ -139,16 +151,20 @@ class Curvature:
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
-        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        columns = (vectors[:, None] if vectors.ndim == 1 else vectors).to(self.problem.device)
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
-        with twice_differentiable(self.problem.model), explained():
+        with self._settings(columns.shape[1]), explained():
             for apply in parts:
-                for j, column in enumerate(columns.unbind(1)):
-                    products[:, j] += apply(column)
+                add_products(apply, columns, products)
                 del apply  # what it holds goes before the next batch's is made
-        return products.view_as(vectors)
+        return products.view_as(vectors).to(vectors.device)
+
+    def _settings(self, columns: int) -> AbstractContextManager:
+        """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
+        graphs = self._products is not None and self._products.runs_as_graphs(columns) and not self._terms
+        return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.
@@ -159,13 +175,14 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         decay = self.problem.weight_decay if self._first else 0.0
+        vectors = [(leaves, vector.to(self.problem.device)) for leaves, vector in vectors]
         products = [vector * decay for _, vector in vectors]
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
                 for product, (leaves, vector) in zip(products, vectors, strict=True):
                     product += apply(vector, leaves)
                 del apply
-        return products
+        return [product.to(self.device) for product in products]
 
     def factor(self) -> Factor:
         """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
@@ -186,7 +203,7 @@ class Curvature:
                 self._compare(self._economy.costs)
             if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem, self.name)
-                mean = mean_gradient(self._economy.problem)
+                mean = mean_gradient(self._economy.problem).to(self.problem.device)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(self._economy)
@@ -220,6 +237,7 @@ class Curvature:
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=self._resizable,
+            choices=self.choices,
         )
 
     @property

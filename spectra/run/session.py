@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from spectra.cluster import ranks
 from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.operator import Curvature
+from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
@@ -36,7 +38,7 @@ from spectra.resume.state import State
 from spectra.run.basis import Space, name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
-from spectra.run.loading import checks_of, device_of, load, processes_of
+from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of
 from spectra.run.measurement import Measurement, imprecise, measure
 from spectra.run.request import Request, S
 from spectra.vectors import shard_sizes, without_autocast
@@ -73,11 +75,13 @@ class Session(Generic[S]):
             device = device_of(request)
             line.stage("waiting for the other ranks")
             self.processes = processes_of(request, device)
+            device = device_of(request)  # of torchrun's ranks each has a card of its own
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
                 self.state = self._open_state(request.out / f"{request.settings.command}.state", request.save_every)
             settled = self.state and self.state.settled
+            self._stack.enter_context(as_current(device))
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
@@ -93,7 +97,7 @@ class Session(Generic[S]):
                 self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
         record = complete(loaded)
         self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
-        for text in loaded.told:
+        for text in [*loaded.told, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
         self.listener.heading(self.about)
         return self.problem
@@ -156,7 +160,7 @@ class Session(Generic[S]):
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
-            "device": record.device,
+            "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }
         found.pop("basis", None)  # which an unfinished run may have had elsewhere
@@ -177,7 +181,8 @@ class Session(Generic[S]):
     def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
         """The matrix `name` of a problem, for so many products, within so much memory."""
         expected = min(products, self.request.max_products or products)
-        return Curvature(problem, name, memory, expected, self.request.check)
+        choices = Choices(self.state.choices if self.state else None)
+        return Curvature(problem, name, memory, expected, self.request.check, choices)
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.
