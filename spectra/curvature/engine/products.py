@@ -29,6 +29,7 @@ from spectra.problem.problem import Problem
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 LOADING = 0.4  # seconds, of PyTorch's tracer
+LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Products:
         self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
+            if self.graphs:
+                spared += expected * LAUNCHING * costs.operations * len(group)
             if spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
@@ -170,7 +173,8 @@ class Products:
         execution = hoisted.execution
         how = "CUDA graphs" if self.graphs else "eager"
         of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
-        self.widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
+        vector = problem.size * problem.dtype.itemsize
+        self.widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
         found = measured(lambda _, batch: ready(hoisted, batch, self.widths[-1]), problem, batches[0])
         graph = self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
