@@ -64,7 +64,7 @@ def assert_together_is_single(case: Case, name: str, width: int, tolerance: floa
     assert all(map(torch.equal, residuals, before))
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("case", [*NETWORKS, *CONVOLUTIONS], ids=name_of)
 def test_columns_together_are_single_columns(case, name):
@@ -152,6 +152,7 @@ def always_together(monkeypatch):
     monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", lambda *_: 0.1)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("count", [3, 10, 16, 21])
 @pytest.mark.parametrize("name", MATRICES)
 def test_products_of_many_columns_are_those_of_single_ones(name, count, always_together, batches_as_given):
@@ -178,8 +179,8 @@ def test_products_that_are_made_anew_take_columns_together(always_together, batc
     assert matrix.path == "hoisted, 1 of 3 batches kept; 16 columns together"
 
 
-@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
-@pytest.mark.parametrize("share", [1.0, 2.0, 8.0, 100.0])
+@pytest.mark.parametrize("name", ["hessian", "fisher-empirical"])
+@pytest.mark.parametrize("share", [1.0, 4.0, 100.0])
 def test_columns_together_take_no_more_than_memory(name, share, always_together):
     case = Case(
         "wide", lambda: nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 3)), floats(40, 3), labels(40, below=3)
@@ -239,7 +240,7 @@ def test_a_clock_decides(slower, monkeypatch):
     monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
     price = [6.0 if slower else 1.0]
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", lambda *_: price[0])
+    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", lambda *_, **__: price[0])
     problem = BY_NAME["mlp"].problem()
     monkeypatch.setattr(module, "SMALL", 2**40)
     vectors = rows_of(problem, 16).T

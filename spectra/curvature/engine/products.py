@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import torch
+
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
@@ -96,6 +98,8 @@ class Products:
             if spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
+        if self.graphs:
+            self._capture(problem)
         for widths in self.widths if expected >= WORTH_MEASURING else ():
             widths.room = max(0, memory - self.kept_bytes)
             own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
@@ -158,6 +162,12 @@ class Products:
         if isinstance(apply, BatchProduct):
             apply.graphs = self.graphs
         return apply
+
+    def _capture(self, problem: Problem) -> None:
+        """Capture the products of one vector now: they belong to the set-up."""
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        for apply in self._kept:
+            apply(vector)
 
     def runs_as_graphs(self, columns: int) -> bool:
         """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""

@@ -22,7 +22,7 @@ FEWEST = 3  # columns for which that is tried
 PADDED = 0.65  # of a width: where as many columns are there, narrower widths are not looked at
 WORTH_MEASURING = 32  # products
 ON_THEIR_WAY = 2  # vectors a column: as a row, and padded
-SMALL = 2**23  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
+SMALL = 2**21  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
 
 Run = Callable[[Tensor], Tensor]
 
