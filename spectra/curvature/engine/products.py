@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import torch
+
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
@@ -30,6 +32,7 @@ SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 MOST = 16  # chunks of a trace, in which each is written out
 LOADING = 0.4  # seconds, of PyTorch's tracer
+LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,13 @@ class Products:
         self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
+            if self.graphs:
+                spared += expected * LAUNCHING * costs.operations * len(group)
             if spared > TRACING * costs.operations + LOADING and chunks(problem, batches[group[0]]) <= MOST:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
+        if self.graphs:
+            self._capture(problem)
         for widths in self.widths if expected >= WORTH_MEASURING else ():
             widths.room = max(0, memory - self.kept_bytes)
             own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
@@ -157,6 +164,12 @@ class Products:
             apply.graphs = self.graphs
         return apply
 
+    def _capture(self, problem: Problem) -> None:
+        """Capture the products of one vector now: they belong to the set-up."""
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        for apply in self._kept:
+            apply(vector)
+
     def runs_as_graphs(self, columns: int) -> bool:
         """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
         graphs = len(self._kept) == len(self.routes) and self.graphs is not None
@@ -171,7 +184,8 @@ class Products:
         execution = hoisted.execution
         how = "CUDA graphs" if self.graphs else "eager"
         of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
-        self.widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
+        vector = problem.size * problem.dtype.itemsize
+        self.widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
         found = measured(lambda _, batch: ready(hoisted, batch, self.widths[-1]), problem, batches[0])
         graph = self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
