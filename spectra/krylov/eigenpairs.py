@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from spectra.defaults import TOLERANCE
 from spectra.krylov.blocks import fitting_vectors
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.limits import refuse_search
+from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
-from spectra.operator import Shaped, SymmetricOperator
+from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise_of
 from spectra.vectors import without_autocast
 
+FLOOR = 0.3  # of the noise, to which a search by noisy products goes
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
@@ -37,6 +40,10 @@ def eigenpairs(
     most 10 eps |A|, which is rounding. Residuals follow from the Lanczos relation; one more product measures how far
     rounding has violated that relation, and this is added to them. Clustered eigenvalues may need more products than
     the default; `converged` then says so.
+
+    Products of a lower precision (an operator that names itself in ieee, as `Curvature` does) find pairs to their
+    noise, which a few products in ieee then polish: residuals and errors are of ieee. `complete` widens what the search
+    for missed pairs has excluded by the noise, as that was measured.
 
     Args:
         operator: the matrix (n, n).
@@ -76,8 +83,18 @@ def eigenpairs_unchecked(
     """Compute `eigenpairs` from arguments that have been checked; no pairs where `max_products` is 0."""
     largest_basis = fitting_basis(operator) if largest_basis is None else largest_basis
     max_products = 1000 + 20 * k if max_products is None else max_products
-    search = Eigensolver(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
-    return serve_products(search.solve(), operator)
+    if in_ieee(operator) is operator:
+        search = Eigensolver(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+        return serve_products(search.solve(), operator)
+    matrix = Counting(operator)
+    noise = noise_of(matrix, generator)
+    floor = FLOOR * noise.norm
+    noisy = max(1, max_products - k - 2)  # the others check the answer at least
+    search = Eigensolver(matrix, k, which, tolerance, generator, noisy, largest_basis, progress, floor)
+    pairs = serve_products(search.solve(), matrix)
+    if search.state.size == 0 or not search.state.finite:
+        return replace(pairs, products=matrix.products)
+    return Polishing(matrix, noise, search, tolerance, max_products, progress).run(pairs)
 
 
 def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> Any:
