@@ -14,6 +14,7 @@ from spectra.arguments import require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
+from spectra.curvature.checks.precision import refuse_precision
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
 from spectra.curvature.engine.footprint import Footprint, footprint
@@ -21,13 +22,15 @@ from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
-from spectra.errors import SpectraError
-from spectra.memory import memory_share
-from spectra.operator import refuse_other_dtype
+from spectra.defaults import IEEE
+from spectra.errors import SpectraError, describe
+from spectra.memory import memory_share, out_of_memory
+from spectra.operator import Wrapper, refuse_other_dtype
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
+ALWAYS = 2**40  # products, for which every trace pays
 PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
@@ -46,17 +49,27 @@ class Curvature:
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+        precision: ieee, tf32 or bf16: of the operands of multiplications in what of a product depends on the vector;
+            sums are taken in float32. Products are then noisy, and `ieee` is the same matrix without that noise.
 
     Raises:
-        SpectraError: the matrix is not defined for this loss, or not with weight decay.
+        SpectraError: the matrix is not defined for this loss, or not with weight decay; or the device or the dtype
+            lacks the precision.
     """
 
     def __init__(
-        self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
+        self,
+        problem: Problem,
+        name: str,
+        memory: int | None = None,
+        products: int = PRODUCTS,
+        check: bool = True,
+        precision: str = IEEE,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
+        refuse_precision(precision, problem.dtype, problem.device)
         self.problem = problem
         self.name = name
         self.definition = definition(name)
@@ -66,6 +79,8 @@ class Curvature:
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
         self._check = check
+        self._precision = precision  # that was asked for
+        self._not_lower: str | None = None  # why products are in ieee all the same
         self._loss_fits = False  # whether that has been looked at
         self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
@@ -92,7 +107,25 @@ class Curvature:
     @property
     def path(self) -> str:
         """The way in which products are made, for the record."""
-        return self._products.path if self._products else "not yet made"
+        if not self._products:
+            return "not yet made"
+        if self._precision == IEEE:
+            return self._products.path
+        precision = f"in {self.precision}" + (f", not {self._precision}: {self._not_lower}" if self._not_lower else "")
+        return f"{self._products.path}; {precision}"
+
+    @property
+    def precision(self) -> str:
+        """The precision of products: ieee, too, where a lower one was asked for that they cannot have."""
+        return IEEE if self._not_lower else self._precision
+
+    @property
+    def ieee(self) -> Curvature | InIeee:
+        """The same matrix with products in ieee; itself where its products are such."""
+        if self._precision == IEEE:
+            return self
+        self.prepare()
+        return self if self.precision == IEEE else InIeee(self)
 
     @property
     def kept_batches(self) -> int:
@@ -131,6 +164,10 @@ class Curvature:
         Raises ValueError where the lengths differ, TypeError where the dtypes differ, and SpectraError where parameters
         have changed since.
         """
+        return self.multiply(vectors)
+
+    def multiply(self, vectors: Tensor, exact: bool = False) -> Tensor:
+        """The product with (n,) or (n, k), as `matrix @ vectors`; with `exact`, in ieee whatever the precision is."""
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
@@ -140,6 +177,8 @@ class Curvature:
         products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
+                if not exact and self.precision != IEEE:
+                    apply = getattr(apply, "low", apply)
                 for j, column in enumerate(columns.unbind(1)):
                     products[:, j] += apply(column)
                 del apply  # what it holds goes before the next batch's is made
@@ -185,7 +224,23 @@ class Curvature:
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
             with twice_differentiable(self.problem.model), explained():
                 self._products = self._make_products(costs)
+                self._not_lower = None if self._precision == IEEE else self._why_not_lower()
             self.setup_seconds += time.perf_counter() - start
+
+    def _why_not_lower(self) -> str | None:
+        """The reason why products are not in the lower precision that was asked for; None where they are."""
+        assert self._products
+        if not self._products.hoisted:
+            return "only what is traced has a lower precision"
+        low = next((apply.low for apply in self._products if hasattr(apply, "low")), None)
+        try:
+            assert low
+            low(torch.ones(self.problem.size, dtype=self.dtype, device=self.device))
+        except RuntimeError as error:  # an operation that this device lacks in such a precision
+            if out_of_memory(error):
+                raise
+            return describe(error)
+        return None
 
     def _parts(self) -> Iterator[Apply]:
         """The functions of a vector whose sum is the product."""
@@ -207,14 +262,16 @@ class Curvature:
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self.definition.depends_on_batches
+        expected = self._expected if self._precision == IEEE else ALWAYS  # pays for a trace: nothing else is lower
         own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
         return Products(
             self.linearise,
             self.problem,
             costs,
             self.memory,
-            expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
+            expected=0 if split else expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not own,
+            precision=self._precision,
         )
 
     def _parameter_versions(self) -> list[int]:
@@ -228,3 +285,21 @@ class Curvature:
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
             raise SpectraError("`model`: its parameters have changed since this matrix was made; make it anew")
+
+
+class InIeee(Wrapper):
+    """A Curvature of lower precision, with products in ieee."""
+
+    operator: Curvature
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.operator.multiply(vectors, exact=True)
+
+    @property
+    def ieee(self) -> InIeee:
+        """Itself."""
+        return self
+
+    def factor(self) -> Factor:
+        """The matrix's factor. Raises SpectraError where there is none."""
+        return self.operator.factor()

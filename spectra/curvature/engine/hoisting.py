@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import Apply, switched
 from spectra.curvature.engine.zero_tensors import WithMemory
+from spectra.defaults import IEEE
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -39,9 +40,10 @@ class Hoisted:
     the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
+    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch], precision: str = IEEE):
         # sympy comes with these: a second that only those pay who trace.
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
+        from spectra.curvature.engine.precision import in_precision
         from spectra.curvature.engine.rewrites import in_place
 
         try:
@@ -49,6 +51,7 @@ class Hoisted:
                 module = trace(linearise, problem, batches[0])
             checked = batches if read or sizes_depend_on_values(module.graph) else batches[-1:]
             self.first, self.second, kept = split(module)
+            self.low = in_precision(self.second, precision) if precision != IEEE else None
             in_place(self.second.graph)
             self.second.recompile()
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
@@ -71,6 +74,12 @@ class Hoisted:
         """The batch's part of the product with a vector (n,)."""
         with torch.no_grad():
             return self.second(*residuals, vector.contiguous())  # with a column of a matrix, products are slow
+
+    def apply_low(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """The same in lower precision."""
+        assert self.low
+        with torch.no_grad():
+            return self.low(*residuals, vector.contiguous())
 
     def _laid_out(self, batch: Batch) -> Batch:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch

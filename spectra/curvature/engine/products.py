@@ -14,6 +14,7 @@ from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
@@ -47,6 +48,7 @@ class Products:
         memory: the bytes that are kept and that the product of one batch takes besides; 0 keeps nothing and leaves
             batches as they are; by default a share of the device's, or what is needed.
         expected: the number of products that are to pay for a trace.
+        precision: the precision in which traced products can be made beside ieee; see `precision.in_precision`.
         resizable: whether batches may be merged and cut.
 
     Raises:
@@ -61,7 +63,9 @@ class Products:
         memory: int | None,
         expected: int,
         resizable: bool,
+        precision: str = IEEE,
     ):
+        self.precision = precision
         resizable = resizable and costs.scales
         batches = list(own_batches(problem, whole=not resizable))
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
@@ -95,6 +99,11 @@ class Products:
         return len(self._kept)
 
     @property
+    def hoisted(self) -> bool:
+        """Whether any batch's product is traced."""
+        return any(route.hoisted for route in self.routes)
+
+    @property
     def kept_bytes(self) -> int:
         """The bytes that are kept between products."""
         return sum(route.kept for route in self.routes[: len(self._kept)])
@@ -114,7 +123,7 @@ class Products:
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches)
+            hoisted = Hoisted(linearise, problem, batches, self.precision)
         except Untraceable as error:
             self.untraceable = str(error)
             return
@@ -131,7 +140,11 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
 
 def ready(hoisted: Hoisted, batch: Batch) -> Apply:
     """The product of a batch by its traced graph."""
-    return partial(hoisted.apply, hoisted.residuals(batch))
+    residuals = hoisted.residuals(batch)
+    apply = partial(hoisted.apply, residuals)
+    if hoisted.low:
+        apply.low = partial(hoisted.apply_low, residuals)
+    return apply
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
