@@ -20,7 +20,7 @@ from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
-from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.devices import choose_dtype, choose_own_device
 from spectra.inputs.given import called_program, own_loss
@@ -70,6 +70,7 @@ def eig(
     out: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    precision: str = IEEE,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -93,6 +94,9 @@ def eig(
             nothing is written.
         max_products: stop after so many matrix-vector products, all counted; None: no limit.
         check: compare derivatives with finite differences first.
+        precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
+            first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
+            noise in their errors.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
@@ -122,6 +126,7 @@ def eig(
         out=out,
         max_products=max_products,
         check=check,
+        precision=precision,
         save_every=save_every,
     )
     with Session(request, Caller(heard(progress))) as session:
@@ -142,6 +147,7 @@ def trace(
     deflate: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    precision: str = IEEE,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -149,7 +155,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, check, precision, save_every, progress,
+            problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -176,6 +183,7 @@ def trace(
         out=out,
         max_products=max_products,
         check=check,
+        precision=precision,
         save_every=save_every,
         deflate=deflate,
     )
@@ -197,6 +205,7 @@ def density(
     deflate: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    precision: str = IEEE,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -204,7 +213,8 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, check, precision, save_every, progress,
+            problem: as `spectra.eig`'s.
             With `out` the figure density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
@@ -233,6 +243,7 @@ def density(
         out=out,
         max_products=max_products,
         check=check,
+        precision=precision,
         save_every=save_every,
         deflate=deflate,
     )
@@ -260,6 +271,7 @@ def requested(
     out: str | Path | None,
     max_products: int | None,
     check: bool,
+    precision: str,
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
@@ -269,6 +281,7 @@ def requested(
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    recorded["precision"] = among("precision", precision, PRECISIONS)
     return Request(
         settings,
         problem,
@@ -278,6 +291,7 @@ def requested(
         max_products=max_products,
         memory=given[3].get("memory"),
         check=bool(check),
+        precision=precision,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),

@@ -85,7 +85,7 @@ class Polishing:
         return as_cpu_float64(sum_shards(lambda basis, rows: basis @ rows.T, state.basis, vectors))
 
     def multiply(self, weights: Tensor) -> int:
-        """Take the parts outside of Z of the vectors with these weights (m, j) into Z, and return how many there are."""
+        """Take what vectors with these weights (m, j) have outside of Z into it, and return how many it gains."""
         state = self.state
         rest = weights[self.exact :]
         lengths = torch.linalg.vector_norm(rest, dim=0)

@@ -5,8 +5,8 @@ bit. A product is given again only for the very vector it was made of; from the 
 of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its
 outcome replaces its products. Once a matrix is finished, its answer replaces everything.
 
-The first vector and its product in ieee are kept as a sample. A later run makes that product once more and compares, before it
-trusts anything else.
+The first vector and its product in ieee are kept as a sample. A later run makes that product once more and compares,
+before it trusts anything else.
 """
 
 from __future__ import annotations

@@ -10,12 +10,14 @@ import torch
 
 from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
+from spectra.curvature.checks.precision import refuse_precision
 from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
-from spectra.inputs.devices import choose_own_device
+from spectra.inputs.devices import choose_dtype, choose_own_device
 from spectra.inputs.problem import Loaded, load_problem
-from spectra.operator import CHECKS
+from spectra.operator import CHECKS, NOISE_PRODUCTS
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
 
@@ -26,6 +28,15 @@ def device_of(request: Request) -> torch.device:
     """The device on which the problem is or will be. Raises SpectraError where there is no such device."""
     given = request.problem
     return given.device if isinstance(given, Problem) else choose_own_device(given["model"], given.get("device"))
+
+
+def refuse_lower_precision(request: Request, device: torch.device) -> None:
+    """Raise SpectraError where the device or the dtype lacks the precision asked for, before anything is loaded."""
+    if request.precision != IEEE:
+        given = request.problem
+        own = isinstance(given, Problem)
+        dtype = given.dtype if own else choose_dtype(given["model"], given.get("dtype"))
+        refuse_precision(request.precision, dtype, device)
 
 
 def processes_of(request: Request, device: torch.device) -> Processes:
@@ -42,7 +53,9 @@ def processes_of(request: Request, device: torch.device) -> Processes:
 def checks_of(request: Request) -> int:
     """The number of products for checking that a matrix is one; none where too few would be left."""
     limit = request.max_products
-    return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
+    if limit is not None and limit < SMALLEST_CHECKED:
+        return 0
+    return CHECKS if request.precision == IEEE else CHECKS + NOISE_PRODUCTS
 
 
 def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:

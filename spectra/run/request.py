@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.matrices import refuse_weight_decay
+from spectra.defaults import IEEE
+from spectra.errors import SpectraError
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -35,6 +37,7 @@ class Settings(Protocol):
         ...
 
 
+FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
 
 
@@ -64,6 +67,7 @@ class Request(Generic[S]):
         max_products: of each matrix, all counted; None is without end.
         memory: bytes that products may take besides model and data; None: a quarter of the device's.
         check: compare derivatives with differences first.
+        precision: of products: ieee, tf32 or bf16.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
         save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
@@ -82,6 +86,7 @@ class Request(Generic[S]):
     max_products: int | None = None
     memory: int | None = None
     check: bool = True
+    precision: str = IEEE
     out: Path | None = None
     home: Path | None = None
     save_every: float | None = None
@@ -110,6 +115,11 @@ class Request(Generic[S]):
         for name in self.curvature:
             refuse_weight_decay(name, self.weight_decay)
         self.settings.refuse(self.curvature)
+        if self.precision != IEEE and self.max_products is not None and self.max_products < FEWEST_LOWER:
+            raise SpectraError(
+                f"`max_products` {self.max_products}: products in `precision` {self.precision} are measured against "
+                f"ieee first; give {FEWEST_LOWER} or more, or leave the precision out"
+            )
         if self.earlier:
             self.arrays_of_earlier()
 
