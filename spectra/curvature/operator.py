@@ -16,7 +16,9 @@ from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.precision import refuse_precision
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
@@ -30,7 +32,6 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
-ALWAYS = 2**40  # products, for which every trace pays
 PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
@@ -49,6 +50,7 @@ class Curvature:
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+        choices: decisions by a clock, taken over where they have been made before.
         precision: ieee, tf32 or bf16: of the operands of multiplications in what of a product depends on the vector;
             sums are taken in float32. Products are then noisy, and `ieee` is the same matrix without that noise.
 
@@ -64,6 +66,7 @@ class Curvature:
         memory: int | None = None,
         products: int = PRODUCTS,
         check: bool = True,
+        choices: Choices | None = None,
         precision: str = IEEE,
     ):
         require_integer("memory", memory, least=0, optional=True)
@@ -75,6 +78,7 @@ class Curvature:
         self.definition = definition(name)
         self.linearise = self.definition.linearise
         self.memory = memory
+        self.choices = choices or Choices()
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -177,10 +181,7 @@ class Curvature:
         products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
-                if not exact and self.precision != IEEE:
-                    apply = getattr(apply, "low", apply)
-                for j, column in enumerate(columns.unbind(1)):
-                    products[:, j] += apply(column)
+                add_products(apply, columns, products, lower=self.precision != IEEE and not exact)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
 
@@ -230,12 +231,13 @@ class Curvature:
     def _why_not_lower(self) -> str | None:
         """The reason why products are not in the lower precision that was asked for; None where they are."""
         assert self._products
-        if not self._products.hoisted:
-            return "only what is traced has a lower precision"
-        low = next((apply.low for apply in self._products if hasattr(apply, "low")), None)
+        if not self._products.lower:
+            return "only matrix products and convolutions that are traced have a lower precision"
         try:
-            assert low
-            low(torch.ones(self.problem.size, dtype=self.dtype, device=self.device))
+            vector = torch.ones(self.problem.size, 1, dtype=self.dtype, device=self.device)
+            for apply in self._products:
+                add_products(apply, vector, torch.zeros_like(vector), lower=True)
+                del apply
         except RuntimeError as error:  # an operation that this device lacks in such a precision
             if out_of_memory(error):
                 raise
@@ -262,15 +264,15 @@ class Curvature:
 
     def _make_products(self, costs: Footprint) -> Products:
         split = self.definition.depends_on_batches
-        expected = self._expected if self._precision == IEEE else ALWAYS  # pays for a trace: nothing else is lower
         own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
         return Products(
             self.linearise,
             self.problem,
             costs,
             self.memory,
-            expected=0 if split else expected,  # of gradients that are there nothing is left to hoist
+            expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not own,
+            choices=self.choices,
             precision=self._precision,
         )
 

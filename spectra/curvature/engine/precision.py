@@ -8,13 +8,15 @@ its products are noisy.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from spectra.curvature.engine.choices import fingerprint
 from spectra.curvature.engine.differentiation import switched
+from spectra.curvature.engine.execution import Execution, described
 from spectra.curvature.engine.graphs import eliminate, find_value, value, without_repetition
 from spectra.curvature.engine.rewrites import call
 
@@ -27,13 +29,23 @@ SUMS = {
 PRODUCTS = (*SUMS.values(), aten.convolution.default, aten.convolution_backward.default)
 
 
-def in_precision(module: GraphModule, precision: str) -> Callable[..., Tensor]:
-    """The function of a plain graph with products in a lower precision."""
-    cuda = torch.backends.cuda.matmul
-    if precision == "tf32":
-        settings = [(cuda, "fp32_precision", "tf32"), (torch.backends.cudnn.conv, "fp32_precision", "tf32")]  # pyright: ignore[reportAttributeAccessIssue]
-        return Setting(module, settings)
-    return Setting(in_bfloat16(module), [(cuda, "allow_bf16_reduced_precision_reduction", False)])
+class LowerPrecision(Execution):
+    """The execution of a plain second half with products in tf32 or bf16."""
+
+    def __init__(self, second: GraphModule, precision: str):
+        self.precision, cuda = precision, torch.backends.cuda.matmul
+        self.settings: list[tuple[object, str, object]] = [(cuda, "allow_bf16_reduced_precision_reduction", False)]
+        if precision == "tf32":
+            convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+            self.settings = [(cuda, "fp32_precision", "tf32"), (convolutions, "fp32_precision", "tf32")]
+        super().__init__(second if precision == "tf32" else in_bfloat16(second))
+
+    def graph(self, width: int) -> Setting:
+        return Setting(super().graph(width), self.settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.precision, *(part for node in self.second.graph.nodes for part in described(node)))
 
 
 class Setting:
@@ -45,6 +57,11 @@ class Setting:
     def __call__(self, *arguments: Tensor) -> Tensor:
         with switched(self.settings):
             return self.module(*arguments)
+
+
+def multiplies(module: GraphModule) -> bool:
+    """Whether a graph has any operation that a lower precision shortens."""
+    return any(node.target in (*PRODUCTS, *SUMS) for node in module.graph.nodes)
 
 
 def in_bfloat16(module: GraphModule) -> GraphModule:

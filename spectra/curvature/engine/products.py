@@ -11,9 +11,13 @@ from functools import partial
 from itertools import accumulate
 
 from spectra.curvature.engine.batches import own_batches, resized
+from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.cuda_graphs import WORTH_A_GRAPH, Graphs
 from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.execution import BatchProduct
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
@@ -48,8 +52,9 @@ class Products:
         memory: the bytes that are kept and that the product of one batch takes besides; 0 keeps nothing and leaves
             batches as they are; by default a share of the device's, or what is needed.
         expected: the number of products that are to pay for a trace.
-        precision: the precision in which traced products can be made beside ieee; see `precision.in_precision`.
         resizable: whether batches may be merged and cut.
+        choices: decisions by a clock.
+        precision: one in which products are made beside ieee, where they can be traced, which is then always done.
 
     Raises:
         SpectraError: memory holds no product.
@@ -63,6 +68,7 @@ class Products:
         memory: int | None,
         expected: int,
         resizable: bool,
+        choices: Choices,
         precision: str = IEEE,
     ):
         self.precision = precision
@@ -81,12 +87,24 @@ class Products:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
+        pays = problem.device.type == "cuda" and expected >= WORTH_A_GRAPH
+        self.graphs = Graphs(problem.device) if pays else None
+        self.choices = choices
+        self.widths: list[Widths] = []  # of each group of batches that is hoisted
+        self.lower = False  # whether any product has a lower precision
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
-            if spared > TRACING * costs.operations + LOADING:
+            if spared > TRACING * costs.operations + LOADING or (precision != IEEE and expected):
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
+        for apply in self._kept:
+            if isinstance(apply, BatchProduct):
+                apply.graphs = self.graphs
+                if apply.lower:
+                    apply.lower.graphs = self.graphs
+        for widths in self.widths if expected >= WORTH_MEASURING else ():
+            widths.room = max(0, memory - self.kept_bytes)
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -99,11 +117,6 @@ class Products:
         return len(self._kept)
 
     @property
-    def hoisted(self) -> bool:
-        """Whether any batch's product is traced."""
-        return any(route.hoisted for route in self.routes)
-
-    @property
     def kept_bytes(self) -> int:
         """The bytes that are kept between products."""
         return sum(route.kept for route in self.routes[: len(self._kept)])
@@ -111,7 +124,8 @@ class Products:
     @property
     def peak_bytes(self) -> int:
         """The bytes that are kept, and that a product takes besides at most."""
-        return self.kept_bytes + transient_bytes(self.routes, len(self._kept))
+        wide = max((widths.transient_bytes for widths in self.widths), default=0)
+        return self.kept_bytes + max(wide, transient_bytes(self.routes, len(self._kept)))
 
     @property
     def path(self) -> str:
@@ -119,7 +133,23 @@ class Products:
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
-        return f"{how}, {len(self._kept)} of {count} batches kept{why}"
+        return f"{how}, {len(self._kept)} of {count} batches kept{self._in_graphs}{self._together}{why}"
+
+    @property
+    def _in_graphs(self) -> str:
+        """What of it runs as CUDA graphs."""
+        captured = sum(isinstance(apply, BatchProduct) and apply.captured for apply in self._kept)
+        why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
+        return (f", {captured} as CUDA graphs" if captured else "") + why
+
+    @property
+    def _together(self) -> str:
+        """The numbers of columns that go together."""
+        used = sorted({width for widths in self.widths for width in widths.used})
+        why = next((widths.why for widths in self.widths if widths.why), None)
+        if used:
+            return f"; {', '.join(map(str, used))} columns together" + (f" (no more: {why})" if why else "")
+        return f"; columns one by one: {why}" if why else ""
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
@@ -127,9 +157,18 @@ class Products:
         except Untraceable as error:
             self.untraceable = str(error)
             return
-        found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
+        how = "CUDA graphs" if self.graphs else "eager"
+        self.lower |= hoisted.lower is not None
+        widths = []
+        for execution in filter(None, (hoisted.execution, hoisted.lower)):
+            of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks measuring at once may differ
+            widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
+        self.widths += widths
+        found = measured(lambda _, batch: ready(hoisted, batch, widths), problem, batches[0])
+        graph = 2 * len(widths) * problem.size * problem.dtype.itemsize if self.graphs else 0  # vectors and products
         for i, batch in zip(group, batches, strict=True):
-            self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
+            make = partial(ready, hoisted, batch, widths)
+            self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
@@ -138,13 +177,12 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
     return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
 
 
-def ready(hoisted: Hoisted, batch: Batch) -> Apply:
-    """The product of a batch by its traced graph."""
-    residuals = hoisted.residuals(batch)
-    apply = partial(hoisted.apply, residuals)
-    if hoisted.low:
-        apply.low = partial(hoisted.apply_low, residuals)
-    return apply
+def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
+    """The product of a batch by its traced graph; `widths` are of its execution in ieee, and then of the lower one."""
+    residuals, lower = hoisted.residuals(batch), None
+    if hoisted.lower:
+        lower = BatchProduct(hoisted.lower, residuals, widths[-1])
+    return BatchProduct(hoisted.execution, residuals, widths[0], lower=lower)
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
