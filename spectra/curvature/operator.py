@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import chain
 
@@ -179,11 +180,17 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
-        with twice_differentiable(self.problem.model), explained():
+        lower = self.precision != IEEE and not exact
+        with self._settings(columns.shape[1], lower), explained():
             for apply in parts:
-                add_products(apply, columns, products, lower=self.precision != IEEE and not exact)
+                add_products(apply, columns, products, lower)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
+
+    def _settings(self, columns: int, lower: bool) -> AbstractContextManager:
+        """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
+        graphs = self._products is not None and self._products.runs_as_graphs(columns, lower) and not self._terms
+        return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.

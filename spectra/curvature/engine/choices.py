@@ -78,6 +78,16 @@ class Choices:
 
         return float(self._decide(name, measured, is_positive, ["cost"], device, of))
 
+    def note(self, name: str, of: str, text: str) -> None:
+        """Write down for a run that is resumed what this one tells of itself."""
+        key = fingerprint(name, of)
+        if self._kept.get(key) != text:
+            self._kept[key] = text
+
+    def noted(self, name: str, of: str) -> str:
+        """What the run that is resumed has written down; empty where it has nothing."""
+        return self._kept.get(fingerprint(name, of), "")
+
     def seconds(self, call: Callable[[], Any], device: torch.device) -> float:
         """The median time of a call, after one that warms up."""
         times: list[float] = []

@@ -9,7 +9,8 @@ many rows; what has no rule here is written by torch.func.vmap.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from spectra.curvature.engine.convolved import convolution, convolution_backward
 from spectra.curvature.engine.graphs import bare, eliminate, substitute, value, without_repetition
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
 
@@ -111,7 +113,8 @@ class Rewriting:
             made[:] = [isinstance(x, Tensor) for x in found]
             return tuple(x for x in found if isinstance(x, Tensor))
 
-        traced = make_fx(torch.func.vmap(function, dims))(*(x.meta["val"] for x in inputs))
+        with silent_fallback():
+            traced = make_fx(torch.func.vmap(function, dims))(*(x.meta["val"] for x in inputs))
         found = self.inlined(traced.graph, inputs)
         if not made:
             return found
@@ -141,6 +144,11 @@ class Rewriting:
         fakes = pytree.tree_map_only(Node, lambda x: x.meta["val"], (args, kwargs))
         fakes[1].pop("device", None)
         return self.placed(node, target(*fakes[0], **fakes[1]))
+
+    def item(self, node: Node, place: int) -> Node:
+        """One of the results of a call."""
+        found = self.new.call_function(operator.getitem, (node, place))
+        return self.placed(found, node.meta["val"][place])
 
     def placed(self, node: Node, value: Any) -> Node:
         node.meta = {"val": value}
@@ -184,6 +192,19 @@ class Shared:
     """What a rule gives that is one value for all vectors."""
 
     node: Node
+
+
+@contextmanager
+def silent_fallback() -> Iterator[None]:
+    """Inside, vmap does not warn of operations that it can only take k times."""
+    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", None)
+    if switch:
+        switch(False)
+    try:
+        yield
+    finally:
+        if switch:
+            switch(True)
 
 
 def getattr_of(module: GraphModule, target: str) -> Tensor:
@@ -429,6 +450,32 @@ def layer_norm_slope(to: Rewriting, node: Node) -> tuple | None:
     return by_input, by_weight, by_bias
 
 
+def batch_norm_slope(to: Rewriting, node: Node) -> tuple | None:
+    """The derivatives of a batch normalisation by fixed statistics, for k slopes at one point."""
+    slope, x, weight, mean, variance, _, _, train, eps, mask = node.args
+    if train or any(map(to.is_batched, (x, weight, mean, variance))):
+        return None
+    shape = [-1, *[1] * (rank_of(x) - 2)]
+    scale = to.call(aten.rsqrt.default, to.call(aten.add.Scalar, to.one(variance), eps))
+    outer = [1, *range(3, rank_of(x) + 1)]
+    slope, by_input, by_weight, by_bias = to.rows[slope], None, None, None
+    if mask[0]:
+        factor = scale if weight is None else to.call(aten.mul.Tensor, scale, to.one(weight))
+        by_input = to.call(aten.mul.Tensor, slope, to.call(aten.reshape.default, factor, shape))
+    if mask[1]:
+        centre = to.call(aten.reshape.default, to.one(mean), shape)
+        along = to.call(aten.mul.Tensor, slope, to.call(aten.sub.Tensor, to.one(x), centre))
+        by_weight = to.call(aten.mul.Tensor, to.call(aten.sum.dim_IntList, along, outer), scale)
+    if mask[2]:
+        by_bias = to.call(aten.sum.dim_IntList, slope, outer)
+    return by_input, by_weight, by_bias
+
+
+def padded(to: Rewriting, node: Node) -> Node:
+    x, sizes, *rest = node.args
+    return to.call(node.target, to.rows[x], sizes, *rest)
+
+
 def merged_reshapes(graph: Graph) -> None:
     """Remove reshapes that another follows, and those to the shape that is there."""
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
@@ -469,6 +516,10 @@ RULES: dict[Any, Callable[[Rewriting, Node], Any]] = {
     aten.new_ones.default: zeros,
     aten.zeros_like.default: zeros,
     aten.ones_like.default: zeros,
+    aten.convolution.default: convolution,
+    aten.convolution_backward.default: convolution_backward,
+    aten.native_batch_norm_backward.default: batch_norm_slope,
+    aten.constant_pad_nd.default: padded,
     aten.mm.default: mm,
     aten.addmm.default: addmm,
     aten.bmm.default: bmm,

@@ -95,6 +95,11 @@ class BatchProduct:
         own = any(isinstance(run, Captured) for run in self._runs.values())
         return own or bool(self.lower and self.lower.captured)
 
+    def is_captured(self, columns: int) -> bool:
+        """Whether a product with so many columns runs as CUDA graphs alone."""
+        plan = [1] if columns == 1 else self.widths.planned(columns)
+        return bool(plan) and all(isinstance(self._runs.get(width), Captured) for width in plan)
+
     def __call__(self, vector: Tensor) -> Tensor:
         """The product with a vector."""
         vector = vector.contiguous()  # with a column of a matrix, products are slow
@@ -133,13 +138,19 @@ def without_gradient(graph: Callable[..., Tensor], residuals: Sequence[Tensor], 
         return graph(*residuals, argument)
 
 
+def in_use(apply: Apply, lower: bool) -> Apply:
+    """The product of a batch, or with `lower` that of lower precision, where there is one."""
+    return apply.lower if lower and isinstance(apply, BatchProduct) and apply.lower else apply
+
+
 def add_products(apply: Apply, columns: Tensor, products: Tensor, lower: bool = False) -> None:
     """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k).
 
     With `lower`, they are those of lower precision where there are such.
     """
+    apply = in_use(apply, lower)
     if isinstance(apply, BatchProduct):
-        (apply.lower if lower and apply.lower else apply).add(columns, products)
+        apply.add(columns, products)
         return
     for j, column in enumerate(columns.unbind(1)):
-        products[:, j] += apply(column)
+        products[:, j] += apply(column.contiguous())  # which rounds as a vector alone does

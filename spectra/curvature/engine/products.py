@@ -12,9 +12,9 @@ from itertools import accumulate
 
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
-from spectra.curvature.engine.cuda_graphs import WORTH_A_GRAPH, Graphs
+from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.execution import BatchProduct
+from spectra.curvature.engine.execution import BatchProduct, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
@@ -30,6 +30,7 @@ from spectra.problem.problem import Problem
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 LOADING = 0.4  # seconds, of PyTorch's tracer
+LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 
 
 @dataclass(frozen=True)
@@ -87,24 +88,23 @@ class Products:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
-        pays = problem.device.type == "cuda" and expected >= WORTH_A_GRAPH
-        self.graphs = Graphs(problem.device) if pays else None
+        self.graphs = graphs_for(problem.device, expected)
         self.choices = choices
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
         self.lower = False  # whether any product has a lower precision
-        self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
+        graph = self._graph_bytes(problem)
+        self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
+            if self.graphs:
+                spared += expected * LAUNCHING * costs.operations * len(group)
             if spared > TRACING * costs.operations + LOADING or (precision != IEEE and expected):
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
-        self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
-        for apply in self._kept:
-            if isinstance(apply, BatchProduct):
-                apply.graphs = self.graphs
-                if apply.lower:
-                    apply.lower.graphs = self.graphs
+        self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
         for widths in self.widths if expected >= WORTH_MEASURING else ():
             widths.room = max(0, memory - self.kept_bytes)
+            own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
+            widths.held = VECTORS * own if self.graphs else 0
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -138,7 +138,7 @@ class Products:
     @property
     def _in_graphs(self) -> str:
         """What of it runs as CUDA graphs."""
-        captured = sum(isinstance(apply, BatchProduct) and apply.captured for apply in self._kept)
+        captured = sum(isinstance(apply, BatchProduct | Retained) and apply.captured for apply in self._kept)
         why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
         return (f", {captured} as CUDA graphs" if captured else "") + why
 
@@ -151,6 +151,27 @@ class Products:
             return f"; {', '.join(map(str, used))} columns together" + (f" (no more: {why})" if why else "")
         return f"; columns one by one: {why}" if why else ""
 
+    def _graph_bytes(self, problem: Problem) -> int:
+        """The bytes that a batch's CUDA graph holds besides intermediate values."""
+        return VECTORS * problem.size * problem.dtype.itemsize if self.graphs else 0
+
+    def _ready(self, route: Route) -> Apply:
+        """The product of a batch that is kept, as CUDA graphs where they pay."""
+        if self.graphs and not route.hoisted:
+            return Retained(route.ready, self.graphs)
+        apply = route.ready()
+        if isinstance(apply, BatchProduct):
+            apply.graphs = self.graphs
+            if apply.lower:
+                apply.lower.graphs = self.graphs
+        return apply
+
+    def runs_as_graphs(self, columns: int, lower: bool = False) -> bool:
+        """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
+        graphs = len(self._kept) == len(self.routes) and self.graphs is not None
+        used = (in_use(apply, lower) for apply in self._kept)
+        return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in used)
+
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
             hoisted = Hoisted(linearise, problem, batches, self.precision)
@@ -159,22 +180,22 @@ class Products:
             return
         how = "CUDA graphs" if self.graphs else "eager"
         self.lower |= hoisted.lower is not None
-        widths = []
+        widths, vector = [], problem.size * problem.dtype.itemsize
         for execution in filter(None, (hoisted.execution, hoisted.lower)):
             of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks measuring at once may differ
-            widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
+            widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
         self.widths += widths
         found = measured(lambda _, batch: ready(hoisted, batch, widths), problem, batches[0])
-        graph = 2 * len(widths) * problem.size * problem.dtype.itemsize if self.graphs else 0  # vectors and products
+        graph = len(widths) * self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
             make = partial(ready, hoisted, batch, widths)
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
 
-def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
-    """The route by double backward."""
+def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint, graph: int) -> Route:
+    """The route by double backward, with so many bytes for a CUDA graph."""
     size = elements(batch)
-    return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
+    return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
 def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
