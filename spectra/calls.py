@@ -20,7 +20,7 @@ from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
-from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
+from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
@@ -72,6 +72,7 @@ def eig(
     max_products: int | None = None,
     basis: str = "auto",
     check: bool = True,
+    precision: str = IEEE,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -97,6 +98,9 @@ def eig(
         basis: the memory that holds a Lanczos basis: device, host (of a GPU), or auto, the host's where a quarter of
             the device's is too little.
         check: compare derivatives with finite differences first.
+        precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
+            first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
+            noise in their errors.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
@@ -127,6 +131,7 @@ def eig(
         max_products=max_products,
         basis=basis,
         check=check,
+        precision=precision,
         save_every=save_every,
     )
     with Session(request, Caller(heard(progress))) as session:
@@ -148,6 +153,7 @@ def trace(
     max_products: int | None = None,
     basis: str = "auto",
     check: bool = True,
+    precision: str = IEEE,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -155,8 +161,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, save_every, progress, problem: as
-            `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, save_every, progress,
+            problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -184,6 +190,7 @@ def trace(
         max_products=max_products,
         basis=basis,
         check=check,
+        precision=precision,
         save_every=save_every,
         deflate=deflate,
     )
@@ -206,6 +213,7 @@ def density(
     max_products: int | None = None,
     basis: str = "auto",
     check: bool = True,
+    precision: str = IEEE,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -213,8 +221,8 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, save_every, progress, problem: as
-            `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, save_every, progress,
+            problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -243,6 +251,7 @@ def density(
         max_products=max_products,
         basis=basis,
         check=check,
+        precision=precision,
         save_every=save_every,
         deflate=deflate,
     )
@@ -271,6 +280,7 @@ def requested(
     max_products: int | None,
     basis: str,
     check: bool,
+    precision: str,
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
@@ -280,7 +290,7 @@ def requested(
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
-    recorded |= {"basis": among("basis", basis, BASES)}
+    recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
     return Request(
         settings,
         problem,
@@ -291,6 +301,7 @@ def requested(
         memory=given[3].get("memory"),
         basis=basis,
         check=bool(check),
+        precision=precision,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),

@@ -11,7 +11,7 @@ from spectra.krylov.blocks import products
 from spectra.krylov.bounds import residual_norms
 from spectra.krylov.placement import placement
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
-from spectra.operator import Deflated, SymmetricOperator, placed
+from spectra.operator import Deflated, SymmetricOperator, in_ieee, placed
 from spectra.vectors import map_shards, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
@@ -45,7 +45,7 @@ def known_pairs(
         return None
     signs = triangle.diagonal().sign()
     basis = map_shards(lambda rows: (rows.T * signs).T.contiguous(), basis)
-    images = products(operator, basis)
+    images = products(in_ieee(operator), basis)
     found = row_dots(images, basis).cpu()
     left = residual_norms(images, found, basis)
     allowed = residuals + precision ** (2 / 3) * values.abs().max()

@@ -12,10 +12,12 @@ from spectra.defaults import TOLERANCE
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
+from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
-from spectra.operator import Shaped, SymmetricOperator
+from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise_of
 from spectra.vectors import without_autocast
 
+FLOOR = 0.3  # of the noise, to which a search by noisy products goes
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
@@ -39,6 +41,10 @@ def eigenpairs(
     most 10 eps |A|, which is rounding. Residuals follow from the Lanczos relation; one more product measures how far
     rounding has violated that relation, and this is added to them. Clustered eigenvalues may need more products than
     the default; `converged` then says so.
+
+    Products of a lower precision (an operator that names itself in ieee, as `Curvature` does) find pairs to their
+    noise, which a few products in ieee then polish: residuals and errors are of ieee. `complete` widens what the search
+    for missed pairs has excluded by the noise, as that was measured.
 
     Args:
         operator: the matrix (n, n).
@@ -83,8 +89,18 @@ def eigenpairs_unchecked(
     """Compute `eigenpairs` from arguments that have been checked; no pairs where `max_products` is 0."""
     max_products = 1000 + 20 * k if max_products is None else max_products
     place = basis_of(operator, k, largest_basis, basis)
-    search = Eigensolver(operator, k, which, tolerance, generator, max_products, place.vectors, progress, place.device)
-    return serve_products(search.solve(), operator)
+    where = place.vectors, progress, place.device
+    if in_ieee(operator) is operator:
+        search = Eigensolver(operator, k, which, tolerance, generator, max_products, *where)
+        return serve_products(search.solve(), operator)
+    matrix = Counting(operator)
+    noise = noise_of(matrix, generator)
+    noisy = max(1, max_products - k - 2)  # the others check the answer at least
+    search = Eigensolver(matrix, k, which, tolerance, generator, noisy, *where, floor=FLOOR * noise.norm)
+    pairs = serve_products(search.solve(), matrix)
+    if search.state.size == 0 or not search.state.finite:
+        return replace(pairs, products=matrix.products)
+    return Polishing(matrix, noise, search, tolerance, max_products, progress).run(pairs)
 
 
 def basis_of(operator: Shaped, k: int, largest: int | None = None, choice: str = "auto") -> Placement:

@@ -77,6 +77,7 @@ class Eigensolver:
     capacity: int  # vectors of the basis at which it restarts
     progress: Progress | None
     place: torch.device | None = None  # whose memory holds the basis; None: the operator's device
+    floor: float = 0.0  # of residuals: where it is above 0, products are noisy, and others measure what is left
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
 
@@ -103,7 +104,8 @@ class Eigensolver:
         """Compute the eigenpairs, and those of their copies that the first search missed."""
         pairs = yield from self.search()
         if self.multiple:
-            self.state.release()
+            if not self.floor:
+                self.state.release()
             pairs = yield from self.validate(pairs)
         return replace(pairs, products=self.products)
 
@@ -244,7 +246,8 @@ class Eigensolver:
             chosen = best[best >= self.k] - self.k
             residuals = torch.zeros(len(everything), dtype=torch.float64)
             residuals[: self.k] = pairs.residuals
-            residuals[self.k + chosen] = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
+            if not self.floor:
+                residuals[self.k + chosen] = yield from self.residuals_of(values[chosen], take_rows(vectors, chosen))
             residuals = residuals[best]
 
             pairs = replace(
@@ -297,7 +300,8 @@ class Eigensolver:
 
     def allowed(self, values: Tensor) -> Tensor:
         """The largest residuals of converged pairs with these values."""
-        return allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
+        allowed = allowed_residuals(values, self.values.abs().max().item(), self.tolerance, self.operator.dtype)
+        return allowed.clamp(min=self.floor)
 
     def most_needed(self) -> int:
         """The index of the pending direction that holds most of the residuals of wanted pairs."""
@@ -314,14 +318,7 @@ class Eigensolver:
 
     def excludes_better(self, bounds: tuple[float, float]) -> bool:
         """Whether no value within the bounds would be among the wanted ones."""
-        listed = self.values[self.wanted()]
-        lower, upper = bounds
-        if self.which == "LM":
-            return max(abs(lower), abs(upper)) < listed.abs().min().item()
-        top, bottom = (math.ceil(self.k / 2), self.k // 2) if self.which == "BE" else (self.k, self.k)
-        above = self.which == "SA" or upper < listed[top - 1]
-        below = self.which == "LA" or not bottom or lower > listed[-1]
-        return bool(above and below)
+        return are_outside(self.values[self.wanted()], bounds, self.which)
 
     def out_of_budget(self, reserve: int = 1) -> bool:
         """Whether a product was not finite, or at most `reserve` products are left; one serves to check the answer."""
@@ -348,8 +345,9 @@ class Eigensolver:
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
         local(vectors).div_(lengths)
 
-        rounding = yield from self.relation_error(values, coordinates, vectors)
-        residuals = torch.hypot(self.residuals[wanted], rounding)
+        residuals = self.residuals[wanted]
+        if not self.floor:
+            residuals = torch.hypot(residuals, (yield from self.relation_error(values, coordinates, vectors)))
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.products + len(wanted) <= self.max_products:
             residuals = yield from self.residuals_of(values, vectors)
@@ -381,3 +379,15 @@ class Eigensolver:
         mixing = signs.to(vectors.device, vectors.dtype).matmul
         image = yield from self.multiply(on_device(map_shards(mixing, vectors), self.operator.device))
         return sum_pieces(off, on_device(image, vectors.device), *rows).sqrt().cpu()
+
+
+def are_outside(listed: Tensor, bounds: tuple[float, float], which: str) -> bool:
+    """Whether no value within the bounds would be among the `listed` ones (k,), which are in the order of `which`."""
+    lower, upper = bounds
+    if which == "LM":
+        return max(abs(lower), abs(upper)) < listed.abs().min().item()
+    k = len(listed)
+    top, bottom = (math.ceil(k / 2), k // 2) if which == "BE" else (k, k)
+    above = which == "SA" or upper < listed[top - 1]
+    below = which == "LA" or not bottom or lower > listed[-1]
+    return bool(above and below)

@@ -135,6 +135,34 @@ class Lanczos:
             rest.div_(lift * length)
             self.coupling = torch.cat([self.coupling, column])
 
+    def lead(self, weights: Tensor, first: int) -> None:
+        """Turn the basis vectors from number `first` on among themselves, so that the first of them are those sums of
+        them whose weights are the orthonormal columns of `weights` (m - first, j), but for their signs.
+        """
+        left, held = weights.clone(), local(self.basis)
+        for j in range(weights.shape[1]):
+            mirror = left[j:, j] / torch.linalg.vector_norm(left[j:, j])
+            mirror[0] += math.copysign(1, mirror[0].item())  # Householder's reflection, as in `align`
+            mirror /= torch.linalg.vector_norm(mirror)
+            place = first + j
+            for rows in (left[j:], self.projected[place:], self.projected.T[place:], self.coupling.T[place:]):
+                rows.sub_(2 * torch.outer(mirror, mirror @ rows))
+            turn = mirror.to(held.device, held.dtype)
+            held[place:].addr_(turn, turn @ held[place:], alpha=-2)
+
+    def correct(self, index: int, image: Tensor) -> None:
+        """Take in another product (n,) of basis vector `index`, more precise than that with which it was absorbed."""
+        before = self.scale
+        rest, along, length = self._orthogonal_part(image)
+        self.projected[index] = self.projected[:, index] = along[: self.size]
+        self.coupling[:, index] = along[self.size :]
+        size = math.hypot(length, torch.linalg.vector_norm(along).item())
+        if length > 10 * torch.finfo(image.dtype).eps * max(size, before) and not self.exhausted:
+            column = torch.zeros(1, self.size, dtype=torch.float64)
+            column[0, index] = length
+            rest.div_(length)
+            self.coupling = torch.cat([self.coupling, column])
+
     @property
     def scale(self) -> float:
         """A lower bound of |A|: the largest entry of T, or the largest known value."""

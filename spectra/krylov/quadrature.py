@@ -21,7 +21,7 @@ from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.placement import Placement, placement, refuse_basis
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed
+from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed, noise_of
 from spectra.vectors import on_device, without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
@@ -45,6 +45,11 @@ def spectral_measure(
 
     A first run of `steps` products finds the eigenpairs that are then deflated. Probes advance together, one call for
     all, as many as memory holds the bases of and as `max_products` lets finish.
+
+    With products of lower precision, A v_j + e_j, each run is that of a matrix A + D: its law A V' = V'T + r e' - F,
+    with the e_j as the columns of F, holds exactly for the symmetric D = FV + V'F' - V'(VF)V, since VF is symmetric
+    with T and V A V'. So |D| is about the noise |e_j|, and eigenvalues are off by no more than |D| (Weyl). `noise` of
+    the result tells it.
 
     Args:
         operator: the matrix (n, n).
@@ -76,7 +81,7 @@ def spectral_measure(
     limit = (1 + probes) * steps if max_products is None else max_products
     place = basis_of(operator, steps, basis, refuse=largest_basis is None)
     largest = place.vectors if largest_basis is None else largest_basis
-    n = operator.shape[0]
+    n, noise = operator.shape[0], noise_of(counted, generator).norm
 
     def run(count: int, pairs: tuple[Tensor, Tensor], done: int) -> list[Lanczos]:
         """So many runs beside these pairs, to their ends, the budget's, or a product that is not finite."""
@@ -100,7 +105,8 @@ def spectral_measure(
     if len(pairs[0]) < n:
         (first,) = run(1, pairs, 0)
         if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
-            return pack([gauss_quadrature(first)], pairs[0], n, counted.products, converged=False)
+            alone = pack([gauss_quadrature(first)], pairs[0], n, counted.products, converged=False)
+            return replace(alone, noise=noise)
         pairs = converged_pairs(first)
         del first  # at their largest, bases are all the memory there is
     atoms = pairs[0]
@@ -114,7 +120,8 @@ def spectral_measure(
         step = partial(quadratures, min(probes - len(rows), finishing, widest), pairs, len(rows))
         found, complete = checkpointed(counted, step, generator)
         rows += found
-    return pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
+    measure = pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
+    return replace(measure, noise=noise)
 
 
 def basis_of(operator: Shaped, steps: int, choice: str = "auto", refuse: bool = True) -> Placement:

@@ -99,6 +99,7 @@ class SpectralMeasure:
     dimension: int  # n of the matrix
     deflated: int = 0
     products: int = 0
+    noise: float = 0.0  # of products of lower precision: each row is the measure of a matrix that is off by so much
     converged: bool = True  # every probe asked for took every step asked for, or ended exactly
 
     __repr__ = outline

@@ -88,7 +88,7 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
     own = diagonal_blocks(distributed(matrix.curvature), blocks, problem, name, together.memory)
     start = time.perf_counter()
     found = layers(
-        matrix.operator,
+        matrix.counted,
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(problem, blocks, matrix.operator),
@@ -104,7 +104,8 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: session.listener.work(f"{name}, {what}"),
     )
-    return matrix.measured(found, found.products, time.perf_counter() - start)
+    apart = sum(part.products for part in (*found.eigenpairs, *found.measures))
+    return matrix.measured(found, found.products, time.perf_counter() - start, apart)
 
 
 def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
@@ -113,7 +114,7 @@ def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit
     if not agree(path is not None and end_of(path) in LEADING) or path is None:
         return None
     room = None if limit is None else max(0, limit - matrix.checks) // 4
-    known = eigenpairs(path, matrix.operator, name, session.listener.note, agree, "taken", room)
+    known = eigenpairs(path, matrix.counted, name, session.listener.note, agree, "taken", room)
     if known is None:
         return None
     first = [int(known.values.abs().argmax())]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.matrices import refuse_weight_decay
+from spectra.defaults import IEEE
+from spectra.errors import SpectraError
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
 from spectra.problem.problem import Problem
@@ -44,6 +46,7 @@ class Settings(Protocol):
         ...
 
 
+FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
 
 
@@ -77,6 +80,7 @@ class Request(Generic[S]):
         memory: bytes that products may take besides model and data; None: a quarter of the device's.
         basis: where the basis of a method lies, auto, device or host.
         check: compare derivatives with differences first.
+        precision: of products: ieee, tf32 or bf16.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
         save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
@@ -96,6 +100,7 @@ class Request(Generic[S]):
     memory: int | None = None
     basis: str = "auto"
     check: bool = True
+    precision: str = IEEE
     out: Path | None = None
     home: Path | None = None
     save_every: float | None = None
@@ -124,6 +129,11 @@ class Request(Generic[S]):
         for name in self.curvature:
             refuse_weight_decay(name, self.weight_decay)
         self.settings.refuse(self.curvature)
+        if self.precision != IEEE and self.max_products is not None and self.max_products < FEWEST_LOWER:
+            raise SpectraError(
+                f"`max_products` {self.max_products}: products in `precision` {self.precision} are measured against "
+                f"ieee first; give {FEWEST_LOWER} or more, or leave the precision out"
+            )
         if self.earlier:
             self.arrays_of_earlier()
 

@@ -38,8 +38,8 @@ from spectra.resume.state import State
 from spectra.run.basis import Space, name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
-from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of
-from spectra.run.measurement import Measurement, imprecise, measure
+from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of, refuse_lower_precision
+from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
 from spectra.run.request import Request, S
 from spectra.vectors import shard_sizes, without_autocast
 
@@ -73,6 +73,7 @@ class Session(Generic[S]):
         with self.listener.work("loading") as line:
             line.stage("PyTorch")
             device = device_of(request)
+            refuse_lower_precision(request, device)
             line.stage("waiting for the other ranks")
             self.processes = processes_of(request, device)
             device = device_of(request)  # of torchrun's ranks each has a card of its own
@@ -174,15 +175,21 @@ class Session(Generic[S]):
         asked = dict(self.request.options)
         return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
 
-    def matrices(self, products: int = 100, names: Sequence[str] = ()) -> list[Curvature]:
-        """The matrices asked for, or named, each for so many products; all are made before any is multiplied by."""
-        return [self.matrix(self.problem, name, products, self.request.memory) for name in names or self.names]
+    def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Curvature]:
+        """The matrices asked for, or named, each for so many products, in a precision that is not the one asked for
+        where another is given; all are made before any is multiplied by.
+        """
+        problem, memory = self.problem, self.request.memory
+        return [self.matrix(problem, name, products, memory, precision) for name in names or self.names]
 
-    def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
+    def matrix(
+        self, problem: Problem, name: str, products: int, memory: int | None, precision: str | None = None
+    ) -> Curvature:
         """The matrix `name` of a problem, for so many products, within so much memory."""
         expected = min(products, self.request.max_products or products)
+        precision = precision or self.request.precision
         choices = Choices(self.state.choices if self.state else None)
-        return Curvature(problem, name, memory, expected, self.request.check, choices)
+        return Curvature(problem, name, memory, expected, self.request.check, choices, precision)
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.
@@ -273,6 +280,7 @@ class Session(Generic[S]):
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
         notes = [*(self.about.notes or ()), *(imprecise(found, self.problem.dtype) if found else ())]
+        notes += in_ieee_instead(self.request.precision, results)
         problem = self.about.changed(notes=notes, options=asked)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 

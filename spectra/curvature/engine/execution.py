@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Execution:
         self.second = second
         self._graphs = {1: overwriting(second)}
 
-    def graph(self, width: int) -> GraphModule:
+    def graph(self, width: int) -> Any:
         """The product of so many vectors at once. Raises an error of PyTorch's where it cannot be written."""
         from spectra.curvature.engine.columns import together
 
@@ -73,16 +74,26 @@ class BatchProduct:
         residuals: the tensors that it needs of the batch.
         widths: says how many columns go together.
         graphs: makes CUDA graphs of it, where it is kept and they pay.
+        lower: the same product in lower precision, where that was asked for.
     """
 
-    def __init__(self, execution: Execution, residuals: Sequence[Tensor], widths: Widths, graphs: Graphs | None = None):
+    def __init__(
+        self,
+        execution: Execution,
+        residuals: Sequence[Tensor],
+        widths: Widths,
+        graphs: Graphs | None = None,
+        lower: BatchProduct | None = None,
+    ):
         self.execution, self.residuals, self.widths, self.graphs = execution, residuals, widths, graphs
+        self.lower = lower
         self._runs: dict[int, Run] = {}
 
     @property
     def captured(self) -> bool:
         """Whether any of it runs as a CUDA graph."""
-        return any(isinstance(run, Captured) for run in self._runs.values())
+        own = any(isinstance(run, Captured) for run in self._runs.values())
+        return own or bool(self.lower and self.lower.captured)
 
     def is_captured(self, columns: int) -> bool:
         """Whether a product with so many columns runs as CUDA graphs alone."""
@@ -121,14 +132,23 @@ class BatchProduct:
         return self._runs[width]
 
 
-def without_gradient(graph: GraphModule, residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
+def without_gradient(graph: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
     """Run a graph outside of autograd."""
     with torch.no_grad():
         return graph(*residuals, argument)
 
 
-def add_products(apply: Apply, columns: Tensor, products: Tensor) -> None:
-    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k)."""
+def in_use(apply: Apply, lower: bool) -> Apply:
+    """The product of a batch, or with `lower` that of lower precision, where there is one."""
+    return apply.lower if lower and isinstance(apply, BatchProduct) and apply.lower else apply
+
+
+def add_products(apply: Apply, columns: Tensor, products: Tensor, lower: bool = False) -> None:
+    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k).
+
+    With `lower`, they are those of lower precision where there are such.
+    """
+    apply = in_use(apply, lower)
     if isinstance(apply, BatchProduct):
         apply.add(columns, products)
         return

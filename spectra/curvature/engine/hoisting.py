@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import Apply, switched
+from spectra.defaults import IEEE
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -39,10 +40,11 @@ class Hoisted:
     the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
+    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch], precision: str = IEEE):
         # sympy comes with these: a second that only those pay who trace.
         from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
+        from spectra.curvature.engine.precision import LowerPrecision, multiplies
 
         try:
             with noticing_values() as read:
@@ -50,6 +52,8 @@ class Hoisted:
             checked = batches if read or sizes_depend_on_values(graph) else batches[-1:]
             self.first, self.second, kept = split(constants, graph)
             self.execution = Execution(self.second)
+            shortened = precision != IEEE and multiplies(self.second)
+            self.lower = LowerPrecision(self.second, precision) if shortened else None
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)

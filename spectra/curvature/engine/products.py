@@ -16,10 +16,11 @@ from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.execution import BatchProduct
+from spectra.curvature.engine.execution import BatchProduct, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
+from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.memory import products_share
 from spectra.problem.batch import Batch
@@ -57,6 +58,7 @@ class Products:
         expected: the number of products that are to pay for a trace.
         resizable: whether batches may be merged and cut.
         choices: decisions by a clock.
+        precision: one in which products are made beside ieee, where they can be traced, which is then always done.
 
     Raises:
         SpectraError: memory holds no product.
@@ -71,7 +73,9 @@ class Products:
         expected: int,
         resizable: bool,
         choices: Choices,
+        precision: str = IEEE,
     ):
+        self.precision = precision
         resizable = resizable and costs.scales
         batches = list(own_batches(problem, whole=not resizable))
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
@@ -90,13 +94,15 @@ class Products:
         self.graphs = graphs_for(problem.device, expected)
         self.choices = choices
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
+        self.lower = False  # whether any product has a lower precision
         graph = self._graph_bytes(problem)
         self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
             if self.graphs:
                 spared += expected * LAUNCHING * costs.operations * len(group)
-            if spared > TRACING * costs.operations + LOADING and chunks(problem, batches[group[0]]) <= MOST:
+            worth = spared > TRACING * costs.operations + LOADING or (precision != IEEE and expected)
+            if worth and chunks(problem, batches[group[0]]) <= MOST:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
         if self.graphs:
@@ -162,6 +168,8 @@ class Products:
         apply = route.ready()
         if isinstance(apply, BatchProduct):
             apply.graphs = self.graphs
+            if apply.lower:
+                apply.lower.graphs = self.graphs
         return apply
 
     def _capture(self, problem: Problem) -> None:
@@ -170,26 +178,29 @@ class Products:
         for apply in self._kept:
             apply(vector)
 
-    def runs_as_graphs(self, columns: int) -> bool:
+    def runs_as_graphs(self, columns: int, lower: bool = False) -> bool:
         """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
         graphs = len(self._kept) == len(self.routes) and self.graphs is not None
-        return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in self._kept)
+        used = (in_use(apply, lower) for apply in self._kept)
+        return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in used)
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches)
+            hoisted = Hoisted(linearise, problem, batches, self.precision)
         except Untraceable as error:
             self.untraceable = str(error)
             return
-        execution = hoisted.execution
         how = "CUDA graphs" if self.graphs else "eager"
-        of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
-        vector = problem.size * problem.dtype.itemsize
-        self.widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
-        found = measured(lambda _, batch: ready(hoisted, batch, self.widths[-1]), problem, batches[0])
-        graph = self._graph_bytes(problem)
+        self.lower |= hoisted.lower is not None
+        widths, vector = [], problem.size * problem.dtype.itemsize
+        for execution in filter(None, (hoisted.execution, hoisted.lower)):
+            of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks measuring at once may differ
+            widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
+        self.widths += widths
+        found = measured(lambda _, batch: ready(hoisted, batch, widths), problem, batches[0])
+        graph = len(widths) * self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
-            make = partial(ready, hoisted, batch, self.widths[-1])
+            make = partial(ready, hoisted, batch, widths)
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
 
@@ -204,9 +215,12 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
     return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
-def ready(hoisted: Hoisted, batch: Batch, widths: Widths) -> BatchProduct:
-    """The product of a batch by its traced graph."""
-    return BatchProduct(hoisted.execution, hoisted.residuals(batch), widths)
+def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
+    """The product of a batch by its traced graph; `widths` are of its execution in ieee, and then of the lower one."""
+    residuals, lower = hoisted.residuals(batch), None
+    if hoisted.lower:
+        lower = BatchProduct(hoisted.lower, residuals, widths[-1])
+    return BatchProduct(hoisted.execution, residuals, widths[0], lower=lower)
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
