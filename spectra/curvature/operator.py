@@ -15,6 +15,7 @@ from spectra.curvature.checks.derivative_check import DerivativeCheckResult, che
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
@@ -46,13 +47,20 @@ class Curvature:
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
+        choices: decisions by a clock, taken over where they have been made before.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay.
     """
 
     def __init__(
-        self, problem: Problem, name: str, memory: int | None = None, products: int = PRODUCTS, check: bool = True
+        self,
+        problem: Problem,
+        name: str,
+        memory: int | None = None,
+        products: int = PRODUCTS,
+        check: bool = True,
+        choices: Choices | None = None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
@@ -62,6 +70,7 @@ class Curvature:
         self.definition = definition(name)
         self.linearise = self.definition.linearise
         self.memory = memory
+        self.choices = choices or Choices()
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spectra.cluster import ranks
 from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -156,7 +157,8 @@ class Session(Generic[S]):
     def matrix(self, problem: Problem, name: str, products: int, memory: int | None) -> Curvature:
         """The matrix `name` of a problem, for so many products, within so much memory."""
         expected = min(products, self.request.max_products or products)
-        return Curvature(problem, name, memory, expected, self.request.check)
+        choices = Choices(self.state.choices if self.state else None)
+        return Curvature(problem, name, memory, expected, self.request.check, choices)
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.
