@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, wrong
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
@@ -70,6 +70,7 @@ def eig(
     out: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -93,6 +94,8 @@ def eig(
             nothing is written.
         max_products: stop after so many matrix-vector products, all counted; None: no limit.
         check: compare derivatives with finite differences first.
+        compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
+            that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
@@ -122,6 +125,7 @@ def eig(
         out=out,
         max_products=max_products,
         check=check,
+        compile=compile,
         save_every=save_every,
     )
     with Session(request, Caller(heard(progress))) as session:
@@ -142,6 +146,7 @@ def trace(
     deflate: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -149,7 +154,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, check, compile, save_every, progress, problem: as
+            `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -176,6 +182,7 @@ def trace(
         out=out,
         max_products=max_products,
         check=check,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -197,6 +204,7 @@ def density(
     deflate: str | Path | None = None,
     max_products: int | None = None,
     check: bool = True,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -204,7 +212,8 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, check, compile, save_every, progress, problem: as
+            `spectra.eig`'s.
             With `out` the figure density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
@@ -233,6 +242,7 @@ def density(
         out=out,
         max_products=max_products,
         check=check,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -260,6 +270,7 @@ def requested(
     out: str | Path | None,
     max_products: int | None,
     check: bool,
+    compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
@@ -268,7 +279,9 @@ def requested(
     seed = whole("seed", seed, 0)
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
-    recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    require_boolean("compile", compile, optional=True)
+    recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products}
+    recorded |= {"no_check": not check, "compile": compile}
     return Request(
         settings,
         problem,
@@ -278,6 +291,7 @@ def requested(
         max_products=max_products,
         memory=given[3].get("memory"),
         check=bool(check),
+        compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),

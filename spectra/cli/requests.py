@@ -42,6 +42,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         max_products=options["max_products"],
         memory=options["memory"],
         check=not options["no_check"],
+        compile=options["compile"],
         out=options["out"],
         home=home,
         save_every=options.get("save_every"),

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from spectra.arguments import require_integer
+from spectra.arguments import require_boolean, require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
@@ -48,6 +48,8 @@ class Curvature:
         products: the number of products that are expected.
         check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
         choices: decisions by a clock, taken over where they have been made before.
+        compile: whether products are compiled; None: on a GPU, where the expected products save more time than that
+            takes.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay.
@@ -61,9 +63,11 @@ class Curvature:
         products: int = PRODUCTS,
         check: bool = True,
         choices: Choices | None = None,
+        compile: bool | None = None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
+        require_boolean("compile", compile, optional=True)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         self.problem = problem
         self.name = name
@@ -71,6 +75,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.choices = choices or Choices()
+        self.compile = compile
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products

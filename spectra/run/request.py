@@ -64,6 +64,7 @@ class Request(Generic[S]):
         max_products: of each matrix, all counted; None is without end.
         memory: bytes that products may take besides model and data; None: a quarter of the device's.
         check: compare derivatives with differences first.
+        compile: compile products; None: where that pays.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
         save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
@@ -82,6 +83,7 @@ class Request(Generic[S]):
     max_products: int | None = None
     memory: int | None = None
     check: bool = True
+    compile: bool | None = None
     out: Path | None = None
     home: Path | None = None
     save_every: float | None = None
