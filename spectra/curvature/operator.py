@@ -17,6 +17,7 @@ from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
 from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
@@ -154,8 +155,7 @@ class Curvature:
         products = columns * (self.problem.weight_decay if self._first else 0.0)
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
-                for j, column in enumerate(columns.unbind(1)):
-                    products[:, j] += apply(column)
+                add_products(apply, columns, products)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
 
@@ -229,6 +229,7 @@ class Curvature:
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not own,
+            choices=self.choices,
         )
 
     def _parameter_versions(self) -> list[int]:

@@ -101,26 +101,33 @@ class Choices:
     ) -> str:
         if is_valid(made := self.made.get(name, "")):
             return made
-        key = None if of is None else fingerprint(name, *ways, of, *machine(device))
-        found = next(filter(is_valid, self._remembered(key)), None)
-        decided = self.made[name] = measure() if found is None else found
-        if key is not None:
-            self._remember(key, decided)
-        return decided
+        if of is None:
+            self.made[name] = measure()
+            return self.made[name]
 
-    def _remembered(self, key: str | None) -> Iterable[str]:
-        """Yield what was decided before: by the run that is resumed, by this process, by other processes."""
-        if key is not None:
-            yield self._kept.get(key, "")
-            yield _decided.get(key, "")
-            yield (disk.read(KIND, key) or b"").decode(errors="replace")
+        key = fingerprint(name, *ways, of, *machine(device))
+        earlier = (self._kept.get(key, ""), _decided.get(key, ""), of_others(key))
+        decided = next(filter(is_valid, earlier), None)
+        if decided is None:
+            decided = measure()
+            others = of_others(key)  # who has measured meanwhile has used it, and will look for it again
+            decided = others if is_valid(others) else decided
+        self._remember(key, decided)
+        self.made[name] = decided
+        return decided
 
     def _remember(self, key: str, decided: str) -> None:
         if self._kept.get(key) != decided:
             self._kept[key] = decided
         if _decided.get(key) != decided:
             _decided[key] = decided
+        if of_others(key) != decided:
             disk.write(KIND, key, decided.encode())
+
+
+def of_others(key: str) -> str:
+    """What any process has decided; empty where nothing is found."""
+    return (disk.read(KIND, key) or b"").decode(errors="replace")
 
 
 def is_positive(text: str) -> bool:

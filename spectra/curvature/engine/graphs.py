@@ -185,6 +185,37 @@ def nbytes(node: Node) -> float:
     return math.inf if found is None else found.numel() * found.element_size()
 
 
+def transient_bytes(graph: Graph) -> int:
+    """The bytes that a graph's calls hold at most besides its inputs, if each frees what nobody reads further on."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    freed: dict[int, float] = {}
+    held = most = 0.0
+    for node, i in place.items():
+        if node.op == "call_function" and find_value(node) is not None and not shares_memory(node):
+            last = max((place[user] for view in sharing(node) for user in view.users), default=i)
+            held += nbytes(node)
+            freed[last] = freed.get(last, 0) + nbytes(node)
+        most = max(most, held)
+        held -= freed.pop(i, 0)
+    return int(most)
+
+
+def shares_memory(node: Node) -> bool:
+    """Whether a call makes no memory of its own; a reshape may."""
+    if node.target is not aten.reshape.default:
+        return is_view(node)
+    try:
+        bare(value(first_input(node))).view(value(node).shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, layout and type, without memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
     """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product.
 

@@ -41,16 +41,15 @@ class Hoisted:
 
     def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
         # sympy comes with these: a second that only those pay who trace.
+        from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
-        from spectra.curvature.engine.rewrites import in_place
 
         try:
             with noticing_values() as read:
                 module = trace(linearise, problem, batches[0])
             checked = batches if read or sizes_depend_on_values(module.graph) else batches[-1:]
             self.first, self.second, kept = split(module)
-            in_place(self.second.graph)
-            self.second.recompile()
+            self.execution = Execution(self.second)
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
@@ -70,7 +69,7 @@ class Hoisted:
     def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
         """The batch's part of the product with a vector (n,)."""
         with torch.no_grad():
-            return self.second(*residuals, vector.contiguous())  # with a column of a matrix, products are slow
+            return self.execution.graph(1)(*residuals, vector.contiguous())  # a column of a matrix would be slow
 
     def _laid_out(self, batch: Batch) -> Batch:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch

@@ -11,9 +11,13 @@ from functools import partial
 from itertools import accumulate
 
 from spectra.curvature.engine.batches import own_batches, resized
+from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.cuda_graphs import WORTH_A_GRAPH, Graphs
 from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.execution import BatchProduct
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
@@ -48,6 +52,7 @@ class Products:
             batches as they are; by default a share of the device's, or what is needed.
         expected: the number of products that are to pay for a trace.
         resizable: whether batches may be merged and cut.
+        choices: decisions by a clock.
 
     Raises:
         SpectraError: memory holds no product.
@@ -61,6 +66,7 @@ class Products:
         memory: int | None,
         expected: int,
         resizable: bool,
+        choices: Choices,
     ):
         resizable = resizable and costs.scales
         batches = list(own_batches(problem, whole=not resizable))
@@ -77,12 +83,21 @@ class Products:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
+        pays = problem.device.type == "cuda" and expected >= WORTH_A_GRAPH
+        self.graphs = Graphs(problem.device) if pays else None
+        self.choices = choices
+        self.widths: list[Widths] = []  # of each group of batches that is hoisted
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
             if spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
+        for apply in self._kept:
+            if isinstance(apply, BatchProduct):
+                apply.graphs = self.graphs
+        for widths in self.widths if expected >= WORTH_MEASURING else ():
+            widths.room = max(0, memory - self.kept_bytes)
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -102,7 +117,8 @@ class Products:
     @property
     def peak_bytes(self) -> int:
         """The bytes that are kept, and that a product takes besides at most."""
-        return self.kept_bytes + transient_bytes(self.routes, len(self._kept))
+        wide = max((widths.transient_bytes for widths in self.widths), default=0)
+        return self.kept_bytes + max(wide, transient_bytes(self.routes, len(self._kept)))
 
     @property
     def path(self) -> str:
@@ -110,7 +126,23 @@ class Products:
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
-        return f"{how}, {len(self._kept)} of {count} batches kept{why}"
+        return f"{how}, {len(self._kept)} of {count} batches kept{self._in_graphs}{self._together}{why}"
+
+    @property
+    def _in_graphs(self) -> str:
+        """What of it runs as CUDA graphs."""
+        captured = sum(isinstance(apply, BatchProduct) and apply.captured for apply in self._kept)
+        why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
+        return (f", {captured} as CUDA graphs" if captured else "") + why
+
+    @property
+    def _together(self) -> str:
+        """The numbers of columns that go together."""
+        used = sorted({width for widths in self.widths for width in widths.used})
+        why = next((widths.why for widths in self.widths if widths.why), None)
+        if used:
+            return f"; {', '.join(map(str, used))} columns together" + (f" (no more: {why})" if why else "")
+        return f"; columns one by one: {why}" if why else ""
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
@@ -118,9 +150,15 @@ class Products:
         except Untraceable as error:
             self.untraceable = str(error)
             return
-        found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
+        execution = hoisted.execution
+        how = "CUDA graphs" if self.graphs else "eager"
+        of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
+        self.widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
+        found = measured(lambda _, batch: ready(hoisted, batch, self.widths[-1]), problem, batches[0])
+        graph = 2 * problem.size * problem.dtype.itemsize if self.graphs else 0  # its vector and product
         for i, batch in zip(group, batches, strict=True):
-            self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
+            make = partial(ready, hoisted, batch, self.widths[-1])
+            self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
@@ -129,9 +167,9 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
     return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
 
 
-def ready(hoisted: Hoisted, batch: Batch) -> Apply:
+def ready(hoisted: Hoisted, batch: Batch, widths: Widths) -> BatchProduct:
     """The product of a batch by its traced graph."""
-    return partial(hoisted.apply, hoisted.residuals(batch))
+    return BatchProduct(hoisted.execution, hoisted.residuals(batch), widths)
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
