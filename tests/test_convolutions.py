@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectra.curvature.engine import choices as choices_module
+from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.convolutions import CONVOLUTIONS
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import value
+from spectra.curvature.engine.layouts import LAYOUTS, choose_layout
+from spectra.curvature.matrices import definition
 from spectra.curvature.operator import Curvature
 
 aten = torch.ops.aten
@@ -240,3 +244,38 @@ def test_where_others_differentiate_pytorchs_own_are_called(way):
         found = way(module, x)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert found.grad_fn.name() == wanted.grad_fn.name()
+
+
+@pytest.mark.parametrize("faster", LAYOUTS)
+def test_images_lie_as_a_clock_decides(faster, monkeypatch):
+    monkeypatch.setenv("SPECTRA_CACHE", "")
+    monkeypatch.setattr(choices_module, "_decided", {})
+    problem, _, hoisted = made(NETS[0], "hessian")
+    batch, vector, choices = problem.batches[2], floats(problem.size), Choices()
+
+    def seconds(call, device):
+        call()
+        return 1.0 if hoisted.channels_last is LAYOUTS[faster] else 2.0
+
+    monkeypatch.setattr(choices, "seconds", seconds)
+    choose_layout(hoisted, batch, vector, choices, "this product")
+    assert choices.made == {"layout": faster}
+    assert hoisted.channels_last is LAYOUTS[faster]
+    wanted = definition("hessian").linearise(problem, batch)(vector)
+    assert_alike(hoisted.apply(hoisted.residuals(batch), vector), wanted)
+
+    again = Choices()
+    monkeypatch.setattr(again, "seconds", None)  # not asked
+    hoisted.channels_last = not LAYOUTS[faster]
+    choose_layout(hoisted, batch, vector, again, "this product")
+    assert hoisted.channels_last is LAYOUTS[faster]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_products_on_cuda_in_either_layout(layout):
+    problem, choices = NETS[0].problem(device="cuda"), Choices()
+    choices.made["layout"] = layout
+    vector, matrix = floats(problem.size), Curvature(problem, "hessian", products=10**9, choices=choices)
+    assert_alike(matrix @ vector.cuda(), pytorchs_product(NETS[0], vector))
+    assert ("channels last" in matrix.path) == LAYOUTS[layout]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -51,6 +51,7 @@ class Curvature:
         choices: decisions by a clock, taken over where they have been made before.
         compile: whether products are compiled; None: on a GPU, where the expected products save more time than that
             takes.
+        tell: is told what takes long or goes wrong while products are made ready.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay.
@@ -65,6 +66,7 @@ class Curvature:
         check: bool = True,
         choices: Choices | None = None,
         compile: bool | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
@@ -76,7 +78,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.choices = choices or Choices()
-        self.compile = compile
+        self.compile, self.tell = compile, tell
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -230,6 +232,8 @@ class Curvature:
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
             resizable=not split and not own,
             choices=self.choices,
+            compile=False if split else self.compile,
+            tell=lambda text: self.tell(f"{self.name}: {text}"),
         )
 
     def _parameter_versions(self) -> list[int]:

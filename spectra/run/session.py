@@ -158,7 +158,9 @@ class Session(Generic[S]):
         """The matrix `name` of a problem, for so many products, within so much memory."""
         expected = min(products, self.request.max_products or products)
         choices = Choices(self.state.choices if self.state else None)
-        return Curvature(problem, name, memory, expected, self.request.check, choices, self.request.compile)
+        return Curvature(
+            problem, name, memory, expected, self.request.check, choices, self.request.compile, self.listener.note
+        )
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import torch
+from torch import Tensor
+
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.compilation import Uncompilable, pays
 from spectra.curvature.engine.cuda_graphs import WORTH_A_GRAPH, Graphs
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.execution import BatchProduct
+from spectra.curvature.engine.execution import BatchProduct, Execution
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
@@ -29,6 +33,7 @@ from spectra.problem.problem import Problem
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 LOADING = 0.4  # seconds, of PyTorch's tracer
+AS_IT_IS, COMPILED = "as it is", "compiled"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Products:
         expected: the number of products that are to pay for a trace.
         resizable: whether batches may be merged and cut.
         choices: decisions by a clock.
+        compile: whether products are hoisted and compiled; None: on a GPU, where the products expected pay for it.
+        tell: is told what takes long or goes wrong.
 
     Raises:
         SpectraError: memory holds no product.
@@ -67,6 +74,8 @@ class Products:
         expected: int,
         resizable: bool,
         choices: Choices,
+        compile: bool | None = False,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         resizable = resizable and costs.scales
         batches = list(own_batches(problem, whole=not resizable))
@@ -86,11 +95,14 @@ class Products:
         pays = problem.device.type == "cuda" and expected >= WORTH_A_GRAPH
         self.graphs = Graphs(problem.device) if pays else None
         self.choices = choices
+        self.compile, self.expected, self.tell = compile, expected, tell
+        self.executions: list[Execution] = []  # of each group of batches that is hoisted
+        self.uncompilable: str | None = None  # why, where it was tried
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
         self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
-            if spared > TRACING * costs.operations + LOADING:
+            if compile or spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
         for apply in self._kept:
@@ -125,7 +137,10 @@ class Products:
         """The way in which products are made, for the record."""
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
+        how += ", channels last" if self.choices.made.get("layout") == "channels last" else ""
+        how += ", compiled" if any(execution.is_compiled for execution in self.executions) else ""
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
+        why += f"; not compiled: {self.uncompilable}" if self.uncompilable else ""
         return f"{how}, {len(self._kept)} of {count} batches kept{self._in_graphs}{self._together}{why}"
 
     @property
@@ -146,11 +161,12 @@ class Products:
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches)
+            hoisted = Hoisted(linearise, problem, batches, self.choices)
         except Untraceable as error:
             self.untraceable = str(error)
             return
         execution = hoisted.execution
+        self.executions.append(execution)
         how = "CUDA graphs" if self.graphs else "eager"
         of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
         self.widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
@@ -159,6 +175,33 @@ class Products:
         for i, batch in zip(group, batches, strict=True):
             make = partial(ready, hoisted, batch, self.widths[-1])
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
+        product = ready(hoisted, batches[0], self.widths[-1])
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        if self._is_worth_compiling(product, vector, len(batches), of):
+            self._compile(product, vector)
+
+    def _is_worth_compiling(self, product: BatchProduct, vector: Tensor, batches: int, of: str) -> bool:
+        """Whether the product of so many batches like this is to be compiled: as the user says, else by a clock."""
+        if self.compile is not None or not self.graphs:
+            return bool(self.compile)
+
+        def measure() -> str:
+            timed = BatchProduct(product.execution, product.residuals, product.widths, self.graphs)
+            seconds = batches * self.choices.seconds(partial(timed, vector), vector.device)
+            return COMPILED if pays(product.execution.second, seconds, self.expected) else AS_IT_IS
+
+        name = f"compilation {len(self.executions)}"  # of this group of batches
+        of = fingerprint(of, batches, self.expected)
+        return self.choices.decide(name, measure, (AS_IT_IS, COMPILED), vector.device, of) == COMPILED
+
+    def _compile(self, product: BatchProduct, vector: Tensor) -> None:
+        operations = len(product.execution.second.graph.nodes)
+        self.tell(f"compiling a product of {operations:,} operations")
+        try:
+            product.execution.compile([*product.residuals, vector])
+        except Uncompilable as error:
+            self.uncompilable = str(error)
+            self.tell(f"products are not compiled: {error}")
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
