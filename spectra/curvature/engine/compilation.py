@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,10 +63,10 @@ def compiled_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[
 
     # Without an environment of shapes nothing is kept on disk.
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(x.detach(), static_shapes=True) for x in arguments]
+    fakes: list[Any] = [mode.from_tensor(x.detach(), static_shapes=True) for x in arguments]
     # Kernels that a clock chooses would round differently from run to run.
     options = {"deterministic": True} if hasattr(config, "deterministic") else {}
-    return compile(graph, fakes, options=options)
+    return cast(Callable[..., Tensor], compile(graph, fakes, options=options))
 
 
 def without_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:

@@ -7,11 +7,13 @@ by the weight, and for depthwise layers it is thousands of calls.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 
@@ -75,10 +77,9 @@ class Derivatives(torch.autograd.Function):
         dx, dw = directions
         found: list[Tensor | None] = [None, None, None]
         if by_slope:
-            terms = [
-                aten.convolution.default(*pair, None, *geometry) for pair in ((dx, w), (x, dw)) if None not in pair
-            ]
-            found[0] = sum(terms[1:], terms[0]) if terms else None
+            pairs = [pair for pair in ((dx, w), (x, dw)) if None not in pair]
+            terms = [aten.convolution.default(*pair, None, *geometry) for pair in pairs]
+            found[0] = functools.reduce(torch.add, terms) if terms else None
         if by_x and dw is not None:
             found[1], _ = derivatives(slope, x, dw, geometry, (True, False))
         if by_w and dx is not None:
@@ -141,7 +142,7 @@ def serves(x: Any, w: Any, bias: Any, dims: int) -> bool:
         and any(tensor.requires_grad for tensor in tensors)
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled(x.device.type)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
     )
 
