@@ -66,7 +66,7 @@ def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., Trace
 
 def differences(operator: SymmetricOperator, count: int, generator: torch.Generator) -> list[float]:
     """Samples w'(A w - A_low w), as many as `count`."""
-    signs = [random_signs(operator, generator) for _ in range(count)]
+    signs = random_signs(operator, count, generator)
     return [dot(w, difference(operator, w)) for w in signs]
 
 
@@ -106,7 +106,7 @@ def with_corrected_diagonal(method: Callable[..., DiagonalEstimate]) -> Callable
         limit = math.inf if max_products is None else max_products
         corrected = found
         while len(reads) < MOST and (counted.products + 2 <= limit or not reads) and found.finite:
-            signs = random_signs(operator, generator)
+            signs = random_signs(operator, 1, generator)[0]
             each = map_shards(lambda w, image: w * image, signs, difference(counted, signs))
             total = each if total is None else total + each
             reads.append(sums(each))
