@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spectra.devices import device_of_vectors
 from spectra.random_numbers import in_unit_interval, mix
 
 
 def uniforms(seed: int, indices: Tensor, rows: int, sample: int) -> Callable[[int], Tensor]:
     """`uniform(j)`: float64 (rows,) in (0, 1); rows are the examples `indices`, each with rows / len positions."""
+    indices = indices.to(device_of_vectors(indices.device))
     positions = torch.arange(rows // len(indices), device=indices.device)
     key = mix(mix(torch.full_like(indices, seed)) ^ indices)
     key = mix(key[:, None] ^ mix(positions + (1 << 32))).reshape(-1)
