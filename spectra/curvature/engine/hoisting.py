@@ -39,7 +39,7 @@ class Hoisted:
     """
 
     def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
-        # sympy comes with these: a second that only those pay who trace.
+        # networkx comes with these: a tenth of a second that only those pay who trace.
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
         from spectra.curvature.engine.rewrites import in_place
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
@@ -56,8 +55,8 @@ def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.M
 class Recorder(TorchDispatchMode):
     """A context in which operations run and are recorded.
 
-    Each node of the graph has a tensor of its result's shape and type, without memory, in its `meta`: for an input a
-    fake one, which tells its device, for others one on the device `meta`, which is made far quicker.
+    Each node of the graph has a tensor of its result's shape and type, without memory, as `val` in its `meta`, and an
+    input its device. PyTorch's fake tensors know theirs, but take twenty times as long.
     """
 
     @classmethod
@@ -75,11 +74,8 @@ class Recorder(TorchDispatchMode):
             node = self.graph.placeholder(f"input_{i}")
             self._varying.add(node)
             self._track(value, node)
-            if isinstance(value, Tensor) and (shape := node.meta["val"]) is not None:
-                with FakeTensorMode():
-                    node.meta["val"] = torch.empty_strided(
-                        shape.shape, shape.stride(), dtype=shape.dtype, device=value.device
-                    )
+            if isinstance(value, Tensor):
+                node.meta["device"] = value.device
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
