@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spectra.devices import generator_states, restore_generators
+
 CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, set, deque))
 LARGEST = 1000  # entries: a cache, and no vocabulary
 CALLS = count(1)
@@ -81,15 +83,12 @@ def new(container: Any, before: Any) -> list[Any]:
 @contextmanager
 def generators_restored() -> Iterator[None]:
     """Restore the global generators of torch, NumPy and `random` on leaving. CUDA's are not started for that."""
-    cuda = torch.cuda.is_initialized()
-    torch_state, cuda_states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    states = generator_states()
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
+        restore_generators(states)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
@@ -99,12 +98,13 @@ def reseed(number: int) -> None:
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002
 
 
 def draws() -> list[bytes]:
     """The states of the global generators, which change when a number is drawn."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    states = [state.numpy().tobytes() for state in pytree.tree_leaves(generator_states())]
     return [*states, pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002

@@ -187,6 +187,37 @@ def nbytes(node: Node) -> float:
     return math.inf if found is None else found.numel() * found.element_size()
 
 
+def transient_bytes(graph: Graph) -> int:
+    """The bytes that a graph's calls hold at most besides its inputs, if each frees what nobody reads further on."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    freed: dict[int, float] = {}
+    held = most = 0.0
+    for node, i in place.items():
+        if node.op == "call_function" and find_value(node) is not None and not shares_memory(node):
+            last = max((place[user] for view in sharing(node) for user in view.users), default=i)
+            held += nbytes(node)
+            freed[last] = freed.get(last, 0) + nbytes(node)
+        most = max(most, held)
+        held -= freed.pop(i, 0)
+    return int(most)
+
+
+def shares_memory(node: Node) -> bool:
+    """Whether a call makes no memory of its own; a reshape may."""
+    if node.target is not aten.reshape.default:
+        return is_view(node)
+    try:
+        bare(value(first_input(node))).view(value(node).shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, layout and type, without memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 def split(constants: nn.Module, graph: Graph) -> tuple[GraphModule, GraphModule, list[Node]]:
     """Split a graph into first(*inputs) -> residuals and second(*residuals, vector) -> product.
 
@@ -260,12 +291,22 @@ def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results:
     return _LazyGraphModule(constants, graph)
 
 
+def duplicate(graph: Graph) -> Graph:
+    """A copy of a graph."""
+    new, copies = Graph(), {}
+    for node in graph.nodes:
+        if node.op == "output":
+            new.output(map_arg(node.args[0], copies.__getitem__))
+        else:
+            copies[node] = copied(node, new, copies)
+    return new
+
+
 def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
     """A copy of a node in another graph, as `graph.node_copy` makes it, in a fraction of the time."""
     arguments, keywords = (map_arg(given, copies.__getitem__) for given in (node.args, node.kwargs))
-    copy = (
-        add_call(graph, node.target, arguments, keywords) if node.op == "call_function" else graph.get_attr(node.target)
-    )
+    called = node.op == "call_function"
+    copy = add_call(graph, node.target, arguments, keywords) if called else graph.create_node(node.op, node.target)
     copy.meta = node.meta.copy()
     return copy
 

@@ -17,10 +17,12 @@ from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.differentiation import Apply, switched
+from spectra.defaults import IEEE
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows
 
 Linearise = Callable[[Problem, Batch], Apply]
 
@@ -38,18 +40,20 @@ class Hoisted:
     the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch]):
+    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch], precision: str = IEEE):
         # networkx comes with these: a tenth of a second that only those pay who trace.
+        from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
-        from spectra.curvature.engine.rewrites import in_place
+        from spectra.curvature.engine.precision import LowerPrecision, multiplies
 
         try:
             with noticing_values() as read:
                 constants, graph = trace(linearise, problem, batches[0])
             checked = batches if read or sizes_depend_on_values(graph) else batches[-1:]
             self.first, self.second, kept = split(constants, graph)
-            in_place(self.second.graph)
-            self.second.recompile()
+            self.execution = Execution(self.second)
+            shortened = precision != IEEE and multiplies(self.second)
+            self.lower = LowerPrecision(self.second, precision) if shortened else None
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
@@ -69,14 +73,14 @@ class Hoisted:
     def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
         """The batch's part of the product with a vector (n,)."""
         with torch.no_grad():
-            return self.second(*residuals, vector.contiguous())  # with a column of a matrix, products are slow
+            return self.execution.graph(1)(*residuals, vector.contiguous())  # a column of a matrix would be slow
 
     def _laid_out(self, batch: Batch) -> Batch:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch
 
     def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
-        generator = torch.Generator().manual_seed(problem.seed)
-        vector = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        keys = draw_keys(torch.Generator().manual_seed(problem.seed), 1)
+        (vector,) = normal_rows(keys, slice(0, problem.size), problem.dtype, problem.device)
         batch = self._laid_out(batch)  # for a rounding apart, a rectifier may take another side
         wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
         for _ in range(2):  # the first product must leave the residuals as they are

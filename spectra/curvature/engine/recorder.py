@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
 
-from spectra.curvature.engine.graphs import add_call
+from spectra.curvature.engine.graphs import add_call, bare
 from spectra.curvature.engine.zero_tensors import is_zero_tensor, with_memory
 
 aten = torch.ops.aten
@@ -141,6 +141,7 @@ class Recorder(TorchDispatchMode):
                     if node in self._varying:
                         self._varying.add(taken)
                     self._track(part, taken)
+            node.meta["val"] = [shape_of(part) if isinstance(part, Tensor) else None for part in result]
 
     def _varies(self, tensor: Tensor) -> bool:
         written = self._written and tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._written
@@ -172,7 +173,7 @@ def shape_of(tensor: Tensor) -> Tensor | None:
     """A tensor of this shape, type and layout in memory, without memory; None for one that is sparse or nested."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return bare(tensor)
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:
