@@ -73,6 +73,7 @@ def eig(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -101,6 +102,8 @@ def eig(
         precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
             first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
             noise in their errors.
+        compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
+            that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
@@ -132,6 +135,7 @@ def eig(
         basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
     )
     with Session(request, Caller(heard(progress))) as session:
@@ -154,6 +158,7 @@ def trace(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -161,8 +166,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, save_every, progress,
-            problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
+            progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -191,6 +196,7 @@ def trace(
         basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -214,6 +220,7 @@ def density(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -221,8 +228,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, save_every, progress,
-            problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
+            progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing
+            is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -252,6 +260,7 @@ def density(
         basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -281,6 +290,7 @@ def requested(
     basis: str,
     check: bool,
     precision: str,
+    compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
@@ -289,7 +299,9 @@ def requested(
     seed = whole("seed", seed, 0)
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
+    require_boolean("compile", compile, optional=True)
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
+    recorded["compile"] = compile
     recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
     return Request(
         settings,
@@ -302,6 +314,7 @@ def requested(
         basis=basis,
         check=bool(check),
         precision=precision,
+        compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),

@@ -152,6 +152,7 @@ EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Of products' operands; the noise of tf32 (GPU) and bf16 is measured, told, and polished away by eig.")  # fmt: skip
+COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
@@ -211,6 +212,7 @@ def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: b
         *NUMBERS,
         MAX_PRODUCTS,
         NO_CHECK,
+        COMPILE,
         OUT,
         *more,
         JSON,

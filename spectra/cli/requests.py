@@ -45,6 +45,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         basis=options["basis"],
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
+        compile=options["compile"],
         out=options["out"],
         home=home,
         save_every=options.get("save_every"),

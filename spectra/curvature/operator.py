@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from spectra.arguments import require_integer
+from spectra.arguments import require_boolean, require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
@@ -57,6 +57,9 @@ class Curvature:
         choices: decisions by a clock, taken over where they have been made before.
         precision: ieee, tf32 or bf16: of the operands of multiplications in what of a product depends on the vector;
             sums are taken in float32. Products are then noisy, and `ieee` is the same matrix without that noise.
+        compile: whether products are compiled; None: on a GPU, where the expected products save more time than that
+            takes.
+        tell: is told what takes long or goes wrong while products are made ready.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay; or the device or the dtype
@@ -72,9 +75,12 @@ class Curvature:
         check: bool = True,
         choices: Choices | None = None,
         precision: str = IEEE,
+        compile: bool | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
+        require_boolean("compile", compile, optional=True)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
         self.problem = problem
@@ -83,6 +89,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.choices = choices or Choices()
+        self.compile, self.tell = compile, tell
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -286,6 +293,8 @@ class Curvature:
             resizable=self._resizable,
             choices=self.choices,
             precision=self._precision,
+            compile=False if split else self.compile,
+            tell=lambda text: self.tell(f"{self.name}: {text}"),
         )
 
     @property

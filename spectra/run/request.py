@@ -81,6 +81,7 @@ class Request(Generic[S]):
         basis: where the basis of a method lies, auto, device or host.
         check: compare derivatives with differences first.
         precision: of products: ieee, tf32 or bf16.
+        compile: compile products; None: where that pays.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
         save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
@@ -101,6 +102,7 @@ class Request(Generic[S]):
     basis: str = "auto"
     check: bool = True
     precision: str = IEEE
+    compile: bool | None = None
     out: Path | None = None
     home: Path | None = None
     save_every: float | None = None

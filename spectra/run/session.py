@@ -189,7 +189,17 @@ class Session(Generic[S]):
         expected = min(products, self.request.max_products or products)
         precision = precision or self.request.precision
         choices = Choices(self.state.choices if self.state else None)
-        return Curvature(problem, name, memory, expected, self.request.check, choices, precision)
+        return Curvature(
+            problem,
+            name,
+            memory,
+            expected,
+            self.request.check,
+            choices,
+            precision,
+            self.request.compile,
+            self.listener.note,
+        )
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.

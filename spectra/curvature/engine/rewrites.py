@@ -16,6 +16,7 @@ from spectra.curvature.engine.graphs import (
     eliminate,
     find_value,
     first_input,
+    narrow_outputs,
     sharing,
     storage,
     substitute,
@@ -38,6 +39,7 @@ def improve(graph: Graph) -> None:
     sums_of_products(graph)
     weight_gradients(graph)
     eliminate(graph)
+    narrow_outputs(graph)  # of which fewer are read now
     without_repetition(graph)
 
 
@@ -210,7 +212,8 @@ def weight_gradients(graph: Graph) -> None:
     """Rewrite a convolution across the batch, whose kernels are images, as the derivative of a convolution by its
     weight.
 
-    Autograd writes the first in second derivatives; the second is what libraries are tuned for.
+    Autograd writes the first in second derivatives, where a model calls convolutions past `convolutions.Convolution`
+    as an exported one does; the second is what libraries are tuned for.
     """
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         images, kernels, bias, stride, padding, dilation, turned, _, groups = node.args
