@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from spectra.curvature.engine.choices import fingerprint
 from spectra.curvature.engine.compilation import Uncompilable, compiled
@@ -74,10 +74,10 @@ class Execution:
 
 def overwriting(module: GraphModule) -> GraphModule:
     """A copy of a plain graph whose results are written over what nobody reads again."""
+    from spectra.curvature.engine.graphs import duplicate
     from spectra.curvature.engine.rewrites import in_place
 
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    graph = duplicate(module.graph)
     in_place(graph)
     return GraphModule(module, graph)
 

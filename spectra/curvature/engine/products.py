@@ -33,9 +33,9 @@ from spectra.problem.problem import Problem
 # Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
 # that a graph keeps, what tracing costs with the operations.
 SPARED = 0.25e-9  # seconds a byte
-TRACING = 1.2e-3  # seconds an operation
+TRACING = 0.18e-3  # seconds an operation
+LOADING = 0.1  # seconds, of modules
 MOST = 16  # chunks of a trace, in which each is written out
-LOADING = 0.4  # seconds, of PyTorch's tracer
 LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 AS_IT_IS, COMPILED = "as it is", "compiled"
 
