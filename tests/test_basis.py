@@ -18,8 +18,8 @@ from spectra.errors import ArgumentError, SpectraError
 from spectra.krylov import placement as places
 from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures
 from spectra.krylov.deflation import known_pairs, with_deflation
-from spectra.krylov.eigenpairs import basis_of, eigenpairs
-from spectra.krylov.eigensolver import least_basis, usual_basis, vectors_held
+from spectra.krylov.eigenpairs import basis_of, eigenpairs, serve_products
+from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
 from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
@@ -148,6 +148,23 @@ def test_few_vectors_are_on_the_device_whatever_the_basis(name, k):
     assert found.converged
     assert found.vectors.device == CPU
     assert device.peak <= 3.1 * 300 * 8
+
+
+@pytest.mark.parametrize("vectors", [2, 7, 100])
+def test_residuals_are_found_in_blocks_that_fit(vectors, monkeypatch):
+    """Vectors on the host, of which some are at a time on the device."""
+    monkeypatch.setattr("spectra.vectors.PIECE_OF_A_DEVICE", 50)
+    given = with_spectrum(SPECTRA["network"])
+    rows = torch.linalg.qr(torch.randn(300, 8, generator=seeded(), dtype=torch.float64))[0].T.contiguous()
+    values = torch.linspace(0, 1, 8, dtype=torch.float64)
+    with PretendDevice() as device, share_of(vectors, 300):
+        operator = OnDevice(given)
+        search = Eigensolver(operator, 8, "LM", 1e-3, seeded(), 100, 20, None, CPU)
+        found = serve_products(search.residuals_of(values, rows), operator)
+    expected = torch.linalg.vector_norm(given @ rows.T - rows.T * values, dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert search.products == 8
+    assert device.peak <= (max(3, vectors) + 0.1) * 300 * 8
 
 
 def test_few_vectors_of_a_density_are_on_the_device():
@@ -287,7 +304,7 @@ def session(basis: str, settled: dict | None, settings) -> Session:
         ("auto", None, "host"),
         ("device", None, "device"),
         ("host", None, "host"),
-        ("auto", {"memory_share": 1, "basis": "device", "host_share": 0}, "device"),
+        ("auto", {"memory_share": 1, "basis": "device", "host_share": 10**8}, "device"),
         ("auto", {"memory_share": 1, "basis": "host", "host_share": 10**9}, "host"),
         ("auto", {"memory_share": 1}, "host"),  # of an earlier version
         ("host", {"memory_share": 1, "basis": "device", "host_share": 10**9}, "host"),
