@@ -117,7 +117,7 @@ AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
-    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute blocks of the model anew in derivatives: less memory, more time.  [default: where memory holds no product of one example]"),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Whether derivatives compute blocks of the model anew: less memory, more time.  [default: where one example does not fit else]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
 ]  # fmt: skip
 
