@@ -124,9 +124,14 @@ class Pullback(torch.autograd.Function):
             return torch.autograd.grad(outputs, inputs, slopes, allow_unused=True, materialize_grads=True)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *vectors: Tensor):
-        """The derivative of the derivative."""
+        """The derivative of the derivative, which has none itself."""
+        return Pullback.twice(ctx, *vectors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def twice(ctx, *vectors: Tensor):
+        """The derivative of the derivative, as it is computed."""
         tensors, count = ctx.saved_tensors, len(ctx.wanted)
         given, slopes = tensors[:count], [copy_of(slope) for slope in tensors[count:]]
         wanted = wanted_by_engine(ctx.next_functions)
