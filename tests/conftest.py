@@ -58,6 +58,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_session(tmp_path_factory):
+    """What other runs have left in the user's cache changes no test, and no test changes it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SPECTRA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def batches_as_given(monkeypatch):
     """Batches stay as they are, however small: sums over them are what is tested."""

@@ -174,7 +174,7 @@ def test_no_traced_product_takes_more_than_memory(name, share, batches_as_given)
     problem, vector = wide(1, 1, 1, 1, 1, 1, 1), torch.ones(353, dtype=torch.float64)
     matrix = Curvature(problem, name, int(share * least(problem, name)), MANY)
     matrix.prepare()
-    residuals = [x for apply in matrix._products._kept for x in apply.args[0]]
+    residuals = [x for apply in matrix._products._kept for x in apply.residuals]
     assert sum(x.nbytes for x in residuals) >= matrix.kept_bytes > 0
     with Meter([*given(problem), *residuals, vector]) as meter:
         product = matrix @ vector

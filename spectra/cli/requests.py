@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from spectra.cli.config import NOT_RECORDED, plain, refuse_changed
+from spectra.defaults import IEEE
 
 if TYPE_CHECKING:
     from spectra.run.request import Request, S
@@ -41,7 +42,9 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         seed=options["seed"],
         max_products=options["max_products"],
         memory=options["memory"],
+        basis=options["basis"],
         check=not options["no_check"],
+        precision=options.get("precision", IEEE),
         out=options["out"],
         home=home,
         save_every=options.get("save_every"),

@@ -15,7 +15,7 @@ from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.inputs.data import load_data
 from spectra.inputs.description import names_of, problem_record
-from spectra.inputs.devices import brought, choose_dtype, choose_own_device
+from spectra.inputs.devices import brought, choose_place
 from spectra.inputs.examples import Data
 from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
@@ -103,7 +103,7 @@ def load_problem(
         recompute_activations: compute blocks of the model anew for derivatives, for less memory and more time; None:
             where memory holds no product of one example.
         weight_decay: the coefficient of |theta|^2 / 2, added to the loss.
-        device: auto, cpu, cuda or a torch device; by default that of a module, else auto.
+        device: auto, cpu, cuda, cuda:1 or another torch device; by default that of a module, else auto.
         dtype: float32 or float64, of parameters, data and vectors; by default that of a module, else float32.
         seed: the random seed.
         processes: the processes among which batches are dealt; each loads everything.
@@ -125,7 +125,7 @@ def load_problem(
     require_boolean("recompute_activations", recompute_activations, optional=True)
     require_number("weight_decay", weight_decay, finite=True)
 
-    place = choose_own_device(model, device), choose_dtype(model, dtype)
+    place = choose_place(model, device, dtype)
     objective = build_loss(loss, *place) if isinstance(loss, str) else own_loss(loss, *place)
     objective = part_of(objective, loss_part)
 

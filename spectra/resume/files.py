@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import stat
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 from spectra.atomic import replace_file, without_waiting
 from spectra.errors import SpectraError
@@ -53,3 +55,8 @@ def own_copy(path: Path) -> None:
     if path.lstat().st_nlink > 1:
         with opened(path) as file:
             replace_file(path, lambda copy: shutil.copyfileobj(file, copy, 2**20))
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """The SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

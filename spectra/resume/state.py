@@ -2,6 +2,7 @@
 
     DIR/manifest.json, DIR/lock     the problem, written first; a lock held by the run at work, and removed last
     DIR/NAME.KIND                   the journal of a matrix (`spectra.resume.journal`)
+    DIR/choices.json                what was decided by a clock (`spectra.resume.decisions`)
 
 After a kill at any moment, the same command resumes, and ends with the numbers that it would have had. Every file has
 its checksum, and those of matrices name the manifest that they belong to.
@@ -9,7 +10,6 @@ its checksum, and those of matrices name the manifest that they belong to.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +25,8 @@ from spectra.atomic import reason, write_atomically
 from spectra.errors import SpectraError
 from spectra.locks import lock as take_lock
 from spectra.records.files import finite
-from spectra.resume.files import opened, refuse_another_kind
+from spectra.resume.decisions import Decisions
+from spectra.resume.files import checksum, opened, refuse_another_kind
 from spectra.resume.journal import KINDS, Journal, JournalSettings
 
 Note = Callable[[str], None]
@@ -99,6 +100,12 @@ class State:
         self._journals[name] = Journal(path, self._settings)
         return self._journals[name]
 
+    @cached_property
+    def choices(self) -> Decisions:
+        """What this process has decided by a clock, and an unfinished run before it."""
+        name = f"choices.rank{self._rank}.json" if self._rank else "choices.json"
+        return Decisions(self.directory / name, self._note, self._failed)
+
     def close(self) -> None:
         """Write everything to the disk itself and close it; a state without content is removed."""
         self._close_journals()
@@ -135,7 +142,7 @@ class State:
         """Remove what is left of a state that has lost its manifest, or was about to be removed."""
         if any(path.lstat().st_size for path in self._contents(*KINDS)):
             self._note(f"{self.directory}: its manifest.json is missing, so what else is there is made anew")
-        for path in self._contents(*KINDS):
+        for path in [*self._contents(*KINDS), *self.directory.glob("choices*.json")]:
             refuse_another_kind(path)
             path.unlink()
 
@@ -202,11 +209,6 @@ def write_manifest(directory: Path, content: dict[str, Any]) -> None:
     """Write the manifest with its checksum."""
     text = json.dumps(content | {"checksum": checksum(content)})
     write_atomically(directory / "manifest.json", lambda file: file.write(text.encode()))
-
-
-def checksum(content: dict[str, Any]) -> str:
-    """The SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

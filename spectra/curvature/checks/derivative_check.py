@@ -32,6 +32,7 @@ from spectra.curvature.engine.differentiation import Jacobian, gradient
 from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
 from spectra.curvature.matrices import definition
+from spectra.devices import in_float64
 from spectra.errors import SpectraError, describe
 from spectra.problem.autograd_graph import names_behind
 from spectra.problem.batch import Batch
@@ -247,13 +248,13 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     exact = local.product
     if exact is None:
         exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
-    direction = problem.vector(local.direction).to(problem.dtype)
+    direction = problem.vector(local.direction).to(problem.leaves[0])
     own = replace(problem, batches=[batch])
-    found = matrix(own, batch)(direction).double()
+    found = in_float64(matrix(own, batch)(direction)).to(exact.device)
 
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
-    chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
+    chance = off > ROUNDED * size and (in_float64(matrix(own, batch)(direction)) - found).norm() > 0.1 * off
     if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
         raise Contradicted(
             f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "

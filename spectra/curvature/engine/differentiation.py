@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.engine.replacements import replacements
+from spectra.devices import as_current
 from spectra.errors import OutOfMemory, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.autograd_graph import nodes_behind
@@ -65,6 +66,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             backends.mha.set_fastpath_enabled(False)
             parameter = next(model.parameters(), None)
             if parameter is not None and parameter.is_cuda:
+                stack.enter_context(as_current(parameter.device))
                 start_autograd(parameter.device)
             yield
         finally:

@@ -15,7 +15,7 @@ from spectra.curvature.engine.differentiation import combined_gradient
 from spectra.curvature.engine.footprint import FEW, Footprint, elements, footprint
 from spectra.curvature.engine.hoisting import Linearise
 from spectra.errors import SpectraError
-from spectra.memory import memory_share, out_of_memory
+from spectra.memory import out_of_memory, products_share
 from spectra.problem.batch import Batch
 from spectra.problem.blocks import blocks_of, repeatable
 from spectra.problem.cross_entropy import CrossEntropy
@@ -59,7 +59,7 @@ def economical(linearise: Linearise, problem: Problem, memory: int | None, whole
         memory: bytes for products; None: a share of the device's; 0: nothing is spared.
         whole: whether batches stay as they are.
     """
-    limit = memory_share(problem.device) if memory is None else memory
+    limit = products_share(problem.device) if memory is None else memory
     if problem.recompute_activations and not problem.blocks:
         problem = with_blocks(problem)
     if not limit:

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import torch
+
 from spectra.curvature.engine.batches import own_batches, resized
+from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.execution import BatchProduct, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
+from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
+from spectra.defaults import IEEE
 from spectra.errors import SpectraError
-from spectra.memory import memory_share
+from spectra.memory import products_share
 from spectra.problem.batch import Batch
 from spectra.problem.model_checks import refuse_other_size
 from spectra.problem.problem import Problem
@@ -26,6 +33,7 @@ SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 MOST = 16  # chunks of a trace, in which each is written out
 LOADING = 0.4  # seconds, of PyTorch's tracer
+LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Products:
             batches as they are; by default a share of the device's, or what is needed.
         expected: the number of products that are to pay for a trace.
         resizable: whether batches may be merged and cut.
+        choices: decisions by a clock.
+        precision: one in which products are made beside ieee, where they can be traced, which is then always done.
 
     Raises:
         SpectraError: memory holds no product.
@@ -62,13 +72,16 @@ class Products:
         memory: int | None,
         expected: int,
         resizable: bool,
+        choices: Choices,
+        precision: str = IEEE,
     ):
+        self.precision = precision
         resizable = resizable and costs.scales
         batches = list(own_batches(problem, whole=not resizable))
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
         least = costs.peak(largest)
         if memory is None:
-            memory = max(memory_share(problem.device), least)
+            memory = max(products_share(problem.device), least)
         elif 0 < memory < least:
             raise SpectraError(
                 f"`memory`: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
@@ -78,12 +91,26 @@ class Products:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
-        self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
+        self.graphs = graphs_for(problem.device, expected)
+        self.choices = choices
+        self.widths: list[Widths] = []  # of each group of batches that is hoisted
+        self.lower = False  # whether any product has a lower precision
+        graph = self._graph_bytes(problem)
+        self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
-            if spared > TRACING * costs.operations + LOADING and chunks(problem, batches[group[0]]) <= MOST:
+            if self.graphs:
+                spared += expected * LAUNCHING * costs.operations * len(group)
+            worth = spared > TRACING * costs.operations + LOADING or (precision != IEEE and expected)
+            if worth and chunks(problem, batches[group[0]]) <= MOST:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
-        self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
+        self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
+        if self.graphs:
+            self._capture(problem)
+        for widths in self.widths if expected >= WORTH_MEASURING else ():
+            widths.room = max(0, memory - self.kept_bytes)
+            own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
+            widths.held = VECTORS * own if self.graphs else 0
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -103,7 +130,8 @@ class Products:
     @property
     def peak_bytes(self) -> int:
         """The bytes that are kept, and that a product takes besides at most."""
-        return self.kept_bytes + transient_bytes(self.routes, len(self._kept))
+        wide = max((widths.transient_bytes for widths in self.widths), default=0)
+        return self.kept_bytes + max(wide, transient_bytes(self.routes, len(self._kept)))
 
     @property
     def path(self) -> str:
@@ -111,17 +139,69 @@ class Products:
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
-        return f"{how}, {len(self._kept)} of {count} batches kept{why}"
+        return f"{how}, {len(self._kept)} of {count} batches kept{self._in_graphs}{self._together}{why}"
+
+    @property
+    def _in_graphs(self) -> str:
+        """What of it runs as CUDA graphs."""
+        captured = sum(isinstance(apply, BatchProduct | Retained) and apply.captured for apply in self._kept)
+        why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
+        return (f", {captured} as CUDA graphs" if captured else "") + why
+
+    @property
+    def _together(self) -> str:
+        """The numbers of columns that go together."""
+        used = sorted({width for widths in self.widths for width in widths.used})
+        why = next((widths.why for widths in self.widths if widths.why), None)
+        if used:
+            return f"; {', '.join(map(str, used))} columns together" + (f" (no more: {why})" if why else "")
+        return f"; columns one by one: {why}" if why else ""
+
+    def _graph_bytes(self, problem: Problem) -> int:
+        """The bytes that a batch's CUDA graph holds besides intermediate values."""
+        return VECTORS * problem.size * problem.dtype.itemsize if self.graphs else 0
+
+    def _ready(self, route: Route) -> Apply:
+        """The product of a batch that is kept, as CUDA graphs where they pay."""
+        if self.graphs and not route.hoisted:
+            return Retained(route.ready, self.graphs)
+        apply = route.ready()
+        if isinstance(apply, BatchProduct):
+            apply.graphs = self.graphs
+            if apply.lower:
+                apply.lower.graphs = self.graphs
+        return apply
+
+    def _capture(self, problem: Problem) -> None:
+        """Capture the products of one vector now: they belong to the set-up."""
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        for apply in self._kept:
+            apply(vector)
+
+    def runs_as_graphs(self, columns: int, lower: bool = False) -> bool:
+        """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
+        graphs = len(self._kept) == len(self.routes) and self.graphs is not None
+        used = (in_use(apply, lower) for apply in self._kept)
+        return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in used)
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches)
+            hoisted = Hoisted(linearise, problem, batches, self.precision)
         except Untraceable as error:
             self.untraceable = str(error)
             return
-        found = measured(lambda _, batch: ready(hoisted, batch), problem, batches[0])
+        how = "CUDA graphs" if self.graphs else "eager"
+        self.lower |= hoisted.lower is not None
+        widths, vector = [], problem.size * problem.dtype.itemsize
+        for execution in filter(None, (hoisted.execution, hoisted.lower)):
+            of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks measuring at once may differ
+            widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
+        self.widths += widths
+        found = measured(lambda _, batch: ready(hoisted, batch, widths), problem, batches[0])
+        graph = len(widths) * self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
-            self.routes[i] = Route(partial(ready, hoisted, batch), found.kept, max(found.history), hoisted=True)
+            make = partial(ready, hoisted, batch, widths)
+            self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
 
 def chunks(problem: Problem, batch: Batch) -> float:
@@ -129,15 +209,18 @@ def chunks(problem: Problem, batch: Batch) -> float:
     return problem.labels(batch).numel() / problem.head.chunk if problem.head else 1
 
 
-def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
-    """The route by double backward."""
+def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint, graph: int) -> Route:
+    """The route by double backward, with so many bytes for a CUDA graph."""
     size = elements(batch)
-    return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
+    return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
-def ready(hoisted: Hoisted, batch: Batch) -> Apply:
-    """The product of a batch by its traced graph."""
-    return partial(hoisted.apply, hoisted.residuals(batch))
+def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
+    """The product of a batch by its traced graph; `widths` are of its execution in ieee, and then of the lower one."""
+    residuals, lower = hoisted.residuals(batch), None
+    if hoisted.lower:
+        lower = BatchProduct(hoisted.lower, residuals, widths[-1])
+    return BatchProduct(hoisted.execution, residuals, widths[0], lower=lower)
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from spectra.curvature.engine.graphs import (
+    add_call,
     eliminate,
     find_value,
     first_input,
@@ -304,6 +305,6 @@ def alike(one, other) -> bool:
 
 def call(graph: Graph, target, args: tuple, val: Tensor | None = None) -> Node:
     """A new node that calls a function, with the fake tensor of its result."""
-    node = graph.call_function(target, args)
+    node = add_call(graph, target, args)
     node.meta = {"val": val}
     return node

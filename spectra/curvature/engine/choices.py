@@ -1,0 +1,182 @@
+"""Decide by a clock which of several ways to compute something is the fastest, and decide alike ever after.
+
+    choices.choose("layout", {"plain": plain, "channels last": other}, device, of=fingerprint) -> "plain"
+
+Ways may round differently, so what was decided once is taken again wherever numbers must come out the same: later in
+the process, in another run of the same command (from the cache on disk), and when a run is resumed (from its state).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from spectra import __version__
+from spectra import cache as disk
+
+REPEATS = 5  # calls of each way, after one that warms up; fewer where they take long
+ENOUGH = 0.1  # seconds, after which a way is not called again
+MARGIN = 0.9  # of the first way's time: what takes more is not worth another way
+KIND = "choices"  # in the cache on disk
+
+_decided: dict[str, str] = {}  # by this process
+
+
+class Choices:
+    """The decisions of one matrix, by name in `made`. What stands there beforehand is taken without measuring.
+
+    Args:
+        kept: decisions of an unfinished run of the same command, by key; new ones are written to it.
+        clock: a function that returns seconds.
+    """
+
+    def __init__(self, kept: MutableMapping[str, str] | None = None, clock: Callable[[], float] = time.perf_counter):
+        self.made: dict[str, str] = {}
+        self._kept = {} if kept is None else kept
+        self._clock = clock
+
+    def choose(
+        self, name: str, ways: Mapping[str, Callable[[], Any]], device: torch.device, of: str | None = None
+    ) -> str:
+        """The name of the fastest way. The first one is kept unless another takes less than 0.9 of its time.
+
+        Args:
+            name: what is decided, as `made` and records have it.
+            ways: functions that compute the same, by name.
+            device: where they run.
+            of: the `fingerprint` of what they compute; without one, only `made` remembers the decision.
+        """
+
+        def fastest() -> str:
+            times = {way: self.seconds(call, device) for way, call in ways.items()}
+            first, best = next(iter(times)), min(times, key=times.__getitem__)
+            return best if times[best] < MARGIN * times[first] else first
+
+        return self._decide(name, fastest, lambda way: way in ways, [*ways], device, of)
+
+    def cost(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        unit: Callable[[], Any],
+        device: torch.device,
+        of: str | None = None,
+    ) -> float:
+        """The time of one call in units of another, to two digits; measured once, as `choose` decides once.
+
+        Both must have been called before, so that they are warm.
+        """
+
+        def measured() -> str:
+            times = (self.seconds(each, device, warm=True) for each in (call, unit))
+            return f"{next(times) / max(next(times), 1e-9):.2g}"
+
+        return float(self._decide(name, measured, is_positive, ["cost"], device, of))
+
+    def note(self, name: str, of: str, text: str) -> None:
+        """Write down for a run that is resumed what this one tells of itself."""
+        key = fingerprint(name, of)
+        if self._kept.get(key) != text:
+            self._kept[key] = text
+
+    def noted(self, name: str, of: str) -> str:
+        """What the run that is resumed has written down; empty where it has nothing."""
+        return self._kept.get(fingerprint(name, of), "")
+
+    def seconds(self, call: Callable[[], Any], device: torch.device, warm: bool = False) -> float:
+        """The median time of a call, after one that warms up, unless it is warm."""
+        times: list[float] = []
+        if not warm:
+            call()
+        while len(times) < REPEATS and (len(times) < 1 or sum(times) < ENOUGH):
+            synchronize(device)
+            start = self._clock()
+            call()
+            synchronize(device)
+            times.append(self._clock() - start)
+        return median(times)
+
+    def _decide(
+        self,
+        name: str,
+        measure: Callable[[], str],
+        is_valid: Callable[[str], bool],
+        ways: Iterable[str],
+        device: torch.device,
+        of: str | None,
+    ) -> str:
+        if is_valid(made := self.made.get(name, "")):
+            return made
+        if of is None:
+            self.made[name] = measure()
+            return self.made[name]
+
+        key = fingerprint(name, *ways, of, *machine(device))
+        earlier = (self._kept.get(key, ""), _decided.get(key, ""), of_others(key))
+        decided = next(filter(is_valid, earlier), None)
+        if decided is None:
+            decided = measure()
+            others = of_others(key)  # who has measured meanwhile has used it, and will look for it again
+            decided = others if is_valid(others) else decided
+        self._remember(key, decided)
+        self.made[name] = decided
+        return decided
+
+    def _remember(self, key: str, decided: str) -> None:
+        if self._kept.get(key) != decided:
+            self._kept[key] = decided
+        if _decided.get(key) != decided:
+            _decided[key] = decided
+        if of_others(key) != decided:
+            disk.write(KIND, key, decided.encode())
+
+
+def of_others(key: str) -> str:
+    """What any process has decided; empty where nothing is found."""
+    return (disk.read(KIND, key) or b"").decode(errors="replace")
+
+
+def is_positive(text: str) -> bool:
+    """Whether a text is a positive number."""
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def fingerprint(*parts: object) -> str:
+    """A digest of what a decision depends on; parts are told apart by their text."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+
+
+def machine(device: torch.device) -> tuple[str, ...]:
+    """The hardware and software by which times differ."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return device.type, name, str(torch.get_num_threads()), torch.__version__, __version__
+
+
+@cache
+def processor() -> str:
+    """The name of this machine's processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

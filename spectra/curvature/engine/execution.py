@@ -1,0 +1,156 @@
+"""Run the second half of a trace: for one vector, or for the rows of (k, n) at once.
+
+Execution(second).graph(1)(*residuals, v)    second itself, with results written over what nobody reads again
+Execution(second).graph(k)(*residuals, V)    its products with the k rows of V, written by `columns`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.cuda_graphs import Captured, Graphs
+from spectra.curvature.engine.differentiation import Apply
+from spectra.curvature.engine.widths import Widths
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Execution:
+    """What is executed of a plain second half, for all batches of its shape."""
+
+    def __init__(self, second: GraphModule):
+        self.second = second
+        self._graphs = {1: overwriting(second)}
+
+    def graph(self, width: int) -> Any:
+        """The product of so many vectors at once. Raises an error of PyTorch's where it cannot be written."""
+        from spectra.curvature.engine.columns import together
+
+        if width not in self._graphs:
+            self._graphs[width] = overwriting(together(self.second, width))
+        return self._graphs[width]
+
+    def transient_bytes(self, width: int) -> int:
+        """The bytes that a product of so many vectors holds at most, besides its arguments."""
+        from spectra.curvature.engine.graphs import transient_bytes
+
+        return transient_bytes(self.graph(width).graph)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the graph with its shapes and types: equal for two that take the same time."""
+        return fingerprint(*(part for node in self.second.graph.nodes for part in described(node)))
+
+
+def overwriting(module: GraphModule) -> GraphModule:
+    """A copy of a plain graph whose results are written over what nobody reads again."""
+    from spectra.curvature.engine.rewrites import in_place
+
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    in_place(graph)
+    return GraphModule(module, graph)
+
+
+def described(node: Node) -> tuple[object, ...]:
+    """What tells a node from others: its call, and the shape, layout and type of its result."""
+    found = node.meta.get("val")
+    about = (found.shape, found.stride(), found.dtype) if isinstance(found, Tensor) else None
+    return node.op, node.target, node.args, node.kwargs, about
+
+
+class BatchProduct:
+    """The product of one batch with a vector (n,), and with the columns of (n, k).
+
+    Args:
+        execution: what is executed.
+        residuals: the tensors that it needs of the batch.
+        widths: says how many columns go together.
+        graphs: makes CUDA graphs of it, where it is kept and they pay.
+        lower: the same product in lower precision, where that was asked for.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        residuals: Sequence[Tensor],
+        widths: Widths,
+        graphs: Graphs | None = None,
+        lower: BatchProduct | None = None,
+    ):
+        self.execution, self.residuals, self.widths, self.graphs = execution, residuals, widths, graphs
+        self.lower = lower
+        self._runs: dict[int, Run] = {}
+
+    @property
+    def captured(self) -> bool:
+        """Whether any of it runs as a CUDA graph."""
+        own = any(isinstance(run, Captured) for run in self._runs.values())
+        return own or bool(self.lower and self.lower.captured)
+
+    def is_captured(self, columns: int) -> bool:
+        """Whether a product with so many columns runs as CUDA graphs alone."""
+        plan = [1] if columns == 1 else self.widths.planned(columns)
+        return bool(plan) and all(isinstance(self._runs.get(width), Captured) for width in plan)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """The product with a vector."""
+        vector = vector.contiguous()  # with a column of a matrix, products are slow
+        return self.run(1, vector)(vector)
+
+    def add(self, columns: Tensor, products: Tensor) -> None:
+        """Add the products with the columns of (n, k) to `products` (n, k)."""
+        first = 0
+        for width in self.widths.plan(columns.shape[1], self.run, columns[:, 0]):
+            part, sums = columns[:, first : first + width], products[:, first : first + width]
+            sums += self._rows(part.T.contiguous(), width).T if width > 1 else self(part[:, 0])[:, None]
+            first += width
+        for width in self._runs.keys() - {1, *self.widths.used}:
+            del self._runs[width]
+
+    def _rows(self, rows: Tensor, width: int) -> Tensor:
+        """The products with rows, at most `width` of them."""
+        count = len(rows)
+        given = torch.nn.functional.pad(rows, (0, 0, 0, width - count)) if count < width else rows
+        return self.run(width, rows[0])(given)[:count]
+
+    def run(self, width: int, example: Tensor) -> Run:
+        """The product with so many rows, or for one with a vector, on the device and of the type of an example (n,)."""
+        if width not in self._runs:
+            run = partial(without_gradient, self.execution.graph(width), self.residuals)
+            if self.graphs:
+                like = torch.ones_like(example) if width == 1 else example.new_ones(width, len(example))
+                run = self.graphs.captured(run, like)
+            self._runs[width] = run
+        return self._runs[width]
+
+
+def without_gradient(graph: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
+    """Run a graph outside of autograd."""
+    with torch.no_grad():
+        return graph(*residuals, argument)
+
+
+def in_use(apply: Apply, lower: bool) -> Apply:
+    """The product of a batch, or with `lower` that of lower precision, where there is one."""
+    return apply.lower if lower and isinstance(apply, BatchProduct) and apply.lower else apply
+
+
+def add_products(apply: Apply, columns: Tensor, products: Tensor, lower: bool = False) -> None:
+    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k).
+
+    With `lower`, they are those of lower precision where there are such.
+    """
+    apply = in_use(apply, lower)
+    if isinstance(apply, BatchProduct):
+        apply.add(columns, products)
+        return
+    for j, column in enumerate(columns.unbind(1)):
+        products[:, j] += apply(column.contiguous())  # which rounds as a vector alone does
