@@ -128,7 +128,7 @@ def with_head(problem: Problem, found: tuple[str, int, int], limit: int) -> Prob
 
 
 def with_small_logits(problem: Problem) -> Problem:
-    """The problem with logits by chunks where those of a batch are large; without derivatives that costs nothing."""
+    """The problem with logits by chunks where those of a batch are large, for the loss and for a gradient of it."""
     if problem.head is not None or largest_logits(problem) <= LARGE:
         return problem
     layer = find_head(problem)

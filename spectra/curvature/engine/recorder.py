@@ -60,6 +60,8 @@ class Recorder(TorchDispatchMode):
     fake one, which tells its device, for others one on the device `meta`, which is made far quicker.
     """
 
+    records = True  # for `spectra.problem.recomputation`, which must not know this room
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first use imports torch.compile, for a second and more
