@@ -55,7 +55,7 @@ def eager(problem, name, monkeypatch, products=MANY) -> Curvature:
     return matrix
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("case", NETWORKS, ids=name_of)
@@ -174,8 +174,7 @@ def test_memory_of_graphs_is_counted(device, monkeypatch):
     matrix.prepare()
     without = eager(problem, "hessian", monkeypatch)
     assert matrix.kept_bytes - without.kept_bytes == 2 * problem.size * 8 * len(problem.batches[:1])
-    widths = Widths(lambda width: 100 * width, "", matrix.choices)
-    widths._vector_bytes = 8
+    widths = Widths(lambda width: 100 * width, 8, "", matrix.choices)
     alone = widths._needed(4)
     widths.held = 2
     assert widths._needed(4) == alone + 2 * 4 * 8

@@ -29,6 +29,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
         "output": problem.output_key,
         "loss_part": getattr(problem.loss, "part", None),
         "memory": memory,
+        "recompute_activations": problem.recompute_activations,
         "params": list(problem.parameters),
         "mc_samples": problem.mc_samples,
         "weight_decay": problem.weight_decay,

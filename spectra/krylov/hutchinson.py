@@ -18,7 +18,7 @@ from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, random_signs
-from spectra.vectors import row_dots, sum_shards, without_autocast
+from spectra.vectors import row_dots, sum_pieces, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -85,7 +85,7 @@ def deflated_hutchinson(
 
     The `basis` (q, n) is orthonormal, and `images` (q, n) are its products.
     """
-    inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
+    inside = known + sum_pieces(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)

@@ -7,6 +7,7 @@ elsewhere, so that chance in the model shows.
 
 from __future__ import annotations
 
+import operator
 import pickle
 import random
 from collections import OrderedDict, defaultdict, deque
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from spectra.devices import generator_states, restore_generators
 
-CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, set, deque))
 LARGEST = 1000  # entries: a cache, and no vocabulary
 CALLS = count(1)
 
@@ -36,13 +37,13 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     thousand. Else they are left: a model may count its calls.
     """
     before = [(vars(module), vars(module).copy()) for module in modules(model)]
-    before += [(value, value.copy()) for _, had in before for value in had.values() if is_cache(value)]
+    before += [(value, value.copy() if value else ()) for _, had in before for value in had.values() if is_cache(value)]
     with generators_restored():
         reseed(next(CALLS))
         try:
             yield
         finally:
-            if any(isinstance(x, Tensor) for pair in before for x in pytree.tree_leaves(new(*pair))):
+            if any(isinstance(x, Tensor) for pair in before if changed(*pair) for x in pytree.tree_leaves(new(*pair))):
                 for container, had in before:
                     container.clear()
                     (container.extend if isinstance(container, list | deque) else container.update)(had)
@@ -62,6 +63,14 @@ def modules(model: nn.Module) -> list[nn.Module]:
 def is_cache(value: Any) -> bool:
     """Whether a value is a container that may hold tensors between calls."""
     return type(value) in CONTAINERS and len(value) <= LARGEST
+
+
+def changed(container: Any, before: Any) -> bool:
+    """Whether a container has other entries now, or has them in another order."""
+    if not before or len(container) != len(before):
+        return len(container) != len(before)
+    both = (container.values(), before.values()) if isinstance(container, dict) else (container, before)
+    return not all(map(operator.is_, *both))
 
 
 def new(container: Any, before: Any) -> list[Any]:

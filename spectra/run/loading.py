@@ -10,12 +10,14 @@ import torch
 
 from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
+from spectra.curvature.checks.precision import refuse_precision
 from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
-from spectra.operator import CHECKS
+from spectra.operator import CHECKS, NOISE_PRODUCTS
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
 from spectra.wording import counted
@@ -49,6 +51,15 @@ def idle_cards(request: Request, device: torch.device) -> str | None:
     return f"{device} is used, the other {counted(count - 1, 'card')} not; `{command}` uses all"
 
 
+def refuse_lower_precision(request: Request, device: torch.device) -> None:
+    """Raise SpectraError where the device or the dtype lacks the precision asked for, before anything is loaded."""
+    if request.precision != IEEE:
+        given = request.problem
+        own = isinstance(given, Problem)
+        dtype = given.dtype if own else choose_place(given["model"], given.get("device"), given.get("dtype"))[1]
+        refuse_precision(request.precision, dtype, device)
+
+
 def processes_of(request: Request, device: torch.device) -> Processes:
     """The ranks that torchrun has started, once all are there; or those of a Problem; or this process alone."""
     if isinstance(request.problem, Problem):
@@ -63,7 +74,9 @@ def processes_of(request: Request, device: torch.device) -> Processes:
 def checks_of(request: Request) -> int:
     """The number of products for checking that a matrix is one; none where too few would be left."""
     limit = request.max_products
-    return CHECKS if limit is None or limit >= SMALLEST_CHECKED else 0
+    if limit is not None and limit < SMALLEST_CHECKED:
+        return 0
+    return CHECKS if request.precision == IEEE else CHECKS + NOISE_PRODUCTS
 
 
 def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:

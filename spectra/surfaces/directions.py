@@ -79,7 +79,7 @@ def find_directions(
         held, source = pairs["LM" if name.isdigit() else "SA"]
         place = int(name) - 1 if name.isdigit() else 0
         if place < len(held.values):
-            found[name] = eigenvector(name, held, place, source)
+            found[name] = eigenvector(name, held, place, source, problem.device)
     return found, good and len(found) == len(names)
 
 
@@ -91,9 +91,9 @@ def refuse_ranks(ranks: Sequence[int], n: int) -> None:
         )
 
 
-def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
-    """The pair at this place."""
-    vector = full_tensor(take_rows(pairs.vectors, [place]))[0]
+def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str, device: torch.device) -> Direction:
+    """The pair at this place, its vector on the device."""
+    vector = full_tensor(take_rows(pairs.vectors, [place]))[0].to(device)
     value, residual = pairs.values[place].item(), pairs.residuals[place].item()
     return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from spectra.curvature.engine.differentiation import gradient, leaf_of, nodes_behind
+from spectra.curvature.engine.differentiation import gradient
 from spectra.curvature.factor.part import BatchRoot
 from spectra.devices import device_of_vectors
+from spectra.problem.autograd_graph import leaf_of, nodes_behind
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
 
