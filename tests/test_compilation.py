@@ -133,6 +133,17 @@ def test_what_cannot_be_compiled_says_why(monkeypatch):
     assert logging.root.manager.disable == disabled
 
 
+def test_errors_of_a_first_call_are_errors_of_compiling(monkeypatch):
+    """A kernel for the GPU may be compiled as late as that."""
+
+    def called(*_):
+        raise AssertionError("expected size 3==4")
+
+    monkeypatch.setattr("torch._inductor.compile", lambda *_, **__: called)
+    with pytest.raises(Uncompilable, match="^AssertionError: expected size 3==4$"):
+        compiled(traced(torch.sin, X), [X])
+
+
 def test_running_out_of_memory_is_no_reason_not_to_compile(monkeypatch):
     def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -228,9 +239,7 @@ def test_a_compilation_that_fails_is_told_and_changes_nothing(call, monkeypatch,
 
 
 def test_a_compiled_product_that_is_another_is_not_used(call, monkeypatch):
-    monkeypatch.setattr(
-        "spectra.curvature.engine.execution.compiled", lambda module, _: lambda *args: module(*args) * 1.01
-    )
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, *_, **__: lambda *args: graph(*args) * 1.01)
     _, record, _ = call("eig -k 2", "--compile")
     assert record["results"][0]["path"].endswith("not compiled: what is compiled gives another product")
 

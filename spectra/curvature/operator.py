@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import chain
 
@@ -155,11 +156,16 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
-        with twice_differentiable(self.problem.model), explained():
+        with self._settings(columns.shape[1]), explained():
             for apply in parts:
                 add_products(apply, columns, products)
                 del apply  # what it holds goes before the next batch's is made
         return products.view_as(vectors)
+
+    def _settings(self, columns: int) -> AbstractContextManager:
+        """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
+        graphs = self._products is not None and self._products.runs_as_graphs(columns) and not self._terms
+        return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.

@@ -5,8 +5,8 @@ Captured(apply, example, graphs)(v) = apply(v), bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,9 +15,15 @@ from torch import Tensor
 from spectra.errors import describe
 
 WORTH_A_GRAPH = 10  # products: a capture takes five
+VECTORS = 2  # that a graph holds a column: what it multiplies, and the product
 WARM_UP = 3  # calls before the capture, in which libraries choose their algorithms and take their workspaces
 
 Run = Callable[[Tensor], Tensor]
+
+
+def graphs_for(device: torch.device, products: int) -> Graphs | None:
+    """The graphs of a matrix for so many products; None where they do not pay, or the device has none."""
+    return Graphs(device) if device.type == "cuda" and products >= WORTH_A_GRAPH else None
 
 
 class Graphs:
@@ -26,8 +32,8 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device = device
         self.why: str | None = None  # one could not be captured, after which none is
-        self.pool: Any = None
-        self.stream: Any = None
+        self._stream: Any = None
+        self._pool: Any = None
 
     def captured(self, apply: Run, example: Tensor) -> Run:
         """The function as a graph for arguments like the example; itself where it cannot be captured, see `why`."""
@@ -38,29 +44,75 @@ class Graphs:
                 self.why = describe(error)
         return apply
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Work on the stream of the captures inside this context, in order with what is around it.
+
+        A backward pass runs on the stream of its forward pass, so that one to be captured must be built here.
+        """
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
+        main = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(main)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            main.wait_stream(self._stream)
+
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record what a function computes: returns what computes it anew, and the tensor that then holds the result.
 
         Raises RuntimeError where the function does what no graph can, as waiting for the device.
         """
-        main = torch.cuda.current_stream(self.device)
-        if self.stream is None:
-            self.stream, self.pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
-        self.stream.wait_stream(main)
-        with torch.cuda.stream(self.stream):
+        with self.beside():
             for _ in range(WARM_UP):
                 compute()
-        main.wait_stream(self.stream)
+        main = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may go on as they do: those that load data pin memory, which else would end the capture.
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            mode = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **mode):
                 result = compute()
         except BaseException:
-            with suppress(Exception):  # else what this stream allocates would go to the graph's memory ever after
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
+            torch.cuda.set_stream(main)  # where a capture has failed, its end fails too, and leaves its own stream
+            with suppress(Exception):  # else what that one allocates would go to the graphs' memory ever after
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
             raise
         return graph.replay, result
+
+
+class Retained:
+    """The product of a batch whose autograd graph is kept: its backward pass as a CUDA graph.
+
+    Args:
+        make: makes the product.
+        graphs: the graphs of the matrix.
+    """
+
+    def __init__(self, make: Callable[[], Callable[..., Tensor]], graphs: Graphs):
+        with graphs.beside():
+            self.apply = make()
+        self.graphs = graphs
+        self.run: Run | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether it runs as a CUDA graph."""
+        return isinstance(self.run, Captured)
+
+    def is_captured(self, columns: int) -> bool:
+        """Whether a product with so many columns runs as CUDA graphs alone."""
+        return self.captured
+
+    def __call__(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
+        """The product with a vector (n,); of the diagonal block of some parameters, with one of these."""
+        if leaves is not None:
+            return self.apply(vector, leaves)
+        if self.run is None:
+            self.run = self.graphs.captured(self.apply, vector.contiguous())
+        return self.run(vector)
 
 
 class Captured:

@@ -16,7 +16,7 @@ from torch import Tensor
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
 from spectra.curvature.engine.compilation import Uncompilable, pays
-from spectra.curvature.engine.cuda_graphs import WORTH_A_GRAPH, Graphs
+from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.execution import BatchProduct, Execution
 from spectra.curvature.engine.footprint import Footprint, elements, measured
@@ -33,6 +33,7 @@ from spectra.problem.problem import Problem
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
 LOADING = 0.4  # seconds, of PyTorch's tracer
+LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 AS_IT_IS, COMPILED = "as it is", "compiled"
 
 
@@ -92,24 +93,27 @@ class Products:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
         self.untraceable: str | None = None  # why, where it was tried
-        pays = problem.device.type == "cuda" and expected >= WORTH_A_GRAPH
-        self.graphs = Graphs(problem.device) if pays else None
+        self.graphs = graphs_for(problem.device, expected)
         self.choices = choices
         self.compile, self.expected, self.tell = compile, expected, tell
         self.executions: list[Execution] = []  # of each group of batches that is hoisted
         self.uncompilable: str | None = None  # why, where it was tried
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
-        self.routes = [by_double_backward(linearise, problem, batch, costs) for batch in batches]
+        graph = self._graph_bytes(problem)
+        self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
         for group in groups_of_a_shape(batches):
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
+            if self.graphs:
+                spared += expected * LAUNCHING * costs.operations * len(group)
             if compile or spared > TRACING * costs.operations + LOADING:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
-        self._kept = [route.ready() for route in self.routes[: affordable(self.routes, memory)]]
-        for apply in self._kept:
-            if isinstance(apply, BatchProduct):
-                apply.graphs = self.graphs
+        self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
+        if self.graphs:
+            self._capture(problem)
         for widths in self.widths if expected >= WORTH_MEASURING else ():
             widths.room = max(0, memory - self.kept_bytes)
+            own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
+            widths.held = VECTORS * own if self.graphs else 0
 
     def __iter__(self) -> Iterator[Apply]:
         yield from self._kept
@@ -146,7 +150,7 @@ class Products:
     @property
     def _in_graphs(self) -> str:
         """What of it runs as CUDA graphs."""
-        captured = sum(isinstance(apply, BatchProduct) and apply.captured for apply in self._kept)
+        captured = sum(isinstance(apply, BatchProduct | Retained) and apply.captured for apply in self._kept)
         why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
         return (f", {captured} as CUDA graphs" if captured else "") + why
 
@@ -159,6 +163,30 @@ class Products:
             return f"; {', '.join(map(str, used))} columns together" + (f" (no more: {why})" if why else "")
         return f"; columns one by one: {why}" if why else ""
 
+    def _graph_bytes(self, problem: Problem) -> int:
+        """The bytes that a batch's CUDA graph holds besides intermediate values."""
+        return VECTORS * problem.size * problem.dtype.itemsize if self.graphs else 0
+
+    def _ready(self, route: Route) -> Apply:
+        """The product of a batch that is kept, as CUDA graphs where they pay."""
+        if self.graphs and not route.hoisted:
+            return Retained(route.ready, self.graphs)
+        apply = route.ready()
+        if isinstance(apply, BatchProduct):
+            apply.graphs = self.graphs
+        return apply
+
+    def _capture(self, problem: Problem) -> None:
+        """Capture the products of one vector now: they belong to the set-up."""
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        for apply in self._kept:
+            apply(vector)
+
+    def runs_as_graphs(self, columns: int) -> bool:
+        """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
+        graphs = len(self._kept) == len(self.routes) and self.graphs is not None
+        return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in self._kept)
+
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
             hoisted = Hoisted(linearise, problem, batches, self.choices)
@@ -168,17 +196,19 @@ class Products:
         execution = hoisted.execution
         self.executions.append(execution)
         how = "CUDA graphs" if self.graphs else "eager"
-        of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks that measure at once may differ
-        self.widths.append(Widths(execution.transient_bytes, of, self.choices, problem.seed))
-        found = measured(lambda _, batch: ready(hoisted, batch, self.widths[-1]), problem, batches[0])
-        graph = 2 * problem.size * problem.dtype.itemsize if self.graphs else 0  # its vector and product
+        # Ranks that measure at once may differ.
+        of = fingerprint(execution.fingerprint, how, hoisted.channels_last, problem.processes.rank)
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        one = Widths(execution.transient_bytes, vector.nbytes, of, self.choices, problem.seed)
+        found = measured(lambda _, batch: ready(hoisted, batch, one), problem, batches[0])
+        if self._is_worth_compiling(product := ready(hoisted, batches[0], one), vector, len(batches), of):
+            self._compile(product, vector)
+            of = fingerprint(of, execution.is_compiled)
+        self.widths.append(Widths(execution.transient_bytes, vector.nbytes, of, self.choices, problem.seed))
+        graph = self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
             make = partial(ready, hoisted, batch, self.widths[-1])
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
-        product = ready(hoisted, batches[0], self.widths[-1])
-        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
-        if self._is_worth_compiling(product, vector, len(batches), of):
-            self._compile(product, vector)
 
     def _is_worth_compiling(self, product: BatchProduct, vector: Tensor, batches: int, of: str) -> bool:
         """Whether the product of so many batches like this is to be compiled: as the user says, else by a clock."""
@@ -204,10 +234,10 @@ class Products:
             self.tell(f"products are not compiled: {error}")
 
 
-def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint) -> Route:
-    """The route by double backward."""
+def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint, graph: int) -> Route:
+    """The route by double backward, with so many bytes for a CUDA graph."""
     size = elements(batch)
-    return Route(partial(linearise, problem, batch), costs.kept(size), costs.peak(size))
+    return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
 def ready(hoisted: Hoisted, batch: Batch, widths: Widths) -> BatchProduct:

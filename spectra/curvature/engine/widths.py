@@ -7,6 +7,7 @@ differs from single ones is never used.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -15,38 +16,41 @@ from torch import Tensor
 from spectra.curvature.engine.choices import MARGIN, Choices
 from spectra.errors import describe
 
+NOTE = "columns together"  # under which a run writes down which they are, and why no more
 WIDTHS = (16, 8, 4)  # columns that go together
 FEWEST = 3  # columns for which that is tried
 PADDED = 0.65  # of a width: where as many columns are there, narrower widths are not looked at
 WORTH_MEASURING = 32  # products
 ON_THEIR_WAY = 2  # vectors a column: as a row, and padded
-SMALL = 2**23  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
+SMALL = 2**21  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
 
 Run = Callable[[Tensor], Tensor]
 
 
 class Widths:
-    """The numbers of columns that go together in the products of batches of one shape.
+    """The numbers of columns that go together in the products of batches of one shape: `used` are those so far, also by
+    the run that is resumed.
 
     Args:
         bytes_of: the bytes that a product of so many columns takes for intermediate values; raises where there is none.
+        vector_bytes: the bytes of a vector.
         fingerprint: tells what is executed from all else that takes another time.
         choices: where costs are kept.
         seed: of the vectors by which columns together are compared with single ones.
     """
 
-    def __init__(self, bytes_of: Callable[[int], int], fingerprint: str, choices: Choices, seed: int = 0):
-        self.room = 0  # bytes that intermediate values may take; 0: columns go one by one
-        self.why: str | None = None  # a width is not used, but for its cost
-        self._bytes_of, self._fingerprint, self._choices, self._seed = bytes_of, fingerprint, choices, seed
+    def __init__(
+        self, bytes_of: Callable[[int], int], vector_bytes: int, fingerprint: str, choices: Choices, seed: int = 0
+    ):
+        self.room = 0  # bytes that products may take besides what is kept; 0: columns go one by one
+        self.held = 0  # vectors a column that CUDA graphs hold between products
+        self._bytes_of, self._vector_bytes, self._fingerprint = bytes_of, vector_bytes, fingerprint
+        self._choices, self._seed = choices, seed
         self._costs: dict[int, float] = {}
         self._plans: dict[int, list[int]] = {}
-        self._vector_bytes = 0
-
-    @property
-    def used(self) -> list[int]:
-        """The widths in use, but for single columns."""
-        return sorted({width for plan in self._plans.values() for width in plan} - {1})
+        noted = choices.noted(NOTE, fingerprint)
+        self.used: list[int] = [int(width) for width in re.findall(r"\d+", noted.partition(";")[0])]
+        self.why = noted.partition(";")[2] or None  # a width is not used, but for its cost
 
     @property
     def transient_bytes(self) -> int:
@@ -54,7 +58,11 @@ class Widths:
         return max(map(self._needed, self.used), default=0)
 
     def _needed(self, width: int) -> int:
-        return self._bytes_of(width) + ON_THEIR_WAY * width * self._vector_bytes
+        return self._bytes_of(width) + (ON_THEIR_WAY + self.held) * width * self._vector_bytes
+
+    def planned(self, count: int) -> list[int]:
+        """The plan for so many columns; empty where none has been made yet."""
+        return self._plans.get(count, [])
 
     def plan(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
         """The widths by which `count` columns are multiplied, one after the other; the last may be padded.
@@ -66,10 +74,12 @@ class Widths:
             example: such a vector.
         """
         if count not in self._plans:
-            self._plans[count] = self._planned(count, run, example)
+            self._plans[count] = self._make_plan(count, run, example)
+            self.used = sorted({*self.used, *self._plans[count]} - {1})
+            self._choices.note(NOTE, self._fingerprint, f"{self.used};{self.why or ''}")
         return self._plans[count]
 
-    def _planned(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
+    def _make_plan(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
         def cost(width: int) -> float:
             if width not in self._costs:
                 self._costs[width] = self._cost(width, run, example)
@@ -84,7 +94,6 @@ class Widths:
     def _cost(self, width: int, run: Callable[[int, Tensor], Run], example: Tensor) -> float:
         """The time of a product of so many columns, in products of one; infinite where it is not to be used."""
         try:
-            self._vector_bytes = example.nbytes
             if (needed := self._needed(width)) > self.room:
                 self.why = f"{width} columns take {needed:,} bytes"
                 return math.inf

@@ -1,0 +1,197 @@
+"""Products as CUDA graphs are those without, bit for bit, and what cannot be captured says why and goes on without.
+
+A stand-in runs all of it but CUDA's own calls on the CPU: a graph that computes anew what it has recorded.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from helpers import seeded
+from networks import BY_NAME, DEVICES, NETWORKS, Case, Lambda, X, Y, name_of
+from torch import nn
+
+from spectra.curvature.engine.cuda_graphs import Captured, Graphs, graphs_for
+from spectra.curvature.engine.widths import Widths
+from spectra.curvature.matrices import MATRICES
+from spectra.curvature.operator import Curvature
+
+MANY = 10**12  # products, for which any trace pays
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+
+
+class StandIn(Graphs):
+    """Graphs that, as CUDA's, read and write the very tensors that they were recorded with."""
+
+    def beside(self):
+        return nullcontext()
+
+    def record(self, compute):
+        result = compute()
+
+        return (lambda: result.copy_(compute())), result
+
+
+@pytest.fixture(params=[pytest.param("stand-in"), pytest.param("cuda", marks=CUDA)])
+def device(request, monkeypatch):
+    """A device with graphs, and one on which their stand-in is used."""
+    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", lambda *_: 0.1)  # columns go together
+    if request.param == "cuda":
+        return "cuda"
+    monkeypatch.setattr("spectra.curvature.engine.products.graphs_for", lambda device, _: StandIn(device))
+    return "cpu"
+
+
+def columns(problem, count=3):
+    drawn = torch.randn(problem.size, count, generator=seeded(), dtype=torch.float64)
+    return drawn.to(problem.device, problem.dtype)
+
+
+def eager(problem, name, monkeypatch, products=MANY) -> Curvature:
+    with monkeypatch.context() as patch:
+        patch.setattr("spectra.curvature.engine.products.graphs_for", lambda *_: None)
+        matrix = Curvature(problem, name, products=products, check=False)
+        matrix.prepare()
+    return matrix
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("case", NETWORKS, ids=name_of)
+def test_graphs_give_the_same_bits(case, name, dtype, device, monkeypatch):
+    problem = case.problem(dtype=dtype, device=device)
+    graphs, without = (
+        Curvature(problem, name, products=MANY, check=False),
+        eager(problem, name, monkeypatch),
+    )
+    for vectors in (columns(problem)[:, 0], columns(problem), columns(problem, 16), columns(problem, 5)):
+        found = graphs @ vectors
+        assert found.equal(without @ vectors)
+        assert found.equal(graphs @ vectors)
+    assert "CUDA graph" not in without.path
+    assert "as CUDA graphs" in graphs.path or "no CUDA graph: " in graphs.path
+    if "hoisted" in graphs.path:
+        assert "as CUDA graphs" in graphs.path, graphs.path
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_backward_passes_are_captured_or_say_why(name, device, monkeypatch):
+    """With few products expected nothing is traced."""
+    problem = BY_NAME["mlp"].problem(device=device)
+    graphs, without = (
+        Curvature(problem, name, products=12, check=False),
+        eager(problem, name, monkeypatch, products=12),
+    )
+    for _ in range(3):
+        assert (graphs @ columns(problem)).equal(without @ columns(problem))
+    assert graphs.path.startswith("double backward")
+    assert "as CUDA graphs" in graphs.path or "no CUDA graph: " in graphs.path
+
+
+def test_batches_share_one_pool_and_keep_apart(device, batches_as_given):
+    """Products of several graphs, one after the other and out of order, with what each leaves behind."""
+    problem = BY_NAME["mlp"].problem(device=device, sizes=(2, 2, 3))
+    matrix = Curvature(problem, "hessian", memory=2**24, products=MANY, check=False)
+    first, wide = matrix @ columns(problem, 2), matrix @ columns(problem, 16)
+    applies = [*matrix._products][::-1]
+    again = torch.stack([sum(apply(v) for apply in applies) for v in columns(problem, 2).unbind(1)], dim=1)
+    torch.testing.assert_close(first, again, rtol=1e-13, atol=1e-15)
+    held = [apply(columns(problem)[:, 0]) for apply in applies]
+    before = [x.clone() for x in held]
+    assert wide.equal(matrix @ columns(problem, 16))
+    assert all(map(torch.equal, held, before))  # what was handed out is nobody else's
+    assert "3 as CUDA graphs; 16 columns together" in matrix.path
+
+
+def test_what_is_captured_outlives_what_made_it(device):
+    """The residuals are freed with the graph, and not before: what reads freed memory gives other numbers."""
+    problem = BY_NAME["mlp"].problem(device=device)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    wanted = matrix @ columns(problem)
+    apply = matrix._products._kept[0]
+    apply.residuals = None  # the graph holds them itself
+    for _ in range(5):
+        torch.randn(2**20, device=device)
+        assert wanted.equal(matrix @ columns(problem))
+
+
+@pytest.mark.parametrize("when", ["capture", "replay"])
+def test_what_cannot_be_captured_is_made_without(when, device, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    kind = Graphs if device == "cuda" else StandIn
+    if when == "capture":
+        monkeypatch.setattr(kind, "record", refuse)
+    else:
+        record = kind.record
+        monkeypatch.setattr(kind, "record", lambda *args: (refuse, record(*args)[1]))
+    problem = Case("small", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(torch.tanh)), X, Y).problem(device=device)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    without = eager(problem, "hessian", monkeypatch)
+    assert (matrix @ columns(problem)).equal(without @ columns(problem))
+    assert "no CUDA graph: RuntimeError: operation not permitted" in matrix.path
+    assert "as CUDA graphs" not in matrix.path
+
+
+def test_a_graph_of_other_bits_is_not_used(device, monkeypatch):
+    kind = Graphs if device == "cuda" else StandIn
+    record = kind.record
+    monkeypatch.setattr(kind, "record", lambda self, compute: record(self, lambda: compute() * 1.0000001))
+    problem = BY_NAME["mlp"].problem(device=device)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    without = eager(problem, "hessian", monkeypatch)
+    assert (matrix @ columns(problem)).equal(without @ columns(problem))
+    assert "; no CUDA graph: RuntimeError: a CUDA graph of the product gives other bits" in matrix.path
+
+
+def test_batches_made_anew_and_few_products_are_not_captured(device):
+    problem = BY_NAME["mlp"].problem(device=device)
+    matrix = Curvature(problem, "hessian", memory=0, products=MANY, check=False)
+    matrix @ columns(problem)
+    assert matrix.path == "hoisted, 0 of 1 batches kept" or matrix.path == "hoisted, 0 of 2 batches kept"
+    assert graphs_for(torch.device("cuda"), 9) is None
+    assert graphs_for(torch.device("cpu"), MANY) is None
+    assert isinstance(graphs_for(torch.device("cuda"), 10), Graphs)
+
+
+def test_graphs_take_no_settings_of_pytorch(device, monkeypatch):
+    """They hold them: to set them would take longer than a small product."""
+    problem = BY_NAME["mlp"].problem(device=device)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    wanted = [matrix @ columns(problem, count) for count in (1, 3, 16)]
+    monkeypatch.setattr("spectra.curvature.operator.twice_differentiable", lambda _: pytest.fail("settings"))
+    for count, found in zip((1, 3, 16), wanted, strict=True):
+        assert found.equal(matrix @ columns(problem, count))
+    with pytest.raises(pytest.fail.Exception):
+        matrix @ columns(problem, 7)  # its plan is made first
+
+
+def test_memory_of_graphs_is_counted(device, monkeypatch):
+    problem = BY_NAME["mlp"].problem(device=device)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix.prepare()
+    without = eager(problem, "hessian", monkeypatch)
+    assert matrix.kept_bytes - without.kept_bytes == 2 * problem.size * 8 * len(problem.batches[:1])
+    widths = Widths(lambda width: 100 * width, 8, "", matrix.choices)
+    alone = widths._needed(4)
+    widths.held = 2
+    assert widths._needed(4) == alone + 2 * 4 * 8
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_graph_reads_its_argument_at_each_call(device):
+    graphs = Graphs(torch.device(device)) if device == "cuda" else StandIn(torch.device(device))
+    scale = torch.full((4,), 3.0, device=device)
+    run = Captured(lambda v: v * scale, torch.ones(4, device=device), graphs)
+    assert run(torch.arange(4.0, device=device)).tolist() == [0, 3, 6, 9]
+    assert run(torch.full((4,), torch.nan, device=device)).isnan().all()
+    assert run(torch.ones(4, device=device)).tolist() == [3] * 4
+
+
+def test_products_that_are_not_numbers_are_captured_too():
+    graphs = StandIn(torch.device("cpu"))
+    run = graphs.captured(lambda v: v / 0 - v / 0, torch.ones(2))
+    assert isinstance(run, Captured)
+    assert graphs.why is None
