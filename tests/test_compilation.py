@@ -140,7 +140,7 @@ def test_errors_of_a_first_call_are_errors_of_compiling(monkeypatch):
         raise AssertionError("expected size 3==4")
 
     monkeypatch.setattr("torch._inductor.compile", lambda *_, **__: called)
-    with pytest.raises(Uncompilable, match="^AssertionError: expected size 3==4$"):
+    with pytest.raises(Uncompilable, match=r"^AssertionError: expected size 3==4$"):
         compiled(traced(torch.sin, X), [X])
 
 
@@ -216,6 +216,16 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked_for(call, graphs_compiled, mo
     assert (status, err, graphs_compiled) == (0, "", [])
     assert "compiled" not in record["results"][0]["path"]
     assert record["problem"]["options"]["compile"] is (False if more else None)
+
+
+@pytest.mark.parametrize("flag", ["--compile", "--no-compile"])
+def test_a_result_is_repeated_as_it_was_asked_for(call, graphs_compiled, flag, tmp_path, capfd):
+    _, record, _ = call("eig -k 2", flag, "--out", str(tmp_path))
+    assert spectra.cli.run(["eig", "--config", str(tmp_path / "eig.json"), "--trust", "--json"]) == 0
+    again = json.loads(capfd.readouterr().out)
+    assert again["problem"]["options"]["compile"] is (flag == "--compile")
+    assert again["results"][0]["eigenvalues"] == record["results"][0]["eigenvalues"]
+    assert len(graphs_compiled) == 2 * (flag == "--compile")
 
 
 def test_matrices_that_are_not_hoisted_are_not_compiled(call, graphs_compiled):
