@@ -7,3 +7,5 @@ DENSITY_STEPS, DENSITY_PROBES = 80, 10  # of density: products a probe, and rand
 COMPARE_STEPS, COMPARE_PROBES = 40, 16  # of compare, likewise
 LAYERS_STEPS, LAYERS_PROBES = 40, 4  # of a density of layers, likewise
 SAVE_EVERY = 5.0  # minutes between two savings of what is done
+IEEE = "ieee"
+PRECISIONS = (IEEE, "tf32", "bf16")  # of products

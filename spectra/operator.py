@@ -6,8 +6,9 @@ Methods (`spectra.krylov`) and matrices (`spectra.curvature`) meet only here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -15,7 +16,20 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
+from spectra.random_numbers import draw_keys, normal_rows, sign_rows
+from spectra.vectors import (
+    all_finite,
+    distance,
+    dot,
+    from_shard,
+    map_shards,
+    mesh_on,
+    norm,
+    on_device,
+    shard_of,
+    sum_shards,
+    without_autocast,
+)
 from spectra.wording import outline
 
 if TYPE_CHECKING:
@@ -130,6 +144,12 @@ class Wrapper:
         """The processes over which vectors are sharded, or None."""
         return mesh_of(self.operator)
 
+    @property
+    def ieee(self) -> SymmetricOperator:
+        """The same wrapper around the wrapped matrix in ieee; itself where that is in ieee already."""
+        inner = in_ieee(self.operator)
+        return self if inner is self.operator else replace(self, operator=inner)
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.operator @ vectors
 
@@ -140,24 +160,61 @@ class Wrapper:
 
 @dataclass
 class Counting(Wrapper):
-    """The wrapped matrix, with `products` counting one for each vector multiplied."""
+    """The wrapped matrix, with `products` counting one for each vector multiplied.
+
+    Where the matrix is of a lower precision, `ieee_products` counts those of them that are made in ieee, and `noise` is
+    kept once it is measured.
+    """
 
     products: int = 0
+    ieee_products: int = 0
+    noise: Noise | None = None
+
+    @property
+    def ieee(self) -> SymmetricOperator:
+        """The wrapped matrix in ieee, whose products this one counts; itself where that is in ieee already."""
+        inner = in_ieee(self.operator)
+        return self if inner is self.operator else CountingInIeee(inner, self)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
+        self.products += width(vectors)
         return self.operator @ vectors
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step; products that an earlier run spent on it are counted too."""
-        before = self.products
-        outcome, spent = checkpointed(self.operator, lambda: (compute(), self.products - before), generator)
-        self.products = before + spent
+        before, before_ieee = self.products, self.ieee_products
+
+        def counted() -> tuple[Any, int, int]:
+            return compute(), self.products - before, self.ieee_products - before_ieee
+
+        outcome, spent, spent_ieee = checkpointed(self.operator, counted, generator)
+        self.products, self.ieee_products = before + spent, before_ieee + spent_ieee
         return outcome
 
     def factor(self) -> SymmetricFactor:
         """The wrapped operator's factor, which counts its own products. Raises AttributeError where there is none."""
         return cast(Factored, self.operator).factor()
+
+
+@dataclass
+class CountingInIeee(Wrapper):
+    """A matrix in ieee whose products `counter` counts, among all and as those in ieee."""
+
+    counter: Counting
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        self.counter.products += width(vectors)
+        self.counter.ieee_products += width(vectors)
+        return self.operator @ vectors
+
+    def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
+        """Run `compute()` as a checkpointed step of the counter."""
+        return self.counter.checkpointed(compute, generator)
+
+
+def width(vectors: Tensor) -> int:
+    """The number of vectors in (n,) or (n, k)."""
+    return 1 if vectors.ndim == 1 else vectors.shape[1]
 
 
 @dataclass
@@ -172,7 +229,10 @@ class Shifted(Wrapper):
 
 @dataclass
 class Deflated(Wrapper):
-    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
+    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows.
+
+    The basis may lie in the memory of the host; then vectors go there to be projected.
+    """
 
     basis: Tensor
 
@@ -183,9 +243,10 @@ class Deflated(Wrapper):
 
         P is applied twice: once leaves a rounding error as large as that of the part removed.
         """
+        device, vectors = vectors.device, on_device(vectors, self.basis.device)
         for _ in range(2):
             vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
-        return vectors
+        return on_device(vectors, device)
 
     def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
         return map_shards(lambda part, basis: part - basis.T @ along, vectors, self.basis)
@@ -223,6 +284,11 @@ def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], genera
     return method(compute, generator) if method else compute()
 
 
+def in_ieee(operator: Any) -> Any:
+    """The same matrix with products in ieee: what an operator of lower precision names as `ieee`, else the operator."""
+    return getattr(operator, "ieee", operator)
+
+
 def mesh_of(operator: Shaped) -> DeviceMesh | None:
     """The processes over which the operator's vectors are sharded; None where vectors are plain tensors."""
     return getattr(operator, "mesh", None)
@@ -256,7 +322,8 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
     """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
 
     The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
-    is as large as |(A - A')v|, whatever the dimension. The check is one checkpointed step of a run.
+    is as large as |(A - A')v|, whatever the dimension. The check is one checkpointed step of a run. A matrix of lower
+    precision is checked in ieee: its own products are asymmetric by their noise, which `measure_noise` tells.
 
     Args:
         operator: the matrix (n, n).
@@ -271,19 +338,81 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
             number then.
     """
     require_matrix("operator", operator, symmetric=False)
-    generator = chosen_generator(seed, generator)
+    generator, operator = chosen_generator(seed, generator), in_ieee(operator)
     return checkpointed(operator, lambda: _noise(operator, generator), generator)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise E of products of lower precision, as far as some vectors v have shown it; zero in ieee."""
+
+    relative: float = 0.0  # the largest |Ev| / |Av|
+    norm: float = 0.0  # the largest |Ev| / |v|: what residuals, and nodes of a density, may be off by
+
+
+NOISE_PRODUCTS = 6  # that `measure_noise` takes, half of them in ieee
+LARGEST_NOISE = 0.5  # relative, of products that still tell something
+
+
+def noise_of(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
+    """The noise of the products: as an operator on the way to the matrix keeps it, else measured here."""
+    inner: Any = operator
+    while inner is not None:
+        if (noise := getattr(inner, "noise", None)) is not None:
+            return noise
+        inner = getattr(inner, "operator", None)
+    return measure_noise(operator, generator)
+
+
+@without_autocast()
+def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
+    """Measure by three products, each made in ieee too, how far products of lower precision are off.
+
+    The first vector is random, the others are its products: they lean towards the largest eigenvalues, so that the norm
+    of the noise is seen beside |A|. The measurement is one checkpointed step of a run.
+
+    Raises:
+        SpectraError: products are off by more than half of their size.
+    """
+    exact = in_ieee(operator)
+    if exact is operator:
+        return Noise()
+    noise = Noise(*checkpointed(operator, lambda: _differences(operator, exact, generator), generator))
+    if noise.relative > LARGEST_NOISE:
+        raise SpectraError(
+            f"`precision`: products are off by {noise.relative:.0%} of their size; take a higher one, or ieee"
+        )
+    return noise
+
+
+def _differences(
+    operator: SymmetricOperator, exact: SymmetricOperator, generator: torch.Generator
+) -> tuple[float, float]:
+    vector = random_vectors(operator, 1, generator)[0]
+    relative = absolute = 0.0
+    for _ in range(NOISE_PRODUCTS // 2):
+        image = exact @ vector
+        error, size, length = norm((operator @ vector) - image), norm(image), norm(vector)
+        if not 0 < size < math.inf:
+            break
+        if not math.isfinite(error):  # an overflow in the lower precision alone
+            return math.inf, math.inf
+        relative, absolute = max(relative, error / size), max(absolute, error / length)
+        vector = image / size
+    return relative, absolute
 
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     u, v = random_vectors(operator, 2, generator)
-    first, again, other = operator @ v, operator @ v, operator @ u
+    first = operator @ v
+    change = distance(first, operator @ v)
+    other = operator @ u
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
     if size == 0:
         return 0.0
-    repeat = norm(first - again) / size
+    repeat = change / size
     asymmetry = abs(dot(u, first) - dot(v, other)) / size
     # Rounding grows with the number of terms summed; the square root of epsilon is far above it
     # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
@@ -321,27 +450,45 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` standard normal vectors as rows (count, n), in float64 by a CPU generator, one after the other.
+    """Draw `count` standard normal vectors as rows (count, n).
 
-    What is drawn depends neither on the operator's device nor on how many vectors are drawn at once.
+    Each process makes its own shard, on its device, of the keys that a CPU generator yields. What is drawn depends
+    neither on the device, nor on the number of processes, nor on how many vectors are drawn at once.
     """
-    n = operator.shape[0]
-    drawn = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count))
-    return torch.stack([placed(vector, operator) for vector in drawn])
+    return _drawn(normal_rows, operator, count, generator)
 
 
-def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
-    """Vectors (n,) or rows (k, n) on the operator's device, in its dtype, and sharded as its vectors are."""
-    if (mesh := mesh_of(operator)) is None:
-        return vectors.to(operator.device, operator.dtype)
-    n = operator.shape[0]
-    part = vectors[..., shard_of(mesh, n)].to(operator.device, operator.dtype)
-    return from_shard(part, mesh, n, vectors.ndim - 1)
+def random_signs(
+    operator: SymmetricOperator, count: int, generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
+    """Draw `count` vectors of independent signs as rows (count, n), as `random_vectors` does.
+
+    They are in the memory of the operator's device or of another, to which they go one by one.
+    """
+    if device is None or device.type == operator.device.type:
+        return _drawn(sign_rows, operator, count, generator)
+    return torch.cat([on_device(_drawn(sign_rows, operator, 1, generator), device) for _ in range(count)])
 
 
-def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
-    """Uninitialised rows (count, n) for vectors of the operator."""
+def _drawn(make: Callable[..., Tensor], operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
     n, mesh = operator.shape[0], mesh_of(operator)
-    held = shard_of(mesh, n)
-    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
+    part = make(draw_keys(generator, count), shard_of(mesh, n), operator.dtype, operator.device)
     return part if mesh is None else from_shard(part, mesh, n, 1)
+
+
+def placed(vectors: Tensor, operator: SymmetricOperator, device: torch.device | None = None) -> Tensor:
+    """Vectors (n,) or rows (k, n) on the operator's or another device, in its dtype, and sharded as its vectors are."""
+    device = device or operator.device
+    if (mesh := mesh_of(operator)) is None:
+        return vectors.to(device, operator.dtype)
+    n = operator.shape[0]
+    part = vectors[..., shard_of(mesh, n)].to(device, operator.dtype)
+    return from_shard(part, mesh_on(mesh, device), n, vectors.ndim - 1)
+
+
+def empty_rows(operator: SymmetricOperator, count: int, device: torch.device | None = None) -> Tensor:
+    """Uninitialised rows (count, n) for vectors of the operator, in the memory of its device or of another."""
+    n, mesh, device = operator.shape[0], mesh_of(operator), device or operator.device
+    held = shard_of(mesh, n)
+    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=device)
+    return part if mesh is None else from_shard(part, mesh_on(mesh, device), n, 1)

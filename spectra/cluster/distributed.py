@@ -8,6 +8,7 @@ Each rank holds n / ranks numbers of every vector, as a DTensor, and moves 2 n (
 from __future__ import annotations
 
 import os
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
@@ -112,6 +113,16 @@ class Distributed:
     def peak_bytes(self) -> int:
         """The bytes that this rank keeps between products and takes in one."""
         return self.part.peak_bytes
+
+    @property
+    def ieee(self) -> Distributed:
+        """The same matrix with products in ieee; itself where those of every rank are such."""
+        part = self.part.ieee
+        if self.part.problem.processes.least(int(part is self.part)):
+            return self
+        found = copy(self)
+        found.part = cast(Curvature, part)
+        return found
 
     def suspect(self) -> str | None:
         """The cause of products that are unrepeatable or asymmetric, where the model shows it."""

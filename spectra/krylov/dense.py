@@ -9,7 +9,7 @@ from spectra.defaults import RTOL, TOLERANCE
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
-from spectra.operator import Counting, SymmetricOperator, placed
+from spectra.operator import Counting, SymmetricOperator, in_ieee, placed
 from spectra.vectors import full_tensor, without_autocast
 
 BLOCK = 64
@@ -46,7 +46,8 @@ def dense_eigenpairs(
 ) -> Eigenpairs:
     """Compute `k` eigenpairs of the dense matrix's symmetric part, by n products.
 
-    The residuals are those of the matrix before it is made symmetric, so that the rounding of products shows in them.
+    A matrix of lower precision is built in ieee. The residuals are those of the matrix before it is made symmetric, so
+    that the rounding of products shows in them.
 
     Args:
         operator: the matrix (n, n).
@@ -63,7 +64,7 @@ def dense_eigenpairs(
     refuse_search(operator, k, which, tolerance, max_products)
     n = operator.shape[0]
     refuse_dense(n, max_products)
-    matrix = dense_matrix(operator, progress)
+    matrix = dense_matrix(in_ieee(operator), progress)
     if not torch.isfinite(matrix).all():
         return no_eigenpairs(operator, k, products=n)
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)

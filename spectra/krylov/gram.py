@@ -21,7 +21,7 @@ from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.hutchinson import FEWEST
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
-from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, random_vectors
+from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, in_ieee, random_vectors
 from spectra.vectors import orthonormal, take_rows, without_autocast
 
 SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
@@ -82,7 +82,7 @@ def gram_eigenpairs(
     vectors = eigenvectors(operator, factor, wanted, k - wanted.shape[1], values, weights, generator)
     vectors, values = take_rows(vectors, back.argsort()), spectrum[chosen] + factor.shift
 
-    residuals = true_residuals(operator, values, vectors)
+    residuals = true_residuals(in_ieee(operator), values, vectors)
     allowed = allowed_residuals(values, spectrum[0].item() + abs(factor.shift), tolerance, operator.dtype)
     return Eigenpairs(
         values=values,

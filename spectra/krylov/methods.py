@@ -14,6 +14,8 @@ EIG = {
     "gram": "spectra.krylov.gram:gram_eigenpairs",
 }
 
+POLISHED = ("lanczos",)  # whose pairs from products of lower precision are polished; others take products in ieee
+
 TRACE = {
     "xtrace": "spectra.krylov.xtrace:xtrace",
     "hutch++": "spectra.krylov.hutch_plus_plus:hutch_plus_plus",

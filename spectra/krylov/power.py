@@ -13,7 +13,7 @@ from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
-from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows
+from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, in_ieee
 from spectra.vectors import dot, map_shards, norm, norms, sum_shards, without_autocast
 
 
@@ -33,7 +33,8 @@ def power_iteration(
 
     The iteration stops on the residual |Au - lambda u|, since the change of lambda says nothing of it. At the end the
     vectors are rotated among themselves (Rayleigh, Ritz), which takes the error of one out of the others. Two dominant
-    eigenvalues of opposite sign never converge, and are reported so.
+    eigenvalues of opposite sign never converge, and are reported so. Of a matrix of lower precision,
+    products are taken in ieee.
 
     Args:
         operator: the matrix (n, n).
@@ -52,7 +53,7 @@ def power_iteration(
     refuse_which(which)
     generator = chosen_generator(seed, generator)
     budget = 1000 * k if max_products is None else max_products
-    counted = Counting(operator)
+    counted = Counting(in_ieee(operator))
     basis = images = empty_rows(operator, 0)
     largest = 0.0
     while len(basis) < k and counted.products < budget:

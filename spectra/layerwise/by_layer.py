@@ -8,7 +8,7 @@ from spectra.arguments import chosen_generator, require_choice, require_integer,
 from spectra.cluster.distributed import distributed
 from spectra.comparison.comparison import Watch, quiet
 from spectra.curvature.operator import Curvature
-from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
+from spectra.defaults import IEEE, LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
@@ -34,6 +34,7 @@ def layers(
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
+    precision: str = IEEE,
     watch: Watch = quiet,
 ) -> Layers:
     """Compute traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
@@ -52,6 +53,7 @@ def layers(
         known: leading eigenpairs of the whole matrix from an earlier run.
         seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
         max_products: the most products with the whole matrix; one with each block counts as many as there are blocks.
+        precision: ieee, tf32 or bf16: of products with the whole matrix; those with blocks are in ieee.
         watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError as Curvature does, and where an argument is not one of these.
@@ -65,7 +67,7 @@ def layers(
     require_integer("probes", probes)
     require_integer("max_products", max_products, optional=True)
     generator = chosen_generator(seed, generator)
-    matrix = distributed(Curvature(problem, name))
+    matrix = distributed(Curvature(problem, name, precision=precision))
     blocks = parameter_blocks(problem, by)
     return blockwise.layers(
         matrix,

@@ -17,6 +17,7 @@ from torch import Tensor
 from spectra.comparison.comparison import Watch, quiet
 from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.block_diagonal import block_eigenpairs, block_measures
+from spectra.krylov.correction import with_corrected_diagonal
 from spectra.krylov.diagonal import DiagonalEstimate, Sums, hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Eigenpairs, SpectralMeasure
@@ -202,7 +203,9 @@ def layers(
             return bool((trace_errors <= rtol * traces.sum().abs()).all() and (told_apart or not ranked))
 
         share = budget.left(2 if k or steps else 1)
-        diagonal = DIAGONALS[method](operator, sums, enough, generator=generator, max_products=share, progress=progress)
+        estimate = with_corrected_diagonal(DIAGONALS[method])
+        cost = {"max_products": share, "progress": progress}
+        diagonal = estimate(operator, sums, enough, generator=generator, **cost)
     found = Layers(blocks, diagonal)
     budget.spend(diagonal.products)
     if k and found.has_room(budget, PAIR):

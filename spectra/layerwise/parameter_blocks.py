@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectra.curvature.leaf_blocks import LeafBlocks, leaf_slices
 from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.krylov.diagonal import Sums
-from spectra.operator import SymmetricOperator, mesh_of
+from spectra.operator import SymmetricOperator, in_ieee, mesh_of
 from spectra.problem.problem import Problem
 from spectra.vectors import shard_of, sum_shards
 from spectra.wording import outline
@@ -147,9 +147,10 @@ def diagonal_blocks(
 ) -> SymmetricOperator:
     """diag(A_11, ..., A_LL) of the matrix `name` of a problem, which `operator` is.
 
-    Where the blocks are whole parameters, by products of their own within `memory`; else by the operator's.
+    Where the blocks are whole parameters, by products of their own within `memory`; else by the operator's. Both are
+    in ieee.
     """
     index = [block.index for block in blocks]
     if (leaves := leaf_slices(problem, index)) is not None:
         return LeafBlocks(problem, name, leaves, memory)
-    return BlockDiagonal(operator, [some.to(operator.device) for some in index])
+    return BlockDiagonal(in_ieee(operator), [some.to(operator.device) for some in index])

@@ -11,10 +11,13 @@ import torch
 from spectra.cluster.distributed import distributed
 from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.bounds import kato_temple
+from spectra.krylov.eigenpairs import basis_of
+from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
 from spectra.layerwise.recording import layers_results
+from spectra.operator import Shaped
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -50,6 +53,9 @@ class LayersSettings(AnySize):
     command = "layers"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
 
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, k) if (k := self.settled().k) else None
+
     def settled(self) -> Settled:
         """The settings with the values for None: of channels there are many, which are ranked by their saliencies."""
         channels = self.by == "channel"
@@ -82,7 +88,7 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
     own = diagonal_blocks(distributed(matrix.curvature), blocks, problem, name, together.memory)
     start = time.perf_counter()
     found = layers(
-        matrix.operator,
+        matrix.counted,
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(problem, blocks, matrix.operator),
@@ -98,7 +104,8 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: session.listener.work(f"{name}, {what}"),
     )
-    return matrix.measured(found, found.products, time.perf_counter() - start)
+    apart = sum(part.products for part in (*found.eigenpairs, *found.measures))
+    return matrix.measured(found, found.products, time.perf_counter() - start, apart)
 
 
 def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
@@ -107,7 +114,7 @@ def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit
     if not agree(path is not None and end_of(path) in LEADING) or path is None:
         return None
     room = None if limit is None else max(0, limit - matrix.checks) // 4
-    known = eigenpairs(path, matrix.operator, name, session.listener.note, agree, "taken", room)
+    known = eigenpairs(path, matrix.counted, name, session.listener.note, agree, "taken", room)
     if known is None:
         return None
     first = [int(known.values.abs().argmax())]

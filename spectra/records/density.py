@@ -131,6 +131,7 @@ def measure_of(entry: Any) -> SpectralMeasure:
         entry.dimension,
         entry.deflated,
         products=vars(entry).get("products", 0),
+        noise=vars(entry).get("noise_norm") or 0.0,
         converged=vars(entry).get("converged", True),
     )
 

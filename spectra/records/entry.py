@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spectra.defaults import IEEE
 from spectra.records.fields import Stored, layout, stored, written
 from spectra.records.files import finite
 from spectra.records.notebook import shown
@@ -43,6 +44,11 @@ class DerivativeCheck(Stored):
     not_checked: str | None = None  # why, of all or of some parameters
 
 
+def in_ieee(entry: Entry) -> bool:
+    """Whether all products were in ieee."""
+    return entry.precision == IEEE
+
+
 @stored
 class Entry(Stored):
     """The common part of all results: what a command found for one matrix, and what that cost."""
@@ -53,6 +59,9 @@ class Entry(Stored):
     seconds: float = field(metadata=LAST)  # of products and of the method
     setup_seconds: float = field(metadata=LAST)  # done once for the matrix
     noise: float | None = field(default=None, metadata=LAST)  # of one product, relative; None: not measured
+    precision: str = field(default=IEEE, metadata=written(last=True, omitted=in_ieee))  # of products: tf32 or bf16
+    noise_norm: float | None = field(default=None, metadata=written(last=True, omitted=in_ieee))  # largest |Ev| / |v|
+    ieee_products: int = field(default=0, metadata=written(last=True, omitted=in_ieee))  # of all, those made in ieee
     derivative_check: DerivativeCheck | None = field(default=None, metadata=LAST)
     path: str = field(default="", metadata=LAST)  # how products were made
     kept_bytes: int = field(default=0, metadata=LAST)  # between products

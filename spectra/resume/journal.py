@@ -5,8 +5,8 @@ bit. A product is given again only for the very vector it was made of; from the 
 of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its
 outcome replaces its products. Once a matrix is finished, its answer replaces everything.
 
-The first vector and its product are kept as a sample. A later run makes that product once more and compares, before it
-trusts anything else.
+The first vector and its product in ieee are kept as a sample. A later run makes that product once more and compares,
+before it trusts anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from spectra.errors import SpectraError
-from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, Wrapper, empty_rows, refuse_other_dtype
+from spectra.operator import (
+    Factored,
+    SymmetricFactor,
+    SymmetricOperator,
+    Wrapper,
+    empty_rows,
+    in_ieee,
+    refuse_other_dtype,
+)
 from spectra.resume.journal_file import Entry, Log, write_whole
 from spectra.vectors import local, map_shards, norm
 
@@ -106,7 +114,8 @@ class Journal:
         start = time.perf_counter()
         product = operator @ vectors
         seconds = time.perf_counter() - start
-        self._write_sample(vectors, product)
+        if in_ieee(operator) is operator:
+            self._write_sample(vectors, product)
         self._write(self._products, self._place, mark, seconds, as_bytes(product))
         self._advance()
         return product
@@ -199,7 +208,7 @@ class Journal:
         entries = self._sample.entries
         whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
         if self._settings.least(whole):
-            self._refuse_another(operator @ vector, then)
+            self._refuse_another(in_ieee(operator) @ vector, then)
             return
 
         self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
@@ -279,6 +288,12 @@ class CheckpointedOperator(Wrapper):
     def __init__(self, operator: SymmetricOperator, journal: Journal):
         super().__init__(operator)
         self.journal = journal
+
+    @property
+    def ieee(self) -> CheckpointedOperator:
+        """The matrix in ieee, with its products in the same journal; itself where it is in ieee already."""
+        inner = in_ieee(self.operator)
+        return self if inner is self.operator else CheckpointedOperator(inner, self.journal)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         refuse_other_dtype(self, vectors)

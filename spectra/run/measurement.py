@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from spectra.curvature.operator import Curvature
+from spectra.defaults import IEEE
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
-from spectra.operator import Counting, SymmetricOperator, check_operator
+from spectra.memory import basis_place
+from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
 from spectra.vectors import gather_on_first
+
+ON_HOST = "; basis in host memory"
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,15 @@ class Measurement:
     products: int
     seconds: float
     setup_seconds: float
-    noise: float | None  # relative, of one product
+    noise: float | None  # relative, of one product: in ieee as `check_operator`, else as `measure_noise` has found it
     path: str  # how products were made
     kept_bytes: int  # between products
     peak_bytes: int  # with one product
     semidefinite: bool  # no eigenvalue is negative, by definition
     derivative_check: dict[str, Any] | None = None  # how a product compares with differences; None: not asked for
+    precision: str = IEEE  # of products
+    noise_norm: float | None = None  # of products of lower precision: the largest |Ev| / |v| that was seen
+    ieee_products: int = 0  # of all products, where the others are of lower precision
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
 
@@ -57,6 +64,9 @@ class Measurement:
             "seconds": self.seconds,
             "setup_seconds": self.setup_seconds,
             "noise": self.noise,
+            "precision": self.precision,
+            "noise_norm": self.noise_norm,
+            "ieee_products": self.ieee_products,
             "derivative_check": self.derivative_check,
             "path": self.path,
             "kept_bytes": self.kept_bytes,
@@ -90,6 +100,8 @@ def measure(
     start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
     generator = stream(seed)
     noise = check_operator(counted, generator) if check else None
+    if in_ieee(counted) is not counted:
+        counted.noise = measure_noise(counted, generator)
     pairs = known(counted) if known else None
     if pairs:
         generator = stream(seed, BESIDE_EIGENVECTORS)
@@ -108,15 +120,23 @@ def measure(
         products=spent + answer.products,
         seconds=seconds,
         setup_seconds=matrix.setup_seconds,
-        noise=noise,
+        **noise_fields(counted, noise),
         projected_out=len(pairs.values) if pairs else 0,
         earlier=earlier if pairs else None,
     )
 
 
+def noise_fields(counted: Counting, checked: float | None) -> dict[str, Any]:
+    """What is told of the noise of products: in ieee what the check has found."""
+    if counted.noise is None:
+        return {"noise": checked}
+    noise = counted.noise
+    return {"noise": noise.relative, "noise_norm": noise.norm, "ieee_products": counted.ieee_products}
+
+
 def gathered(answer: Any) -> Any:
-    """The answer with eigenvectors that are sharded brought together at rank 0, where they are written."""
-    return replace(answer, vectors=gather_on_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+    """The answer with its eigenvectors in host memory, those that are sharded together at rank 0, which writes them."""
+    return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
 def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
@@ -124,13 +144,24 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
     return Measurement(
         curvature=matrix.name,
         answer=answer,
-        path=matrix.path,
+        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.problem.device.type != "cpu" else ""),
+        precision=matrix.precision,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
         semidefinite=matrix.definition.semidefinite(matrix.problem.loss),
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         **cost,
     )
+
+
+def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
+    """A line for each matrix whose products are in ieee, where a lower precision was asked for."""
+    lines = []
+    for result in results:
+        if asked != IEEE and result.precision == IEEE:
+            why = result.path.partition(f"not {asked}: ")[2] or f"method {result.method} takes no others"
+            lines.append(f"{result.curvature}: products are in ieee, not in {asked}: {why}")
+    return lines
 
 
 def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
@@ -140,5 +171,5 @@ def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
         f"{m.curvature}: products are off by {m.noise:.0e} of their size, as a part of the model computes in a lower "
         f"precision than {str(dtype).removeprefix('torch.')}"
         for m in found
-        if m.noise is not None and m.noise > limit
+        if m.precision == IEEE and m.noise is not None and m.noise > limit
     ]

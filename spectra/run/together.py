@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from spectra.curvature.operator import Curvature
 from spectra.memory import memory_share
-from spectra.operator import Counting, SymmetricOperator, check_operator
+from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
 from spectra.problem.problem import Problem
 from spectra.resume.journal import CheckpointedOperator
 from spectra.run.loading import SMALLEST_CHECKED
-from spectra.run.measurement import Measurement, measured
+from spectra.run.measurement import Measurement, measured, noise_fields
 from spectra.run.session import Session
 
 
@@ -27,21 +27,33 @@ class Prepared:
     noise: float | None = None  # relative, of one product
     checks: int = 0  # products
     seconds: float = 0.0
+    counted: Counting = field(init=False)  # the operator, and the products that it has made
+
+    def __post_init__(self) -> None:
+        self.counted = Counting(self.operator)
 
     def check(self, generator: torch.Generator, limit: int | None) -> None:
         """Check that the matrix is repeatable and symmetric, if the budget has room. Raises SpectraError."""
         self.curvature.prepare()
         if limit is None or limit >= SMALLEST_CHECKED:
             start = time.perf_counter()
-            counted = Counting(self.operator)
-            self.noise, self.checks = check_operator(counted, generator), counted.products
+            self.noise = check_operator(self.counted, generator)
+            if in_ieee(self.counted) is not self.counted:
+                self.counted.noise = measure_noise(self.counted, generator)
+            self.checks = self.counted.products
             self.seconds = time.perf_counter() - start
 
-    def measured(self, answer: Any, spent: int, seconds: float) -> Measurement:
-        """The measurement of an answer that took so many products and seconds besides the checks."""
+    def measured(self, answer: Any, spent: int, seconds: float, apart: int = 0) -> Measurement:
+        """The measurement of an answer that took so many products and seconds besides the checks.
+
+        Of the products, `apart` were made in ieee by others than `counted`.
+        """
         again = self.operator.journal.seconds if isinstance(self.operator, CheckpointedOperator) else 0.0
         cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}
-        return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, noise=self.noise, **cost)
+        told = noise_fields(self.counted, self.noise)
+        if self.counted.noise:
+            told["ieee_products"] += apart
+        return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, **told, **cost)
 
 
 @dataclass

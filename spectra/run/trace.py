@@ -8,12 +8,14 @@ from functools import partial
 from pkgutil import resolve_name
 
 from spectra.curvature.matrices import refuse_gram
-from spectra.defaults import RTOL
+from spectra.defaults import IEEE, RTOL
+from spectra.krylov.correction import with_correction
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
-from spectra.operator import CHECKS, Factored
+from spectra.krylov.placement import Placement
+from spectra.operator import CHECKS, Factored, Shaped
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
@@ -39,6 +41,9 @@ class TraceSettings:
     def refuse_size(self, size: int, products: int | None) -> None:
         if self.method == "dense":
             refuse_dense(size, products)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return None
 
 
 def trace(session: Session[TraceSettings]) -> Record:
@@ -79,7 +84,9 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     asked, found = session.request.settings, resolve_name(TRACE[method])
     settings = {"rtol": asked.rtol, "probes": asked.probes}
     if method == "gram":
-        (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name])
+        (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
-        (measurement,) = session.measure(partial(with_deflation(found), **settings), reuse=True, names=[name])
+        precision = IEEE if method == "dense" else None  # exact, as it is asked for
+        corrected = partial(with_deflation(with_correction(found)), **settings)
+        (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -11,7 +11,7 @@ Dirichlet(1/2, ..., 1/2), whatever the matrix. Hence v'f(A)v has mean tr f(A) / 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +78,13 @@ def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
     Dirichlet(1/2) coordinates have the covariance of a Brownian bridge in F, 2/(n+2) F(x)(1-F(y)), so with P
     probes sup |mean F_v - F| stays below Kolmogorov's 1.358 * sqrt(2 / (P (n+2))) in 95 % of runs. This
     needs no bootstrap, holds from one probe on, and for all x at once. Deflated eigenvalues are exact, and so are the
-    fractions 0 and 1 beyond the ends of a spectrum of which every distinct eigenvalue is known.
+    fractions 0 and 1 beyond the ends of a spectrum of which every distinct eigenvalue is known. Eigenvalues that
+    noise of the products may have moved by e lie at x + e or below, and not at x - e or below.
     """
+    if measure.noise:
+        exact = replace(measure, noise=0.0)
+        lower, upper = cumulative(exact, grid - measure.noise).lower, cumulative(exact, grid + measure.noise).upper
+        return Band(grid, cumulative(exact, grid).value, lower, upper)
     parts = _split(measure)
     atoms = np.searchsorted(np.sort(parts.atoms), grid, side="right") / measure.dimension
     bounds = _probe_bounds(parts, grid).mean(axis=0)
@@ -93,6 +98,11 @@ def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
 
 def mass_near_zero(measure: SpectralMeasure, scale: float) -> Fraction:
     """The fraction of eigenvalues in [-scale, scale], quadrature bounds and 95 % of chance together."""
+    if measure.noise:
+        exact = replace(measure, noise=0.0)
+        inner, outer = (mass_near_zero(exact, scale + shift) for shift in (-measure.noise, measure.noise))
+        least = inner.lower if scale > measure.noise else 0.0
+        return Fraction(mass_near_zero(exact, scale).value, least, outer.upper)
     parts = _split(measure)
     atoms = np.count_nonzero(np.abs(parts.atoms) <= scale) / measure.dimension
     ends = np.array([np.nextafter(-scale, -np.inf), scale])

@@ -57,7 +57,8 @@ def outliers(measure: SpectralMeasure) -> Outliers:
     """Count the eigenvalues that stand apart from the bulk at either end; it spends no products.
 
     Outliers are converged eigenvalues: those deflated beforehand, and nodes on which all probes agree, which count by
-    their weight (copies of a multiple one do). What so many steps did not resolve is taken for bulk, so take several
+    their weight (copies of a multiple one do). Nodes agree where they differ by no more than the noise of the products,
+    and no gap so narrow counts. What so many steps did not resolve is taken for bulk, so take several
     times as many as there may be outliers. Raises ValueError where nodes are not finite.
     """
     if not measure.nodes.isfinite().all():
@@ -98,7 +99,7 @@ def _end(measure: SpectralMeasure, sign: int) -> End:
 def _points(measure: SpectralMeasure, sign: int) -> _Points:
     nodes = sign * as_cpu_float64(measure.nodes).numpy()
     weights = measure.dimension * as_cpu_float64(measure.weights).numpy()
-    known, noise = measure.deflated, AGREED * np.abs(nodes).max()
+    known, noise = measure.deflated, max(AGREED * np.abs(nodes).max(), measure.noise)
     rows = [_merged(*row, noise) for row in zip(nodes[:, known:], weights[:, known:], strict=True)]
     agreed = _agreed([row for row, _ in rows], noise)
     copies = np.array([mass[:agreed] for _, mass in rows])

@@ -21,6 +21,12 @@ from spectra.wording import counted, with_error
 
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
+NOISE_IN = {  # where the noise of products of lower precision is, by command
+    "eig": "eigenvalues and residuals are of products in ieee, and `nothing missed` allows for the noise",
+    "trace": "the trace is corrected by products in ieee, and its standard error holds what that leaves",
+    "density": "eigenvalues may be off by as much, and shares allow for it",
+    "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
+}
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -88,7 +94,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
             f"{held.max():.3g}",
             with_error(means.mean(), standard_error(means), most=4, digits=1),
             percentage(r.negative),
-            str(r.products),
+            products_cell(r),
         )
     probes = len(record.results[0].nodes)
     figure = record.results[0].figure or "no figure"
@@ -124,6 +130,12 @@ def remarks(record: Record) -> list[str]:
         split = f"batches of {size} of {counted(examples, 'example')}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [
+        f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
+        f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"
+        for r in record.results
+        if r.noise_norm is not None
+    ]
+    lines += [
         f"{r.curvature}: derivatives are not compared with differences: {r.derivative_check.not_checked}"
         for r in record.results
         if r.derivative_check and r.derivative_check.not_checked
@@ -140,11 +152,16 @@ def figure_lines(record: Record) -> list[str]:
 def cost_cells(result: Entry) -> list[str]:
     """The cells on what a result cost and whether it converged."""
     return [
-        str(result.products),
+        products_cell(result),
         f"{result.seconds:.2f}",
         f"{result.setup_seconds:.2f}",
         "yes" if result.converged else "no",
     ]
+
+
+def products_cell(result: Entry) -> str:
+    """`57`, or `57 (12 ieee)` where the others are of lower precision."""
+    return f"{result.products} ({result.ieee_products} ieee)" if result.noise_norm is not None else str(result.products)
 
 
 def standard_error(samples: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -61,7 +61,13 @@ class Choices:
             first, best = next(iter(times)), min(times, key=times.__getitem__)
             return best if times[best] < MARGIN * times[first] else first
 
-        return self._decide(name, fastest, lambda way: way in ways, [*ways], device, of)
+        return self.decide(name, fastest, [*ways], device, of)
+
+    def decide(
+        self, name: str, measure: Callable[[], str], ways: Sequence[str], device: torch.device, of: str | None = None
+    ) -> str:
+        """The one of some ways that `measure` names; measured once, as `choose` decides once."""
+        return self._decide(name, measure, lambda way: way in ways, ways, device, of)
 
     def cost(
         self,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.compilation import Uncompilable, compiled
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.widths import Widths
@@ -27,14 +29,36 @@ class Execution:
     def __init__(self, second: GraphModule):
         self.second = second
         self._graphs = {1: overwriting(second)}
+        self._compiled: Callable[..., Tensor] | None = None  # for one vector
 
-    def graph(self, width: int) -> GraphModule:
+    def graph(self, width: int) -> Any:
         """The product of so many vectors at once. Raises an error of PyTorch's where it cannot be written."""
         from spectra.curvature.engine.columns import together
 
         if width not in self._graphs:
             self._graphs[width] = overwriting(together(self.second, width))
         return self._graphs[width]
+
+    def function(self, width: int) -> Callable[..., Tensor]:
+        """The product of so many vectors at once: its graph, or what is compiled of it."""
+        return self._compiled if width == 1 and self._compiled else self.graph(width)
+
+    def compile(self, arguments: Sequence[Tensor]) -> None:
+        """Compile the product of one vector, for residuals and a vector like these, and compare it with the graph's.
+
+        Raises Uncompilable.
+        """
+        function = compiled(self.second, arguments)
+        with torch.no_grad():
+            found, wanted = function(*arguments), self.graph(1)(*arguments)
+        if not (found - wanted).norm() <= torch.finfo(found.dtype).eps ** 0.5 * wanted.norm():
+            raise Uncompilable("what is compiled gives another product")
+        self._compiled = function
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the product of one vector is compiled."""
+        return self._compiled is not None
 
     def transient_bytes(self, width: int) -> int:
         """The bytes that a product of so many vectors holds at most, besides its arguments."""
@@ -73,16 +97,26 @@ class BatchProduct:
         residuals: the tensors that it needs of the batch.
         widths: says how many columns go together.
         graphs: makes CUDA graphs of it, where it is kept and they pay.
+        lower: the same product in lower precision, where that was asked for.
     """
 
-    def __init__(self, execution: Execution, residuals: Sequence[Tensor], widths: Widths, graphs: Graphs | None = None):
+    def __init__(
+        self,
+        execution: Execution,
+        residuals: Sequence[Tensor],
+        widths: Widths,
+        graphs: Graphs | None = None,
+        lower: BatchProduct | None = None,
+    ):
         self.execution, self.residuals, self.widths, self.graphs = execution, residuals, widths, graphs
+        self.lower = lower
         self._runs: dict[int, Run] = {}
 
     @property
     def captured(self) -> bool:
         """Whether any of it runs as a CUDA graph."""
-        return any(isinstance(run, Captured) for run in self._runs.values())
+        own = any(isinstance(run, Captured) for run in self._runs.values())
+        return own or bool(self.lower and self.lower.captured)
 
     def is_captured(self, columns: int) -> bool:
         """Whether a product with so many columns runs as CUDA graphs alone."""
@@ -113,7 +147,7 @@ class BatchProduct:
     def run(self, width: int, example: Tensor) -> Run:
         """The product with so many rows, or for one with a vector, on the device and of the type of an example (n,)."""
         if width not in self._runs:
-            run = partial(without_gradient, self.execution.graph(width), self.residuals)
+            run = partial(without_gradient, self.execution.function(width), self.residuals)
             if self.graphs:
                 like = torch.ones_like(example) if width == 1 else example.new_ones(width, len(example))
                 run = self.graphs.captured(run, like)
@@ -121,14 +155,23 @@ class BatchProduct:
         return self._runs[width]
 
 
-def without_gradient(graph: GraphModule, residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
-    """Run a graph outside of autograd."""
+def without_gradient(function: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
+    """Run a graph or what is compiled of it outside of autograd."""
     with torch.no_grad():
-        return graph(*residuals, argument)
+        return function(*residuals, argument)
 
 
-def add_products(apply: Apply, columns: Tensor, products: Tensor) -> None:
-    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k)."""
+def in_use(apply: Apply, lower: bool) -> Apply:
+    """The product of a batch, or with `lower` that of lower precision, where there is one."""
+    return apply.lower if lower and isinstance(apply, BatchProduct) and apply.lower else apply
+
+
+def add_products(apply: Apply, columns: Tensor, products: Tensor, lower: bool = False) -> None:
+    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k).
+
+    With `lower`, they are those of lower precision where there are such.
+    """
+    apply = in_use(apply, lower)
     if isinstance(apply, BatchProduct):
         apply.add(columns, products)
         return

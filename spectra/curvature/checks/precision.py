@@ -1,0 +1,32 @@
+"""Which devices and dtypes have products in lower precision."""
+
+from __future__ import annotations
+
+import torch
+
+from spectra.arguments import require_choice
+from spectra.defaults import IEEE, PRECISIONS
+from spectra.errors import SpectraError
+
+FIRST_WITH_TF32 = (8, 0)  # compute capability of CUDA's devices
+
+
+def refuse_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise SpectraError where products of such vectors on such a device are not made in this precision."""
+    require_choice("precision", precision, PRECISIONS)
+    if precision == IEEE:
+        return
+    if dtype != torch.float32:
+        kind = str(dtype).removeprefix("torch.")
+        raise SpectraError(
+            f"`precision` {precision}: shortens products in float32, not in {kind}; take ieee, or `dtype` float32"
+        )
+    if precision == "tf32" and not has_tf32(device):
+        raise SpectraError(f"`precision` tf32: the device {device} computes no TF32; take bf16, or ieee")
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device multiplies in TF32: NVIDIA's from Ampere on."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32

@@ -1,0 +1,134 @@
+"""Products in lower precision: what of a trace depends on the vector, with short operands in its multiplications.
+
+The operands of matrix products and convolutions have 10 bits (tf32) or 7 (bf16), sums are taken in float32, and all
+else stays as it is. What does not depend on the vector is computed in ieee, so that the matrix is the same and only
+its products are noisy.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.differentiation import switched
+from spectra.curvature.engine.execution import Execution, described
+from spectra.curvature.engine.graphs import eliminate, find_value, value, without_repetition
+from spectra.curvature.engine.rewrites import call
+
+aten = torch.ops.aten
+SUMS = {
+    aten.addmm.default: aten.mm.default,
+    aten.baddbmm.default: aten.bmm.default,
+    aten.addmv.default: aten.mv.default,
+}
+PRODUCTS = (*SUMS.values(), aten.convolution.default, aten.convolution_backward.default)
+
+
+class LowerPrecision(Execution):
+    """The execution of a plain second half with products in tf32 or bf16."""
+
+    def __init__(self, second: GraphModule, precision: str):
+        self.precision, cuda = precision, torch.backends.cuda.matmul
+        self.settings: list[tuple[object, str, object]] = [(cuda, "allow_bf16_reduced_precision_reduction", False)]
+        if precision == "tf32":
+            convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+            self.settings = [(cuda, "fp32_precision", "tf32"), (convolutions, "fp32_precision", "tf32")]
+        super().__init__(second if precision == "tf32" else in_bfloat16(second))
+
+    def graph(self, width: int) -> Setting:
+        return Setting(super().graph(width), self.settings)
+
+    def function(self, width: int) -> Setting:
+        found = super().function(width)
+        return found if isinstance(found, Setting) else Setting(found, self.settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.precision, *(part for node in self.second.graph.nodes for part in described(node)))
+
+
+class Setting:
+    """A graph, or what is compiled of it, under settings of PyTorch, each (owner, name, value), which it restores."""
+
+    def __init__(self, function: Any, settings: list[tuple[object, str, object]]):
+        self.function, self.settings = function, settings
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that runs."""
+        return self.function.graph
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        with switched(self.settings):
+            return self.function(*arguments)
+
+
+def multiplies(module: GraphModule) -> bool:
+    """Whether a graph has any operation that a lower precision shortens."""
+    return any(node.target in (*PRODUCTS, *SUMS) for node in module.graph.nodes)
+
+
+def in_bfloat16(module: GraphModule) -> GraphModule:
+    """A copy of a plain graph whose products in float32 have operands in bfloat16."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        if node.target in SUMS:
+            apart(node)
+    for node in graph.nodes:
+        operands = [x for x in node.args[:3] if isinstance(x, Node)]
+        if node.target in PRODUCTS and all(value(x).dtype == torch.float32 for x in operands):
+            shorten(node)
+    eliminate(graph)
+    without_repetition(graph)
+    return GraphModule(module, graph)
+
+
+def apart(node: Node) -> None:
+    """Write X + A B as a sum and a product, so that X stays as it is."""
+    rest, *factors = node.args
+    scales = {"beta": 1, "alpha": 1} | node.kwargs
+    with node.graph.inserting_before(node):
+        product = call(node.graph, SUMS[node.target], tuple(factors), value(node))
+        if scales["beta"] != 1:
+            rest = call(node.graph, aten.mul.Scalar, (rest, scales["beta"]), value(rest))
+    node.target, node.args = aten.add.Tensor, (rest, product)
+    node.kwargs = {} if scales["alpha"] == 1 else {"alpha": scales["alpha"]}
+
+
+def shorten(node: Node) -> None:
+    """Cast the operands of a product to bfloat16, and its results back."""
+    graph = node.graph
+    with graph.inserting_before(node):
+        shorter = [short(x) if isinstance(x, Node) else x for x in node.args[:3]]
+    node.args = (*shorter, *node.args[3:])
+    several = find_value(node) is None
+    results = [user for user in node.users if user.target is operator.getitem] if several else [node]
+    for result in results:
+        readers = [*result.users]
+        with graph.inserting_after(result):
+            long = call(graph, aten._to_copy.default, (result,), value(result))
+            long.kwargs = {"dtype": torch.float32}
+        result.meta = {"val": value(result).to(torch.bfloat16)}
+        for reader in readers:
+            reader.replace_input_with(result, long)
+    if several:
+        made = node.meta.get("val") or ()
+        node.meta = {"val": tuple(x.to(torch.bfloat16) if isinstance(x, Tensor) else x for x in made)}
+
+
+def short(node: Node) -> Node:
+    """A tensor in bfloat16; one of which only the shape counts is made so."""
+    if node.target is aten.new_empty.default:
+        shaped, size = node.args[:2]
+        like = short(shaped)
+        return call(node.graph, node.target, (like, size), value(node).to(torch.bfloat16))
+    cast = call(node.graph, aten._to_copy.default, (node,), value(node).to(torch.bfloat16))
+    cast.kwargs = {"dtype": torch.bfloat16}
+    return cast

@@ -1,0 +1,137 @@
+"""Traces and diagonals from products of lower precision, whose noise is estimated and taken out by a few in ieee.
+
+    tr A = tr A_low + E w'(A w - A_low w),    diag A = diag A_low + E w o (A w - A_low w),    w of random signs
+
+A difference of two products of one vector varies by the noise alone, so a few are enough (two levels of Monte Carlo:
+Giles 2008). The mean of these is added, so that the answer has no bias of first order, and its standard error goes into
+the stated one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.diagonal import DiagonalEstimate, Enough, Sums
+from spectra.krylov.hutchinson import mean, random_signs, standard_error
+from spectra.krylov.jackknife import jackknife_error
+from spectra.krylov.results import TraceEstimate
+from spectra.operator import Counting, SymmetricOperator, checkpointed, in_ieee
+from spectra.vectors import dot, map_shards
+
+FEWEST, MOST = 8, 64  # differences
+SHARE = 0.9  # of the error that is asked for, for the method; sqrt(1 - SHARE^2) is left for the differences
+
+
+def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
+    """Wrap a trace estimator, so that what it finds by products of lower precision is corrected by some in ieee."""
+
+    def estimate(
+        operator: SymmetricOperator,
+        *,
+        rtol: float,
+        generator: torch.Generator,
+        max_products: int | None = None,
+        **options,
+    ) -> TraceEstimate:
+        if in_ieee(operator) is operator:
+            return method(operator, rtol=rtol, generator=generator, max_products=max_products, **options)
+        counted = Counting(operator)
+        left = None if max_products is None else max(1, max_products - 2 * FEWEST)
+        found = method(counted, rtol=SHARE * rtol, generator=generator, max_products=left, **options)
+
+        def enough(samples: list[float]) -> bool:
+            wanted = max(SHARE * rtol * abs(found.value), found.standard_error)
+            return student(samples) <= wanted * (1 / SHARE**2 - 1) ** 0.5
+
+        samples: list[float] = []
+        limit = math.inf if max_products is None else max_products
+        while len(samples) < MOST and counted.products + 2 <= limit and math.isfinite(found.value):
+            samples += checkpointed(counted, partial(differences, counted, 1, generator), generator)
+            if len(samples) >= FEWEST and enough(samples):
+                break
+        if not samples:
+            return replace(found, standard_error=math.inf, products=counted.products, converged=False)
+        value, error = found.value + mean(samples), math.hypot(found.standard_error, student(samples))
+        met = found.converged and len(samples) >= min(FEWEST, MOST) and (bool(options.get("probes")) or enough(samples))
+        return TraceEstimate(value, error, counted.products, converged=met and math.isfinite(value))
+
+    return estimate
+
+
+def differences(operator: SymmetricOperator, count: int, generator: torch.Generator) -> list[float]:
+    """Samples w'(A w - A_low w), as many as `count`."""
+    signs = [random_signs(operator, generator) for _ in range(count)]
+    return [dot(w, difference(operator, w)) for w in signs]
+
+
+def difference(operator: SymmetricOperator, vector: Tensor) -> Tensor:
+    """The product in ieee less that of lower precision."""
+    return (in_ieee(operator) @ vector) - (operator @ vector)
+
+
+def student(samples: list[float]) -> float:
+    """The standard error of the mean of few samples, larger by about what Student's t is than the normal quantile."""
+    return standard_error(samples) * (1 + 1.5 / max(len(samples) - 1, 1))
+
+
+def with_corrected_diagonal(method: Callable[..., DiagonalEstimate]) -> Callable[..., DiagonalEstimate]:
+    """Wrap an estimator of the diagonal in the same way."""
+
+    def estimate(
+        operator: SymmetricOperator,
+        sums: Sums,
+        enough: Enough,
+        *,
+        generator: torch.Generator,
+        max_products: int | None = None,
+        **options,
+    ) -> DiagonalEstimate:
+        if in_ieee(operator) is operator:
+            return method(operator, sums, enough, generator=generator, max_products=max_products, **options)
+        counted = Counting(operator)
+
+        def nearly(values: Tensor, errors: Tensor) -> bool:
+            return enough(values, errors / SHARE)
+
+        left = None if max_products is None else max(1, max_products - 2 * FEWEST)
+        found = method(counted, sums, nearly, generator=generator, max_products=left, **options)
+        total: Tensor | None = None
+        reads: list[Tensor] = []
+        limit = math.inf if max_products is None else max_products
+        corrected = found
+        while len(reads) < MOST and (counted.products + 2 <= limit or not reads) and found.finite:
+            signs = random_signs(operator, generator)
+            each = map_shards(lambda w, image: w * image, signs, difference(counted, signs))
+            total = each if total is None else total + each
+            reads.append(sums(each))
+            if len(reads) >= FEWEST:
+                corrected = added(found, total / len(reads), torch.stack(reads))
+                if enough(corrected.sums, corrected.sum_errors):
+                    break
+        met = corrected is not found and found.converged and enough(corrected.sums, corrected.sum_errors)
+        return replace(corrected, products=counted.products, converged=met)
+
+    return estimate
+
+
+def added(found: DiagonalEstimate, correction: Tensor, reads: Tensor) -> DiagonalEstimate:
+    """The estimate with a correction (n,) of its diagonal, the mean of some whose sums are the `reads` (r, m)."""
+    few = 1 + 1.5 / (len(reads) - 1)
+    shift = reads.mean(dim=0)
+    without = (reads.sum(dim=0) - reads) / (len(reads) - 1)
+    replicates = found.replicates if len(found.replicates) else (found.sums + without)
+    if len(found.replicates):
+        replicates = replicates + shift
+    return replace(
+        found,
+        values=found.values + correction,
+        sums=found.sums + shift,
+        replicates=replicates,
+        rounding=torch.hypot(found.rounding, few * jackknife_error(without)),
+    )
