@@ -128,7 +128,11 @@ def planned(count: int, cost: Callable[[int], float]) -> list[int]:
             continue  # all of them fit a narrower one
         costs[width] = cost(width)
         over = count % width
-        if costs[width] <= MARGIN * width and (over == 0 or over >= PADDED * width):
+        narrower = max((other for other in WIDTHS if other < width), default=1)
+        fills = (
+            over == 0 or over >= PADDED * width or costs[width] <= math.ceil(over / narrower)
+        )  # each costs 1 or more
+        if costs[width] <= MARGIN * width and fills:
             break
     least: list[tuple[float, list[int]]] = [(0.0, [])]
     for some in range(1, count + 1):
