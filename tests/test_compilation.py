@@ -41,7 +41,7 @@ def halves(case: Case, name: str, **settings):
     """The two halves of a traced product, and the problem and function that they are of."""
     problem, linearise, _ = made(case, name, **settings)
     with twice_differentiable(problem.model):
-        first, second, _ = split(trace(linearise, problem, problem.batches[0]))
+        first, second, _ = split(*trace(linearise, problem, problem.batches[0]))
     return problem, linearise, first, second
 
 
