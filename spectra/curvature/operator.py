@@ -319,10 +319,12 @@ class Curvature:
 class InIeee(Wrapper):
     """A Curvature of lower precision, with products in ieee."""
 
-    operator: Curvature
+    def __init__(self, operator: Curvature):
+        super().__init__(operator)
+        self.matrix = operator
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        return self.operator.multiply(vectors, exact=True)
+        return self.matrix.multiply(vectors, exact=True)
 
     @property
     def ieee(self) -> InIeee:
@@ -331,4 +333,4 @@ class InIeee(Wrapper):
 
     def factor(self) -> Factor:
         """The matrix's factor. Raises SpectraError where there is none."""
-        return self.operator.factor()
+        return self.matrix.factor()

@@ -59,6 +59,8 @@ class Recorder(TorchDispatchMode):
     input its device. PyTorch's fake tensors know theirs, but take twenty times as long.
     """
 
+    records = True  # for `spectra.problem.recomputation`, which must not know this room
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first use imports torch.compile, for a second and more
