@@ -1,6 +1,6 @@
 """Transform ATen graphs: into a plain form without mutation or repetition, and into two halves at the last input.
 
-A graph is one that make_fx has traced; its placeholders are the constants and, last, the vector.
+A graph is one that `recorder.record` has made; its placeholders are the constants and, last, the vector.
 """
 
 from __future__ import annotations
