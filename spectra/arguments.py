@@ -40,6 +40,12 @@ def as_integer(value: object) -> int | None:
         return None
 
 
+def require_boolean(name: str, value: object, optional: bool = False) -> None:
+    """Raise ArgumentError where `value` is neither True nor False; None passes where it is `optional`."""
+    if not (isinstance(value, bool) or (optional and value is None)):
+        raise wrong(name, value, "True, False or None" if optional else "True or False")
+
+
 def require_number(name: str, value: object, least: float = 0.0, finite: bool = False) -> None:
     """Raise ArgumentError where `value` is not a real number of `least` or more; nan is none."""
     try:

@@ -18,16 +18,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, wrong
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
-from spectra.inputs.devices import choose_dtype, choose_own_device
+from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
+from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
@@ -69,8 +70,10 @@ def eig(
     seed: int = 0,
     out: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -93,17 +96,21 @@ def eig(
         out: a directory for eig.json and eig.npz; a call that was interrupted resumes from what it left there. None:
             nothing is written.
         max_products: stop after so many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds a Lanczos basis: device, host (of a GPU), or auto, the host's where a quarter of
+            the device's is too little.
         check: compare derivatives with finite differences first.
         precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
             first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
             noise in their errors.
+        compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
+            that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
             called as progress("hessian", products=12, ...).
         problem: further arguments of `load_problem`: loss_part, params, weight_decay, mc_samples, samples,
-            batch_size, output, memory (bytes), device, dtype (a module is copied to it); where a name is given also
-            checkpoint, checkpoint_key and transform.
+            batch_size, output, memory (bytes), recompute_activations, device, dtype (a module is copied to it); where a
+            name is given also checkpoint, checkpoint_key and transform.
 
     Returns:
         The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
@@ -125,8 +132,10 @@ def eig(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
     )
     with Session(request, Caller(heard(progress))) as session:
@@ -146,8 +155,10 @@ def trace(
     out: str | Path | None = None,
     deflate: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -155,8 +166,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, precision, save_every, progress,
-            problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
+            progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -182,8 +193,10 @@ def trace(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -204,8 +217,10 @@ def density(
     out: str | Path | None = None,
     deflate: str | Path | None = None,
     max_products: int | None = None,
+    basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
     **problem: Any,
@@ -213,9 +228,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, check, precision, save_every, progress,
-            problem: as `spectra.eig`'s.
-            With `out` the figure density.png is written too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
+            progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing
+            is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -242,8 +257,10 @@ def density(
         seed=seed,
         out=out,
         max_products=max_products,
+        basis=basis,
         check=check,
         precision=precision,
+        compile=compile,
         save_every=save_every,
         deflate=deflate,
     )
@@ -270,8 +287,10 @@ def requested(
     seed: int,
     out: str | Path | None,
     max_products: int | None,
+    basis: str,
     check: bool,
     precision: str,
+    compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
 ) -> Request[S]:
@@ -280,8 +299,10 @@ def requested(
     seed = whole("seed", seed, 0)
     problem, recorded = problem_of(settings.command, *given, seed)
     max_products = None if max_products is None else whole("max_products", max_products, 1)
+    require_boolean("compile", compile, optional=True)
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
-    recorded["precision"] = among("precision", precision, PRECISIONS)
+    recorded["compile"] = compile
+    recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
     return Request(
         settings,
         problem,
@@ -290,8 +311,10 @@ def requested(
         seed=seed,
         max_products=max_products,
         memory=given[3].get("memory"),
+        basis=basis,
         check=bool(check),
         precision=precision,
+        compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),
@@ -323,7 +346,7 @@ def problem_of(
         came = getattr(model, "__name__", type(model).__name__)
         way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
         raise SpectraError(f"`model`: {came} is no model; {way_out}")
-    device, dtype = choose_own_device(model, checked.get("device")), choose_dtype(model, checked.get("dtype"))
+    device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
@@ -345,6 +368,7 @@ DEFAULTS: dict[str, Any] = {
     "samples": None,
     "batch_size": None,
     "memory": None,
+    "recompute_activations": None,
     "params": [],
     "mc_samples": 1,
     "weight_decay": 0.0,
@@ -357,6 +381,8 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("samples", "batch_size", "mc_samples", "memory"):
         if name in found:
             found[name] = whole(name, found[name], 0 if name == "memory" else 1)
+    if "recompute_activations" in found:
+        require_boolean("recompute_activations", found["recompute_activations"])
     if "weight_decay" in found:
         found["weight_decay"] = positive("weight_decay", found["weight_decay"], or_zero=True)
     if "params" in found:

@@ -1,15 +1,17 @@
-"""The memory of a device, the share of it that graphs or a basis may take, and the memory of tensors."""
+"""The memory of a device and its host, the shares of it that graphs and a basis may take, and the memory of tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +22,10 @@ from spectra.cgroup import group_memory
 from spectra.errors import OutOfMemory, describe
 
 SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
+HOST_SHARE, HOST_FREE = 0.75, 0.9  # of the host's memory, and of what is free there, for the basis of a device
 UNKNOWN = 8 * 2**30  # bytes, taken for the memory of a machine that does not tell
 _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
+_BASIS: ContextVar[tuple[str, int | None]] = ContextVar("basis", default=("auto", None))
 
 
 @contextmanager
@@ -34,6 +38,22 @@ def settled_share(share: int) -> Iterator[None]:
         _SETTLED.reset(token)
 
 
+@contextmanager
+def collecting_new_objects() -> Iterator[None]:
+    """Let Python's garbage collector pass over older objects inside this context.
+
+    PyTorch brings a million, which take it half a second at a time, and a trace makes enough to set it off.
+    """
+    if gc.get_freeze_count():  # somebody else has set some apart
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def memory_share(device: torch.device) -> int:
     """The bytes that a computation may take: a quarter of the memory of the process, at most half of what is free.
 
@@ -41,12 +61,52 @@ def memory_share(device: torch.device) -> int:
     """
     if (settled := _SETTLED.get()) is not None:
         return settled
+    total, free = memory_of(device)
+    return int(min(SHARE * total, free / 2))
+
+
+def memory_of(device: torch.device) -> tuple[float, float]:
+    """The bytes of a device's memory that this process may have, and those of them that are free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        total, free = (min(pair) for pair in zip(machine_memory(), group_memory(), strict=True))
-    return int(min(SHARE * total, free / 2))
+        return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return total, total - torch.mps.driver_allocated_memory()
+    total, free = (min(pair) for pair in zip(machine_memory(), group_memory(), strict=True))
+    return total, free
+
+
+@contextmanager
+def settled_basis(place: str, share: int | None = None) -> Iterator[None]:
+    """Set where bases lie inside this context, `device`, `host` or `auto`, and what they may take on the host."""
+    token = _BASIS.set((place, share))
+    try:
+        yield
+    finally:
+        _BASIS.reset(token)
+
+
+def basis_place() -> str:
+    """Where bases are settled to lie: `device`, `host`, or `auto` where nothing is settled."""
+    return _BASIS.get()[0]
+
+
+def host_share() -> int:
+    """The bytes on the host that the basis of a device may take: next to nothing else of such a process lies there.
+
+    Processes that torchrun has started on one host share them.
+    """
+    if (settled := _BASIS.get()[1]) is not None:
+        return settled
+    total, free = memory_of(torch.device("cpu"))
+    return int(min(HOST_SHARE * total, HOST_FREE * free)) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def products_share(device: torch.device) -> int:
+    """The bytes that products may take: the share of a basis too, where that is settled to lie on the host."""
+    aside = basis_place() == "host" and device.type != "cpu"
+    return memory_share(device) * (2 if aside else 1)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -125,18 +185,19 @@ class Ledger:
 
     def __init__(self, besides: Iterable[Tensor] = ()):
         self.bytes = self.peak = 0
-        self._known = {storage.data_ptr() for tensor in besides for storage in storages(tensor)}
+        self._known: dict[int, weakref.ref | None] = {
+            storage.data_ptr(): None for tensor in besides for storage in storages(tensor)
+        }
 
     def enter(self, tensor: Tensor) -> None:
         """Count a tensor until it is freed."""
         for storage in storages(tensor):
             address, size = storage.data_ptr(), storage.nbytes()
             if size and address not in self._known:
-                self._known.add(address)
+                self._known[address] = weakref.ref(storage, partial(self._leave, address, size))
                 self.bytes += size
                 self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._leave, address, size)
 
-    def _leave(self, address: int, size: int) -> None:
-        self._known.discard(address)
+    def _leave(self, address: int, size: int, _: weakref.ref) -> None:
+        del self._known[address]
         self.bytes -= size

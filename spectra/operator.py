@@ -16,7 +16,20 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_matrix
 from spectra.errors import SpectraError
-from spectra.vectors import all_finite, dot, from_shard, map_shards, norm, shard_of, sum_shards, without_autocast
+from spectra.random_numbers import draw_keys, normal_rows, sign_rows
+from spectra.vectors import (
+    all_finite,
+    distance,
+    dot,
+    from_shard,
+    map_shards,
+    mesh_on,
+    norm,
+    on_device,
+    shard_of,
+    sum_shards,
+    without_autocast,
+)
 from spectra.wording import outline
 
 if TYPE_CHECKING:
@@ -216,7 +229,10 @@ class Shifted(Wrapper):
 
 @dataclass
 class Deflated(Wrapper):
-    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows."""
+    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows.
+
+    The basis may lie in the memory of the host; then vectors go there to be projected.
+    """
 
     basis: Tensor
 
@@ -227,9 +243,10 @@ class Deflated(Wrapper):
 
         P is applied twice: once leaves a rounding error as large as that of the part removed.
         """
+        device, vectors = vectors.device, on_device(vectors, self.basis.device)
         for _ in range(2):
             vectors = self._complement(vectors, sum_shards(torch.matmul, self.basis, vectors))
-        return vectors
+        return on_device(vectors, device)
 
     def _complement(self, vectors: Tensor, along: Tensor) -> Tensor:
         return map_shards(lambda part, basis: part - basis.T @ along, vectors, self.basis)
@@ -387,13 +404,15 @@ def _differences(
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     u, v = random_vectors(operator, 2, generator)
-    first, again, other = operator @ v, operator @ v, operator @ u
+    first = operator @ v
+    change = distance(first, operator @ v)
+    other = operator @ u
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
     if size == 0:
         return 0.0
-    repeat = norm(first - again) / size
+    repeat = change / size
     asymmetry = abs(dot(u, first) - dot(v, other)) / size
     # Rounding grows with the number of terms summed; the square root of epsilon is far above it
     # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
@@ -431,27 +450,45 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` standard normal vectors as rows (count, n), in float64 by a CPU generator, one after the other.
+    """Draw `count` standard normal vectors as rows (count, n).
 
-    What is drawn depends neither on the operator's device nor on how many vectors are drawn at once.
+    Each process makes its own shard, on its device, of the keys that a CPU generator yields. What is drawn depends
+    neither on the device, nor on the number of processes, nor on how many vectors are drawn at once.
     """
-    n = operator.shape[0]
-    drawn = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(count))
-    return torch.stack([placed(vector, operator) for vector in drawn])
+    return _drawn(normal_rows, operator, count, generator)
 
 
-def placed(vectors: Tensor, operator: SymmetricOperator) -> Tensor:
-    """Vectors (n,) or rows (k, n) on the operator's device, in its dtype, and sharded as its vectors are."""
-    if (mesh := mesh_of(operator)) is None:
-        return vectors.to(operator.device, operator.dtype)
-    n = operator.shape[0]
-    part = vectors[..., shard_of(mesh, n)].to(operator.device, operator.dtype)
-    return from_shard(part, mesh, n, vectors.ndim - 1)
+def random_signs(
+    operator: SymmetricOperator, count: int, generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
+    """Draw `count` vectors of independent signs as rows (count, n), as `random_vectors` does.
+
+    They are in the memory of the operator's device or of another, to which they go one by one.
+    """
+    if device is None or device.type == operator.device.type:
+        return _drawn(sign_rows, operator, count, generator)
+    return torch.cat([on_device(_drawn(sign_rows, operator, 1, generator), device) for _ in range(count)])
 
 
-def empty_rows(operator: SymmetricOperator, count: int) -> Tensor:
-    """Uninitialised rows (count, n) for vectors of the operator."""
+def _drawn(make: Callable[..., Tensor], operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
     n, mesh = operator.shape[0], mesh_of(operator)
-    held = shard_of(mesh, n)
-    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=operator.device)
+    part = make(draw_keys(generator, count), shard_of(mesh, n), operator.dtype, operator.device)
     return part if mesh is None else from_shard(part, mesh, n, 1)
+
+
+def placed(vectors: Tensor, operator: SymmetricOperator, device: torch.device | None = None) -> Tensor:
+    """Vectors (n,) or rows (k, n) on the operator's or another device, in its dtype, and sharded as its vectors are."""
+    device = device or operator.device
+    if (mesh := mesh_of(operator)) is None:
+        return vectors.to(device, operator.dtype)
+    n = operator.shape[0]
+    part = vectors[..., shard_of(mesh, n)].to(device, operator.dtype)
+    return from_shard(part, mesh_on(mesh, device), n, vectors.ndim - 1)
+
+
+def empty_rows(operator: SymmetricOperator, count: int, device: torch.device | None = None) -> Tensor:
+    """Uninitialised rows (count, n) for vectors of the operator, in the memory of its device or of another."""
+    n, mesh, device = operator.shape[0], mesh_of(operator), device or operator.device
+    held = shard_of(mesh, n)
+    part = torch.empty(count, held.stop - held.start, dtype=operator.dtype, device=device)
+    return part if mesh is None else from_shard(part, mesh_on(mesh, device), n, 1)

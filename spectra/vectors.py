@@ -3,6 +3,9 @@
 Arithmetic, slices of rows, stacking and transposing work on both kinds alike. Everything else goes through this module:
 `map_shards` applies a function to each shard, `sum_shards` adds up the results over all shards. A sum is a plain tensor
 with the same bits on every process, so that all processes decide alike.
+
+What would need memory for a copy of a vector is done piece by piece (`pieces`). Long sums in single precision also keep
+their precision so, since the sums of pieces are added up in double precision.
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.transfer import copied, copy
+
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
 
 DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
+PIECE = 2**20  # numbers of each vector that are worked on at a time on a CPU, whose caches then hold those of a basis
+PIECE_OF_A_DEVICE = 2**26  # elsewhere: large against what it takes to start a kernel
 
 
 @contextmanager
@@ -77,6 +85,35 @@ def from_shard(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor
     return DTensor.from_local(part.contiguous(), mesh, [Shard(dimension)], run_check=False, shape=shape, stride=stride)
 
 
+def pieces(part: Tensor) -> Iterator[slice]:
+    """Yield the ranges of the last dimension of a plain tensor that are worked on one after the other."""
+    length, most = part.shape[-1], PIECE if part.is_cpu else PIECE_OF_A_DEVICE
+    yield from (slice(first, first + most) for first in range(0, max(length, 1), most))
+
+
+def summed(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """The sum over all `pieces` of a function of those of plain tensors, in float64 where there are several."""
+    first, *rest = pieces(parts[0])
+    total = function(*(part[..., first] for part in parts))
+    for piece in rest:
+        total = total.double() + function(*(part[..., piece] for part in parts))
+    return total
+
+
+def sum_pieces(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """Apply `function` to all pieces of all shards, and return the sum as a plain tensor."""
+    some = sharded(vectors[0])  # of other shards there may be more pieces
+    return sum_shards(lambda *parts: summed(function, *parts).to(torch.float64 if some else None), *vectors)
+
+
+def change(rows: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace rows (k, n) by `function` of them, in place: at most k rows, made of the same columns."""
+    part = local(rows)
+    for piece in pieces(part):
+        made = function(part[..., piece])
+        part[: len(made), piece] = made
+
+
 def shard_sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
     """The number of entries out of n that each process holds, in the order of ranks.
 
@@ -113,12 +150,50 @@ def gather_on_first(rows: Tensor) -> Tensor:
 
 def take_rows(rows: Tensor, index: list[int] | Tensor) -> Tensor:
     """The rows of the given index."""
-    return map_shards(lambda part: part[index], rows)
+    return map_shards(lambda part: part[torch.as_tensor(index)], rows)
 
 
 def all_finite(vectors: Tensor) -> bool:
     """Whether every number is finite."""
     return not sum_shards(_not_finite, vectors)
+
+
+def put(place: Tensor, vectors: Tensor) -> None:
+    """Copy vectors into a place of the same shape, in the memory of any device."""
+    copy(local(place), local(vectors))
+
+
+def on_device(vectors: Tensor, device: torch.device) -> Tensor:
+    """The vectors in the memory of another device, or themselves where they are there; sharded as they are."""
+    if vectors.device.type == device.type:
+        return vectors
+    part = copied(local(vectors), device)
+    if not sharded(vectors):
+        return part
+    (placement,) = vectors.placements
+    dimension = cast("Shard", placement).dim
+    return from_shard(part, mesh_on(vectors.device_mesh, device), vectors.shape[dimension], dimension)
+
+
+def mesh_on(mesh: DeviceMesh, device: torch.device) -> DeviceMesh:
+    """The mesh of the same processes for tensors on this kind of device."""
+    return mesh if mesh.device_type == device.type else _other_mesh(mesh, device.type)
+
+
+_PARTNERS: list[tuple[DeviceMesh, DeviceMesh]] = []  # meshes of the same processes
+
+
+def _other_mesh(mesh: DeviceMesh, kind: str) -> DeviceMesh:
+    """The partner of a mesh, which is made once; all processes ask for it at the same place."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    for pair in _PARTNERS:
+        for one, other in (pair, pair[::-1]):
+            if one is mesh and other.device_type == kind:
+                return other
+    group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo"))  # whose sums are of a few numbers
+    _PARTNERS.append((mesh, DeviceMesh.from_group(group, kind)))
+    return _PARTNERS[-1][1]
 
 
 def _not_finite(part: Tensor) -> Tensor:
@@ -136,15 +211,24 @@ def norm(vector: Tensor) -> float:
 def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """The Euclidean norms (k,) of rows (k, n), or for `dim` None the norm of all entries, accumulated in `dtype`."""
     if dim is None and dtype == torch.float64:
-        return sum_shards(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
-    if not sharded(rows):
+        return sum_pieces(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
+    if not sharded(rows) and len(list(pieces(rows))) == 1:
         return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
-    return sum_shards(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+    return sum_pieces(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+
+
+def distance(u: Tensor, v: Tensor) -> float:
+    """The Euclidean norm |u - v| of vectors (n,), accumulated in float64."""
+
+    def square(u: Tensor, v: Tensor) -> Tensor:
+        return _dot(apart := u - v, apart)
+
+    return sum_pieces(square, u, v).sqrt().item()
 
 
 def dot(u: Tensor, v: Tensor) -> float:
     """The inner product u'v of vectors (n,), accumulated in float64."""
-    return sum_shards(_dot, u, v).item()
+    return sum_pieces(_dot, u, v).item()
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
@@ -159,7 +243,7 @@ def _dot(u: Tensor, v: Tensor) -> Tensor:
 
 def row_dots(these: Tensor, others: Tensor) -> Tensor:
     """The inner products u_i'v_i (k,) of rows (k, n), accumulated in float64."""
-    return sum_shards(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
+    return sum_pieces(lambda u, v: (u * v).sum(dim=1, dtype=torch.float64), these, others)
 
 
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:

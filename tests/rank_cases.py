@@ -15,9 +15,11 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
+from spectra.krylov.blocks import vector_bytes
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
 from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.eigensolver import least_basis, vectors_held
 from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
@@ -25,12 +27,13 @@ from spectra.krylov.sketch import Sketch
 from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
-from spectra.operator import Counting, check_operator, placed, random_vectors
+from spectra.memory import settled_share
+from spectra.operator import Counting, check_operator, mesh_of, placed, random_vectors
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
 from spectra.run.inspection import look_ahead
-from spectra.vectors import full_tensor, orthonormal
+from spectra.vectors import _other_mesh, from_shard, full_tensor, local, orthonormal, sum_shards
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -87,6 +90,26 @@ def eig(method: str, operator, **options) -> dict:
         "products": found.products,
         "converged": found.converged,
     }
+
+
+def smallest_basis(operator) -> dict:
+    """Eigenpairs from the least memory with which restarts work."""
+    with settled_share(vectors_held(3, least_basis(3)) * vector_bytes(operator)):
+        found = eig("lanczos", operator)
+    return {what: found[what] for what in ("values", "residuals are small", "span", "converged")}
+
+
+def on_hosts(operator) -> dict:
+    """Vectors on a second mesh of the same processes, as the hosts of GPUs have one, and back on the first."""
+    rows = random_vectors(operator, 3, seeded())
+    if mesh := mesh_of(operator):
+        partner = _other_mesh(mesh, "cpu")
+        moved = from_shard(local(rows).clone(), partner, operator.shape[0], 1)
+        assert moved.device_mesh is partner is not mesh
+    else:
+        moved = rows
+    basis = full_tensor(orthonormal(moved)[0])
+    return {"whole": moved, "gram": sum_shards(lambda u: u @ u.T, moved), "span": basis.T @ basis}
 
 
 def trace(method: str, operator, **options) -> dict:
@@ -188,6 +211,8 @@ TABLE = {
         ("two parameters",),
         ("hessian", "ggn"),
     ),
+    "eig of the smallest basis": (smallest_basis, ("three batches",), ("fisher",)),
+    "on hosts": (on_hosts, ("three batches", "two parameters"), ("hessian",)),
     "eig restarted": (partial(eig, "lanczos", largest_basis=5), ("three batches",), ("fisher",)),
     **{f"trace {name}": (partial(trace, name, rtol=0.1), ("three batches",), ("ggn",)) for name in TRACE},
     "trace probes": (lambda a: {"v": xtrace(a, probes=7, generator=seeded()).value}, ("weight decay",), ("hessian",)),

@@ -16,7 +16,18 @@ ROOT = Path(spectra.__file__).parent
 # From the bottom up. Modules of one line may use each other, except krylov and curvature.
 ROOMS = [
     {"cgroup", "commands", "defaults", "files", "locks", "quoting", "wording"},
-    {"errors", "arguments", "atomic", "cache", "memory", "register", "vectors"},
+    {
+        "errors",
+        "arguments",
+        "atomic",
+        "cache",
+        "devices",
+        "memory",
+        "random_numbers",
+        "register",
+        "transfer",
+        "vectors",
+    },
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},

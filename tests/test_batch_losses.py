@@ -45,7 +45,7 @@ def heat(model, x):
     u = model(x)[:, :1]
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (bend,) = torch.autograd.grad(slope[:, 0].sum(), x, create_graph=True)
-    edge = model(torch.zeros(1, 2, dtype=x.dtype))
+    edge = model(torch.zeros(1, 2, dtype=x.dtype, device=x.device))
     return {"residual": (slope[:, 1] - bend[:, 0] + x[:, 0].sin()) ** 2, "boundary": (edge**2).sum()}
 
 def squares(model, batch):
@@ -59,13 +59,13 @@ def mean_square(model, batch):
 def simclr(model, batch):
     one, two = (F.normalize(model(x), dim=1) for x in batch)
     scores = one @ two.T / 0.5
-    return F.cross_entropy(scores, torch.arange(len(scores)))
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 def anchors(model, batch):
     """The same contrast with a value for each example, which depends on the others."""
     one, two = (F.normalize(model(x), dim=1) for x in batch)
     scores = one @ two.T / 0.5
-    return F.cross_entropy(scores, torch.arange(len(scores)), reduction="none")
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
 
 def diffusion(model, batch):
     moved = (1 - batch["t"]) * batch["x"] + batch["t"] * batch["noise"]
@@ -136,7 +136,8 @@ def whole_loss(loss: Callable, data, sizes: list[int]) -> Callable:
 
 def matrix(problem, name="hessian"):
     operator = Curvature(problem, name)
-    return operator @ torch.eye(problem.size, dtype=problem.dtype), operator
+    eye = torch.eye(problem.size, dtype=problem.dtype, device=problem.device)
+    return (operator @ eye).cpu(), operator
 
 
 def loss_of(user, name) -> Callable:
@@ -277,7 +278,7 @@ def test_compare_on_parts(user, capsys):
         ("def loss(model, batch): return {}", "returned an empty mapping"),
         ("def loss(model, batch): return model(batch).no_such_thing", "fails on the data"),
         (
-            "def loss(model, batch): return (model(batch) * torch.rand(2)).sum(1)",
+            "def loss(model, batch): return (model(batch) * torch.rand(2).to(batch)).sum(1)",
             "loss: its value changes from call to call",
         ),
         ("def loss(model): return model.sum()", "it does not take (model, batch)"),

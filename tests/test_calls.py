@@ -97,9 +97,8 @@ def test_objects_give_the_numbers_of_the_command(command):
     line, settings = COMMANDS[command]
     model = mlp()
     torch.save(model.state_dict(), "model.pt")
-    assert (
-        run(f"{line} --model nets.py:mlp --checkpoint model.pt --data points.npz --dtype float64 --out a".split()) == 0
-    )
+    problem = "--model nets.py:mlp --checkpoint model.pt --data points.npz --dtype float64 --device cpu"
+    assert run(f"{line} {problem} --out a".split()) == 0
     found = getattr(spectra, command)(model, nn.CrossEntropyLoss(), points(), out="b", **settings)
     typed, called = numbers(f"a/{command}.json"), numbers(f"b/{command}.json")
     assert called["results"] == typed["results"]

@@ -10,12 +10,14 @@ from helpers import seeded
 from networks import BY_NAME, NETWORKS, Case, X, Y, floats, labels, name_of
 from test_hoisting import CONVOLUTIONS
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from spectra.cli import run
 from spectra.curvature.engine import widths as module
 from spectra.curvature.engine.columns import together
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.execution import Execution
+from spectra.curvature.engine.graphs import simplify
 from spectra.curvature.engine.hoisting import Hoisted
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.widths import planned
@@ -64,7 +66,7 @@ def assert_together_is_single(case: Case, name: str, width: int, tolerance: floa
     assert all(map(torch.equal, residuals, before))
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("case", [*NETWORKS, *CONVOLUTIONS], ids=name_of)
 def test_columns_together_are_single_columns(case, name):
@@ -117,7 +119,9 @@ def costs(**known: float):
     [
         (16, {"w16": 2.0}, [16], [16]),
         (32, {"w16": 2.0}, [16, 16], [16]),
-        (10, {"w16": 2.0, "w8": 1.5, "w4": 1.2}, [16], [16, 8, 4]),  # padded
+        (10, {"w16": 2.0}, [16], [16]),  # padded: two narrower ones cost as much
+        (10, {"w16": 2.5, "w8": 1.5, "w4": 1.2}, [16], [16, 8, 4]),
+        (10, {"w16": 2.9, "w8": 1.5, "w4": 1.2}, [8, 4], [16, 8, 4]),
         (10, {"w16": 12.0, "w8": 5.0, "w4": 3.0}, [8, 1, 1], [16, 8, 4]),
         (10, {"w16": 12.0, "w8": 6.0, "w4": 1.5}, [4, 4, 4], [16, 8, 4]),
         (13, {"w16": 8.0}, [16], [16]),
@@ -152,6 +156,7 @@ def always_together(monkeypatch):
     monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", lambda *_: 0.1)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("count", [3, 10, 16, 21])
 @pytest.mark.parametrize("name", MATRICES)
 def test_products_of_many_columns_are_those_of_single_ones(name, count, always_together, batches_as_given):
@@ -178,8 +183,8 @@ def test_products_that_are_made_anew_take_columns_together(always_together, batc
     assert matrix.path == "hoisted, 1 of 3 batches kept; 16 columns together"
 
 
-@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
-@pytest.mark.parametrize("share", [1.0, 2.0, 8.0, 100.0])
+@pytest.mark.parametrize("name", ["hessian", "fisher-empirical"])
+@pytest.mark.parametrize("share", [1.0, 4.0, 100.0])
 def test_columns_together_take_no_more_than_memory(name, share, always_together):
     case = Case(
         "wide", lambda: nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 3)), floats(40, 3), labels(40, below=3)
@@ -239,7 +244,7 @@ def test_a_clock_decides(slower, monkeypatch):
     monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
     price = [6.0 if slower else 1.0]
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", lambda *_: price[0])
+    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", lambda *_, **__: price[0])
     problem = BY_NAME["mlp"].problem()
     monkeypatch.setattr(module, "SMALL", 2**40)
     vectors = rows_of(problem, 16).T
@@ -284,6 +289,7 @@ def test_an_execution_writes_over_nothing_that_others_read():
 
 NETS = """
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10))
@@ -374,3 +380,21 @@ def test_two_runs_give_the_same_bits(traced_at_once, monkeypatch):
         monkeypatch.setenv("SPECTRA_CACHE", cache)
         assert run(f"{line} --out run-{i}".split()) == 0
     assert test_resume.numbers("run-0/trace.json") == test_resume.numbers("run-1/trace.json")
+
+
+@pytest.mark.parametrize(("m", "p", "q"), [(2, 3, 4), (9, 9, 1), (1, 9, 9), (9, 1, 9), (3, 3, 3)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_many_products_share_one_factor(m, p, q, side):
+    """Of every shape, so that the k values lie in a batch, as rows, or as columns; the shared factor is not copied."""
+    shared, other = (floats(5, p, q), (5, m, p)) if side == 0 else (floats(5, m, p), (5, p, q))
+
+    def function(shared, vector):
+        given = vector.reshape(other)
+        product = torch.bmm(given, shared) if side == 0 else torch.bmm(shared, given)
+        return (product * product.new_ones(5, 1, 1)).flatten()
+
+    second = make_fx(function)(shared, torch.zeros(5 * other[1] * other[2], dtype=torch.float64))
+    simplify(second.graph)
+    rows = floats(3, 5 * other[1] * other[2])
+    wanted = torch.stack([function(shared, row) for row in rows])
+    torch.testing.assert_close(together(second, 3)(shared, rows), wanted, rtol=1e-13, atol=1e-13)

@@ -10,8 +10,8 @@ import torch
 
 from spectra.cli import run
 from spectra.demo import mlp
-from spectra.krylov.hutchinson import random_signs
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, METHOD, stream
+from spectra.operator import random_signs
 
 NETS = """
 from torch import nn
@@ -282,9 +282,9 @@ def test_probes_beside_eigenvectors_have_a_stream_of_their_own(digits, good, mon
     """Of the same seed: those of eig began as the first numbers of the stream of the seed itself."""
     streams = []
 
-    def signs(operator, generator):
+    def signs(operator, count, generator):
         streams.append(generator.initial_seed())
-        return random_signs(operator, generator)
+        return random_signs(operator, count, generator)
 
     monkeypatch.setattr("spectra.krylov.hutchinson.random_signs", signs)
     line = f"trace {DIGITS} --method hutchinson --probes 3"

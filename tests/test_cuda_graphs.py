@@ -55,7 +55,7 @@ def eager(problem, name, monkeypatch, products=MANY) -> Curvature:
     return matrix
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("case", NETWORKS, ids=name_of)

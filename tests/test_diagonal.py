@@ -14,7 +14,7 @@ from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.xtrace import GROUPS as GROUPS_OF_XTRACE
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import settled_share
-from spectra.operator import Counting
+from spectra.operator import Counting, random_signs
 
 METHODS = [xdiag, hutchinson_diagonal]
 SPECTRA = {
@@ -69,8 +69,7 @@ def test_xdiag_is_what_its_formula_says(budget, monkeypatch):
     """And so are the estimates without a test vector or group of them, from which the errors come."""
     a, q = with_spectrum(SPECTRA["outliers"]), budget // 2
     found = estimated(xdiag, a, never, max_products=budget)
-    draw = seeded()
-    tests = torch.stack([2 * torch.randint(2, (len(a),), generator=draw) - 1 for _ in range(q)]).double()
+    tests = random_signs(a, q, seeded())
     torch.testing.assert_close(found.values, left_one_out(a, tests), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.sums, parts(found.values), rtol=0, atol=0)
     groups = min(q, 16)
@@ -85,8 +84,7 @@ def test_xdiag_is_what_its_formula_says(budget, monkeypatch):
 def test_hutchinson_is_the_mean_of_signed_products(budget):
     a = with_spectrum(SPECTRA["indefinite"])
     found = estimated(hutchinson_diagonal, a, never, max_products=budget)
-    draw = seeded()
-    signs = torch.stack([2 * torch.randint(2, (len(a),), generator=draw) - 1 for _ in range(budget)]).double()
+    signs = random_signs(a, budget, seeded())
     samples = signs * (signs @ a)
     torch.testing.assert_close(found.values, samples.mean(dim=0), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.standard_errors, samples.std(dim=0) / budget**0.5, rtol=1e-10, atol=1e-13)

@@ -22,7 +22,8 @@ from helpers import (
 from spectra.errors import SpectraError
 from spectra.krylov.bounds import complement_bounds, kato_temple, nothing_beyond
 from spectra.krylov.dense import dense_eigenpairs, dense_matrix
-from spectra.krylov.eigenpairs import LARGEST_BASIS, eigenpairs, eigenpairs_unchecked, fitting_basis
+from spectra.krylov.eigenpairs import LARGEST_BASIS, basis_of, eigenpairs, eigenpairs_unchecked
+from spectra.krylov.eigensolver import vectors_held
 from spectra.krylov.lanczos import begin, lanczos, random_start
 from spectra.krylov.power import power_iteration
 from spectra.krylov.results import select
@@ -504,9 +505,9 @@ def test_select():
 def test_basis_is_bounded_by_memory(monkeypatch):
     given = matrix("identity")
     monkeypatch.setattr("spectra.krylov.blocks.memory_share", lambda device: 30 * 8 * given.n)
-    assert fitting_basis(given.matrix) == 30
+    assert vectors_held(4, basis_of(given.matrix, 4).vectors) == 30
     monkeypatch.undo()
-    assert fitting_basis(given.matrix) == LARGEST_BASIS
+    assert basis_of(given.matrix, 4).vectors == LARGEST_BASIS
 
 
 @pytest.mark.parametrize("seed", range(5))

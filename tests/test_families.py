@@ -120,9 +120,9 @@ class build(nn.Module):
 
     def forward(self, z, pos):
         pos.requires_grad_()
-        apart = torch.eye(z.shape[1], dtype=pos.dtype)
+        apart = torch.eye(z.shape[1]).to(pos)
         distance = ((pos[:, :, None] - pos[:, None]).square().sum(-1) + apart).sqrt()
-        near = self.radial(torch.exp(-(distance[..., None] - torch.arange(3)).square())).tanh()
+        near = self.radial(torch.exp(-(distance[..., None] - torch.arange(3).to(pos)).square())).tanh()
         energy = self.head((near * (1 - apart)[..., None] * self.kinds(z)[:, None]).sum(2).tanh()).sum((1, 2))
         (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=True)
         return torch.cat([energy[:, None], -slope.flatten(1)], 1)
@@ -140,7 +140,7 @@ class build(nn.Module):
     def forward(self, x):
         signal = self.inputs(x).transpose(1, 2)
         rate = torch.complex(-self.decay.exp(), self.turn)
-        ages = torch.arange(x.shape[1], dtype=x.dtype)
+        ages = torch.arange(x.shape[1]).to(x)
         kernel = (torch.view_as_complex(self.read)[:, None] * (rate[:, None] * ages).exp()).real
         spectrum = torch.fft.rfft(signal, n=2 * len(ages)) * torch.fft.rfft(kernel, n=2 * len(ages))
         return self.head(F.gelu(torch.fft.irfft(spectrum)[..., : len(ages)]).mean(-1))

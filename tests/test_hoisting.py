@@ -5,12 +5,13 @@ import torch
 from helpers import seeded
 from networks import BY_NAME, LOSSES, NETWORKS, SOME, Case, Lambda, X, Y, floats, name_of
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule
 
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import Mutation, simplify, split, storage
 from spectra.curvature.engine.hoisting import Hoisted, Untraceable, shape_of
 from spectra.curvature.engine.meter import Meter
+from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import SLOPES, improve
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
@@ -174,7 +175,7 @@ def frozen_values(x):
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        (branching, "get value out of a tracing tensor"),
+        (branching, "reads values of a tensor that depends on the data"),
         (frozen_values, "differs"),
         (Once.apply, "twice"),
     ],
@@ -249,9 +250,9 @@ def test_one_trace_serves_batches_of_one_shape():
 
 
 def traced(function, *arguments):
-    module = make_fx(function)(*arguments)
-    simplify(module.graph)
-    return module
+    constants, graph = record(function, arguments)
+    simplify(graph)
+    return GraphModule(constants, graph)
 
 
 def test_changes_in_place_become_new_values():
@@ -279,11 +280,15 @@ def test_a_change_seen_through_another_view_is_refused():
         traced(function, floats(3, 3), floats(3))
 
 
+def halves(module):
+    return split(module, module.graph)
+
+
 def test_the_second_half_does_nothing_that_the_first_could():
     def function(a, vector):
         return (a @ a).exp().relu() @ vector
 
-    first, second, kept = split(traced(function, floats(3, 3), floats(3)))
+    first, second, kept = halves(traced(function, floats(3, 3), floats(3)))
     names = [str(node.target) for node in second.graph.nodes if node.op == "call_function"]
     assert names == ["aten.mv.default"]
     assert len(kept) == 1 + len([node for node in kept if node.op == "placeholder"])
@@ -298,7 +303,7 @@ def test_the_smallest_set_of_values_is_kept():
         y = a @ a
         return (y.relu() @ vector) * (y * 2 + 1)[0] + (a @ a.t()).exp().sum(dim=0)
 
-    first, _, kept = split(traced(function, floats(5, 5), floats(5)))
+    first, _, kept = halves(traced(function, floats(5, 5), floats(5)))
     sizes = sorted(node.meta["val"].numel() for node in kept if node.op != "placeholder")
     assert sizes == [5, 25]
     assert len(first(floats(5, 5))) == len(kept)

@@ -270,6 +270,20 @@ def test_a_command_goes_on(command, folder, monkeypatch, capfd):
         assert not (out / f"{command}.state").exists()
 
 
+def test_a_command_goes_on_wherever_its_basis_is_asked_to_lie(folder, monkeypatch, capfd):
+    """On a CPU there is one memory, so that nothing changes."""
+    assert run(arguments("eig", "whole", more="--basis host")) == 0
+    with monkeypatch.context() as patch:
+        cut_at(patch, 12)
+        assert run(arguments("eig", "cut", more="--basis device")) == 130
+    kept = json.loads(Path("cut/eig.state/manifest.json").read_text())
+    assert kept["settled"]["basis"] == "device"
+    assert "basis" not in kept["problem"]
+    assert run(arguments("eig", "cut", more="--basis host")) == 0
+    assert "goes on after" in capfd.readouterr().err
+    assert numbers("cut/eig.json") == numbers("whole/eig.json")
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_random_moments(command, folder):

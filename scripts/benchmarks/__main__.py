@@ -16,7 +16,7 @@ from scripts.benchmarks import quick, record, tools
 from scripts.benchmarks.problems import PROBLEMS, build
 
 PARTS = {  # of which problems
-    "products": [name for name in PROBLEMS if name != "resnet50"],  # a GPU's problem
+    "products": [name for name in PROBLEMS if name not in quick.LARGE],  # of which are a GPU's
     "eig": ["digits", "resnet20"],
     "trace": ["digits"],
     "density": ["digits"],
@@ -39,6 +39,7 @@ def main() -> None:
         "--full", action="store_true", help="more rounds and matrices; eig of ResNet-20 on all examples"
     )
     parser.add_argument("--quick", action="store_true", help="the part quick alone: few rounds, 2 minutes on a GPU")
+    parser.add_argument("--compile", action="store_true", help="in the part quick, compiled gradients and products too")
     parser.add_argument("--tables", action="store_true", help="measure nothing: tables and figure of what is there")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
@@ -70,7 +71,9 @@ def measure(options: argparse.Namespace, kept: Path) -> None:
         for problem in (name for name in PARTS[part] if name in options.problem):
             start = time.perf_counter()
             try:
-                result = import_module(f"scripts.benchmarks.{part}").measure(build(problem, device), options.full)
+                how = {"compiled": options.compile} if part == "quick" else {}
+                part_of = import_module(f"scripts.benchmarks.{part}")
+                result = part_of.measure(build(problem, device), options.full, **how)
             except Exception:  # the other parts are still worth their time
                 traceback.print_exc()
                 continue

@@ -94,6 +94,26 @@ class Decoder(nn.Module):
         return self.head(self.layers(self.tokens(tokens) + self.places(places)))
 
 
+class LanguageModel(nn.Module):
+    """A GPT-2 of transformers, from its configuration, as a function of tokens (b, t) to logits (b, t, vocabulary)."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        config = GPT2Config(attn_implementation="eager", use_cache=False, **dropout, **settings)
+        self.network = GPT2LMHeadModel(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.network(input_ids=tokens).logits
+
+
+def language_model(**settings) -> nn.Module:
+    """GPT-2 of 124 million parameters, or with other settings of GPT2Config."""
+    return LanguageModel(**settings)
+
+
 class Recurrent(nn.Module):
     """A GRU of two layers and width 128; sequences (b, 32, 16) to the logits of 10 classes, from its last state."""
 

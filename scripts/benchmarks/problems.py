@@ -107,6 +107,20 @@ def resnet50() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
     return resnet50(), models.classified(64, 3, 224, 224), 32
 
 
+def gpt2() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
+    """GPT-2 of 124 million parameters, transformers', untrained, on 8 sequences of 256 random tokens."""
+    return models.language_model(), models.texts(8, 256, 50257), 8
+
+
+def vitb() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
+    """torchvision's ViT-B/16, 12 layers, untrained, on 32 images of 224x224."""
+    from torchvision.models import vit_b_16
+
+    model = vit_b_16()
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero, at which most gradients vanish
+    return model, models.classified(32, 3, 224, 224), 32
+
+
 PROBLEMS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], int]]] = {
     "mlp": lambda: (models.mlp(), models.classified(2048, 784), 2048),
     "resnet20": resnet20,
@@ -115,6 +129,8 @@ PROBLEMS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], int]]] 
     "gpt": lambda: (models.Decoder(), models.texts(), 64),
     "gru": lambda: (models.Recurrent(), models.classified(256, 32, 16), 256),
     "resnet50": resnet50,
+    "gpt2": gpt2,
+    "vitb": vitb,
 }
 SHORT = {
     "mlp": "MLP",
@@ -124,6 +140,8 @@ SHORT = {
     "gpt": "GPT",
     "gru": "GRU",
     "resnet50": "ResNet-50",
+    "gpt2": "GPT-2",
+    "vitb": "ViT-B",
 }
 TITLES = {
     "mlp": "MLP 784-256-256-10, 2,048 examples",
@@ -133,4 +151,6 @@ TITLES = {
     "gpt": "GPT-style decoder (4 layers, width 128), 64 sequences of 64 tokens, vocabulary 1,000",
     "gru": "GRU (2 layers, width 128), 256 sequences of 32",
     "resnet50": "ResNet-50, 64 images of 224x224 in batches of 32",
+    "gpt2": "GPT-2, 124 million parameters, 8 sequences of 256 tokens, vocabulary 50,257",
+    "vitb": "ViT-B/16, 32 images of 224x224",
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
-from scripts.benchmarks import quick, scaling
+from scripts.benchmarks import gpu, quick, scaling
 from scripts.benchmarks.problems import SHORT, TITLES
 from scripts.benchmarks.record import product
 from scripts.benchmarks.targets import head
@@ -33,9 +33,10 @@ the change from one iteration to the next."""
 TRACES = """Traces of all layers, from the same products of the whole matrix: root mean square error over seeds of the
 worst layer, over the whole trace."""
 BLOCKS = "A product of a block, the mean over layers; that of the whole matrix is hoisted."
-QUICK = """Milliseconds of one gradient in plain PyTorch and of one product of ours, each run eagerly and, on CUDA, as
-one CUDA graph; ours/g: our product in gradients, both eager; peer/o: time of the fastest peer over ours; error: of
-ours, against float64; set-up in seconds. All in IEEE float32 by deterministic algorithms, the peers too."""
+QUICK = """Milliseconds of one gradient in plain PyTorch (eager, as one CUDA graph, compiled) and of one product of ours
+(as it comes, compiled). o/g: our product in compiled gradients, else in those of a CUDA graph, else in eager ones.
+peer/o: time of the fastest peer over ours. error: of ours, against float64. set-up: seconds. All in IEEE float32 by
+deterministic algorithms, the peers too."""
 BY_HAND = """¹ Fails as it comes; timed under `sdpa_kernel(SDPBackend.MATH)` and without the fast path of attention,
 both set by hand around it."""
 
@@ -52,6 +53,7 @@ def page(results: Results) -> str:
         *layers(results),
         *ranks(results),
         *failures(results),
+        *gpu.section(gpu.read()),
         "## How this was made",
         *provenance(results),
     ]

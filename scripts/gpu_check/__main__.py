@@ -1,7 +1,8 @@
 """python -m scripts.gpu_check [OUT]: run the parts one after the other, and print a table that fits a terminal.
 
 A part is a module: it prints its rows to standard output, everything else to standard error. It ends when its time is
-over, at the latest with the budget of all, and the parts after it run whatever became of it.
+over, at the latest when the budget of all is but for what later parts need at least; those run whatever became of it.
+The figures are one part, so that PyTorch is loaded once for all; each can be named by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -23,6 +25,7 @@ from typing import IO
 import torch
 
 from scripts.benchmarks import record
+from scripts.gpu_check.figures import FIGURES
 
 ROOT = Path(__file__).parents[2]
 BUDGET = 530.0  # seconds
@@ -34,17 +37,35 @@ LEAST = 15.0  # seconds, below which a part is not started
 class Part:
     module: str
     limit: float  # seconds
+    what: str = ""
+    least: float = 0.0  # seconds, which earlier parts leave to it
     arguments: tuple[str, ...] = ()
-    variables: tuple[tuple[str, str], ...] = ()
+    rehearsed: tuple[str, ...] = ()  # arguments on the CPU
 
 
-PARTS = {  # the tests last: they may take what the others have left
-    "convolutions": Part("scripts.gpu_check.convolutions", 80),
-    "products": Part("scripts.benchmarks", 170, ("--quick",)),
-    "commands": Part("scripts.gpu_check.commands", 90),
-    "ranks": Part("scripts.gpu_check.ranks", 90),
-    "tests": Part("scripts.gpu_check.tests", BUDGET, variables=(("OMP_NUM_THREADS", "1"),)),
-}
+QUICK = ("--quick", "--problem")
+PARTS = {  # by value; the tests last: they take what the others have left
+    "figures": Part("scripts.gpu_check.figures", 200),
+    "products": Part(
+        "scripts.benchmarks", 110, "products of spectra and peers, small problems", 0,
+        (*QUICK, "mlp", "digits", "gpt", "vit", "resnet20"), rehearsed=(*QUICK, "digits"),
+    ),
+    "large": Part("scripts.gpu_check.figures", 90, FIGURES["large"].what, 0, ("large",), rehearsed=("large",)),
+    "commands": Part("scripts.gpu_check.commands", 80, "commands in float64 against the CPU", 40),
+    "ranks": Part("scripts.gpu_check.ranks", 70, "torchrun with NCCL against one process", 45),
+    "tests": Part("scripts.gpu_check.tests", BUDGET, "the tests, by a seed as many as there is time for", 130),
+    "products-large": Part(
+        "scripts.benchmarks", 200, "products of ResNet-50, GPT-2 and ViT-B", 0,
+        (*QUICK, "resnet50", "gpt2", "vitb"), rehearsed=(*QUICK, "digits"),
+    ),
+    "products-compiled": Part(
+        "scripts.benchmarks", 300, "GPT's products, all compiled too", 0,
+        ("--compile", *QUICK, "gpt"), rehearsed=(*QUICK, "digits"),
+    ),
+    "convolutions": Part("scripts.gpu_check.convolutions", 80, "where the time of ResNet-20's products goes"),
+}  # fmt: skip
+TOGETHER = tuple(name for name in FIGURES if name not in PARTS)  # figures that one process measures
+USUAL = ("columns", "tasks", "set-up", "random", "precision", "products", "large", "commands", "ranks", "tests")
 
 
 @dataclass(frozen=True)
@@ -76,11 +97,17 @@ class Page:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/gpu-check", description="spectra on a CUDA machine")
     parser.add_argument("out", type=Path, nargs="?", default=Path("results/gpu"), metavar="OUT", help="folder")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    names = [*TOGETHER, *(name for name in PARTS if name != "figures")]
+    parser.add_argument("--only", nargs="+", choices=names, default=USUAL, metavar="PART", help=", ".join(names))
+    parser.add_argument("--list", action="store_true", help="the parts, with their limits in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the tests that come first")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default).0f")
     options = parser.parse_args()
     start = time.monotonic()
+    if options.list:
+        print("\n".join(listed()))
+        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device here; --device cpu rehearses", file=sys.stderr)
         return 2
@@ -93,10 +120,19 @@ def main() -> int:
     ran = []
     with tempfile.TemporaryDirectory() as commands:
         environment = surroundings(Path(commands))
-        for name in options.only:
-            left = options.budget - (time.monotonic() - start)
+        waiting = parts_of(options.only)
+        while waiting:
+            name = next(iter(waiting))
+            part, figures = PARTS[name], waiting.pop(name)
+            own = part.rehearsed if options.device == "cpu" else part.arguments
+            arguments = [*figures, *own, "--device", options.device, "--out", str(options.out)]
+            left = options.budget - (time.monotonic() - start) - sum(PARTS[later].least for later in waiting)
+            limit = min(part.limit, left)
             page.show(f"\n--- {name} " + "-" * (75 - len(name)))
-            limit, arguments = min(PARTS[name].limit, left), ["--device", options.device, "--out", str(options.out)]
+            if part.module.endswith(("figures", "tests")):
+                arguments += ["--seconds", f"{limit - GRACE:.0f}"]
+            if name == "tests":
+                arguments += ["--seed", str(options.seed)]
             ran.append(run(name, limit, arguments, environment, page, log))
             page.show(f"    {ran[-1].line}")
             made["seconds"] = time.monotonic() - start
@@ -104,6 +140,20 @@ def main() -> int:
             (options.out / "check.json").write_text(text + "\n")
     page.show("\n" + "; ".join(f"{one.part} {one.status}" for one in ran) + f": {made['seconds']:.0f} s in all")
     return int(any(one.status != "ok" for one in ran))
+
+
+def parts_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The parts that these names are of, in their order, with their own arguments: figures are arguments of one."""
+    figures = tuple(name for name in names if name in TOGETHER)
+    parts = {"figures": figures} if figures else {}
+    return parts | {name: () for name in PARTS if name in names}
+
+
+def listed() -> list[str]:
+    """A line for each part; a star where it runs unless others are named."""
+    everything = [(name, FIGURES[name]) for name in TOGETHER] + [*PARTS.items()][1:]
+    lines = (f"{name:<18}{part.limit:>3.0f} s  {part.what}" for name, part in everything)
+    return [("* " if name in USUAL else "  ") + line for (name, _), line in zip(everything, lines, strict=True)]
 
 
 def heading(made: dict) -> list[str]:
@@ -136,9 +186,9 @@ def run(name: str, limit: float, arguments: list[str], environment: dict[str, st
     with log.open("a") as errors:
         print(f"\n===== {name}", file=errors, flush=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", part.module, *part.arguments, *arguments],
+            [sys.executable, "-m", part.module, *arguments],
             cwd=ROOT,
-            env=environment | dict(part.variables),
+            env=environment | ({"OMP_NUM_THREADS": "1"} if name == "tests" else {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -89,6 +89,22 @@ class Size(click.ParamType):
         return int(size)
 
 
+class Device(click.ParamType):
+    """The name of a device, of CUDA's also by number. Whether it is there, torch tells later."""
+
+    name = "device"
+    names = ("auto", "cpu", "cuda", "cuda:N", "mps")
+
+    def convert(self, value, param, ctx):
+        name = str(value)
+        if name not in self.names[:3] + self.names[4:] and not re.fullmatch(r"cuda:(0|[1-9]\d{0,2})", name):
+            self.fail(f"{quoted(value, 40)!r} is not one of {', '.join(self.names)}.", param, ctx)
+        return name
+
+    def get_metavar(self, param, ctx):
+        return f"[{'|'.join(self.names)}]"
+
+
 class Named(click.Path):
     """A path that is not empty: an unset variable of the shell would else name the current directory."""
 
@@ -118,13 +134,15 @@ AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
+    click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Which memory holds a Lanczos basis, the device's or its host's; auto: the host's where a quarter of the device's is too little."),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute blocks of the model anew in derivatives: less memory, more time.  [default: where memory holds no product of one example]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
 ]  # fmt: skip
 
 NUMBERS = [
     click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
+    click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute; auto is CUDA where there is a card, else the CPU. mps is a Mac's GPU, for float32 alone."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
     click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip
@@ -134,6 +152,7 @@ EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
+COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
@@ -193,6 +212,7 @@ def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: b
         *NUMBERS,
         MAX_PRODUCTS,
         NO_CHECK,
+        COMPILE,
         OUT,
         *more,
         JSON,

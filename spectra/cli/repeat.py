@@ -51,7 +51,8 @@ def typed(option: click.Option, value: Any) -> list[str]:
     """An option as it is typed; nothing where it has its default."""
     name = max(option.opts, key=len)
     if option.is_flag:
-        return [name] if value else []
+        no = option.secondary_opts if value is False else []  # of --this/--no-this
+        return [name] if value else no[:1]
     if value is None or value == plain(option.default):
         return []
     if option.multiple:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROBLEM = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part"),
     *("samples", "batch_size"),
-    *("memory", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
+    *("memory", "recompute_activations", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
@@ -42,8 +42,10 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         seed=options["seed"],
         max_products=options["max_products"],
         memory=options["memory"],
+        basis=options["basis"],
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
+        compile=options["compile"],
         out=options["out"],
         home=home,
         save_every=options.get("save_every"),

@@ -20,7 +20,7 @@ from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import Counting, SymmetricOperator, empty_rows
 from spectra.spectrum.estimates import Estimate
-from spectra.vectors import all_finite, map_shards, orthonormal, take_rows
+from spectra.vectors import all_finite, map_shards, on_device, orthonormal, take_rows
 
 
 @dataclass
@@ -59,6 +59,7 @@ def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
     """Find the first k eigenpairs by |value|; `search` is passed to `eigenpairs`."""
     start, counted = time.perf_counter(), Counting(operator)
     pairs = eigenpairs(counted, k, **search)
+    pairs = replace(pairs, vectors=on_device(pairs.vectors, operator.device))  # where those of all matrices are held
     return Portrait(counted, pairs, seconds=time.perf_counter() - start)
 
 

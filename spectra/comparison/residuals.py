@@ -56,7 +56,7 @@ def residuals(problem: Problem) -> Residuals:
             with torch.no_grad():
                 rows = problem.rows(batch)
             for name, value in of_batch(problem, batch, rows).items():
-                sums[name] = sums.get(name, 0) + value.double().cpu()
+                sums[name] = sums.get(name, 0) + value.cpu().double()
     return Residuals(**averaged(sums))
 
 
@@ -105,7 +105,9 @@ def bins(p: Tensor, rest: Tensor, y: Tensor) -> dict[str, Tensor]:
     confidence, chosen = p.max(dim=1)
     right = chosen == y.argmax(dim=1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
-    held = [torch.bincount(place, x.double(), BINS) for x in (torch.ones_like(confidence), confidence, right)]
+    held = [
+        torch.bincount(place.cpu(), x.cpu().double(), BINS) for x in (torch.ones_like(confidence), confidence, right)
+    ]
     return {"choices": torch.tensor(len(p)), "missing": (rest * y).sum(), "bins": torch.stack(held)}
 
 

@@ -21,8 +21,10 @@ from spectra.curvature.factor.gram import Factor
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.errors import SpectraError
 from spectra.inputs.user_loss import part_of
-from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.eigenpairs import basis_of, eigenpairs
 from spectra.krylov.limits import refuse_k
+from spectra.krylov.placement import Placement
+from spectra.operator import Shaped
 from spectra.problem.problem import Problem
 from spectra.records.compare import (
     Cause,
@@ -69,6 +71,9 @@ class CompareSettings:
 
     def refuse_size(self, size: int, products: int | None) -> None:
         refuse_k(self.k, size)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, self.k + 1)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 
+from spectra.curvature.chunks import linearised_by_chunks
 from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
 from spectra.problem.batch import Batch
@@ -75,6 +76,8 @@ class Definition(ABC):
         The function also takes a slice of the problem's parameters as a second argument. The vector (n_l,) and the
         product then belong to these parameters, and the product is that of their diagonal block.
         """
+        if problem.head is not None:
+            return linearised_by_chunks(self.middle, problem, batch, problem.head)
         jacobian = Jacobian(problem, batch)
         middle = self.middle(problem, batch, jacobian.rows)
         return lambda vector, leaves=None: jacobian.transposed_times(middle(jacobian.times(vector, leaves)), leaves)

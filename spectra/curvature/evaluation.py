@@ -13,12 +13,14 @@ from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
-from spectra.curvature.engine.footprint import Footprint, elements, footprint
+from spectra.curvature.engine.economy import economical, with_small_logits
+from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.head import rows_by_parts
 from spectra.problem.losses import ClassificationLoss, CustomLoss
 from spectra.problem.model_inputs import Structured
 from spectra.problem.problem import Problem
@@ -39,13 +41,14 @@ def evaluate(problem: Problem) -> Evaluation:
     """
     total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
+        problem = with_small_logits(problem)
         for batch in own_batches(problem):
-            rows = problem.rows(batch)
-            problem.check(rows, batch)
-            total += problem.total(rows, batch).item()
-            if isinstance(problem.loss, ClassificationLoss):
-                hits = problem.hits(problem.loss, rows, batch)
-                right, counted = right + int(hits.sum()), counted + hits.numel()
+            for rows, part in rows_by_parts(problem, batch):
+                problem.check(rows, part)
+                total += problem.total(rows, part).item()
+                if isinstance(problem.loss, ClassificationLoss):
+                    hits = problem.hits(problem.loss, rows, part)
+                    right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)
     loss = total / problem.weight
     if not math.isfinite(loss):
@@ -75,7 +78,7 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
     return [every.part(slice(first, first + size)) for first in range(0, len(indices), size)]
 
 
-def product_footprint(problem: Problem) -> Footprint:
+def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
     """The memory of a product with the Hessian, or with fisher-empirical where a user's loss has no Hessian."""
     with twice_differentiable(problem.model):
         first = problem.batches[0]
@@ -83,12 +86,12 @@ def product_footprint(problem: Problem) -> Footprint:
         if not once:
             try:
                 with explained():
-                    return footprint(definition("hessian").linearise, problem)
+                    return economical(definition("hessian").linearise, problem, memory).costs
             except SpectraError:
                 if not isinstance(problem.loss, BatchLoss):
                     raise
         with explained():
-            return footprint(definition("fisher-empirical").linearise, problem)
+            return economical(definition("fisher-empirical").linearise, problem, memory).costs
 
 
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
@@ -97,7 +100,7 @@ def fitting_batch_size(problem: Problem, examples: int, memory: int | None = Non
     Where the loss has no second derivative, the products of fisher-empirical count.
     """
     memory = memory_share(problem.device) if memory is None else memory
-    costs = product_footprint(problem)
+    costs = product_footprint(problem, memory)
     each = max(elements(batch) / len(batch) for batch in problem.batches)
     if not memory or costs.peak(each * examples) <= memory:
         return examples

@@ -5,6 +5,8 @@ The labels are keyed on the seed and the example's index: it is one fixed matrix
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from spectra.curvature.keyed_uniforms import uniforms
 from spectra.curvature.roots import by_example
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
+from spectra.problem.tokens import Tokens
 
 
 class SampledFisher(Definition):
@@ -46,6 +49,20 @@ def sampled(problem: Problem, batch: Batch, rows: Tensor) -> list[Tensor]:
     loss = distribution_of(problem, batch)
     scales = label_scales(problem, batch, rows) / (problem.weight * problem.mc_samples)
     return [
-        scales.sqrt() * loss.draw(rows, uniforms(problem.seed, batch.indices, len(rows), sample)).flatten(1)
+        scales.sqrt() * loss.draw(rows, drawn(problem.seed, batch, len(rows), sample)).flatten(1)
         for sample in range(problem.mc_samples)
     ]
+
+
+def drawn(seed: int, batch: Batch, rows: int, sample: int) -> Callable[[int], Tensor]:
+    """The uniform numbers of a batch's rows; those of some tokens are what they are in the whole batch."""
+    if not isinstance(batch, Tokens):
+        return uniforms(seed, batch.indices, rows, sample)
+    every, shared = uniforms(seed, batch.whole.indices, batch.count, sample), batch.shared
+
+    def uniform(draw: int) -> Tensor:
+        if (sample, draw) not in shared:
+            shared[sample, draw] = every(draw)
+        return shared[sample, draw][batch.cut]
+
+    return uniform

@@ -10,6 +10,7 @@ from torch import Tensor
 from spectra.curvature.definition import Definition, loss_hessian
 from spectra.curvature.engine.differentiation import Apply, combined_gradient, gradient
 from spectra.problem.batch import Batch
+from spectra.problem.head import loss_of
 from spectra.problem.problem import Problem
 
 
@@ -25,8 +26,7 @@ class Hessian(Definition):
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
         """The batch's term of the Hessian, as the derivative of the gradient's product with a vector."""
-        rows = problem.rows(batch)
-        loss = problem.total(rows, batch) / problem.weight
+        loss = loss_of(problem, batch) / problem.weight
         slopes = gradient(loss, problem.leaves, create_graph=True)
         slope = problem.vector(slopes)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from spectra.arguments import require_integer
+from spectra.arguments import require_boolean, require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
 from spectra.curvature.checks.notes import autocast_inside, model_notes
@@ -19,6 +20,7 @@ from spectra.curvature.checks.precision import refuse_precision
 from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
 from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
+from spectra.curvature.engine.economy import Economy, economical
 from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
@@ -26,8 +28,9 @@ from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.defaults import IEEE
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError, describe
-from spectra.memory import memory_share, out_of_memory
+from spectra.memory import collecting_new_objects, out_of_memory, products_share
 from spectra.operator import Wrapper, refuse_other_dtype
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
@@ -54,6 +57,9 @@ class Curvature:
         choices: decisions by a clock, taken over where they have been made before.
         precision: ieee, tf32 or bf16: of the operands of multiplications in what of a product depends on the vector;
             sums are taken in float32. Products are then noisy, and `ieee` is the same matrix without that noise.
+        compile: whether products are compiled; None: on a GPU, where the expected products save more time than that
+            takes.
+        tell: is told what takes long or goes wrong while products are made ready.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay; or the device or the dtype
@@ -69,9 +75,12 @@ class Curvature:
         check: bool = True,
         choices: Choices | None = None,
         precision: str = IEEE,
+        compile: bool | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
+        require_boolean("compile", compile, optional=True)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
         self.problem = problem
@@ -80,6 +89,7 @@ class Curvature:
         self.linearise = self.definition.linearise
         self.memory = memory
         self.choices = choices or Choices()
+        self.compile, self.tell = compile, tell
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
         self._expected = products
@@ -87,6 +97,7 @@ class Curvature:
         self._precision = precision  # that was asked for
         self._not_lower: str | None = None  # why products are in ieee all the same
         self._loss_fits = False  # whether that has been looked at
+        self._economy: Economy | None = None  # the problem as its products fit memory
         self._products: Products | None = None
         self._terms: list[Apply] = []  # what belongs to no batch
         self._versions = self._parameter_versions()
@@ -107,17 +118,17 @@ class Curvature:
     @property
     def device(self) -> torch.device:
         """The device of vectors."""
-        return self.problem.device
+        return device_of_vectors(self.problem.device)
 
     @property
     def path(self) -> str:
         """The way in which products are made, for the record."""
-        if not self._products:
+        if self._products is None or self._economy is None:
             return "not yet made"
-        if self._precision == IEEE:
-            return self._products.path
-        precision = f"in {self.precision}" + (f", not {self._precision}: {self._not_lower}" if self._not_lower else "")
-        return f"{self._products.path}; {precision}"
+        precision = None if self._precision == IEEE else f"in {self.precision}"
+        if self._not_lower:
+            precision = f"{precision}, not {self._precision}: {self._not_lower}"
+        return "; ".join(filter(None, [self._products.path, self._economy.path, precision]))
 
     @property
     def precision(self) -> str:
@@ -176,7 +187,7 @@ class Curvature:
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
-        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        columns = (vectors[:, None] if vectors.ndim == 1 else vectors).to(self.problem.device)
         self._refuse_changed()
         parts = self._parts()
         products = columns * (self.problem.weight_decay if self._first else 0.0)
@@ -185,7 +196,7 @@ class Curvature:
             for apply in parts:
                 add_products(apply, columns, products, lower)
                 del apply  # what it holds goes before the next batch's is made
-        return products.view_as(vectors)
+        return products.view_as(vectors).to(vectors.device)
 
     def _settings(self, columns: int, lower: bool) -> AbstractContextManager:
         """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
@@ -201,17 +212,18 @@ class Curvature:
         self._refuse_changed()
         parts = self._parts()
         decay = self.problem.weight_decay if self._first else 0.0
+        vectors = [(leaves, vector.to(self.problem.device)) for leaves, vector in vectors]
         products = [vector * decay for _, vector in vectors]
         with twice_differentiable(self.problem.model), explained():
             for apply in parts:
                 for product, (leaves, vector) in zip(products, vectors, strict=True):
                     product += apply(vector, leaves)
                 del apply
-        return products
+        return [product.to(self.device) for product in products]
 
     def factor(self) -> Factor:
         """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
-        factor = Factor(self.problem, self.name, self.memory)
+        factor = Factor(replace(self.problem, blocks=()), self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
             self._compare()
@@ -221,17 +233,17 @@ class Curvature:
         """Trace the product, and compute what is kept, as the first product would."""
         if self._products is None:
             start = time.perf_counter()
-            with twice_differentiable(self.problem.model), explained():
+            with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
-                costs = footprint(self.linearise, self.problem)
-                self._compare(costs)
+                self._economy = economical(self.linearise, self.problem, self.memory, whole=not self._resizable)
+                self._compare(self._economy.costs)
             if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem, self.name)
-                mean = mean_gradient(self.problem)
+                mean = mean_gradient(self._economy.problem).to(self.problem.device)
                 self._terms = [outer_product(self.problem, mean, -1.0)] if self._first else []
-            with twice_differentiable(self.problem.model), explained():
-                self._products = self._make_products(costs)
+            with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
+                self._products = self._make_products(self._economy)
                 self._not_lower = None if self._precision == IEEE else self._why_not_lower()
             self.setup_seconds += time.perf_counter() - start
 
@@ -266,22 +278,30 @@ class Curvature:
         """Compare one product with differences, once. Raises SpectraError where they contradict it."""
         if self._check and self.derivative_check is None:
             costs = costs or footprint(self.linearise, self.problem)
-            memory = self.memory or memory_share(self.device)
-            self.derivative_check = check_derivatives(self.problem, self.name, memory, costs)
+            memory = self.memory or products_share(self.device)
+            problem = self._economy.problem if self._economy else self.problem
+            self.derivative_check = check_derivatives(problem, self.name, memory, costs)
 
-    def _make_products(self, costs: Footprint) -> Products:
+    def _make_products(self, economy: Economy) -> Products:
         split = self.definition.depends_on_batches
-        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
         return Products(
             self.linearise,
-            self.problem,
-            costs,
+            economy.problem,
+            economy.costs,
             self.memory,
             expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
-            resizable=not split and not own,
+            resizable=self._resizable,
             choices=self.choices,
             precision=self._precision,
+            compile=False if split else self.compile,
+            tell=lambda text: self.tell(f"{self.name}: {text}"),
         )
+
+    @property
+    def _resizable(self) -> bool:
+        """Whether batches may be cut and joined."""
+        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
+        return not self.definition.depends_on_batches and not own
 
     def _parameter_versions(self) -> list[int]:
         return [p._version for p in self.problem.leaves]

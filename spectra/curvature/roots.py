@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.engine.differentiation import Apply
+from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
 from spectra.problem.batch import Batch
+from spectra.random_numbers import normal_like
 
 
 def by_example(roots: Tensor, batch: Batch) -> Tensor:
@@ -26,7 +28,7 @@ def decomposed(middle: Apply, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (E, D), rising, and eigenvectors (E, D, D) of M's blocks, one a row, in float64."""
     basis = torch.eye(rows[0].numel()).to(rows)
     columns = [middle(unit.view_as(rows[0]).expand_as(rows)).reshape(len(rows), -1) for unit in basis]
-    blocks = torch.stack(columns, dim=2).double()
+    blocks = in_float64(torch.stack(columns, dim=2))
     return torch.linalg.eigh((blocks + blocks.mT) / 2)
 
 
@@ -48,8 +50,9 @@ def refuse_indefinite(values: Tensor, dtype: torch.dtype, loss: str, matrix: str
 
 def refuse_tied_examples(middle: Apply, values: Tensor, vectors: Tensor, rows: Tensor, loss: str, matrix: str) -> None:
     """Raise SpectraError where M is more than its blocks: where the loss of one example depends on another."""
-    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole = middle(drawn.to(rows)).double().reshape(*values.shape, 1)
+    there = rows.to(device_of_vectors(rows.device))
+    drawn = normal_like(there, torch.Generator().manual_seed(0), torch.float64)
+    whole = in_float64(middle(drawn.to(rows))).reshape(*values.shape, 1)
     blocks = vectors @ (values[:, :, None] * (vectors.mT @ drawn.to(vectors).reshape(*values.shape, 1)))
     if (whole - blocks).norm() > torch.finfo(rows.dtype).eps ** 0.5 * whole.norm():
         raise SpectraError(

@@ -12,6 +12,8 @@ from torch import nn
 
 from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import Evaluation, evaluate
+from spectra.devices import name_of_device
+from spectra.inputs.devices import recorded_device
 from spectra.inputs.given import GIVEN, data_name, unwrapped
 from spectra.inputs.loss_options import loss_name
 from spectra.problem.losses import Loss
@@ -27,6 +29,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
         "output": problem.output_key,
         "loss_part": getattr(problem.loss, "part", None),
         "memory": memory,
+        "recompute_activations": problem.recompute_activations,
         "params": list(problem.parameters),
         "mc_samples": problem.mc_samples,
         "weight_decay": problem.weight_decay,
@@ -44,13 +47,14 @@ def problem_record(
 ) -> ProblemRecord:
     """The record of a problem: what was typed, the sizes, the loss over the data, and notes."""
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
+    device = recorded_device(place, typed.get("device"))
     return ProblemRecord.known(
         parameters=problem.size,
         shapes={name: list(parameter.shape) for name, parameter in problem.parameters.items()},
         parameters_in_all=sum(p.numel() for p in problem.model.parameters()),
         examples=problem.examples,
-        **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": place.type},
-        device_name=torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": device},
+        device_name=name_of_device(place),
         threads=torch.get_num_threads(),
         ranks=problem.processes.count,
         loss_value=value.loss,

@@ -7,25 +7,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.devices import WITHOUT_FLOAT64
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.given import device_and_dtype
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
 
-DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device of a name: auto, cpu, cuda, or as PyTorch names it. Raises SpectraError where it is not there."""
-    if str(name) not in ("auto", "cpu", "cuda"):
-        try:
-            return torch.empty(0, device=name).device
-        except Exception as error:
-            raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
-    if str(name) == "cuda" and not torch.cuda.is_available():
-        raise SpectraError("`device` cuda: torch sees no CUDA device here; use `device` cpu, or auto")
-    return torch.device("cuda" if str(name) != "cpu" and torch.cuda.is_available() else "cpu")
+    """The device of a name: auto, cpu, cuda, cuda:1, mps, or as PyTorch names it. Raises SpectraError where it is not
+    there.
+
+    cuda is the current card. auto is that, else the CPU: mps, which has no float64, is asked for by name.
+    """
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+    if device.type == "cuda":
+        return choose_card(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SpectraError(f"`device` {name}: torch sees no GPU of Apple's here; use `device` cpu, or auto")
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:
+        raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+
+
+def choose_card(device: torch.device) -> torch.device:
+    """The CUDA device, with its number. Raises SpectraError where there is none, or none of that number."""
+    if not torch.cuda.is_available():
+        raise SpectraError(f"`device` {device}: torch sees no CUDA device here; use `device` cpu, or auto")
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.index >= (count := torch.cuda.device_count()):
+        there = "is cuda:0" if count == 1 else f"are cuda:0 to cuda:{count - 1}"
+        raise SpectraError(f"`device` {device}: torch sees no such device; there {there}, and `device` cpu")
+    return device
+
+
+def recorded_device(device: torch.device, asked: str | torch.device | None = None) -> str:
+    """The device as a record names it: with its number where that was asked for, or is not the first."""
+    return str(device) if device.index or ":" in str(asked) else device.type
 
 
 def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
@@ -33,6 +60,18 @@ def choose_own_device(model: str | nn.Module, device: str | torch.device | None)
     if device is None and isinstance(model, nn.Module):
         return device_and_dtype(model)[0]
     return choose_device("auto" if device is None else device)
+
+
+def choose_place(
+    model: str | nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of a problem: those asked for, else those of a module, else auto and float32. Raises
+    SpectraError.
+    """
+    place = choose_own_device(model, device), choose_dtype(model, dtype)
+    if place[0].type in WITHOUT_FLOAT64 and place[1] == torch.float64:
+        raise SpectraError(f"`dtype` float64: {place[0].type} has none; take `dtype` float32, or `device` cpu")
+    return place
 
 
 def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:

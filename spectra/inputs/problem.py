@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number
 from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.inputs.data import load_data
 from spectra.inputs.description import names_of, problem_record
-from spectra.inputs.devices import brought, choose_dtype, choose_own_device
+from spectra.inputs.devices import brought, choose_place
 from spectra.inputs.examples import Data
 from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
@@ -74,6 +74,7 @@ def load_problem(
     memory: int | None = None,
     params: Sequence[str] = (),
     mc_samples: int = 1,
+    recompute_activations: bool | None = None,
     weight_decay: float = 0.0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -99,8 +100,10 @@ def load_problem(
         memory: bytes for products beyond model and data.
         params: glob patterns of parameter names; empty for all that require gradients.
         mc_samples: the number of labels that fisher-mc draws for each example.
+        recompute_activations: compute blocks of the model anew for derivatives, for less memory and more time; None:
+            where memory holds no product of one example.
         weight_decay: the coefficient of |theta|^2 / 2, added to the loss.
-        device: auto, cpu, cuda or a torch device; by default that of a module, else auto.
+        device: auto, cpu, cuda, cuda:1 or another torch device; by default that of a module, else auto.
         dtype: float32 or float64, of parameters, data and vectors; by default that of a module, else float32.
         seed: the random seed.
         processes: the processes among which batches are dealt; each loads everything.
@@ -119,9 +122,10 @@ def load_problem(
     require_integer("memory", memory, least=0, optional=True)
     require_integer("seed", seed, 0, LARGEST_SEED)
     require_integer("mc_samples", mc_samples)
+    require_boolean("recompute_activations", recompute_activations, optional=True)
     require_number("weight_decay", weight_decay, finite=True)
 
-    place = choose_own_device(model, device), choose_dtype(model, dtype)
+    place = choose_place(model, device, dtype)
     objective = build_loss(loss, *place) if isinstance(loss, str) else own_loss(loss, *place)
     objective = part_of(objective, loss_part)
 
@@ -166,6 +170,7 @@ def load_problem(
         weight_decay=weight_decay,
         seed=seed,
         mc_samples=mc_samples,
+        recompute_activations=recompute_activations,
         output_key=output,
         processes=processes or Processes(),
     )

@@ -81,7 +81,7 @@ def recognised(loss: Any) -> Loss | None:
 
 def copied(weight: Tensor | None) -> Tensor | None:
     """Weights in float64 outside the graph, on the CPU."""
-    return None if weight is None else weight.detach().double().cpu()
+    return None if weight is None else weight.detach().cpu().double()
 
 
 def reduction(loss: Any, *others: str) -> str:

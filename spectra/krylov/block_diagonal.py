@@ -17,9 +17,10 @@ from torch import Tensor
 from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
-from spectra.krylov.eigenpairs import fitting_basis
+from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
+from spectra.krylov.quadrature import basis_of as basis_of_steps
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
 from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
@@ -101,13 +102,15 @@ def block_eigenpairs(
         max_products: the largest number of products a block.
         progress: called after each joint product.
     """
-    largest = fitting_basis(operator)
+    basis = basis_of(operator, k)
     searches = []
     for block, own in zip(blocks, streams(generator, len(blocks)), strict=True):
         wanted = min(k, len(block))
         budget = 1000 + 20 * wanted if max_products is None else max_products
         place = Block(operator, len(block))
-        searches.append(Eigensolver(place, wanted, "LM", tolerance, own, budget, largest, progress=None))
+        searches.append(
+            Eigensolver(place, wanted, "LM", tolerance, own, budget, basis.vectors, progress=None, place=basis.device)
+        )
 
     def report(waiting: int) -> None:
         if progress:
@@ -186,6 +189,7 @@ def block_measures(
         progress: called after each probe.
     """
     places = [Block(operator, len(block)) for block in blocks]
+    basis = basis_of_steps(operator, steps)
     pairs = [converged(found) for found in known] or [no_pairs(place) for place in places]
     unknown = [i for i, block in enumerate(blocks) if len(pairs[i][0]) < len(block)]
     limit = probes * steps if max_products is None else max_products
@@ -194,7 +198,8 @@ def block_measures(
         """Nodes and weights of every block that is not wholly known."""
         own, states = streams(generator, len(blocks)), {}
         for i in unknown:
-            states[i] = begin(places[i], random_start(places[i], own[i]), known=pairs[i], rows=steps + 1)
+            how = {"known": pairs[i], "rows": steps + 1, "place": basis.device}
+            states[i] = begin(places[i], random_start(places[i], own[i]), **how)
         take_steps(states, operator, blocks, steps)
         return [gauss_quadrature(state) for state in states.values()]
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from spectra.memory import memory_share
-from spectra.operator import Shaped, mesh_of
-from spectra.vectors import shard_sizes
+from spectra.operator import Shaped, SymmetricOperator, mesh_of
+from spectra.vectors import on_device, shard_sizes
 
+EACH = 3  # vectors that a column of a product takes: itself, its image, its part of the images
 WIDEST = 16  # columns; what they share is then a sixteenth each, and more of them would save next to nothing
 
 
 def fitting_vectors(operator: Shaped) -> int:
     """The number of vectors (n,) that a method may hold: a share of the device's memory, or of several devices'."""
+    return memory_share(operator.device) // vector_bytes(operator)
+
+
+def vector_bytes(operator: Shaped) -> int:
+    """The bytes of a vector (n,), or of the largest part of it that a process holds."""
     most = max(shard_sizes(mesh_of(operator), operator.shape[0]))
-    bytes_each = most * torch.finfo(operator.dtype).bits // 8
-    return memory_share(operator.device) // max(bytes_each, 1)
+    return max(most * torch.finfo(operator.dtype).bits // 8, 1)
+
+
+def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
+    """The products A u (k, n) of rows (k, n), which may lie on the host: in blocks that fit memory."""
+    width, images = columns(fitting_vectors(operator), EACH), []
+    for first in range(0, len(rows), width):
+        some = on_device(rows[first : first + width], operator.device)
+        images.append(on_device((operator @ some.T).T, rows.device))
+        del some
+    return torch.cat(images)
 
 
 def columns(vectors: int, each: int) -> int:

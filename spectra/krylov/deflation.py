@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.blocks import products
 from spectra.krylov.bounds import residual_norms
+from spectra.krylov.placement import placement
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import Deflated, SymmetricOperator, in_ieee, placed
 from spectra.vectors import map_shards, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
-EACH = 3  # vectors that a column of a product takes: itself, its image, its part of the images
 
 
 def known_pairs(
@@ -39,7 +39,8 @@ def known_pairs(
     precision = max(torch.finfo(kind).eps for kind in (vectors.dtype, operator.dtype))
     if not len(values) or vectors.shape[1] != operator.shape[0]:
         return None
-    basis, triangle = orthonormal(placed(vectors[good], operator))  # in this dtype, whatever they were stored in
+    place = placement(operator, 2 * len(good)).device  # for them and their images
+    basis, triangle = orthonormal(placed(vectors[good], operator, place))  # in this dtype, whatever they were stored in
     if not (triangle.diagonal().abs() - 1).abs().max() <= precision**0.5:
         return None
     signs = triangle.diagonal().sign()
@@ -51,12 +52,6 @@ def known_pairs(
     if not ((left <= allowed) & ((found - values).abs() <= allowed)).all():
         return None
     return Eigenpairs(found, basis, left, left, products=len(values), converged=True)
-
-
-def products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
-    """The products A u (k, n) of rows (k, n), in blocks that fit memory."""
-    width = columns(fitting_vectors(operator), EACH)
-    return torch.cat([(operator @ rows[first : first + width].T).T for first in range(0, len(rows), width)])
 
 
 def with_deflation(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:

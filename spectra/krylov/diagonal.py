@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.blocks import columns, fitting_vectors
-from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, random_signs
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted
 from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import Progress
 from spectra.krylov.sketch import Coordinates, Sketch, others
 from spectra.krylov.xtrace import LARGEST, SMALL
-from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, empty_rows, placed
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, empty_rows, placed, random_signs
 from spectra.vectors import local, map_shards, without_autocast
 from spectra.wording import outline
 
@@ -224,7 +224,7 @@ def sample(
 
     def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Their number, the mean, the sum of squares about it, and what each alone comes to."""
-        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        signs = random_signs(operator, count, generator)
         each = map_shards(lambda w, image: w * image, signs, (operator @ signs.T).T)
         mean = map_shards(lambda rows: rows.mean(dim=0), each)
         squares = map_shards(lambda rows, mean: (rows - mean).square().sum(dim=0), each, mean)

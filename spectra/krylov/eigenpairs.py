@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from spectra.arguments import chosen_generator, require_integer
+from spectra.arguments import chosen_generator, require_choice, require_integer
 from spectra.defaults import TOLERANCE
-from spectra.krylov.blocks import fitting_vectors
-from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
+from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
+from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
 from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise_of
@@ -32,6 +32,7 @@ def eigenpairs(
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     largest_basis: int | None = None,
+    basis: str = "auto",
     progress: Progress | None = None,
 ) -> Eigenpairs:
     """Compute `k` eigenpairs at the end or ends of the spectrum, by the thick-restart Lanczos method.
@@ -53,8 +54,10 @@ def eigenpairs(
         seed: the seed of the random starting vectors, where no `generator` is given.
         generator: a CPU generator in place of the seed.
         max_products: the largest number of products, by default 1000 + 20 k.
-        largest_basis: the number of basis vectors at which the method restarts; by default 300, or what a quarter of
-            the device's memory holds.
+        largest_basis: the number of basis vectors at which the method restarts; a small number is raised to one with
+            which restarts cost little. By default 300, or what memory holds, down to k + 3.
+        basis: the memory that holds the basis: device, host (of a GPU), or auto: the host's where a quarter of the
+            device's is too little and the host's holds more. Vectors of a basis on the host stay there.
         progress: called after each test of convergence.
 
     Returns:
@@ -62,11 +65,13 @@ def eigenpairs(
 
     Raises:
         ArgumentError: k > n, or another argument is wrong (a SpectraError and a ValueError).
+        SpectraError: no memory holds the smallest basis.
     """
     refuse_search(operator, k, which, tolerance, max_products)
     require_integer("largest_basis", largest_basis, least=0, optional=True)
+    require_choice("basis", basis, BASES)
     generator = chosen_generator(seed, generator)
-    return eigenpairs_unchecked(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+    return eigenpairs_unchecked(operator, k, which, tolerance, generator, max_products, largest_basis, progress, basis)
 
 
 @without_autocast()
@@ -79,35 +84,51 @@ def eigenpairs_unchecked(
     max_products: int | None,
     largest_basis: int | None = None,
     progress: Progress | None = None,
+    basis: str = "auto",
 ) -> Eigenpairs:
     """Compute `eigenpairs` from arguments that have been checked; no pairs where `max_products` is 0."""
-    largest_basis = fitting_basis(operator) if largest_basis is None else largest_basis
     max_products = 1000 + 20 * k if max_products is None else max_products
+    place = basis_of(operator, k, largest_basis, basis)
+    where = place.vectors, progress, place.device
     if in_ieee(operator) is operator:
-        search = Eigensolver(operator, k, which, tolerance, generator, max_products, largest_basis, progress)
+        search = Eigensolver(operator, k, which, tolerance, generator, max_products, *where)
         return serve_products(search.solve(), operator)
     matrix = Counting(operator)
     noise = noise_of(matrix, generator)
-    floor = FLOOR * noise.norm
     noisy = max(1, max_products - k - 2)  # the others check the answer at least
-    search = Eigensolver(matrix, k, which, tolerance, generator, noisy, largest_basis, progress, floor)
+    search = Eigensolver(matrix, k, which, tolerance, generator, noisy, *where, floor=FLOOR * noise.norm)
     pairs = serve_products(search.solve(), matrix)
     if search.state.size == 0 or not search.state.finite:
         return replace(pairs, products=matrix.products)
     return Polishing(matrix, noise, search, tolerance, max_products, progress).run(pairs)
 
 
+def basis_of(operator: Shaped, k: int, largest: int | None = None, choice: str = "auto") -> Placement:
+    """The place of the basis for k eigenpairs, and the number of its vectors at which the method restarts.
+
+    It is `largest`, or by default what memory holds, at most LARGEST_BASIS. Raises SpectraError where that is too
+    little even for the smallest basis.
+    """
+    n = operator.shape[0]
+    k = min(k, n)
+    usual, beside = min(usual_basis(k), n), vectors_held(k, 0)
+    wanted = usual if largest is None else max(largest, usual)
+    place = placement(operator, min(wanted, n) + beside, choice)
+    if largest is None:
+        least = min(least_basis(k), n) + beside
+        refuse_basis(operator, place, least, f"`k` {k}", "ask for fewer, or choose fewer parameters with `params`")
+        wanted = max(least_basis(k), min(LARGEST_BASIS, place.vectors - beside))
+    return replace(place, vectors=wanted, usual=usual)
+
+
 def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> Any:
     """Run a method in reverse communication to its end, multiplying by `operator`, and return its answer."""
-    product = None
-    while True:
-        try:
+    try:
+        wanted = run.send(None)
+        while True:
+            product = operator @ wanted
+            del wanted  # before the next is made, since each may be a good part of the device's memory
             wanted = run.send(product)
-        except StopIteration as end:
-            return end.value
-        product = operator @ wanted
-
-
-def fitting_basis(operator: Shaped) -> int:
-    """The number of basis vectors that memory holds, at most LARGEST_BASIS."""
-    return min(LARGEST_BASIS, fitting_vectors(operator))
+            del product
+    except StopIteration as end:
+        return end.value

@@ -19,17 +19,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectra.krylov.blocks import EACH, columns, fitting_vectors
 from spectra.krylov.bounds import complement_bounds, kato_temple, residual_norms
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import Lanczos, begin, random_start
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
 from spectra.operator import SymmetricOperator
-from spectra.vectors import map_shards, norm, norms, take_rows
+from spectra.vectors import local, map_shards, norms, on_device, sum_pieces, take_rows
 
 # Yields vectors to be multiplied, is sent None first and then the products, and returns an answer (as ARPACK does it).
 ReverseCommunication = Generator[Tensor, Any, Any]
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
+PENDING = 3  # rows of memory beside the basis: two pending directions and what becomes the next
+FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude next to nothing
+
+
+def vectors_held(k: int, capacity: int) -> int:
+    """The number of vectors that a search of k eigenpairs holds at its peak, where the basis has `capacity` of them."""
+    return capacity + PENDING + k
+
+
+def usual_products(k: int) -> int:
+    """The number of products that usually do for k eigenpairs."""
+    return 20 + 3 * k
+
+
+def usual_basis(k: int) -> int:
+    """The number of basis vectors from which on restarts cost few products, for k eigenpairs."""
+    return 2 * kept_vectors(k) + 20
+
+
+def least_basis(k: int) -> int:
+    """The least number of basis vectors with which restarts work, for k eigenpairs; they then cost many products."""
+    return k + 3
+
+
+def kept_vectors(k: int, capacity: int | None = None) -> int:
+    """The number of Ritz vectors that a restart keeps, where the basis holds `capacity` vectors, or enough of them."""
+    usual = k + math.ceil(k / 2) + 1
+    return usual if capacity is None else min(usual, k + max(1, (capacity - k) // 3))
 
 
 @dataclass
@@ -45,8 +74,9 @@ class Eigensolver:
     tolerance: float
     generator: torch.Generator
     max_products: int
-    largest_basis: int
+    capacity: int  # vectors of the basis at which it restarts
     progress: Progress | None
+    place: torch.device | None = None  # whose memory holds the basis; None: the operator's device
     floor: float = 0.0  # of residuals: where it is above 0, products are noisy, and others measure what is left
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
@@ -61,14 +91,21 @@ class Eigensolver:
         state.absorb((yield from self.multiply(state.take(index))))
 
     def residuals_of(self, values: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products."""
-        images = yield from self.multiply(vectors.T)
-        return residual_norms(images.T, values, vectors)
+        """The residuals |A u - lambda u| (k,) of unit vectors (k, n), by k products in blocks that fit memory."""
+        widest, found = columns(fitting_vectors(self.operator), EACH), []
+        for first in range(0, len(vectors), widest):
+            some = on_device(vectors[first : first + widest], self.operator.device)
+            images = yield from self.multiply(some.T)
+            found.append(residual_norms(images.T, values[first : first + widest], some))
+            del images
+        return torch.cat(found)
 
     def solve(self) -> ReverseCommunication:
         """Compute the eigenpairs, and those of their copies that the first search missed."""
         pairs = yield from self.search()
         if self.multiple:
+            if not self.floor:
+                self.state.release()
             pairs = yield from self.validate(pairs)
         return replace(pairs, products=self.products)
 
@@ -76,9 +113,9 @@ class Eigensolver:
         """Search from random starts until the wanted pairs have converged and the complement holds no better ones."""
         n = self.operator.shape[0]
         refuse_k(self.k, n)
-        self.kept = self.k + math.ceil(self.k / 2) + 1
-        self.capacity = min(n, max(self.largest_basis, 2 * self.kept + 20))
-        self.state = begin(self.operator, random_start(self.operator, self.generator), capacity=self.capacity)
+        self.capacity = min(n, max(self.capacity, least_basis(self.k)))
+        self.kept = kept_vectors(self.k, self.capacity)
+        self.state = self.begin(self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
 
         bounds = searched = None
@@ -93,6 +130,12 @@ class Eigensolver:
         if bounds and not self.excludes_better(bounds) and self.state.dimension <= min(SMALL, self.capacity):
             yield from self.finish()
         return (yield from self.result(bounds))
+
+    def begin(self, capacity: int, known: tuple[Tensor, Tensor] | None = None) -> Lanczos:
+        """A run from a random start, with memory for as many vectors as usually do, or for all that there may be."""
+        start = random_start(self.operator, self.generator)
+        rows = min(capacity, usual_products(self.k)) + PENDING
+        return begin(self.operator, start, known=known, rows=rows, capacity=capacity, place=self.place)
 
     def unchanged(self, values: Tensor, before: Tensor) -> bool:
         """Whether wanted values have changed by no more than their tolerance and rounding; nan counts as changed."""
@@ -111,12 +154,17 @@ class Eigensolver:
                 if self.state.exhausted:
                     return True
                 self.state.start(random_start(self.operator, self.generator))
-            if self.capacity <= self.state.size < self.state.dimension:
+            if self.full and self.state.size < self.state.dimension:
                 self.restart(self.kept)
 
             yield from self.extend_until_test()
             self.report()
         return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the basis, with pending directions beyond the one that there always is, has reached its capacity."""
+        return self.state.size + max(0, len(self.state.pending) - 1) >= self.capacity
 
     def extend_until_test(self) -> ReverseCommunication:
         """Extend by one product before the next test, by more once the eigenproblem of T is no longer cheap."""
@@ -135,11 +183,16 @@ class Eigensolver:
         pending lean towards a missed copy.
 
         Returns:
-            The bounds (lower, upper); None where the budget or the complement is empty, or a better pair was found.
+            The bounds (lower, upper); None where the budget or the complement is empty, a better pair was found, or
+            memory has no room for a search.
         """
         steps = max(16, self.state.size // 4)
         if self.capacity < min(self.state.size + steps, self.state.dimension):
-            self.restart(self.kept)
+            beside = self.capacity - len(self.state.pending)
+            kept = self.kept if self.kept + steps <= beside else self.k
+            if (steps := min(steps, beside - kept)) < FEWEST_STEPS:
+                return None
+            self.restart(kept)
         first, dimension = self.state.size, self.state.dimension - self.state.size
         if dimension <= steps or self.state.exhausted:
             yield from self.finish()
@@ -214,8 +267,7 @@ class Eigensolver:
 
         The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
         """
-        start = random_start(self.operator, self.generator)
-        run = begin(self.operator, start, known=(pairs.values, pairs.vectors))
+        run = self.begin(self.capacity - self.k, known=(pairs.values, pairs.vectors))
         size = 2 if self.which == "BE" else 1
         values, coordinates, residuals = run.ritz()
         while len(run.pending) and self.k + run.size < self.capacity:
@@ -291,7 +343,7 @@ class Eigensolver:
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
-        vectors = map_shards(lambda rows: rows / lengths, vectors)
+        local(vectors).div_(lengths)
 
         residuals = self.residuals[wanted]
         if not self.floor:
@@ -318,13 +370,15 @@ class Eigensolver:
         """
         signs = 2.0 * torch.randint(2, (len(values),), generator=self.generator) - 1
         outside = self.state.coupling @ coordinates @ signs.double()
+        rows = (vectors, self.state.pending)
+        along, across = (weights.to(vectors.device, vectors.dtype) for weights in (signs * values, outside))
 
-        def combined(weights: Tensor, rows: Tensor) -> Tensor:
-            return map_shards(weights.to(vectors.device, vectors.dtype).matmul, rows)
+        def off(image: Tensor, vectors: Tensor, pending: Tensor) -> Tensor:
+            return (image - along @ vectors - across @ pending).square().sum(dtype=torch.float64)
 
-        expected = combined(signs * values, vectors) + combined(outside, self.state.pending)
-        image = yield from self.multiply(combined(signs, vectors).contiguous())
-        return torch.tensor(norm(image - expected), dtype=torch.float64)
+        mixing = signs.to(vectors.device, vectors.dtype).matmul
+        image = yield from self.multiply(on_device(map_shards(mixing, vectors), self.operator.device))
+        return sum_pieces(off, on_device(image, vectors.device), *rows).sqrt().cpu()
 
 
 def are_outside(listed: Tensor, bounds: tuple[float, float], which: str) -> bool:

@@ -19,11 +19,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
-from spectra.krylov.blocks import fitting_vectors
-from spectra.krylov.eigenpairs import eigenpairs, fitting_basis
+from spectra.krylov.eigenpairs import basis_of, serve_products
+from spectra.krylov.eigensolver import Eigensolver, least_basis, vectors_held
 from spectra.krylov.hutchinson import FEWEST, PRODUCTS
 from spectra.krylov.lanczos import Lanczos
-from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.placement import Placement, most_room
+from spectra.krylov.quadrature import BESIDES, spectral_measure
+from spectra.krylov.quadrature import basis_of as basis_of_steps
+from spectra.krylov.results import Eigenpairs
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import Ledger
@@ -33,6 +36,7 @@ LARGEST = 2000  # rows of a surrogate
 LONGEST = 400  # products with a surrogate; more is reported as "at least"
 RUNS = 5  # of the trace method; their median is the forecast
 CONVERGED = 0.05  # relative residual below which a Ritz value stands for one eigenvalue, unless its weight says more
+PASSING = 3  # vectors that are on the device where the basis is on the host: one, its image, and the next
 DOUBT = 0.25  # of the trace: products go with 1 / trace^2, so a larger error of it leaves little to tell
 
 
@@ -41,9 +45,11 @@ class Forecast:
     """The forecast cost of one run of a method."""
 
     products: int
-    bytes: int  # of its vectors, at their peak
+    bytes: int  # of its vectors on the device, at their peak
     seconds: float  # of its own work beside products and beside what grows with n
     at_least: bool = False  # whether it may be far more
+    host_bytes: int = 0  # of its vectors on the host, where the basis of a device lies there
+    largest: int | None = None  # rows of the largest matrix whose smallest basis memory holds
 
 
 @dataclass(frozen=True)
@@ -174,25 +180,39 @@ def largest_group(counts: Tensor) -> int:
 
 def forecast_eigenpairs(seen: Outline, k: int, *, tolerance: float = TOLERANCE, generator: torch.Generator) -> Forecast:
     """Forecast the cost of `eigenpairs` for the k eigenvalues of largest magnitude."""
-    run = partial(
-        eigenpairs,
-        k=k,
-        tolerance=tolerance,
-        generator=generator,
-        max_products=LONGEST,
-        largest_basis=fitting_basis(seen),
-    )
+    place = basis_of(seen, k)
+
+    def run(matrix: Surrogate) -> Eigenpairs:
+        search = Eigensolver(matrix, k, "LM", tolerance, generator, LONGEST, place.vectors, progress=None)
+        return serve_products(search.solve(), matrix)
+
     answer, cost = run_measured(run, surrogate(seen, generator), seen)
-    return replace(cost, at_least=not answer.converged)
+    largest = largest_matrix(seen, vectors_held(k, least_basis(k)))
+    return split(replace(cost, at_least=not answer.converged, largest=largest), place, seen, PASSING)
 
 
 def forecast_measure(
     seen: Outline, *, probes: int = DENSITY_PROBES, steps: int = DENSITY_STEPS, generator: torch.Generator
 ) -> Forecast:
     """Forecast the cost of `spectral_measure`."""
-    basis = fitting_vectors(seen)
-    run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=basis, generator=generator)
-    return run_measured(run, surrogate(seen, generator), seen)[1]
+    place = basis_of_steps(seen, steps)
+    run = partial(spectral_measure, probes=probes, steps=steps, largest_basis=place.vectors, generator=generator)
+    cost = run_measured(run, surrogate(seen, generator), seen)[1]
+    return split(replace(cost, largest=largest_matrix(seen, steps + 1 + BESIDES)), place, seen, BESIDES)
+
+
+def split(cost: Forecast, place: Placement, seen: Outline, passing: int) -> Forecast:
+    """The cost with its bytes split: of a basis on the host, `passing` vectors are on the device at a time."""
+    if place.device.type == seen.device.type:
+        return cost
+    there = min(cost.bytes, passing * seen.shape[0] * seen.dtype.itemsize)
+    return replace(cost, bytes=there, host_bytes=cost.bytes - there)
+
+
+def largest_matrix(seen: Outline, vectors: int) -> int:
+    """The rows of the largest matrix of which memory holds so many vectors, on the device or its host."""
+    processes = seen.mesh.size() if seen.mesh else 1
+    return processes * most_room(seen) // (vectors * seen.dtype.itemsize)
 
 
 def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Generator) -> Forecast:

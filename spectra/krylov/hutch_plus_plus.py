@@ -10,11 +10,15 @@ import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
-from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, random_signs, sample
+from spectra.krylov.blocks import products
+from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.limits import refuse_estimate
+from spectra.krylov.placement import placement
 from spectra.krylov.results import Progress, TraceEstimate
-from spectra.operator import Counting, SymmetricOperator
+from spectra.operator import Counting, SymmetricOperator, random_signs
 from spectra.vectors import orthonormal, without_autocast
+
+ARRAYS = 4  # vectors that a vector of the sketch takes
 
 
 @without_autocast()
@@ -41,8 +45,13 @@ def hutch_plus_plus(
     sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    image = counted @ torch.stack([random_signs(operator, generator) for _ in range(sketch)]).T
-    basis = orthonormal(image.T)[0].contiguous()
-    images = (counted @ basis.T).T
+    place = placement(operator, ARRAYS * sketch // 2).device  # of the device, they may take two quarters
+    signs = random_signs(operator, sketch, generator, place)
+    if place.type == operator.device.type:
+        basis = orthonormal((counted @ signs.T).T)[0].contiguous()
+        images = (counted @ basis.T).T
+    else:
+        basis = orthonormal(products(counted, signs))[0].contiguous()
+        images = products(counted, basis)
     left = probes and probes - sketch
     return deflated_hutchinson(counted, basis, images, known, rtol, left, generator, budget, progress)

@@ -17,8 +17,8 @@ from spectra.defaults import RTOL
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
-from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, placed
-from spectra.vectors import row_dots, sum_shards, without_autocast
+from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, random_signs
+from spectra.vectors import row_dots, sum_pieces, without_autocast
 
 FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
 EACH = 5  # vectors that a sample on a complement holds at its peak
@@ -85,7 +85,7 @@ def deflated_hutchinson(
 
     The `basis` (q, n) is orthonormal, and `images` (q, n) are its products.
     """
-    inside = known + sum_shards(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
+    inside = known + sum_pieces(lambda u, v: (u * v).sum(dtype=torch.float64), basis, images).item()
     if len(basis) == counted.shape[0]:
         return exact_trace(inside, counted.products)
     return sample(counted, Deflated(counted, basis), inside, rtol, probes, generator, budget, progress)
@@ -111,7 +111,7 @@ def sample(
     widest = columns(fitting_vectors(operator), EACH)
 
     def draw(count: int) -> list[float]:
-        signs = torch.stack([random_signs(operator, generator) for _ in range(count)])
+        signs = random_signs(operator, count, generator)
         return row_dots(signs, (operator @ signs.T).T).tolist()
 
     while counted.products < budget and (probes is None or len(samples) < probes):
@@ -126,12 +126,6 @@ def sample(
     enough = len(samples) >= FEWEST and error <= rtol * abs(value)
     met = enough if probes is None else len(samples) == probes
     return TraceEstimate(value, error, counted.products, converged=bool(met and math.isfinite(error)))
-
-
-def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
-    """A vector (n,) of independent signs, drawn by a CPU generator."""
-    bits = torch.randint(2, (operator.shape[0],), generator=generator)
-    return placed(2 * bits - 1, operator)
 
 
 def mean(samples: list[float]) -> float:

@@ -11,11 +11,16 @@ Orthogonalisation is classical Gram-Schmidt, twice ("twice is enough": Giraud, L
 products instead of a loop over vectors. T and C are float64 on the CPU whatever the vectors are; a product's
 coefficients get there together, so that a step waits for the device once. When to restart, and when to
 stop, is decided in `spectra.krylov.eigensolver`.
+
+The basis may lie in the memory of the host. It stays there: the host orthogonalises, and only the vector that is
+multiplied and its product cross. A step reads the basis three times (`remove`), and host memory gives 100 to 300 GB/s
+where the connection gives 25 to 50. No product can hide the crossing, as the next needs the direction that comes of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +28,7 @@ from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows, random_vectors
-from spectra.vectors import local, map_shards, norms, sum_shards, take_rows
+from spectra.vectors import change, local, map_shards, norms, on_device, pieces, put, sum_pieces
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Lanczos:
     coupling: Tensor  # C
     known_values: Tensor  # (k,), float64
     known: Tensor  # U (k, n), orthonormal; never copied, so that runs may share it
+    device: torch.device  # of the vectors that are multiplied; the storage and U may be on the host
     capacity: int | None = None  # vectors of V up to which storage doubles; beyond, it grows by what it must
 
     @property
@@ -87,7 +93,7 @@ class Lanczos:
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
         turn = rotation.to(self.storage.device, self.storage.dtype)
-        self.pending.copy_(map_shards(turn.matmul, self.pending))
+        change(self.pending, turn.matmul)
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
@@ -95,20 +101,20 @@ class Lanczos:
         self.absorb(operator @ self.take(index))
 
     def take(self, index: int = -1) -> Tensor:
-        """Take one pending direction into the basis and return it (n,).
+        """Take one pending direction into the basis and return it (n,), on the device.
 
         Its product has to be given to `absorb` next.
         """
         m, p = self.coupling.shape[1], len(self.coupling)
         index %= p
         if index:
-            others = [i for i in range(p) if i != index]
-            self.pending.copy_(take_rows(self.pending, [index, *others]))
-            self.coupling = self.coupling[[index, *others]]
+            order = [index, *(i for i in range(p) if i != index)]
+            change(self.pending, lambda rows: rows[torch.tensor(order)])
+            self.coupling = self.coupling[order]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
         self.coupling = torch.nn.functional.pad(self.coupling[1:], (0, 1))
-        return self.storage[m]
+        return on_device(self.storage[m], self.device)
 
     def absorb(self, image: Tensor) -> None:
         """Take in the product (n,) of the direction that was taken last."""
@@ -118,7 +124,7 @@ class Lanczos:
         kind = torch.finfo(image.dtype)
         if 0 < size < kind.tiny / kind.eps:  # arithmetic among denormal numbers would lose what digits they have
             lift = 2.0 ** min(100, -math.frexp(size)[1])
-            rest, along, length = self._orthogonal_part(image * lift)
+            rest, along, length = self._orthogonal_part(image, lift)
             along, length = along / lift, length / lift
         self.projected[-1, -1] = along[m - 1]
         self.coupling[:, -1] = along[m:]
@@ -186,25 +192,37 @@ class Lanczos:
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of some Ritz vectors, given by their coordinates (m, k); T becomes diagonal."""
-        kept, pending = self.vectors(coordinates), self.pending.clone()
+        turn = coordinates.T.to(self.storage.device, self.storage.dtype)
+        change(self.basis, turn.matmul)
+        rows, before = local(self.storage), self.size
         values = torch.diagonal(coordinates.T @ self.projected @ coordinates)
         self.projected = torch.diag(values)
         self.coupling = self.coupling @ coordinates
-        self.basis.copy_(kept)
-        self.pending.copy_(pending)
+        if self.size < before:
+            for i in range(len(self.coupling)):
+                rows[self.size + i].copy_(rows[before + i])
 
-    def _orthogonal_part(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The part of a vector outside U, V and Q; its coefficients along V, then Q; and the norm of that part.
+    def release(self) -> None:
+        """Give back the memory of V and Q, where only numbers are asked for from now on."""
+        self.storage = map_shards(lambda rows: rows.new_empty(0, rows.shape[1]), self.storage)
+
+    def _orthogonal_part(self, vector: Tensor, lift: float = 1.0) -> tuple[Tensor, Tensor, float]:
+        """The part of `lift` times a vector outside U, V and Q; its coefficients along V, then Q; and the part's norm.
 
         The part is made in the row behind Q: new memory for each subtraction takes longer than the subtraction.
         """
         rest = self._room()
-        rest.copy_(vector)
+        put(rest, vector)
+        if lift != 1:
+            rest.mul_(lift)
         held = self.storage[: self.size + len(self.coupling)]
-        along = torch.zeros(len(held), dtype=torch.float64, device=vector.device)
-        for _ in range(2):
-            subtract(rest, self.known)
-            along += subtract(rest, held)
+        along = torch.zeros(len(held), dtype=torch.float64, device=rest.device)
+        if len(self.known):
+            _, first, _, second = remove(rest, [self.known, held] * 2)
+        else:
+            first, second = remove(rest, [held] * 2)
+        along += first
+        along += second
         length = norms(rest, dim=None)
         numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the one wait for the device
         return rest, numbers[:-1], numbers[-1].item()
@@ -222,14 +240,26 @@ class Lanczos:
         return self.storage[place]
 
 
-def subtract(vector: Tensor, rows: Tensor) -> Tensor:
-    """Remove from a vector (n,), in place, its parts along orthonormal rows (k, n).
+def remove(vector: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
+    """Remove from a vector (n,), in place, its parts along each of some orthonormal rows (k, n), one after the other.
 
-    Returns their coefficients (k,).
+    One pass removes what the pass before has found and finds the next, so that a piece of the rows is read once for
+    both. Returns the coefficients (k,) along each of the rows.
     """
-    along = sum_shards(torch.matmul, rows, vector)
-    local(vector).addmv_(local(rows).T, along, alpha=-1)
-    return along
+    found: list[Tensor] = []
+
+    def removed(part: Tensor, rows: Tensor) -> Tensor:
+        return part.addmv_(rows.T, found[-1].to(part.dtype), alpha=-1)
+
+    def step(part: Tensor, rows: Tensor, *before: Tensor) -> Tensor:
+        return rows @ (removed(part, *before) if before else part)
+
+    for i, rows in enumerate(bases):
+        found.append(sum_pieces(step, vector, rows, *bases[max(i - 1, 0) : i]))
+    part, rows = local(vector), local(bases[-1])
+    for piece in pieces(part):
+        removed(part[piece], rows[:, piece])
+    return found
 
 
 def begin(
@@ -239,6 +269,7 @@ def begin(
     known: tuple[Tensor, Tensor] | None = None,
     rows: int = 32,
     capacity: int | None = None,
+    place: torch.device | None = None,
 ) -> Lanczos:
     """Begin a run: an empty basis and one pending direction.
 
@@ -248,23 +279,26 @@ def begin(
         known: eigenvalues (k,) and orthonormal eigenvectors (k, n); the run stays in their complement.
         rows: the vectors that storage first has room for; it doubles as it fills.
         capacity: the number of basis vectors up to which storage doubles.
+        place: the device whose memory holds the basis, by default the operator's.
     """
-    values, vectors = known or no_pairs(operator)
+    place = place or operator.device
+    values, vectors = known or no_pairs(operator, place)
     state = Lanczos(
-        storage=empty_rows(operator, min(rows, operator.shape[0] - len(values))),
+        storage=empty_rows(operator, min(rows, operator.shape[0] - len(values)), place),
         projected=torch.zeros(0, 0, dtype=torch.float64),
         coupling=torch.zeros(0, 0, dtype=torch.float64),
         known_values=values,
-        known=vectors,
+        known=on_device(vectors, place),
+        device=operator.device,
         capacity=capacity,
     )
     state.start(start)
     return state
 
 
-def no_pairs(operator: SymmetricOperator) -> tuple[Tensor, Tensor]:
+def no_pairs(operator: SymmetricOperator, place: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Empty eigenvalues (0,) and eigenvectors (0, n)."""
-    return torch.zeros(0, dtype=torch.float64), empty_rows(operator, 0)
+    return torch.zeros(0, dtype=torch.float64), empty_rows(operator, 0, place)
 
 
 def extend_all(states: list[Lanczos], operator: SymmetricOperator) -> None:

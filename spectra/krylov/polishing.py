@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectra.krylov.bounds import kato_temple, true_residuals
+from spectra.krylov.blocks import products
+from spectra.krylov.bounds import kato_temple, residual_norms
 from spectra.krylov.convergence import allowed_residuals
-from spectra.krylov.deflation import products
 from spectra.krylov.eigensolver import Eigensolver, are_outside
 from spectra.krylov.lanczos import Lanczos
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, select
 from spectra.operator import Counting, Noise, in_ieee, norm
-from spectra.vectors import map_shards, norms, sum_shards
+from spectra.vectors import map_shards, norms, on_device, sum_shards
 
 AHEAD = 0.3  # of the residuals that are allowed: how far noisy steps go
 FOUND = 0.5  # the square of the part of a Ritz vector in Z, from which on it is a pair that was found there
@@ -149,7 +149,7 @@ class Polishing:
         residuals = torch.hypot(residuals, self.relation_error(weights))
         allowed = self.allowed(values)
         if (residuals > allowed).any() and self.left >= len(values):
-            residuals = true_residuals(in_ieee(self.matrix), values, vectors)
+            residuals = residual_norms(products(in_ieee(self.matrix), vectors), values, vectors)
         ends = torch.tensor([*(pairs.complement or ()), *others.tolist()], dtype=torch.float64)
         bounds = (ends.min().item() - self.noise.norm, ends.max().item() + self.noise.norm) if len(ends) else None
         known = pairs.complete and (bounds is None or are_outside(values, bounds, self.search.which))
@@ -179,7 +179,8 @@ class Polishing:
         vector = combined(along, state.basis[: self.exact]).contiguous()
         expected = combined(state.projected[:, : self.exact] @ along, state.basis)
         expected = expected + combined(state.coupling[:, : self.exact] @ along, state.pending)
-        return torch.tensor(norm(in_ieee(self.matrix) @ vector - expected), dtype=torch.float64)
+        image = in_ieee(self.matrix) @ on_device(vector, self.matrix.device)
+        return torch.tensor(norm(on_device(image, expected.device) - expected), dtype=torch.float64)
 
     @property
     def state(self) -> Lanczos:

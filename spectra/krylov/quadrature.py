@@ -19,9 +19,10 @@ from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
+from spectra.krylov.placement import Placement, placement, refuse_basis
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, SymmetricOperator, checkpointed, noise_of
-from spectra.vectors import without_autocast
+from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed, noise_of
+from spectra.vectors import on_device, without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
 
@@ -37,6 +38,7 @@ def spectral_measure(
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     largest_basis: int | None = None,
+    basis: str = "auto",
     progress: Progress | None = None,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution by stochastic Lanczos quadrature, `probes` quadratures of `steps` nodes each.
@@ -59,10 +61,15 @@ def spectral_measure(
         max_products: the largest number of products, by default (1 + probes) steps. Where it ends the run early, the
             last probe is short or missing and `converged` is False.
         largest_basis: the number of vectors held at a time, by default what a quarter of the device's memory holds.
+        basis: the memory that holds the bases: device, host (of a GPU), or auto: the host's where a quarter of the
+            device's is too little for one.
         progress: called as the runs advance.
 
     Returns:
         A SpectralMeasure.
+
+    Raises:
+        SpectraError: no memory holds the basis of one run.
     """
     require_matrix("operator", operator)
     require_integer("probes", probes)
@@ -72,12 +79,14 @@ def spectral_measure(
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     limit = (1 + probes) * steps if max_products is None else max_products
-    largest = fitting_vectors(operator) if largest_basis is None else largest_basis
+    place = basis_of(operator, steps, basis, refuse=largest_basis is None)
+    largest = place.vectors if largest_basis is None else largest_basis
     n, noise = operator.shape[0], noise_of(counted, generator).norm
 
     def run(count: int, pairs: tuple[Tensor, Tensor], done: int) -> list[Lanczos]:
         """So many runs beside these pairs, to their ends, the budget's, or a product that is not finite."""
-        states = [begin(counted, random_start(counted, generator), known=pairs, rows=steps + 1) for _ in range(count)]
+        how = {"known": pairs, "rows": steps + 1, "place": place.device}
+        states = [begin(counted, random_start(counted, generator), **how) for _ in range(count)]
         going = states
         while going and counted.products < limit and all(state.finite for state in states):
             extend_all(going, counted)
@@ -92,7 +101,7 @@ def spectral_measure(
         complete = all(state.finite and (state.size == steps or not len(state.pending)) for state in states)
         return [gauss_quadrature(state) for state in states], complete
 
-    pairs = (known.values, known.vectors) if known else no_pairs(operator)
+    pairs = (known.values, on_device(known.vectors, place.device)) if known else no_pairs(operator, place.device)
     if len(pairs[0]) < n:
         (first,) = run(1, pairs, 0)
         if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
@@ -103,6 +112,8 @@ def spectral_measure(
     atoms = pairs[0]
     rows = [(atoms[:0], atoms[:0])] * (probes if len(atoms) == n else 0)
     widest = columns(largest - len(atoms), min(steps + 1, n - len(atoms)) + BESIDES)
+    if place.device.type != operator.device.type:  # where only what is multiplied and its image lie
+        widest = min(widest, columns(fitting_vectors(operator), BESIDES))
     complete = True
     while len(rows) < probes and counted.products < limit and complete:
         finishing = max(1, (limit - counted.products) // steps)
@@ -111,6 +122,17 @@ def spectral_measure(
         rows += found
     measure = pack(rows, atoms, n, counted.products, converged=complete and len(rows) == probes)
     return replace(measure, noise=noise)
+
+
+def basis_of(operator: Shaped, steps: int, choice: str = "auto", refuse: bool = True) -> Placement:
+    """The place of the basis of one run of so many steps. Raises SpectraError where no memory holds it."""
+    wanted = min(steps + 1, operator.shape[0]) + BESIDES
+    place = placement(operator, wanted, choice)
+    if refuse:
+        refuse_basis(
+            operator, place, wanted, f"`steps` {steps}", "take fewer, or choose fewer parameters with `params`"
+        )
+    return replace(place, vectors=max(place.vectors, wanted), usual=wanted)
 
 
 def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -37,6 +37,16 @@ class Eigenpairs:
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
 
     __repr__ = outline
+
+    @property
+    def holds_vectors(self) -> bool:
+        """Whether the eigenvectors are there, and not what `without_vectors` puts in their place."""
+        return self.vectors.numel() < 2 or any(self.vectors.stride())
+
+
+def without_vectors(pairs: Eigenpairs) -> Eigenpairs:
+    """The pairs with nan in place of their eigenvectors, of the same shape, which takes no memory."""
+    return replace(pairs, vectors=torch.tensor(math.nan, dtype=pairs.vectors.dtype).expand(pairs.vectors.shape))
 
 
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.krylov.hutchinson import random_signs
+from spectra.krylov.blocks import products
 from spectra.krylov.results import as_cpu_float64
-from spectra.operator import SymmetricOperator, empty_rows
+from spectra.operator import SymmetricOperator, empty_rows, random_signs
 from spectra.vectors import map_shards, orthonormal, row_dots, sum_shards
 
 
 class Sketch:
     """Test vectors W, A W, the basis Q of A W, and A Q, all as rows (q, n). Products once made are kept."""
 
-    def __init__(self, operator: SymmetricOperator):
-        self.operator = operator
-        self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0)
+    def __init__(self, operator: SymmetricOperator, place: torch.device | None = None):
+        self.operator, self.place = operator, place or operator.device  # on which all of them lie
+        self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0, self.place)
         self.triangle = torch.zeros(0, 0, dtype=torch.float64)
 
     def grow(self, size: int, generator: torch.Generator) -> None:
@@ -32,8 +32,8 @@ class Sketch:
         q = len(self.tests)
         if size <= q:
             return
-        tests = torch.stack([random_signs(self.operator, generator) for _ in range(size - q)])
-        images = (self.operator @ tests.T).T
+        tests = self.signs(size - q, generator)
+        images = self.multiplied(tests)
         rest, across = images, torch.zeros(q, size - q, dtype=torch.float64)
         twice = range(2 if q else 0)
         for _ in twice:
@@ -47,7 +47,15 @@ class Sketch:
         self.triangle = torch.cat([torch.cat([self.triangle, across], dim=1), corner])
         self.tests, self.images = torch.cat([self.tests, tests]), torch.cat([self.images, images])
         self.basis = torch.cat([self.basis, new])
-        self.basis_images = torch.cat([self.basis_images, (self.operator @ new.T).T])
+        self.basis_images = torch.cat([self.basis_images, self.multiplied(new)])
+
+    def signs(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random signs (count, n)."""
+        return random_signs(self.operator, count, generator, self.place)
+
+    def multiplied(self, rows: Tensor) -> Tensor:
+        """The products (k, n) of rows (k, n)."""
+        return (self.operator @ rows.T).T if self.place == self.operator.device else products(self.operator, rows)
 
     def outside(self, new: Tensor, generator: torch.Generator) -> Tensor:
         """Orthonormal directions outside the basis, from `new` (k, n).
@@ -59,7 +67,7 @@ class Sketch:
         spare = triangle.diagonal().abs()[:, None] < 0.5
         if not spare.any():
             return directions
-        drawn = torch.stack([random_signs(self.operator, generator) for _ in range(len(new))])
+        drawn = self.signs(len(new), generator)
         drawn = without(drawn, self.basis, inner(self.basis, drawn))
         return orthonormal(map_shards(lambda own, other: torch.where(spare.to(own.device), other, own), new, drawn))[0]
 

@@ -21,6 +21,7 @@ from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.limits import refuse_estimate
+from spectra.krylov.placement import fits, placement
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch
 from spectra.operator import Counting, SymmetricOperator
@@ -28,6 +29,7 @@ from spectra.vectors import without_autocast
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
+ARRAYS = 5  # vectors that a test vector takes: four arrays, and what becomes their next rows
 SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the first stage does
 
 
@@ -47,7 +49,8 @@ def xtrace(
 
     The sketch has 16 vectors, of two products each, and grows by half until the error is met. Where all n products are
     no more than what is foreseen, the trace is taken exactly. Where the arrays no longer fit memory, the basis found so
-    far serves deflated Hutchinson.
+    far serves deflated Hutchinson; where not even the first do, random signs alone estimate the trace. The arrays lie
+    in the memory of the host where the device's is too little.
 
     Args:
         operator: the matrix (n, n).
@@ -68,7 +71,10 @@ def xtrace(
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
-    sketch = Sketch(counted)
+    place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # of the device, they may take two quarters
+    if not (probes or fits(operator, place, ARRAYS * min(FEWEST, n))):
+        return sample(counted, counted, known, rtol, None, generator, budget, progress)
+    sketch = Sketch(counted, place.device)
     wanted = probes or FEWEST
     value = error = math.nan
     while True:

@@ -11,10 +11,13 @@ import torch
 from spectra.cluster.distributed import distributed
 from spectra.defaults import LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.bounds import kato_temple
+from spectra.krylov.eigenpairs import basis_of
+from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
 from spectra.layerwise.recording import layers_results
+from spectra.operator import Shaped
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -49,6 +52,9 @@ class LayersSettings(AnySize):
 
     command = "layers"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, k) if (k := self.settled().k) else None
 
     def settled(self) -> Settled:
         """The settings with the values for None: of channels there are many, which are ranked by their saliencies."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectra.devices import in_float64
 from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.losses import Elementwise, columns, like
 
@@ -59,7 +60,7 @@ class PoissonLoss(Elementwise):
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """Draw r (E, K): rate - y, or 1 - y / rate, for counts y."""
         rates = self._rates(rows)
-        counts = poisson_counts(rates.double(), columns(uniform, rows.shape[1])).to(rows)
+        counts = poisson_counts(in_float64(rates), columns(uniform, rows.shape[1])).to(rows)
         return rates - counts if self.log_input else 1 - counts / rates
 
     def _rates(self, rows: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectra.devices import in_float64
 from spectra.problem.labels import LabelLoss
 from spectra.problem.logits import gaps_to, others, softmax, top_class
 from spectra.wording import outline
@@ -53,7 +54,7 @@ class CrossEntropy(LabelLoss):
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """Draw r (E, C) = p - e_y for labels y of probability p."""
         found = softmax(rows)
-        cumulative = found.probabilities.double().cumsum(dim=1)
+        cumulative = in_float64(found.probabilities).cumsum(dim=1)
         target = uniform(0)[:, None] * cumulative[:, -1:]
         label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
-        return found.less_label(label)
+        return found.less_label(label.to(rows.device))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import distributions as ds
 
+from spectra.devices import in_float64
 from spectra.errors import SpectraError
 from spectra.problem.counts import poisson_counts
 from spectra.wording import counted
@@ -55,14 +56,15 @@ def drawn(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: tor
 
 def bernoulli(d: ds.Bernoulli, following: Next) -> Tensor:
     """Labels 0 and 1 of a Bernoulli distribution."""
-    return (following(d.batch_shape) < d.probs).to(d.probs)
+    return (following(d.batch_shape) < in_float64(d.probs)).to(d.probs)
 
 
 def categorical(d: ds.Categorical | ds.OneHotCategorical, following: Next) -> Tensor:
     """Labels of classes, (b, ...)."""
-    cumulative = d.probs.double().cumsum(dim=-1)
+    cumulative = in_float64(d.probs).cumsum(dim=-1)
     target = following(d.batch_shape)[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative.contiguous(), target, right=True)[..., 0].clamp(max=d.probs.shape[-1] - 1)
+    labels = torch.searchsorted(cumulative.contiguous(), target, right=True)[..., 0]
+    return labels.clamp(max=d.probs.shape[-1] - 1).to(d.probs.device)
 
 
 def one_hot(d: ds.OneHotCategorical, following: Next) -> Tensor:
@@ -72,18 +74,18 @@ def one_hot(d: ds.OneHotCategorical, following: Next) -> Tensor:
 
 def poisson(d: ds.Poisson, following: Next) -> Tensor:
     """Counts of a Poisson distribution."""
-    return poisson_counts(d.rate.double(), following(d.batch_shape)).to(d.rate)
+    return poisson_counts(in_float64(d.rate), following(d.batch_shape)).to(d.rate)
 
 
 def geometric(d: ds.Geometric, following: Next) -> Tensor:
     """Numbers of failures before the first success."""
-    return (following(d.batch_shape).log() / (-d.probs.double()).log1p()).floor().to(d.probs)
+    return (following(d.batch_shape).log() / (-in_float64(d.probs)).log1p()).floor().to(d.probs)
 
 
 def by_counting(d: Any, following: Next) -> Tensor:
     """Counts from 0 on, by adding their probabilities up. Raises SpectraError where there are very many."""
     numbers = following(d.batch_shape)
-    exact = type(d)(d.total_count.double(), logits=d.logits.double(), validate_args=False)
+    exact = type(d)(in_float64(d.total_count), logits=in_float64(d.logits), validate_args=False)
     count, reached, mean = torch.zeros_like(numbers), torch.zeros_like(numbers), exact.mean
     for k in range(MOST):
         probability = exact.log_prob(torch.full_like(numbers, k)).exp()
@@ -100,7 +102,7 @@ def by_counting(d: Any, following: Next) -> Tensor:
 
 def standard_gamma(shape: Tensor, numbers: Tensor) -> Tensor:
     """Logarithms of gamma numbers of rate 1, by bisection."""
-    shape = shape.double()
+    shape = in_float64(shape)
     low, high = torch.full_like(numbers, -800.0), (shape + 40 * shape.sqrt() + 60).log()
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -112,7 +114,7 @@ def standard_gamma(shape: Tensor, numbers: Tensor) -> Tensor:
 def gamma(d: ds.Gamma, following: Next) -> Tensor:
     """Numbers of a gamma distribution."""
     tiny = torch.finfo(d.rate.dtype).tiny
-    found = standard_gamma(d.concentration, following(d.batch_shape)).exp() / d.rate.double()
+    found = standard_gamma(d.concentration, following(d.batch_shape)).exp() / in_float64(d.rate)
     return found.to(d.rate).clamp(min=tiny)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from spectra.devices import in_float64
 from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.losses import mismatch
 from spectra.wording import counted
@@ -112,7 +113,7 @@ class LabelLoss:
                 f"`loss` {self.name}: weight has {len(self.class_weights)} numbers, but the data have label "
                 f"{kept.max().item()}; give one number for each class"
             )
-        return self.class_weights.double().cpu()[kept.long().cpu()].sum().item()
+        return self.class_weights.cpu().double()[kept.long().cpu()].sum().item()
 
     def examples(self, targets: Tensor) -> int:
         """The number of targets that are not ignored."""
@@ -124,9 +125,9 @@ class LabelLoss:
         """The weight of each value in the mean, (E, 1): its class weight, and zero where a target is ignored."""
         kept = self.counted(targets)
         if targets.is_floating_point() or self.class_weights is None:
-            return kept.double()[:, None]
-        weights = self.class_weights.double().to(targets.device)[self._labels(targets)]
-        return weights.where(kept, 0)[:, None]
+            return in_float64(kept)[:, None]
+        weights = in_float64(self.class_weights.to(targets.device)[self._labels(targets)])
+        return weights.where(kept.to(weights.device), 0)[:, None]
 
     def target_shape(self, targets: Tensor) -> torch.Size:
         """The shape of the targets, each of them one place."""

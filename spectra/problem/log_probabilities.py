@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectra.devices import device_of_vectors, in_float64
 from spectra.problem.labels import LabelLoss
 
 
@@ -28,10 +29,10 @@ class LogProbabilityLoss(LabelLoss):
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """Draw r (E, C) = -e_y for labels y of probability p."""
-        cumulative = rows.double().exp().cumsum(dim=1)
+        cumulative = in_float64(rows).exp().cumsum(dim=1)
         target = uniform(0)[:, None] * cumulative[:, -1:]
         label = torch.searchsorted(cumulative.contiguous(), target, right=True).clamp(max=rows.shape[1] - 1)
-        return torch.zeros_like(rows).scatter(1, label, -1.0)
+        return torch.zeros_like(rows).scatter(1, label.to(rows.device), -1.0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class KullbackLeibler(LogProbabilityLoss):
     def value_weights(self, targets: Tensor) -> Tensor:
         """The weight of each value in the mean, (E, 1)."""
         count = self.examples(targets)
-        return torch.full((count, 1), self.weight(targets) / count, dtype=torch.float64, device=targets.device)
+        place = device_of_vectors(targets.device)
+        return torch.full((count, 1), self.weight(targets) / count, dtype=torch.float64, device=place)
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The sum of each target distribution, (E, 1)."""

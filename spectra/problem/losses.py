@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from spectra.devices import device_of_vectors
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.quoting import quoted
@@ -125,7 +126,8 @@ class Elementwise:
 
     def value_weights(self, targets: Tensor) -> Tensor:
         """The weight of each value in the mean: ones (E, K)."""
-        return torch.ones(len(targets), targets[0].numel(), dtype=torch.float64, device=targets.device)
+        place = device_of_vectors(targets.device)
+        return torch.ones(len(targets), targets[0].numel(), dtype=torch.float64, device=place)
 
     def target_shape(self, targets: Tensor) -> torch.Size:
         """The shape of the targets."""

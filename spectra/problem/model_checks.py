@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.devices import in_float64
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -110,7 +111,8 @@ def called(problem: Problem, batch: Batch) -> Tensor:
 
 def by_example(problem: Problem, output: Any, batch: Batch) -> Tensor:
     """The output as rows of the loss, one (b, ...) for each example where there are as many for each."""
-    rows = problem.rows_of(output, batch).detach().double()
+    rows = problem.rows_of(output, batch).detach()
+    rows = in_float64(rows)
     return rows.reshape(len(batch), -1) if rows.numel() % len(batch) == 0 else rows
 
 

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.blocks import recomputing
 from spectra.problem.choice import choose_parameters, refuse_training_layers
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.side_effects import without_side_effects
+from spectra.problem.tokens import Head
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
 from spectra.wording import counted
 
@@ -63,6 +65,9 @@ class Problem:
     mc_samples: int = 1
     output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
     processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
+    recompute_activations: bool | None = None  # compute blocks anew for derivatives; None: where memory asks for it
+    blocks: tuple[str, ...] = ()  # the modules that are computed anew
+    head: Head | None = None  # the layer whose logits are made by chunks of tokens
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
     layouts: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # of outputs that are trees
     containers: list = field(default_factory=list, init=False, repr=False, compare=False)  # see `_takes_container`
@@ -72,6 +77,7 @@ class Problem:
         require_number("weight_decay", self.weight_decay, finite=True)
         require_integer("seed", self.seed, 0, LARGEST_SEED)
         require_integer("mc_samples", self.mc_samples)
+        require_boolean("recompute_activations", self.recompute_activations, optional=True)
         if not self.parameters:
             object.__setattr__(self, "parameters", choose_parameters(self.model))
         refuse_training_layers(self.model)
@@ -244,7 +250,7 @@ class Problem:
     def _forward(self, inputs: Any, batch: Batch) -> Any:
         """The model's output on inputs like the batch's, with gradients on: some models differentiate in forward."""
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), recomputing(self.model, self.blocks):
                 if isinstance(self.loss, BatchLoss):
                     given = inputs.whole() if isinstance(inputs, Structured) else inputs
                     return self.loss.values(self.model, given, len(batch))

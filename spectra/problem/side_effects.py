@@ -7,6 +7,7 @@ elsewhere, so that chance in the model shows.
 
 from __future__ import annotations
 
+import operator
 import pickle
 import random
 from collections import OrderedDict, defaultdict, deque
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+from spectra.devices import generator_states, restore_generators
+
+CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, set, deque))
 LARGEST = 1000  # entries: a cache, and no vocabulary
 CALLS = count(1)
 
@@ -34,13 +37,13 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
     thousand. Else they are left: a model may count its calls.
     """
     before = [(vars(module), vars(module).copy()) for module in modules(model)]
-    before += [(value, value.copy()) for _, had in before for value in had.values() if is_cache(value)]
+    before += [(value, value.copy() if value else ()) for _, had in before for value in had.values() if is_cache(value)]
     with generators_restored():
         reseed(next(CALLS))
         try:
             yield
         finally:
-            if any(isinstance(x, Tensor) for pair in before for x in pytree.tree_leaves(new(*pair))):
+            if any(isinstance(x, Tensor) for pair in before if changed(*pair) for x in pytree.tree_leaves(new(*pair))):
                 for container, had in before:
                     container.clear()
                     (container.extend if isinstance(container, list | deque) else container.update)(had)
@@ -62,6 +65,14 @@ def is_cache(value: Any) -> bool:
     return type(value) in CONTAINERS and len(value) <= LARGEST
 
 
+def changed(container: Any, before: Any) -> bool:
+    """Whether a container has other entries now, or has them in another order."""
+    if not before or len(container) != len(before):
+        return len(container) != len(before)
+    both = (container.values(), before.values()) if isinstance(container, dict) else (container, before)
+    return not all(map(operator.is_, *both))
+
+
 def new(container: Any, before: Any) -> list[Any]:
     """The entries that a container has now, and had not before."""
     now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
@@ -72,15 +83,12 @@ def new(container: Any, before: Any) -> list[Any]:
 @contextmanager
 def generators_restored() -> Iterator[None]:
     """Restore the global generators of torch, NumPy and `random` on leaving. CUDA's are not started for that."""
-    cuda = torch.cuda.is_initialized()
-    torch_state, cuda_states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    states = generator_states()
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
+        restore_generators(states)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
@@ -90,12 +98,13 @@ def reseed(number: int) -> None:
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002
 
 
 def draws() -> list[bytes]:
     """The states of the global generators, which change when a number is drawn."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    states = [state.numpy().tobytes() for state in pytree.tree_leaves(generator_states())]
     return [*states, pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from spectra.devices import in_float64
 from spectra.errors import SpectraError
 
 LABELS, WEIGHTS = "labels", "weights"
@@ -83,5 +84,5 @@ def weights_of(loss: Any, targets: Any) -> Tensor | None:
             f"`data`: weights of shape {tuple(weights.shape)} do not fit labels of shape {tuple(labels.shape)}; give "
             "one number an example, or one for each target"
         )
-    spread = weights.double().reshape(*weights.shape, *(1 for _ in shape[weights.ndim :])).expand(shape)
+    spread = in_float64(weights).reshape(*weights.shape, *(1 for _ in shape[weights.ndim :])).expand(shape)
     return spread.reshape(loss.value_weights(labels).shape)

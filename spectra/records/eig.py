@@ -57,4 +57,5 @@ class EigResult(Entry):
 def eig_results(found: Sequence[Any], method: str, save_vectors: bool = False) -> list[EigResult]:
     """Entries of measurements, with all their eigenvectors if asked for, or if these take no more than 1 GiB."""
     small = sum(measurement.answer.vectors.nbytes for measurement in found) <= LARGEST_VECTORS
-    return [EigResult.of(measurement, method, vectors=save_vectors or small) for measurement in found]
+    wanted = save_vectors or small
+    return [EigResult.of(one, method, vectors=wanted and one.answer.holds_vectors) for one in found]

@@ -17,8 +17,10 @@ class CommandCost(Stored):
     method: str  # gram: exact
     products: int
     seconds: float
-    bytes: int  # at its peak, besides model and data
+    bytes: int  # of the device at its peak, besides model and data
     at_least: bool  # whether it may be far more
+    host_bytes: int | None = None  # of the host, where the basis of a GPU lies there; else 0
+    largest_parameters: int | None = None  # of which memory holds the smallest basis; null where there is none
 
 
 @stored

@@ -61,6 +61,7 @@ class ProblemRecord(Stored):
     samples: int | None = None
     batch_size: int
     memory: int | None = None  # bytes that products may take
+    recompute_activations: bool | None = None  # as asked; `path` of a result tells what was done
     params: list[str] | None = None  # globs
     mc_samples: int | None = None
     weight_decay: float | None = None

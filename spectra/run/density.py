@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
-from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.placement import Placement
+from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
+from spectra.operator import Shaped
 from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
@@ -29,6 +31,9 @@ class DensitySettings(AnySize):
 
     command = "density"
     less_memory = ("`steps`", "take fewer, or choose fewer parameters with `params`")
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, self.steps)
 
 
 def density(session: Session[DensitySettings], draw: Draw) -> Record:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
+from typing import Any
 
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import IEEE, TOLERANCE, K
+from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG, POLISHED
-from spectra.records.eig import eig_results
+from spectra.krylov.placement import Placement
+from spectra.krylov.results import Eigenpairs, without_vectors
+from spectra.operator import Shaped
+from spectra.records.eig import LARGEST_VECTORS, eig_results
 from spectra.records.record import Record
 from spectra.run.session import Session
 
@@ -35,10 +40,19 @@ class EigSettings:
         if self.method == "power":
             refuse_which(self.which)
 
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, self.k) if self.method == "lanczos" else None
+
     def refuse_size(self, size: int, products: int | None) -> None:
         refuse_k(self.k, size)
         if self.method == "dense":
             refuse_dense(size, products)
+
+
+def lean(solve: Callable[..., Eigenpairs], save_vectors: bool, *given: Any, **options: Any) -> Eigenpairs:
+    """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
+    pairs = solve(*given, **options)
+    return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
 
 
 def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
@@ -48,7 +62,7 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     expected = 3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k
     precision = None if asked.method in POLISHED else IEEE  # nothing would bring others below the noise
-    found = session.measure(solve, products=expected, precision=precision)
+    found = session.measure(partial(lean, solve, save_vectors), products=expected, precision=precision)
     record = session.record(found, eig_results(found, asked.method, save_vectors))
     session.keep(record)
     return record

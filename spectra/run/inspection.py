@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +22,8 @@ from spectra.errors import SpectraError
 from spectra.inputs.description import versions
 from spectra.inputs.problem import Loaded
 from spectra.inputs.weights import adapter_notes, load_model
+from spectra.krylov.eigenpairs import basis_of
+from spectra.krylov.eigensolver import PENDING
 from spectra.krylov.forecast import (
     PILOT,
     Forecast,
@@ -82,8 +84,10 @@ class Estimate:
     method: str  # gram: exact
     products: int
     seconds: float
-    bytes: int  # at its peak, of products and of the method's vectors, besides model and data
+    bytes: int  # of the device at its peak, of products and of the method's vectors, besides model and data
     at_least: bool  # whether it may be far more
+    host_bytes: int = 0  # of the host, where the basis of a device lies there
+    largest_parameters: int | None = None  # of which memory holds the smallest basis of the method
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Outlook:
     estimates: tuple[Estimate, ...]
     products: int  # that it took
     converged: bool  # products are finite, so that there are estimates
+    refused: tuple[str, ...] = ()  # why commands would be refused for lack of memory
 
 
 def look_ahead(
@@ -111,8 +116,14 @@ def look_ahead(
     By the method that each takes by itself, and by the Gram matrix where there is one.
     """
     start, before = time.perf_counter(), operator.products
-    pilot = begin(operator, random_start(operator, generator))
-    while pilot.size < min(PILOT, max_products or PILOT) and len(pilot.pending) and pilot.finite:
+    k = min(k, operator.shape[0])
+    try:
+        place = basis_of(operator, k)
+    except SpectraError as error:
+        return Outlook(0.0, (), 0, converged=False, refused=(str(error),))
+    steps = min(PILOT, max_products or PILOT, place.vectors)
+    pilot = begin(operator, random_start(operator, generator), rows=steps + PENDING, place=place.device)
+    while pilot.size < steps and len(pilot.pending) and pilot.finite:
         pilot.extend(operator)
         if progress:
             progress(products=operator.products)
@@ -128,20 +139,39 @@ def look_ahead(
     def estimate(command: str, method: str, cost: Forecast) -> Estimate:
         products = CHECKS + cost.products
         seconds = products * pace + cost.seconds
-        return Estimate(command, method, products, seconds, taken + int(held * cost.bytes), cost.at_least)
+        return Estimate(
+            command,
+            method,
+            products,
+            seconds,
+            taken + int(held * cost.bytes),
+            cost.at_least,
+            int(held * cost.host_bytes),
+            cost.largest,
+        )
 
-    k = min(k, pilot.dimension)
+    refused: list[str] = []
+
+    def unless_refused(command: str, method: str, forecast: Callable[[], Forecast]) -> Estimate | None:
+        try:
+            return estimate(command, method, forecast())
+        except SpectraError as error:
+            refused.append(str(error))
+            return None
+
     exact = {e.command: e for e in exact_estimates(operator, k, pace)}
     estimates = [
-        estimate("eig", "lanczos", forecast_eigenpairs(seen, k, tolerance=tolerance, generator=generator)),
+        unless_refused(
+            "eig", "lanczos", partial(forecast_eigenpairs, seen, k, tolerance=tolerance, generator=generator)
+        ),
         exact.get("eig"),
         estimate("trace", "xtrace", forecast_trace(seen, rtol=rtol, generator=generator))
         if usual_method(operator, max_products and max_products - CHECKS) == "xtrace"
         else None,
         exact.get("trace"),
-        estimate("density", "lanczos", forecast_measure(seen, generator=generator)),
+        unless_refused("density", "lanczos", partial(forecast_measure, seen, generator=generator)),
     ]
-    return Outlook(pace, tuple(e for e in estimates if e), spent, converged=True)
+    return Outlook(pace, tuple(e for e in estimates if e), spent, converged=True, refused=tuple(refused))
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
@@ -180,6 +210,8 @@ def inspection(session: Session[InspectSettings]) -> Record:
     else:
         found = outlooks(session)
     record = session.record(found, [InspectResult.of(measurement) for measurement in found])
+    if refused := list(dict.fromkeys(text for measurement in found for text in measurement.answer.refused)):
+        record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *refused]))
     session.keep(record)
     return record
 

@@ -15,11 +15,12 @@ from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
-from spectra.inputs.devices import choose_dtype, choose_own_device
+from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
 from spectra.operator import CHECKS, NOISE_PRODUCTS
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
+from spectra.wording import counted
 
 SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 
@@ -27,7 +28,27 @@ SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
 def device_of(request: Request) -> torch.device:
     """The device on which the problem is or will be. Raises SpectraError where there is no such device."""
     given = request.problem
-    return given.device if isinstance(given, Problem) else choose_own_device(given["model"], given.get("device"))
+    if isinstance(given, Problem):
+        return given.device
+    named = str(given.get("device"))
+    if request.ranks and ranks.world() > 1 and (":" in named or named == "mps"):
+        kind = named.partition(":")[0]
+        way_out = (
+            "cpu, or one process without torchrun" if kind == "mps" else f"{kind}, of which each rank takes its own"
+        )
+        raise SpectraError(f"`device` {named}: it is one device for all of torchrun's ranks; take `device` {way_out}")
+    return choose_place(given["model"], given.get("device"), given.get("dtype"))[0]
+
+
+def idle_cards(request: Request, device: torch.device) -> str | None:
+    """The note that other cards are idle, with the line that would use them; None where a user has chosen one."""
+    named = request.problem.get("device") if isinstance(request.problem, Mapping) else None
+    if not request.ranks or ranks.world() > 1 or device.type != "cuda" or named not in (None, "auto", "cuda"):
+        return None
+    if (count := torch.cuda.device_count()) < 2:
+        return None
+    command = f"torchrun --nproc-per-node {count} -m spectra {request.settings.command} ..."
+    return f"{device} is used, the other {counted(count - 1, 'card')} not; `{command}` uses all"
 
 
 def refuse_lower_precision(request: Request, device: torch.device) -> None:
@@ -35,7 +56,7 @@ def refuse_lower_precision(request: Request, device: torch.device) -> None:
     if request.precision != IEEE:
         given = request.problem
         own = isinstance(given, Problem)
-        dtype = given.dtype if own else choose_dtype(given["model"], given.get("dtype"))
+        dtype = given.dtype if own else choose_place(given["model"], given.get("device"), given.get("dtype"))[1]
         refuse_precision(request.precision, dtype, device)
 
 

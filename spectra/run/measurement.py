@@ -15,8 +15,11 @@ from spectra.defaults import IEEE
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
+from spectra.memory import basis_place
 from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
 from spectra.vectors import gather_on_first
+
+ON_HOST = "; basis in host memory"
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ def noise_fields(counted: Counting, checked: float | None) -> dict[str, Any]:
 
 
 def gathered(answer: Any) -> Any:
-    """The answer with eigenvectors that are sharded brought together at rank 0, where they are written."""
-    return replace(answer, vectors=gather_on_first(answer.vectors)) if hasattr(answer, "vectors") else answer
+    """The answer with its eigenvectors in host memory, those that are sharded together at rank 0, which writes them."""
+    return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
 def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
@@ -141,7 +144,7 @@ def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
     return Measurement(
         curvature=matrix.name,
         answer=answer,
-        path=matrix.path,
+        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.problem.device.type != "cpu" else ""),
         precision=matrix.precision,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,

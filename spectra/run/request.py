@@ -10,6 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from spectra.curvature.matrices import refuse_weight_decay
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
+from spectra.krylov.placement import Placement
+from spectra.operator import Shaped
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -36,6 +38,13 @@ class Settings(Protocol):
         """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
         ...
 
+    def basis(self, space: Shaped) -> Placement | None:
+        """The place of the method's basis for matrices on these vectors; None where it has none, or settles it itself.
+
+        Raises SpectraError where memory holds no basis.
+        """
+        ...
+
 
 FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
@@ -49,6 +58,9 @@ class AnySize:
 
     def refuse_size(self, size: int, products: int | None) -> None:
         pass
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return None
 
 
 def anything(_record: ProblemRecord) -> None:
@@ -66,8 +78,10 @@ class Request(Generic[S]):
         seed: of starting vectors and probes.
         max_products: of each matrix, all counted; None is without end.
         memory: bytes that products may take besides model and data; None: a quarter of the device's.
+        basis: where the basis of a method lies, auto, device or host.
         check: compare derivatives with differences first.
         precision: of products: ieee, tf32 or bf16.
+        compile: compile products; None: where that pays.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
         save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
@@ -85,8 +99,10 @@ class Request(Generic[S]):
     seed: int = 0
     max_products: int | None = None
     memory: int | None = None
+    basis: str = "auto"
     check: bool = True
     precision: str = IEEE
+    compile: bool | None = None
     out: Path | None = None
     home: Path | None = None
     save_every: float | None = None

@@ -21,10 +21,11 @@ from spectra.cluster.distributed import distributed
 from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.operator import Curvature
+from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
-from spectra.memory import memory_share, settled_share, taking_memory
+from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
@@ -34,9 +35,10 @@ from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator, as_bytes
 from spectra.resume.state import State
+from spectra.run.basis import Space, name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
-from spectra.run.loading import checks_of, device_of, load, processes_of, refuse_lower_precision
+from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of, refuse_lower_precision
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
 from spectra.run.request import Request, S
 from spectra.vectors import shard_sizes, without_autocast
@@ -74,11 +76,13 @@ class Session(Generic[S]):
             refuse_lower_precision(request, device)
             line.stage("waiting for the other ranks")
             self.processes = processes_of(request, device)
+            device = device_of(request)  # of torchrun's ranks each has a card of its own
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
                 self.state = self._open_state(request.out / f"{request.settings.command}.state", request.save_every)
             settled = self.state and self.state.settled
+            self._stack.enter_context(as_current(device))
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
@@ -88,14 +92,33 @@ class Session(Generic[S]):
             self.names, self.problem, self.about = tuple(dict.fromkeys(names)), loaded.problem, loaded.record
             self._stack.enter_context(without_autocast())  # which the user's file may have switched on
             request.verify(self.about)
+            place, notes = self._settle_basis()
             if self.state:
                 self._stack.callback(self.state.close)
-                self.state.begin(self.fingerprint(), {"memory_share": share})
-        self.about = complete(loaded)
-        for text in loaded.told:
+                self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
+        record = complete(loaded)
+        self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
+        for text in [*loaded.told, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
         self.listener.heading(self.about)
         return self.problem
+
+    def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
+        """Settle where bases lie from now on: where an unfinished run had them, unless something else is asked for.
+
+        Returns what a resumed run is to take up, and lines for the reader.
+        """
+        space, asked = Space(self.problem), self.request.basis
+        before = (self.state and self.state.settled) or {}
+        on_cpu = space.device.type == "cpu"
+        share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
+        place = before.get("basis", "auto") if asked == "auto" else asked
+        with settled_basis(place, share):
+            found = self.request.settings.basis(space)
+        place = name_of(found, space) if found else place
+        self._stack.enter_context(settled_basis(place, share))
+        notes = list(told(found, space, asked)) if found else []
+        return {"basis": place, "host_share": share}, notes
 
     def prepare(self) -> None:
         """See that files can be written; a directory that is made for that goes if nothing comes into it."""
@@ -138,9 +161,10 @@ class Session(Generic[S]):
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
-            "device": record.device,
+            "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }
+        found.pop("basis", None)  # which an unfinished run may have had elsewhere
         if isinstance(self._own_model(), nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
             found["labels_seed"] = self.problem.seed
@@ -165,7 +189,17 @@ class Session(Generic[S]):
         expected = min(products, self.request.max_products or products)
         precision = precision or self.request.precision
         choices = Choices(self.state.choices if self.state else None)
-        return Curvature(problem, name, memory, expected, self.request.check, choices, precision)
+        return Curvature(
+            problem,
+            name,
+            memory,
+            expected,
+            self.request.check,
+            choices,
+            precision,
+            self.request.compile,
+            self.listener.note,
+        )
 
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.

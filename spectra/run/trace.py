@@ -14,7 +14,8 @@ from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
-from spectra.operator import CHECKS, Factored
+from spectra.krylov.placement import Placement
+from spectra.operator import CHECKS, Factored, Shaped
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
@@ -40,6 +41,9 @@ class TraceSettings:
     def refuse_size(self, size: int, products: int | None) -> None:
         if self.method == "dense":
             refuse_dense(size, products)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return None
 
 
 def trace(session: Session[TraceSettings]) -> Record:

@@ -27,6 +27,7 @@ from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.inner_products import add_gram
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import memory_share
@@ -95,7 +96,7 @@ def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = N
     own = slice(0, None, classes + 1)  # the rows c' = c
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     add_gram(gram, rows)
-    gram, along = gram.cpu(), (full_tensor(pairs.vectors).to(rows) @ rows.T).double().cpu()
+    gram, along = gram.cpu(), (full_tensor(pairs.vectors).to(rows) @ rows.T).cpu().double()
     class_gram = scales[:, None] * gram[own, own] * scales
     values = pairs.values - problem.weight_decay
     class_parts = (scales * along[:, own]).square().sum(dim=1) / values
@@ -129,8 +130,9 @@ def class_means(problem: Problem) -> ClassMeans:
             f"`params`: {classes**2:,} cross-class means of {problem.size:,} numbers take {needed / 2**30:.1f} GiB, "
             f"and {room / 2**30:.1f} may be taken; choose fewer parameters"
         )
-    sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=problem.device)
-    weights = torch.zeros(classes, classes, dtype=torch.float64, device=problem.device)
+    place = device_of_vectors(problem.device)
+    sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=place)
+    weights = torch.zeros(classes, classes, dtype=torch.float64, device=place)
     with twice_differentiable(problem.model), explained():
         for batch in own_batches(problem):
             for part, labels in by_class(problem, batch):
@@ -176,13 +178,13 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
     own = targets.flatten()
     for c in counted:
         of_class = (own == c)[:, None]
-        weights[c] += w.where(of_class, 0).sum(dim=0)
+        weights[c] += w.where(of_class, 0).sum(dim=0).to(weights.device)
         for label in range(p.shape[1]):
             if label == c:
                 continue
             away = -found.less_label(torch.full_like(own[:, None], label, dtype=torch.int64))
             slope = (w[:, label, None] * away).where(of_class, 0)
-            sums[c, label] += problem.vector(gradient(rows, problem.leaves, slope))
+            sums[c, label] += problem.vector(gradient(rows, problem.leaves, slope)).to(sums.device)
 
 
 def with_own_label(sums: Tensor, weights: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
@@ -77,7 +79,7 @@ def find_directions(
         held, source = pairs["LM" if name.isdigit() else "SA"]
         place = int(name) - 1 if name.isdigit() else 0
         if place < len(held.values):
-            found[name] = eigenvector(name, held, place, source)
+            found[name] = eigenvector(name, held, place, source, problem.device)
     return found, good and len(found) == len(names)
 
 
@@ -89,9 +91,9 @@ def refuse_ranks(ranks: Sequence[int], n: int) -> None:
         )
 
 
-def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str) -> Direction:
-    """The pair at this place."""
-    vector = full_tensor(take_rows(pairs.vectors, [place]))[0]
+def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str, device: torch.device) -> Direction:
+    """The pair at this place, its vector on the device."""
+    vector = full_tensor(take_rows(pairs.vectors, [place]))[0].to(device)
     value, residual = pairs.values[place].item(), pairs.residuals[place].item()
     return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
 
@@ -108,13 +110,13 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     output channel in a parameter of two dimensions or more; parameters of fewer (biases, scales of normalisation
     layers) stay where they are. Raises SpectraError where nothing is left to vary.
     """
-    drawn = torch.randn(problem.size, generator=generator, dtype=torch.float64)
+    (drawn,) = normal_rows(draw_keys(generator, 1), slice(0, problem.size), torch.float64, torch.device("cpu"))
     modules = dict(problem.model.named_modules())
     parts = []
     for d, (name, p) in zip(problem.tensors(drawn), problem.parameters.items(), strict=True):
         filters = channel_of(modules.get(name.rpartition(".")[0]), p)
         parts.append(filter_normalised(d, p.detach(), filters))
-    vector = problem.vector(parts)
+    vector = problem.vector(parts).to(device_of_vectors(problem.device))
     if not vector.any():
         raise SpectraError(
             "`along` random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
@@ -130,6 +132,6 @@ def filter_normalised(drawn: Tensor, parameter: Tensor, filters: Tensor) -> Tens
     """
     if parameter.ndim < 2:
         return torch.zeros_like(parameter)
-    own, given = (torch.bincount(filters, x.double().cpu().flatten().square()).sqrt() for x in (parameter, drawn))
+    own, given = (torch.bincount(filters, x.cpu().double().flatten().square()).sqrt() for x in (parameter, drawn))
     scales = own / given.clamp(min=torch.finfo(torch.float64).tiny)
     return (drawn.flatten() * scales[filters]).view(parameter.shape).to(parameter)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.devices import in_float64
 from spectra.problem.problem import Problem
 
 
@@ -24,7 +25,7 @@ def displaced(parameters: Sequence[torch.nn.Parameter], steps: Sequence[Tensor])
     own = [p.data for p in parameters]
     try:
         for p, here, step in zip(parameters, own, steps, strict=True):
-            p.data = here + step
+            p.data = here + step.to(here.device)
         yield
     finally:
         for p, here in zip(parameters, own, strict=True):
@@ -58,4 +59,4 @@ def total_loss(problem: Problem) -> float:
 
 def square(problem: Problem) -> float:
     """|theta|^2 over the chosen parameters, in float64."""
-    return sum(p.detach().double().square().sum().item() for p in problem.leaves)
+    return sum(in_float64(p.detach()).square().sum().item() for p in problem.leaves)

@@ -19,6 +19,7 @@ from torch import Tensor
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import definition
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
@@ -45,6 +46,7 @@ class Point:
     def of(cls, problem: Problem) -> Point:
         """The point where a problem's parameters are now."""
         theta, shift = problem.vector([p.detach() for p in problem.leaves]), problem.weight_decay
+        theta = theta.to(device_of_vectors(theta.device))
         loss, size = mean_loss(problem) + shift * square(problem) / 2, square(problem) ** 0.5
         return cls(loss, mean_gradient(problem) + shift * theta, size)
 

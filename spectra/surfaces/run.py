@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 from spectra.defaults import TOLERANCE
+from spectra.krylov.eigenpairs import basis_of
+from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
-from spectra.operator import Counting, SymmetricOperator, checkpointed
+from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.surfaces.directions import find_directions, numbered, refuse_ranks
+from spectra.surfaces.directions import LOWEST, find_directions, numbered, refuse_ranks
 from spectra.surfaces.landscape import Grid, Point, landscape
 from spectra.surfaces.recording import landscape_results
 
@@ -46,6 +48,10 @@ class LandscapeSettings:
 
     def refuse_size(self, size: int, products: int | None) -> None:
         refuse_ranks(self.ranks, size)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        k = max(self.ranks, default=int(any(LOWEST in names for names in self.along)))
+        return basis_of(space, k) if k else None
 
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:

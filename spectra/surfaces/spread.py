@@ -21,6 +21,7 @@ from spectra.curvature.definition import Definition, loss_gradient
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, gradient, twice_differentiable
 from spectra.curvature.matrices import definition
+from spectra.devices import in_float64
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem, Processes
 from spectra.spectrum.curves import NOISE
@@ -69,7 +70,7 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
     curvatures, slopes = problem.examples * gathered(torch.cat(parts, dim=2), problem.processes).numpy()
     if matrix.subtracts_mean_gradient:
         curvatures = np.square(slopes - slopes.mean(axis=1, keepdims=True))
-    shift, theta = problem.weight_decay, problem.vector([p.detach() for p in problem.leaves]).double()
+    shift, theta = problem.weight_decay, in_float64(problem.vector([p.detach() for p in problem.leaves]))
     for j, d in enumerate(directions):
         curvatures[j] += shift * d.double().square().sum().item()
         slopes[j] += shift * (theta @ d.double()).item()
@@ -84,11 +85,12 @@ def of_batch(problem: Problem, matrix: Definition, batch: Batch, directions: Seq
     kept = problem.counted(jacobian.rows, batch)
     found = []
     for d in directions:
+        d = d.to(problem.device)
         velocity = jacobian.times(d)
         bend = by_row(velocity * middle(velocity))
         if matrix.has_model_curvature:
             bend = bend + by_row(residual * acceleration(jacobian, d))
-        found.append(torch.stack([bend, by_row(residual * velocity)])[:, kept].detach().double().cpu())
+        found.append(torch.stack([bend, by_row(residual * velocity)])[:, kept].detach().cpu().double())
     return torch.stack(found, dim=1)
 
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
+from spectra.errors import SpectraError
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.runner import Runner
 
@@ -71,6 +72,10 @@ def devices(plan: Plan) -> list[str]:
     """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where every command uses the CPU."""
     if all(options.get("device") == "cpu" for options in plan.options.values()):
         return []
+    named = [str(options["device"]) for options in plan.options.values() if ":" in str(options.get("device"))]
+    if named:
+        text = "a sweep gives each of its tasks a card; take `device` cuda, and name the cards in CUDA_VISIBLE_DEVICES"
+        raise SpectraError(f"`device` {named[0]}: {text}")
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     import torch

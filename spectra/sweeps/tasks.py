@@ -30,7 +30,7 @@ from spectra.sweeps.digests import digest
 from spectra.sweeps.plan import Plan, Task
 
 # Options that change no number beyond rounding, or that a run fills in itself.
-FREE = frozenset({"memory", "device", "deflate"})
+FREE = frozenset({"memory", "basis", "device", "deflate"})
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGKILL")  # of which Windows lacks some
 KILLED = tuple(-getattr(signal, name) for name in ENDING if hasattr(signal, name))

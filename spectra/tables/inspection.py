@@ -15,6 +15,7 @@ from spectra.tables.results import new_table, rendered
 from spectra.wording import counted
 
 MOST_ROWS = 40
+NEAR = 4  # times the parameters that there are
 SHOWN = 5  # ignored names in a line
 UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
 
@@ -34,6 +35,7 @@ def inspect_parts(record: Record) -> list[str | Table]:
             parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
         if any(estimate.at_least for r in results for estimate in r.estimates):
             parts.append("> at least: how much more, the pilot run cannot tell")
+        parts += limits(problem.parameters, results)
     return parts
 
 
@@ -126,10 +128,22 @@ def cost_table(results: Sequence[InspectResult]) -> Table:
         for estimate in worth_telling(r.estimates):
             sign = "> " if estimate.at_least else ""
             duration, memory = in_time(estimate.seconds), in_bytes(estimate.bytes)
+            if on_host := getattr(estimate, "host_bytes", None):
+                memory += f" + {in_bytes(on_host)} (host)"
             command = estimate.command + (", exact" if estimate.method == "gram" else "")
             table.add_row(*first, command, f"{sign}{estimate.products:,}", sign + duration, memory)
             first = ["", ""]
     return table
+
+
+def limits(parameters: int, results: Sequence[InspectResult]) -> list[str]:
+    """Lines on how many parameters memory holds a basis of, for each command for which that is near."""
+    found: dict[str, int] = {}
+    for estimate in (estimate for r in results for estimate in r.estimates):
+        if largest := getattr(estimate, "largest_parameters", None):
+            found[estimate.command] = min(largest, found.get(estimate.command, largest))
+    near = {command: largest for command, largest in found.items() if largest < NEAR * parameters}
+    return [f"memory holds a basis of {command} up to {largest:.2g} parameters" for command, largest in near.items()]
 
 
 def worth_telling(estimates: Sequence[CommandCost]) -> list[CommandCost]:

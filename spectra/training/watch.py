@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from spectra.arguments import require_integer, require_number
 from spectra.curvature.evaluation import evaluate
 from spectra.curvature.operator import Curvature
 from spectra.defaults import TOLERANCE
+from spectra.devices import name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
-from spectra.inputs.devices import DTYPES, brought
+from spectra.inputs.devices import DTYPES, brought, recorded_device
 from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
@@ -246,8 +246,8 @@ class Watch:
             which="LM",
             tol=self.tolerance,
             rtol=self.rtol,
-            device=device.type,
-            device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            device=recorded_device(device),
+            device_name=name_of_device(device),
             dtype=str(problem.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             loss_value=value.loss,

@@ -16,7 +16,7 @@ def data(n=21):
 def loss(output, target, temperature=0.3):
     z = F.normalize(output, dim=1)
     scores = z @ z.T / temperature
-    itself = torch.eye(len(z), dtype=torch.bool)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     log_prob = scores - scores.masked_fill(itself, float("-inf")).logsumexp(1, keepdim=True)
     positive = (target[:, None] == target) & ~itself
     return (-(log_prob * positive).sum(1) / positive.sum(1)).mean()

@@ -13,8 +13,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, tokens)
 
     def forward(self, idx, targets=None):
-        x = self.embed(idx) + self.place(torch.arange(idx.shape[1]))
-        mask = torch.ones(idx.shape[1], idx.shape[1]).triu(1).bool()
+        x = self.embed(idx) + self.place(torch.arange(idx.shape[1], device=idx.device))
+        mask = torch.ones(idx.shape[1], idx.shape[1], device=idx.device).triu(1).bool()
         x = x + self.attend(x, x, x, attn_mask=mask, need_weights=False)[0]
         if targets is None:
             return self.head(x[:, [-1]]), None

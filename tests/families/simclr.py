@@ -25,4 +25,4 @@ def loss(model, batch, temperature=0.5):
     z = F.normalize(torch.cat([model(one), model(two)]), dim=1)
     scores = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     n = len(one)
-    return F.cross_entropy(scores, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
+    return F.cross_entropy(scores, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(scores.device))

@@ -25,5 +25,5 @@ def data(n=16):
 
 def loss(model, batch):
     scores = model(**batch)
-    labels = torch.arange(len(scores))
+    labels = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2

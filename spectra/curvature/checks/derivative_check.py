@@ -25,14 +25,18 @@ from torch import Tensor
 from spectra.curvature.checks.differences import STEPS, Verdict, judge
 from spectra.curvature.checks.error_location import locate_error
 from spectra.curvature.checks.perturbed import LocalProblem, copied, in_place, random_direction
+from spectra.curvature.chunks import HeadJacobian
 from spectra.curvature.definition import Derivative, loss_gradient
 from spectra.curvature.engine.batches import joined, kind
-from spectra.curvature.engine.differentiation import Jacobian, gradient, nodes_behind
+from spectra.curvature.engine.differentiation import Jacobian, gradient
 from spectra.curvature.engine.footprint import Footprint, elements
 from spectra.curvature.engine.gradients import batch_gradient
 from spectra.curvature.matrices import definition
+from spectra.devices import in_float64
 from spectra.errors import SpectraError, describe
+from spectra.problem.autograd_graph import names_behind
 from spectra.problem.batch import Batch
+from spectra.problem.head import head_inputs, loss_of, rows_by_parts
 from spectra.problem.problem import Problem
 from spectra.wording import counted
 
@@ -139,11 +143,16 @@ def jacobian(local: LocalProblem) -> Verdict:
     """Compare J v."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
-    product = Jacobian(problem, batch).times(problem.vector(local.direction))
+    if problem.head is None:
+        product: Tensor | None = Jacobian(problem, batch).times(problem.vector(local.direction))
+    else:
+        product = HeadJacobian(problem, batch, problem.head).times(problem.vector(local.direction))[0]
+    if product is None:  # no chosen parameter comes before the head
+        product = torch.zeros_like(head_inputs(problem, batch, problem.head))
 
     def outputs(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [problem.rows(batch).detach()]
+            return [(head_inputs(problem, batch, problem.head) if problem.head else problem.rows(batch)).detach()]
 
     return judged([product], outputs, local)
 
@@ -156,15 +165,15 @@ def slope(local: LocalProblem) -> Verdict:
 
     def values(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [problem.total(problem.rows(batch), batch).detach()]
+            return [loss_of(problem, batch).detach()]
 
     return judged([along], values, local)
 
 
 def loss_curvature(local: LocalProblem) -> Verdict:
     """Compare M u, with M the second derivative of the loss by the outputs."""
-    problem, batch = local.problem, local.batch
-    leaf, first = loss_gradient(problem, batch, rows_of(local), create_graph=True)
+    problem, (rows, batch) = local.problem, rows_of(local)
+    leaf, first = loss_gradient(problem, batch, rows, create_graph=True)
     u = output_direction(leaf, local)
     product = gradient(first, (leaf,), u)[0]
     return judged([product], lambda step: [loss_gradient(problem, batch, leaf.detach() + step * u)[1]], local)
@@ -172,8 +181,8 @@ def loss_curvature(local: LocalProblem) -> Verdict:
 
 def loss_slope(local: LocalProblem) -> Verdict:
     """Compare the slope of the summed loss along u in output space."""
-    problem, batch = local.problem, local.batch
-    leaf, first = loss_gradient(problem, batch, rows_of(local))
+    problem, (rows, batch) = local.problem, rows_of(local)
+    leaf, first = loss_gradient(problem, batch, rows)
     u = output_direction(leaf, local)
     return judged([(first * u).sum()], lambda step: [problem.total(leaf.detach() + step * u, batch)], local)
 
@@ -193,9 +202,10 @@ def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
     return u / min(1.0, rows.detach().square().mean().sqrt().item() or 1.0)
 
 
-def rows_of(local: LocalProblem) -> Tensor:
-    """The model's rows, detached."""
-    return local.problem.rows(local.batch).detach()
+def rows_of(local: LocalProblem) -> tuple[Tensor, Batch]:
+    """The model's rows, detached, and the batch of their targets; of some tokens where they are made by chunks."""
+    rows, batch = next(rows_by_parts(local.problem, local.batch))
+    return rows.detach(), batch
 
 
 def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
@@ -212,8 +222,7 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
 def has_kinks(local: LocalProblem) -> bool:
     """Whether the graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
-    loss = problem.total(problem.rows(batch), batch)
-    return any(node.name().startswith(KINKED) for node in nodes_behind([loss]))
+    return any(name.startswith(KINKED) for name in names_behind([loss_of(problem, batch)]))
 
 
 def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:
@@ -239,13 +248,13 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     exact = local.product
     if exact is None:
         exact = matrix(local.problem, local.batch)(local.problem.vector(local.direction))
-    direction = problem.vector(local.direction).to(problem.dtype)
+    direction = problem.vector(local.direction).to(problem.leaves[0])
     own = replace(problem, batches=[batch])
-    found = matrix(own, batch)(direction).double()
+    found = in_float64(matrix(own, batch)(direction)).to(exact.device)
 
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
-    chance = off > ROUNDED * size and (matrix(own, batch)(direction).double() - found).norm() > 0.1 * off
+    chance = off > ROUNDED * size and (in_float64(matrix(own, batch)(direction)) - found).norm() > 0.1 * off
     if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
         raise Contradicted(
             f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "

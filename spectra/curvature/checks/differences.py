@@ -16,6 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from spectra.devices import in_float64
+
 # Relative to the size of what is moved. The first is right for smooth functions; the next two cross fewer kinks: a
 # rectifier is passed once in about 1 / step of them; the last are for functions that round to single precision inside.
 STEPS = {
@@ -114,4 +116,4 @@ def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:
 
 def norms(parts: Parts) -> Tensor:
     """The norms of the parts, in float64 on the CPU."""
-    return torch.stack([part.double().norm() for part in parts]).cpu()
+    return torch.stack([in_float64(part).norm() for part in parts]).cpu()

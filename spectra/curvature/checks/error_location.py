@@ -16,6 +16,7 @@ from spectra.curvature.checks.notes import listed
 from spectra.curvature.checks.perturbed import LocalProblem, moved, random_direction
 from spectra.curvature.engine.differentiation import gradient
 from spectra.curvature.engine.used_parameters import unused_parameters
+from spectra.random_numbers import normal_like
 
 
 @dataclass
@@ -93,7 +94,7 @@ def wrong(leaves: Sequence[Tensor], outputs, generator: torch.Generator) -> bool
         nonlocal weights
         made = outputs()
         if weights is None:
-            weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in made]
+            weights = [normal_like(x, generator) for x in made]
         return total((x * weight).sum() for x, weight in zip(made, weights, strict=True))
 
     slopes = gradient(combined(), leaves, create_graph=True)

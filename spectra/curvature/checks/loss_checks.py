@@ -19,6 +19,7 @@ from spectra.problem.huber import Bent
 from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
+from spectra.random_numbers import normal_like
 
 DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike
 SPREAD = 64  # examples, from all over the data, that are split in two ways
@@ -72,7 +73,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
 def is_flat(problem: Problem, batch: Batch) -> bool:
     """Whether a random product with the second derivative of a batch's loss by its rows is exactly zero."""
     rows = rows_of(problem, batch)
-    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    drawn = normal_like(rows, torch.Generator().manual_seed(0))
     return not twice(problem, rows, batch, drawn).any()
 
 
@@ -114,7 +115,7 @@ def compares_examples(problem: Problem, rows: Tensor, batch: Batch) -> bool:
     """Whether the derivative of the loss by one half of the rows changes with the other half."""
     half = len(rows) // 2
     some = torch.zeros_like(rows)
-    some[:half] = torch.randn(some[:half].shape, generator=torch.Generator().manual_seed(0)).to(some)
+    some[:half] = normal_like(some[:half], torch.Generator().manual_seed(0))
     try:
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()

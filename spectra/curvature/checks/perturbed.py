@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spectra.devices import device_of_vectors, in_float64
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.problem import Problem
+from spectra.random_numbers import normal_like
 
 ASIDE = 1e-3  # of a parameter's size
 
@@ -68,11 +70,10 @@ def moved(leaves: Sequence[Tensor], direction: Sequence[Tensor], step: float) ->
 
 def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """A random direction: normal entries, scaled to the size of each tensor; tensors of zeros get the usual size."""
-    sizes = torch.stack([tensor.detach().double().square().mean().sqrt() for tensor in tensors]).cpu()
+    sizes = torch.stack([in_float64(tensor.detach()).square().mean().sqrt() for tensor in tensors]).cpu()
     usual = sizes[sizes > 0].mean().item() if (sizes > 0).any() else 1.0
     return [
-        torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * (size or usual)
-        for tensor, size in zip(tensors, sizes.tolist(), strict=True)
+        normal_like(tensor, generator) * (size or usual) for tensor, size in zip(tensors, sizes.tolist(), strict=True)
     ]
 
 
@@ -98,22 +99,22 @@ def copied(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
 
     Raises whatever a model raises that can't be copied.
     """
-    memo = {id(tensor): in_float64(tensor) for tensor in held_tensors(problem.model)}
+    memo = {id(tensor): doubled(tensor) for tensor in held_tensors(problem.model)}
     model = deepcopy(problem.model, memo)
-    model._apply(in_float64)  # of a ScriptModule, which keeps its own counsel
+    model._apply(doubled)  # of a ScriptModule, which keeps its own counsel
     named = dict(model.named_parameters(remove_duplicate=False))
     yield LocalProblem(
         replace(
             problem,
             model=model,
             loss=loss_in_float64(problem.loss, memo),
-            batches=[Batch(*pytree.tree_map(in_float64, (batch.inputs, batch.targets, batch.indices)))],
+            batches=[Batch(*pytree.tree_map(doubled, (batch.inputs, batch.targets, batch.indices)))],
             parameters={name: named[name] for name in problem.parameters},
         )
     )
 
 
-def in_float64(value: Any) -> Any:
+def doubled(value: Any) -> Any:
     """The copy of a tensor in double precision, real or complex.
 
     Integers keep their dtype, and anything else is returned as it is.
@@ -121,7 +122,7 @@ def in_float64(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     dtype = torch.float64 if value.is_floating_point() else torch.complex128 if value.is_complex() else value.dtype
-    made = value.detach().to(dtype, copy=True)
+    made = value.detach().to(device_of_vectors(value.device)).to(dtype, copy=True)
     return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
 
 
@@ -142,5 +143,5 @@ def loss_in_float64(loss: Loss, memo: dict[int, Any]) -> Loss:
     owner = function.func if isinstance(function, partial) else function
     owner = getattr(owner, "__self__", owner)
     if isinstance(owner, nn.Module):
-        owner._apply(in_float64)
+        owner._apply(doubled)
     return replace(loss, function=function)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from spectra import __version__
 from spectra import cache as disk
 
 REPEATS = 5  # calls of each way, after one that warms up; fewer where they take long
-ENOUGH = 0.2  # seconds, after which a way is not called again
+ENOUGH = 0.1  # seconds, after which a way is not called again
 MARGIN = 0.9  # of the first way's time: what takes more is not worth another way
 KIND = "choices"  # in the cache on disk
 
@@ -61,7 +61,13 @@ class Choices:
             first, best = next(iter(times)), min(times, key=times.__getitem__)
             return best if times[best] < MARGIN * times[first] else first
 
-        return self._decide(name, fastest, lambda way: way in ways, [*ways], device, of)
+        return self.decide(name, fastest, [*ways], device, of)
+
+    def decide(
+        self, name: str, measure: Callable[[], str], ways: Sequence[str], device: torch.device, of: str | None = None
+    ) -> str:
+        """The one of some ways that `measure` names; measured once, as `choose` decides once."""
+        return self._decide(name, measure, lambda way: way in ways, ways, device, of)
 
     def cost(
         self,
@@ -71,10 +77,14 @@ class Choices:
         device: torch.device,
         of: str | None = None,
     ) -> float:
-        """The time of one call in units of another, to two digits; measured once, as `choose` decides once."""
+        """The time of one call in units of another, to two digits; measured once, as `choose` decides once.
+
+        Both must have been called before, so that they are warm.
+        """
 
         def measured() -> str:
-            return f"{self.seconds(call, device) / max(self.seconds(unit, device), 1e-9):.2g}"
+            times = (self.seconds(each, device, warm=True) for each in (call, unit))
+            return f"{next(times) / max(next(times), 1e-9):.2g}"
 
         return float(self._decide(name, measured, is_positive, ["cost"], device, of))
 
@@ -88,10 +98,11 @@ class Choices:
         """What the run that is resumed has written down; empty where it has nothing."""
         return self._kept.get(fingerprint(name, of), "")
 
-    def seconds(self, call: Callable[[], Any], device: torch.device) -> float:
-        """The median time of a call, after one that warms up."""
+    def seconds(self, call: Callable[[], Any], device: torch.device, warm: bool = False) -> float:
+        """The median time of a call, after one that warms up, unless it is warm."""
         times: list[float] = []
-        call()
+        if not warm:
+            call()
         while len(times) < REPEATS and (len(times) < 1 or sum(times) < ENOUGH):
             synchronize(device)
             start = self._clock()

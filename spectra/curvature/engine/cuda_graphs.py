@@ -68,6 +68,7 @@ class Graphs:
         with self.beside():
             for _ in range(WARM_UP):
                 compute()
+        main = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may go on as they do: those that load data pin memory, which else would end the capture.
@@ -75,7 +76,8 @@ class Graphs:
             with torch.cuda.graph(graph, **mode):
                 result = compute()
         except BaseException:
-            with suppress(Exception):  # else what this stream allocates would go to the graphs' memory ever after
+            torch.cuda.set_stream(main)  # where a capture has failed, its end fails too, and leaves its own stream
+            with suppress(Exception):  # else what that one allocates would go to the graphs' memory ever after
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
             raise
         return graph.replay, result

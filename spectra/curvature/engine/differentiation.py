@@ -11,12 +11,13 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra.curvature.engine.replacements import replacements
+from spectra.devices import as_current
 from spectra.errors import OutOfMemory, SpectraError, describe
 from spectra.memory import out_of_memory
+from spectra.problem.autograd_graph import nodes_behind
 from spectra.problem.batch import Batch
 from spectra.problem.hooks import without_gradient_hooks
 from spectra.problem.problem import Problem
@@ -65,6 +66,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             backends.mha.set_fastpath_enabled(False)
             parameter = next(model.parameters(), None)
             if parameter is not None and parameter.is_cuda:
+                stack.enter_context(as_current(parameter.device))
                 start_autograd(parameter.device)
             yield
         finally:
@@ -177,23 +179,6 @@ def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
     """
     if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradients)):
         raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
-
-
-def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Node]:
-    """Yield each node of the graph that leads to these tensors once."""
-    nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        yield node
-        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= new
-        nodes.extend(new)
-
-
-def leaf_of(node: Node | None) -> Tensor | None:
-    """The leaf tensor whose gradient a node of the graph accumulates; None for any other node."""
-    return getattr(node, "variable", None)
 
 
 class Jacobian:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.compilation import Uncompilable, compiled
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.widths import Widths
@@ -28,6 +29,7 @@ class Execution:
     def __init__(self, second: GraphModule):
         self.second = second
         self._graphs = {1: overwriting(second)}
+        self._compiled: Callable[..., Tensor] | None = None  # for one vector
 
     def graph(self, width: int) -> Any:
         """The product of so many vectors at once. Raises an error of PyTorch's where it cannot be written."""
@@ -36,6 +38,27 @@ class Execution:
         if width not in self._graphs:
             self._graphs[width] = overwriting(together(self.second, width))
         return self._graphs[width]
+
+    def function(self, width: int) -> Callable[..., Tensor]:
+        """The product of so many vectors at once: its graph, or what is compiled of it."""
+        return self._compiled if width == 1 and self._compiled else self.graph(width)
+
+    def compile(self, arguments: Sequence[Tensor]) -> None:
+        """Compile the product of one vector, for residuals and a vector like these, and compare it with the graph's.
+
+        Raises Uncompilable.
+        """
+        function = compiled(self.second, arguments)
+        with torch.no_grad():
+            found, wanted = function(*arguments), self.graph(1)(*arguments)
+        if not (found - wanted).norm() <= torch.finfo(found.dtype).eps ** 0.5 * wanted.norm():
+            raise Uncompilable("what is compiled gives another product")
+        self._compiled = function
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the product of one vector is compiled."""
+        return self._compiled is not None
 
     def transient_bytes(self, width: int) -> int:
         """The bytes that a product of so many vectors holds at most, besides its arguments."""
@@ -124,7 +147,7 @@ class BatchProduct:
     def run(self, width: int, example: Tensor) -> Run:
         """The product with so many rows, or for one with a vector, on the device and of the type of an example (n,)."""
         if width not in self._runs:
-            run = partial(without_gradient, self.execution.graph(width), self.residuals)
+            run = partial(without_gradient, self.execution.function(width), self.residuals)
             if self.graphs:
                 like = torch.ones_like(example) if width == 1 else example.new_ones(width, len(example))
                 run = self.graphs.captured(run, like)
@@ -132,10 +155,10 @@ class BatchProduct:
         return self._runs[width]
 
 
-def without_gradient(graph: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
-    """Run a graph outside of autograd."""
+def without_gradient(function: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
+    """Run a graph or what is compiled of it outside of autograd."""
     with torch.no_grad():
-        return graph(*residuals, argument)
+        return function(*residuals, argument)
 
 
 def in_use(apply: Apply, lower: bool) -> Apply:

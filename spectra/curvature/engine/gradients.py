@@ -7,15 +7,19 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
+from spectra.devices import device_of_vectors
 from spectra.problem.batch import Batch
+from spectra.problem.head import loss_of
 from spectra.problem.problem import Problem
 
 
 def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
     """The gradient (n,) of the batch's summed loss."""
-    rows = problem.rows(batch)
-    problem.check(rows, batch)
-    return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
+    if problem.head is None:
+        rows = problem.rows(batch)
+        problem.check(rows, batch)
+        return problem.vector(gradient(problem.total(rows, batch), problem.leaves))
+    return problem.vector(gradient(loss_of(problem, batch), problem.leaves))
 
 
 def mean_gradient(problem: Problem) -> Tensor:
@@ -27,7 +31,7 @@ def mean_gradient(problem: Problem) -> Tensor:
     with twice_differentiable(problem.model), explained():
         for batch in own_batches(problem):
             total += batch_gradient(problem, batch)
-    return problem.processes.total(total) / problem.weight
+    return problem.processes.total(total).to(device_of_vectors(problem.device)) / problem.weight
 
 
 def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:

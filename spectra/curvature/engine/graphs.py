@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import networkx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
@@ -216,19 +218,21 @@ def bare(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def split(module: GraphModule) -> tuple[GraphModule, GraphModule, list[Node]]:
-    """Split a graph into first(*constants) -> residuals and second(*residuals, vector) -> product.
+def split(constants: nn.Module, graph: Graph) -> tuple[GraphModule, GraphModule, list[Node]]:
+    """Split a graph into first(*inputs) -> residuals and second(*residuals, vector) -> product.
 
-    Also return the residuals' nodes.
+    Also return the residuals' nodes. The module holds the graph's constants.
     """
-    *constants, vector = module.graph.find_nodes(op="placeholder")
+    *inputs, vector = graph.find_nodes(op="placeholder")
     late = {vector}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if not late.isdisjoint(node.all_input_nodes):
             late.add(node)
-    kept = cheapest_cut(module.graph, late)
-    (product,) = module.graph.output_node().all_input_nodes
-    return extract(module, constants, kept), extract(module, [*kept, vector], product), kept
+    kept = cheapest_cut(graph, late)
+    (product,) = graph.output_node().all_input_nodes
+    halves = (inputs, kept), ([*kept, vector], product)
+    first, second = (extract(constants, graph, *half) for half in halves)
+    return first, second, kept
 
 
 def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
@@ -238,19 +242,30 @@ def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
     """
     flow = networkx.DiGraph()
     flow.add_nodes_from(("source", "sink"))
-    early = [node for node in graph.nodes if node.op == "call_function" and node not in late]
-    for node in early:
+    candidates = worth_keeping(graph, late)
+    for node in candidates:
         flow.add_edge((node, "made"), (node, "read"), capacity=nbytes(node))
         if not is_cheap(node):
             flow.add_edge("source", (node, "made"))  # no capacity: without bound
         for user in node.users:
             if user in late or user.op == "output":
                 flow.add_edge((node, "read"), "sink")
-            else:
+            elif user in candidates and is_cheap(user):
                 flow.add_edge((node, "read"), (user, "made"))
     _, (above, _) = networkx.minimum_cut(flow, "source", "sink")
-    kept = [node for node in early if (node, "made") in above and (node, "read") not in above]
+    kept = [node for node in candidates if (node, "made") in above and (node, "read") not in above]
     return kept + [node for node in graph.find_nodes(op="placeholder") if node not in late]
+
+
+def worth_keeping(graph: Graph, late: set[Node]) -> dict[Node, None]:
+    """The early nodes that late ones follow from by cheap operations, in their order: no others can be in the cut."""
+    wanted: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node not in late:
+            readers = node.users
+            if any(user in late or user.op == "output" or (user in wanted and is_cheap(user)) for user in readers):
+                wanted.add(node)
+    return {node: None for node in graph.nodes if node in wanted}
 
 
 def is_cheap(node: Node) -> bool:
@@ -258,8 +273,8 @@ def is_cheap(node: Node) -> bool:
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 
-def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
-    """The function from the values of some nodes to those of others."""
+def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
+    """The function from the values of some nodes to those of others, whose code is written when it is first called."""
     graph, copies = Graph(), {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
@@ -269,8 +284,30 @@ def extract(module: GraphModule, inputs: Sequence[Node], results: Node | Sequenc
         if (node := queue.pop()) not in wanted:
             wanted.add(node)
             queue.extend(node.all_input_nodes)
-    for node in module.graph.nodes:
+    for node in whole.nodes:
         if node in wanted and node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node] = copied(node, graph, copies)
     graph.output(copies[results] if isinstance(results, Node) else [copies[node] for node in results])
-    return GraphModule(module, graph)
+    return _LazyGraphModule(constants, graph)
+
+
+def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
+    """A copy of a node in another graph, as `graph.node_copy` makes it, in a fraction of the time."""
+    arguments, keywords = (map_arg(given, copies.__getitem__) for given in (node.args, node.kwargs))
+    copy = (
+        add_call(graph, node.target, arguments, keywords) if node.op == "call_function" else graph.get_attr(node.target)
+    )
+    copy.meta = node.meta.copy()
+    return copy
+
+
+def add_call(graph: Graph, target: Callable, arguments: tuple, keywords: dict | None = None) -> Node:
+    """A new node that calls a function, as `graph.call_function` makes it.
+
+    PyTorch looks through arguments that are given to that, for symbols of which there are none here.
+    """
+    node = graph.create_node("call_function", target)
+    node.args = arguments
+    if keywords:
+        node.kwargs = keywords
+    return node

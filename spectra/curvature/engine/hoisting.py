@@ -13,16 +13,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
+from spectra.curvature.engine.choices import Choices, fingerprint
 from spectra.curvature.engine.differentiation import Apply, switched
-from spectra.curvature.engine.zero_tensors import WithMemory
+from spectra.curvature.engine.layouts import choose_layout
 from spectra.defaults import IEEE
 from spectra.errors import describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows
 
 Linearise = Callable[[Problem, Batch], Apply]
 
@@ -40,7 +42,14 @@ class Hoisted:
     the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
-    def __init__(self, linearise: Linearise, problem: Problem, batches: Sequence[Batch], precision: str = IEEE):
+    def __init__(
+        self,
+        linearise: Linearise,
+        problem: Problem,
+        batches: Sequence[Batch],
+        choices: Choices | None = None,
+        precision: str = IEEE,
+    ):
         # sympy comes with these: a second that only those pay who trace.
         from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
@@ -48,13 +57,17 @@ class Hoisted:
 
         try:
             with noticing_values() as read:
-                module = trace(linearise, problem, batches[0])
-            checked = batches if read or sizes_depend_on_values(module.graph) else batches[-1:]
-            self.first, self.second, kept = split(module)
+                constants, graph = trace(linearise, problem, batches[0])
+            checked = batches if read or sizes_depend_on_values(graph) else batches[-1:]
+            self.first, self.second, kept = split(constants, graph)
             self.execution = Execution(self.second)
             shortened = precision != IEEE and multiplies(self.second)
             self.lower = LowerPrecision(self.second, precision) if shortened else None
             self.channels_last = problem.device.type == "cpu" and convolves(self.first)
+            if choices and problem.device.type == "cuda" and convolves(self.first) and has_images(batches[0]):
+                of = fingerprint(self.execution.fingerprint, problem.processes.rank)
+                vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+                choose_layout(self, batches[0], vector, choices, of)
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
             self.residual_bytes = made + sum(new.nbytes for old, new in pairs if new is not old)  # of one batch
@@ -79,8 +92,8 @@ class Hoisted:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch
 
     def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
-        generator = torch.Generator().manual_seed(problem.seed)
-        vector = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        keys = draw_keys(torch.Generator().manual_seed(problem.seed), 1)
+        (vector,) = normal_rows(keys, slice(0, problem.size), problem.dtype, problem.device)
         batch = self._laid_out(batch)  # for a rounding apart, a rectifier may take another side
         wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
         for _ in range(2):  # the first product must leave the residuals as they are
@@ -89,32 +102,33 @@ class Hoisted:
                 raise Untraceable("its traced product differs from autograd's")
 
 
-def trace(linearise: Linearise, problem: Problem, batch: Batch) -> GraphModule:
-    """The batch's product as a plain graph of its tensors and a vector."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
+def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Module, Graph]:
+    """The batch's product as a plain graph of its tensors and a vector, with a module that holds its constants."""
     from spectra.curvature.engine.graphs import Mutation, simplify
+    from spectra.curvature.engine.recorder import ValuesRead, record
     from spectra.curvature.engine.rewrites import improve
 
     _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of the whole data, found before the trace
 
     def product(inputs, targets, indices, vector):
-        with WithMemory():
-            return linearise(problem, Batch(inputs, targets, indices))(vector)
+        return linearise(problem, Batch(inputs, targets, indices))(vector)
 
     vector = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     arguments = (batch.inputs, batch.targets, batch.indices, vector)
-    with unfused(problem.model):
-        module = make_fx(product)(*arguments)
     try:
-        simplify(module.graph)
+        with unfused(problem.model):
+            constants, graph = record(product, arguments)
+    except ValuesRead as error:
+        raise Untraceable(str(error)) from error
+    try:
+        simplify(graph)
     except Mutation:  # seldom: PyTorch's own way knows every view, and takes as long as the trace
-        module.recompile()
+        module = GraphModule(constants, graph)
         with torch.no_grad():
-            module = make_fx(torch.func.functionalize(module))(*arguments)
-        simplify(module.graph)
-    improve(module.graph)
-    return module
+            constants, graph = record(torch.func.functionalize(module), pytree.tree_leaves(arguments))
+        simplify(graph)
+    improve(graph)
+    return constants, graph
 
 
 @contextmanager
@@ -139,12 +153,18 @@ def convolves(module: GraphModule) -> bool:
 
 
 def channels_last(x):
-    """Images laid out channels last, for which oneDNN's convolutions are faster.
+    """Images laid out channels last; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if is_images(x) else x
 
-    On ResNet-20, products take 0.87 to 0.95 the time.
-    """
-    images = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
-    return x.contiguous(memory_format=torch.channels_last) if images else x
+
+def is_images(x) -> bool:
+    """Whether this is a batch of images, in numbers."""
+    return isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
+
+
+def has_images(batch: Batch) -> bool:
+    """Whether images are among the inputs."""
+    return any(map(is_images, pytree.tree_leaves(batch.inputs)))
 
 
 @contextmanager

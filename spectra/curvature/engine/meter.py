@@ -39,9 +39,9 @@ class Meter(TorchDispatchMode):
         return self._ledger.peak
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        arguments, keywords = with_memory((arguments, keywords or {}))
+        arguments, keywords = with_memory(arguments, keywords or {})
         result = function(*arguments, **keywords)
-        for made in pytree.tree_leaves(result):
+        for made in [result] if isinstance(result, Tensor) else pytree.tree_leaves(result):
             if isinstance(made, Tensor):
                 self._ledger.enter(made)
         self.history.append(self.bytes)

@@ -44,20 +44,29 @@ class LowerPrecision(Execution):
     def graph(self, width: int) -> Setting:
         return Setting(super().graph(width), self.settings)
 
+    def function(self, width: int) -> Setting:
+        found = super().function(width)
+        return found if isinstance(found, Setting) else Setting(found, self.settings)
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.precision, *(part for node in self.second.graph.nodes for part in described(node)))
 
 
 class Setting:
-    """A graph that runs under settings of PyTorch, each (owner, name, value), which it restores."""
+    """A graph, or what is compiled of it, under settings of PyTorch, each (owner, name, value), which it restores."""
 
-    def __init__(self, module: GraphModule, settings: list[tuple[object, str, object]]):
-        self.module, self.graph, self.settings = module, module.graph, settings
+    def __init__(self, function: Any, settings: list[tuple[object, str, object]]):
+        self.function, self.settings = function, settings
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that runs."""
+        return self.function.graph
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         with switched(self.settings):
-            return self.module(*arguments)
+            return self.function(*arguments)
 
 
 def multiplies(module: GraphModule) -> bool:

@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches, resized
 from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.compilation import Uncompilable, pays
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.execution import BatchProduct, in_use
+from spectra.curvature.engine.execution import BatchProduct, Execution, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
 from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
-from spectra.memory import memory_share
+from spectra.memory import products_share
 from spectra.problem.batch import Batch
 from spectra.problem.model_checks import refuse_other_size
 from spectra.problem.problem import Problem
@@ -29,8 +34,10 @@ from spectra.problem.problem import Problem
 # that a graph keeps, what tracing costs with the operations.
 SPARED = 0.25e-9  # seconds a byte
 TRACING = 1.2e-3  # seconds an operation
+MOST = 16  # chunks of a trace, in which each is written out
 LOADING = 0.4  # seconds, of PyTorch's tracer
 LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
+AS_IT_IS, COMPILED = "as it is", "compiled"
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Products:
         resizable: whether batches may be merged and cut.
         choices: decisions by a clock.
         precision: one in which products are made beside ieee, where they can be traced, which is then always done.
+        compile: whether products are hoisted and compiled; None: on a GPU, where the products expected pay for it.
+        tell: is told what takes long or goes wrong.
 
     Raises:
         SpectraError: memory holds no product.
@@ -71,6 +80,8 @@ class Products:
         resizable: bool,
         choices: Choices,
         precision: str = IEEE,
+        compile: bool | None = False,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         self.precision = precision
         resizable = resizable and costs.scales
@@ -78,7 +89,7 @@ class Products:
         largest = max((elements(batch) / (len(batch) if resizable else 1) for batch in batches), default=0)
         least = costs.peak(largest)
         if memory is None:
-            memory = max(memory_share(problem.device), least)
+            memory = max(products_share(problem.device), least)
         elif 0 < memory < least:
             raise SpectraError(
                 f"`memory`: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
@@ -90,6 +101,9 @@ class Products:
         self.untraceable: str | None = None  # why, where it was tried
         self.graphs = graphs_for(problem.device, expected)
         self.choices = choices
+        self.compile, self.expected, self.tell = compile, expected, tell
+        self.executions: list[Execution] = []  # of each group of batches that is hoisted
+        self.uncompilable: str | None = None  # why, where it was tried
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
         self.lower = False  # whether any product has a lower precision
         graph = self._graph_bytes(problem)
@@ -98,9 +112,12 @@ class Products:
             spared = expected * SPARED * sum(self.routes[i].kept for i in group)
             if self.graphs:
                 spared += expected * LAUNCHING * costs.operations * len(group)
-            if spared > TRACING * costs.operations + LOADING or (precision != IEEE and expected):
+            worth = compile or (precision != IEEE and expected) or spared > TRACING * costs.operations + LOADING
+            if worth and chunks(problem, batches[group[0]]) <= MOST:
                 self._hoist(linearise, problem, [batches[i] for i in group], group)
         self._kept = [self._ready(route) for route in self.routes[: affordable(self.routes, memory)]]
+        if self.graphs:
+            self._capture(problem)
         for widths in self.widths if expected >= WORTH_MEASURING else ():
             widths.room = max(0, memory - self.kept_bytes)
             own = sum(isinstance(apply, BatchProduct) and apply.widths is widths for apply in self._kept)
@@ -132,7 +149,10 @@ class Products:
         """The way in which products are made, for the record."""
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
+        how += ", channels last" if self.choices.made.get("layout") == "channels last" else ""
+        how += ", compiled" if any(execution.is_compiled for execution in self.executions) else ""
         why = f"; not traced: {self.untraceable}" if self.untraceable else ""
+        why += f"; not compiled: {self.uncompilable}" if self.uncompilable else ""
         return f"{how}, {len(self._kept)} of {count} batches kept{self._in_graphs}{self._together}{why}"
 
     @property
@@ -166,6 +186,12 @@ class Products:
                 apply.lower.graphs = self.graphs
         return apply
 
+    def _capture(self, problem: Problem) -> None:
+        """Capture the products of one vector now: they belong to the set-up."""
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        for apply in self._kept:
+            apply(vector)
+
     def runs_as_graphs(self, columns: int, lower: bool = False) -> bool:
         """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
         graphs = len(self._kept) == len(self.routes) and self.graphs is not None
@@ -174,7 +200,7 @@ class Products:
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches, self.precision)
+            hoisted = Hoisted(linearise, problem, batches, self.choices, self.precision)
         except Untraceable as error:
             self.untraceable = str(error)
             return
@@ -190,6 +216,39 @@ class Products:
         for i, batch in zip(group, batches, strict=True):
             make = partial(ready, hoisted, batch, widths)
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
+        product = cast(BatchProduct, in_use(ready(hoisted, batches[0], widths), lower=True))
+        self.executions.append(product.execution)
+        example = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        if self._is_worth_compiling(product, example, len(batches), of):
+            self._compile(product, example)
+
+    def _is_worth_compiling(self, product: BatchProduct, vector: Tensor, batches: int, of: str) -> bool:
+        """Whether the product of so many batches like this is to be compiled: as the user says, else by a clock."""
+        if self.compile is not None or not self.graphs:
+            return bool(self.compile)
+
+        def measure() -> str:
+            timed = BatchProduct(product.execution, product.residuals, product.widths, self.graphs)
+            seconds = batches * self.choices.seconds(partial(timed, vector), vector.device)
+            return COMPILED if pays(product.execution.second, seconds, self.expected) else AS_IT_IS
+
+        name = f"compilation {len(self.executions)}"  # of this group of batches
+        of = fingerprint(of, batches, self.expected)
+        return self.choices.decide(name, measure, (AS_IT_IS, COMPILED), vector.device, of) == COMPILED
+
+    def _compile(self, product: BatchProduct, vector: Tensor) -> None:
+        operations = len(product.execution.second.graph.nodes)
+        self.tell(f"compiling a product of {operations:,} operations")
+        try:
+            product.execution.compile([*product.residuals, vector])
+        except Uncompilable as error:
+            self.uncompilable = str(error)
+            self.tell(f"products are not compiled: {error}")
+
+
+def chunks(problem: Problem, batch: Batch) -> float:
+    """The number of chunks in which a batch's logits are made."""
+    return problem.labels(batch).numel() / problem.head.chunk if problem.head else 1
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint, graph: int) -> Route:

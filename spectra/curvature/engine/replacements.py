@@ -1,4 +1,4 @@
-"""Replace functions of PyTorch that have no second derivative, or a wrong one, by forms that have the right one.
+"""Replace functions of PyTorch that have no second derivative, or a wrong or slow one, by forms that have a good one.
 
 `replacements()` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their
 places.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from spectra.curvature.engine.convolutions import CONVOLUTIONS
 from spectra.curvature.engine.flex_attention import attention
 from spectra.errors import SpectraError
 
@@ -185,4 +186,5 @@ REPLACED = [
     (checkpoint, "CheckpointFunction", Checkpoint),
     (torch, "view_as_complex", view_as_complex),
     (torch, "_grouped_mm", grouped_mm),
+    *CONVOLUTIONS,
 ]

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from spectra.curvature.engine.graphs import (
+    add_call,
     eliminate,
     find_value,
     first_input,
+    narrow_outputs,
     sharing,
     storage,
     substitute,
@@ -37,6 +39,7 @@ def improve(graph: Graph) -> None:
     sums_of_products(graph)
     weight_gradients(graph)
     eliminate(graph)
+    narrow_outputs(graph)  # of which fewer are read now
     without_repetition(graph)
 
 
@@ -209,7 +212,8 @@ def weight_gradients(graph: Graph) -> None:
     """Rewrite a convolution across the batch, whose kernels are images, as the derivative of a convolution by its
     weight.
 
-    Autograd writes the first in second derivatives; the second is what libraries are tuned for.
+    Autograd writes the first in second derivatives, where a model calls convolutions past `convolutions.Convolution`
+    as an exported one does; the second is what libraries are tuned for.
     """
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         images, kernels, bias, stride, padding, dilation, turned, _, groups = node.args
@@ -304,6 +308,6 @@ def alike(one, other) -> bool:
 
 def call(graph: Graph, target, args: tuple, val: Tensor | None = None) -> Node:
     """A new node that calls a function, with the fake tensor of its result."""
-    node = graph.call_function(target, args)
+    node = add_call(graph, target, args)
     node.meta = {"val": val}
     return node

@@ -7,8 +7,8 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from spectra.curvature.engine.differentiation import leaf_of, nodes_behind
 from spectra.errors import SpectraError
+from spectra.problem.autograd_graph import leaf_of, nodes_behind
 from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Problem

@@ -22,7 +22,7 @@ FEWEST = 3  # columns for which that is tried
 PADDED = 0.65  # of a width: where as many columns are there, narrower widths are not looked at
 WORTH_MEASURING = 32  # products
 ON_THEIR_WAY = 2  # vectors a column: as a row, and padded
-SMALL = 2**23  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
+SMALL = 2**21  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
 
 Run = Callable[[Tensor], Tensor]
 
@@ -127,7 +127,11 @@ def planned(count: int, cost: Callable[[int], float]) -> list[int]:
             continue  # all of them fit a narrower one
         costs[width] = cost(width)
         over = count % width
-        if costs[width] <= MARGIN * width and (over == 0 or over >= PADDED * width):
+        narrower = max((other for other in WIDTHS if other < width), default=1)
+        fills = (
+            over == 0 or over >= PADDED * width or costs[width] <= math.ceil(over / narrower)
+        )  # each costs 1 or more
+        if costs[width] <= MARGIN * width and fills:
             break
     least: list[tuple[float, list[int]]] = [(0.0, [])]
     for some in range(1, count + 1):

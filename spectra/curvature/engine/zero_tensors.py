@@ -6,12 +6,12 @@ TorchDispatchMode passes one on; without a mode they are as good as others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def is_zero_tensor(value: Any) -> bool:
@@ -19,22 +19,16 @@ def is_zero_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and value._is_zerotensor()
 
 
-def with_memory(tree: Any) -> Any:
+def has_zero_tensor(values: Iterable[Any]) -> bool:
+    """Whether a tensor without memory is among the arguments of an operation."""
+    return any(has_zero_tensor(value) if isinstance(value, list | tuple) else is_zero_tensor(value) for value in values)
+
+
+def with_memory(arguments: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments of an operation, with ordinary tensors in place of those without memory."""
-    if not any(map(is_zero_tensor, pytree.tree_leaves(tree))):
-        return tree
+    if not (has_zero_tensor(arguments) or has_zero_tensor(keywords.values())):
+        return arguments, keywords
     return pytree.tree_map(
-        lambda x: torch.zeros(x.shape, dtype=x.dtype, device=x.device) if is_zero_tensor(x) else x, tree
+        lambda x: torch.zeros(x.shape, dtype=x.dtype, device=x.device) if is_zero_tensor(x) else x,
+        (arguments, keywords),
     )
-
-
-class WithMemory(TorchDispatchMode):
-    """A context in which operations get ordinary tensors in place of those without memory."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first use imports torch.compile, for a second and more
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        arguments, keywords = with_memory((arguments, keywords or {}))
-        return function(*arguments, **keywords)

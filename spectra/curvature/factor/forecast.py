@@ -10,6 +10,7 @@ import torch
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.factor.inner_products import COLUMNS, TILE, add_gram
 from spectra.curvature.factor.part import first_of
+from spectra.devices import device_of_vectors
 
 EXAMPLES = 256  # of a sample; of fewer, what a batch saves would not show
 FEW = 8  # where rows are taken one by one, and show it at once
@@ -32,7 +33,7 @@ def inner_product_seconds(factor: Factor) -> float:
     """Measure the seconds of an inner product of two rows, on many of them."""
     width = min(factor.columns, COLUMNS)
     vectors = torch.ones(2 * TILE, width, dtype=factor.problem.dtype, device=factor.problem.device)
-    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=device_of_vectors(vectors.device))
     start = time.perf_counter()
     add_gram(total, vectors)
     total[0, 0].item()  # waits for the device

@@ -29,6 +29,7 @@ from spectra.curvature.factor.linear_layers import (
 )
 from spectra.curvature.factor.part import BatchRoot, first_of
 from spectra.curvature.matrices import definition, refuse_gram
+from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
@@ -128,7 +129,7 @@ class Factor:
 
     def gram(self) -> Tensor:
         """The Gram matrix F F' (rows, rows), in float64."""
-        total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.problem.device)
+        total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=device_of_vectors(self.problem.device))
         known: set[int] = set()
         with self._settings():
             for keys in self._groups():
@@ -165,23 +166,27 @@ class Factor:
     def times(self, vectors: Tensor) -> Tensor:
         """F v for each row v of `vectors` (k, n): (k, rows)."""
         found = [vectors.new_zeros(len(vectors), 0)]
+        vectors = vectors.to(self.problem.device)
         with self._settings():
             for part in self.parts:
                 jacobian = Jacobian(self.problem, part.batch)
-                found.append(torch.stack([part.times(jacobian.times(vector)) for vector in vectors]))
+                found.append(
+                    torch.stack([part.times(jacobian.times(vector)) for vector in vectors]).to(found[0].device)
+                )
         self._passes += len(vectors)
         return self._centred(torch.cat(found, dim=1))
 
     def transposed_times(self, weights: Tensor) -> Tensor:
         """F'w for each row w of `weights` (k, rows): (k, n)."""
-        vectors = torch.zeros(len(weights), self.problem.size, dtype=self.problem.dtype, device=self.problem.device)
+        place = device_of_vectors(self.problem.device)
+        vectors = torch.zeros(len(weights), self.problem.size, dtype=self.problem.dtype, device=place)
         pieces = self._centred(weights).split([part.size for part in self.parts], dim=1)
         with self._settings():
             for part, piece in zip(self.parts, pieces, strict=True):
                 rows = self._rows(part.batch)
                 for vector, w in zip(vectors, piece, strict=True):
                     slope = part.transposed_times(w).view_as(rows)
-                    vector += self.problem.vector(gradient(rows, self.problem.leaves, slope))
+                    vector += self.problem.vector(gradient(rows, self.problem.leaves, slope)).to(place)
         self._passes += len(vectors)
         return vectors
 

@@ -6,6 +6,8 @@ from itertools import combinations_with_replacement
 
 from torch import Tensor
 
+from spectra.devices import in_float64
+
 TILE = 256  # rows of either side at a time, and what lies below the diagonal is mirrored: of 128 to 1024 the fastest
 COLUMNS = 2048  # that are converted to float64 at a time
 
@@ -25,7 +27,7 @@ def add_gram(total: Tensor, slopes: Tensor, inputs: Tensor | None = None) -> Non
 def inner(left: Tensor, right: Tensor) -> Tensor:
     """left right' in float64, some columns at a time."""
     (first, second), *others = zip(left.split(COLUMNS, dim=1), right.split(COLUMNS, dim=1), strict=True)
-    total = first.double() @ second.double().T
+    total = in_float64(first) @ in_float64(second).T
     for a, b in others:
-        total.addmm_(a.double(), b.double().T)
+        total.addmm_(in_float64(a), in_float64(b).T)
     return total

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from spectra.curvature.engine.differentiation import gradient, leaf_of, nodes_behind
+from spectra.curvature.engine.differentiation import gradient
 from spectra.curvature.factor.part import BatchRoot
+from spectra.devices import device_of_vectors
+from spectra.problem.autograd_graph import leaf_of, nodes_behind
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
 
@@ -113,7 +115,9 @@ def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], f
     """The sum of squares of the rows of F by each linear layer, without storing a row."""
     rows, calls = linear_calls(problem, part.batch, len(part.roots))
     sums = [torch.zeros_like(call.added) for call in calls]
-    squares = [torch.zeros(len(call.added), dtype=torch.float64, device=call.added.device) for call in calls]
+    squares = [
+        torch.zeros(len(call.added), dtype=torch.float64, device=device_of_vectors(call.added.device)) for call in calls
+    ]
     for _, found in by_kind(rows, calls, part):
         for total, square, slope in zip(sums, squares, found, strict=True):
             total += slope
@@ -154,6 +158,7 @@ def linear_calls(problem: Problem, batch: Batch, units: int) -> tuple[Tensor, li
 
 def row_squares(rows: Tensor) -> Tensor:
     """|x|^2 of each row, in float64."""
+    rows = rows.to(device_of_vectors(rows.device))
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 

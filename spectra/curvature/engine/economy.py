@@ -1,0 +1,173 @@
+"""Spare memory where products would not fit it: logits by chunks of tokens, and blocks computed anew for derivatives.
+
+Either costs time, so neither is done where what can be kept fits without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from spectra.curvature.engine.batches import own_batches
+from spectra.curvature.engine.differentiation import combined_gradient
+from spectra.curvature.engine.footprint import FEW, Footprint, elements, footprint
+from spectra.curvature.engine.hoisting import Linearise
+from spectra.errors import SpectraError
+from spectra.memory import out_of_memory, products_share
+from spectra.problem.batch import Batch
+from spectra.problem.blocks import blocks_of, repeatable
+from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.head import find_head
+from spectra.problem.problem import Problem
+from spectra.problem.side_effects import modules
+from spectra.problem.tokens import Head
+from spectra.wording import counted
+
+COPIES = 10  # of the logits that a product takes at most, from scratch
+FEWER = 16  # tokens of the smallest chunk, in sizes of a hidden state
+PART = 8  # of memory for the copies of a chunk
+LARGE = 2**28  # bytes of a chunk's copies on a CPU, where larger tensors are slower
+
+
+@dataclass(frozen=True)
+class Economy:
+    """A problem whose products take less memory, where that is short, and the memory that they take."""
+
+    problem: Problem
+    costs: Footprint
+
+    @property
+    def path(self) -> str:
+        """What is done to spare memory, for the record; empty where nothing is."""
+        head, blocks = self.problem.head, len(self.problem.blocks)
+        found = [f"logits in chunks of {counted(head.chunk, 'token')}"] if head else []
+        if blocks:
+            found.append(f"activations of {counted(blocks, 'block')} recomputed")
+        elif self.problem.recompute_activations:
+            found.append("the model has no blocks whose activations can be recomputed")
+        return "; ".join(found)
+
+
+def economical(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> Economy:
+    """The problem as its products fit memory.
+
+    Args:
+        linearise: the function that makes the product of a batch.
+        problem: the model, loss and data.
+        memory: bytes for products; None: a share of the device's; 0: nothing is spared.
+        whole: whether batches stay as they are.
+    """
+    limit = products_share(problem.device) if memory is None else memory
+    if problem.recompute_activations and not problem.blocks:
+        problem = with_blocks(problem)
+    if not limit:
+        return Economy(problem, footprint(linearise, problem))
+    tried, failure = [], None
+    for form in forms(problem, limit):
+        try:
+            tried.append(found := Economy(form, footprint(linearise, form)))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            failure = error
+            continue
+        if all_fit(found, limit, whole):
+            return found
+    if fitting := [found for found in tried if one_fits(found, limit, whole)]:
+        return fitting[0]
+    other = problem if problem.recompute_activations is False else with_blocks(form)
+    if other.blocks and not form.blocks:
+        tried.append(Economy(other, footprint(linearise, other)))
+    if failure and not tried:
+        raise failure
+    return min(tried, key=lambda found: found.costs.peak(smallest(found, whole)))
+
+
+def forms(problem: Problem, limit: int) -> Iterator[Problem]:
+    """Yield the problem as it is, unless the logits of a few examples clearly do not fit, and with logits by chunks."""
+    layer = find_head(problem) if problem.head is None else None
+    few = min(FEW[-1], len(problem.batches[0]))
+    if layer is None or few * COPIES * layer[1] * layer[2] * problem.dtype.itemsize <= limit:
+        yield problem
+    if layer is not None:
+        yield with_head(problem, layer, limit)
+
+
+def all_fit(found: Economy, limit: int, whole: bool) -> bool:
+    """Whether what is kept of all batches of this process, and a product of the smallest besides, fit the limit."""
+    sizes = [elements(batch) for batch in own_batches(found.problem)]
+    kept = sum(found.costs.kept(size) for size in sizes)
+    return kept + found.costs.peak(smallest(found, whole)) <= limit
+
+
+def one_fits(found: Economy, limit: int, whole: bool) -> bool:
+    """Whether a product of the smallest batch that can be fits the limit."""
+    return found.costs.peak(smallest(found, whole)) <= limit
+
+
+def smallest(found: Economy, whole: bool) -> float:
+    """The elements of a batch to which others can be cut at least: an example, or the largest as it is."""
+    whole = whole or not found.costs.scales
+    return max(elements(batch) / (1 if whole else len(batch)) for batch in found.problem.batches)
+
+
+def with_head(problem: Problem, found: tuple[str, int, int], limit: int) -> Problem:
+    """The problem with logits by chunks, of as many tokens as a part of memory holds."""
+    name, classes, _ = found
+    room = limit // PART if problem.device.type != "cpu" else min(limit // PART, LARGE)
+    layer = problem.model.get_submodule(name)
+    least = getattr(layer, "in_features", 0) // FEWER  # fewer would spare nothing beside the layer's own gradient
+    chunk = max(1, least, room // (COPIES * classes * problem.dtype.itemsize))
+    return replace(problem, head=Head(name, chunk))
+
+
+def with_small_logits(problem: Problem) -> Problem:
+    """The problem with logits by chunks where those of a batch are large; without derivatives that costs nothing."""
+    if problem.head is not None or largest_logits(problem) <= LARGE:
+        return problem
+    layer = find_head(problem)
+    return with_head(problem, layer, PART * LARGE) if layer else problem
+
+
+def largest_logits(problem: Problem) -> int:
+    """The bytes of the logits of the largest batch at most, as labels and linear layers show; 0 for other losses."""
+    if not isinstance(problem.loss, CrossEntropy):
+        return 0
+    widths = (layer.out_features for layer in modules(problem.model) if isinstance(layer, nn.Linear))
+    tokens = (problem.labels(batch).numel() for batch in problem.batches)
+    return max(widths, default=0) * max(tokens) * problem.dtype.itemsize
+
+
+def with_blocks(problem: Problem) -> Problem:
+    """The problem with those blocks computed anew that can be: it is as it was where there are none."""
+    names = blocks_of(problem.model)
+    if not names:
+        return problem
+    batch = problem.batches[0]
+    try:
+        some = batch.part(slice(1))
+        problem.output(some)
+    except (SpectraError, TypeError):
+        some = batch
+    try:
+        names = repeatable(problem.model, names, lambda: problem.output(some))
+    except (SpectraError, RuntimeError):
+        return problem
+    found = replace(problem, blocks=tuple(names))
+    return found if same_derivative(problem, found, some) else problem
+
+
+def same_derivative(problem: Problem, other: Problem, batch: Batch) -> bool:
+    """Whether two forms of a problem have the same gradient by the rows of a batch in a direction."""
+    slopes = []
+    try:
+        for each in (problem, other):
+            rows = each.rows(batch)
+            weights = torch.linspace(1, 2, rows.numel(), dtype=rows.dtype, device=rows.device).view_as(rows)
+            slopes.append(problem.vector(combined_gradient([rows], problem.leaves, [weights])))
+    except RuntimeError as error:
+        return out_of_memory(error)  # then it is needed, and the check of derivatives sees the rest
+    return bool((slopes[0] - slopes[1]).norm() <= torch.finfo(problem.dtype).eps ** 0.5 * slopes[0].norm())

@@ -1,0 +1,200 @@
+"""Record the operations of PyTorch that a function calls, as a graph of ATen calls.
+
+It does what `torch.fx.experimental.proxy_tensor.make_fx` does with real tensors, in a twentieth of the time: nothing
+but the calls and the shapes of their results is kept.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
+
+from spectra.curvature.engine.graphs import add_call
+from spectra.curvature.engine.zero_tensors import is_zero_tensor, with_memory
+
+aten = torch.ops.aten
+
+
+class ValuesRead(RuntimeError):
+    """Python reads the values of a tensor that others may have another time."""
+
+
+def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.Module, Graph]:
+    """Call a function, and return the graph of its operations, with a module that holds the graph's constants.
+
+    The graph has a placeholder for each leaf of the arguments, in their order. Tensors that the function takes from
+    elsewhere, as parameters, are constants. Raises ValuesRead where the function reads values that follow from the
+    arguments, and whatever the function raises.
+    """
+    values, structure = pytree.tree_flatten(tuple(arguments))
+    values = distinct(values)
+    recorder = Recorder(values)
+    try:
+        with without_cached_casts(), recorder:
+            result = function(*pytree.tree_unflatten(values, structure))
+    except Exception as error:
+        if recorder.values_read:  # the model may have turned it into another
+            raise ValuesRead(recorder.values_read) from error
+        raise
+    if recorder.values_read:  # or caught it, and done something else
+        raise ValuesRead(recorder.values_read)
+    recorder.graph.output(recorder.recorded(result))
+    return recorder.constants, recorder.graph
+
+
+class Recorder(TorchDispatchMode):
+    """A context in which operations run and are recorded.
+
+    Each node of the graph has a tensor of its result's shape and type, without memory, in its `meta`: for an input a
+    fake one, which tells its device, for others one on the device `meta`, which is made far quicker.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first use imports torch.compile, for a second and more
+
+    def __init__(self, inputs: Sequence[Any]):
+        super().__init__()
+        self.graph, self.constants = Graph(), nn.Module()
+        self.values_read: str | None = None  # by which call
+        self._nodes: dict[int, tuple[Node, weakref.ref]] = {}  # of the tensors that are alive, by their identity
+        self._varying: set[Node] = set()  # whose values follow from the inputs, or from chance
+        self._written: dict[int, torch.UntypedStorage] = {}  # which others' varying values were written to
+        for i, value in enumerate(inputs):
+            node = self.graph.placeholder(f"input_{i}")
+            self._varying.add(node)
+            self._track(value, node)
+            if isinstance(value, Tensor) and (shape := node.meta["val"]) is not None:
+                with FakeTensorMode():
+                    node.meta["val"] = torch.empty_strided(
+                        shape.shape, shape.stride(), dtype=shape.dtype, device=value.device
+                    )
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        given = [*tensors_in(arguments), *tensors_in(keywords.values())]
+        if not all(type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ for tensor in given):
+            return NotImplemented  # tensors that are made of others, whose operations follow
+        if any(map(is_zero_tensor, given)):
+            with self:
+                arguments, keywords = with_memory(arguments, keywords)
+                return function(*arguments, **keywords)
+        if is_composite(function) and autograd_would_have_decomposed(function, given):
+            with self:
+                return function.decompose(*arguments, **keywords)
+        varies = torch.Tag.nondeterministic_seeded in function.tags or any(map(self._varies, given))
+        if varies and torch.Tag.data_dependent_output in function.tags:
+            self.values_read = f"its code reads values of a tensor that depends on the data, by {function}"
+            raise ValuesRead(self.values_read)
+        if function is aten.lift_fresh.default:  # of torch.tensor(...), which may be written to later
+            function = aten.lift_fresh_copy.default
+
+        arguments_of_node = tuple(map(self.recorded, arguments))
+        keywords_of_node = {name: self.recorded(value) for name, value in keywords.items()}
+        if varies and function._schema.is_mutable:
+            self._note_written(given)
+        result = function(*arguments, **keywords)
+        node = add_call(self.graph, function, arguments_of_node, keywords_of_node)
+        if varies:
+            self._varying.add(node)
+        self._track(result, node)
+        return result
+
+    def node(self, tensor: Tensor) -> Node:
+        """The node whose value a tensor has; a constant where no recorded operation has made it."""
+        found, _ = self._nodes.get(id(tensor), (None, None))
+        if found is None:
+            name = f"constant_{len(self.constants._parameters) + len(self.constants._buffers)}"
+            if isinstance(tensor, nn.Parameter):
+                self.constants.register_parameter(name, tensor)
+            else:
+                self.constants.register_buffer(name, tensor)
+            found = self.graph.get_attr(name)
+            self._track(tensor, found)
+        return found
+
+    def recorded(self, value: Any) -> Any:
+        """An argument of a call as the graph holds it."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, list | tuple):
+            return type(value)([self.recorded(each) for each in value])
+        return value
+
+    def _track(self, result: Any, node: Node) -> None:
+        """Let a node stand for a result, and a node for each part of it."""
+        if isinstance(result, Tensor):
+            key, nodes = id(result), self._nodes
+            nodes[key] = node, weakref.ref(result, lambda _: nodes.pop(key))
+            node.meta["val"] = shape_of(result)
+        elif isinstance(result, list | tuple):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    taken = add_call(self.graph, operator.getitem, (node, i))
+                    if node in self._varying:
+                        self._varying.add(taken)
+                    self._track(part, taken)
+
+    def _varies(self, tensor: Tensor) -> bool:
+        written = self._written and tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._written
+        return bool(written) or self.node(tensor) in self._varying
+
+    def _note_written(self, given: Sequence[Tensor]) -> None:
+        """Remember memory that is written to: other views of it may be known as constant."""
+        for tensor in given:
+            if not self._varies(tensor) and tensor.layout is torch.strided:
+                self._written[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+
+@cache
+def is_composite(function: torch._ops.OpOverload) -> bool:
+    """Whether an operation is made of others, which autograd calls in its place; under inference_mode nobody has."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments of a call, and in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def shape_of(tensor: Tensor) -> Tensor | None:
+    """A tensor of this shape, type and layout in memory, without memory; None for one that is sparse or nested."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """The values, with a view in place of a tensor that has come before."""
+    seen: set[int] = set()
+    found = []
+    for value in values:
+        found.append(value.detach() if isinstance(value, Tensor) and id(value) in seen else value)
+        seen.add(id(value))
+    return found
+
+
+@contextmanager
+def without_cached_casts() -> Iterator[None]:
+    """Let autocast cast anew each time inside this context: a cast from before would be taken for a constant."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
