@@ -121,6 +121,8 @@ class Backend:
     """What PyTorch asks of a device besides operations."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         answers = {"is_initialized": True, "is_available": True, "device_count": 1, "is_autocast_enabled": False}
         answers["get_rng_state"] = torch.get_rng_state()
         answers["get_amp_supported_dtype"] = [torch.bfloat16]

@@ -371,3 +371,44 @@ def test_a_folder_of_a_stranger_neither_hangs_nor_reads_elsewhere(capfd):
         Path("saved/config.json").unlink()
         Path("saved/config.json").write_text(text)
         refused(capfd, name, "--model")
+
+
+# Less memory.
+
+
+@pytest.mark.parametrize(("kind", "curvature"), [("gpt2", "hessian"), ("llama", "ggn")])
+def test_less_memory_changes_no_number(kind, curvature, capfd):
+    layers = {"n_layer": 2} if kind == "gpt2" else {"num_hidden_layers": 2}
+    built(kind, vocab_size=600, **layers).save_pretrained("saved")
+    line = ["eig", "--model", "transformers:AutoModelForCausalLM?path=saved", *arguments(kind), "--dtype", "float64"]
+    line += ["--curvature", curvature, "-k", "1", "--tol", "1e-7" if kind == "gpt2" else "1e-5", "--json"]
+    found = []
+    for rest in ([], ["--memory", "450kB", "--recompute-activations"]):
+        capfd.readouterr()
+        assert run([*line, *rest]) == 0
+        found += json.loads(capfd.readouterr().out)["results"]
+    plain, lean = found
+    assert lean["eigenvalues"] == pytest.approx(plain["eigenvalues"], rel=1e-9 if kind == "gpt2" else 1e-4)
+    assert lean["peak_bytes"] <= 450_000 < plain["peak_bytes"]
+    assert "recomputed" not in plain["path"]
+    assert "chunks" not in plain["path"]
+    assert "; logits in chunks of " in lean["path"]
+    assert lean["path"].endswith("; activations of 2 blocks recomputed")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_models_that_checkpoint_their_own_activations(reentrant):
+    """In eval mode transformers' models do not; the numbers are the same in any case."""
+    x, y = (torch.from_numpy(np.load("tokens.npz")[name]) for name in "xy")
+    found = []
+    for enabled, lean in ((False, None), (True, None), (True, True)):
+        model = built("gpt2", n_layer=2).double()
+        if enabled:
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": reentrant})
+        batch = spectra.Batch({"input_ids": x}, y, torch.arange(N))
+        problem = spectra.Problem(model, spectra.CrossEntropy(class_dim=-1), [batch], recompute_activations=lean)
+        vector = torch.ones(problem.size, dtype=torch.float64)
+        found.append(torch.stack([spectra.Curvature(problem, m, products=0) @ vector for m in ("hessian", "ggn")]))
+    for products in found[1:]:
+        torch.testing.assert_close(products, found[0], rtol=1e-10, atol=1e-13)

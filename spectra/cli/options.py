@@ -135,7 +135,7 @@ AFTER_LOSS = [
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
     click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Which memory holds a Lanczos basis, the device's or its host's; auto: the host's where a quarter of the device's is too little."),
-    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute blocks of the model anew in derivatives: less memory, more time.  [default: where memory holds no product of one example]"),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Whether derivatives compute blocks of the model anew: less memory, more time.  [default: where one example does not fit else]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
 ]  # fmt: skip
 

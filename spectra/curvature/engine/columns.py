@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.convolved import convolution, convolution_backward
 from spectra.curvature.engine.graphs import bare, eliminate, first_input, substitute, value, without_repetition
+from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
 
 aten = torch.ops.aten
@@ -46,7 +47,7 @@ class Rewriting:
 
     def __init__(self, module: GraphModule, width: int):
         self.module, self.width = module, width
-        self.device = next(node.meta["val"].device for node in reversed(module.graph.find_nodes(op="placeholder")))
+        self.device = module.graph.find_nodes(op="placeholder")[-1].meta["device"]
         self.new = Graph()
         self.rows: dict[Node, Any] = {}
         self.shared: dict[Node, Node] = {}
@@ -94,8 +95,6 @@ class Rewriting:
 
     def by_vmap(self, node: Any) -> Any:
         """What torch.func.vmap makes of a call, node by node."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Node)]
         inputs = [self.of(leaves[i]) for i in places]
@@ -114,8 +113,8 @@ class Rewriting:
             return tuple(x for x in found if isinstance(x, Tensor))
 
         with silent_fallback():
-            traced = make_fx(torch.func.vmap(function, dims))(*(x.meta["val"] for x in inputs))
-        found = self.inlined(traced.graph, inputs)
+            _, graph = record(torch.func.vmap(function, dims), [x.meta["val"] for x in inputs])
+        found = self.inlined(graph, inputs)
         if not made:
             return found
         rest = iter(found if isinstance(found, list | tuple) else [found])

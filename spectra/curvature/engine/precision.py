@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from spectra.curvature.engine.choices import fingerprint
 from spectra.curvature.engine.differentiation import switched
 from spectra.curvature.engine.execution import Execution, described
-from spectra.curvature.engine.graphs import eliminate, find_value, first_input, value, without_repetition
+from spectra.curvature.engine.graphs import duplicate, eliminate, find_value, first_input, value, without_repetition
 from spectra.curvature.engine.rewrites import call
 
 aten = torch.ops.aten
@@ -76,8 +76,7 @@ def multiplies(module: GraphModule) -> bool:
 
 def in_bfloat16(module: GraphModule) -> GraphModule:
     """A copy of a plain graph whose products in float32 have operands in bfloat16."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    graph = duplicate(module.graph)
     for node in graph.nodes:
         if node.target in SUMS:
             apart(node)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.choices import MARGIN, Choices
 from spectra.errors import describe
+from spectra.random_numbers import draw_keys, normal_rows
 
 NOTE = "columns together"  # under which a run writes down which they are, and why no more
 WIDTHS = (16, 8, 4)  # columns that go together
@@ -97,8 +98,8 @@ class Widths:
             if (needed := self._needed(width)) > self.room:
                 self.why = f"{width} columns take {needed:,} bytes"
                 return math.inf
-            generator = torch.Generator().manual_seed(self._seed)
-            rows = torch.randn(width, len(example), generator=generator, dtype=example.dtype).to(example.device)
+            keys = draw_keys(torch.Generator().manual_seed(self._seed), width)
+            rows = normal_rows(keys, slice(0, len(example)), example.dtype, example.device)
             several, one = run(width, example), run(1, example)
             found = several(rows)
             for i in (0, width - 1):
