@@ -20,7 +20,7 @@ from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block
 from spectra.krylov.deflation import known_pairs, with_deflation
 from spectra.krylov.eigenpairs import basis_of, eigenpairs, serve_products
 from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
-from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, largest_matrix, outline
+from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, forecast_trace, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.lanczos import begin, lanczos, random_start, remove
@@ -412,6 +412,29 @@ def test_forecasts_tell_what_lies_where(vectors, monkeypatch):
     most = max(vectors)
     assert asked == pytest.approx(most * n, rel=1e-6)
     assert found.largest == pytest.approx(most * n / vectors_held(3, least_basis(3)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("vectors", "free"), [((2, 100), 100), ((2, 20), 20), ((100, 100), 100)])
+def test_forecasts_of_a_trace_tell_what_lies_where(vectors, free, monkeypatch):
+    """A sketch takes 80 vectors, on the host or the device; where neither holds it, signs take a few."""
+    device, host = vectors
+    given = with_spectrum(SPECTRA["clustered"])
+    seen = outline(lanczos(given, random_start(given, seeded()), 20))
+    seen = replace(seen, counts=seen.counts * torch.where(seen.alone, 1, 10**4), device=DEVICE)
+    n, row = seen.shape[0], 8 * seen.shape[0]
+    host_share_of(host, n, monkeypatch)
+    monkeypatch.setattr(places, "memory_of", lambda place: (math.inf, free * row))
+    with settled_share(device * row):
+        found = forecast_trace(seen, rtol=0.1, generator=seeded())
+    if max(vectors) < 80:
+        assert (found.bytes, found.host_bytes) == (5 * row, 0)
+    elif device < 40:
+        assert found.bytes == 3 * row
+        assert found.host_bytes >= 60 * row
+    else:
+        assert found.bytes >= 60 * row
+        assert found.host_bytes == 0
+    assert found.products >= 16
 
 
 def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
