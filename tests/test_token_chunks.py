@@ -402,3 +402,19 @@ def test_what_was_asked_repeats_itself(line, capfd):
         assert again["results"][0]["eigenvalues"] == first["results"][0]["eigenvalues"]
         assert again["problem"]["recompute_activations"] is asked
         assert any(flag in words for words in ways(Path("first/eig.json"), load_result("first/eig.json")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on CUDA, whose derivatives are computed in other threads")
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-mc"])
+def test_chunks_on_cuda(name):
+    torch.manual_seed(0)
+    whole = problem_of(LanguageModel())
+    vector = torch.randn(whole.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    expected = Curvature(whole, name, products=0) @ vector
+    (batch,) = whole.batches
+    there = Batch(batch.inputs.cuda(), batch.targets.cuda(), batch.indices.cuda())
+    chunked = replace(whole, model=whole.model.cuda(), batches=[there], parameters={}, head=Head("head", CHUNK))
+    for expected_products in (0, 10**6):  # by double backward, and as a graph
+        matrix = Curvature(chunked, name, products=expected_products)
+        assert_close((matrix @ vector.cuda()).cpu(), expected, rtol=1e-10, atol=1e-12)
+        assert "chunks of 4 tokens" in matrix.path
