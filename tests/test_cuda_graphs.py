@@ -3,7 +3,9 @@
 A stand-in runs all of it but CUDA's own calls on the CPU: a graph that computes anew what it has recorded.
 """
 
+import weakref
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -294,3 +296,15 @@ def test_backward_passes_are_built_beside(fake_cuda):
     assert current == [main]
     assert product(torch.ones(3), slice(2)).tolist() == [1, 1]
     assert product.run is None
+
+
+def test_a_graph_keeps_what_it_reads(fake_cuda):
+    """CUDA's graph holds addresses: once it was wrong for residuals that were freed and written over."""
+    scale = torch.full((2,), 3.0)
+    alive = weakref.ref(scale)
+    run = Captured(partial(torch.mul, scale), torch.ones(2), Graphs(torch.device("cpu")))
+    del scale
+    assert alive() is not None
+    assert run(torch.ones(2)).tolist() == [3, 3]
+    del run
+    assert alive() is None
