@@ -342,6 +342,7 @@ def says(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", cost)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", RUNS)
 def test_a_resumed_run_takes_the_same_columns_together(command, traced_at_once, monkeypatch):
     line = f"{RUNS[command]} --model nets.py:net --data digits --samples 60"
