@@ -1,15 +1,26 @@
 """A decoder with random weights, by default of 1.3 billion parameters, and random tokens: to see what fits on one card.
 
 spectra eig --model scripts/large_decoder.py:decoder --data scripts/large_decoder.py:tokens --curvature ggn -k 3 ...
+python scripts/large_decoder.py [products=40] [layers=24] [width=2048]     GGN and Hessian on CUDA, with time and memory
 
 Options go behind the names: `decoder?layers=2&width=64&vocabulary=100`, `tokens?sequences=8&length=512&vocabulary=100`.
 """
 
 from __future__ import annotations
 
+import json
+import resource
+import sys
+import time
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+import spectra
+from spectra.krylov.lanczos import remove
+from spectra.records.eig import EigResult
+from spectra.transfer import copy
 
 VOCABULARY = 50257
 
@@ -34,7 +45,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder of the kind of GPT-2, its head the embedding: tokens (batch, length) to logits (batch, words, length)."""
+    """A decoder as GPT-2 is, whose head is its embedding: of tokens (batch, length), logits (batch, words, length)."""
 
     def __init__(self, layers: int, width: int, heads: int, vocabulary: int, longest: int):
         super().__init__()
@@ -60,3 +71,52 @@ def tokens(sequences: int = 8, length: int = 512, vocabulary: int = VOCABULARY) 
     """Sequences of random tokens, each with that of the tokens that follow."""
     drawn = torch.randint(vocabulary, (sequences, length + 1), generator=torch.Generator().manual_seed(0))
     return [(row[:-1], row[1:]) for row in drawn]
+
+
+def speeds(count: int, device: torch.device) -> dict[str, float]:
+    """GB/s of a vector of so many numbers to the device and back, and of a basis that the host orthogonalises by."""
+    rows, there = torch.ones(4, count), torch.empty(count, device=device)
+    ways = {"up": lambda: copy(there, rows[0]), "down": lambda: copy(rows[0], there)}
+    ways["basis"] = lambda: remove(rows[0], [rows[1:]] * 2)
+    found = {}
+    for name, way in ways.items():
+        moved = 4e-9 * count * (9 if name == "basis" else 1)
+        for _ in range(2):  # the first makes buffers and touches memory
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            way()
+            torch.cuda.synchronize()
+            found[name] = moved / (time.perf_counter() - start)
+    return found
+
+
+def main(products: int = 40, **size: int) -> None:
+    """Print, for GGN and Hessian, three eigenvalues, their cost, and the most memory that device and host held."""
+    words = size.get("vocabulary", VOCABULARY)
+    query = "&".join(f"{name}={value}" for name, value in size.items())
+    for curvature in ("ggn", "hessian"):
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        result = spectra.eig(
+            f"{__file__}:decoder?{query}",
+            "cross_entropy",
+            f"{__file__}:tokens?vocabulary={words}",
+            curvature=curvature,
+            k=3,
+            device="cuda",
+            max_products=products,
+            progress=True,
+        )
+        assert isinstance(result, EigResult)
+        told = {"seconds in all": time.perf_counter() - start, "largest": torch.cuda.max_memory_allocated()}
+        told["host"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        shown = ("curvature", "products", "seconds", "setup_seconds", "converged", "complete", "path", "peak_bytes")
+        told |= {name: getattr(result, name) for name in shown}
+        told |= {"values": result.values.tolist(), "residuals": result.residuals.tolist()}
+        print(json.dumps(told), flush=True)
+        torch.cuda.empty_cache()
+    print(json.dumps(speeds(2**30, torch.device("cuda"))))
+
+
+if __name__ == "__main__":
+    main(**{name: int(value) for name, value in (each.split("=") for each in sys.argv[1:])})

@@ -18,9 +18,9 @@ from spectra.errors import ArgumentError, SpectraError
 from spectra.krylov import placement as places
 from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures
 from spectra.krylov.deflation import known_pairs, with_deflation
-from spectra.krylov.eigenpairs import basis_of, eigenpairs
-from spectra.krylov.eigensolver import least_basis, usual_basis, vectors_held
-from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, largest_matrix, outline
+from spectra.krylov.eigenpairs import basis_of, eigenpairs, serve_products
+from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
+from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, forecast_trace, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.lanczos import begin, lanczos, random_start, remove
@@ -150,6 +150,23 @@ def test_few_vectors_are_on_the_device_whatever_the_basis(name, k):
     assert device.peak <= 3.1 * 300 * 8
 
 
+@pytest.mark.parametrize("vectors", [2, 7, 100])
+def test_residuals_are_found_in_blocks_that_fit(vectors, monkeypatch):
+    """Vectors on the host, of which some are at a time on the device."""
+    monkeypatch.setattr("spectra.vectors.PIECE_OF_A_DEVICE", 50)
+    given = with_spectrum(SPECTRA["network"])
+    rows = torch.linalg.qr(torch.randn(300, 8, generator=seeded(), dtype=torch.float64))[0].T.contiguous()
+    values = torch.linspace(0, 1, 8, dtype=torch.float64)
+    with PretendDevice() as device, share_of(vectors, 300):
+        operator = OnDevice(given)
+        search = Eigensolver(operator, 8, "LM", 1e-3, seeded(), 100, 20, None, CPU)
+        found = serve_products(search.residuals_of(values, rows), operator)
+    expected = torch.linalg.vector_norm(given @ rows.T - rows.T * values, dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert search.products == 8
+    assert device.peak <= (max(3, vectors) + 0.1) * 300 * 8
+
+
 def test_few_vectors_of_a_density_are_on_the_device():
     given = with_spectrum(SPECTRA["1/i"])
     with PretendDevice() as device, share_of(2, 300):
@@ -212,19 +229,19 @@ def test_a_small_basis_costs_products_and_a_usual_one_none():
     ],
 )
 def test_the_device_holds_the_basis_while_it_fits_and_then_the_host(device, host, choice, place, monkeypatch):
-    """Five eigenpairs take 46 vectors, and 8 beside."""
+    """Five eigenpairs take 38 basis vectors, and 9 beside."""
     host_share_of(host, 300, monkeypatch)
     with share_of(device, 300):
         found = basis_of(OnDevice(torch.eye(300, dtype=torch.float64)), 5, choice=choice)
     assert found.device == (CPU if place == "host" else DEVICE)
-    assert found.vectors == min(300, {"host": host, "device": device}[place] - 8)
+    assert found.vectors == min(300, {"host": host, "device": device}[place] - 9)
     assert found.usual == usual_basis(5)
 
 
 def test_what_is_settled_for_a_run_is_taken_up():
     operator = OnDevice(torch.eye(300, dtype=torch.float64))
     with settled_basis("host", 50 * 300 * 8):
-        assert basis_of(operator, 5) == places.Placement(CPU, 42, usual_basis(5))
+        assert basis_of(operator, 5) == places.Placement(CPU, 41, usual_basis(5))
         assert basis_of(operator, 5, choice="device").device == DEVICE
     with settled_basis("device"), share_of(20, 300):
         assert basis_of(operator, 5).device == DEVICE
@@ -245,7 +262,7 @@ def test_on_the_cpu_there_is_one_memory():
 @pytest.mark.parametrize(
     ("method", "argument", "least"),
     [
-        (partial(eigenpairs, k=3), "`k` 3", 12),
+        (partial(eigenpairs, k=3), "`k` 3", 13),
         (partial(spectral_measure, steps=40), "`steps` 40", 45),
     ],
 )
@@ -287,7 +304,7 @@ def session(basis: str, settled: dict | None, settings) -> Session:
         ("auto", None, "host"),
         ("device", None, "device"),
         ("host", None, "host"),
-        ("auto", {"memory_share": 1, "basis": "device", "host_share": 0}, "device"),
+        ("auto", {"memory_share": 1, "basis": "device", "host_share": 10**8}, "device"),
         ("auto", {"memory_share": 1, "basis": "host", "host_share": 10**9}, "host"),
         ("auto", {"memory_share": 1}, "host"),  # of an earlier version
         ("host", {"memory_share": 1, "basis": "device", "host_share": 10**9}, "host"),
@@ -305,7 +322,7 @@ def test_a_run_settles_where_its_bases_lie(settings, asked, settled, place, monk
         if on_host:
             why = "as asked" if asked == "host" else "as a quarter of the device's memory holds 20 vectors of 2.34 KiB"
             assert on_host[0].endswith(why)
-        expected = ["memory holds 14 basis vectors of 2.34 KiB"] * (settings.command == "eig" and place == "device")
+        expected = ["memory holds 13 basis vectors of 2.34 KiB"] * (settings.command == "eig" and place == "device")
         assert [text.split(",")[0] for text in notes if "restarts" in text] == expected
     assert basis_place() == "auto"
 
@@ -395,6 +412,29 @@ def test_forecasts_tell_what_lies_where(vectors, monkeypatch):
     most = max(vectors)
     assert asked == pytest.approx(most * n, rel=1e-6)
     assert found.largest == pytest.approx(most * n / vectors_held(3, least_basis(3)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("vectors", "free"), [((2, 100), 100), ((2, 20), 20), ((100, 100), 100)])
+def test_forecasts_of_a_trace_tell_what_lies_where(vectors, free, monkeypatch):
+    """A sketch takes 80 vectors, on the host or the device; where neither holds it, signs take a few."""
+    device, host = vectors
+    given = with_spectrum(SPECTRA["clustered"])
+    seen = outline(lanczos(given, random_start(given, seeded()), 20))
+    seen = replace(seen, counts=seen.counts * torch.where(seen.alone, 1, 10**4), device=DEVICE)
+    n, row = seen.shape[0], 8 * seen.shape[0]
+    host_share_of(host, n, monkeypatch)
+    monkeypatch.setattr(places, "memory_of", lambda place: (math.inf, free * row))
+    with settled_share(device * row):
+        found = forecast_trace(seen, rtol=0.1, generator=seeded())
+    if max(vectors) < 80:
+        assert (found.bytes, found.host_bytes) == (5 * row, 0)
+    elif device < 40:
+        assert found.bytes == 3 * row
+        assert found.host_bytes >= 60 * row
+    else:
+        assert found.bytes >= 60 * row
+        assert found.host_bytes == 0
+    assert found.products >= 16
 
 
 def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
@@ -511,8 +551,7 @@ def test_a_basis_on_the_host_of_a_cuda_device(dtype):
     on_card, on_host = (eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis=b) for b in ("device", "host"))
     assert on_card.vectors.is_cuda
     assert on_host.vectors.device == CPU
-    rounding = 1e3 * torch.finfo(dtype).eps
-    torch.testing.assert_close(on_host.values, on_card.values, rtol=rounding, atol=rounding * 40)
+    torch.testing.assert_close(on_host.values, on_card.values, rtol=1e-5, atol=0)
     assert ((on_host.vectors @ on_card.vectors.cpu().T).diagonal().abs() - 1).abs().max() < 1e-3
     again = eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis="host")
     assert_alike([again.values, again.vectors], [on_host.values, on_host.vectors])
@@ -544,4 +583,4 @@ def test_few_vectors_are_on_a_cuda_device():
     before = torch.cuda.memory_allocated()
     with settled_share(2 * 4 * n):
         eigenpairs(operator, 4, generator=seeded(), max_products=40, basis="host")
-    assert torch.cuda.max_memory_allocated() - before <= 5 * 4 * n
+    assert torch.cuda.max_memory_allocated() - before <= 12 * 4 * n  # random numbers are made of wider ones

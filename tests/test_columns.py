@@ -10,14 +10,17 @@ from helpers import seeded
 from networks import BY_NAME, NETWORKS, Case, X, Y, floats, labels, name_of
 from test_hoisting import CONVOLUTIONS
 from torch import nn
+from torch.fx import GraphModule
 
 from spectra.cli import run
 from spectra.curvature.engine import widths as module
 from spectra.curvature.engine.columns import together
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.execution import Execution
+from spectra.curvature.engine.graphs import simplify
 from spectra.curvature.engine.hoisting import Hoisted
 from spectra.curvature.engine.meter import Meter
+from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.widths import planned
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
@@ -117,7 +120,9 @@ def costs(**known: float):
     [
         (16, {"w16": 2.0}, [16], [16]),
         (32, {"w16": 2.0}, [16, 16], [16]),
-        (10, {"w16": 2.0, "w8": 1.5, "w4": 1.2}, [16], [16, 8, 4]),  # padded
+        (10, {"w16": 2.0}, [16], [16]),  # padded: two narrower ones cost as much
+        (10, {"w16": 2.5, "w8": 1.5, "w4": 1.2}, [16], [16, 8, 4]),
+        (10, {"w16": 2.9, "w8": 1.5, "w4": 1.2}, [8, 4], [16, 8, 4]),
         (10, {"w16": 12.0, "w8": 5.0, "w4": 3.0}, [8, 1, 1], [16, 8, 4]),
         (10, {"w16": 12.0, "w8": 6.0, "w4": 1.5}, [4, 4, 4], [16, 8, 4]),
         (13, {"w16": 8.0}, [16], [16]),
@@ -337,6 +342,7 @@ def says(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", cost)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", RUNS)
 def test_a_resumed_run_takes_the_same_columns_together(command, traced_at_once, monkeypatch):
     line = f"{RUNS[command]} --model nets.py:net --data digits --samples 60"
@@ -375,3 +381,22 @@ def test_two_runs_give_the_same_bits(traced_at_once, monkeypatch):
         monkeypatch.setenv("SPECTRA_CACHE", cache)
         assert run(f"{line} --out run-{i}".split()) == 0
     assert test_resume.numbers("run-0/trace.json") == test_resume.numbers("run-1/trace.json")
+
+
+@pytest.mark.parametrize(("m", "p", "q"), [(2, 3, 4), (9, 9, 1), (1, 9, 9), (9, 1, 9), (3, 3, 3)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_many_products_share_one_factor(m, p, q, side):
+    """Of every shape, so that the k values lie in a batch, as rows, or as columns; the shared factor is not copied."""
+    shared, other = (floats(5, p, q), (5, m, p)) if side == 0 else (floats(5, m, p), (5, p, q))
+
+    def function(shared, vector):
+        given = vector.reshape(other)
+        product = torch.bmm(given, shared) if side == 0 else torch.bmm(shared, given)
+        return (product * product.new_ones(5, 1, 1)).flatten()
+
+    constants, graph = record(function, (shared, torch.zeros(5 * other[1] * other[2], dtype=torch.float64)))
+    simplify(graph)
+    second = GraphModule(constants, graph)
+    rows = floats(3, 5 * other[1] * other[2])
+    wanted = torch.stack([function(shared, row) for row in rows])
+    torch.testing.assert_close(together(second, 3)(shared, rows), wanted, rtol=1e-13, atol=1e-13)

@@ -41,7 +41,7 @@ def halves(case: Case, name: str, **settings):
     """The two halves of a traced product, and the problem and function that they are of."""
     problem, linearise, _ = made(case, name, **settings)
     with twice_differentiable(problem.model):
-        first, second, _ = split(trace(linearise, problem, problem.batches[0]))
+        first, second, _ = split(*trace(linearise, problem, problem.batches[0]))
     return problem, linearise, first, second
 
 
@@ -133,6 +133,17 @@ def test_what_cannot_be_compiled_says_why(monkeypatch):
     assert logging.root.manager.disable == disabled
 
 
+def test_errors_of_a_first_call_are_errors_of_compiling(monkeypatch):
+    """A kernel for the GPU may be compiled as late as that."""
+
+    def called(*_):
+        raise AssertionError("expected size 3==4")
+
+    monkeypatch.setattr("torch._inductor.compile", lambda *_, **__: called)
+    with pytest.raises(Uncompilable, match=r"^AssertionError: expected size 3==4$"):
+        compiled(traced(torch.sin, X), [X])
+
+
 def test_running_out_of_memory_is_no_reason_not_to_compile(monkeypatch):
     def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -159,8 +170,9 @@ def build():
 
 
 @pytest.fixture
-def call(tmp_path, capfd):
+def call(tmp_path, capfd, monkeypatch):
     """Run a command on a small network: its status, record and standard error."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
 
     def call(command: str, *more: str):
@@ -207,6 +219,16 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked_for(call, graphs_compiled, mo
     assert record["problem"]["options"]["compile"] is (False if more else None)
 
 
+@pytest.mark.parametrize("flag", ["--compile", "--no-compile"])
+def test_a_result_is_repeated_as_it_was_asked_for(call, graphs_compiled, flag, tmp_path, capfd):
+    _, record, _ = call("eig -k 2", flag, "--out", str(tmp_path))
+    assert spectra.cli.run(["eig", "--config", str(tmp_path / "eig.json"), "--trust", "--json"]) == 0
+    again = json.loads(capfd.readouterr().out)
+    assert again["problem"]["options"]["compile"] is (flag == "--compile")
+    assert again["results"][0]["eigenvalues"] == record["results"][0]["eigenvalues"]
+    assert len(graphs_compiled) == 2 * (flag == "--compile")
+
+
 def test_matrices_that_are_not_hoisted_are_not_compiled(call, graphs_compiled):
     _, record, _ = call("eig -k 2", "--compile", "--curvature", "fisher-batch", "--curvature", "ggn")
     assert len(graphs_compiled) == 1
@@ -228,9 +250,7 @@ def test_a_compilation_that_fails_is_told_and_changes_nothing(call, monkeypatch,
 
 
 def test_a_compiled_product_that_is_another_is_not_used(call, monkeypatch):
-    monkeypatch.setattr(
-        "spectra.curvature.engine.execution.compiled", lambda module, _: lambda *args: module(*args) * 1.01
-    )
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, *_, **__: lambda *args: graph(*args) * 1.01)
     _, record, _ = call("eig -k 2", "--compile")
     assert record["results"][0]["path"].endswith("not compiled: what is compiled gives another product")
 

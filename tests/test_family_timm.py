@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from dense import Dense, eigenvalues, largest
 
+import spectra
 from spectra.cli import run
 
 timm = pytest.importorskip("timm")
@@ -63,6 +64,25 @@ def test_a_name_has_the_matrices_of_its_model(kind, how, curvature, capfd):
     expected = largest(getattr(dense, curvature)(), 5)
     assert record["results"][0]["eigenvalues"] == pytest.approx(expected, rel=1e-8, abs=1e-10)
     assert record["problem"]["parameters"] == dense.point.numel()
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_models_that_checkpoint_their_own_activations(curvature):
+    x, y = (torch.from_numpy(np.load("vit.npz")[key]) for key in "xy")
+    found = []
+    for enabled, lean in ((False, None), (True, None), (True, True)):
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = timm.create_model(MODELS["vit"][0], **MODELS["vit"][1] | {"depth": 2}).double().eval()
+        model.set_grad_checkpointing(enabled)
+        problem = spectra.Problem(
+            model, spectra.CrossEntropy(), [spectra.Batch(x, y, torch.arange(4))], recompute_activations=lean
+        )
+        matrix = spectra.Curvature(problem, curvature, products=0)
+        found.append(matrix @ torch.ones(problem.size, dtype=torch.float64))
+    assert matrix.path.endswith("activations of 2 blocks recomputed")
+    for product in found[1:]:
+        torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-13)
 
 
 REFUSED = {

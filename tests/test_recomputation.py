@@ -294,3 +294,41 @@ def test_wrong_values_are_refused(value):
         problem_of(recompute_activations=value)
     with pytest.raises(spectra.SpectraError, match="`recompute_activations`"):
         spectra.eig(nn.Linear(2, 2), "mse", (torch.ones(3, 2), torch.ones(3, 2)), k=1, recompute_activations=value)
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+@pytest.mark.sampled(1)
+def test_columns_of_a_graph_of_recomputed_blocks(name):
+    plain = problem_of()
+    lean = with_blocks(plain)
+    columns = torch.randn(3, plain.size, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)
+    linearise, batch = definition(name).linearise, plain.batches[0]
+    with twice_differentiable(plain.model):
+        graph = Hoisted(linearise, lean, [batch])
+        found = graph.execution.graph(3)(*graph.residuals(batch), columns)
+        apply = linearise(plain, batch)
+        expected = torch.stack([apply(column) for column in columns])
+    assert_close(found.view(3, -1), expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on CUDA, whose derivatives are computed in other threads")
+@pytest.mark.parametrize("hoisted", [False, True])
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-mc"])
+def test_recomputing_on_cuda(name, hoisted):
+    plain = problem_of()
+    expected = products(plain, name)
+    (batch,) = plain.batches
+    there = spectra.Batch(batch.inputs.cuda(), batch.targets.cuda(), batch.indices.cuda())
+    lean = with_blocks(spectra.Problem(made(Deep).cuda(), plain.loss, [there]))
+    assert len(lean.blocks) == 3
+    vectors = torch.randn(2, plain.size, generator=torch.Generator().manual_seed(5), dtype=DOUBLE).cuda()
+    linearise = definition(name).linearise
+    with twice_differentiable(lean.model):
+        if hoisted:
+            graph = Hoisted(linearise, lean, [there])
+            residuals = graph.residuals(there)
+            found = torch.stack([graph.apply(residuals, vector) for vector in vectors])
+        else:
+            apply = linearise(lean, there)
+            found = torch.stack([apply(vector) for vector in vectors])
+    assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-12)

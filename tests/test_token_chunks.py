@@ -1,7 +1,11 @@
 """Logits by chunks of tokens: the same matrices to rounding, and no more than a chunk of logits at a time."""
 
+import json
 from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,8 @@ from dense import Dense
 from torch import nn
 from torch.testing import assert_close
 
+from spectra.cli import run
+from spectra.cli.repeat import ways
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.economy import PART, economical, with_small_logits
 from spectra.curvature.engine.footprint import measured
@@ -24,6 +30,7 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.head import find_head
 from spectra.problem.problem import Problem
 from spectra.problem.tokens import Head
+from spectra.records.record import load_result
 
 CLASSES, WIDTH, LENGTH, N = 7, 3, 5, 3
 CHUNK = 4  # tokens, which divides neither a sequence nor a batch
@@ -134,8 +141,6 @@ def test_a_graph_of_chunks_has_their_products(name):
 def test_chunks_of_some_parameters(chosen, name):
     torch.manual_seed(0)
     whole = problem_of(LanguageModel(tied=False))
-    from fnmatch import fnmatch
-
     named = {n: p for n, p in whole.model.named_parameters() if any(fnmatch(n, glob) for glob in chosen)}
     whole = replace(whole, parameters=named)
     assert_close(
@@ -325,3 +330,91 @@ def test_images_with_classes_in_the_second_dimension(monkeypatch):
     torch.manual_seed(0)
     model = Changed(lambda z: z.movedim(-1, 1))
     assert find_head(problem_of(model, CrossEntropy(class_dim=1))) is None
+
+
+# By the command line.
+
+NETS = """
+import torch
+from torch import nn
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(900, 4), nn.Linear(4, 900, False)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)) for _ in range(4))
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+"""
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch):
+    """The options of a problem whose logits are large."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    draw = np.random.default_rng(0)
+    np.savez("tokens.npz", x=draw.integers(0, 900, (6, 20)), y=draw.integers(0, 900, (6, 20)))
+    loss = "cross_entropy?class_dim=-1"
+    return f"--model nets.py:Wide --data tokens.npz --loss {loss} --dtype float64 --params layers.0.* --json".split()
+
+
+def record(capfd, *words: str) -> dict:
+    capfd.readouterr()
+    assert run([*words]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def test_memory_and_blocks_by_the_command_line(line, capfd):
+    lean = "--recompute-activations"
+    plain, *others = (
+        record(capfd, "eig", *line, "-k", "2", "--curvature", "ggn", *rest)
+        for rest in ([], ["--memory", "1MB"], ["--memory", "1MB", lean], [lean])
+    )
+    paths = [found["results"][0]["path"] for found in (plain, *others)]
+    assert ["; logits in chunks of " in path for path in paths] == [False, True, True, False]
+    assert ["; activations of 4 blocks recomputed" in path for path in paths] == [False, False, True, True]
+    for found in others:
+        assert found["results"][0]["eigenvalues"] == pytest.approx(plain["results"][0]["eigenvalues"], rel=1e-9)
+    assert others[2]["problem"]["recompute_activations"] is True
+    assert others[2]["problem"]["options"]["recompute_activations"] is True
+
+
+def test_inspect_tells_what_memory_asks_for(line, capfd):
+    words = ["inspect", *line, "--curvature", "ggn", "--memory", "1MB", "--recompute-activations"]
+    (found,) = record(capfd, *words)["results"]
+    assert "; logits in chunks of " in found["path"]
+    assert found["path"].endswith("; activations of 4 blocks recomputed")
+    assert found["peak_bytes"] <= 1_000_000
+    words.remove("--json")
+    assert run(words) == 0
+    assert "activations of 4 blocks" in " ".join(capfd.readouterr().out.split())
+
+
+def test_what_was_asked_repeats_itself(line, capfd):
+    for flag, asked in (("--recompute-activations", True), ("--no-recompute-activations", False)):
+        first = record(capfd, "eig", *line, "-k", "1", flag, "--out", "first")
+        again = record(capfd, "eig", "--trust", "--config", "first/eig.json", "--json")
+        assert again["results"][0]["eigenvalues"] == first["results"][0]["eigenvalues"]
+        assert again["problem"]["recompute_activations"] is asked
+        assert any(flag in words for words in ways(Path("first/eig.json"), load_result("first/eig.json")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on CUDA, whose derivatives are computed in other threads")
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-mc"])
+def test_chunks_on_cuda(name):
+    torch.manual_seed(0)
+    whole = problem_of(LanguageModel())
+    vector = torch.randn(whole.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    expected = Curvature(whole, name, products=0) @ vector
+    (batch,) = whole.batches
+    there = Batch(batch.inputs.cuda(), batch.targets.cuda(), batch.indices.cuda())
+    chunked = replace(whole, model=whole.model.cuda(), batches=[there], parameters={}, head=Head("head", CHUNK))
+    for expected_products in (0, 10**6):  # by double backward, and as a graph
+        matrix = Curvature(chunked, name, products=expected_products)
+        assert_close((matrix @ vector.cuda()).cpu(), expected, rtol=1e-10, atol=1e-12)
+        assert "chunks of 4 tokens" in matrix.path

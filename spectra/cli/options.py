@@ -135,7 +135,7 @@ AFTER_LOSS = [
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
     click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Which memory holds a Lanczos basis, the device's or its host's; auto: the host's where a quarter of the device's is too little."),
-    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute blocks of the model anew in derivatives: less memory, more time.  [default: where memory holds no product of one example]"),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Whether derivatives compute blocks of the model anew: less memory, more time.  [default: where one example does not fit else]"),
     click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
 ]  # fmt: skip
 
@@ -151,7 +151,7 @@ DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path)
 EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig.  [default: those in --out]")  # fmt: skip
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
-PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Of products' operands; the noise of tf32 (GPU) and bf16 is measured, told, and polished away by eig.")  # fmt: skip
+PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

@@ -283,7 +283,7 @@ class Curvature:
             self.derivative_check = check_derivatives(problem, self.name, memory, costs)
 
     def _make_products(self, economy: Economy) -> Products:
-        split = self.definition.depends_on_batches
+        split, name, tell = self.definition.depends_on_batches, self.name, self.tell
         return Products(
             self.linearise,
             economy.problem,
@@ -294,7 +294,7 @@ class Curvature:
             choices=self.choices,
             precision=self._precision,
             compile=False if split else self.compile,
-            tell=lambda text: self.tell(f"{self.name}: {text}"),
+            tell=lambda text: tell(f"{name}: {text}"),  # with `self` it would be a cycle, which keeps all in memory
         )
 
     @property
@@ -319,10 +319,12 @@ class Curvature:
 class InIeee(Wrapper):
     """A Curvature of lower precision, with products in ieee."""
 
-    operator: Curvature
+    def __init__(self, operator: Curvature):
+        super().__init__(operator)
+        self.matrix = operator
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        return self.operator.multiply(vectors, exact=True)
+        return self.matrix.multiply(vectors, exact=True)
 
     @property
     def ieee(self) -> InIeee:
@@ -331,4 +333,4 @@ class InIeee(Wrapper):
 
     def factor(self) -> Factor:
         """The matrix's factor. Raises SpectraError where there is none."""
-        return self.operator.factor()
+        return self.matrix.factor()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator
-from spectra.vectors import map_shards, norms
+from spectra.vectors import sum_pieces
 
 FAILURE = 0.01  # probability that the bound on what was missed does not hold
 
@@ -21,7 +21,11 @@ def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor)
 def residual_norms(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     """The residuals |A u - lambda u| (k,), given the products A u (k, n)."""
     scales = values.to(vectors.device, vectors.dtype)[:, None]
-    return norms(map_shards(lambda image, part: image - scales * part, images, vectors)).cpu()
+
+    def squares(image: Tensor, part: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(image - scales * part, dim=1, dtype=torch.float64).square()
+
+    return sum_pieces(squares, images, vectors).sqrt().cpu()
 
 
 def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:

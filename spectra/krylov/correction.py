@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.diagonal import DiagonalEstimate, Enough, Sums
-from spectra.krylov.hutchinson import mean, random_signs, standard_error
+from spectra.krylov.hutchinson import mean, standard_error
 from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import TraceEstimate
-from spectra.operator import Counting, SymmetricOperator, checkpointed, in_ieee
+from spectra.operator import Counting, SymmetricOperator, checkpointed, in_ieee, random_signs
 from spectra.vectors import dot, map_shards
 
 FEWEST, MOST = 8, 64  # differences
@@ -66,8 +66,7 @@ def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., Trace
 
 def differences(operator: SymmetricOperator, count: int, generator: torch.Generator) -> list[float]:
     """Samples w'(A w - A_low w), as many as `count`."""
-    signs = [random_signs(operator, generator) for _ in range(count)]
-    return [dot(w, difference(operator, w)) for w in signs]
+    return [dot(w, difference(operator, w)) for w in random_signs(operator, count, generator)]
 
 
 def difference(operator: SymmetricOperator, vector: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ def with_corrected_diagonal(method: Callable[..., DiagonalEstimate]) -> Callable
         limit = math.inf if max_products is None else max_products
         corrected = found
         while len(reads) < MOST and (counted.products + 2 <= limit or not reads) and found.finite:
-            signs = random_signs(operator, generator)
+            (signs,) = random_signs(operator, 1, generator)
             each = map_shards(lambda w, image: w * image, signs, difference(counted, signs))
             total = each if total is None else total + each
             reads.append(sums(each))

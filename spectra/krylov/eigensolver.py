@@ -36,8 +36,11 @@ FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude next to n
 
 
 def vectors_held(k: int, capacity: int) -> int:
-    """The number of vectors that a search of k eigenpairs holds at its peak, where the basis has `capacity` of them."""
-    return capacity + PENDING + k
+    """The number of vectors that a search of k eigenpairs holds at its peak, where the basis has `capacity` of them.
+
+    In the end there are the eigenvectors too, and the product that they are checked by.
+    """
+    return capacity + PENDING + k + 1
 
 
 def usual_products(k: int) -> int:

@@ -102,10 +102,11 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
     batch = problem.batches[0]
     if not isinstance(problem.loss, CrossEntropy) or problem.labels(batch).is_floating_point():
         return None
-    wide = {name: m for name, m in problem.model.named_modules() if is_plain(m) and m.out_features >= LEAST}
+    wide = {name: m for name, m in problem.model.named_modules() if isinstance(m, nn.Linear) and is_plain(m)}
     if not wide or every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
         return None
-    some, calls = batch.part(slice(1)), []
+    calls: list[tuple[str, Tensor, int]] = []
+    some = batch.part(slice(1))
     _ = problem.writes_inputs  # found by calls of the model, now
 
     def note(name: str, _module: nn.Module, _arguments: Any, output: Tensor) -> None:
@@ -131,8 +132,7 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
     return name, classes, len(rows)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer and does nothing else."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    own = "forward" in vars(module) or type(module).forward is not nn.Linear.forward
-    return isinstance(module, nn.Linear) and not own and not any(getattr(module, name) for name in hooks)
+def is_plain(layer: nn.Linear) -> bool:
+    """Whether a layer has many classes, and does nothing else than a linear layer does."""
+    own = "forward" in vars(layer) or type(layer).forward is not nn.Linear.forward
+    return layer.out_features >= LEAST and not (own or layer._forward_hooks or layer._forward_pre_hooks)

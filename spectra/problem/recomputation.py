@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from spectra.problem.autograd_graph import leaf_of, names_behind, nodes_behind
 
@@ -124,9 +125,14 @@ class Pullback(torch.autograd.Function):
             return torch.autograd.grad(outputs, inputs, slopes, allow_unused=True, materialize_grads=True)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *vectors: Tensor):
-        """The derivative of the derivative."""
+        """The derivative of the derivative, which has none itself."""
+        return Pullback.twice(ctx, *vectors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def twice(ctx, *vectors: Tensor):
+        """The derivative of the derivative, as it is computed."""
         tensors, count = ctx.saved_tensors, len(ctx.wanted)
         given, slopes = tensors[:count], [copy_of(slope) for slope in tensors[count:]]
         wanted = wanted_by_engine(ctx.next_functions)
@@ -170,10 +176,8 @@ def after(tensor: Tensor, late: Tensor | None) -> Tensor:
 
 
 def traced() -> bool:
-    """Whether operations are being written to a graph."""
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    return get_proxy_mode() is not None
+    """Whether operations are being written to a graph: by a mode that says that it `records`."""
+    return any(getattr(mode, "records", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def wanted_by_engine(edges: Sequence[tuple[Node | None, int]]) -> list[bool]:

@@ -15,6 +15,7 @@ from spectra.tables.results import new_table, rendered
 from spectra.wording import counted
 
 MOST_ROWS = 40
+SPARED = ("logits in chunks", "recomputed")  # in the path of products that take less memory, and more time
 NEAR = 4  # times the parameters that there are
 SHOWN = 5  # ignored names in a line
 UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
@@ -33,6 +34,7 @@ def inspect_parts(record: Record) -> list[str | Table]:
         parts += [*data_parts(problem), "", cost_table(results)]
         if any(e.method == "gram" for r in results for e in worth_telling(r.estimates)):
             parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
+        parts += [f"{r.curvature}: {r.path}" for r in results if any(word in r.path for word in SPARED)]
         if any(estimate.at_least for r in results for estimate in r.estimates):
             parts.append("> at least: how much more, the pilot run cannot tell")
         parts += limits(problem.parameters, results)

@@ -140,19 +140,19 @@ def second_derivative(local: LocalProblem) -> Verdict:
 
 
 def jacobian(local: LocalProblem) -> Verdict:
-    """Compare J v."""
-    problem, batch = local.problem, local.batch
+    """Compare J v; where logits are made by chunks, of what they are made of."""
+    problem, batch, head = local.problem, local.batch, local.problem.head
     local.gradients += PRODUCT
-    if problem.head is None:
-        product: Tensor | None = Jacobian(problem, batch).times(problem.vector(local.direction))
+    direction = problem.vector(local.direction)
+    if head is None:
+        product = Jacobian(problem, batch).times(direction)
     else:
-        product = HeadJacobian(problem, batch, problem.head).times(problem.vector(local.direction))[0]
-    if product is None:  # no chosen parameter comes before the head
-        product = torch.zeros_like(head_inputs(problem, batch, problem.head))
+        found = HeadJacobian(problem, batch, head).times(direction)[0]
+        product = torch.zeros_like(head_inputs(problem, batch, head)) if found is None else found
 
     def outputs(step: float) -> Sequence[Tensor]:
         with local.moved(step):
-            return [(head_inputs(problem, batch, problem.head) if problem.head else problem.rows(batch)).detach()]
+            return [(problem.rows(batch) if head is None else head_inputs(problem, batch, head)).detach()]
 
     return judged([product], outputs, local)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from spectra.curvature.engine.economy import with_small_logits
 from spectra.curvature.engine.used_parameters import output_depends_on_parameters
 from spectra.errors import SpectraError
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.head import rows_by_parts
 from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign
@@ -42,7 +44,7 @@ def state_of(problem: Problem) -> list:
 def refuse_misfit(problem: Problem) -> None:
     """Raise SpectraError where a batch's targets do not fit the output."""
     batch = fewest(problem)
-    rows = problem.rows(batch).detach()
+    rows = next(rows_by_parts(with_small_logits(problem), batch))[0].detach()
     for each in problem.batches:
         problem.check(rows, each)
 

@@ -20,7 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.convolved import convolution, convolution_backward
-from spectra.curvature.engine.graphs import bare, eliminate, substitute, value, without_repetition
+from spectra.curvature.engine.graphs import bare, eliminate, first_input, substitute, value, without_repetition
+from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
 
 aten = torch.ops.aten
@@ -46,7 +47,7 @@ class Rewriting:
 
     def __init__(self, module: GraphModule, width: int):
         self.module, self.width = module, width
-        self.device = next(node.meta["val"].device for node in reversed(module.graph.find_nodes(op="placeholder")))
+        self.device = module.graph.find_nodes(op="placeholder")[-1].meta["device"]
         self.new = Graph()
         self.rows: dict[Node, Any] = {}
         self.shared: dict[Node, Node] = {}
@@ -67,7 +68,7 @@ class Rewriting:
                 self.write(node)
         return self.new
 
-    def copied(self, node: Node) -> Node:
+    def copied(self, node: Any) -> Node:
         """A node on which the vectors have no influence."""
         copy = self.new.node_copy(node, self.shared.__getitem__)
         if node.op == "get_attr":
@@ -76,7 +77,7 @@ class Rewriting:
         copy.meta = {"val": pytree.tree_map_only(Tensor, bare, found)}
         return copy
 
-    def write(self, node: Node) -> None:
+    def write(self, node: Any) -> None:
         """The node of k values, by its rule."""
         if node.target is operator.getitem:
             self.rows[node] = self.rows[node.args[0]][node.args[1]]
@@ -92,10 +93,8 @@ class Rewriting:
         else:
             self.rows[node] = made
 
-    def by_vmap(self, node: Node) -> Any:
+    def by_vmap(self, node: Any) -> Any:
         """What torch.func.vmap makes of a call, node by node."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Node)]
         inputs = [self.of(leaves[i]) for i in places]
@@ -114,14 +113,14 @@ class Rewriting:
             return tuple(x for x in found if isinstance(x, Tensor))
 
         with silent_fallback():
-            traced = make_fx(torch.func.vmap(function, dims))(*(x.meta["val"] for x in inputs))
-        found = self.inlined(traced.graph, inputs)
+            _, graph = record(torch.func.vmap(function, dims), [x.meta["val"] for x in inputs])
+        found = self.inlined(graph, inputs)
         if not made:
             return found
         rest = iter(found if isinstance(found, list | tuple) else [found])
         return tuple(next(rest) if is_tensor else None for is_tensor in made)
 
-    def inlined(self, graph: Graph, inputs: Sequence[Node]) -> Any:
+    def inlined(self, graph: Graph, inputs: Sequence[Any]) -> Any:
         """A graph's results, after its nodes are written here."""
         copies = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
         for node in graph.nodes:
@@ -154,7 +153,7 @@ class Rewriting:
         node.meta = {"val": value}
         return node
 
-    def row_value(self, node: Node) -> Tensor:
+    def row_value(self, node: Any) -> Tensor:
         value = bare(node.meta["val"])
         return value.new_empty((self.width, *value.shape))
 
@@ -170,7 +169,7 @@ class Rewriting:
         """The new node of an argument, whichever kind it is."""
         return self.rows[argument] if self.is_batched(argument) else self.one(argument)
 
-    def batched(self, argument: Node) -> Node:
+    def batched(self, argument: Any) -> Node:
         """The node of k values; of what all share, k times the same, without memory."""
         if argument in self.rows:
             return self.rows[argument]
@@ -197,7 +196,7 @@ class Shared:
 @contextmanager
 def silent_fallback() -> Iterator[None]:
     """Inside, vmap does not warn of operations that it can only take k times."""
-    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", None)
+    switch = getattr(getattr(torch._C, "_functorch", None), "_set_vmap_fallback_warning_enabled", None)
     if switch:
         switch(False)
     try:
@@ -240,7 +239,7 @@ def is_transposed(node: Node) -> bool:
 # Rules, each a function of the rewriting and a node; None leaves the node to vmap.
 
 
-def pointwise(to: Rewriting, node: Node) -> Node | None:
+def pointwise(to: Rewriting, node: Any) -> Node | None:
     """An operation on elements, which expands by itself."""
     rank = rank_of(node)
 
@@ -253,16 +252,16 @@ def pointwise(to: Rewriting, node: Node) -> Node | None:
     return to.call(node.target, *map(argument, node.args), **kwargs)
 
 
-def same(to: Rewriting, node: Node) -> Node:
+def same(to: Rewriting, node: Any) -> Node:
     """What only lays its argument out anew."""
     return to.rows[node.args[0]]
 
 
-def reshape(to: Rewriting, node: Node) -> Node:
+def reshape(to: Rewriting, node: Any) -> Node:
     return to.call(aten.reshape.default, to.rows[node.args[0]], [to.width, *shape_of(node)])
 
 
-def transposed(to: Rewriting, node: Node) -> Node:
+def transposed(to: Rewriting, node: Any) -> Node:
     x = node.args[0]
     if node.target is aten.t.default:
         return to.call(aten.transpose.int, to.rows[x], 1, 2) if rank_of(x) == 2 else to.rows[x]
@@ -270,16 +269,16 @@ def transposed(to: Rewriting, node: Node) -> Node:
     return to.call(aten.transpose.int, to.rows[x], *dims)
 
 
-def permute(to: Rewriting, node: Node) -> Node:
+def permute(to: Rewriting, node: Any) -> Node:
     x, dims = node.args
     return to.call(aten.permute.default, to.rows[x], [0, *(shifted(dim, rank_of(x)) for dim in dims)])
 
 
-def expand(to: Rewriting, node: Node) -> Node:
+def expand(to: Rewriting, node: Any) -> Node:
     return to.call(aten.expand.default, to.aligned(node.args[0], rank_of(node)), [to.width, *shape_of(node)])
 
 
-def along(to: Rewriting, node: Node) -> Node | None:
+def along(to: Rewriting, node: Any) -> Node | None:
     """An operation along a dimension, its second argument (the first where none is given), of one tensor."""
     x, dim, *rest = node.args if len(node.args) > 1 else (*node.args, 0)
     if not to.is_batched(x) or any(to.is_batched(y) for y in rest) or not isinstance(dim, int):
@@ -287,16 +286,16 @@ def along(to: Rewriting, node: Node) -> Node | None:
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x)), *map(to.one, rest), **node.kwargs)
 
 
-def converted(to: Rewriting, node: Node) -> Node:
+def converted(to: Rewriting, node: Any) -> Node:
     return to.call(node.target, to.rows[node.args[0]], **{key: x for key, x in node.kwargs.items() if key == "dtype"})
 
 
-def unsqueeze(to: Rewriting, node: Node) -> Node:
+def unsqueeze(to: Rewriting, node: Any) -> Node:
     x, dim = node.args
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x) + 1))
 
 
-def reduced(to: Rewriting, node: Node) -> Node:
+def reduced(to: Rewriting, node: Any) -> Node:
     """A sum or the like over some dimensions, or over all."""
     x, dims, *rest = node.args if len(node.args) > 1 else (*node.args, None)
     dims = range(rank_of(x)) if dims is None or dims == [] else dims
@@ -306,7 +305,7 @@ def reduced(to: Rewriting, node: Node) -> Node:
     return to.call(target, to.rows[x], [shifted(dim, rank_of(x)) for dim in dims], *rest, **node.kwargs)
 
 
-def joined(to: Rewriting, node: Node) -> Node | None:
+def joined(to: Rewriting, node: Any) -> Node | None:
     """A concatenation or a stack."""
     tensors, dim = node.args if len(node.args) == 2 else (node.args[0], 0)
     if node.target is aten.cat.default and len({rank_of(x) for x in tensors}) > 1:
@@ -314,18 +313,18 @@ def joined(to: Rewriting, node: Node) -> Node | None:
     return to.call(node.target, [to.batched(x) for x in tensors], shifted(dim, rank_of(node)))
 
 
-def zeros(to: Rewriting, node: Node) -> Shared:
+def zeros(to: Rewriting, node: Any) -> Shared:
     """A new tensor that reads of its argument the type alone."""
     kwargs = {key: x for key, x in node.kwargs.items() if key != "memory_format"}
     return Shared(to.call(NEW[node.target], to.of(node.args[0]), shape_of(node), **kwargs))
 
 
-def mm(to: Rewriting, node: Node) -> Node:
+def mm(to: Rewriting, node: Any) -> Node:
     a, b = node.args
     return product(to, a, b)
 
 
-def product(to: Rewriting, a: Node, b: Node) -> Node:
+def product(to: Rewriting, a: Any, b: Any) -> Node:
     """k products of matrices."""
     if to.is_batched(a) and not to.is_batched(b) and not is_transposed(to.rows[a]):
         rows, inner = shape_of(a)
@@ -335,7 +334,7 @@ def product(to: Rewriting, a: Node, b: Node) -> Node:
     return to.call(aten.bmm.default, to.batched(a), to.batched(b))
 
 
-def addmm(to: Rewriting, node: Node) -> Node | None:
+def addmm(to: Rewriting, node: Any) -> Node | None:
     c, a, b = node.args
     if node.kwargs:
         return None
@@ -351,19 +350,35 @@ def addmm(to: Rewriting, node: Node) -> Node | None:
     return to.call(aten.add.Tensor, c, product(to, a, b))
 
 
-def bmm(to: Rewriting, node: Node) -> Node:
+def bmm(to: Rewriting, node: Any) -> Node:
     return many_products(to, *node.args)
 
 
-def many_products(to: Rewriting, a: Node, b: Node) -> Node:
-    """k times many products of matrices, as one batch of them."""
-    many, rows, _ = shape_of(a)
+def many_products(to: Rewriting, a: Any, b: Any) -> Node:
+    """k times many products of matrices.
+
+    They are one batch of them, for which what all share is copied k times. Where that is more than all the rest, as
+    with the weights of attention, the k values lie side by side instead, as more rows or columns of one matrix.
+    """
+    (many, rows, inner), numbers = shape_of(a), shape_of(b)[2]
+    if not to.is_batched(b) and inner * numbers > rows * (inner + numbers):
+        tall = to.call(aten.transpose.int, to.rows[a], 0, 1)
+        tall = to.call(aten.reshape.default, tall, [many, to.width * rows, inner])
+        found = to.call(aten.bmm.default, tall, to.one(b))
+        found = to.call(aten.reshape.default, found, [many, to.width, rows, numbers])
+        return to.call(aten.transpose.int, found, 0, 1)
+    if not to.is_batched(a) and rows * inner > numbers * (rows + inner):
+        wide = to.call(aten.permute.default, to.rows[b], [1, 2, 0, 3])
+        wide = to.call(aten.reshape.default, wide, [many, inner, to.width * numbers])
+        found = to.call(aten.bmm.default, to.one(a), wide)
+        found = to.call(aten.reshape.default, found, [many, rows, to.width, numbers])
+        return to.call(aten.permute.default, found, [2, 0, 1, 3])
     parts = [to.call(aten.reshape.default, to.batched(x), [to.width * many, *shape_of(x)[1:]]) for x in (a, b)]
     found = to.call(aten.bmm.default, *parts)
-    return to.call(aten.reshape.default, found, [to.width, many, rows, shape_of(b)[2]])
+    return to.call(aten.reshape.default, found, [to.width, many, rows, numbers])
 
 
-def baddbmm(to: Rewriting, node: Node) -> Node | None:
+def baddbmm(to: Rewriting, node: Any) -> Node | None:
     c, a, b = node.args
     if node.kwargs or not (to.is_batched(a) or to.is_batched(b)):
         return None
@@ -371,21 +386,21 @@ def baddbmm(to: Rewriting, node: Node) -> Node | None:
     return to.call(aten.add.Tensor, c, many_products(to, a, b))
 
 
-def mv(to: Rewriting, node: Node) -> Node | None:
+def mv(to: Rewriting, node: Any) -> Node | None:
     matrix, vector = node.args
     if to.is_batched(matrix):
         return None
     return to.call(aten.mm.default, to.rows[vector], to.call(aten.t.default, to.one(matrix)))
 
 
-def gather(to: Rewriting, node: Node) -> Node | None:
+def gather(to: Rewriting, node: Any) -> Node | None:
     x, dim, index = node.args[:3]
     if to.is_batched(index) or rank_of(x) != rank_of(index):
         return None
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x)), to.batched(index))
 
 
-def scatter(to: Rewriting, node: Node) -> Node | None:
+def scatter(to: Rewriting, node: Any) -> Node | None:
     x, dim, index, source = node.args
     if to.is_batched(index) or not isinstance(source, Node) or not rank_of(x) or node.kwargs:
         return None
@@ -393,7 +408,7 @@ def scatter(to: Rewriting, node: Node) -> Node | None:
     return to.call(node.target, to.batched(x), shifted(dim, rank_of(x)), places, to.batched(source))
 
 
-def embedded(to: Rewriting, node: Node) -> Node | None:
+def embedded(to: Rewriting, node: Any) -> Node | None:
     """The derivative of an embedding by its weight: k of them are one of k times as many numbers a row."""
     slope, indices, *rest = node.args
     if to.is_batched(indices) or rest[2:] != [False] or len(rest) != 3:
@@ -406,13 +421,13 @@ def embedded(to: Rewriting, node: Node) -> Node | None:
     return to.call(aten.transpose.int, found, 0, 1)
 
 
-def placed_back(to: Rewriting, node: Node) -> Node:
+def placed_back(to: Rewriting, node: Any) -> Node:
     """The derivative of a slice or of one of the slices along a dimension."""
     x, sizes, dim, *rest = node.args
     return to.call(node.target, to.rows[x], [to.width, *sizes], shifted(dim, len(sizes)), *rest)
 
 
-def softmax_slope(to: Rewriting, node: Node) -> Node | None:
+def softmax_slope(to: Rewriting, node: Any) -> Node | None:
     """y g - y sum(y g), in which y is not copied k times, as PyTorch's kernel would have it."""
     slope, y, dim, dtype = node.args
     if to.is_batched(y) or dtype != slope.meta["val"].dtype or node.kwargs or not rank_of(y):
@@ -422,7 +437,7 @@ def softmax_slope(to: Rewriting, node: Node) -> Node | None:
     return to.call(aten.addcmul.default, terms, to.one(y), total, value=-1)
 
 
-def layer_norm_slope(to: Rewriting, node: Node) -> tuple | None:
+def layer_norm_slope(to: Rewriting, node: Any) -> tuple | None:
     """The derivatives of a layer normalisation, for k slopes at one point."""
     slope, x, shape, mean, scale, weight, _, mask = node.args
     if any(map(to.is_batched, (x, mean, scale, weight))):
@@ -450,7 +465,7 @@ def layer_norm_slope(to: Rewriting, node: Node) -> tuple | None:
     return by_input, by_weight, by_bias
 
 
-def batch_norm_slope(to: Rewriting, node: Node) -> tuple | None:
+def batch_norm_slope(to: Rewriting, node: Any) -> tuple | None:
     """The derivatives of a batch normalisation by fixed statistics, for k slopes at one point."""
     slope, x, weight, mean, variance, _, _, train, eps, mask = node.args
     if train or any(map(to.is_batched, (x, weight, mean, variance))):
@@ -471,7 +486,7 @@ def batch_norm_slope(to: Rewriting, node: Node) -> tuple | None:
     return by_input, by_weight, by_bias
 
 
-def padded(to: Rewriting, node: Node) -> Node:
+def padded(to: Rewriting, node: Any) -> Node:
     x, sizes, *rest = node.args
     return to.call(node.target, to.rows[x], sizes, *rest)
 
@@ -479,9 +494,9 @@ def padded(to: Rewriting, node: Node) -> Node:
 def merged_reshapes(graph: Graph) -> None:
     """Remove reshapes that another follows, and those to the shape that is there."""
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
-        x = node.args[0]
+        x = first_input(node)
         while is_call(x, aten.reshape.default):
-            x = x.args[0]
+            x = first_input(x)
         node.args = (x, node.args[1])
         if value(x).shape == value(node).shape:
             substitute(node, x)

@@ -34,24 +34,27 @@ def pays(graph: GraphModule, seconds: float, products: int) -> bool:
 
 
 def compiled(module: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """A plain graph of one result, compiled for arguments of the shapes and strides of these.
+    """A plain graph of one result, compiled for arguments of the shapes and strides of these, and compared on them.
 
     Strides may differ in a call, which costs a copy. Raises Uncompilable.
     """
-    try:
-        with quiet(), torch.no_grad():
-            graph, constants = without_constants(module)
-            function = compiled_graph(graph, [*constants, *arguments])
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise Uncompilable(describe(error)) from error
     layouts = [x.stride() for x in arguments]
 
     def call(*arguments: Tensor) -> Tensor:
         given = [laid_out(x, stride) for x, stride in zip(arguments, layouts, strict=True)]
         return function(*constants, *given)
 
+    try:
+        with quiet(), torch.no_grad():
+            graph, constants = without_constants(module)
+            function = compiled_graph(graph, [*constants, *arguments])
+            found, wanted = call(*arguments), module(*arguments)  # some of it is compiled in the first call
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise Uncompilable(describe(error)) from error
+    if not (found - wanted).norm() <= torch.finfo(found.dtype).eps ** 0.5 * wanted.norm():
+        raise Uncompilable("what is compiled gives another product")
     return call
 
 

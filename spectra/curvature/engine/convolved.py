@@ -13,7 +13,7 @@ from torch.fx import Node
 aten = torch.ops.aten
 
 
-def convolution(to: Any, node: Node) -> Node | None:
+def convolution(to: Any, node: Any) -> Node | None:
     """A convolution, of k images or of k weights."""
     x, weight, bias, stride, padding, dilation, turned, output_padding, groups = node.args
     settings = (stride, padding, dilation, turned, output_padding, groups)
@@ -38,7 +38,7 @@ def convolution(to: Any, node: Node) -> Node | None:
     return to.call(aten.add.Tensor, found, to.call(aten.reshape.default, to.of(bias), shape))
 
 
-def convolution_backward(to: Any, node: Node) -> tuple | None:
+def convolution_backward(to: Any, node: Any) -> tuple | None:
     """The derivatives of a convolution, of which one argument differs among the k."""
     slope, x, weight, _, *settings, mask = node.args
     turned, groups = settings[3], settings[5]

@@ -5,7 +5,6 @@ Either costs time, so neither is done where what can be kept fits without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,35 +64,39 @@ def economical(linearise: Linearise, problem: Problem, memory: int | None, whole
         problem = with_blocks(problem)
     if not limit:
         return Economy(problem, footprint(linearise, problem))
-    tried, failure = [], None
-    for form in forms(problem, limit):
-        try:
-            tried.append(found := Economy(form, footprint(linearise, form)))
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            failure = error
-            continue
-        if all_fit(found, limit, whole):
-            return found
-    if fitting := [found for found in tried if one_fits(found, limit, whole)]:
-        return fitting[0]
-    other = problem if problem.recompute_activations is False else with_blocks(form)
-    if other.blocks and not form.blocks:
-        tried.append(Economy(other, footprint(linearise, other)))
-    if failure and not tried:
-        raise failure
-    return min(tried, key=lambda found: found.costs.peak(smallest(found, whole)))
+    plain, *leaner = forms(problem, limit)
+    found = attempt(linearise, plain)
+    if leaner and not (found and all_fit(found, limit, whole)):
+        chunked = attempt(linearise, leaner[0])
+        if chunked and (all_fit(chunked, limit, whole) or not (found and one_fits(found, limit, whole))):
+            found = chunked
+    if found and one_fits(found, limit, whole):
+        return found
+    other = problem if problem.recompute_activations is False else with_blocks([plain, *leaner][-1])
+    leanest = found if other.blocks == problem.blocks else attempt(linearise, other)
+    tried = [each for each in (found, leanest) if each]
+    if not tried:
+        return Economy(plain, footprint(linearise, plain))  # raises
+    return min(tried, key=lambda each: each.costs.peak(smallest(each, whole)))
 
 
-def forms(problem: Problem, limit: int) -> Iterator[Problem]:
-    """Yield the problem as it is, unless the logits of a few examples clearly do not fit, and with logits by chunks."""
+def attempt(linearise: Linearise, problem: Problem) -> Economy | None:
+    """The memory of a problem's products; None where memory runs out already when that is measured."""
+    try:
+        return Economy(problem, footprint(linearise, problem))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            return None
+        raise
+
+
+def forms(problem: Problem, limit: int) -> list[Problem]:
+    """The problem as it is, unless the logits of a few examples clearly do not fit, and with logits by chunks."""
     layer = find_head(problem) if problem.head is None else None
-    few = min(FEW[-1], len(problem.batches[0]))
-    if layer is None or few * COPIES * layer[1] * layer[2] * problem.dtype.itemsize <= limit:
-        yield problem
-    if layer is not None:
-        yield with_head(problem, layer, limit)
+    if layer is None:
+        return [problem]
+    few = min(FEW[-1], len(problem.batches[0])) * COPIES * layer[1] * layer[2] * problem.dtype.itemsize
+    return [problem, with_head(problem, layer, limit)][few > limit :]
 
 
 def all_fit(found: Economy, limit: int, whole: bool) -> bool:
@@ -125,7 +128,7 @@ def with_head(problem: Problem, found: tuple[str, int, int], limit: int) -> Prob
 
 
 def with_small_logits(problem: Problem) -> Problem:
-    """The problem with logits by chunks where those of a batch are large; without derivatives that costs nothing."""
+    """The problem with logits by chunks where those of a batch are large, for the loss and for a gradient of it."""
     if problem.head is not None or largest_logits(problem) <= LARGE:
         return problem
     layer = find_head(problem)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
+from spectra.curvature.engine.economy import with_small_logits
 from spectra.devices import device_of_vectors
 from spectra.problem.batch import Batch
 from spectra.problem.head import loss_of
@@ -29,6 +30,7 @@ def mean_gradient(problem: Problem) -> Tensor:
     """
     total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     with twice_differentiable(problem.model), explained():
+        problem = with_small_logits(problem)
         for batch in own_batches(problem):
             total += batch_gradient(problem, batch)
     return problem.processes.total(total).to(device_of_vectors(problem.device)) / problem.weight

@@ -1,6 +1,6 @@
 """Transform ATen graphs: into a plain form without mutation or repetition, and into two halves at the last input.
 
-A graph is one that make_fx has traced; its placeholders are the constants and, last, the vector.
+A graph is one that `recorder.record` has made; its placeholders are the constants and, last, the vector.
 """
 
 from __future__ import annotations
@@ -291,12 +291,22 @@ def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results:
     return _LazyGraphModule(constants, graph)
 
 
+def duplicate(graph: Graph) -> Graph:
+    """A copy of a graph."""
+    new, copies = Graph(), {}
+    for node in graph.nodes:
+        if node.op == "output":
+            new.output(map_arg(node.args[0], copies.__getitem__))
+        else:
+            copies[node] = copied(node, new, copies)
+    return new
+
+
 def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
     """A copy of a node in another graph, as `graph.node_copy` makes it, in a fraction of the time."""
     arguments, keywords = (map_arg(given, copies.__getitem__) for given in (node.args, node.kwargs))
-    copy = (
-        add_call(graph, node.target, arguments, keywords) if node.op == "call_function" else graph.get_attr(node.target)
-    )
+    called = node.op == "call_function"
+    copy = add_call(graph, node.target, arguments, keywords) if called else graph.create_node(node.op, node.target)
     copy.meta = node.meta.copy()
     return copy
 

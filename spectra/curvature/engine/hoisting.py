@@ -50,7 +50,7 @@ class Hoisted:
         choices: Choices | None = None,
         precision: str = IEEE,
     ):
-        # sympy comes with these: a second that only those pay who trace.
+        # networkx comes with these: a tenth of a second that only those pay who trace.
         from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
         from spectra.curvature.engine.precision import LowerPrecision, multiplies

@@ -18,11 +18,11 @@ from torch.fx import Graph, GraphModule, Node
 from spectra.curvature.engine.choices import fingerprint
 from spectra.curvature.engine.differentiation import switched
 from spectra.curvature.engine.execution import Execution, described
-from spectra.curvature.engine.graphs import eliminate, find_value, value, without_repetition
+from spectra.curvature.engine.graphs import duplicate, eliminate, find_value, first_input, value, without_repetition
 from spectra.curvature.engine.rewrites import call
 
 aten = torch.ops.aten
-SUMS = {
+SUMS: dict[Any, Any] = {
     aten.addmm.default: aten.mm.default,
     aten.baddbmm.default: aten.bmm.default,
     aten.addmv.default: aten.mv.default,
@@ -76,8 +76,7 @@ def multiplies(module: GraphModule) -> bool:
 
 def in_bfloat16(module: GraphModule) -> GraphModule:
     """A copy of a plain graph whose products in float32 have operands in bfloat16."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    graph = duplicate(module.graph)
     for node in graph.nodes:
         if node.target in SUMS:
             apart(node)
@@ -126,9 +125,8 @@ def shorten(node: Node) -> None:
 def short(node: Node) -> Node:
     """A tensor in bfloat16; one of which only the shape counts is made so."""
     if node.target is aten.new_empty.default:
-        shaped, size = node.args[:2]
-        like = short(shaped)
-        return call(node.graph, node.target, (like, size), value(node).to(torch.bfloat16))
+        like = short(first_input(node))
+        return call(node.graph, node.target, (like, node.args[1]), value(node).to(torch.bfloat16))
     cast = call(node.graph, aten._to_copy.default, (node,), value(node).to(torch.bfloat16))
     cast.kwargs = {"dtype": torch.bfloat16}
     return cast

@@ -33,9 +33,9 @@ from spectra.problem.problem import Problem
 # Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
 # that a graph keeps, what tracing costs with the operations.
 SPARED = 0.25e-9  # seconds a byte
-TRACING = 1.2e-3  # seconds an operation
+TRACING = 0.18e-3  # seconds an operation
+LOADING = 0.1  # seconds, of modules
 MOST = 16  # chunks of a trace, in which each is written out
-LOADING = 0.4  # seconds, of PyTorch's tracer
 LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
 AS_IT_IS, COMPILED = "as it is", "compiled"
 
@@ -206,21 +206,33 @@ class Products:
             return
         how = "CUDA graphs" if self.graphs else "eager"
         self.lower |= hoisted.lower is not None
-        widths, vector = [], problem.size * problem.dtype.itemsize
-        for execution in filter(None, (hoisted.execution, hoisted.lower)):
-            of = fingerprint(execution.fingerprint, how, problem.processes.rank)  # ranks measuring at once may differ
-            widths.append(Widths(execution.transient_bytes, vector, of, self.choices, problem.seed))
+        executions = [hoisted.execution, hoisted.lower] if hoisted.lower else [hoisted.execution]
+        vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
+        # Ranks that measure at once may differ.
+        keys = [
+            fingerprint(each.fingerprint, how, hoisted.channels_last, problem.processes.rank) for each in executions
+        ]
+
+        def own_widths() -> list[Widths]:
+            return [
+                Widths(
+                    each.transient_bytes, vector.nbytes, fingerprint(key, each.is_compiled), self.choices, problem.seed
+                )
+                for each, key in zip(executions, keys, strict=True)
+            ]
+
+        uncompiled = own_widths()
+        found = measured(lambda _, batch: ready(hoisted, batch, uncompiled), problem, batches[0])
+        product = cast(BatchProduct, in_use(ready(hoisted, batches[0], uncompiled), lower=True))
+        self.executions.append(product.execution)
+        if self._is_worth_compiling(product, vector, len(batches), keys[-1]):
+            self._compile(product, vector)
+        widths = own_widths()  # by the times of what is compiled
         self.widths += widths
-        found = measured(lambda _, batch: ready(hoisted, batch, widths), problem, batches[0])
         graph = len(widths) * self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
             make = partial(ready, hoisted, batch, widths)
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
-        product = cast(BatchProduct, in_use(ready(hoisted, batches[0], widths), lower=True))
-        self.executions.append(product.execution)
-        example = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
-        if self._is_worth_compiling(product, example, len(batches), of):
-            self._compile(product, example)
 
     def _is_worth_compiling(self, product: BatchProduct, vector: Tensor, batches: int, of: str) -> bool:
         """Whether the product of so many batches like this is to be compiled: as the user says, else by a clock."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.choices import MARGIN, Choices
 from spectra.errors import describe
+from spectra.random_numbers import draw_keys, normal_rows
 
 NOTE = "columns together"  # under which a run writes down which they are, and why no more
 WIDTHS = (16, 8, 4)  # columns that go together
@@ -97,8 +98,8 @@ class Widths:
             if (needed := self._needed(width)) > self.room:
                 self.why = f"{width} columns take {needed:,} bytes"
                 return math.inf
-            generator = torch.Generator().manual_seed(self._seed)
-            rows = torch.randn(width, len(example), generator=generator, dtype=example.dtype).to(example.device)
+            keys = draw_keys(torch.Generator().manual_seed(self._seed), width)
+            rows = normal_rows(keys, slice(0, len(example)), example.dtype, example.device)
             several, one = run(width, example), run(1, example)
             found = several(rows)
             for i in (0, width - 1):
@@ -127,7 +128,11 @@ def planned(count: int, cost: Callable[[int], float]) -> list[int]:
             continue  # all of them fit a narrower one
         costs[width] = cost(width)
         over = count % width
-        if costs[width] <= MARGIN * width and (over == 0 or over >= PADDED * width):
+        narrower = max((other for other in WIDTHS if other < width), default=1)
+        fills = (
+            over == 0 or over >= PADDED * width or costs[width] <= math.ceil(over / narrower)
+        )  # each costs 1 or more
+        if costs[width] <= MARGIN * width and fills:
             break
     least: list[tuple[float, list[int]]] = [(0.0, [])]
     for some in range(1, count + 1):
