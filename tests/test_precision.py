@@ -471,9 +471,11 @@ def test_products_on_cuda_are_off_by_their_noise(precision):
         pytest.skip("TF32 is of Ampere and later")
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 256) for _ in range(3)]
-    network = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2]).cuda()
-    data = torch.randn(512, 256, device="cuda"), torch.randint(256, (512,), device="cuda")
-    problem = spectra.load_problem(network, "cross_entropy", [data], device="cuda")
+    network = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2]).cuda().eval()
+    batch = spectra.Batch(
+        torch.randn(512, 256).cuda(), torch.randint(256, (512,)).cuda(), torch.arange(512, device="cuda")
+    )
+    problem = spectra.Problem(network, spectra.CrossEntropy(), [batch])
     matrix = Curvature(problem, "hessian", precision=precision)
     found = measure_noise(matrix, seeded(1))
     assert (1e-5 if precision == "tf32" else 1e-4) < found.relative < (5e-3 if precision == "tf32" else 5e-2)
