@@ -67,6 +67,7 @@ def test_a_name_has_the_matrices_of_its_model(kind, how, curvature, capfd):
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.sampled(1)
 def test_models_that_checkpoint_their_own_activations(curvature):
     x, y = (torch.from_numpy(np.load("vit.npz")[key]) for key in "xy")
     found = []

@@ -378,6 +378,7 @@ def test_a_folder_of_a_stranger_neither_hangs_nor_reads_elsewhere(capfd):
 
 
 @pytest.mark.parametrize(("kind", "curvature"), [("gpt2", "hessian"), ("llama", "ggn")])
+@pytest.mark.sampled(1)
 def test_less_memory_changes_no_number(kind, curvature, capfd):
     layers = {"n_layer": 2} if kind == "gpt2" else {"num_hidden_layers": 2}
     built(kind, vocab_size=600, **layers).save_pretrained("saved")

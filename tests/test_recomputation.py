@@ -100,7 +100,7 @@ def products(problem: spectra.Problem, name: str, hoisted: bool = False) -> torc
 
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(7)
 def test_recomputing_changes_no_number(name, tied):
     plain = problem_of(made(Deep, tied=tied))
     lean = with_blocks(plain)
@@ -120,7 +120,7 @@ def test_a_graph_of_recomputed_blocks_has_their_products(name):
 @pytest.mark.parametrize("kind", [Deep, Checkpointed, Reentrant])
 @pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("name", ["hessian", "ggn"])
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 def test_dense_autograd(kind, lean, name):
     problem, plain = problem_of(made(kind), recompute_activations=lean), problem_of()
     batch = problem.batches[0]
@@ -131,6 +131,7 @@ def test_dense_autograd(kind, lean, name):
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-empirical"])
+@pytest.mark.sampled(2)
 def test_memory_falls(name):
     plain = problem_of(made(Deep, count=12, width=8, hidden=32), count=200)
     lean, linearise = with_blocks(plain), definition(name).linearise
