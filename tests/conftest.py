@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
 
@@ -36,6 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if torch.cuda.device_count() > 1:  # of which commands would tell on standard error
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     config.addinivalue_line("markers", "sampled(count): run so many of the cases, drawn by --sample-seed")
     settings.register_profile(
         "networks",

@@ -51,7 +51,7 @@ PARTS = {  # by value; the tests last: they take what the others have left
         (*QUICK, "mlp", "digits", "gpt", "vit", "resnet20"), rehearsed=(*QUICK, "digits"),
     ),
     "large": Part("scripts.gpu_check.figures", 252, FIGURES["large"].what, 0, ("large",), rehearsed=("large",)),
-    "commands": Part("scripts.gpu_check.commands", 80, "commands in float64 against the CPU", 40),
+    "commands": Part("scripts.gpu_check.commands", 95, "commands in float64 against the CPU", 40),
     "ranks": Part("scripts.gpu_check.ranks", 70, "torchrun with NCCL against one process", 45),
     "tests": Part("scripts.gpu_check.tests", BUDGET, "the tests, by a seed as many as there is time for", 130),
     "products-large": Part(

@@ -60,7 +60,8 @@ def main() -> int:
 
 def process(device: str, table) -> bool:
     """A command as a user calls it: one JSON object, and nothing on standard error."""
-    line = f"eig {PROBLEMS['digits']} -k 3 --curvature ggn --device {device} --json"
+    place = "cuda:0" if device == "cuda" else device  # by number, so that no note tells of other cards
+    line = f"eig {PROBLEMS['digits']} -k 3 --curvature ggn --device {place} --json"
     done = subprocess.run([sys.executable, "-m", "spectra", *line.split()], capture_output=True, text=True)
     good = done.returncode == 0 and not done.stderr and "results" in json.loads(done.stdout)
     told = "exits 0 and says nothing else" if good else f"status {done.returncode}: {done.stderr.strip()[-300:]}"
