@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BUFFER = 2**26  # bytes; of two such, half a millisecond of a fast connection lies in each
+BUFFER = 2**26  # bytes, which a fast connection carries in a millisecond or two
 
 
 def copied(part: Tensor, device: torch.device) -> Tensor:

@@ -6,9 +6,11 @@ run of each test with the mark `sampled(count)`. Records that tests write are he
 
 import json
 import math
+import os
 import random
 from collections import defaultdict
 from functools import cache
+from pathlib import Path
 
 import pytest
 from helpers import WHOLE
@@ -23,6 +25,8 @@ import spectra.records.drawn
 import spectra.records.record
 import spectra.records.schema
 import spectra.records.sweep
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
@@ -64,6 +68,14 @@ def cache_of_this_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("SPECTRA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_project():
+    """No test writes into the directory of the project itself; hidden files there are those of tools."""
+    before = set(os.listdir(ROOT))
+    yield
+    assert not [name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__"))]
 
 
 @pytest.fixture

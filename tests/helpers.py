@@ -27,6 +27,12 @@ def save(directory: Path, record: dict, arrays: dict) -> None:
     files.save(directory, record["command"], files.to_json(record), arrays)
 
 
+def arrays_of(path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which is closed."""
+    with np.load(path) as held:
+        return dict(held)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

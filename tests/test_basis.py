@@ -20,7 +20,7 @@ from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block
 from spectra.krylov.deflation import known_pairs, with_deflation
 from spectra.krylov.eigenpairs import basis_of, eigenpairs, serve_products
 from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
-from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, largest_matrix, outline
+from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, forecast_trace, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.lanczos import begin, lanczos, random_start, remove
@@ -414,6 +414,29 @@ def test_forecasts_tell_what_lies_where(vectors, monkeypatch):
     assert found.largest == pytest.approx(most * n / vectors_held(3, least_basis(3)), rel=1e-6)
 
 
+@pytest.mark.parametrize(("vectors", "free"), [((2, 100), 100), ((2, 20), 20), ((100, 100), 100)])
+def test_forecasts_of_a_trace_tell_what_lies_where(vectors, free, monkeypatch):
+    """A sketch takes 80 vectors, on the host or the device; where neither holds it, signs take a few."""
+    device, host = vectors
+    given = with_spectrum(SPECTRA["clustered"])
+    seen = outline(lanczos(given, random_start(given, seeded()), 20))
+    seen = replace(seen, counts=seen.counts * torch.where(seen.alone, 1, 10**4), device=DEVICE)
+    n, row = seen.shape[0], 8 * seen.shape[0]
+    host_share_of(host, n, monkeypatch)
+    monkeypatch.setattr(places, "memory_of", lambda place: (math.inf, free * row))
+    with settled_share(device * row):
+        found = forecast_trace(seen, rtol=0.1, generator=seeded())
+    if max(vectors) < 80:
+        assert (found.bytes, found.host_bytes) == (5 * row, 0)
+    elif device < 40:
+        assert found.bytes == 3 * row
+        assert found.host_bytes >= 60 * row
+    else:
+        assert found.bytes >= 60 * row
+        assert found.host_bytes == 0
+    assert found.products >= 16
+
+
 def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
     class Matrix(Counting):
         peak_bytes = 0
@@ -528,8 +551,7 @@ def test_a_basis_on_the_host_of_a_cuda_device(dtype):
     on_card, on_host = (eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis=b) for b in ("device", "host"))
     assert on_card.vectors.is_cuda
     assert on_host.vectors.device == CPU
-    rounding = 1e3 * torch.finfo(dtype).eps
-    torch.testing.assert_close(on_host.values, on_card.values, rtol=rounding, atol=rounding * 40)
+    torch.testing.assert_close(on_host.values, on_card.values, rtol=1e-5, atol=0)
     assert ((on_host.vectors @ on_card.vectors.cpu().T).diagonal().abs() - 1).abs().max() < 1e-3
     again = eigenpairs(given, 5, tolerance=1e-5, generator=seeded(), basis="host")
     assert_alike([again.values, again.vectors], [on_host.values, on_host.vectors])
@@ -561,4 +583,4 @@ def test_few_vectors_are_on_a_cuda_device():
     before = torch.cuda.memory_allocated()
     with settled_share(2 * 4 * n):
         eigenpairs(operator, 4, generator=seeded(), max_products=40, basis="host")
-    assert torch.cuda.max_memory_allocated() - before <= 5 * 4 * n
+    assert torch.cuda.max_memory_allocated() - before <= 12 * 4 * n  # random numbers are made of wider ones

@@ -43,6 +43,7 @@ def ways(clock, **seconds):
 def nothing_decided(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from helpers import seeded
 from networks import BY_NAME, NETWORKS, Case, X, Y, floats, labels, name_of
 from test_hoisting import CONVOLUTIONS
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule
 
 from spectra.cli import run
 from spectra.curvature.engine import widths as module
@@ -20,6 +20,7 @@ from spectra.curvature.engine.execution import Execution
 from spectra.curvature.engine.graphs import simplify
 from spectra.curvature.engine.hoisting import Hoisted
 from spectra.curvature.engine.meter import Meter
+from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.widths import planned
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
@@ -289,7 +290,6 @@ def test_an_execution_writes_over_nothing_that_others_read():
 
 NETS = """
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10))
@@ -342,6 +342,7 @@ def says(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", cost)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", RUNS)
 def test_a_resumed_run_takes_the_same_columns_together(command, traced_at_once, monkeypatch):
     line = f"{RUNS[command]} --model nets.py:net --data digits --samples 60"
@@ -393,8 +394,9 @@ def test_many_products_share_one_factor(m, p, q, side):
         product = torch.bmm(given, shared) if side == 0 else torch.bmm(shared, given)
         return (product * product.new_ones(5, 1, 1)).flatten()
 
-    second = make_fx(function)(shared, torch.zeros(5 * other[1] * other[2], dtype=torch.float64))
-    simplify(second.graph)
+    constants, graph = record(function, (shared, torch.zeros(5 * other[1] * other[2], dtype=torch.float64)))
+    simplify(graph)
+    second = GraphModule(constants, graph)
     rows = floats(3, 5 * other[1] * other[2])
     wanted = torch.stack([function(shared, row) for row in rows])
     torch.testing.assert_close(together(second, 3)(shared, rows), wanted, rtol=1e-13, atol=1e-13)

@@ -170,8 +170,9 @@ def build():
 
 
 @pytest.fixture
-def call(tmp_path, capfd):
+def call(tmp_path, capfd, monkeypatch):
     """Run a command on a small network: its status, record and standard error."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
 
     def call(command: str, *more: str):

@@ -3,7 +3,10 @@
 A stand-in runs all of it but CUDA's own calls on the CPU: a graph that computes anew what it has recorded.
 """
 
-from contextlib import nullcontext
+import weakref
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from helpers import seeded
 from networks import BY_NAME, DEVICES, NETWORKS, Case, Lambda, X, Y, name_of
 from torch import nn
 
-from spectra.curvature.engine.cuda_graphs import Captured, Graphs, graphs_for
+from spectra.curvature.engine.cuda_graphs import Captured, Graphs, Retained, graphs_for
 from spectra.curvature.engine.widths import Widths
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
@@ -50,7 +53,7 @@ def columns(problem, count=3):
 def eager(problem, name, monkeypatch, products=MANY) -> Curvature:
     with monkeypatch.context() as patch:
         patch.setattr("spectra.curvature.engine.products.graphs_for", lambda *_: None)
-        matrix = Curvature(problem, name, products=products, check=False)
+        matrix = Curvature(problem, name, products=products, check=False, compile=False)
         matrix.prepare()
     return matrix
 
@@ -62,7 +65,7 @@ def eager(problem, name, monkeypatch, products=MANY) -> Curvature:
 def test_graphs_give_the_same_bits(case, name, dtype, device, monkeypatch):
     problem = case.problem(dtype=dtype, device=device)
     graphs, without = (
-        Curvature(problem, name, products=MANY, check=False),
+        Curvature(problem, name, products=MANY, check=False, compile=False),
         eager(problem, name, monkeypatch),
     )
     for vectors in (columns(problem)[:, 0], columns(problem), columns(problem, 16), columns(problem, 5)):
@@ -77,10 +80,11 @@ def test_graphs_give_the_same_bits(case, name, dtype, device, monkeypatch):
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_backward_passes_are_captured_or_say_why(name, device, monkeypatch):
-    """With few products expected nothing is traced."""
+    """Where a trace does not pay."""
+    monkeypatch.setattr("spectra.curvature.engine.products.LOADING", 1e9)
     problem = BY_NAME["mlp"].problem(device=device)
     graphs, without = (
-        Curvature(problem, name, products=12, check=False),
+        Curvature(problem, name, products=12, check=False, compile=False),
         eager(problem, name, monkeypatch, products=12),
     )
     for _ in range(3):
@@ -92,7 +96,7 @@ def test_backward_passes_are_captured_or_say_why(name, device, monkeypatch):
 def test_batches_share_one_pool_and_keep_apart(device, batches_as_given):
     """Products of several graphs, one after the other and out of order, with what each leaves behind."""
     problem = BY_NAME["mlp"].problem(device=device, sizes=(2, 2, 3))
-    matrix = Curvature(problem, "hessian", memory=2**24, products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", memory=2**24, products=MANY, check=False, compile=False)
     first, wide = matrix @ columns(problem, 2), matrix @ columns(problem, 16)
     applies = [*matrix._products][::-1]
     again = torch.stack([sum(apply(v) for apply in applies) for v in columns(problem, 2).unbind(1)], dim=1)
@@ -107,7 +111,7 @@ def test_batches_share_one_pool_and_keep_apart(device, batches_as_given):
 def test_what_is_captured_outlives_what_made_it(device):
     """The residuals are freed with the graph, and not before: what reads freed memory gives other numbers."""
     problem = BY_NAME["mlp"].problem(device=device)
-    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
     wanted = matrix @ columns(problem)
     apply = matrix._products._kept[0]
     apply.residuals = None  # the graph holds them itself
@@ -128,7 +132,7 @@ def test_what_cannot_be_captured_is_made_without(when, device, monkeypatch):
         record = kind.record
         monkeypatch.setattr(kind, "record", lambda *args: (refuse, record(*args)[1]))
     problem = Case("small", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(torch.tanh)), X, Y).problem(device=device)
-    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
     without = eager(problem, "hessian", monkeypatch)
     assert (matrix @ columns(problem)).equal(without @ columns(problem))
     assert "no CUDA graph: RuntimeError: operation not permitted" in matrix.path
@@ -140,7 +144,7 @@ def test_a_graph_of_other_bits_is_not_used(device, monkeypatch):
     record = kind.record
     monkeypatch.setattr(kind, "record", lambda self, compute: record(self, lambda: compute() * 1.0000001))
     problem = BY_NAME["mlp"].problem(device=device)
-    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
     without = eager(problem, "hessian", monkeypatch)
     assert (matrix @ columns(problem)).equal(without @ columns(problem))
     assert "; no CUDA graph: RuntimeError: a CUDA graph of the product gives other bits" in matrix.path
@@ -148,7 +152,7 @@ def test_a_graph_of_other_bits_is_not_used(device, monkeypatch):
 
 def test_batches_made_anew_and_few_products_are_not_captured(device):
     problem = BY_NAME["mlp"].problem(device=device)
-    matrix = Curvature(problem, "hessian", memory=0, products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", memory=0, products=MANY, check=False, compile=False)
     matrix @ columns(problem)
     assert matrix.path == "hoisted, 0 of 1 batches kept" or matrix.path == "hoisted, 0 of 2 batches kept"
     assert graphs_for(torch.device("cuda"), 9) is None
@@ -159,7 +163,7 @@ def test_batches_made_anew_and_few_products_are_not_captured(device):
 def test_graphs_take_no_settings_of_pytorch(device, monkeypatch):
     """They hold them: to set them would take longer than a small product."""
     problem = BY_NAME["mlp"].problem(device=device)
-    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
     wanted = [matrix @ columns(problem, count) for count in (1, 3, 16)]
     monkeypatch.setattr("spectra.curvature.operator.twice_differentiable", lambda _: pytest.fail("settings"))
     for count, found in zip((1, 3, 16), wanted, strict=True):
@@ -170,7 +174,7 @@ def test_graphs_take_no_settings_of_pytorch(device, monkeypatch):
 
 def test_memory_of_graphs_is_counted(device, monkeypatch):
     problem = BY_NAME["mlp"].problem(device=device)
-    matrix = Curvature(problem, "hessian", products=MANY, check=False)
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
     matrix.prepare()
     without = eager(problem, "hessian", monkeypatch)
     assert matrix.kept_bytes - without.kept_bytes == 2 * problem.size * 8 * len(problem.batches[:1])
@@ -195,3 +199,113 @@ def test_products_that_are_not_numbers_are_captured_too():
     run = graphs.captured(lambda v: v / 0 - v / 0, torch.ones(2))
     assert isinstance(run, Captured)
     assert graphs.why is None
+
+
+class FakeStream:
+    def __init__(self, name: str, calls: list):
+        self.name, self.calls = name, calls
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """The calls of torch.cuda in order, with streams that are names; work is done as it is recorded."""
+    calls: list = []
+    main = FakeStream("main", calls)
+    current = [main]
+
+    @contextmanager
+    def on(stream):
+        before, current[0] = current[0], stream
+        yield
+        current[0] = before
+
+    @contextmanager
+    def graph(_, pool, stream, capture_error_mode):
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        current[0] = stream
+        calls.append("capture")
+        try:
+            yield
+        except RuntimeError:  # as PyTorch: the end of a capture that has failed raises, and leaves its stream current
+            raise RuntimeError("capture_end failed") from None
+        current[0] = main
+
+    fakes = {
+        "Stream": lambda device: FakeStream("side", calls),
+        "current_stream": lambda device=None: current[0],
+        "set_stream": lambda stream: current.__setitem__(0, stream),
+        "stream": on,
+        "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: calls.append("replay")),
+        "graph": graph,
+        "current_device": lambda: 0,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: calls.append(given), raising=False)
+    return calls, current, main
+
+
+def test_a_capture_is_in_order_with_what_is_around_it(fake_cuda):
+    calls, current, main = fake_cuda
+    graphs = Graphs(torch.device("cpu"))
+
+    def compute():
+        calls.append(f"compute on {current[0].name}")
+        return torch.ones(2)
+
+    replay, result = graphs.record(compute)
+    replay()
+    warm = ["compute on side"] * 3
+    assert calls == ["side waits for main", *warm, "main waits for side", "capture", "compute on side", "replay"]
+    assert result.tolist() == [1, 1]
+    assert current == [main]
+
+
+def test_a_capture_that_fails_gives_its_stream_back(fake_cuda):
+    calls, current, main = fake_cuda
+    graphs, argument = Graphs(torch.device("cpu")), torch.ones(2)
+
+    def apply(v):
+        if calls and calls[-1] == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return v * 2
+
+    assert graphs.captured(apply, argument) is apply
+    assert graphs.why == "RuntimeError: capture_end failed"
+    assert current == [main]
+    assert calls[-1] == (0, "pool")  # what is allocated next is no part of the graphs' memory
+    before = len(calls)
+    assert graphs.captured(apply, argument) is apply
+    assert len(calls) == before  # it is not tried again
+
+
+def test_backward_passes_are_built_beside(fake_cuda):
+    """On the stream on which they are captured; autograd runs them there."""
+    _, current, main = fake_cuda
+    built = []
+
+    def make():
+        built.append(current[0].name)
+        return lambda vector, leaves=None: vector if leaves is None else vector[leaves]
+
+    product = Retained(make, Graphs(torch.device("cpu")))
+    assert built == ["side"]
+    assert current == [main]
+    assert product(torch.ones(3), slice(2)).tolist() == [1, 1]
+    assert product.run is None
+
+
+def test_a_graph_keeps_what_it_reads(fake_cuda):
+    """CUDA's graph holds addresses: once it was wrong for residuals that were freed and written over."""
+    scale = torch.full((2,), 3.0)
+    alive = weakref.ref(scale)
+    run = Captured(partial(torch.mul, scale), torch.ones(2), Graphs(torch.device("cpu")))
+    del scale
+    assert alive() is not None
+    assert run(torch.ones(2)).tolist() == [3, 3]
+    del run
+    assert alive() is None

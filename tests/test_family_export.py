@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import Dense, eigenvalues, largest
-from helpers import make_record
+from helpers import arrays_of, make_record
 from torch import nn
 
 import spectra
@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def data(dtype=torch.float64):
-    x, y = (torch.from_numpy(np.load("points.npz")[name]) for name in "xy")
+    x, y = (torch.from_numpy(arrays_of("points.npz")[name]) for name in "xy")
     return x.to(dtype), y
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import Dense, eigenvalues, largest
+from helpers import arrays_of
 from torch import nn
 
 import spectra
@@ -101,7 +102,7 @@ def reference(kind: str) -> Dense:
     """Dense autograd on the model that transformers itself reads from the folder."""
     model = getattr(transformers, CLASS[kind]).from_pretrained("saved", dtype=torch.float64, **EXPERTS[kind]).eval()
     data = "labels" if kind == "bert" else "tokens"
-    x, y = (torch.from_numpy(np.load(f"{data}.npz")[name]) for name in "xy")
+    x, y = (torch.from_numpy(arrays_of(f"{data}.npz")[name]) for name in "xy")
     return Dense(
         model,
         lambda call: call(x, use_cache=False).logits if kind != "bert" else call(x).logits,
@@ -156,7 +157,7 @@ def test_a_configuration_of_options_is_drawn_by_the_seed(capfd):
         )
     )
     assert own["results"][0]["eigenvalues"] == auto["results"][0]["eigenvalues"]
-    x, y = (torch.from_numpy(np.load("tokens.npz")[name]) for name in "xy")
+    x, y = (torch.from_numpy(arrays_of("tokens.npz")[name]) for name in "xy")
     dense = Dense(model, lambda call: call(x).logits, lambda z: F.cross_entropy(z.flatten(0, 1), y.flatten()))
     for record in (own, loaded):
         assert record["results"][0]["eigenvalues"] == pytest.approx(largest(dense.hessian(), 3), rel=1e-6)
@@ -275,7 +276,7 @@ def test_weights_that_are_not_there_are_never_random(capfd):
 @pytest.mark.parametrize("name", ["weights", "loss_mask"])
 def test_weights_that_the_models_own_loss_does_not_take(name, capfd):
     saved("gpt2")
-    tokens = np.load("tokens.npz")["x"]
+    tokens = arrays_of("tokens.npz")["x"]
     np.savez("weighted.npz", input_ids=tokens, labels=tokens, **{name: np.ones_like(tokens)})
     capfd.readouterr()
     line = "eig --model transformers:AutoModelForCausalLM?path=saved --data weighted.npz --loss model"
@@ -317,7 +318,7 @@ def test_a_half_module_in_python_is_copied(kind):
     model = built(kind).to(torch.bfloat16)
     model.save_pretrained("saved")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    x, y = (torch.from_numpy(np.load("tokens.npz")[name]) for name in "xy")
+    x, y = (torch.from_numpy(arrays_of("tokens.npz")[name]) for name in "xy")
     model.config.use_cache = False
     found = spectra.eig(model, spectra.CrossEntropy(class_dim=-1), [(x, y)], k=3, method="dense", dtype="float64")
     assert found.values == pytest.approx(largest(reference(kind).hessian(), 3), rel=1e-4)
@@ -400,7 +401,7 @@ def test_less_memory_changes_no_number(kind, curvature, capfd):
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_models_that_checkpoint_their_own_activations(reentrant):
     """In eval mode transformers' models do not; the numbers are the same in any case."""
-    x, y = (torch.from_numpy(np.load("tokens.npz")[name]) for name in "xy")
+    x, y = (torch.from_numpy(arrays_of("tokens.npz")[name]) for name in "xy")
     found = []
     for enabled, lean in ((False, None), (True, None), (True, True)):
         model = built("gpt2", n_layer=2).double()

@@ -21,6 +21,7 @@ from family_table import FAMILIES, Family
 from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
@@ -267,6 +268,6 @@ def test_derivatives_by_torch_func_are_traced():
     vector = torch.linspace(-1, 1, problem.size, dtype=torch.float64)
     batch = problem.batches[0]
     with twice_differentiable(problem.model):
-        graph = trace(definition("hessian").linearise, problem, batch)
+        graph = GraphModule(*trace(definition("hessian").linearise, problem, batch))
         product = graph(batch.inputs, batch.targets, batch.indices, vector)
     torch.testing.assert_close(product.detach(), own.matrix("hessian") @ vector, rtol=1e-7, atol=1e-9)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import Products, expected, known, matrix, seeded, uniform
 from networks import BY_NAME
+from pretend_device import OnDevice, PretendDevice
 
 import spectra
 from spectra.cli import run
@@ -197,6 +198,24 @@ def test_a_budget_that_ends_early_leaves_residuals_that_hold(limit):
 def test_restarts_lose_nothing(largest):
     given = known(torch.linspace(1, 3, 400) ** 3)
     pairs = eigenpairs(noisy(given, 5e-3), 3, tolerance=1e-5, largest_basis=largest, generator=seeded(1))
+    assert pairs.converged
+    assert ((pairs.values - expected(given.spectrum, 3, "LM")).abs() <= pairs.residuals).all()
+
+
+@pytest.mark.parametrize("largest", [None, 0])
+@pytest.mark.parametrize("basis", ["device", "host"])
+def test_a_basis_on_the_host_is_polished_there(basis, largest):
+    given = known(torch.linspace(1, 3, 300) ** 3)
+
+    class NoisyOnDevice(OnDevice):
+        @property
+        def ieee(self):
+            return OnDevice(given.matrix)
+
+    operator = noisy(given, 5e-3)
+    pretended = NoisyOnDevice(operator.exact + operator.error @ operator.exact)
+    with PretendDevice():
+        pairs = eigenpairs(pretended, 3, tolerance=1e-5, basis=basis, largest_basis=largest, generator=seeded(1))
     assert pairs.converged
     assert ((pairs.values - expected(given.spectrum, 3, "LM")).abs() <= pairs.residuals).all()
 
@@ -452,9 +471,11 @@ def test_products_on_cuda_are_off_by_their_noise(precision):
         pytest.skip("TF32 is of Ampere and later")
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 256) for _ in range(3)]
-    network = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2]).cuda()
-    data = torch.randn(512, 256, device="cuda"), torch.randint(256, (512,), device="cuda")
-    problem = spectra.load_problem(network, "cross_entropy", [data], device="cuda")
+    network = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2]).cuda().eval()
+    batch = spectra.Batch(
+        torch.randn(512, 256).cuda(), torch.randint(256, (512,)).cuda(), torch.arange(512, device="cuda")
+    )
+    problem = spectra.Problem(network, spectra.CrossEntropy(), [batch])
     matrix = Curvature(problem, "hessian", precision=precision)
     found = measure_noise(matrix, seeded(1))
     assert (1e-5 if precision == "tf32" else 1e-4) < found.relative < (5e-3 if precision == "tf32" else 5e-2)

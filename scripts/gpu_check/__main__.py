@@ -50,7 +50,7 @@ PARTS = {  # by value; the tests last: they take what the others have left
         "scripts.benchmarks", 110, "products of spectra and peers, small problems", 0,
         (*QUICK, "mlp", "digits", "gpt", "vit", "resnet20"), rehearsed=(*QUICK, "digits"),
     ),
-    "large": Part("scripts.gpu_check.figures", 90, FIGURES["large"].what, 0, ("large",), rehearsed=("large",)),
+    "large": Part("scripts.gpu_check.figures", 252, FIGURES["large"].what, 0, ("large",), rehearsed=("large",)),
     "commands": Part("scripts.gpu_check.commands", 80, "commands in float64 against the CPU", 40),
     "ranks": Part("scripts.gpu_check.ranks", 70, "torchrun with NCCL against one process", 45),
     "tests": Part("scripts.gpu_check.tests", BUDGET, "the tests, by a seed as many as there is time for", 130),
@@ -65,7 +65,7 @@ PARTS = {  # by value; the tests last: they take what the others have left
     "convolutions": Part("scripts.gpu_check.convolutions", 80, "where the time of ResNet-20's products goes"),
 }  # fmt: skip
 TOGETHER = tuple(name for name in FIGURES if name not in PARTS)  # figures that one process measures
-USUAL = ("columns", "tasks", "set-up", "random", "precision", "products", "large", "commands", "ranks", "tests")
+USUAL = ("columns", "tasks", "set-up", "random", "precision", "products", "commands", "ranks", "tests")
 
 
 @dataclass(frozen=True)

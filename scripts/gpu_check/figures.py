@@ -42,10 +42,10 @@ FIGURES = {  # by value
     "columns": Figure("columns", 60, "16 columns together; products twice, and by autograd"),
     "tasks": Figure("tasks", 50, "density and eig of the digits network, eig of GPT-2"),
     "set-up": Figure("set_up", 45, "set-up of ResNet-50, GPT-2 and ViT-B"),
-    "large": Figure("large", 90, "eig -k 3 of a 1.3-billion decoder, basis on the host"),
+    "large": Figure("large", 240, "eig -k 3 of a 1.3-billion decoder, basis on the host"),
     "random": Figure("random_vectors", 15, "10^8 random numbers; signs as on the CPU"),
     "precision": Figure("precision", 30, "tf32 and bf16: noise stated, error found, gain"),
-    "compile": Figure("compilation", 90, "torch.compile of the second half: seconds and gain"),
+    "compile": Figure("compilation", 150, "torch.compile of the second half: seconds and gain"),
 }
 
 

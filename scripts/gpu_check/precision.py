@@ -17,7 +17,7 @@ from spectra.curvature.operator import Curvature
 def rows(device: torch.device, numbers: dict) -> Iterator[str]:
     if not offers(Curvature.__init__, "precision"):
         raise Missing("precision")
-    yield f"{'':<24}{'ms':>8}{'gain':>6}{'error':>8}{'noise':>8}{'eig off by':>11}{'products':>9}{'done':>6}"
+    yield f"{'':<16}{'ms':>8}{'gain':>6}{'error':>7}{'noise':>7}{'eig off by':>11}{'products':>9}{'ieee':>5}{'done':>5}"
     for name in ("mlp", "gpt", "resnet20") if device.type == "cuda" else ("digits",):
         case = build(name, device)
         vector = torch.randn(case.size, generator=torch.Generator().manual_seed(0)).to(case.parameters[0])
@@ -27,7 +27,7 @@ def rows(device: torch.device, numbers: dict) -> Iterator[str]:
                 operator = Curvature(case.problem(), "hessian", products=MANY, precision=precision)
                 product = operator @ vector
             except spectra.SpectraError as error:
-                yield f"{SHORT[name] + ' ' + precision:<24}{str(error)[:54]}"
+                yield f"{SHORT[name] + ' ' + precision:<16}{str(error)[:60]}"
                 continue
             taken = milliseconds(partial(operator.__matmul__, vector), most=50)
             pairs = spectra.eig(case.problem(), k=2, precision=precision)
@@ -35,10 +35,10 @@ def rows(device: torch.device, numbers: dict) -> Iterator[str]:
                 exact, unit, values = product, taken, torch.as_tensor(pairs.values)
             error = ((product - exact).norm() / exact.norm()).item()
             off = (torch.as_tensor(pairs.values) - values).abs().max().item() / abs(float(values[0]))
-            noise = next((x for x in (getattr(pairs, key, None) for key in ("noise", "product_noise")) if x), None)
+            noise, polished = getattr(pairs, "noise", None), getattr(pairs, "ieee_products", None) or 0
             numbers[f"{name} {precision}"] = {"ms": taken, "error": error, "noise": noise, "eigenvalues off by": off}
             stated = "" if noise is None else f"{float(noise):.0e}"
             yield (
-                f"{SHORT[name] + ' ' + precision:<24}{taken:>8.2f}{unit / taken:>6.2f}{error:>8.0e}{stated:>8}"
-                f"{off:>11.0e}{pairs.products:>9}{'yes' if pairs.converged else 'NO':>6}"
+                f"{SHORT[name] + ' ' + precision:<16}{taken:>8.2f}{unit / taken:>6.2f}{error:>7.0e}{stated:>7}"
+                f"{off:>11.0e}{pairs.products:>9}{polished:>5}{'yes' if pairs.converged else 'NO':>5}"
             )

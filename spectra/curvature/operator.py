@@ -283,7 +283,7 @@ class Curvature:
             self.derivative_check = check_derivatives(problem, self.name, memory, costs)
 
     def _make_products(self, economy: Economy) -> Products:
-        split = self.definition.depends_on_batches
+        split, name, tell = self.definition.depends_on_batches, self.name, self.tell
         return Products(
             self.linearise,
             economy.problem,
@@ -294,7 +294,7 @@ class Curvature:
             choices=self.choices,
             precision=self._precision,
             compile=False if split else self.compile,
-            tell=lambda text: self.tell(f"{self.name}: {text}"),
+            tell=lambda text: tell(f"{name}: {text}"),  # with `self` it would be a cycle, which keeps all in memory
         )
 
     @property

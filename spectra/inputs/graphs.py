@@ -245,7 +245,8 @@ def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:
 
     names = [] if like is None else like.keys()
     more = [name.removesuffix("_batch") for name in names if name.endswith("_batch")]
-    made, first = GeometricBatch.from_data_list(list(graphs), follow_batch=more), tensors_of(graphs[0])
+    made: Any = GeometricBatch.from_data_list(list(graphs), follow_batch=more)
+    first = tensors_of(graphs[0])
     return Graphs(made.to(first[0][-1].device) if first else made, GRAPHS)  # of what it adds, only CUDA is regarded
 
 

@@ -18,6 +18,7 @@ from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise
 from spectra.vectors import without_autocast
 
 FLOOR = 0.3  # of the noise, to which a search by noisy products goes
+FEWEST_TIMES = 5  # as many vectors as pairs are to be found, at least, for noisy products and their polishing
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
@@ -44,7 +45,8 @@ def eigenpairs(
 
     Products of a lower precision (an operator that names itself in ieee, as `Curvature` does) find pairs to their
     noise, which a few products in ieee then polish: residuals and errors are of ieee. `complete` widens what the search
-    for missed pairs has excluded by the noise, as that was measured.
+    for missed pairs has excluded by the noise, as that was measured. Where memory holds few vectors, all products are
+    in ieee.
 
     Args:
         operator: the matrix (n, n).
@@ -90,9 +92,10 @@ def eigenpairs_unchecked(
     max_products = 1000 + 20 * k if max_products is None else max_products
     place = basis_of(operator, k, largest_basis, basis)
     where = place.vectors, progress, place.device
-    if in_ieee(operator) is operator:
-        search = Eigensolver(operator, k, which, tolerance, generator, max_products, *where)
-        return serve_products(search.solve(), operator)
+    exact = in_ieee(operator)
+    if exact is operator or place.vectors < min(FEWEST_TIMES * k, operator.shape[0]):
+        search = Eigensolver(exact, k, which, tolerance, generator, max_products, *where)
+        return serve_products(search.solve(), exact)
     matrix = Counting(operator)
     noise = noise_of(matrix, generator)
     noisy = max(1, max_products - k - 2)  # the others check the answer at least

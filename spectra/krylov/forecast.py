@@ -19,16 +19,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
+from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.eigenpairs import basis_of, serve_products
 from spectra.krylov.eigensolver import Eigensolver, least_basis, vectors_held
-from spectra.krylov.hutchinson import FEWEST, PRODUCTS
+from spectra.krylov.hutchinson import EACH, FEWEST, PRODUCTS, hutchinson
 from spectra.krylov.lanczos import Lanczos
-from spectra.krylov.placement import Placement, most_room
+from spectra.krylov.placement import Placement, fits, most_room, placement
 from spectra.krylov.quadrature import BESIDES, spectral_measure
 from spectra.krylov.quadrature import basis_of as basis_of_steps
 from spectra.krylov.results import Eigenpairs
+from spectra.krylov.xtrace import ARRAYS, xtrace
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
-from spectra.krylov.xtrace import xtrace
 from spectra.memory import Ledger
 
 PILOT = 20  # products; from 12 the forecast of a trace is off by more than two in one run of twenty
@@ -230,6 +231,28 @@ def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Genera
 def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
     """Forecast the cost of one run of `xtrace` for a matrix of this trace."""
     matrix = surrogate(seen, generator, keep_norm=True)
+    arrays = ARRAYS * min(FEWEST, seen.shape[0])
+    place = placement(seen, arrays // 2)
+    if not fits(seen, place, arrays):
+        return by_signs(seen, matrix, trace, rtol, generator)
+    return split(by_sketch(seen, matrix, trace, rtol, generator), place, seen, PASSING)
+
+
+def by_signs(seen: Outline, matrix: Surrogate, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
+    """Forecast the cost of a trace by random signs alone, as `xtrace` goes where memory holds no sketch."""
+    known = trace - matrix.values.sum(dtype=torch.float64).item()
+    run = partial(hutchinson, rtol=rtol, known=known, generator=generator, max_products=LONGEST)
+    answer, cost = run_measured(run, matrix, seen)
+    width = columns(fitting_vectors(seen), EACH)
+    cost = replace(cost, bytes=EACH * width * seen.shape[0] * seen.dtype.itemsize)
+    if answer.converged or not math.isfinite(answer.standard_error):
+        return cost
+    shortfall = answer.standard_error / (rtol * abs(answer.value))
+    return replace(cost, products=int(min(PRODUCTS, cost.products * shortfall**2)))
+
+
+def by_sketch(seen: Outline, matrix: Surrogate, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
+    """Forecast the cost of a trace by `xtrace`, where memory holds its sketch."""
     largest = max(FEWEST, LARGEST_ARRAYS // (4 * seen.shape[0] * seen.dtype.itemsize))
     run = partial(
         xtrace,

@@ -163,6 +163,13 @@ class Lanczos:
             rest.div_(length)
             self.coupling = torch.cat([self.coupling, column])
 
+    def narrow(self) -> None:
+        """Keep of the pending directions the span to which the basis is coupled."""
+        turn, sizes, _ = torch.linalg.svd(self.coupling, full_matrices=False)
+        turn = turn[:, sizes > 10 * torch.finfo(self.storage.dtype).eps * self.scale].T
+        change(self.pending, turn.to(self.storage.device, self.storage.dtype).matmul)
+        self.coupling = turn @ self.coupling
+
     @property
     def scale(self) -> float:
         """A lower bound of |A|: the largest entry of T, or the largest known value."""

@@ -131,8 +131,9 @@ class Polishing:
             late = (residuals[wanted] > enough).nonzero().flatten()
             if not len(late) or not len(state.pending) or self.left <= search.k:
                 return coordinates[:, wanted[unsettled]]
-            if search.capacity <= state.size < state.dimension:
+            if search.full and state.size < state.dimension:
                 search.restart(search.kept)
+                state.narrow()
                 self.exact = 0
                 return torch.eye(state.size, dtype=torch.float64)[:, : search.k]
             state.align(state.coupling @ coordinates[:, wanted[late[0]]])

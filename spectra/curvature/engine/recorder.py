@@ -23,6 +23,7 @@ from spectra.curvature.engine.graphs import add_call, bare
 from spectra.curvature.engine.zero_tensors import is_zero_tensor, with_memory
 
 aten = torch.ops.aten
+DISPATCH = "__torch_dispatch__"
 
 
 class ValuesRead(RuntimeError):
@@ -82,7 +83,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
         given = [*tensors_in(arguments), *tensors_in(keywords.values())]
-        if not all(type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ for tensor in given):
+        if not all(is_plain(type(tensor)) for tensor in given):
             return NotImplemented  # tensors that are made of others, whose operations follow
         if any(map(is_zero_tensor, given)):
             with self:
@@ -154,6 +155,12 @@ class Recorder(TorchDispatchMode):
         for tensor in given:
             if not self._varies(tensor) and tensor.layout is torch.strided:
                 self._written[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+
+@cache
+def is_plain(kind: type) -> bool:
+    """Whether a type of tensors has PyTorch's operations, and none of its own."""
+    return getattr(kind, DISPATCH) is getattr(Tensor, DISPATCH)
 
 
 @cache
