@@ -129,6 +129,13 @@ def test_chunks_change_no_number(kind, name):
     assert_close(products(chunked, name), products(whole, name), rtol=1e-12, atol=1e-13)
 
 
+def test_labels_are_drawn_as_in_the_whole():
+    whole = case("plain")
+    for chunk in (1, CHUNK, 100):
+        chunked = replace(whole, head=Head("head", chunk))
+        assert_close(products(chunked, "fisher-mc"), products(whole, "fisher-mc"), rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", ["hessian", "ggn", "fisher", "fisher-mc", "fisher-empirical"])
 @pytest.mark.sampled(1)
 def test_a_graph_of_chunks_has_their_products(name):
