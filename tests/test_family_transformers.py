@@ -17,6 +17,7 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
+from spectra.curvature.operator import Curvature
 from spectra.inputs.problem import load_problem
 
 transformers = pytest.importorskip("transformers")
@@ -414,3 +415,16 @@ def test_models_that_checkpoint_their_own_activations(reentrant):
         found.append(torch.stack([spectra.Curvature(problem, m, products=0) @ vector for m in ("hessian", "ggn")]))
     for products in found[1:]:
         torch.testing.assert_close(products, found[0], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_language_models_are_traced(kind):
+    """Some read values of tensors that depend on no data, as of positions."""
+    model = built(kind)  # in float32, to which Llama rounds its values inside in any case
+    data = [(torch.randint(7, (4, 5)), torch.randint(7, (4, 5)))]
+    if kind == "bert":
+        data = [(data[0][0], torch.randint(2, (4,)))]
+    problem = load_problem(model=model, data=data).problem
+    matrix = Curvature(problem, "ggn", products=10**9)
+    matrix.prepare()
+    assert matrix.path.startswith("hoisted"), matrix.path
