@@ -64,7 +64,7 @@ def regression():
 
 def arrays():
     import numpy as np
-    return {name: torch.from_numpy(array) for name, array in arrays_of("tokens.npz").items()}
+    return {name: torch.from_numpy(array) for name, array in np.load("tokens.npz").items()}
 
 def rows():
     found = arrays()

@@ -49,7 +49,7 @@ def test_jacobians_make_the_ggn_of_mse():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_estimates_of_spectra_hold_what_is_exact(loss):
     task, network = make_task(loss, "teacher", TINY, 0), make_network(TINY.width, 0)
-    rows = check.estimates(network, task, TINY.batch)
+    rows = check.estimates(network, task, TINY.batch, probes=200)  # of few, the errors are themselves uncertain
     assert len(rows) == 6 * 4
     assert check.within(rows, 4) == 1
 

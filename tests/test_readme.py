@@ -93,5 +93,5 @@ def test_the_plan_is_understood(tmp_path):
 
 def test_files_named_exist():
     root = Path(__file__).parent.parent
-    for name in re.findall(r"\]\((results/[^)]+)\)", README):
+    for name in re.findall(r"\]\((results/[^)#]+)", README):
         assert (root / name).exists(), name

@@ -79,11 +79,11 @@ def errors(network: nn.Module, task: Task, batch: int) -> dict[str, float]:
     return {name: pair(matrices[name], b)["distance"] for name, b in found.items()}
 
 
-def estimates(network: nn.Module, task: Task, batch: int) -> list[Row]:
-    """Of every pair of COMPARED and every number: exact, estimated by 16 probes, standard error."""
+def estimates(network: nn.Module, task: Task, batch: int, probes: int = 16) -> list[Row]:
+    """Of every pair of COMPARED and every number: exact, estimated by so many probes, standard error."""
     matrices = dense(network, task, batch)
     found = {name: operator for name, operator in operators(network, task, batch).items() if name in COMPARED}
-    comparison = compare(found, steps=0, generator=torch.Generator().manual_seed(0))
+    comparison = compare(found, steps=0, probes=probes, generator=torch.Generator().manual_seed(0))
     rows = []
     for a, b in combinations(COMPARED, 2):
         exact, estimated = pair(matrices[a], matrices[b]), comparison.pair(a, b)

@@ -377,7 +377,7 @@ class Eigensolver:
         along, across = (weights.to(vectors.device, vectors.dtype) for weights in (signs * values, outside))
 
         def off(image: Tensor, vectors: Tensor, pending: Tensor) -> Tensor:
-            return (image - along @ vectors - across @ pending).square().sum(dtype=torch.float64)
+            return torch.linalg.vector_norm(image - along @ vectors - across @ pending, dtype=torch.float64).square()
 
         mixing = signs.to(vectors.device, vectors.dtype).matmul
         image = yield from self.multiply(on_device(map_shards(mixing, vectors), self.operator.device))
