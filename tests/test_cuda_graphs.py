@@ -120,6 +120,16 @@ def test_what_is_captured_outlives_what_made_it(device):
         assert wanted.equal(matrix @ columns(problem))
 
 
+@CUDA
+def test_what_a_model_makes_on_the_host_is_moved_once():
+    scale = Lambda(lambda x: x * torch.ones(3, dtype=x.dtype).cumsum(0).to(x.device))
+    problem = Case("scaled", lambda: nn.Sequential(nn.Linear(3, 3), scale, nn.Tanh()), X, Y).problem(device="cuda")
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
+    matrix @ columns(problem)
+    assert matrix.path.startswith("hoisted")
+    assert "as CUDA graphs" in matrix.path
+
+
 @pytest.mark.parametrize("when", ["capture", "replay"])
 def test_what_cannot_be_captured_is_made_without(when, device, monkeypatch):
     def refuse(*_, **__):

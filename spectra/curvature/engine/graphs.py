@@ -269,7 +269,9 @@ def worth_keeping(graph: Graph, late: set[Node]) -> dict[Node, None]:
 
 
 def is_cheap(node: Node) -> bool:
-    """Whether a call costs little more than reading its inputs."""
+    """Whether a call costs little more than reading its inputs; a copy to another device waits for it, too."""
+    if node.meta.get("moves"):
+        return False
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 
