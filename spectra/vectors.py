@@ -158,6 +158,15 @@ def all_finite(vectors: Tensor) -> bool:
     return not sum_shards(_not_finite, vectors)
 
 
+def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
+    """Whether something holds on every process, so that all decide alike what only each can know."""
+    if mesh is None:
+        return holds
+    held = torch.tensor(int(holds), device=mesh.device_type)
+    torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MIN, group=mesh.get_group())
+    return bool(held)
+
+
 def put(place: Tensor, vectors: Tensor) -> None:
     """Copy vectors into a place of the same shape, in the memory of any device."""
     copy(local(place), local(vectors))
