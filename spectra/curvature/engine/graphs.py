@@ -164,6 +164,12 @@ def sharing(owner: Node) -> Iterator[Node]:
             yield from sharing(user)
 
 
+def constant(module: nn.Module, name: str) -> Tensor:
+    """The tensor that a node of a module's graph names."""
+    *path, last = name.split(".")
+    return getattr(module.get_submodule(".".join(path)), last)
+
+
 def find_value(argument: object) -> Tensor | None:
     """A fake tensor of the shape and type that a node had when it was traced.
 
