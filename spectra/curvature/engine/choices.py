@@ -67,7 +67,7 @@ class Choices:
         self, name: str, measure: Callable[[], str], ways: Sequence[str], device: torch.device, of: str | None = None
     ) -> str:
         """The one of some ways that `measure` names; measured once, as `choose` decides once."""
-        if (made := self.made.get(name)) in ways:
+        if (made := self.made.get(name, "")) in ways:
             return made
         return self._decide(name, measure, lambda way: way in ways, ways, device, of)
 
