@@ -57,7 +57,8 @@ class Lane:
     """Two buffers between a host and a device, and an event for each, which tells that its last crossing is over."""
 
     def __init__(self, event: Callable[[], Any] = torch.cuda.Event, pinned: bool = True, size: int = BUFFER):
-        self.buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        how = {"dtype": torch.uint8, "device": "cpu", "pin_memory": pinned}  # whatever device is torch's default
+        self.buffers = [torch.empty(size, **how) for _ in range(2)]
         self.events = [event() for _ in range(2)]
         self._lock = Lock()
 

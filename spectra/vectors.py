@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
 PIECE = 2**20  # numbers of each vector that are worked on at a time on a CPU, whose caches then hold those of a basis
-PIECE_OF_A_DEVICE = 2**26  # elsewhere: large against what it takes to start a kernel
+PIECE_OF_A_DEVICE = 2**26  # elsewhere, of all vectors together: large against what it takes to start a kernel
 
 
 @contextmanager
@@ -87,7 +87,8 @@ def from_shard(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor
 
 def pieces(part: Tensor) -> Iterator[slice]:
     """Yield the ranges of the last dimension of a plain tensor that are worked on one after the other."""
-    length, most = part.shape[-1], PIECE if part.is_cpu else PIECE_OF_A_DEVICE
+    length, count = part.shape[-1], max(1, part.shape[:-1].numel())
+    most = PIECE if part.is_cpu else max(PIECE, PIECE_OF_A_DEVICE // count)
     yield from (slice(first, first + most) for first in range(0, max(length, 1), most))
 
 
@@ -158,6 +159,15 @@ def all_finite(vectors: Tensor) -> bool:
     return not sum_shards(_not_finite, vectors)
 
 
+def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
+    """Whether something holds on every process, so that all decide alike what only each can know."""
+    if mesh is None:
+        return holds
+    held = torch.tensor(int(holds), device=mesh.device_type)
+    torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MIN, group=mesh.get_group())
+    return bool(held)
+
+
 def put(place: Tensor, vectors: Tensor) -> None:
     """Copy vectors into a place of the same shape, in the memory of any device."""
     copy(local(place), local(vectors))
@@ -211,7 +221,7 @@ def norm(vector: Tensor) -> float:
 def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64) -> Tensor:
     """The Euclidean norms (k,) of rows (k, n), or for `dim` None the norm of all entries, accumulated in `dtype`."""
     if dim is None and dtype == torch.float64:
-        return sum_pieces(lambda part: _dot(part.reshape(-1), part.reshape(-1)), rows).sqrt()
+        return sum_pieces(lambda part: _dot(flat := part.reshape(-1), flat), rows).sqrt()
     if not sharded(rows) and len(list(pieces(rows))) == 1:
         return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
     return sum_pieces(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
@@ -238,7 +248,7 @@ def _dot(u: Tensor, v: Tensor) -> Tensor:
     """
     if u.is_cpu and u.dtype == torch.float32:
         return torch.tensor(np.einsum("i,i->", u.detach().numpy(), v.detach().numpy(), dtype=np.float64))
-    return torch.dot(u.double(), v.double())
+    return torch.dot(long := u.double(), long if v is u else v.double())
 
 
 def row_dots(these: Tensor, others: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import sys
 from functools import partial
 from pkgutil import resolve_name
+from unittest import mock
 
 import pytest
 import torch
@@ -200,6 +201,15 @@ def past_the_rank(operator) -> dict:
     }
 
 
+def short_on_one(operator) -> dict:
+    """Memory holds no sketch on the last rank, and holds one on the others."""
+    mesh = mesh_of(operator)
+    last = mesh is None or mesh.get_local_rank() == mesh.size() - 1
+    free = mock.patch("spectra.krylov.placement.memory_of", return_value=(math.inf, 0 if last else math.inf))
+    with settled_share(20 * vector_bytes(operator)), free:
+        return {"v": xtrace(operator, rtol=0.5, generator=seeded()).value}
+
+
 MANY = tuple(MATRICES)
 # what is asked -> of which problems, and of which matrices
 TABLE = {
@@ -216,6 +226,7 @@ TABLE = {
     "eig restarted": (partial(eig, "lanczos", largest_basis=5), ("three batches",), ("fisher",)),
     **{f"trace {name}": (partial(trace, name, rtol=0.1), ("three batches",), ("ggn",)) for name in TRACE},
     "trace probes": (lambda a: {"v": xtrace(a, probes=7, generator=seeded()).value}, ("weight decay",), ("hessian",)),
+    "trace where one is short": (short_on_one, ("three batches",), ("hessian",)),
     "trace hutch++ of rank 2": (partial(trace, "hutch++", probes=12), ("three batches",), ("fisher-batch",)),
     "a sketch past the rank": (past_the_rank, ("three batches",), ("fisher-batch",)),
     "trace gram": (

@@ -40,7 +40,7 @@ from spectra.run.request import Request
 from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
 from spectra.transfer import Lane
-from spectra.vectors import dot, norms, on_device, row_dots
+from spectra.vectors import dot, norms, on_device, pieces, row_dots
 
 INDEX = np.arange(1, 301)
 SPECTRA = {
@@ -492,7 +492,8 @@ class Event:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_vectors_cross_in_turns_of_two_buffers(length, dtype):
     with Stream() as stream:
-        lane = Lane(stream.event, pinned=False, size=4 * dtype.itemsize)
+        with torch.device("meta"):  # torch's default device has no part in it
+            lane = Lane(stream.event, pinned=False, size=4 * dtype.itemsize)
         for factor in range(1, 4):
             given, device = factor * torch.arange(length, dtype=dtype), torch.zeros(length, dtype=dtype)
             host = torch.zeros(length, dtype=dtype)
@@ -523,6 +524,15 @@ def test_vectors_are_worked_on_piece_by_piece(piece, monkeypatch):
         assert torch.linalg.matrix_norm(left - right) <= 1e-12 * given.size
         together = torch.cat([state.basis, state.pending])
         assert (together @ together.T - torch.eye(len(together))).abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("shape", [(2**28 + 1,), (1, 2**27), (48, 2**24 + 3), (300, 2**23), (0, 5), (0,)])
+def test_pieces_on_a_device_are_small_beside_vectors(shape):
+    """What is made of the rows of a piece takes no more memory than a long vector."""
+    cuts, count = list(pieces(torch.empty(shape, device="meta"))), math.prod(shape[:-1])
+    assert [cut.start for cut in cuts] == [0, *(cut.stop for cut in cuts[:-1])]
+    assert cuts[-1].stop >= shape[-1]
+    assert all(count * (cut.stop - cut.start) <= max(2**26, count * 2**20) for cut in cuts)
 
 
 def test_long_sums_in_single_precision_keep_it(monkeypatch):

@@ -141,6 +141,15 @@ def test_costs_are_measured_once():
     assert choices.made == {"16": "3.1"}
 
 
+@pytest.mark.parametrize("first", ["ieee", "tf32"])
+def test_each_product_has_a_cost_of_its_own(first):
+    """A resumed run may ask for that of the other first."""
+    clock, costs = Clock(), {"ieee": 9.0, "tf32": 4.0}
+    choices = Choices(clock=clock)
+    for of in sorted(costs, key=lambda of: of != first):
+        assert choices.cost("16", clock.way("many", costs[of]), clock.way("one", 1.0), CPU, of) == costs[of]
+
+
 @pytest.mark.parametrize("draw", range(12))
 def test_a_damaged_file_of_decisions_is_told_and_made_anew(draw, tmp_path):
     path, told = tmp_path / "choices.json", []

@@ -120,6 +120,16 @@ def test_what_is_captured_outlives_what_made_it(device):
         assert wanted.equal(matrix @ columns(problem))
 
 
+@CUDA
+def test_what_a_model_makes_on_the_host_is_moved_once():
+    scale = Lambda(lambda x: x * torch.ones(3, dtype=x.dtype).cumsum(0).to(x.device))
+    problem = Case("scaled", lambda: nn.Sequential(nn.Linear(3, 3), scale, nn.Tanh()), X, Y).problem(device="cuda")
+    matrix = Curvature(problem, "hessian", products=MANY, check=False, compile=False)
+    matrix @ columns(problem)
+    assert matrix.path.startswith("hoisted")
+    assert "as CUDA graphs" in matrix.path
+
+
 @pytest.mark.parametrize("when", ["capture", "replay"])
 def test_what_cannot_be_captured_is_made_without(when, device, monkeypatch):
     def refuse(*_, **__):
@@ -223,10 +233,10 @@ def fake_cuda(monkeypatch):
         current[0] = before
 
     @contextmanager
-    def graph(_, pool, stream, capture_error_mode):
-        assert (pool, capture_error_mode) == ("pool", "thread_local")
+    def graph(_, stream, capture_error_mode, pool=None):
+        assert capture_error_mode == "thread_local"
         current[0] = stream
-        calls.append("capture")
+        calls.append("capture" if pool == "pool" else "capture apart")
         try:
             yield
         except RuntimeError:  # as PyTorch: the end of a capture that has failed raises, and leaves its stream current
@@ -245,7 +255,9 @@ def fake_cuda(monkeypatch):
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: calls.append(given), raising=False)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        note = lambda *given, name=name: calls.append((name, *given))  # noqa: E731
+        monkeypatch.setattr(torch._C, name, note, raising=False)
     return calls, current, main
 
 
@@ -277,10 +289,36 @@ def test_a_capture_that_fails_gives_its_stream_back(fake_cuda):
     assert graphs.captured(apply, argument) is apply
     assert graphs.why == "RuntimeError: capture_end failed"
     assert current == [main]
-    assert calls[-1] == (0, "pool")  # what is allocated next is no part of the graphs' memory
+    given_back = [(name, 0, "pool") for name in ("_cuda_endAllocateToPool", "_cuda_releasePool")]
+    assert calls[-3:] == [*given_back, "capture apart"]  # at whose end the random generator runs again
     before = len(calls)
     assert graphs.captured(apply, argument) is apply
     assert len(calls) == before  # it is not tried again
+
+
+@CUDA
+def test_a_capture_that_fails_leaves_nothing_behind():
+    """Graphs from before are replayed, random numbers are drawn, and memory is given back."""
+    device = torch.device("cuda")
+    graphs, argument = Graphs(device), torch.ones(4, device=device)
+    earlier = graphs.captured(lambda v: v * 2, argument)
+    assert isinstance(earlier, Captured)
+
+    def waits(v):
+        wide = torch.ones(2**26, device=device) * v[0]
+        return v * wide.sum().item()
+
+    held = torch.cuda.memory_reserved(device)
+    assert graphs.captured(waits, argument) is waits
+    assert "captur" in graphs.why
+    assert earlier(argument).tolist() == [2] * 4
+    assert torch.randn(8, device=device).isfinite().all()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    del earlier, graphs
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) <= held + 2**22
+    other = Graphs(device)
+    assert isinstance(other.captured(lambda v: v * 3, argument), Captured)
 
 
 def test_backward_passes_are_built_beside(fake_cuda):

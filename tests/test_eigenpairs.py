@@ -386,6 +386,19 @@ def test_kato_temple_estimates_hold_where_gaps_are_resolved(name, steps):
     assert (errors[sharp] <= estimates[sharp] + 1e-13 * given.size).all()
 
 
+def test_kato_temple_estimates_allow_for_ritz_values_that_are_off():
+    """They are no smaller than those by any values that the others may really have."""
+    ritz, off = torch.linspace(0, 1, 9, dtype=torch.float64), 0.05
+    values, residuals = ritz[[8, 7]], torch.tensor([0.02, 0.01], dtype=torch.float64)
+    estimates = kato_temple(values, residuals, ritz, off)
+    assert (estimates < residuals).all()
+    for seed in range(50):
+        moved = ritz + off * (2 * torch.rand(9, generator=seeded(seed), dtype=torch.float64) - 1)
+        for i, own in enumerate((8, 7)):
+            really = torch.cat([values[i : i + 1], moved[:own], moved[own + 1 :]])
+            assert kato_temple(values[i : i + 1], residuals[i : i + 1], really) <= estimates[i]
+
+
 def test_complement_bounds_hold_in_99_percent():
     """Of runs, at all their steps together."""
     generator = np.random.default_rng(0)

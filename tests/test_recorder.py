@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.graphs import simplify
+from spectra.curvature.engine.graphs import is_cheap, simplify
 from spectra.curvature.engine.recorder import ValuesRead, record
 from spectra.curvature.engine.zero_tensors import with_memory
 from spectra.curvature.matrices import definition
@@ -200,6 +200,13 @@ def test_a_graph_follows_what_is_recorded_of_functorch():
     module = recorded(function, X)
     other = X.exp()
     torch.testing.assert_close(module(other), function(other), rtol=1e-14, atol=0)
+
+
+def test_copies_to_another_device_are_told_from_casts():
+    """No product is to wait for one: it is made once a batch."""
+    _, graph = record(lambda x: [x.to("meta"), x.to(torch.float32)], [X])
+    copies = graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)
+    assert [is_cheap(copy) for copy in copies] == [False, True]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

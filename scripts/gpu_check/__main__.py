@@ -53,7 +53,6 @@ PARTS = {  # by value; the tests last: they take what the others have left
     "large": Part("scripts.gpu_check.figures", 252, FIGURES["large"].what, 0, ("large",), rehearsed=("large",)),
     "commands": Part("scripts.gpu_check.commands", 95, "commands in float64 against the CPU", 40),
     "ranks": Part("scripts.gpu_check.ranks", 70, "torchrun with NCCL against one process", 45),
-    "tests": Part("scripts.gpu_check.tests", BUDGET, "the tests, by a seed as many as there is time for", 130),
     "products-large": Part(
         "scripts.benchmarks", 200, "products of ResNet-50, GPT-2 and ViT-B", 0,
         (*QUICK, "resnet50", "gpt2", "vitb"), rehearsed=(*QUICK, "digits"),
@@ -63,6 +62,7 @@ PARTS = {  # by value; the tests last: they take what the others have left
         ("--compile", *QUICK, "gpt"), rehearsed=(*QUICK, "digits"),
     ),
     "convolutions": Part("scripts.gpu_check.convolutions", 80, "where the time of ResNet-20's products goes"),
+    "tests": Part("scripts.gpu_check.tests", BUDGET, "the tests, by a seed as many as there is time for", 130),
 }  # fmt: skip
 TOGETHER = tuple(name for name in FIGURES if name not in PARTS)  # figures that one process measures
 USUAL = ("columns", "tasks", "set-up", "random", "precision", "products", "commands", "ranks", "tests")

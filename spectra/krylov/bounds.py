@@ -80,12 +80,13 @@ def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen
     return False
 
 
-def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor) -> Tensor:
+def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor, uncertain: Tensor | float = 0.0) -> Tensor:
     """The error estimates residual^2 / gap (k,), where they are smaller than the residuals (Kato 1949, Temple 1928).
 
-    They are estimates: the gap is to the other Ritz values, which stand in for the rest of the spectrum.
+    They are estimates: the gap is to the other Ritz values, which stand in for the rest of the spectrum. Those may be
+    off by as much as is `uncertain`.
     """
     distance = (ritz[None, :] - values[:, None]).abs()
     own = distance.argmin(dim=1, keepdim=True)
-    gap = distance.scatter(1, own, math.inf).min(dim=1).values - residuals
+    gap = (distance - uncertain).scatter(1, own, math.inf).min(dim=1).values - residuals
     return torch.where(gap > residuals, residuals.square() / gap, residuals)

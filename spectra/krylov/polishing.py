@@ -153,12 +153,14 @@ class Polishing:
             residuals = residual_norms(products(in_ieee(self.matrix), vectors), values, vectors)
         ends = torch.tensor([*(pairs.complement or ()), *others.tolist()], dtype=torch.float64)
         bounds = (ends.min().item() - self.noise.norm, ends.max().item() + self.noise.norm) if len(ends) else None
+        ritz, coordinates, _ = self.state.ritz()
+        off = self.noise.norm * torch.linalg.vector_norm(coordinates[self.exact :], dim=0)
         known = pairs.complete and (bounds is None or are_outside(values, bounds, self.search.which))
         return Eigenpairs(
             values=values,
             vectors=vectors,
             residuals=residuals,
-            error_estimates=kato_temple(values, residuals, self.state.ritz()[0]),
+            error_estimates=kato_temple(values, residuals, ritz, off),
             products=self.matrix.products,
             converged=bool((residuals <= allowed).all()),
             complete=known,

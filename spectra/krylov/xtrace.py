@@ -24,8 +24,8 @@ from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.placement import fits, placement
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch
-from spectra.operator import Counting, SymmetricOperator
-from spectra.vectors import without_autocast
+from spectra.operator import Counting, SymmetricOperator, mesh_of
+from spectra.vectors import everywhere, without_autocast
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
 GROUPS = 32  # of the jackknife
@@ -72,7 +72,7 @@ def xtrace(
     budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
     place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # of the device, they may take two quarters
-    if not (probes or fits(operator, place, ARRAYS * min(FEWEST, n))):
+    if not (probes or everywhere(mesh_of(operator), fits(operator, place, ARRAYS * min(FEWEST, n)))):
         return sample(counted, counted, known, rtol, None, generator, budget, progress)
     sketch = Sketch(counted, place.device)
     wanted = probes or FEWEST

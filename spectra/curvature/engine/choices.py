@@ -67,6 +67,8 @@ class Choices:
         self, name: str, measure: Callable[[], str], ways: Sequence[str], device: torch.device, of: str | None = None
     ) -> str:
         """The one of some ways that `measure` names; measured once, as `choose` decides once."""
+        if (made := self.made.get(name, "")) in ways:
+            return made
         return self._decide(name, measure, lambda way: way in ways, ways, device, of)
 
     def cost(
@@ -75,9 +77,9 @@ class Choices:
         call: Callable[[], Any],
         unit: Callable[[], Any],
         device: torch.device,
-        of: str | None = None,
+        of: str,
     ) -> float:
-        """The time of one call in units of another, to two digits; measured once, as `choose` decides once.
+        """The time of one call in units of another, to two digits; for each `of` measured once, as `choose` decides.
 
         Both must have been called before, so that they are warm.
         """
@@ -120,8 +122,6 @@ class Choices:
         device: torch.device,
         of: str | None,
     ) -> str:
-        if is_valid(made := self.made.get(name, "")):
-            return made
         if of is None:
             self.made[name] = measure()
             return self.made[name]

@@ -20,7 +20,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from spectra.curvature.engine.convolved import convolution, convolution_backward
-from spectra.curvature.engine.graphs import bare, eliminate, first_input, substitute, value, without_repetition
+from spectra.curvature.engine.graphs import (
+    bare,
+    constant,
+    eliminate,
+    first_input,
+    substitute,
+    value,
+    without_repetition,
+)
 from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
 
@@ -72,7 +80,7 @@ class Rewriting:
         """A node on which the vectors have no influence."""
         copy = self.new.node_copy(node, self.shared.__getitem__)
         if node.op == "get_attr":
-            copy.meta = {"val": getattr_of(self.module, node.target)}
+            copy.meta = {"val": constant(self.module, node.target)}
         found = copy.meta.get("val")
         copy.meta = {"val": pytree.tree_map_only(Tensor, bare, found)}
         return copy
@@ -204,14 +212,6 @@ def silent_fallback() -> Iterator[None]:
     finally:
         if switch:
             switch(True)
-
-
-def getattr_of(module: GraphModule, target: str) -> Tensor:
-    """The tensor that a graph reads as an attribute."""
-    found: Any = module
-    for name in target.split("."):
-        found = getattr(found, name)
-    return found
 
 
 def rank_of(node: Any) -> int:

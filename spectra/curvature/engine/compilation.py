@@ -74,22 +74,18 @@ def compiled_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[
 
 def without_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     """A graph whose parameters and other constants are its first inputs, and those constants."""
+    from spectra.curvature.engine.graphs import constant
+
     graph = Graph()
     constants: list[Tensor] = []
     copies: dict[Node, Node] = {}
     for node in module.graph.find_nodes(op="get_attr"):
-        constants.append(attribute(module, node.target))
+        constants.append(constant(module, node.target).detach())
         copies[node] = graph.placeholder(f"constant_{len(constants)}")
     for node in module.graph.nodes:
         if node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     return GraphModule({}, graph), constants
-
-
-def attribute(module: GraphModule, name: str) -> Tensor:
-    """The constant that a node of a graph names."""
-    *path, last = name.split(".")
-    return getattr(module.get_submodule(".".join(path)), last).detach()
 
 
 def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:

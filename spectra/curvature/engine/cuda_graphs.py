@@ -77,10 +77,28 @@ class Graphs:
                 result = compute()
         except BaseException:
             torch.cuda.set_stream(main)  # where a capture has failed, its end fails too, and leaves its own stream
-            with suppress(Exception):  # else what that one allocates would go to the graphs' memory ever after
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            self._clear_away()
             raise
         return graph.replay, result
+
+    def _clear_away(self) -> None:
+        """Undo what PyTorch leaves of a capture whose end has failed.
+
+        What the stream allocates would go to the graphs' memory ever after, and that would never be given back. And
+        the device's random generator would refuse to run, and other graphs to be replayed, until another capture ends.
+        """
+        main, device = torch.cuda.current_stream(self.device), torch.cuda.current_device()
+        with suppress(Exception):  # the first raises where the end has not failed
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
+        try:
+            with (
+                suppress(Exception),
+                torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                torch.zeros(1, device=self.device)
+        finally:
+            torch.cuda.set_stream(main)
 
 
 class Retained:

@@ -164,6 +164,12 @@ def sharing(owner: Node) -> Iterator[Node]:
             yield from sharing(user)
 
 
+def constant(module: nn.Module, name: str) -> Tensor:
+    """The tensor that a node of a module's graph names."""
+    *path, last = name.split(".")
+    return getattr(module.get_submodule(".".join(path)), last)
+
+
 def find_value(argument: object) -> Tensor | None:
     """A fake tensor of the shape and type that a node had when it was traced.
 
@@ -269,7 +275,9 @@ def worth_keeping(graph: Graph, late: set[Node]) -> dict[Node, None]:
 
 
 def is_cheap(node: Node) -> bool:
-    """Whether a call costs little more than reading its inputs."""
+    """Whether a call costs little more than reading its inputs; a copy to another device waits for it, too."""
+    if node.meta.get("moves"):
+        return False
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 

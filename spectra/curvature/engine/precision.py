@@ -1,8 +1,8 @@
 """Products in lower precision: what of a trace depends on the vector, with short operands in its multiplications.
 
-The operands of matrix products and convolutions have 10 bits (tf32) or 7 (bf16), sums are taken in float32, and all
-else stays as it is. What does not depend on the vector is computed in ieee, so that the matrix is the same and only
-its products are noisy.
+The operands of matrix products and convolutions have 10 bits (tf32) or 7 (bf16), sums are taken in float32, of which
+bf16 keeps 7 bits, and all else stays as it is. What does not depend on the vector is computed in ieee, so that the
+matrix is the same and only its products are noisy.
 """
 
 from __future__ import annotations

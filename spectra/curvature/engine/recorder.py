@@ -105,6 +105,8 @@ class Recorder(TorchDispatchMode):
             self._note_written(given)
         result = function(*arguments, **keywords)
         node = add_call(self.graph, function, arguments_of_node, keywords_of_node)
+        if function is aten._to_copy.default and result.device != given[0].device:
+            node.meta["moves"] = True  # from one device to another
         if varies:
             self._varying.add(node)
         self._track(result, node)
