@@ -75,8 +75,11 @@ class Hoisted:
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
             self.residual_bytes = made + sum(new.nbytes for old, new in pairs if new is not old)  # of one batch
+            before = [(buffer, buffer.clone()) for buffer in constants.buffers()] if varies else []
             for batch in checked:
                 self._check(linearise, problem, batch)
+                if any(((now != then) & (then == then)).any() for now, then in before):
+                    raise Untraceable("a tensor that its model keeps between calls follows the data")
         except Exception as error:
             if out_of_memory(error) or isinstance(error, Untraceable):
                 raise
