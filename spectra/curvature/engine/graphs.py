@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import networkx
 import torch
@@ -53,7 +54,7 @@ def simplify(graph: Graph) -> None:
 
 def keeps_order(node: Node) -> bool:
     """Whether a permutation of dimensions, which may be counted from the end, leaves each in its place."""
-    dims = node.args[1]
+    dims: Any = node.args[1]
     return [dim % len(dims) for dim in dims] == [*range(len(dims))]
 
 
