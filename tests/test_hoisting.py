@@ -1,5 +1,8 @@
 """The traced product is autograd's, on batches that the trace has not seen, and what it keeps is what must be kept."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from helpers import seeded
@@ -210,6 +213,37 @@ def by_numpy(x, h):
     return torch.stack([row[:count].square().sum() * row for row, count in zip(h, kept(x).numpy(), strict=True)])
 
 
+def by_list_of_tensors(x, h):
+    return h.square() * torch.tensor([row.sum() for row in kept(x)], dtype=h.dtype)[:, None]
+
+
+def by_thread(x, h):
+    with ThreadPoolExecutor(1) as pool:
+        return h.square() * pool.submit(kept, x).result()[:, None]
+
+
+def by_library(x, h):
+    return h.square() * torch.from_numpy(np.from_dlpack(kept(x)))[:, None]
+
+
+def by_split(x, h):
+    pairs = zip(h, kept(x), strict=True)
+    return torch.stack([row * torch.tensor_split(row, count[None])[0].square().sum() for row, count in pairs])
+
+
+def by_text(x, h):
+    return torch.stack([row.square() * float("2" in str(count)) for row, count in zip(h, kept(x), strict=True)])
+
+
+def by_kept_tensor(x, h):
+    KEPT.numpy()[: len(x)] = kept(x).numpy()
+    return h.square() * KEPT[: len(x), None].clone()
+
+
+KEPT = torch.zeros(6, dtype=torch.float64)
+READERS = [by_kept_tensor, by_python, by_numpy, by_list_of_tensors, by_thread, by_library, by_split, by_text]
+
+
 class Ragged(nn.Module):
     """A layer, and a function of the inputs and of what it gives."""
 
@@ -226,9 +260,9 @@ def kept(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn"])
-@pytest.mark.parametrize("function", [by_masks, by_repetition, by_python, by_numpy])
-def test_sizes_that_depend_on_values_are_those_of_every_batch(function, name, batches_as_given):
-    """The first and the last batch have the same sizes, the one between has others."""
+@pytest.mark.parametrize("function", [by_masks, by_repetition, *READERS])
+def test_what_depends_on_values_is_that_of_every_batch(function, name, batches_as_given):
+    """The first and the last batch have the same, the one between has another."""
     inputs = torch.tensor([[1.0, -1, 2], [-2, 1, 3]], dtype=torch.float64)
     inputs = torch.cat([inputs, -inputs, inputs / 2])
     inputs[2, 0] = 1
@@ -237,6 +271,22 @@ def test_sizes_that_depend_on_values_are_those_of_every_batch(function, name, ba
     eye = torch.eye(problem.size, dtype=torch.float64)
     traced = Curvature(problem, name, products=10**9)
     torch.testing.assert_close(traced @ eye, Curvature(problem, name, memory=0) @ eye, rtol=1e-12, atol=1e-14)
+
+
+def backwards(x):
+    return x[:, None].expand(-1, 3, -1).permute(-1, 0, 1)[0] * x
+
+
+def multiplied_in_place(x):
+    parts = [x * 1, x * 2]
+    torch._foreach_mul_(parts, 3.0)
+    return parts[0] * parts[1]
+
+
+@pytest.mark.parametrize("function", [backwards, multiplied_in_place])
+def test_dimensions_from_the_end_and_lists_changed_in_place(function):
+    case = Case("strange", lambda: nn.Sequential(nn.Linear(3, 3), Lambda(function), nn.Tanh()), X, Y)
+    assert_products_are_autograds(*made(case, "hessian"), 1e-13)
 
 
 def test_a_model_may_write_into_parts_of_its_tensors():

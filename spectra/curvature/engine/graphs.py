@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import networkx
 import torch
@@ -42,13 +43,19 @@ def simplify(graph: Graph) -> None:
             node.target = aten.reshape.default  # layouts may come to differ from those traced
             if value(node).shape == value(first_input(node)).shape:
                 substitute(node, first_input(node))
-        elif node.target is aten.permute.default and sorted(node.args[1]) == node.args[1]:
+        elif node.target is aten.permute.default and keeps_order(node):
             substitute(node, first_input(node))
     eliminate(graph)
     without_mutation(graph)
     without_repetition(graph)
     narrow_outputs(graph)
     eliminate(graph)
+
+
+def keeps_order(node: Node) -> bool:
+    """Whether a permutation of dimensions, which may be counted from the end, leaves each in its place."""
+    dims: Any = node.args[1]
+    return [dim % len(dims) for dim in dims] == [*range(len(dims))]
 
 
 def sizes_depend_on_values(graph: Graph) -> bool:
@@ -79,7 +86,9 @@ def without_mutation(graph: Graph) -> None:
     for node in graph.nodes:
         if not mutates(node):
             continue
-        changed, here = first_input(node), place[node]
+        changed, here = node.args[0] if node.args else None, place[node]
+        if not isinstance(changed, Node):
+            raise Mutation(f"{node.target} changes several tensors")
         others = [other for other in sharing(storage(changed)) if other is not changed and place[other] < here]
         if any(place[user] > here for other in others for user in other.users):
             raise Mutation(f"{node.target} changes a tensor of which another view is in use")

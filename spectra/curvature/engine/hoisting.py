@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,9 @@ class Hoisted:
     """The traced product of any batch of one shape: `apply(residuals(batch), vector)`.
 
     It is traced on the first of a problem's batches of that shape, and checked on the last against `linearise` itself,
-    so that nothing of one batch or one vector is taken for a constant. Where something in the graph depends on values
-    of the data, as the number of tokens that an expert gets, it is checked on every batch. Parameters are constants of
+    so that nothing of one batch or one vector is taken for a constant. Where something in the graph may depend on
+    values of the data, as the number of tokens that an expert gets, it is checked on every batch: the last may agree
+    with the first where another does not. Parameters are constants of
     the graph: it serves the point at which it was made. Raises Untraceable.
     """
 
@@ -56,9 +58,11 @@ class Hoisted:
         from spectra.curvature.engine.precision import LowerPrecision, multiplies
 
         try:
+            known = memory_of(problem.model)
             with noticing_values() as read:
                 constants, graph = trace(linearise, problem, batches[0])
-            checked = batches if read or sizes_depend_on_values(graph) else batches[-1:]
+            varies = read or sizes_depend_on_values(graph) or not memory_of(constants).keys() <= known.keys()
+            checked = batches if varies else batches[-1:]
             self.first, self.second, kept = split(constants, graph)
             self.execution = Execution(self.second)
             shortened = precision != IEEE and multiplies(self.second)
@@ -71,8 +75,11 @@ class Hoisted:
             made = sum(nbytes(node) for node in kept if node.op != "placeholder")
             pairs = zip(leaves(batches[0]), leaves(self._laid_out(batches[0])), strict=True)
             self.residual_bytes = made + sum(new.nbytes for old, new in pairs if new is not old)  # of one batch
+            before = [(buffer, buffer.clone()) for buffer in constants.buffers()] if varies else []
             for batch in checked:
                 self._check(linearise, problem, batch)
+                if any(((now != then) & (then == then)).any() for now, then in before):
+                    raise Untraceable("a tensor that its model keeps between calls follows the data")
         except Exception as error:
             if out_of_memory(error) or isinstance(error, Untraceable):
                 raise
@@ -133,18 +140,36 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Modu
 
 @contextmanager
 def noticing_values() -> Iterator[list[str]]:
-    """List the calls inside this context by which Python reads a tensor's values unseen by PyTorch's tracer."""
+    """List the calls inside this context by which a tensor's values are read unseen by our recorder."""
     read: list[str] = []
 
-    def noticed(method):
-        def call(tensor: Tensor, *arguments, **keywords):
-            read.append(method.__name__)
-            return method(tensor, *arguments, **keywords)
+    def noticed(function):
+        def call(*arguments, **keywords):
+            read.append(function.__name__)
+            return function(*arguments, **keywords)
 
         return call
 
-    with switched([(Tensor, method.__name__, noticed(method)) for method in (Tensor.tolist, Tensor.numpy)]):
+    with switched([(owner, name, noticed(getattr(owner, name))) for owner, name in READING]):
         yield read
+
+
+# To Python, or as sizes of what follows.
+READING = (
+    *((Tensor, name) for name in ("tolist", "numpy", "storage", "tensor_split", "__repr__", "__format__")),
+    *((torch, name) for name in ("tensor_split", "ctc_loss")),
+)
+
+
+def memory_of(module: nn.Module) -> dict[int, torch.UntypedStorage]:
+    """The memory of a module's parameters and buffers, by its identity.
+
+    A constant of a trace that lies elsewhere may have been made of the data, unseen: by torch.tensor([x[0], x[1]]), in
+    another thread or library, or by assignment to a buffer's `data`.
+    """
+    tensors = chain(module.parameters(), module.buffers())
+    memory = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
+    return {each._cdata: each for each in memory}
 
 
 def convolves(module: GraphModule) -> bool:
