@@ -160,6 +160,21 @@ def test_a_graph_of_other_bits_is_not_used(device, monkeypatch):
     assert "; no CUDA graph: RuntimeError: a CUDA graph of the product gives other bits" in matrix.path
 
 
+@pytest.mark.parametrize(("factor", "captured"), [(1 + 1e-12, True), (1 + 1e-4, False)])
+def test_a_product_that_rounds_anew_in_each_call_is_captured_for_its_numbers(device, monkeypatch, factor, captured):
+    """Sums by atomic operations do so."""
+    kind, calls = Graphs if device == "cuda" else StandIn, iter(range(10**9))
+    record = kind.record
+    monkeypatch.setattr(kind, "record", lambda self, compute: record(self, lambda: compute() * factor))
+    x = torch.ones(3, dtype=torch.float64, device=device)
+
+    def rounded(v):
+        return v * (1 + 1e-15 * next(calls))
+
+    graphs = kind(x.device)
+    assert isinstance(graphs.captured(rounded, x), Captured) == captured
+
+
 def test_batches_made_anew_and_few_products_are_not_captured(device):
     problem = BY_NAME["mlp"].problem(device=device)
     matrix = Curvature(problem, "hessian", memory=0, products=MANY, check=False, compile=False)

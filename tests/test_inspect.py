@@ -245,5 +245,6 @@ def test_groups_hold_every_layer_once():
 
 
 def test_units():
-    assert [in_time(s) for s in (0.0123, 59, 150, 7300, 200_000)] == ["0.012 s", "59 s", "2 min", "2 h", "2 days"]
+    assert [in_time(s) for s in (0.0123, 59, 99.6, 150, 7300)] == ["0.012 s", "59 s", "100 s", "2 min", "2 h"]
+    assert in_time(200_000) == "2 days"
     assert [in_bytes(b) for b in (12, 2048, 3 * 2**30)] == ["12 bytes", "2 KiB", "3 GiB"]
