@@ -154,6 +154,7 @@ def test_few_vectors_are_on_the_device_whatever_the_basis(name, k):
 def test_residuals_are_found_in_blocks_that_fit(vectors, monkeypatch):
     """Vectors on the host, of which some are at a time on the device."""
     monkeypatch.setattr("spectra.vectors.PIECE_OF_A_DEVICE", 50)
+    monkeypatch.setattr("spectra.vectors.PIECE", 25)
     given = with_spectrum(SPECTRA["network"])
     rows = torch.linalg.qr(torch.randn(300, 8, generator=seeded(), dtype=torch.float64))[0].T.contiguous()
     values = torch.linspace(0, 1, 8, dtype=torch.float64)
