@@ -18,8 +18,10 @@ from spectra.cli import run
 from spectra.cluster import ranks
 from spectra.errors import SpectraError
 from spectra.inputs.devices import choose_device, choose_place, recorded_device
+from spectra.krylov.placement import placement
 from spectra.memory import memory_share
 from spectra.records.problem import ProblemRecord
+from spectra.run.basis import ShardedSpace, name_of
 from spectra.run.loading import device_of, idle_cards
 from spectra.run.session import Session
 from spectra.sweeps.local import environments
@@ -164,6 +166,16 @@ def test_a_mac_has_no_float64(mac):
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="asks for a Mac's GPU where there is none")
+def test_a_basis_lies_where_the_vectors_are():
+    """On a Mac that is the CPU, for the place of a basis as for the matrix."""
+    for kind, vectors in (("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")):
+        problem = SimpleNamespace(size=3, dtype=torch.float32, device=torch.device(kind), processes=None)
+        space = ShardedSpace(problem)
+        assert (space.device.type, space.mesh, space.shape) == (vectors, None, (3, 3))
+        if kind == "mps":
+            assert name_of(placement(space, 30), space) == "device"
+
+
 def test_a_mac_that_is_none(capsys):
     assert "--device mps: torch sees no GPU of Apple's here" in refused(capsys, f"eig {PROBLEM} --device mps")
 

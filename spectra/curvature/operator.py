@@ -28,18 +28,18 @@ from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import definition, refuse_unsuited
 from spectra.defaults import IEEE
-from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError, describe
 from spectra.memory import collecting_new_objects, out_of_memory, products_share
 from spectra.operator import Wrapper, refuse_other_dtype
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
+from spectra.problem.space import Space
 
 PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
-class Curvature:
+class Curvature(Space):
     """A matrix of a problem, plus weight decay, as a symmetric operator; products are exact up to rounding.
 
     Whatever does not depend on the vector is computed once a batch and kept between products, while that and one
@@ -83,7 +83,7 @@ class Curvature:
         require_boolean("compile", compile, optional=True)
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
-        self.problem = problem
+        super().__init__(problem)
         self.name = name
         self.definition = definition(name)
         self.linearise = self.definition.linearise
@@ -104,21 +104,6 @@ class Curvature:
 
     def __repr__(self) -> str:
         return f"Curvature({self.name} of {self.problem!r}; products: {self.path})"
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape (n, n)."""
-        return torch.Size((self.problem.size, self.problem.size))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of vectors."""
-        return self.problem.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of vectors."""
-        return device_of_vectors(self.problem.device)
 
     @property
     def path(self) -> str:

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from spectra.files import in_units
 from spectra.krylov.blocks import fitting_vectors, vector_bytes
 from spectra.krylov.placement import Placement
-from spectra.problem.problem import Problem
+from spectra.problem.space import Space
 from spectra.wording import counted
 
 
-@dataclass(frozen=True)
-class Space:
-    """The vectors that the matrices of a problem multiply, before there is a matrix."""
-
-    problem: Problem
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape (n, n) of the matrices."""
-        return torch.Size((self.problem.size, self.problem.size))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the vectors."""
-        return self.problem.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the vectors."""
-        return self.problem.device
+class ShardedSpace(Space):
+    """The vectors of a problem's matrices, as they are sharded over processes."""
 
     @property
     def mesh(self) -> Any:

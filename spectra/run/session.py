@@ -35,7 +35,7 @@ from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator, as_bytes
 from spectra.resume.state import State
-from spectra.run.basis import Space, name_of, told
+from spectra.run.basis import ShardedSpace, name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of, refuse_lower_precision
@@ -108,7 +108,7 @@ class Session(Generic[S]):
 
         Returns what a resumed run is to take up, and lines for the reader.
         """
-        space, asked = Space(self.problem), self.request.basis
+        space, asked = ShardedSpace(self.problem), self.request.basis
         before = (self.state and self.state.settled) or {}
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
