@@ -31,6 +31,7 @@ ROOMS = [
     {"operator"},
     {"problem"},
     {"krylov", "curvature"},
+    {"systems"},
     {"records"},
     {"inputs"},
     {"demo"},
