@@ -30,6 +30,7 @@ from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.by_inputs import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -370,6 +371,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "recompute_activations": None,
     "params": [],
+    "wrt": PARAMETERS,
     "mc_samples": 1,
     "weight_decay": 0.0,
 }

@@ -221,5 +221,7 @@ def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: b
     )
 
 
-problem_and_output = with_data(PRECISION, SAVE_EVERY, required=True)
+WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
+
+problem_and_output = with_data(PRECISION, SAVE_EVERY, WRT, required=True)
 model_and_output = with_data()

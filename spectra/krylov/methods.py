@@ -5,6 +5,9 @@ Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, gen
 and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
 with a factor. `spectra.run.trace.usual_method` takes it for the trace where that is no dearer than
 XTrace's first stage.
+
+Functions of EIG_BLOCKS and TRACE_BLOCKS also take blocks=, the number of equal diagonal blocks, and return
+BlockEigenpairs and BlockTraces.
 """
 
 EIG = {
@@ -22,4 +25,13 @@ TRACE = {
     "hutchinson": "spectra.krylov.hutchinson:hutchinson",
     "dense": "spectra.krylov.dense:dense_trace",
     "gram": "spectra.krylov.gram:gram_trace",
+}
+
+EIG_BLOCKS = {
+    "lanczos": "spectra.krylov.equal_blocks:lanczos_blocks",
+    "dense": "spectra.krylov.equal_blocks:dense_blocks",
+}
+TRACE_BLOCKS = {
+    "hutchinson": "spectra.krylov.equal_blocks:hutchinson_blocks",
+    "dense": "spectra.krylov.equal_blocks:dense_block_traces",
 }

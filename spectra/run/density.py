@@ -12,7 +12,9 @@ from spectra.krylov.placement import Placement
 from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
+from spectra.problem.by_inputs import InputProblem
 from spectra.records.record import Record
+from spectra.run.by_inputs import of_single_examples
 from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.classes import class_count
@@ -44,7 +46,11 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     session.load()
     asked = session.request.settings
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
-    found = session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
+    products = (asked.probes + 1) * asked.steps
+    if isinstance(session.problem, InputProblem):  # of all examples' matrices, as the blocks of one
+        found = session.measure(partial(of_single_examples, method, session.problem.count), products=products)
+    else:
+        found = session.measure(method, reuse=True, products=products)
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None

@@ -14,10 +14,12 @@ from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG, POLISHED
 from spectra.krylov.placement import Placement
-from spectra.krylov.results import Eigenpairs, without_vectors
+from spectra.krylov.results import without_vectors
 from spectra.operator import Shaped
-from spectra.records.eig import LARGEST_VECTORS, eig_results
+from spectra.problem.by_inputs import InputProblem
+from spectra.records.eig import LARGEST_VECTORS, EigResult, eig_results
 from spectra.records.record import Record
+from spectra.run import by_inputs
 from spectra.run.session import Session
 
 
@@ -49,7 +51,7 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def lean(solve: Callable[..., Eigenpairs], save_vectors: bool, *given: Any, **options: Any) -> Eigenpairs:
+def lean(solve: Callable[..., Any], *given: Any, save_vectors: bool, **options: Any) -> Any:
     """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
     pairs = solve(*given, **options)
     return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
@@ -59,10 +61,15 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     """Compute the eigenvalues that are asked for and keep their record; eigenvectors up to 1 GiB, or if asked for."""
     session.load()
     asked = session.request.settings
+    if isinstance(session.problem, InputProblem):
+        found, method = by_inputs.eigenpairs(session, partial(lean, save_vectors=save_vectors))
+        record = session.record(found, [EigResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
     solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     expected = 3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k
     precision = None if asked.method in POLISHED else IEEE  # nothing would bring others below the noise
-    found = session.measure(partial(lean, solve, save_vectors), products=expected, precision=precision)
+    found = session.measure(partial(lean, solve, save_vectors=save_vectors), products=expected, precision=precision)
     record = session.record(found, eig_results(found, asked.method, save_vectors))
     session.keep(record)
     return record

@@ -18,6 +18,7 @@ from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
 from spectra.operator import CHECKS, NOISE_PRODUCTS
+from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
 from spectra.wording import counted
@@ -103,7 +104,8 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
     if isinstance(request.problem, Mapping):
         loaded = load_problem(**request.problem, processes=processes, begins=begins, fits=fits)
     else:
-        fits(request.problem.loss, request.problem.size)
+        given = request.problem
+        fits(given.loss, given.input_size if isinstance(given, InputProblem) else given.size)
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     for name in names:

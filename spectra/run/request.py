@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from spectra.curvature.matrices import refuse_weight_decay
+from spectra.curvature.matrices import definition, refuse_weight_decay
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
+from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -46,6 +48,7 @@ class Settings(Protocol):
         ...
 
 
+BY_INPUTS = {"eig": EIG_BLOCKS, "trace": TRACE_BLOCKS}  # methods for the matrices of single examples, by command
 FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
 
@@ -131,6 +134,8 @@ class Request(Generic[S]):
         for name in self.curvature:
             refuse_weight_decay(name, self.weight_decay)
         self.settings.refuse(self.curvature)
+        if self.by_inputs:
+            self.refuse_by_inputs()
         if self.precision != IEEE and self.max_products is not None and self.max_products < FEWEST_LOWER:
             raise SpectraError(
                 f"`max_products` {self.max_products}: products in `precision` {self.precision} are measured against "
@@ -138,6 +143,33 @@ class Request(Generic[S]):
             )
         if self.earlier:
             self.arrays_of_earlier()
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether the problem is differentiated by inputs."""
+        given = self.problem
+        return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
+
+    def refuse_by_inputs(self) -> None:
+        """Raise SpectraError where arguments do not go with derivatives by inputs."""
+        named = self.named
+        refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)
+        for name in self.curvature:
+            if definition(name).loss_power != 1:
+                raise SpectraError(
+                    f"`curvature` {name}: is made of products of gradients by parameters; with `wrt` inputs ask for "
+                    "hessian, ggn or fisher"
+                )
+        method, known = getattr(self.settings, "method", None), BY_INPUTS.get(self.settings.command, {})
+        if method is not None and method not in known:
+            raise SpectraError(
+                f"`method` {method}: single examples have {' and '.join(known)} with `wrt` inputs; choose one of them"
+            )
+        if self.earlier:
+            raise SpectraError(
+                f"`{self.earlier_option}` {self.earlier}: eigenvectors of an earlier result are not used with `wrt` "
+                "inputs; leave it out"
+            )
 
     def arrays_of_earlier(self) -> Path | None:
         """The arrays of the earlier result of `eig`, if there is one. Raises SpectraError where none is as named."""

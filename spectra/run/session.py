@@ -27,6 +27,7 @@ from spectra.inputs.problem import Loaded
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
 from spectra.operator import Counting, SymmetricOperator, mesh_of
+from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.entry import Entry
@@ -160,7 +161,7 @@ class Session(Generic[S]):
             "version": (record.versions or {})["spectra"],
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
-            "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
+            "data_checksum": checksum_of(data_of(self.problem)),
             "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }
@@ -300,6 +301,13 @@ class Session(Generic[S]):
             record.save(self.request.out)
         if self.state:
             self.state.remove()
+
+
+def data_of(problem: Problem) -> Iterator[Tensor]:
+    """The tensors of the data: those of batches, and the inputs that are differentiated by."""
+    yield from (tensor for batch in problem.batches for tensor in tensors(batch))
+    if isinstance(problem, InputProblem):
+        yield problem.leaves[0]
 
 
 def state_of(model: nn.Module) -> list[Tensor]:

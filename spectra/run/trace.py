@@ -16,8 +16,10 @@ from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
 from spectra.krylov.placement import Placement
 from spectra.operator import CHECKS, Factored, Shaped
+from spectra.problem.by_inputs import InputProblem
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
+from spectra.run import by_inputs
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 
@@ -49,6 +51,11 @@ class TraceSettings:
 def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the traces that are asked for, keep their record and return it."""
     session.load()
+    if isinstance(session.problem, InputProblem):
+        found, method = by_inputs.traces(session)
+        record = session.record(found, [TraceResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box
@@ -17,6 +18,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.tables import by_inputs
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -41,17 +43,20 @@ def eig_text(record: Record) -> str:
 def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
+    single = any(r.spread is not None for r in results)  # of single examples
     tables = []
-    for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
-        some = results[first : first + 3]
-        table = new_table("", *[r.curvature for r in some])
-        for i in range(max(len(r.values) for r in some)):
-            table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
+    for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
+        some = results[first : first + (2 if single else 3)]
+        table = new_table("", *(by_inputs.eigenvalue_columns(some) if single else [r.curvature for r in some]))
+        rows = by_inputs.eigenvalue_rows(some) if single else eigenvalue_rows(some)
+        for i, cells in enumerate(rows, start=1):
+            table.add_row(str(i), *cells)
         tables.append(table)
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
     meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
+    meaning = by_inputs.EIGENVALUES if single else meaning
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
@@ -62,6 +67,12 @@ def percentage(share: Share | None) -> str:
         return ""
     value, lower, upper = (100 * number for number in (share.value, share.lower, share.upper))
     return f"{value:.0f} ({lower:.0f}-{upper:.0f})" if upper else "0"
+
+
+def eigenvalue_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
+    """One row an eigenvalue: that of each matrix with its residual."""
+    for i in range(max(len(r.values) for r in results)):
+        yield [eigenvalue_cell(r, i) for r in results]
 
 
 def eigenvalue_cell(result: EigResult, i: int) -> str:
@@ -76,6 +87,12 @@ def trace_text(record: Record) -> str:
 
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
+    if any(r.spread is not None for r in record.results):  # of single examples
+        table, costs = new_table("", "trace", "spread"), new_table("", "products", "s", "set-up s", "converged")
+        for r in record.results:
+            table.add_row(r.curvature, *by_inputs.trace_cells(r))
+            costs.add_row(r.curvature, *cost_cells(r))
+        return [heading(record.problem), by_inputs.TRACES, table, costs, *remarks(record)]
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -111,11 +128,10 @@ def heading(problem: ProblemRecord) -> str:
     some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""
     part = f", part {quoted(problem.loss_part)}:" if problem.loss_part else ""
-    return (
-        f"{where} on {data}{transform}: "
-        f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}, "
-        f"{loss}{part} {problem.loss_value:.4g}"
-    )
+    sizes = f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}"
+    if size := problem.get("input_size"):
+        sizes = f"by inputs of {counted(size, 'number')}, {counted(problem.samples or problem.examples, 'example')}"
+    return f"{where} on {data}{transform}: {sizes}, {loss}{part} {problem.loss_value:.4g}"
 
 
 def remarks(record: Record) -> list[str]:
