@@ -103,7 +103,7 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-    if record.command == "eig":
+    if record.command == "eig" and options.get("wrt", "parameters") == "parameters":
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}

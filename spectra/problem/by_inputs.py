@@ -21,7 +21,7 @@ from spectra.problem.losses import Loss
 from spectra.problem.model_inputs import Structured
 from spectra.problem.outputs import tuple_like
 from spectra.problem.problem import Problem
-from spectra.quoting import foreign, quoted
+from spectra.quoting import foreign
 
 INPUTS = "inputs"
 PARAMETERS = "parameters"
@@ -155,14 +155,14 @@ def place_of(inputs: Any, name: str | None) -> Any:
     entries = named_entries(inputs)
     real = [key for key, value in entries.items() if isinstance(value, Tensor) and value.is_floating_point()]
     if name is not None:
-        found = [key for key in entries if str(key) == name]
-        if not (found and found[0] is not None):
-            held = ", ".join(quoted(str(key)) for key in real if key is not None) or "one input without a name"
-            raise SpectraError(f"`wrt` inputs:{foreign(name)}: the data have no such input; there is {held}")
-        real = [key for key in found if key in real]
+        entries = {key: value for key, value in entries.items() if key is not None and str(key) == name}
+        if not entries:
+            held = ", ".join(str(key) for key in real if key is not None) or "one input without a name"
+            raise SpectraError(f"`wrt` inputs:{foreign(name)}: the data have no such input; there is {foreign(held)}")
+        real = [key for key in real if key in entries]
     if len(real) > 1:
-        held = ", ".join(str(key) for key in real)
-        raise SpectraError(f"`wrt` inputs: the model has several ({foreign(held)}); name one, as inputs:{real[0]}")
+        held = ", ".join(map(str, real))
+        raise SpectraError(f"`wrt` inputs: the data have several ({foreign(held)}); name one, as inputs:{real[0]}")
     if not real:
         kinds = ", ".join(sorted({str(value.dtype) for value in entries.values() if isinstance(value, Tensor)}))
         raise SpectraError(
