@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 from spectra import defaults
 from spectra.cli.config import read_config
 from spectra.cli.trust import TRUST, vouched
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import PRECISIONS
 from spectra.quoting import quoted
 
@@ -173,19 +173,26 @@ def stacked(*options: Callable) -> Callable:
 
 
 class Matrix(click.Choice):
-    """A matrix of the register, which installed packages are asked for when a name is first looked at."""
+    """A matrix of the register, which installed packages are asked for when a name is first looked at; or one more."""
 
     name = "choice"
-    choices: Any = property(lambda self: tuple(MATRICES), lambda self, _: None)
+    choices: Any = property(lambda self: (*MATRICES, *self.more), lambda self, _: None)
 
-    def __init__(self):
+    def __init__(self, more: Iterable[str] = ()):
+        self.more = more
         super().__init__(())
 
 
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+    help: Any = property(lambda self: f"{', '.join(MATRICES)}; {self.others}repeatable.", lambda self, _: None)
+
+    @property
+    def others(self) -> str:
+        """The matrices that are not over parameters, in words."""
+        kernels = ", ".join(self.type.more) if isinstance(self.type, Matrix) else ""
+        return f"{kernels}, which is over examples; " if kernels else ""
 
 
 def loss_part(several: bool) -> Callable:
@@ -198,10 +205,19 @@ def loss_part(several: bool) -> Callable:
     return click.option("--loss-part", metavar="NAME", multiple=several, help=which)
 
 
-def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: bool = False, **settings) -> Callable:
-    """A decorator that adds the options of a problem, with --data, and those of `more` before --json."""
+def with_data(
+    *more: Callable,
+    curvature: Sequence[str] = ("hessian",),
+    kernels: Iterable[str] = (),
+    parts: bool = False,
+    **settings,
+) -> Callable:
+    """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
+
+    Matrices are those of the register, and `kernels` over examples.
+    """
     data = click.option("--data", **DATA, **settings)
-    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
+    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
         *BEFORE_DATA,
         data,
@@ -223,5 +239,5 @@ def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: b
 
 WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
 
-problem_and_output = with_data(PRECISION, SAVE_EVERY, WRT, required=True)
+problem_and_output = with_data(PRECISION, SAVE_EVERY, WRT, kernels=KERNELS, required=True)
 model_and_output = with_data()

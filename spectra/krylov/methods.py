@@ -27,6 +27,8 @@ TRACE = {
     "gram": "spectra.krylov.gram:gram_trace",
 }
 
+KERNEL_EIG = "spectra.krylov.kernel:kernel_eigenpairs"  # method gram of matrices over examples
+
 EIG_BLOCKS = {
     "lanczos": "spectra.krylov.equal_blocks:lanczos_blocks",
     "dense": "spectra.krylov.equal_blocks:dense_blocks",

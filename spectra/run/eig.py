@@ -8,11 +8,11 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-from spectra.curvature.matrices import refuse_gram
+from spectra.curvature.matrices import KERNELS, refuse_gram
 from spectra.defaults import IEEE, TOLERANCE, K
 from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
-from spectra.krylov.methods import EIG, POLISHED
+from spectra.krylov.methods import EIG, KERNEL_EIG, POLISHED
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import without_vectors
 from spectra.operator import Shaped
@@ -20,6 +20,8 @@ from spectra.problem.by_inputs import InputProblem
 from spectra.records.eig import LARGEST_VECTORS, EigResult, eig_results
 from spectra.records.record import Record
 from spectra.run import by_inputs
+from spectra.run.kernels import exact_method
+from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 
 
@@ -66,10 +68,25 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
         record = session.record(found, [EigResult.by_example(one, method) for one in found])
         session.keep(record)
         return record
-    solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
-    expected = 3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k
-    precision = None if asked.method in POLISHED else IEEE  # nothing would bring others below the noise
-    found = session.measure(partial(lean, solve, save_vectors=save_vectors), products=expected, precision=precision)
-    record = session.record(found, eig_results(found, asked.method, save_vectors))
+    kernels = [name for name in session.names if name in KERNELS]
+    found = [*pairs(session, [name for name in session.names if name not in KERNELS], asked.method, save_vectors)]
+    method = exact_method(asked.method, session.problem)
+    found += pairs(session, kernels, method, save_vectors)
+    found.sort(key=lambda one: session.names.index(one.curvature))
+    results = eig_results(found, asked.method, save_vectors)
+    record = session.record(found, [r.changed(method=method) if r.curvature in KERNELS else r for r in results])
     session.keep(record)
     return record
+
+
+def pairs(session: Session[EigSettings], names: Sequence[str], method: str, save_vectors: bool) -> list[Measurement]:
+    """The eigenpairs of matrices that are all over parameters, or all over examples."""
+    if not names:
+        return []
+    asked, over_examples = session.request.settings, names[0] in KERNELS
+    solver = resolve_name(KERNEL_EIG if over_examples and method == "gram" else EIG[method])
+    solve = partial(solver, k=asked.k, which=asked.which, tolerance=asked.tolerance)
+    expected = 3 + 2 * asked.k if method == "gram" else 20 + 3 * asked.k
+    precision = None if method in POLISHED else IEEE  # nothing would bring others below the noise
+    found = partial(lean, solve, save_vectors=save_vectors)
+    return session.measure(found, products=expected, precision=precision, names=names)

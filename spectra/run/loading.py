@@ -11,7 +11,7 @@ import torch
 from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
 from spectra.curvature.checks.precision import refuse_precision
-from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited, why_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
@@ -98,6 +98,8 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
                 leave_out(name, reason)
             else:
                 refuse_unsuited(name, loss, request.weight_decay)
+        if KERNELS.keys() & {*names}:  # whose size the data tell
+            return
         limit = request.max_products
         request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
 

@@ -20,6 +20,8 @@ from spectra.cluster import ranks
 from spectra.cluster.distributed import distributed
 from spectra.curvature.engine.choices import Choices
 from spectra.curvature.engine.footprint import tensors
+from spectra.curvature.factor.tangent_kernel import TangentKernelOperator
+from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
 from spectra.devices import as_current
 from spectra.errors import SpectraError
@@ -176,7 +178,7 @@ class Session(Generic[S]):
         asked = dict(self.request.options)
         return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
 
-    def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Curvature]:
+    def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Any]:
         """The matrices asked for, or named, each for so many products, in a precision that is not the one asked for
         where another is given; all are made before any is multiplied by.
         """
@@ -185,8 +187,10 @@ class Session(Generic[S]):
 
     def matrix(
         self, problem: Problem, name: str, products: int, memory: int | None, precision: str | None = None
-    ) -> Curvature:
+    ) -> Any:
         """The matrix `name` of a problem, for so many products, within so much memory."""
+        if name in KERNELS:
+            return TangentKernelOperator(problem, memory, self.request.check)
         expected = min(products, self.request.max_products or products)
         precision = precision or self.request.precision
         choices = Choices(self.state.choices if self.state else None)
@@ -234,7 +238,8 @@ class Session(Generic[S]):
 
     def operator(self, matrix: Curvature, name: str) -> SymmetricOperator:
         """The operator to multiply by: split over all ranks, its products logged under this name beside the results."""
-        return self.remembered(distributed(matrix), name)
+        split = matrix if name in KERNELS else distributed(matrix)  # a kernel each rank makes whole
+        return self.remembered(split, name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
         """The operator with its products logged beside the results, so that a resumed run reads them there."""

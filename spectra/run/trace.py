@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
 
-from spectra.curvature.matrices import refuse_gram
+from spectra.curvature.matrices import KERNELS, refuse_gram
 from spectra.defaults import IEEE, RTOL
 from spectra.krylov.correction import with_correction
 from spectra.krylov.deflation import with_deflation
@@ -70,7 +70,10 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {matrix.name: usual_method(matrix, limit and limit - CHECKS) for matrix in matrices}
+    return {
+        matrix.name: "gram" if matrix.name in KERNELS else usual_method(matrix, limit and limit - CHECKS)
+        for matrix in matrices
+    }
 
 
 def usual_method(matrix: Factored, products: int | None) -> str:

@@ -12,18 +12,18 @@ EIGENVALUES = "mean over examples ± their standard deviation; largest residual 
 TRACES = "trace: mean over examples; spread: their standard deviation; ± standard errors"
 
 
-def eigenvalue_columns(results: Sequence[EigResult]) -> list[str]:
+def mean_columns(results: Sequence[EigResult]) -> list[str]:
     """The names of the columns."""
     return [name for r in results for name in (r.curvature, "residual")]
 
 
-def eigenvalue_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
+def mean_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
     """One row an eigenvalue: the mean of each matrix with its spread, and its largest residual."""
     for i in range(max(len(r.values) for r in results)):
-        yield [cell for r in results for cell in (eigenvalue_cell(r, i), f"{r.residuals[i]:.0e}")]
+        yield [cell for r in results for cell in (mean_cell(r, i), f"{r.residuals[i]:.0e}")]
 
 
-def eigenvalue_cell(result: EigResult, i: int) -> str:
+def mean_cell(result: EigResult, i: int) -> str:
     """The mean of eigenvalue i over examples ± its spread, which no number of digits pretends to know better."""
     assert result.spread is not None
     return with_error(result.values[i], max(result.spread[i], result.residuals[i]))

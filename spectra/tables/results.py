@@ -18,7 +18,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.tables import by_inputs
+from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, trace_cells
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -47,8 +47,8 @@ def eig_parts(record: Record) -> list[str | Table]:
     tables = []
     for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
         some = results[first : first + (2 if single else 3)]
-        table = new_table("", *(by_inputs.eigenvalue_columns(some) if single else [r.curvature for r in some]))
-        rows = by_inputs.eigenvalue_rows(some) if single else eigenvalue_rows(some)
+        table = new_table("", *(mean_columns(some) if single else [r.curvature for r in some]))
+        rows = mean_rows(some) if single else eigenvalue_rows(some)
         for i, cells in enumerate(rows, start=1):
             table.add_row(str(i), *cells)
         tables.append(table)
@@ -56,7 +56,7 @@ def eig_parts(record: Record) -> list[str | Table]:
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
     meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
-    meaning = by_inputs.EIGENVALUES if single else meaning
+    meaning = EIGENVALUES if single else meaning
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
@@ -90,9 +90,9 @@ def trace_parts(record: Record) -> list[str | Table]:
     if any(r.spread is not None for r in record.results):  # of single examples
         table, costs = new_table("", "trace", "spread"), new_table("", "products", "s", "set-up s", "converged")
         for r in record.results:
-            table.add_row(r.curvature, *by_inputs.trace_cells(r))
+            table.add_row(r.curvature, *trace_cells(r))
             costs.add_row(r.curvature, *cost_cells(r))
-        return [heading(record.problem), by_inputs.TRACES, table, costs, *remarks(record)]
+        return [heading(record.problem), TRACES, table, costs, *remarks(record)]
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -113,7 +113,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
             percentage(r.negative),
             products_cell(r),
         )
-    probes = len(record.results[0].nodes)
+    probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
     note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
     return [heading(record.problem), note, table, *more, *remarks(record)]
@@ -145,6 +145,11 @@ def remarks(record: Record) -> list[str]:
     if any(r.curvature == "fisher-batch" for r in record.results):
         split = f"batches of {size} of {counted(examples, 'example')}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
+    lines += [
+        f"ntk: a matrix over {counted(record.problem.samples or examples, 'example')}, not divided by their number"
+        for r in record.results
+        if r.curvature == "ntk"
+    ]
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
         f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"
