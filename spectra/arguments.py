@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from spectra.errors import ArgumentError
 from spectra.quoting import quoted

@@ -226,8 +226,7 @@ def by_products(value: Any, argument: str) -> Products | None:
         return of_function(function, n, argument)
     if hasattr(value, "shape") and (hasattr(value, "matmat") or hasattr(value, "matvec")):
         n = side(value.shape, argument)
-        many = getattr(value, "matmat", None) or columnwise(value.matvec)
-        return Products(many, n, dtype_of(value, argument), what=type(value).__name__)
+        return Products(by_methods(value), n, dtype_of(value, argument), what=type(value).__name__)
     if hasattr(value, "shape") and hasattr(value, "__matmul__") and not hasattr(value, "__array__"):
         n = side(value.shape, argument)
         return Products(value.__matmul__, n, dtype_of(value, argument), what=type(value).__name__)
@@ -275,6 +274,15 @@ def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
     return own if own in FLOATS else np.dtype(np.float64)
 
 
+def by_methods(value: Any) -> Callable[[Any], Any]:
+    """The product by the methods of a SciPy `LinearOperator`, of which each takes one kind of array."""
+    one, many = getattr(value, "matvec", None), getattr(value, "matmat", None)
+    if one is None:
+        return lambda vectors: many(vectors[:, None])[:, 0] if vectors.ndim == 1 else many(vectors)
+    several = many or columnwise(one)
+    return lambda vectors: one(vectors) if vectors.ndim == 1 else several(vectors)
+
+
 def columnwise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The function of columns (n, k) that applies another to each of them."""
 
@@ -304,7 +312,9 @@ class Products:
         self.multiply, self.what = multiply, what
         self.shape = torch.Size((n, n))
         self.tensors = isinstance(dtype, torch.dtype)
-        self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.from_numpy(np.empty(0, dtype)).dtype
+        self.dtype: torch.dtype = (
+            dtype if isinstance(dtype, torch.dtype) else torch.from_numpy(np.empty(0, dtype)).dtype
+        )
         self.device = torch.device("cpu")
 
     def __repr__(self) -> str:
@@ -319,10 +329,7 @@ class Products:
             raise TypeError(f"expected vectors of the operator's dtype {self.dtype}, got {vectors.dtype}")
         given = vectors.detach().cpu().clone()
         found = self.multiply(given if self.tensors else given.numpy())
-        if isinstance(found, Tensor):
-            product = found.detach().cpu().clone()
-        else:
-            product = torch.from_numpy(np.array(found))
+        product = found.detach().cpu().clone() if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
         if product.is_complex() or tuple(product.shape) != tuple(vectors.shape):
             came = f"{product.dtype}".removeprefix("torch.") + f" of shape {tuple(product.shape)}"
             raise SpectraError(

@@ -79,7 +79,11 @@ TABLE = {  # of each function: arguments that do, and for each name values that 
     ),
     spectra.check_operator: (
         {"operator": A},
-        {"operator": [one for one in MATRICES if one is not MATRICES[5] and one is not MATRICES[6]], "seed": SEEDS, "generator": GENERATORS},
+        {
+            "operator": [one for one in MATRICES if one is not MATRICES[5] and one is not MATRICES[6]],
+            "seed": SEEDS,
+            "generator": GENERATORS,
+        },
     ),
     spectra.to_scipy: ({"operator": A}, {"operator": MATRICES}),
     spectra.compare: (

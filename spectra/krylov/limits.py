@@ -6,6 +6,7 @@ They need neither the matrix nor torch, so that a wrong argument is refused befo
 from __future__ import annotations
 
 import math
+
 from spectra.arguments import require_choice, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError
 from spectra.wording import counted

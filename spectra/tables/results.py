@@ -103,7 +103,9 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
 
 
 def heading(problem: ProblemRecord) -> str:
-    """The line on what was looked at, and its loss."""
+    """The line on what was looked at, and its loss; of operators a line each."""
+    if problem.operators:
+        return "\n".join(f"{quoted(one.spec)}: {quoted(one.described())}" for one in problem.operators)
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     seed = "" if problem.model_holds_weights else f", as built with seed {problem.seed}"
     where = checkpoint if problem.checkpoint else f"{model}{seed}"
@@ -120,14 +122,14 @@ def heading(problem: ProblemRecord) -> str:
 
 def remarks(record: Record) -> list[str]:
     """The lines below the tables on what a reader of the numbers has to know besides."""
-    size, examples = record.problem.batch_size, record.problem.examples
     lines = [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
         for r in record.results
         if r.projected_from
     ]
     if any(r.curvature == "fisher-batch" for r in record.results):
-        split = f"batches of {size} of {counted(examples, 'example')}"
+        size, examples = record.problem.batch_size, counted(record.problem.examples, "example")
+        split = f"batches of {size} of {examples}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
