@@ -226,7 +226,9 @@ def by_products(value: Any, argument: str) -> Products | None:
         return of_function(function, n, argument)
     if hasattr(value, "shape") and (hasattr(value, "matmat") or hasattr(value, "matvec")):
         n = side(value.shape, argument)
-        return Products(by_methods(value), n, dtype_of(value, argument), what=type(value).__name__)
+        return Products(
+            by_methods(value), n, dtype_of(value, argument), what=type(value).__name__.removeprefix("_Custom")
+        )
     if hasattr(value, "shape") and hasattr(value, "__matmul__") and not hasattr(value, "__array__"):
         n = side(value.shape, argument)
         return Products(value.__matmul__, n, dtype_of(value, argument), what=type(value).__name__)

@@ -446,10 +446,16 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
     Else None.
     """
+    suspect = member_of(operator, "suspect")
+    return suspect() if suspect else None
+
+
+def member_of(operator: SymmetricOperator, name: str) -> Any:
+    """What the operator has under this name, or else one that it wraps; None where none has it."""
     inner: Any = operator
-    while inner is not None and not hasattr(inner, "suspect"):
+    while inner is not None and not hasattr(inner, name):
         inner = getattr(inner, "operator", None)
-    return inner.suspect() if inner is not None else None
+    return getattr(inner, name, None)
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

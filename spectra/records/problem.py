@@ -116,6 +116,9 @@ class ProblemRecord(Stored):
 
     def __repr__(self) -> str:
         """The main fields, as far as they are there: a file may hold any."""
+        if self.operators:
+            told = ", ".join(f"{one.spec} ({one.described()})" for one in self.operators)
+            return f"ProblemRecord(operator {told})"
         of = " of ".join(str(n) for name in ("parameters", "parameters_in_all") if (n := self.get(name)) is not None)
         told = {"model": f"{self.get('model')} ({of} parameters)"}
         told |= {name: self.get(name) for name in ("checkpoint", "data", "examples", "loss", "dtype")}
