@@ -22,6 +22,7 @@ from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wr
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
@@ -328,10 +329,10 @@ def requested(
 
 
 def stands_for_matrix(model: Any) -> bool:
-    """Whether what is given as the model is a matrix instead: anything else that has a shape, or (n, function)."""
+    """Whether what is given as the model is a matrix instead: what has a shape or a size, or is (n, function)."""
     if isinstance(model, str | nn.Module | Problem | type):
         return False
-    return hasattr(model, "shape") or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
+    return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
 
 
 def refuse_of_networks(

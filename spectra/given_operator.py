@@ -291,10 +291,9 @@ def columnwise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def multiply(columns: Any) -> Any:
         if columns.ndim == 1:
             return function(columns)
-        products = [function(columns[:, i]) for i in range(columns.shape[1])]
-        if all(isinstance(one, Tensor) for one in products):
-            return torch.stack(products, dim=1)
-        return np.stack([np.asarray(one) for one in products], axis=1)
+        if isinstance(columns, Tensor):  # each is copied, since a function may give the same memory at every call
+            return torch.stack([function(column.clone()).clone() for column in columns.T], dim=1)
+        return np.stack([np.array(function(column.copy())) for column in columns.T], axis=1)
 
     return multiply
 
