@@ -11,6 +11,7 @@ from spectra.curvature.evaluation import mean_loss as mean_loss
 from spectra.curvature.matrices import MATRICES as MATRICES
 from spectra.curvature.operator import Curvature as Curvature
 from spectra.errors import SpectraError as SpectraError
+from spectra.given_operator import as_operator as as_operator
 from spectra.inputs.problem import load_problem as load_problem
 from spectra.krylov.eigenpairs import eigenpairs as eigenpairs
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus as hutch_plus_plus

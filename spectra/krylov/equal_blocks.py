@@ -88,7 +88,7 @@ def lanczos_blocks(
         progress: called after each joint product.
     """
     matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
-    refuse_search(operator, min(k, size), which, tolerance, max_products)
+    refuse_search(size, k, which, tolerance, max_products)
     places = torch.arange(blocks * size, device=operator.device).view(blocks, size)
 
     def report(**numbers: float) -> None:
@@ -137,7 +137,7 @@ def dense_blocks(
     Raises SpectraError where memory does not hold the blocks, or `max_products` are fewer than d.
     """
     matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
-    refuse_search(operator, min(k, size), which, tolerance, max_products)
+    refuse_search(size, k, which, tolerance, max_products)
     refuse_large(matrix, size, blocks, max_products)
     dense = torch.empty(blocks, size, size, dtype=torch.float64)
     for first, images in block_columns(matrix, size, blocks):

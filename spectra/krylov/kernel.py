@@ -36,7 +36,7 @@ def kernel_eigenpairs(
     Raises:
         SpectraError: k > n, the matrix is too large, or `max_products` are too few.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     factor = operator.factor()
     refuse_budget(factor.cost() + k, max_products)
     matrix = factor.gram().cpu()

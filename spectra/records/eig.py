@@ -31,6 +31,7 @@ class EigResult(Entry):
     values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,)
     residuals: Vector = field(metadata=written(array="residuals"))  # (k,) |A u - lambda u|: an eigenvalue lies within
     error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
+    sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
     # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
@@ -52,6 +53,7 @@ class EigResult(Entry):
             values=pairs.values.numpy(),
             residuals=pairs.residuals.numpy(),
             error_estimates=pairs.error_estimates.numpy(),
+            sampling_errors=None if pairs.sampling_errors is None else pairs.sampling_errors.numpy(),
             complete=pairs.complete,
             vectors=pairs.vectors.cpu().numpy() if vectors else None,
             **cost_of(measurement),
@@ -73,6 +75,11 @@ class EigResult(Entry):
             vectors_by_example=pairs.vectors.numpy() if pairs.holds_vectors else None,
             **cost_of(measurement),
         )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
+        return self.sampling_errors is None
 
     def summary(self) -> str:
         if self.spread is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
 
-from spectra.curvature.matrices import KERNELS, refuse_gram
+from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import IEEE, RTOL
 from spectra.krylov.correction import with_correction
 from spectra.krylov.deflation import with_deflation
@@ -15,11 +15,12 @@ from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
 from spectra.krylov.placement import Placement
+from spectra.krylov.sampling import with_sampling_error
 from spectra.operator import CHECKS, Factored, Shaped
-from spectra.problem.by_inputs import InputProblem
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run import by_inputs
+from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 
@@ -51,7 +52,7 @@ class TraceSettings:
 def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the traces that are asked for, keep their record and return it."""
     session.load()
-    if isinstance(session.problem, InputProblem):
+    if session.request.by_inputs:
         found, method = by_inputs.traces(session)
         record = session.record(found, [TraceResult.by_example(one, method) for one in found])
         session.keep(record)
@@ -70,10 +71,8 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {
-        matrix.name: "gram" if matrix.name in KERNELS else usual_method(matrix, limit and limit - CHECKS)
-        for matrix in matrices
-    }
+    usual = {matrix.name: usual_method(matrix, limit and limit - CHECKS) for matrix in matrices}
+    return usual | dict.fromkeys(kernels(session), "gram")
 
 
 def usual_method(matrix: Factored, products: int | None) -> str:
@@ -97,6 +96,6 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # exact, as it is asked for
-        corrected = partial(with_deflation(with_correction(found)), **settings)
+        corrected = partial(with_sampling_error(with_deflation(with_correction(found))), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -153,6 +153,10 @@ class KernelFactor:
         """The number of products that `gram` will cost."""
         return self._cost(OutputFactor.cost)
 
+    def trace_work(self) -> float:
+        """The work of `trace` in products."""
+        return self.trace_cost()
+
     def trace_cost(self) -> int:
         """The number of products that `trace` will cost."""
         return self._cost(OutputFactor.trace_cost)
