@@ -26,7 +26,7 @@ SETTLED = ("batch_size", "device")
 # What belongs to a network, and is neither given nor recorded beside --operator.
 OF_NETWORKS = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
-    *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature"),
+    *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature", "wrt"),
     *("no_check", "precision", "compile", "held_out", "subsample"),
 )
 NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is

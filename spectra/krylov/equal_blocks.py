@@ -91,9 +91,9 @@ def lanczos_blocks(
     refuse_search(size, k, which, tolerance, max_products)
     places = torch.arange(blocks * size, device=operator.device).view(blocks, size)
 
-    def report(**numbers: float) -> None:
+    def report(products: int, **numbers: float) -> None:
         if progress:
-            progress(**numbers | {"products": matrix.products})  # of all blocks together
+            progress(products=matrix.products, **numbers)  # of all blocks together
 
     found = block_eigenpairs(
         matrix,
