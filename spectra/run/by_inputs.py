@@ -35,8 +35,8 @@ APART = torch.finfo(torch.float32).eps ** 0.5  # of a product: what may be in ot
 def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measurement], str]:
     """The eigenpairs of every example's matrix, a measurement a matrix, and the method that found them.
 
-    lanczos makes small matrices whole, which takes no more products. `lean` takes a method, and leaves vectors out
-    that are too many.
+    lanczos makes small matrices whole, which takes no more products. `lean` makes a method leave out vectors that are
+    too many.
     """
     problem, asked = by_input(session), session.request.settings
     method = asked.method
@@ -46,7 +46,7 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
         method = "dense"
     solve = partial(resolve_name(EIG_BLOCKS[method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     expected = problem.input_size if method == "dense" else 20 + 3 * asked.k
-    solve = partial(lean, partial(solve, blocks=problem.count))
+    solve = lean(partial(solve, blocks=problem.count))
     return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
 
 

@@ -53,7 +53,7 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def lean(solve: Callable[..., Any], operator: SymmetricOperator, *, save_vectors: bool, **options: Any) -> Any:
+def lean(solve: Callable[..., Any], save_vectors: bool, operator: SymmetricOperator, **options: Any) -> Any:
     """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
     pairs = with_sampling_errors(solve(operator, **options), operator)
     return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
@@ -64,7 +64,7 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     session.load()
     asked = session.request.settings
     if session.request.by_inputs:
-        found, method = by_inputs.eigenpairs(session, partial(lean, save_vectors=save_vectors))
+        found, method = by_inputs.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
         record = session.record(found, [EigResult.by_example(one, method) for one in found])
         session.keep(record)
         return record
@@ -90,5 +90,5 @@ def pairs(
     solve = partial(resolve_name(solver), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     expected = 3 + 2 * asked.k if method == "gram" else 20 + 3 * asked.k
     precision = None if method in POLISHED else IEEE  # nothing would bring others below the noise
-    found = partial(lean, solve, save_vectors=save_vectors)
+    found = partial(lean, solve, save_vectors)
     return session.measure(found, products=expected, precision=precision, names=names)
