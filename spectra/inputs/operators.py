@@ -267,7 +267,7 @@ READERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {  # by the end
 
 def damaged(spec: str, kind: str, way_out: str, error: Exception) -> SpectraError:
     """The error for a file that is not what its name says: NumPy's own message speaks of pickles, which none reads."""
-    pickled = "pickle" in str(error).lower() or "object arrays" in str(error).lower()
+    pickled = any(sign in str(error).lower() for sign in ("pickle", "object"))
     why = "it holds Python objects, which are never unpickled, or" if pickled else "it is damaged, or"
     text = f"{why} no {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
     return input_error(OPTION, spec, text)
