@@ -36,6 +36,7 @@ from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
 
 OPTION = "`operator`"
+LONGEST = 60  # characters of an operator's own name
 SPARSE = {"format", "shape", "data"}  # arrays of a file that scipy.sparse.save_npz has written
 ONE = "name a file.npy, .npz or .mtx, or file.py:name or package.module:name"
 
@@ -117,7 +118,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     told = getattr(value, "notes", None)
     record = OperatorRecord(
         spec=spec,
-        name=own if isinstance(own, str) and own else name,
+        name=quoted(own, LONGEST) if isinstance(own, str) and own else name,
         kind=kind_of(operator),
         size=operator.shape[0],
         entries=stored_entries(operator),
@@ -267,7 +268,7 @@ READERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {  # by the end
 
 def damaged(spec: str, kind: str, way_out: str, error: Exception) -> SpectraError:
     """The error for a file that is not what its name says: NumPy's own message speaks of pickles, which none reads."""
-    pickled = "pickle" in str(error).lower() or "object arrays" in str(error).lower()
+    pickled = any(sign in str(error).lower() for sign in ("pickle", "object"))
     why = "it holds Python objects, which are never unpickled, or" if pickled else "it is damaged, or"
     text = f"{why} no {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
     return input_error(OPTION, spec, text)

@@ -312,4 +312,4 @@ def subject_of(request: Request) -> Subject:
 def file_name(name: str) -> str:
     """A name of a file for what others call a matrix: itself where it is a plain word or a few, else with its hash."""
     plain = re.sub(r"[^\w ,.()+=-]", "_", name)[:60].lstrip(".")
-    return name if plain == name else f"{plain}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+    return name if plain == name and name else f"{plain}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"

@@ -29,7 +29,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
-SAMPLED = "the matrix is itself an estimate: eigenvalue ± standard error of the sample that it is from"
+SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -46,7 +46,12 @@ def eig_parts(record: Record) -> list[str | Table]:
     results: list[EigResult] = record.results
     single = any(r.spread is not None for r in results)  # of single examples
     tables = []
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     exact = all(r.exact for r in results)
+    if not exact:
+        meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
+    if single:
+        meaning = EIGENVALUES
     for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
         some = results[first : first + (2 if single else 3)]
         table = new_table("", *(mean_columns(some) if single else [r.curvature for r in some]))
@@ -59,8 +64,6 @@ def eig_parts(record: Record) -> list[str | Table]:
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
-    meaning = EIGENVALUES if single else meaning
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
