@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from spectra.arguments import require_number
 from spectra.defaults import TOLERANCE
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.results import Eigenpairs, Progress
+from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator
 
 CONDITION = 1e4  # of A + damping I: CG then takes some hundreds of products at most
@@ -25,14 +24,19 @@ class Damping:
     """
 
     value: float  # with it, the condition number of A + damping I is `condition` at most
-    necessary: float  # max(0, -(lowest - error)); any damping above it makes the matrix positive definite
+    necessary: float  # max(0, error - lowest): any damping above it makes the matrix positive definite
     lowest: float  # the lowest eigenvalue found
-    error: float  # no eigenvalue lies further than this below `lowest`, with probability 0.99 where `searched`
+    error: float  # its residual, and what the search for missed eigenvalues leaves open below it
     highest: float  # the highest eigenvalue found, and its residual
     condition: float
     products: int
     converged: bool
-    searched: bool  # whether lower eigenvalues that were missed are bounded too; else the error is the residual alone
+    complete: bool | None  # whether that search excludes a lower eigenvalue, with probability 0.99; None: no search
+
+    @property
+    def lower_bound(self) -> float:
+        """The lowest eigenvalue found less its error, as `solve` takes it for error bounds."""
+        return self.lowest - self.error
 
 
 def damping_for(
@@ -47,8 +51,8 @@ def damping_for(
 ) -> Damping:
     """Find the least damping >= 0 with which A + damping I is positive definite, of a bounded condition number.
 
-    With eigenvalues from a to c, that is max(0, (c - condition a) / (condition - 1)), for the lower bound a that the
-    lowest eigenvalue found has by its residual and by the search for missed ones.
+    With eigenvalues from a to c, that is max(0, (c - condition a) / (condition - 1)). For a stands the lowest
+    eigenvalue found less its error, so that an eigenvalue on the safe side is made positive.
 
     Args:
         operator: the matrix A (n, n).
@@ -79,8 +83,9 @@ def damping_for(
         progress=progress,
     )
     lowest, highest = pairs.values.min().item(), (pairs.values + pairs.residuals).max().item()
-    bound = lower_bound(pairs)
-    least = (pairs.values - pairs.residuals).min().item() if bound is None else bound
+    least = (pairs.values - pairs.residuals).min().item()
+    if pairs.complement is not None and not pairs.complete:
+        least = min(least, pairs.complement[0])
     return Damping(
         value=max(0.0, (highest - condition * least) / (condition - 1)),
         necessary=max(0.0, -least),
@@ -90,17 +95,5 @@ def damping_for(
         condition=condition,
         products=pairs.products,
         converged=pairs.converged,
-        searched=bound is not None,
+        complete=pairs.complete,
     )
-
-
-def lower_bound(pairs: Eigenpairs) -> float | None:
-    """A lower bound on all eigenvalues, from pairs whose complement has been searched; None where it has not.
-
-    Along the eigenvectors and on their complement the matrix is bounded from below, and what couples the two is no
-    larger than the residuals together.
-    """
-    if pairs.complement is None or not len(pairs.values):
-        return None
-    least = min(pairs.values.min().item(), pairs.complement[0]) - math.hypot(*pairs.residuals.tolist())
-    return least if math.isfinite(least) else None

@@ -20,7 +20,8 @@ from spectra.vectors import dot, local, norm
 def minres(b: Tensor, target: float, most: int) -> ReverseCommunication:
     """Solve A x = b (n,) until |r| <= target, by `most` products at most, and return an Iterate.
 
-    The iteration also ends where |A r| is rounding: r then lies in the null space of A, and no x makes it smaller.
+    The iteration also ends at a least-squares solution: where |A r| is so small that r lies in the null space of A, as
+    far as products of this precision can tell, and a step makes |r| no smaller. Further steps would only let x grow.
     """
     x, before = torch.zeros_like(b), torch.zeros_like(b)
     residual = coupling = norm(b)
@@ -41,10 +42,13 @@ def minres(b: Tensor, target: float, most: int) -> ReverseCommunication:
         # The last rotation, applied to this column of T', and the rotation that takes its lowest entry out.
         epsilon, delta, gamma = above, cosine * corner + sine * alpha, sine * corner - cosine * alpha
         above, corner = sine * following, -cosine * following
-        if not math.hypot(gamma, corner) > FLAT * eps * largest:  # |A r| / |r|
-            break
         diagonal = math.hypot(gamma, following)
+        if not diagonal > FLAT * eps * largest:  # A is singular
+            break
         cosine, sine = gamma / diagonal, following / diagonal
+        stationary = math.hypot(gamma, corner) <= math.sqrt(eps) * largest  # |A r| / |r|, before this step
+        if stationary and cosine**2 <= FLAT * eps:
+            break
         add(w_column := v.clone(), -epsilon, one)
         add(w_column, -delta, two)
         local(w_column).div_(diagonal)

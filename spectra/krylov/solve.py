@@ -16,7 +16,6 @@ from spectra.arguments import require_choice, require_integer, require_matrix, r
 from spectra.errors import ArgumentError
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.cg import Iterate, conjugate_gradients
-from spectra.krylov.damping import lower_bound
 from spectra.krylov.eigensolver import ReverseCommunication
 from spectra.krylov.minres import minres
 from spectra.krylov.preconditioner import SpectralPreconditioner, spectral_preconditioner
@@ -28,6 +27,7 @@ METHODS = {"cg": conjugate_gradients, "minres": minres}
 RESIDUAL = 1e-5  # of the right-hand side, unless it is given
 PRODUCTS = 10_000  # a column, unless their number is given
 MARGIN = 0.9  # of the residual asked for, to which a method goes, so that rounding rarely costs a second pass
+FURTHER = 0.25  # of that, to which a pass goes after one that has missed it
 PROGRESS = 0.5  # a pass that leaves more than this of the residual is the last: what is left is rounding
 EACH = 10  # vectors that the solution of a column holds at its peak
 
@@ -61,8 +61,8 @@ def solve(
         tolerance: the relative residual |b - (A + damping I) x| / |b| of a converged column.
         known: eigenpairs of A, as `eigenpairs` finds them. The system is solved along them at once, and the method
             meets the rest of the spectrum only. They take one product, and one more a column.
-        lowest: a lower bound on the eigenvalues of A, as 0.0 for a positive semi-definite matrix, from which error
-            bounds follow; by default the one that a complete search for `known` gives with a probability of 0.99.
+        lowest: a lower bound on the eigenvalues of A, from which error bounds follow: 0.0 for a positive semi-definite
+            matrix, or the `lower_bound` that `damping_for` finds.
         max_products: the largest number of products, by default 10,000 a column.
         progress: called after each joint product.
 
@@ -79,7 +79,6 @@ def solve(
     preconditioner = None
     if known is not None:
         vectors = rows_as_held(known.vectors, operator, known.vectors.device)
-        lowest = lower_bound(known) if lowest is None else lowest
         preconditioner = spectral_preconditioner(matrix, replace(known, vectors=vectors), damping, max(sides, key=norm))
     budget = PRODUCTS * len(sides) if max_products is None else max_products - counted.products
     solvers = [ColumnSolver(side, method, tolerance, budget // len(sides), preconditioner) for side in sides]
@@ -139,19 +138,21 @@ class ColumnSolver:
     def by(self, method: str, b: Tensor) -> ReverseCommunication:
         """Solve for b of norm 1 by passes, each of which begins with the residual that the one before has left."""
         x, residual, left = torch.zeros_like(b), b, 1.0
+        target = MARGIN * self.tolerance
         if method == "cg" and (met := (yield from self.known_curvature())):
             return Column(x, left, method, met.direction, met.curvature)
         while left > self.tolerance and self.most - self.products > 2:
-            iterate = yield from self.one_pass(method, residual)
+            iterate = yield from self.one_pass(method, residual, target)
             tried = x + iterate.x
             remaining = b - (yield from self.multiply(tried))
             before, now = left, norm(remaining)
-            if residual is b or now < left:  # whatever the first has found is an answer
+            if now < left or (method == "cg" and residual is b):  # |r| need not fall where what CG minimises does
                 x, residual, left = tried, remaining, now
             if iterate.direction is not None:
                 return Column(x, left, method, iterate.direction, iterate.curvature)
             if not now <= PROGRESS * before:
                 break
+            target *= FURTHER
         return Column(x, left, method)
 
     def known_curvature(self) -> ReverseCommunication:
@@ -166,9 +167,8 @@ class ColumnSolver:
         curvature = dot(direction, (yield from self.multiply(direction))) / dot(direction, direction)
         return Iterate(torch.zeros_like(direction), direction, curvature) if curvature < 0 else None
 
-    def one_pass(self, method: str, b: Tensor) -> ReverseCommunication:
+    def one_pass(self, method: str, b: Tensor, target: float) -> ReverseCommunication:
         """Solve for b from x = 0, along the known eigenvectors first, and return an Iterate of products left over."""
-        target = MARGIN * self.tolerance
         if self.preconditioner is None:
             return (yield from self.counted(METHODS[method](b, target, self.most - self.products - 1)))
         x = self.preconditioner.start(b)
@@ -176,7 +176,9 @@ class ColumnSolver:
         if norm(rest) <= target:
             return Iterate(x)
         root = self.preconditioner.root
-        run = METHODS[method](root(rest), target, self.most - self.products - 1)
+        inside = root(rest)
+        target *= norm(inside) / norm(rest)
+        run = METHODS[method](inside, target, self.most - self.products - 1)
         iterate = yield from self.counted(self.preconditioner.around(run))
         if iterate.direction is None:
             return Iterate(x + root(iterate.x))
