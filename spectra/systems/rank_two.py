@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from spectra.errors import ArgumentError
-from spectra.vectors import dot
 from spectra.wording import outline
 
 
@@ -56,9 +55,3 @@ class RankTwo:
         along, across = (v @ vectors) / square, (z @ vectors) / square
         rows = torch.stack([z, v])
         return rows.T @ torch.stack([along, across - (v @ z / square) * along])
-
-    def quadratic(self, vector: Tensor) -> float:
-        """u'A u for a vector u (n,), in float64."""
-        v, z = self.vector, self.image
-        along = dot(v, vector) / dot(v, v)
-        return 2 * along * dot(z, vector) - along**2 * dot(v, z)

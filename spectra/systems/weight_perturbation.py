@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
+from spectra.arguments import chosen_generator, require_choice, require_integer, require_matrix, require_number
 from spectra.curvature.displacement import displaced_losses
 from spectra.devices import device_of_vectors
 from spectra.errors import ArgumentError, SpectraError
+from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
-from spectra.systems.rank_two import RankTwo
 from spectra.vectors import dot, norm, norms
 from spectra.wording import outline
 
@@ -83,7 +83,7 @@ def gradient_from_losses(
     form: str = "central",
     perturbations: str = "signs",
     size: float | None = None,
-    second_order: RankTwo | None = None,
+    second_order: SymmetricOperator | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> VectorEstimate:
@@ -99,8 +99,8 @@ def gradient_from_losses(
         form: central, (E(w + u) - E(w - u)) / 2, or forward, E(w + u) - E(w), which takes half the evaluations.
         perturbations: signs (each entry `size` or -`size`) or sphere (random directions of the same length).
         size: the root mean square entry of a perturbation; by default that of w times the cube root of rounding.
-        second_order: a part A of the Hessian; u'A u / 2 is taken off each forward difference, which lowers its
-            variance where A is closer to the Hessian than zero is, and biases nothing.
+        second_order: a part A (n, n) of the Hessian, as a `RankTwo`; u'A u / 2 is taken off each forward difference,
+            which lowers its variance where A is closer to the Hessian than zero is, and biases nothing.
         seed: the seed of the perturbations, where no `generator` is given.
         generator: a CPU generator in place of the seed.
 
@@ -113,6 +113,10 @@ def gradient_from_losses(
         raise ArgumentError(
             f"`second_order` with `form` {form}: its differences have no second-order term; use form='forward'"
         )
+    if second_order is not None:
+        require_matrix("second_order", second_order)
+        if second_order.shape[0] != losses.n:
+            raise ArgumentError(f"`second_order` of shape {tuple(second_order.shape)}: give ({losses.n}, {losses.n})")
     size = losses.chosen_size(size, 1 / 3)
     reading = Reading(GRADIENT[form], lambda u: u.double() / size**2, second_order)
     rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
@@ -279,12 +283,12 @@ class Reading:
 
     stencil: Stencil
     weigh: Callable[[Tensor], Tensor]  # u (n,) -> (n,), float64
-    second_order: RankTwo | None = None
+    second_order: SymmetricOperator | None = None
 
     def difference(self, u: Tensor, values: Mapping[tuple[int, int], float]) -> float:
         """The difference of the losses at the points of a perturbation."""
         whole = math.fsum(weight * values[place] for place, weight in self.stencil.items())
-        return whole - self.second_order.quadratic(u) / 2 if self.second_order else whole
+        return whole if self.second_order is None else whole - dot(u, self.second_order @ u) / 2
 
 
 def places_of(readings: Sequence[Reading]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
