@@ -373,7 +373,11 @@ PART = RankTwo(LOSS.vector, LOSS.product)
         (lambda: gradient_from_losses(network()[0], LOSS.point, evaluations=9), "`point`: a problem has its own"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=3), "`evaluations` 3: give an integer from 4|4 or"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, form="back"), "`form` back: give one of"),
-        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0), "`size` 0: give a number > 0"),
+        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0), "`size` 0: weights of .* round it off"),
+        (
+            lambda: gradient_from_losses(LOSS, LOSS.point.float(), evaluations=9, size=1e-8),
+            "`size` 1e-08: weights of .* round it off in torch.float32; give a number > 1.*e-07",
+        ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, perturbations="normal"),
             "`perturbations` normal: give one of signs, sphere",

@@ -250,13 +250,20 @@ class Losses:
         return found
 
     def chosen_size(self, size: float | None, power: float) -> float:
-        """The size that is given, or rounding to this power times that of the weights."""
-        if size is not None:
-            require_number("size", size, finite=True)
-            if not size:
-                raise ArgumentError("`size` 0: give a number > 0")
-            return float(size)
-        return torch.finfo(self.point.dtype).eps ** power * (norm(self.point) / math.sqrt(self.n) or 1.0)
+        """The size that is given, or rounding to this power times that of the weights.
+
+        Raises ArgumentError where rounding would swallow the perturbation: all differences would be zero, and so would
+        their standard error.
+        """
+        own, eps = norm(self.point) / math.sqrt(self.n), torch.finfo(self.point.dtype).eps
+        if size is None:
+            return eps**power * (own or 1.0)
+        require_number("size", size, finite=True)
+        if size <= eps * own:
+            raise ArgumentError(
+                f"`size` {size:g}: weights of {own:.2g} round it off in {self.point.dtype}; give a number > {eps * own:.2g}"
+            )
+        return float(size)
 
     def direction(self, vector: Tensor) -> Tensor:
         """A vector (n,) that is not zero, as the weights are."""
