@@ -376,7 +376,7 @@ PART = RankTwo(LOSS.vector, LOSS.product)
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0), "`size` 0: weights of .* round it off"),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point.float(), evaluations=9, size=1e-8),
-            "`size` 1e-08: weights of .* round it off in torch.float32; give a number > 1.*e-07",
+            "`size` 1e-08: weights of .* round it off in torch.float32; give one > .*e-0[78]",
         ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, perturbations="normal"),

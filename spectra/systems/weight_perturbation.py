@@ -255,13 +255,14 @@ class Losses:
         Raises ArgumentError where rounding would swallow the perturbation: all differences would be zero, and so would
         their standard error.
         """
-        own, eps = norm(self.point) / math.sqrt(self.n), torch.finfo(self.point.dtype).eps
+        own, dtype = norm(self.point) / math.sqrt(self.n), self.point.dtype
+        eps = torch.finfo(dtype).eps
         if size is None:
             return eps**power * (own or 1.0)
         require_number("size", size, finite=True)
-        if size <= eps * own:
+        if size <= (least := eps * own):
             raise ArgumentError(
-                f"`size` {size:g}: weights of {own:.2g} round it off in {self.point.dtype}; give a number > {eps * own:.2g}"
+                f"`size` {size:g}: weights of {own:.2g} round it off in {dtype}; give one > {least:.2g}"
             )
         return float(size)
 
