@@ -236,8 +236,8 @@ def draw(axes: Axes, points: Sequence[Point], against: str) -> None:
         own = [p for p in points if p.curve == curve]
         x = [getattr(p, against) for p in own]
         axes.loglog(x, [p.expected for p in own], color=COLOURS[i], linewidth=0.9)
-        face = "none" if i % 2 else COLOURS[i]  # where two curves meet, one is seen through the other
-        axes.loglog(x, [p.error for p in own], MARKERS[i], color=COLOURS[i], mfc=face, ms=4 + i % 2, label=curve)
+        face, size = (COLOURS[i], 4) if i < 2 else ("none", 6)  # where curves meet, one is seen through the other
+        axes.loglog(x, [p.error for p in own], MARKERS[i], color=COLOURS[i], mfc=face, ms=size, label=curve)
     axes.axhline(1, color="0.6", linewidth=0.8, zorder=1)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
