@@ -12,13 +12,17 @@ from spectra.curvature.matrices import MATRICES as MATRICES
 from spectra.curvature.operator import Curvature as Curvature
 from spectra.errors import SpectraError as SpectraError
 from spectra.inputs.problem import load_problem as load_problem
+from spectra.krylov.damping import Damping as Damping
+from spectra.krylov.damping import damping_for as damping_for
 from spectra.krylov.eigenpairs import eigenpairs as eigenpairs
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus as hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson as hutchinson
 from spectra.krylov.quadrature import spectral_measure as spectral_measure
 from spectra.krylov.results import Eigenpairs as Eigenpairs
+from spectra.krylov.results import Solution as Solution
 from spectra.krylov.results import SpectralMeasure as SpectralMeasure
 from spectra.krylov.results import TraceEstimate as TraceEstimate
+from spectra.krylov.solve import solve as solve
 from spectra.krylov.xtrace import xtrace as xtrace
 from spectra.layerwise.by_layer import layers as layers
 from spectra.operator import Counting as Counting

@@ -25,6 +25,7 @@ from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.sketch import Sketch
+from spectra.krylov.solve import solve
 from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
@@ -163,6 +164,17 @@ def reuse(operator) -> dict:
     return {"found": known.values, "other": other is None, "nodes": measure.nodes, "weights": measure.weights}
 
 
+def inverse_products(operator) -> dict:
+    """One right-hand side and several, whole or in shards, and what known eigenpairs leave of them."""
+    sides = vectors_of(operator, 3)
+    known = eigenpairs(operator, min(4, operator.shape[0]), generator=seeded())
+    options = {"damping": 1.0, "tolerance": 1e-11}
+    return {
+        "one": solve(operator, full_tensor(sides)[:, 0], **options).x,
+        "some": solve(operator, sides, method="minres", known=known, **options).x,
+    }
+
+
 def noise(operator) -> dict:
     return {"noise": check_operator(operator, seeded()) < 1e-12}
 
@@ -236,6 +248,7 @@ TABLE = {
     ),
     "density": (density, ("three batches", "one batch, never cut"), ("hessian",)),
     "reuse": (reuse, ("three batches",), ("hessian",)),
+    "solve": (inverse_products, ("three batches", "two parameters"), ("hessian",)),
     "forecast": (forecast, ("three batches",), ("hessian", "gradient-covariance")),
     **{f"by {by}": (partial(blocks, by), ("three batches",), ("ggn",)) for by in ("layer", "channel")},
     "basis": (krylov_basis, ("one batch",), ("hessian",)),
