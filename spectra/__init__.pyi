@@ -52,6 +52,11 @@ from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
 from spectra.sweeps.evolution import evolution_of as evolution_of
+from spectra.systems.rank_two import RankTwo as RankTwo
+from spectra.systems.weight_perturbation import VectorEstimate as VectorEstimate
+from spectra.systems.weight_perturbation import gradient_and_product_from_losses as gradient_and_product_from_losses
+from spectra.systems.weight_perturbation import gradient_from_losses as gradient_from_losses
+from spectra.systems.weight_perturbation import product_from_losses as product_from_losses
 from spectra.training.watch import watch as watch
 
 __version__: str
