@@ -9,7 +9,7 @@ Kolter and Koltun (2019); recurrent backpropagation that of Almeida (1987) and P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from spectra.arguments import require_integer, wrong
 from spectra.errors import ArgumentError, SpectraError
-from spectra.problem.autograd_graph import leaf_of, nodes_behind
+from spectra.problem.autograd_graph import leaf_of, names_behind, nodes_behind
 from spectra.problem.problem import Problem
-from spectra.systems.fixed_point import ParametricMap, fixed_point
+from spectra.systems.fixed_point import ParametricMap, fixed_point, leaf_like
 from spectra.systems.relaxation import PLAIN, Relaxation, Relaxed, relax
 from spectra.systems.relaxation_notes import relaxation_note
 from spectra.wording import counted
@@ -81,7 +81,9 @@ class Equilibrium(nn.Module):
     ):
         super().__init__()
         if not isinstance(map, nn.Module):
-            raise ArgumentError(f"`map` of type {type(map).__name__}: give a torch.nn.Module that is called as map(z, x)")
+            raise ArgumentError(
+                f"`map` of type {type(map).__name__}: give a torch.nn.Module that is called as map(z, x)"
+            )
         self.map, self.readout = map, readout
         self.state = state if callable(state) else shape_of(state)
         self.relaxation = Relaxation(tolerance, iterations, method)
@@ -99,7 +101,7 @@ class Equilibrium(nn.Module):
         given = [*inputs, *named.values()]
         start = self.start(*inputs)
         if torch.is_grad_enabled():
-            refuse_outsiders(parametric, given, start)
+            parametric.functions = functions_of(parametric, given, start)
         return fixed_point(parametric, given, start, self._relax)
 
     def start(self, *inputs: Tensor) -> Tensor:
@@ -130,8 +132,8 @@ class Equilibrium(nn.Module):
         return (
             f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: residual "
             f"{found.residual:.2g} after {counted(found.iterations, 'step')}, tolerance "
-            f"{settings.tolerance_in(start.dtype):.2g}, contraction {found.contraction:.3g} a step (below 1 where it "
-            f"converges); give {type(self).__name__} {WAYS_OUT[settings.method]}, or make its weights smaller"
+            f"{settings.tolerance_in(start.dtype):.2g}; there |f(z) - f(z')| / |z - z'| is {found.contraction:.2g}, and "
+            f"it has to stay below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
         )
 
 
@@ -142,6 +144,7 @@ class ModuleMap:
     """A module's map z -> f(z, *inputs) with the inputs and the module's parameters as its parameters."""
 
     name = "a fixed point"
+    functions: frozenset[str] = frozenset()
 
     def __init__(self, module: nn.Module, names: Sequence[str], inputs: int):
         self.module, self.names, self.inputs = module, names, inputs
@@ -161,18 +164,27 @@ class ModuleMap:
         return function
 
 
-def refuse_outsiders(parametric: ModuleMap, parameters: Iterable[Tensor], start: Tensor) -> None:
-    """Raise SpectraError where the map depends on a tensor that is to have a derivative and is none of its own."""
-    own = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
-    image = parametric.at(*own)(start)
-    known = {id(p) for p in own}
-    for node in nodes_behind([image]):
-        leaf = leaf_of(node)
-        if leaf is not None and id(leaf) not in known:
+def functions_of(parametric: ModuleMap, parameters: Sequence[Tensor], start: Tensor) -> frozenset[str]:
+    """The functions of autograd of which a map is made, by name.
+
+    Raises SpectraError where it depends on a tensor that is to have a derivative and is none of its parameters.
+    """
+    own = [leaf_like(p) for p in parameters]
+    images = [parametric.at(*own)(start)]
+    if outsiders(images[0], own):  # those that are there another time: a tool may add leaves of its own to each call
+        images.append(parametric.at(*own)(start))
+        for _, leaf in outsiders(images[0], own).keys() & outsiders(images[1], own).keys():
             raise SpectraError(
-                f"`map`: it uses a tensor of shape {tuple(leaf.shape)} that requires gradients and is neither an input "
-                "nor a parameter of it; register it as a parameter of the map, or pass it as an input"
+                f"`map`: it uses a tensor of shape {tuple(leaf)} that requires gradients and is neither an input nor a "
+                "parameter of it; register it as a parameter of the map, or pass it as an input"
             )
+    return frozenset(names_behind(images))
+
+
+def outsiders(image: Tensor, own: Sequence[Tensor]) -> dict[tuple[int, torch.Size], Tensor]:
+    """The leaves behind an image that are none of these, by identity and shape."""
+    known, leaves = {id(p) for p in own}, map(leaf_of, nodes_behind([image]))
+    return {(id(leaf), leaf.shape): leaf for leaf in leaves if leaf is not None and id(leaf) not in known}
 
 
 class RecurrentNetwork(Equilibrium):

@@ -24,6 +24,7 @@ class ParametricMap(Protocol):
     """A map z -> f(z; p)."""
 
     name: str  # of its fixed point, for messages
+    functions: frozenset[str]  # of autograd of which it is made, by name, as far as is known
 
     def at(self, *parameters: Tensor) -> Callable[[Tensor], Tensor]:
         """The map for these parameters; what does not depend on z is computed once."""
@@ -34,9 +35,7 @@ class ParametricMap(Protocol):
 Solve = Callable[[ParametricMap, Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
-def fixed_point(
-    parametric: ParametricMap, parameters: Sequence[Tensor], start: Tensor, solve: Solve
-) -> Tensor:
+def fixed_point(parametric: ParametricMap, parameters: Sequence[Tensor], start: Tensor, solve: Solve) -> Tensor:
     """The fixed point of a map, differentiable by its parameters to any order.
 
     Args:
@@ -56,7 +55,7 @@ class FixedPoint(torch.autograd.Function):
         """Relax the map."""
         found = solve(parametric, parametric.at(*(p.detach() for p in parameters)), start)
         state = found.clone() if found is start else found
-        ctx.parametric, ctx.solve = parametric, solve
+        ctx.parametric, ctx.solve, ctx.names = parametric, solve, parametric.functions  # `names_behind` reads these
         ctx.save_for_backward(state, *parameters)
         return state
 
@@ -66,17 +65,20 @@ class FixedPoint(torch.autograd.Function):
         (slope,) = slopes
         state, *parameters = ctx.saved_tensors
         u = fixed_point(Adjoint(ctx.parametric), (slope, state, *parameters), slope, ctx.solve)
-        with torch.enable_grad():
-            own = [alias(p) for p in parameters]  # the derivative is a partial one: z* depends on the others, too
-            image = ctx.parametric.at(*own)(alias(state))
+        again = torch.is_grad_enabled()  # whether this derivative is to be differentiated
+        with torch.enable_grad():  # a partial derivative, at a fixed z: so the parameters get other places in the graph
+            own = [place_of(p) if again else leaf_like(p) for p in parameters]
+            image = ctx.parametric.at(*own)(place_of(state) if again else state.detach())
         places = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        found = gradient(image, [own[i] for i in places], u, create_graph=torch.is_grad_enabled())
+        found = gradient(image, [own[i] for i in places], u, create_graph=again)
         by_place = dict(zip(places, found, strict=True))
         return None, None, None, *(by_place.get(i) for i in range(len(own)))
 
 
 class Adjoint:
     """The map u -> J'u + g of a map f, with J = df/dz; its parameters are g, z and those of f."""
+
+    functions = frozenset()
 
     def __init__(self, parametric: ParametricMap):
         self.parametric = parametric
@@ -86,11 +88,16 @@ class Adjoint:
         """The map for these parameters; f is linearised once."""
         slope, state, *others = parameters
         with torch.enable_grad():
-            place = alias(state) if state.requires_grad else state.detach().requires_grad_()
+            place = place_of(state) if state.requires_grad else state.detach().requires_grad_()
             image = self.parametric.at(*others)(place)
         return lambda u: gradient(image, (place,), u, create_graph=torch.is_grad_enabled())[0] + slope
 
 
-def alias(tensor: Tensor) -> Tensor:
+def place_of(tensor: Tensor) -> Tensor:
     """The tensor with a place of its own in autograd's graph."""
     return tensor.view_as(tensor)
+
+
+def leaf_like(tensor: Tensor) -> Tensor:
+    """The tensor cut off from its graph, requiring gradients where it did."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)

@@ -114,9 +114,9 @@ def plain() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 class Anderson:
-    """The step z <- f(z) - G c, where c makes the residual r - R c least, by example.
+    """The step z <- f(z) - G c, where c makes |r - R c| least, for each example.
 
-    The columns of G and R are the last changes of f(z) and of r = f(z) - z (Walker and Ni 2011, equation 2.2).
+    The columns of G and R are the last changes of f(z) and of r = f(z) - z (Walker and Ni 2011, section 2).
     """
 
     def __init__(self):
@@ -130,14 +130,22 @@ class Anderson:
         self.last = residual, image
         if not self.changes:
             return image.view_as(state)
-        of_residuals, of_images = (torch.stack(columns, dim=2) for columns in zip(*self.changes, strict=True))
-        length = of_residuals.norm(dim=1, keepdim=True)
-        length = length.where(length > 0, 1)
-        normed = of_residuals / length
-        # By normal equations: their rounding slows the iteration, whose residual is measured, and harms no result.
-        ridge = 10 * torch.finfo(state.dtype).eps * torch.eye(len(self.changes)).to(normed)
-        weights = torch.linalg.solve(normed.mT @ normed + ridge, normed.mT @ residual[:, :, None])
-        return (image - ((of_images / length) @ weights)[:, :, 0]).view_as(state)
+        of_residuals, of_images = (torch.stack(changes, dim=1) for changes in zip(*self.changes, strict=True))
+        lengths = of_residuals.norm(dim=2, keepdim=True)
+        lengths = lengths.where(lengths > 0, 1)
+        weights = weights_of(of_residuals / lengths, residual) / lengths
+        return (image - (weights.mT @ of_images)[:, 0]).view_as(state)
+
+
+def weights_of(changes: Tensor, residual: Tensor) -> Tensor:
+    """The weights (b, m, 1) with which changes (b, m, d), of length 1, come nearest to a residual (b, d).
+
+    By normal equations, whose rounding may slow the iteration, but harms no result: its residual is measured.
+    """
+    kind = torch.promote_types(changes.dtype, torch.float32)  # there is no solver for less
+    ridge = 10 * torch.finfo(changes.dtype).eps * torch.eye(changes.shape[1], dtype=kind, device=changes.device)
+    gram, right = (changes @ changes.mT).to(kind), (changes @ residual[:, :, None]).to(kind)
+    return torch.linalg.solve(gram + ridge, right).to(changes.dtype)
 
 
 METHODS: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {PLAIN: plain, ANDERSON: Anderson}

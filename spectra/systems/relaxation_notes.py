@@ -64,8 +64,8 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
     return [
         f"relaxation{f' of {name}' if name else ''} ({module.relaxation.method}): at most "
         f"{counted(found.iterations, 'step')} to a residual of {module.relaxation.tolerance_in(problem.dtype):.1g}, "
-        f"contraction {found.contraction:.2f} a step, {found.distance:.1g} from the fixed point (an estimate); {effect}; "
-        f"all on {counted(len(batch), 'example')}"
+        f"contraction {found.contraction:.2f} a step, {found.distance:.1g} from the fixed point (an estimate); "
+        f"{effect}; all on {counted(len(batch), 'example')}"
     ]
 
 
