@@ -92,7 +92,7 @@ def _relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
         first = norms(image) if first is None else first
         residuals = norms(image - state)
         size = torch.maximum(first, norms(image))
-        moving = ~(residuals <= tolerance * size)  # nan moves, too
+        moving = ~((residuals <= tolerance * size) & size.isfinite())  # nan moves, too
         relative = residuals.where(moving, 0).max().item() if len(start) else 0.0
         observed.add(state, image, moving)
         if relative == 0 or not math.isfinite(relative) or iteration == settings.iterations:

@@ -36,7 +36,7 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
     Takes two products of the Hessian. Raises SpectraError where a relaxation does not reach its tolerance.
     """
     name = next((name for name, own in problem.model.named_modules() if own is module), "")
-    batch = spread(problem.batches, EXAMPLES)
+    batch = spread(problem.batches, min(EXAMPLES, sum(map(len, problem.batches))))
     linearise = definition("hessian").linearise
     product, kept = None, module.relaxations
     module.relaxations = type(kept)()
