@@ -132,8 +132,8 @@ class Equilibrium(nn.Module):
         return (
             f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: residual "
             f"{found.residual:.2g} after {counted(found.iterations, 'step')}, tolerance "
-            f"{settings.tolerance_in(start.dtype):.2g}; there |f(z) - f(z')| / |z - z'| is {found.contraction:.2g}, and "
-            f"it has to stay below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
+            f"{settings.tolerance_in(start.dtype):.2g}; there |f(z) - f(z')| / |z - z'| is {found.contraction:.2g}, "
+            f"and it has to stay below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
         )
 
 

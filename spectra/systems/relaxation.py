@@ -85,17 +85,16 @@ def relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
 
 def _relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
     tolerance, step = settings.tolerance_in(start.dtype), METHODS[settings.method]()
-    state, observed = start, Contraction()
-    first = None
+    state, observed, first = start, Contraction(), None
     for iteration in range(settings.iterations + 1):
         image = function(state)
-        first = norms(image) if first is None else first
-        residuals = norms(image - state)
-        size = torch.maximum(first, norms(image))
+        residual, size = image - state, norms(image)
+        first = size if first is None else first
+        residuals, size = norms(residual), torch.maximum(first, size)
         moving = ~((residuals <= tolerance * size) & size.isfinite())  # nan moves, too
-        relative = residuals.where(moving, 0).max().item() if len(start) else 0.0
         observed.add(state, image, moving)
-        if relative == 0 or not math.isfinite(relative) or iteration == settings.iterations:
+        largest = residuals.where(moving, 0).max().item() if len(start) else 0.0
+        if largest == 0 or not math.isfinite(largest) or iteration == settings.iterations:
             break
         state = torch.where(by_example(moving, state), step(state, image), state)
     shares = (residuals / size).where(residuals != 0, 0)
@@ -152,37 +151,39 @@ METHODS: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {PLAIN: p
 
 
 class Contraction:
-    """The ratios |f(z) - f(z')| / |z - z'| of successive states, of the last steps of each example."""
+    """The ratios |f(z) - f(z')| / |z - z'| of successive states, by example."""
 
     def __init__(self):
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
-        self.ratios: list[Tensor] = []  # of each example's last steps; nan where it has taken fewer
+        self.ratios: list[Tensor] = []  # of each step (examples,)
+        self.moved: list[Tensor] = []  # which examples took it
 
     def add(self, state: Tensor, image: Tensor, moving: Tensor) -> None:
         """Note a state, its image, and which examples go on from there."""
         if self.last is not None:
             before, its_image, moved = self.last
-            ratio = norms(image - its_image) / norms(state - before)
-            older = self.ratios or [torch.full_like(ratio, math.nan)] * OBSERVED
-            self.ratios = [r.where(moved, o) for o, r in zip(older, [*older[1:], ratio], strict=True)]
+            self.ratios.append(norms(image - its_image) / norms(state - before))
+            self.moved.append(moved)
         self.last = state, image, moving
 
     def largest(self) -> float:
-        """The largest geometric mean of an example's last ratios; 0 where none took a step."""
-        if not self.ratios:
+        """The largest geometric mean of the ratios of an example's last steps; 0 where none took a step."""
+        if not self.ratios or not len(self.ratios[0]):
             return 0.0
-        means = torch.stack(self.ratios).log().nanmean(dim=0).exp()
-        return means.nan_to_num(nan=0.0).max().item() if len(means) else 0.0
+        ratios, moved = torch.stack(self.ratios), torch.stack(self.moved)
+        steps_from_end = moved.flip(0).cumsum(dim=0).flip(0)
+        means = ratios.log().where(moved & (steps_from_end <= OBSERVED), math.nan).nanmean(dim=0).exp()
+        return means.nan_to_num(nan=0.0).max().item()
 
 
 def rows(tensor: Tensor) -> Tensor:
     """A tensor (examples, ...) as rows (examples, numbers)."""
-    return tensor.reshape(len(tensor), -1) if len(tensor) else tensor.flatten()[:, None]
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
 
 
 def norms(tensor: Tensor) -> Tensor:
     """The norm of each example (examples,)."""
-    return rows(tensor).norm(dim=1)
+    return torch.linalg.vector_norm(rows(tensor), dim=1)
 
 
 def by_example(values: Tensor, tensor: Tensor) -> Tensor:
