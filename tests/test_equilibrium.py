@@ -372,11 +372,11 @@ def test_the_note_is_as_exact_as_the_products():
     for tolerance in (1e-4, 1e-10):
         given = problem(build(tolerance=tolerance))
         (line,) = model_notes(given)
-        told[tolerance] = float(line.partition("differs by ")[2].partition(" of")[0])
+        told[tolerance] = float(line.partition("is off by ")[2].partition(" of")[0])
         off = relative(products(given, "hessian")[0], expected_products("hessian"))
         assert off / 10 < told[tolerance] < 10 * off
-        assert f"to a residual of {tolerance:.1g}, " in line
-        assert f"tolerance {tolerance / 100:.1g}; all on {EXAMPLES} examples" in line
+        assert f"to residuals of {tolerance:.1g}, " in line
+        assert f"tolerance {tolerance / 100:.1g} ({EXAMPLES} examples)" in line
     steps = given.model.relaxations
     assert steps.count > 0
     assert steps.iterations < 100
@@ -386,8 +386,19 @@ def test_a_note_in_single_precision_counts_rounding():
     model, (x, y) = build().float(), points(torch.float32)
     given = Problem(model, spectra.CrossEntropy(), spectra.cut_batches(x, y, torch.arange(EXAMPLES), EXAMPLES))
     (line,) = model_notes(given)
-    assert "to a residual of 4e-06" in line
-    assert 1e-8 < float(line.partition("differs by ")[2].partition(" of")[0]) < 1e-3
+    assert "to residuals of 4e-06" in line
+    assert 1e-8 < float(line.partition("is off by ")[2].partition(" of")[0]) < 1e-3
+
+
+def test_any_module_may_tell_of_itself():
+    class Telling(nn.Linear):
+        def spectra_notes(self, problem):
+            return [f"{problem.size} parameters have told"]
+
+    given = problem(nn.Sequential(Telling(INPUTS, CLASSES), build()).double())
+    told, relaxed = model_notes(given)
+    assert told == f"{given.size} parameters have told"
+    assert relaxed.startswith("fixed points of 1 by relaxation")
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
@@ -414,7 +425,7 @@ def equilibrium():
     record = json.loads(capsys.readouterr().out)
     found, expected = record["results"][0]["eigenvalues"], torch.linalg.eigvalsh(references()["hessian"])
     assert np.abs(np.sort(np.abs(found)) - expected.abs().sort().values[-4:].numpy()).max() < 1e-4
-    assert any("relaxation (relaxation): at most" in note for note in record["problem"]["notes"])
+    assert any("fixed points of the model by relaxation: at most" in note for note in record["problem"]["notes"])
     assert run(["trace", *line, "--curvature", "ggn"]) == 0
     (ggn,) = json.loads(capsys.readouterr().out)["results"]
     assert ggn["trace"] == pytest.approx(references()["ggn"].trace().item(), abs=5 * ggn["standard_error"] + 1e-6)

@@ -111,7 +111,7 @@ class Equilibrium(nn.Module):
         like = next((t for t in (*self.map.parameters(), *inputs) if t.is_floating_point()), torch.zeros(()))
         return like.new_zeros(len(inputs[0]), *self.state)
 
-    def result_notes(self, problem: Problem) -> list[str]:
+    def spectra_notes(self, problem: Problem) -> list[str]:
         """Lines for the reader of a result on how exact this module's relaxations are."""
         return relaxation_note(self, problem)
 

@@ -51,7 +51,7 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
                 exact = linearise(local.problem, local.batch)(local.problem.vector(direction))
             shift = f"{((product - exact).norm() / exact.norm()).item():.1g}" if exact.norm() > 0 else "0"
             effect = (
-                f"a product of the Hessian differs by {shift} of its size from one in float64 with tolerance "
+                f"a product of the Hessian is off by {shift} of its size, measured against float64 and tolerance "
                 f"{settings.tolerance_in(torch.float64):.1g}"
             )
         except SpectraError:
@@ -62,10 +62,10 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
     finally:
         module.relaxations = kept
     return [
-        f"relaxation{f' of {name}' if name else ''} ({module.relaxation.method}): at most "
-        f"{counted(found.iterations, 'step')} to a residual of {module.relaxation.tolerance_in(problem.dtype):.1g}, "
-        f"contraction {found.contraction:.2f} a step, {found.distance:.1g} from the fixed point (an estimate); "
-        f"{effect}; all on {counted(len(batch), 'example')}"
+        f"fixed points of {name or 'the model'} by {module.relaxation.method}: at most "
+        f"{counted(found.iterations, 'step')} to residuals of {module.relaxation.tolerance_in(problem.dtype):.1g}, "
+        f"contraction {found.contraction:.2f} a step, so {found.distance:.1g} from the limit (an estimate); {effect} "
+        f"({counted(len(batch), 'example')})"
     ]
 
 

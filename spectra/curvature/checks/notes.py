@@ -22,7 +22,7 @@ SHOWN = 5  # names in a line
 
 def model_notes(problem: Problem) -> list[str]:
     """One line for each kind: hooks that change gradients, unused or detached parameters, autocast; and what modules
-    with a method `result_notes(problem)` tell of themselves.
+    with a method `spectra_notes(problem)` tell of themselves.
 
     Takes one gradient of two examples where there are hooks, and forward passes of up to a thousand where a parameter
     is not reached by the first.
@@ -59,7 +59,7 @@ def model_notes(problem: Problem) -> list[str]:
 
 def told_by(module: nn.Module, problem: Problem) -> Sequence[str]:
     """The lines that a module has for the reader of a result; most have none."""
-    tell = getattr(module, "result_notes", None)
+    tell = getattr(module, "spectra_notes", None)
     return tell(problem) if callable(tell) else ()
 
 
