@@ -52,6 +52,8 @@ from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
 from spectra.sweeps.evolution import evolution_of as evolution_of
+from spectra.systems.equilibrium import Equilibrium as Equilibrium
+from spectra.systems.equilibrium import RecurrentNetwork as RecurrentNetwork
 from spectra.systems.rank_two import RankTwo as RankTwo
 from spectra.systems.weight_perturbation import VectorEstimate as VectorEstimate
 from spectra.systems.weight_perturbation import gradient_and_product_from_losses as gradient_and_product_from_losses
