@@ -86,6 +86,25 @@ def test_the_quadrature_error_bounds_that_of_each_probe(steps, damping):
         assert estimated.value - truth <= estimated.quadrature_error
 
 
+def rule_of(nodes: list[float], weights: list[list[float]]) -> SpectralMeasure:
+    """A measure of ten dimensions, whose probes share their nodes."""
+    shares = torch.tensor(weights, dtype=torch.float64)
+    return SpectralMeasure(torch.tensor(nodes, dtype=torch.float64).expand(shares.shape), shares, dimension=10)
+
+
+def test_probes_that_share_all_nodes_have_no_quadrature_error():
+    """Their nodes are all the eigenvalues there are; chance is left."""
+    found = log_determinant(rule_of([1, 2, 8], [[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]]), semidefinite=True)
+    assert found.value == pytest.approx(10 * (0.45 + 3 * 0.25) * math.log(2))
+    assert found.standard_error > found.quadrature_error == 0
+
+
+def test_a_node_that_may_be_zero_may_be_zero():
+    """In single precision 1e-9 beside 1 is rounding, however far off from the damping."""
+    found = log_determinant(rule_of([1e-9, 1], [[0.5, 0.5]]), 1e-10, semidefinite=True)
+    assert found.quadrature_error == pytest.approx(0.5 * 10 * 0.5 * math.log(11))
+
+
 @pytest.mark.parametrize("name", ["decay", "flat"])
 @pytest.mark.parametrize("scale", [2.0**-30, 2.0**30])
 def test_scaling_the_matrix_adds_n_log_of_the_scale(name, scale):
