@@ -51,6 +51,7 @@ from spectra.records.eig import EigResult as EigResult
 from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
+from spectra.spectrum.log_determinant import log_determinant as log_determinant
 from spectra.sweeps.evolution import evolution_of as evolution_of
 from spectra.systems.equilibrium import Equilibrium as Equilibrium
 from spectra.systems.equilibrium import RecurrentNetwork as RecurrentNetwork
