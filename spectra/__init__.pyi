@@ -47,6 +47,8 @@ from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
 from spectra.sweeps.evolution import evolution_of as evolution_of
+from spectra.systems.boltzmann import BoltzmannMachine as BoltzmannMachine
+from spectra.systems.restricted import RestrictedBoltzmannMachine as RestrictedBoltzmannMachine
 from spectra.training.watch import watch as watch
 
 __version__: str
