@@ -88,7 +88,7 @@ class BoltzmannMachine:
     @cached_property
     def parameters(self) -> Tensor:
         """The parameters (n,): biases, where there are any, then w_ij for i < j, row by row."""
-        first, second = torch.triu_indices(*self.weights.shape, 1, device=self.weights.device)
+        first, second = torch.triu_indices(len(self.weights), len(self.weights), 1, device=self.weights.device)
         own = self.weights[first, second]
         return own if self.biases is None else torch.cat([self.biases, own])
 
