@@ -122,14 +122,22 @@ def test_derivative_of_correlations(units, sign, hidden):
     step = 1e-5
 
     def moved(by):
-        parameters = own.parameters + by * direction
-        weights = torch.zeros(5, 5, dtype=torch.float64)
-        weights[first, second] = parameters[5:]
-        return BoltzmannMachine(
-            weights + weights.T, parameters[:5], hidden, own.temperature, own.energy_sign, own.units
-        ).correlations()
+        return own.at(own.parameters + by * direction).correlations()
 
     close((moved(step) - moved(-step)) / (2 * step), derivative, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("of", [machine(4), machine(4, biased=False, hidden=1), machine(1), restricted()])
+def test_the_machine_with_other_parameters(of):
+    moved = of.at(2 * of.parameters)
+    close(moved.parameters, 2 * of.parameters, tolerance=0)
+    close(moved.weights, 2 * of.weights, tolerance=0)
+    twice = (given := of.parameters.clone()) * 2
+    kept = of.at(given)
+    given.mul_(2)  # as an optimiser changes it in place
+    close(2 * kept.parameters, twice, tolerance=0)
+    with pytest.raises(ArgumentError, match="`parameters` of shape"):
+        of.at(of.parameters[1:])
 
 
 def test_sign_of_the_energy():

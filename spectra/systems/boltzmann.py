@@ -11,7 +11,7 @@ A bias is the weight between its unit and one that is always on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -91,6 +91,14 @@ class BoltzmannMachine:
         first, second = torch.triu_indices(len(self.weights), len(self.weights), 1, device=self.weights.device)
         own = self.weights[first, second]
         return own if self.biases is None else torch.cat([self.biases, own])
+
+    def at(self, parameters: Tensor) -> BoltzmannMachine:
+        """The machine with other parameters (n,)."""
+        require_like("parameters", parameters, self.parameters.shape, self.weights)
+        m = len(self.weights)
+        biases, own = parameters.clone().split([m * self._always_on, m * (m - 1) // 2])
+        upper = all_pairs(m, own.device).matrices(own[:, None])[0]
+        return replace(self, weights=upper + upper.T, biases=biases if self._always_on else None)
 
     def correlations(self) -> Tensor:
         """The means <s_i s_j> (n,) over all states, in the order of the parameters; of a bias, <s_i>."""

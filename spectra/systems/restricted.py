@@ -9,7 +9,7 @@ states, hidden units are independent in the same way, so the clamped phase needs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -79,6 +79,12 @@ class RestrictedBoltzmannMachine:
         biases = self.hidden_biases.new_zeros(1), self.hidden_biases
         rows = torch.cat([self.visible_biases[:, None], self.weights], dim=1)
         return torch.cat([torch.cat(biases)[None], rows]).flatten()[1:]
+
+    def at(self, parameters: Tensor) -> RestrictedBoltzmannMachine:
+        """The machine with other parameters (n,)."""
+        require_like("parameters", parameters, self.parameters.shape, self.weights)
+        matrix = as_matrices(parameters[:, None], *self.weights.shape)[0]
+        return replace(self, weights=matrix[1:, 1:], visible_biases=matrix[1:, 0], hidden_biases=matrix[0, 1:])
 
     def correlations(self) -> Tensor:
         """The means (n,) of h_j, v_i and v_i h_j over all states, in the order of the parameters."""
