@@ -1,6 +1,7 @@
 """Boltzmann machines: closed forms, a likelihood by brute force with autograd, and what may not change a matrix."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -281,3 +282,17 @@ def test_errors(make, told):
         make()
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ArgumentError) == ("too many" not in str(caught.value))
+
+
+def test_single_precision():
+    data = examples(9, 4)
+    for one in (machine(6, hidden=2), restricted(4, 3)):
+        half = replace(
+            one, **{name: getattr(one, name).float() for name in vars(one) if "weights" in name or "biases" in name}
+        )
+        operator = half.hessian(data)
+        assert operator.dtype == torch.float32
+        torch.testing.assert_close(dense(operator).double(), dense(one.hessian(data)), rtol=1e-5, atol=1e-6)
+        sampled = half.sampled_hessian(data, chains=8, count=5)
+        assert (sampled @ half.parameters).dtype == torch.float32
+        assert sampled.standard_errors(half.parameters[:, None]).dtype == torch.float64

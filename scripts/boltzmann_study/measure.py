@@ -63,6 +63,10 @@ def stage(
     """The exact spectrum at one point of training: its summary, and eigenvalues with eigenvectors."""
     values, vectors = torch.linalg.eigh(dense(machine.hessian(images)))
     negative = values[values < -1e-10]
+    print(
+        f"-log p {machine.negative_log_likelihood(images):.3f}: eigenvalues {values[0]:.3g} to {values[-1]:.3g}",
+        flush=True,
+    )
     summary = {
         "negative_log_likelihood": machine.negative_log_likelihood(images).item(),
         "gradient": gradient.norm().item(),
@@ -104,6 +108,7 @@ def compare(
                 "eigenvalues": own.tolist(),
             }
         )
+        print("\n".join(estimate.notes), flush=True)
     for seed in range(1, SEEDS + 1):
         estimate = sampled(machine, images, COUNTS[1], seed)
         forms = ((chosen * (estimate @ chosen)).sum(0) - expected) / estimate.standard_errors(chosen)

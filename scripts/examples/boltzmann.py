@@ -60,7 +60,9 @@ Progress = Callable[[int, spectra.RestrictedBoltzmannMachine, Tensor], None]
 def train(
     images: Tensor, hidden: int, steps: int, seed: int = 0, progress: Progress | None = None
 ) -> spectra.RestrictedBoltzmannMachine:
-    """Train a machine on all images at once by Adam and its exact gradient, at a rate that falls from 0.05 to 0.
+    """Train a machine on all images at once by its exact gradient and Adam (Kingma, Ba 2015).
+
+    The rate falls from 0.05 to 0 as a cosine.
 
     It begins with small random weights, and with the biases of independent pixels. `progress` is called with the step,
     the machine and its gradient.
@@ -73,16 +75,15 @@ def train(
         hidden_biases=torch.zeros(hidden, dtype=torch.float64),
         energy_sign="minus",
     )
-    parameters = machine.parameters.clone().requires_grad_()
-    optimizer = torch.optim.Adam([parameters], lr=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    parameters, mean, square = machine.parameters, torch.zeros(()), torch.zeros(())
     for step in range(steps):
-        parameters.grad = machine.gradient(images)
+        gradient = machine.gradient(images)
         if progress:
-            progress(step, machine, parameters.grad)
-        optimizer.step()
-        schedule.step()
-        machine = machine.at(parameters.detach())
+            progress(step, machine, gradient)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        scaled = mean / (1 - 0.9 ** (step + 1)) / (square / (1 - 0.999 ** (step + 1))).sqrt()
+        parameters = parameters - 0.05 * (1 + math.cos(math.pi * step / steps)) / 2 * scaled
+        machine = machine.at(parameters)
     return machine
 
 
