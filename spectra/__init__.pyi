@@ -53,9 +53,11 @@ from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
 from spectra.spectrum.log_determinant import log_determinant as log_determinant
 from spectra.sweeps.evolution import evolution_of as evolution_of
+from spectra.systems.boltzmann import BoltzmannMachine as BoltzmannMachine
 from spectra.systems.equilibrium import Equilibrium as Equilibrium
 from spectra.systems.equilibrium import RecurrentNetwork as RecurrentNetwork
 from spectra.systems.rank_two import RankTwo as RankTwo
+from spectra.systems.restricted import RestrictedBoltzmannMachine as RestrictedBoltzmannMachine
 from spectra.systems.weight_perturbation import VectorEstimate as VectorEstimate
 from spectra.systems.weight_perturbation import gradient_and_product_from_losses as gradient_and_product_from_losses
 from spectra.systems.weight_perturbation import gradient_from_losses as gradient_from_losses
