@@ -8,6 +8,7 @@ import torch
 
 from spectra.arguments import require_number
 from spectra.defaults import TOLERANCE
+from spectra.given_operator import as_operator
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator
@@ -71,6 +72,7 @@ def damping_for(
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
     require_number("condition", condition, least=1 + 1e-6, finite=True)
+    operator = as_operator(operator)
     k = 2 if operator.shape[0] > 1 else 1
     pairs = eigenpairs(
         operator,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectra.arguments import require_choice, require_integer, require_matrix, require_number, wrong
+from spectra.arguments import require_choice, require_integer, require_number, wrong
 from spectra.errors import ArgumentError
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.cg import Iterate, conjugate_gradients
 from spectra.krylov.eigensolver import ReverseCommunication
@@ -72,6 +73,7 @@ def solve(
     Raises:
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
+    operator = as_operator(operator)
     refuse_system(operator, b, damping, method, tolerance, known, lowest, max_products)
     counted = Counting(in_ieee(operator))
     matrix = Shifted(counted, damping)
@@ -280,7 +282,6 @@ def refuse_system(
     max_products: int | None,
 ) -> None:
     """Raise ArgumentError where an argument of `solve` is wrong."""
-    require_matrix("operator", operator)
     n = operator.shape[0]
     if not isinstance(b, Tensor):
         raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with a right-hand side a column")
