@@ -20,7 +20,18 @@ from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
-from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
+from spectra.defaults import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    EXACT,
+    IEEE,
+    PRECISIONS,
+    PRODUCTS,
+    RTOL,
+    SAVE_EVERY,
+    TOLERANCE,
+    K,
+)
 from spectra.errors import ArgumentError, SpectraError
 from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
@@ -73,6 +84,8 @@ def eig(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
@@ -102,6 +115,9 @@ def eig(
         precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
             first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
             noise in their errors.
+        products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
+            forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
+        difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
         compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
             that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
@@ -135,6 +151,8 @@ def eig(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
     )
@@ -158,6 +176,8 @@ def trace(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -166,8 +186,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -196,6 +216,8 @@ def trace(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -220,6 +242,8 @@ def density(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -228,9 +252,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing
-            is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written
+            too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -260,6 +284,8 @@ def density(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -290,6 +316,8 @@ def requested(
     basis: str,
     check: bool,
     precision: str,
+    products: str,
+    difference_step: float | None,
     compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
@@ -303,6 +331,8 @@ def requested(
     recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
     recorded["compile"] = compile
     recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
+    recorded |= {"products": among("products", products, PRODUCTS)}
+    recorded["difference_step"] = None if difference_step is None else positive("difference_step", difference_step)
     return Request(
         settings,
         problem,
@@ -314,6 +344,8 @@ def requested(
         basis=basis,
         check=bool(check),
         precision=precision,
+        products=products,
+        difference_step=recorded["difference_step"],
         compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
