@@ -43,7 +43,7 @@ from spectra.vectors import norm
 ORDERS = {"forward": 1, "central": 2}  # p: the power of the step with which the truncation falls
 FORMS = {"finite-difference": "central", "forward-difference": "forward"}  # of `products`
 SHARPNESS = 20  # s = |w| / L, with L the length over which the curvature of a loss changes
-TWICE = 2.0  # the step of the products that others are compared with, where there are no exact ones
+LONGER = {"forward": 3, "central": 2}  # the step of products that others are compared with, where none are exact
 
 
 def best_step(form: str, dtype: torch.dtype) -> float:
@@ -125,7 +125,7 @@ class FiniteDifferences(Curvature):
 
     Such products are off by truncation and rounding, are not exactly symmetric, and are no exactly linear function of
     the vector. `ieee` is the exact matrix, from which methods take products to measure that error alone. Where that
-    does not exist, differences of twice the step take its place, and `not_exact` says why. Parameters are not written
+    does not exist, differences of a longer step take its place, and `not_exact` says why. Parameters are not written
     to: while a gradient is computed they hold other tensors.
 
     Args:
@@ -178,11 +178,12 @@ class FiniteDifferences(Curvature):
         )
 
     @cached_property
-    def ieee(self) -> Curvature | Doubled:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What products are compared with: the exact matrix; where that has no products, differences of twice the step.
+    def ieee(self) -> Curvature | Longer:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What products are compared with: the exact matrix; where that has no products, differences of a longer step.
 
-        Twice the step has four times the truncation of the central form, and half the rounding. So what lies between
-        the two is no less than the error of the shorter step, as long as the truncation follows its power.
+        Twice the step has four times the truncation of the central form, and three times the step has three times that
+        of the forward form. So what lies between the two is two or three times the truncation of the shorter step, and
+        no less than its rounding, as long as the truncation follows its power.
         """
         self.prepare()
         memory = self.memory and max(1, self.memory - super().kept_bytes)
@@ -196,7 +197,7 @@ class FiniteDifferences(Curvature):
         if self.problem.processes.least(int(self.not_exact is None)):
             return exact
         self.not_exact = self.not_exact or "another rank has no exact products"
-        return Doubled(FiniteDifferences(self.problem, self.form, TWICE * self.step, self.memory))
+        return Longer(FiniteDifferences(self.problem, self.form, LONGER[self.form] * self.step, self.memory))
 
     @property
     def kept_bytes(self) -> int:
@@ -216,10 +217,10 @@ class FiniteDifferences(Curvature):
         """Nothing: it is exact products that are compared with differences, once they are made."""
 
 
-class Doubled(Wrapper):
-    """Differences of twice the step, in place of exact products that there are not."""
+class Longer(Wrapper):
+    """Differences of a longer step, in place of exact products that there are not."""
 
     @property
-    def ieee(self) -> Doubled:
+    def ieee(self) -> Longer:
         """Itself: there is nothing better."""
         return self

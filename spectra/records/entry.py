@@ -52,7 +52,7 @@ class FiniteDifference(Stored):
     step: float  # length of a displacement over |w|
     length: float  # of a displacement
     error: float  # |H v by differences - H v| / |H v| for one random v
-    estimated: bool = False  # there is no exact H v: differences of twice the step stand for it in `error`
+    estimated: bool = False  # there is no exact H v: differences of a longer step stand for it in `error`
     not_exact: str | None = None  # why there is none
 
 

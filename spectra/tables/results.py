@@ -154,7 +154,7 @@ def difference_line(command: str, result: Entry) -> str:
     """The line on how far off products by finite differences are, and where that is in the numbers."""
     how = result.finite_difference
     assert how
-    others = "differences of twice the step" if how.estimated else "exact products"
+    others = "differences of a longer step" if how.estimated else "exact products"
     reason = f" (there are no exact products: {quoted(how.not_exact, None)})" if how.estimated else ""
     return (
         f"{result.curvature}: {how.form} differences of step {how.step:.2g}, a random product of which is off by "
