@@ -43,15 +43,14 @@ def with_measured_residuals(solve: Callable[..., Eigenpairs]) -> Callable[..., E
 def measured(pairs: Eigenpairs, operator: SymmetricOperator, k: int, which: str, tolerance: float) -> Eigenpairs:
     """The pairs with residuals |A u - lambda u| of the reference A, and what is said of them by these.
 
-    There is no smaller estimate than they are, since the values are no Rayleigh quotients of A. What a search has
-    excluded is widened by the largest.
+    There is no smaller estimate than they are, since the values are no Rayleigh quotients of A. What is known of the
+    other eigenvalues is widened by the largest of them.
     """
     residuals = residual_norms(products(reference(operator), pairs.vectors), pairs.values, pairs.vectors)
-    off = residuals.max().item()
-    complete = pairs.complete and len(pairs.values) == operator.shape[0]
-    if pairs.complete and pairs.complement:
-        lower, upper = pairs.complement
-        complete = are_outside(pairs.values, (lower - off, upper + off), which)
+    off, complete = residuals.max().item(), pairs.complete
+    if complete and len(pairs.values) < operator.shape[0]:
+        ends = [*(pairs.complement or ()), *(pairs.beside or ())]
+        complete = bool(ends) and are_outside(pairs.values, (min(ends) - off, max(ends) + off), which)
     allowed = allowed_residuals(pairs.values, pairs.values.abs().max().item(), tolerance, operator.dtype)
     return replace(
         pairs,
