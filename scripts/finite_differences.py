@@ -3,8 +3,9 @@
     python -m scripts.finite_differences              measures; writes results/finite-differences
     python -m scripts.finite_differences --page       writes figure and page again, from the table that is there
 
-Both networks are 64-32-32-10, one of tanh and one of ReLU, trained as `spectra demo` trains. The error |H v by differences
-- H v| / |H v| is measured for random v and for the leading eigenvector, by both forms, in float32 and float64.
+Both networks are 64-32-32-10, one of tanh and one of ReLU, trained as `spectra demo` trains. The error |H v by
+differences - H v| / |H v| is measured for random v and for the leading eigenvector, by both forms, in float32 and
+float64.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 
 import spectra
 from scripts.benchmarks.record import git, installed, machine
-from spectra.curvature.finite_differences import ORDERS, FiniteDifferences, best_step
+from spectra.curvature.finite_differences import ORDERS, SHARPNESS, FiniteDifferences, best_step
 from spectra.curvature.operator import Curvature
 from spectra.operator import random_vectors
 from spectra.plots.style import COLOURS, STYLE, save_figure
@@ -39,8 +41,9 @@ from spectra.plots.style import COLOURS, STYLE, save_figure
 OUT = Path("results/finite-differences")
 STEPS = tuple(10 ** (exponent / 4) for exponent in range(-48, 1))  # R from 1e-12 to 1
 VECTORS = 9  # random ones; their median counts
-TRUNCATION = (1e-4, 3e-3)  # in float64: the range of R in which slopes of truncation are measured
-ROUNDING = {"float64": (1e-12, 1e-8), "float32": (1e-8, 1e-5)}
+TRUNCATION = (1e-5, 1e-3)  # in float64: the range of R in which slopes of truncation are measured
+ROUNDING = {"float64": (1e-12, 1e-10), "float32": (1e-7, 3e-6)}
+KINKED = (3e-5, 0.1)  # where ReLU's error is that of kinks
 ALONG = ("random", "leading eigenvector")
 Row = dict[str, Any]
 
@@ -164,12 +167,12 @@ def findings(rows: Sequence[Row]) -> list[Row]:
                 "along": along,
                 "truncation slope": slope(exact, *TRUNCATION) if smooth else None,
                 "rounding slope": slope(curve, *ROUNDING[dtype]),
-                "sharpness": sharpness(exact, ORDERS[form]) if smooth else None,
-                "best step": best["step"],
+                "s": sharpness(exact, ORDERS[form]) if smooth else None,
+                "best R": best["step"],
                 "error there": best["error"],
-                "default step": default,
+                "default R": default,
                 "error at the default": near["error"],
-                "kinks at the default": near["kinks"],
+                "kinks crossed there": near["kinks"],
             }
         )
     return found
@@ -236,7 +239,7 @@ def guides(axes: Axes) -> None:
     style: dict[str, Any] = {"color": "0.45", "linewidth": 0.8, "zorder": 1}
     for x, y, power, text, at in (
         ((1e-4, 1e-1), 3e-10, 2, "$R^2$", (7e-3, 1e-8)),
-        ((1e-7, 1e-2), 3e-5, 1, "$R$", (1e-6, 1.5e-3)),
+        ((1e-7, 1e-4), 1e-8, 1, "$R$", (4e-6, 1e-7)),
         ((1e-12, 1e-8), 3e-6, -1, "$1/R$", (2e-11, 1e-8)),
     ):
         axes.loglog(x, [y, y * (x[1] / x[0]) ** power], **style)
@@ -254,100 +257,132 @@ def draw_kinks(axes: Axes, rows: Sequence[Row]) -> None:
 
 # The page
 
+COLUMNS = ("network", "dtype", "form", "along", "truncation slope", "rounding slope", "s", "best R", "error there")
+COLUMNS += ("default R", "error at the default", "kinks crossed there")
+
 
 def page(found: Sequence[Row], rows: Sequence[Row], how: Row) -> str:
     """What was found, in words, with its numbers."""
-
-    def of(name: str, dtype: str, form: str, along: str = ALONG[0]) -> Row:
-        return next(iter(pick_finding(found, network=name, dtype=dtype, form=form, along=along)))
-
-    def worst(name: str, dtype: str, form: str) -> Row:
-        return max(pick(rows, network=name, dtype=dtype, form=form, along=ALONG[0])[24:], key=lambda r: r["error"])
-
     smooth = [f for f in found if f["network"] == "tanh"]
-    orders = {form: [f["truncation slope"] for f in smooth if f["form"] == form] for form in ORDERS}
-    rounding = [f["rounding slope"] for f in smooth]
-    sharp = {along: [f["sharpness"] for f in smooth if f["along"] == along] for along in ALONG}
-    relu, quiet = of("ReLU", "float32", "central"), of("ReLU", "float64", "central")
-    highest = worst("ReLU", "float64", "central")
-    none = max(
-        (
-            r["step"]
-            for r in pick(rows, network="ReLU", dtype="float64", form="central", along=ALONG[0])
-            if not r["kinks"]
-        ),
-        default=0.0,
+    paragraphs = [
+        "# How far off are products by finite differences?",
+        "The exact product H v (Pearlmutter 1994) took the place of differences of gradients, (g(w + r v) - g(w)) / r, "
+        "or the central (g(w + r v) - g(w - r v)) / 2r. Here both are compared with it, on two trained networks "
+        "(64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve decades of the step "
+        "R = |r v| / |w|.",
+        "![Error against the step](errors.png)",
+        f"*Median over {VECTORS} random v, and the leading eigenvector. Dots: the defaults of `--products "
+        "finite-difference` and `forward-difference`. Grey: the slopes that theory has. Below right: how many pairs of "
+        "a unit and an example have a kink between the ends of the difference, in float64.*",
+        "## What is found",
+        *map(str.strip, (smooth_errors(smooth), sharpnesses(smooth), kinks(found, rows), single(found, rows))),
+        "## The numbers",
+        table([COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)]),
+        f"Slopes are fitted between R = {TRUNCATION[0]:.0e} and {TRUNCATION[1]:.0e} (truncation, in float64), and "
+        f"between {ROUNDING['float64'][0]:.0e} and {ROUNDING['float64'][1]:.0e} in float64 or "
+        f"{ROUNDING['float32'][0]:.0e} and {ROUNDING['float32'][1]:.0e} in float32 (rounding). s is of the truncation "
+        "(s R)^p. All errors are in [`errors.csv`](errors.csv). The reference is the exact product in float64 at the "
+        "same weights.",
+        f"Made by `python -m scripts.finite_differences` in {how['seconds']:.0f} s on {how['machine']} "
+        f"({how['threads']} thread), Python {how['python']}, torch {how['versions']['torch']}, commit "
+        f"{how['commit'][:12]}{' with changes' if how['dirty'] else ''}, {how['date']}.",
+    ]
+    return "\n\n".join(text if "|" in text[:2] else fill(text) for text in paragraphs) + "\n"
+
+
+def smooth_errors(smooth: Sequence[Row]) -> str:
+    """On the network without kinks."""
+    slopes = {form: [f["truncation slope"] for f in smooth if f["form"] == form] for form in ORDERS}
+    least = {
+        (dtype, form): finding(smooth, dtype=dtype, form=form, along=ALONG[0])["error there"]
+        for dtype in ("float32", "float64")
+        for form in ORDERS
+    }
+    return (
+        "1. **Without kinks the error is what theory says.** Truncation grows with R to the power "
+        f"{span(slopes['forward'])} (forward) and {span(slopes['central'])} (central), and rounding with the power "
+        f"{span([f['rounding slope'] for f in smooth if f['dtype'] == 'float64'])} in float64. (In float32 it "
+        "saturates: a displacement below half a unit of the last place is none.) The least error of a random product "
+        f"is {least['float32', 'central']:.0e} (central) and {least['float32', 'forward']:.0e} (forward) in float32, "
+        f"and {least['float64', 'central']:.0e} and {least['float64', 'forward']:.0e} in float64: near eps^(2/3) and "
+        "eps^(1/2)."
     )
-    least = min(pick(rows, network="ReLU", dtype="float32", form="central", along=ALONG[0]), key=lambda r: r["error"])
-    table = "\n".join(
-        f"| {f['network']} | {f['dtype']} | {f['form']} | {f['along']} | {number(f['truncation slope'], '.2f')} | "
-        f"{number(f['rounding slope'], '.2f')} | {f['best step']:.1e} | {f['error there']:.1e} | {f['default step']:.1e} | "
-        f"{f['error at the default']:.1e} | {f['kinks at the default']:.0f} |"
-        for f in found
+
+
+def sharpnesses(smooth: Sequence[Row]) -> str:
+    """On the truncation along random vectors and eigenvectors."""
+    sharp = {along: [f["s"] for f in smooth if f["along"] == along] for along in ALONG}
+    random, leading = (finding(smooth, dtype="float32", form="central", along=along) for along in ALONG)
+    return (
+        "2. **No step suits all vectors.** The truncation is (s R)^p of a product's size, with s "
+        f"{span(sharp[ALONG[0]], '.2g')} for random vectors and {span(sharp[ALONG[1]], '.2g')} for the leading "
+        "eigenvector: along that, the loss curves most and its curvature changes fastest. The default takes s = "
+        f"{SHARPNESS}. At the default step of the central form in float32 the leading eigenvector is off by "
+        f"{leading['error at the default']:.0e} (best: {leading['error there']:.0e} at R = {leading['best R']:.0e}), a "
+        f"random vector by {random['error at the default']:.0e} (best: {random['error there']:.0e} at R = "
+        f"{random['best R']:.0e})."
     )
-    return f"""# How far off are products by finite differences?
-
-Pearlmutter's exact product H v took the place of differences of gradients, (g(w + r v) - g(w)) / r or the central
-(g(w + r v) - g(w - r v)) / 2r. Here both are compared with the exact product, on two trained networks
-(64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve decades of the step R = |r v| / |w|.
-
-![Error against the step](errors.png)
-
-*Median over {VECTORS} random v, and the leading eigenvector. Dots: the default of `--products finite-difference` and
-`forward-difference`. Grey: the slopes that theory has. Below right: pairs of unit and example whose ReLU is passed.*
-
-## What is found
-
-1. **On the smooth network the error is what theory says.** Truncation grows with R to the power
-   {span(orders["forward"], ".2f")} (forward) and {span(orders["central"], ".2f")} (central), rounding with the power
-   {span(rounding, ".2f")}. The least error of a random product is {of("tanh", "float32", "central")["error there"]:.0e}
-   (central) and {of("tanh", "float32", "forward")["error there"]:.0e} (forward) in float32, and
-   {of("tanh", "float64", "central")["error there"]:.0e} and {of("tanh", "float64", "forward")["error there"]:.0e} in
-   float64: eps^(2/3) and eps^(1/2), but for the factors below.
-2. **One step does not suit all vectors.** The truncation of a product is (s R)^p of its size, with s
-   {span(sharp[ALONG[0]], ".2g")} for random vectors and {span(sharp[ALONG[1]], ".2g")} for the leading eigenvector: the
-   loss curves most, and its curvature changes fastest, along that. The default takes s = 20, so that leading eigenvectors
-   come out: at the default step they are off by {of("tanh", "float32", "central", ALONG[1])["error at the default"]:.0e}
-   (central, float32), and random vectors by {of("tanh", "float32", "central")["error at the default"]:.0e}.
-3. **Kinks break this.** With ReLU the error of the central form in float64 does not fall as R falls: it rises to
-   {highest["error"]:.2g} at R = {highest["step"]:.0e}, where {highest["kinks"]:.0f} kinks are crossed. Each adds a
-   jump of the gradient, divided by r: jumps of random sign grow as the square root of their number, so the error goes as
-   R^(-1/2) until no kink is left. None is crossed in the median up to R = {none:.0e}, and there the error is
-   {quiet["error at the default"]:.0e}.
-4. **In float32 ReLU leaves no good step.** The default ({relu["default step"]:.1e}) crosses
-   {relu["kinks at the default"]:.0f} kinks and is off by {relu["error at the default"]:.2g} of the product's size; the best step is
-   {least["step"]:.0e}, with an error of {least["error"]:.0e}, between kinks and rounding. The command measures this
-   and refuses products that are off by more than half. Take float64, or exact products, which no kink disturbs.
-
-## The numbers
-
-| network | dtype | form | along | truncation slope | rounding slope | best R | error there | default R | error at the default | kinks crossed there |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{table}
-
-Slopes are fitted between R = {TRUNCATION[0]:.0e} and {TRUNCATION[1]:.0e} (truncation, in float64), and between
-{ROUNDING["float64"][0]:.0e} and {ROUNDING["float64"][1]:.0e} or {ROUNDING["float32"][0]:.0e} and {ROUNDING["float32"][1]:.0e} (rounding, in float64 or float32). All errors are in
-[`errors.csv`](errors.csv). The reference is the exact product in float64; in float32 it is that of the same weights.
-
-Made by `python -m scripts.finite_differences` in {how["seconds"]:.0f} s on {how["machine"]} ({how["threads"]} thread),
-Python {how["python"]}, torch {how["versions"]["torch"]}, commit {how["commit"][:12]}{" with changes" if how["dirty"] else ""}, {how["date"]}.
-"""
 
 
-def pick_finding(found: Sequence[Row], **wanted: Any) -> list[Row]:
-    """The findings with these values."""
-    return [f for f in found if all(f[k] == v for k, v in wanted.items())]
+def kinks(found: Sequence[Row], rows: Sequence[Row]) -> str:
+    """On the network of ReLU."""
+    curve = pick(rows, network="ReLU", dtype="float64", form="central", along=ALONG[0])
+    inside = [r for r in curve if KINKED[0] <= r["step"] <= KINKED[1]]
+    without = max(r["step"] for r in curve if not r["kinks"])
+    least, most = (end(r["error"] for r in inside) for end in (min, max))
+    few, many = inside[0], inside[-1]
+    default = finding(found, network="ReLU", dtype="float64", form="central", along=ALONG[0])
+    return (
+        f"3. **With kinks the error does not fall with the step.** With ReLU it is {least:.2g} to {most:.2g} at every "
+        f"R from {KINKED[0]:g} to {KINKED[1]:g}, in float64 too. {few['kinks']:.0f} kinks are crossed at the one end "
+        f"and {many['kinks']:,.0f} at the other. Each adds a jump of the gradient, over r, and their number falls with "
+        "r: what they add stays. That is the curvature in the kinks themselves, which the exact product does not have. "
+        f"Only where no kink is crossed (in the median up to R = {without:.0e}) is the error that of a smooth network: "
+        f"{default['error at the default']:.0e} at the default in float64."
+    )
 
 
-def span(values: Sequence[float], form: str) -> str:
+def single(found: Sequence[Row], rows: Sequence[Row]) -> str:
+    """On ReLU in float32."""
+    random, leading = (finding(found, network="ReLU", dtype="float32", form="central", along=along) for along in ALONG)
+    return (
+        "4. **In float32 ReLU leaves no good step.** At the default a random vector crosses "
+        f"{random['kinks crossed there']:.0f} kinks and is off by {random['error at the default']:.2g} of its size, "
+        f"the leading eigenvector {leading['kinks crossed there']:.0f} and {leading['error at the default']:.2g}. The "
+        f"best is {random['error there']:.0e} at R = {random['best R']:.0e}, between kinks and rounding. The command "
+        "measures this, puts it into residuals and errors, and refuses products that are off by more than half. Take "
+        "float64, or exact products, which no kink disturbs."
+    )
+
+
+def cells(f: Row) -> list[str]:
+    """A row of the table on the page."""
+    texts = [f[name] for name in COLUMNS[:4]]
+    slopes = ["-" if f[name] is None else f"{f[name]:.2f}" for name in COLUMNS[4:6]]
+    sharp = "-" if f["s"] is None else f"{f['s']:.2g}"
+    return [*texts, *slopes, sharp, *(f"{f[name]:.1e}" for name in COLUMNS[7:11]), f"{f[COLUMNS[11]]:.0f}"]
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def finding(found: Sequence[Row], **wanted: Any) -> Row:
+    """The first finding with these values."""
+    return next(f for f in found if all(f[k] == v for k, v in wanted.items()))
+
+
+def span(values: Sequence[float], form: str = ".2f") -> str:
     """`1.00`, or `1.00 to 1.01`."""
-    ends = [f"{min(values):{form}}", f"{max(values):{form}}"]
+    ends = [f"{end(values):{form}}" for end in (min, max)]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def number(value: float | None, form: str) -> str:
-    """A number, or a dash for none."""
-    return "-" if value is None else f"{value:{form}}"
+def fill(text: str) -> str:
+    """The text in lines of at most 120 characters; what goes on in an item is indented."""
+    item = text[:1].isdigit()
+    return textwrap.fill(text, 120, subsequent_indent="   " * item, break_long_words=False, break_on_hyphens=False)
 
 
 def made(seconds: float) -> Row:
