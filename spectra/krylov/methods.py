@@ -37,3 +37,5 @@ TRACE_BLOCKS = {
     "hutchinson": "spectra.krylov.equal_blocks:hutchinson_blocks",
     "dense": "spectra.krylov.equal_blocks:dense_block_traces",
 }
+
+OF_A_BASIS = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that are of an orthonormal basis
