@@ -23,6 +23,7 @@ import spectra
 from spectra.cli import run
 from spectra.curvature.checks.notes import model_notes
 from spectra.errors import ArgumentError, SpectraError
+from spectra.problem.autograd_graph import names_behind
 from spectra.problem.problem import Problem, Processes
 from spectra.systems.equilibrium import Equilibrium, RecurrentNetwork
 from spectra.systems.relaxation import METHODS, Relaxation, relax
@@ -363,6 +364,11 @@ def test_a_state_of_any_shape_and_start():
     assert relative(layer(zero(x), x), zero(x)) < 1e-9
 
 
+def test_functions_inside_of_the_map_are_seen():
+    """Kinks there count in the check of derivatives."""
+    assert "TanhBackward0" in set(names_behind([build()(points()[0])]))
+
+
 # What is told of it.
 
 
@@ -388,6 +394,12 @@ def test_a_note_in_single_precision_counts_rounding():
     (line,) = model_notes(given)
     assert "to residuals of 4e-06" in line
     assert 1e-8 < float(line.partition("is off by ")[2].partition(" of")[0]) < 1e-3
+
+
+def test_a_tighter_tolerance_that_rounding_forbids_leaves_the_note_open(monkeypatch):
+    monkeypatch.setattr("spectra.systems.relaxation.ROUNDING", 1e-3)
+    (line,) = model_notes(problem(build(tolerance=1e-15)))
+    assert "its effect on products is not measured: float64 does not reach tolerance 1e-17" in line
 
 
 def test_any_module_may_tell_of_itself():
