@@ -228,6 +228,17 @@ def test_two_derivatives_of_a_nonlinear_unit(method):
     assert torch.autograd.grad(got, model.map.weight)[0].item() == pytest.approx(second, rel=1e-11)
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_of_several_fixed_points_the_start_chooses(side):
+    """y = tanh(2 y) has fixed points near +-0.957, with dy/dw = t' y / (1 - 2 t'), and 0, which does not attract."""
+    model = Equilibrium(Unit(2.0, torch.tanh), torch.ones_like if side > 0 else lambda x: -torch.ones_like(x))
+    y = model(torch.zeros(1, 1, dtype=torch.float64)).sum()
+    slope = 1 - y.item() ** 2
+    assert y.item() == pytest.approx(side * 0.9575040240772687, rel=1e-9)
+    (got,) = torch.autograd.grad(y, model.map.weight)
+    assert got.item() == pytest.approx(slope * y.item() / (1 - 2 * slope), rel=1e-8)
+
+
 # Pearlmutter (1994), section 4.1, written out with dense linear algebra.
 
 
