@@ -322,7 +322,7 @@ def mesh_of(operator: Shaped) -> DeviceMesh | None:
     return getattr(operator, "mesh", None)
 
 
-def to_scipy(operator: SymmetricOperator) -> LinearOperator:
+def to_scipy(operator: Any) -> LinearOperator:
     """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays, for `eigsh` and other SciPy functions.
 
     Raises ArgumentError where `operator` is not a matrix.
@@ -347,7 +347,7 @@ DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` 
 
 
 @without_autocast()
-def check_operator(operator: SymmetricOperator, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
+def check_operator(operator: Any, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
     """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
 
     The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
@@ -355,7 +355,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
     precision is checked in ieee: its own products are asymmetric by their noise, which `measure_noise` tells.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         generator: a CPU generator, from which u and v are drawn.
         seed: the seed of the generator, where none is given.
 

@@ -27,7 +27,7 @@ LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than 
 @without_autocast()
 @with_measured_residuals
 def eigenpairs(
-    operator: SymmetricOperator,
+    operator: Any,
     k: int,
     *,
     which: str = "LM",
@@ -52,7 +52,7 @@ def eigenpairs(
     in ieee.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         k: the number of eigenpairs.
         which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.

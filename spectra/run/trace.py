@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
+from typing import Any
 
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import EXACT, IEEE, RTOL
@@ -16,13 +17,16 @@ from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
+from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
-from spectra.operator import CHECKS, Factored, Shaped
+from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, member_of
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
+
+DIAGONAL = "diagonal"  # the method of matrices whose entries are known, unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,23 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {matrix.name: usual_method(matrix, limit and limit - CHECKS) for matrix in matrices}
+    return {
+        matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
+        for matrix in matrices
+    }
+
+
+def sum_of(matrix: Any) -> float | None:
+    """The sum of the diagonal of a matrix whose entries are known; None of others."""
+    found = member_of(matrix, "diagonal_sum")
+    return found() if found else None
+
+
+def diagonal_trace(operator: SymmetricOperator, **_: Any) -> TraceEstimate:
+    """The trace of a matrix whose entries are known: exact, and without a product."""
+    value = sum_of(operator)
+    assert value is not None
+    return exact_trace(value, products=0)
 
 
 def usual_method(matrix: Factored, products: int | None) -> str:
@@ -94,6 +114,9 @@ def usual_method(matrix: Factored, products: int | None) -> str:
 
 def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
     """Estimate one matrix's trace, beside eigenpairs of an earlier run; gram needs none, and only products to check."""
+    if method == DIAGONAL:
+        (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
+        return measurement
     asked, found = session.request.settings, resolve_name(TRACE[method])
     settings = {"rtol": asked.rtol, "probes": asked.probes}
     if method == "gram":

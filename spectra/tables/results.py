@@ -27,7 +27,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
-SAMPLED = "the matrix is itself an estimate: eigenvalue ± standard error of the sample that it is from"
+SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 MEASURED_IN = {  # where the error of finite differences is, by command
     "eig": "residuals are of {}",
     "trace": "the standard error has that in it",
@@ -48,7 +48,10 @@ def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
     tables = []
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     exact = all(r.exact for r in results)
+    if not exact:
+        meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
     for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
         some = results[first : first + 3]
         table = new_table("", *[r.curvature for r in some])
@@ -60,7 +63,6 @@ def eig_parts(record: Record) -> list[str | Table]:
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
