@@ -261,6 +261,17 @@ def test_a_known_negative_eigenvalue_is_told_of():
     assert solve(a, drawn(30), method="cg", known=pairs, damping=2.5).converged
 
 
+def test_a_direction_met_beside_known_eigenvectors_is_one_of_the_matrix():
+    """Also where those are not quite eigenvectors, so that it has a part along them."""
+    given = matrix("network")
+    pairs = eigenpairs(given.matrix + 0.5 * with_spectrum(uniform(given.n), seed=4), 6, which="LA")
+    found = solve(given.matrix, drawn(given.n), method="cg", known=pairs)
+    d = found.directions
+    assert d.norm().item() == pytest.approx(1)
+    assert (pairs.vectors @ d).norm() > 1e-3
+    assert found.curvatures.item() == pytest.approx((d @ given.matrix @ d).item())
+
+
 # Invariances
 
 

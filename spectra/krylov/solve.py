@@ -176,9 +176,7 @@ class ColumnSolver:
         if norm(rest) <= target:
             return Iterate(x)
         root = self.preconditioner.root
-        inside = root(rest)
-        target *= norm(inside) / norm(rest)
-        run = METHODS[method](inside, target, self.most - self.products - 1)
+        run = METHODS[method](root(rest), target, self.most - self.products - 1)
         iterate = yield from self.counted(self.preconditioner.around(run))
         if iterate.direction is None:
             return Iterate(x + root(iterate.x))
