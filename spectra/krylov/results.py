@@ -35,6 +35,7 @@ class Eigenpairs:
     converged: bool
     complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
+    sampling_errors: Tensor | None = None  # (k,), standard errors of values, of a matrix that is itself an estimate
 
     __repr__ = outline
 
@@ -64,6 +65,7 @@ class TraceEstimate:
     standard_error: float
     products: int
     converged: bool
+    sampling_error: float | None = None  # the part of a matrix that is itself an estimate
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
