@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from spectra.arguments import require_choice, require_integer, require_matrix, require_number, wrong
+from spectra.arguments import require_choice, require_integer, require_number, wrong
 from spectra.errors import ArgumentError
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.cg import Iterate, conjugate_gradients
 from spectra.krylov.eigensolver import ReverseCommunication
@@ -34,7 +37,7 @@ EACH = 10  # vectors that the solution of a column holds at its peak
 
 @without_autocast()
 def solve(
-    operator: SymmetricOperator,
+    operator: Any,
     b: Tensor,
     *,
     damping: float = 0.0,
@@ -54,8 +57,8 @@ def solve(
     in ieee.
 
     Args:
-        operator: the matrix A (n, n).
-        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype.
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype; a tensor or NumPy's array.
         damping: a number of either sign that is added to every eigenvalue.
         method: cg, minres, or None: cg, and minres from the beginning for columns where cg meets negative curvature.
         tolerance: the relative residual |b - (A + damping I) x| / |b| of a converged column.
@@ -72,6 +75,7 @@ def solve(
     Raises:
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
+    operator, b = as_operator(operator), torch.as_tensor(b) if isinstance(b, np.ndarray) else b
     refuse_system(operator, b, damping, method, tolerance, known, lowest, max_products)
     counted = Counting(in_ieee(operator))
     matrix = Shifted(counted, damping)
@@ -278,7 +282,6 @@ def refuse_system(
     max_products: int | None,
 ) -> None:
     """Raise ArgumentError where an argument of `solve` is wrong."""
-    require_matrix("operator", operator)
     n = operator.shape[0]
     if not isinstance(b, Tensor):
         raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with a right-hand side a column")
