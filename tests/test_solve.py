@@ -330,7 +330,7 @@ def test_matrices_and_right_hand_sides_of_other_packages():
     given = matrix("strakos")
     b = drawn(given.n, 2)
     one = solve(given.matrix, b, tolerance=1e-9)
-    for other in (given.matrix.numpy(), csr_array(given.matrix.numpy()), (given.n, lambda v: given.matrix @ v)):
+    for other in (given.matrix.numpy(), csr_array(given.matrix.numpy()), (given.n, lambda v: given.matrix.numpy() @ v)):
         torch.testing.assert_close(solve(other, b.numpy(), tolerance=1e-9).x, one.x, rtol=0, atol=1e-7)
     assert spectra.damping_for(given.matrix.numpy()).lowest == pytest.approx(0.1)
 

@@ -38,7 +38,7 @@ EACH = 10  # vectors that the solution of a column holds at its peak
 @without_autocast()
 def solve(
     operator: Any,
-    b: Tensor,
+    b: Tensor | np.ndarray,
     *,
     damping: float = 0.0,
     method: str | None = None,
@@ -75,7 +75,8 @@ def solve(
     Raises:
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
-    operator, b = as_operator(operator), torch.as_tensor(b) if isinstance(b, np.ndarray) else b
+    operator = as_operator(operator)
+    b = torch.as_tensor(b) if isinstance(b, np.ndarray) else b
     refuse_system(operator, b, damping, method, tolerance, known, lowest, max_products)
     counted = Counting(in_ieee(operator))
     matrix = Shifted(counted, damping)

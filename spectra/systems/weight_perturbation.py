@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_choice, require_integer, require_matrix, require_number
+from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
 from spectra.curvature.displacement import displaced_losses
 from spectra.devices import device_of_vectors
 from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import as_operator
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
@@ -114,9 +115,9 @@ def gradient_from_losses(
             f"`second_order` with `form` {form}: its differences have no second-order term; use form='forward'"
         )
     if second_order is not None:
-        require_matrix("second_order", second_order)
-        if second_order.shape[0] != losses.n:
-            raise ArgumentError(f"`second_order` of shape {tuple(second_order.shape)}: give ({losses.n}, {losses.n})")
+        second_order = matrix = as_operator(second_order, "second_order")
+        if matrix.shape[0] != losses.n:
+            raise ArgumentError(f"`second_order` of shape {tuple(matrix.shape)}: give ({losses.n}, {losses.n})")
     size = losses.chosen_size(size, 1 / 3)
     reading = Reading(GRADIENT[form], lambda u: u.double() / size**2, second_order)
     rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
