@@ -7,81 +7,60 @@ from torch.nn.utils import parameters_to_vector
 
 import spectra
 from scripts.examples import influence
-from scripts.examples.influence import (
-    LOGISTIC,
-    RIDGE,
-    Digits,
-    first_order,
-    hessian_of,
-    main,
-    most_and_random,
-    with_leverage,
-)
+from scripts.examples.influence import LOGISTIC, RIDGE, Digits, Trained, main, most_and_random
 
 DECAY = 0.05
 
 
-def trained(regression, data):
-    x, y = data.x, regression.targets(data.labels)
-    start = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype)
-    return x, y, regression.train(x, y, torch.ones(len(x), dtype=x.dtype), DECAY, start)
-
-
-def slope_of(regression, data, weights):
+def slope_of(fit, data):
     """The gradient of the held-out loss, by autograd."""
-    leaf = weights.clone().requires_grad_()
-    y = regression.targets(data.labels_test)
-    return torch.autograd.grad(regression.loss(data.x_test @ leaf.T, y).mean(), leaf)[0]
+    leaf, y = fit.weights.clone().requires_grad_(), fit.regression.targets(data.labels_test)
+    return torch.autograd.grad(fit.regression.loss(data.x_test @ leaf.T, y).mean(), leaf)[0]
 
 
 @pytest.mark.parametrize("regression", [RIDGE, LOGISTIC], ids=lambda r: r.name)
 def test_training_ends_at_the_minimum(regression):
     """By the gradient of autograd, and the network that is looked at has these weights and PyTorch's loss."""
     data = Digits.drawn(30, 10)
-    x, y, weights = trained(regression, data)
-    leaf = weights.clone().requires_grad_()
-    whole = regression.loss(x @ leaf.T, y).mean() + DECAY * leaf.square().sum() / 2
+    fit = Trained.on(regression, data, DECAY)
+    leaf = fit.weights.clone().requires_grad_()
+    whole = regression.loss(fit.x @ leaf.T, fit.y).mean() + DECAY * leaf.square().sum() / 2
     assert torch.autograd.grad(whole, leaf)[0].norm() < 1e-11
-    problem = hessian_of(regression, data, weights).problem
+    problem = fit.hessian.problem
     held = parameters_to_vector(problem.model.parameters()).detach()
-    torch.testing.assert_close(influence.matrix(held), weights)
-    torch.testing.assert_close(influence.vector(weights), held)
-    assert spectra.mean_loss(problem) == pytest.approx(regression.loss(x @ weights.T, y).mean().item())
+    torch.testing.assert_close(influence.matrix(held), fit.weights)
+    torch.testing.assert_close(influence.vector(fit.weights), held)
+    assert spectra.mean_loss(problem) == pytest.approx(regression.loss(fit.x @ fit.weights.T, fit.y).mean().item())
 
 
 @pytest.mark.parametrize("regression", [RIDGE, LOGISTIC], ids=lambda r: r.name)
 def test_first_order_is_the_derivative_of_training(regression):
     """The slope of the held-out loss by the weight of an example, by training with a little more and less of it."""
     data = Digits.drawn(40, 20)
-    x, y, weights = trained(regression, data)
-    slope = slope_of(regression, data, weights)
-    predicted, _ = first_order(regression, hessian_of(regression, data, weights), weights, slope, x, y, DECAY)
+    fit = Trained.on(regression, data, DECAY)
+    predicted, _ = fit.first_order(slope_of(fit, data), DECAY)
     y_test = regression.targets(data.labels_test)
     for i in (0, 17):
-        ends = []
-        for less in (1e-3, -1e-3):
-            kept = torch.ones(len(x), dtype=x.dtype)
-            kept[i] -= less
-            moved = regression.train(x, y, kept, DECAY, weights)
-            ends.append(regression.loss(data.x_test @ moved.T, y_test).mean().item())
-        assert predicted[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-4, abs=1e-9)
+        moved = [fit.reweighted(i, weight) for weight in (1 - 1e-3, 1 + 1e-3)]
+        less, more = (regression.loss(data.x_test @ weights.T, y_test).mean().item() for weights in moved)
+        assert predicted[i].item() == pytest.approx((less - more) / 2e-3, rel=1e-4, abs=1e-9)
 
 
 def test_leverage_is_exact_for_ridge_regression():
     """By Sherman and Morrison in NumPy, and by the normal equations without the example."""
     data = Digits.drawn(40, 20)
-    x, y, weights = trained(RIDGE, data)
-    moves, _ = with_leverage(RIDGE, hessian_of(RIDGE, data, weights), weights, x, y, DECAY, torch.tensor([0, 17]))
-    z, t, count = x.numpy(), y.numpy()[:, 0], len(x)
+    fit = Trained.on(RIDGE, data, DECAY)
+    moves, _ = fit.with_leverage(torch.tensor([0, 17]))
+    z, t, w, count = fit.x.numpy(), fit.y.numpy()[:, 0], fit.weights.numpy()[0], len(fit.x)
     inverse = np.linalg.inv(2 * z.T @ z / count + DECAY * np.eye(z.shape[1]))
     for move, i in zip(moves, (0, 17), strict=True):
-        residual = z[i] @ weights.numpy()[0] - t[i]
+        residual = z[i] @ w - t[i]
         leverage = 2 * z[i] @ inverse @ z[i] / count
         np.testing.assert_allclose(move.numpy()[0], inverse @ z[i] * 2 * residual / count / (1 - leverage), atol=1e-10)
         rest = np.arange(count) != i
         normal = 2 * z[rest].T @ z[rest] / count + DECAY * np.eye(z.shape[1])
         alone = np.linalg.solve(normal, 2 * z[rest].T @ t[rest] / count)
-        np.testing.assert_allclose(weights.numpy()[0] + move.numpy()[0], alone, atol=1e-10)
+        np.testing.assert_allclose(w + move.numpy()[0], alone, atol=1e-10)
 
 
 def test_the_error_of_first_order_falls_as_one_over_n():
@@ -89,17 +68,15 @@ def test_the_error_of_first_order_falls_as_one_over_n():
     data, errors = Digits.drawn(30, 20), []
     for k in (2, 4, 8):
         many = Digits(data.x.repeat(k, 1), data.labels.repeat(k), data.x_test, data.labels_test)
-        x, y, weights = trained(RIDGE, many)
-        hessian = hessian_of(RIDGE, many, weights)
-        slope = slope_of(RIDGE, many, weights)
-        predicted = first_order(RIDGE, hessian, weights, slope, x, y, DECAY)[0][3].item()
-        move = with_leverage(RIDGE, hessian, weights, x, y, DECAY, torch.tensor([3]))[0][0]
+        fit = Trained.on(RIDGE, many, DECAY)
+        slope = slope_of(fit, many)
+        predicted, move = fit.first_order(slope, DECAY)[0][3].item(), fit.with_leverage(torch.tensor([3]))[0][0]
         errors.append(1 - predicted / (move * slope).sum().item())
     assert np.log2(np.array(errors[:-1]) / errors[1:]) == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_the_table(capsys):
-    rows = main(samples=100, left_out=10, decay=DECAY, held_out=100)
+    rows = main(samples=100, left_out=6, decay=DECAY, held_out=100)
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
     table = {(row.regression, row.prediction): row for row in rows}
     for name in ("ridge", "logistic"):

@@ -126,6 +126,56 @@ class Digits:
         return cls(x[:samples], labels[:samples], x[samples:end], labels[samples:end])
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A regression at the minimum for some training examples, and its Hessian there, without weight decay."""
+
+    regression: Regression
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+    decay: float
+    hessian: spectra.Curvature
+
+    @classmethod
+    def on(cls, regression: Regression, data: Digits, decay: float) -> Trained:
+        """The regression after training on all digits that are there for it."""
+        x, y = data.x, regression.targets(data.labels)
+        start = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype)
+        weights = regression.train(x, y, torch.ones(len(x), dtype=x.dtype), decay, start)
+        network = nn.Linear(PIXELS, len(weights), dtype=torch.float64)
+        vector_to_parameters(vector(weights), network.parameters())
+        targets = y if regression is RIDGE else data.labels
+        batches = spectra.cut_batches(x[:, :PIXELS], targets, torch.arange(len(x)), size=len(x))
+        problem = spectra.Problem(network, regression.problem_loss, batches)
+        return cls(regression, x, y, weights, decay, spectra.Curvature(problem, "hessian"))
+
+    def reweighted(self, i: int, weight: float = 0.0) -> Tensor:
+        """The weights after training again with another weight of example i than 1: 0 leaves it out."""
+        kept = torch.ones(len(self.x), dtype=self.x.dtype)
+        kept[i] = weight
+        return self.regression.train(self.x, self.y, kept, self.decay, self.weights)
+
+    def first_order(self, slope: Tensor, damping: float) -> tuple[Tensor, int]:
+        """The change of a loss of gradient `slope` (C, 65) without each of the examples (N,), and products."""
+        solution = spectra.solve(self.hessian, vector(slope), damping=damping, tolerance=TOLERANCE)
+        slopes = self.regression.slopes(self.x @ self.weights.T, self.y)
+        return vector(slopes[:, :, None] * self.x[:, None]) @ solution.x / len(self.x), solution.products
+
+    def with_leverage(self, chosen: Tensor) -> tuple[list[Tensor], int]:
+        """The moves (C, 65) of the weights without each of some examples, and products."""
+        outputs, eye = self.x @ self.weights.T, torch.eye(len(self.weights), dtype=self.x.dtype)
+        slopes, curvatures = self.regression.slopes(outputs, self.y), self.regression.curvatures(outputs)
+        moves, products = [], 0
+        for i in chosen.tolist():
+            jacobian = vector(eye[:, :, None] * self.x[i])  # (C, n)
+            solution = spectra.solve(self.hessian, jacobian.T, damping=self.decay, tolerance=TOLERANCE)
+            leverage = curvatures[i] @ jacobian @ solution.x / len(self.x)
+            moves.append(matrix(solution.x @ torch.linalg.solve(eye - leverage, slopes[i]) / len(self.x)))
+            products += solution.products
+        return moves, products
+
+
 def main(samples: int = 200, left_out: int = 40, decay: float = 0.01, held_out: int = 500) -> list[Row]:
     """Print and return the agreement of each prediction, for ridge and for logistic regression."""
     data = Digits.drawn(samples, held_out)
@@ -135,77 +185,25 @@ def main(samples: int = 200, left_out: int = 40, decay: float = 0.01, held_out: 
 
 def rows_of(regression: Regression, data: Digits, left_out: int, decay: float) -> list[Row]:
     """The rows of one regression; half of the examples left out are those of most influence, half are random."""
-    x, y, y_test = data.x, regression.targets(data.labels), regression.targets(data.labels_test)
-    everyone = torch.ones(len(x), dtype=x.dtype)
-    weights = regression.train(x, y, everyone, decay, torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype))
+    fit, x_test, y_test = Trained.on(regression, data, decay), data.x_test, regression.targets(data.labels_test)
 
-    def test_loss(weights: Tensor) -> float:
-        return regression.loss(data.x_test @ weights.T, y_test).mean().item()
+    def change(weights: Tensor) -> float:
+        """The change of the held-out loss from the trained weights to others."""
+        before, after = (regression.loss(x_test @ w.T, y_test).mean().item() for w in (fit.weights, weights))
+        return after - before
 
-    hessian = hessian_of(regression, data, weights)
-    slope = regression.slopes(data.x_test @ weights.T, y_test).T @ data.x_test / len(y_test)
-    first = first_order(regression, hessian, weights, slope, x, y, decay)
-    chosen = most_and_random(first[0], left_out)
-
-    before, true = test_loss(weights), []
-    for i in chosen:
-        kept = everyone.clone()
-        kept[i] = 0
-        true.append(test_loss(regression.train(x, y, kept, decay, weights)) - before)
-    moves, products = with_leverage(regression, hessian, weights, x, y, decay, chosen)
-    damped = first_order(regression, hessian, weights, slope, x, y, 10 * decay)
+    slope = regression.slopes(x_test @ fit.weights.T, y_test).T @ x_test / len(y_test)
+    changes, products = fit.first_order(slope, decay)
+    damped, damped_products = fit.first_order(slope, 10 * decay)
+    chosen = most_and_random(changes, left_out)
+    moves, more_products = fit.with_leverage(chosen)
     predictions = {
-        "first order": (first[0][chosen], first[1]),
-        "the same, damping x 10": (damped[0][chosen], damped[1]),
-        "with leverage": (numbers([test_loss(weights + move) - before for move in moves]), products),
+        "first order": (changes[chosen], products),
+        "the same, damping x 10": (damped[chosen], damped_products),
+        "with leverage": (numbers([change(fit.weights + move) for move in moves]), more_products),
     }
-    return [row(regression.name, name, *pair, numbers(true)) for name, pair in predictions.items()]
-
-
-def hessian_of(regression: Regression, data: Digits, weights: Tensor) -> spectra.Curvature:
-    """The Hessian of the mean loss on the training digits, without weight decay, by its products."""
-    network = nn.Linear(PIXELS, len(weights), dtype=torch.float64)
-    vector_to_parameters(vector(weights), network.parameters())
-    targets = regression.targets(data.labels) if regression is RIDGE else data.labels
-    batches = spectra.cut_batches(data.x[:, :PIXELS], targets, torch.arange(len(targets)), size=len(targets))
-    return spectra.Curvature(spectra.Problem(network, regression.problem_loss, batches), "hessian")
-
-
-def first_order(
-    regression: Regression,
-    hessian: spectra.Curvature,
-    weights: Tensor,
-    slope: Tensor,
-    x: Tensor,
-    y: Tensor,
-    damping: float,
-) -> tuple[Tensor, int]:
-    """The change of the test loss of gradient `slope` (C, 65) without each example (N,), and products."""
-    solution = spectra.solve(hessian, vector(slope), damping=damping, tolerance=TOLERANCE)
-    gradients = vector(regression.slopes(x @ weights.T, y)[:, :, None] * x[:, None])
-    return gradients @ solution.x / len(x), solution.products
-
-
-def with_leverage(
-    regression: Regression,
-    hessian: spectra.Curvature,
-    weights: Tensor,
-    x: Tensor,
-    y: Tensor,
-    decay: float,
-    chosen: Tensor,
-) -> tuple[list[Tensor], int]:
-    """The moves (C, 65) of the weights without each of some examples, and products."""
-    outputs, eye, moves, products = x @ weights.T, torch.eye(len(weights), dtype=x.dtype), [], 0
-    slopes, curvatures = regression.slopes(outputs, y), regression.curvatures(outputs)
-    for i in chosen.tolist():
-        jacobian = vector(eye[:, :, None] * x[i])  # (C, n)
-        solution = spectra.solve(hessian, jacobian.T, damping=decay, tolerance=TOLERANCE)
-        leverage = curvatures[i] @ jacobian @ solution.x / len(x)
-        move = solution.x @ torch.linalg.solve(eye - leverage, slopes[i]) / len(x)
-        moves.append(matrix(move))
-        products += solution.products
-    return moves, products
+    true = numbers([change(fit.reweighted(i)) for i in chosen.tolist()])
+    return [row(regression.name, name, *pair, true) for name, pair in predictions.items()]
 
 
 def most_and_random(influence: Tensor, count: int) -> Tensor:
