@@ -1,4 +1,4 @@
-"""Saliencies of Optimal Brain Damage and Surgeon: closed forms where the loss is quadratic, and the example on digits."""
+"""Saliencies of Optimal Brain Damage and Surgeon: closed forms for a quadratic loss, and the example on digits."""
 
 import numpy as np
 import pytest
@@ -83,14 +83,14 @@ def test_each_method_takes_the_weights_that_it_finds_least(quadratic):
 
 def test_digits(capsys):
     """At the sparsity where it matters, curvature keeps more than magnitude does."""
-    rows = main(samples=200, width=4, sparsities=(0.4, 0.7), seeds=2, retraining=15)
+    rows = main(samples=100, width=3, sparsities=(0.6,), seeds=2, retraining=10)
     printed = capsys.readouterr().out
     assert printed.splitlines()[-len(rows) :] == [line(row) for row in rows]
     assert "off by" in printed
     found = {(row.method, row.sparsity): row for row in rows}
-    assert set(found) == {(method, sparsity) for method in METHODS for sparsity in (0.4, 0.7)}
-    assert found["surgeon", 0.7].accuracy > found["damage", 0.7].accuracy
-    assert found["surgeon", 0.7].accuracy > found["magnitude", 0.7].accuracy
+    assert set(found) == {(method, sparsity) for method in METHODS for sparsity in (0.6,)}
+    assert found["surgeon", 0.6].accuracy > found["damage", 0.6].accuracy
+    assert found["surgeon", 0.6].accuracy > found["magnitude", 0.6].accuracy
     for row in rows:
         assert 5 < row.accuracy <= 100
         assert row.retrained > 50

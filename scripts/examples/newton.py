@@ -46,6 +46,7 @@ class Objective:
     labels: Tensor
     gradients: int = 0
     products: int = 0
+    last: tuple[bytes, float] = (b"", math.inf)  # the weights of the last gradient, and its norm
     hessians: dict[bytes, spectra.SymmetricOperator] = field(default_factory=dict)  # the last one
 
     def problem_at(self, weights: Tensor) -> spectra.Problem:
@@ -61,7 +62,9 @@ class Objective:
         loss = nn.functional.cross_entropy(self.network(self.images), self.labels)
         parts = torch.autograd.grad(loss, list(self.network.parameters()))
         decay = DECAY / 2 * weights.square().sum().item()
-        return loss.item() + decay, parameters_to_vector(parts) + DECAY * weights
+        gradient = parameters_to_vector(parts) + DECAY * weights
+        self.last = weights.numpy().tobytes(), gradient.norm().item()
+        return loss.item() + decay, gradient
 
     def hessian(self, weights: Tensor) -> spectra.SymmetricOperator:
         """The Hessian at these weights, which is kept until others are asked for."""
@@ -83,11 +86,26 @@ class Objective:
 
 def by_scipy(objective: Objective, start: Tensor, method: str, slope: float, most: int) -> tuple[int, Tensor]:
     """SciPy's minimiser of this name."""
-    options: dict = {"maxiter": most}
-    options |= {"xtol": 1e-9} if method == "Newton-CG" else {"gtol": slope / 10 if method == "L-BFGS-B" else slope}
-    options |= {"maxfun": 10 * most, "ftol": 0.0} if method == "L-BFGS-B" else {}
-    products = None if method == "L-BFGS-B" else objective.product_for_scipy
-    found = minimize(objective.for_scipy, start.numpy(), jac=True, hessp=products, method=method, options=options)
+    options = {
+        "L-BFGS-B": {"maxiter": most, "maxfun": 10 * most, "gtol": 0.0, "ftol": 0.0},
+        "Newton-CG": {"maxiter": most, "xtol": 0.0},
+        "trust-ncg": {"maxiter": most, "gtol": 0.0},
+    }
+
+    def small_enough(weights: NDArray) -> None:
+        place, size = objective.last
+        if place == weights.tobytes() and size <= slope:
+            raise StopIteration
+
+    found = minimize(
+        objective.for_scipy,
+        start.numpy(),
+        jac=True,
+        hessp=None if method == "L-BFGS-B" else objective.product_for_scipy,
+        method=method,
+        callback=small_enough,
+        options=options[method],
+    )
     return found.nit, torch.tensor(found.x)
 
 
