@@ -4,11 +4,13 @@
 run of each test with the mark `sampled(count)`. Records that tests write are held against their JSON Schema.
 """
 
+import io
 import json
 import math
 import os
 import random
 from collections import defaultdict
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
+from pages import LINES, make, make_files
 
 try:
     from jsonschema import Draft202012Validator
@@ -79,6 +82,20 @@ def nothing_is_left_in_the_project():
     before = set(os.listdir(ROOT))
     yield
     assert not [name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__"))]
+
+
+@pytest.fixture(scope="session")
+def results_of_commands(tmp_path_factory):
+    """A directory with the results of all commands on a small problem in `all`, and what each has printed as .txt."""
+    folder = tmp_path_factory.mktemp("commands")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_files()
+        for command in LINES:
+            with redirect_stdout(io.StringIO()) as printed:
+                make(command, "all")
+            Path(f"{command}.txt").write_text(printed.getvalue(), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
