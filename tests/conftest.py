@@ -4,6 +4,7 @@
 run of each test with the mark `sampled(count)`. Records that tests write are held against their JSON Schema.
 """
 
+import gc
 import io
 import json
 import math
@@ -31,6 +32,7 @@ import spectra.records.schema
 import spectra.records.sweep
 
 ROOT = Path(__file__).parents[1]
+gc.disable()  # while tests are collected, of which nothing is garbage: it would take a fifth of that time
 
 
 def pytest_addoption(parser):
@@ -51,6 +53,10 @@ def pytest_configure(config):
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("networks")
+
+
+def pytest_collection_finish(session):
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
