@@ -211,3 +211,18 @@ def test_notes_tell_how_much_the_samples_are_worth():
     )
     assert drift(start).item() > 5
     assert "2 sweeps apart" in field.sampled_hessian(count=2, thin=2).notes[0]
+
+
+def test_what_no_sample_shows_has_no_error():
+    """A unit that is on once in 10^13 sweeps: its products are zero in all samples, whose spread says nothing of it."""
+    own = BoltzmannMachine(torch.zeros(3, 3).double(), torch.tensor([0.0, 30.0, 0.0]).double())
+    estimate = own.sampled_hessian(count=20)
+    product, error = estimate.product_with_error(torch.ones(6).double())
+    unknown = torch.tensor([False, True, False, True, False, True])  # of the biases 1 2 3 and the pairs 12 13 23
+    assert torch.equal(error.isnan(), unknown)
+    assert not product[unknown].any()
+    assert error[~unknown].min() > 0
+    assert "3 of 6 products s_i s_j have one value in all samples" in estimate.notes[1]
+    assert not machine(4, units="spin").sampled_hessian().free.unvaried().any()
+    still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
+    assert still.sampled_hessian(count=20).free.unvaried().all()

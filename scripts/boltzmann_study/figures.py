@@ -68,9 +68,10 @@ def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
         at = place + 0.24 * (index - 1)
         forms, errors, own = (row[name][:LEADING] for name in ("forms", "form_errors", "eigenvalues"))
         style = {"color": COLOURS[index], "markersize": 3.5}
-        left.errorbar(at, forms, errors, fmt="o", label=f"u'Su, {row['count']} a chain", elinewidth=1, **style)
-        left.plot(at, own, "x", label=f"eigenvalue of S, {row['count']}", **style)
+        left.errorbar(at, forms, errors, fmt="o", label=f"u'Su, {row['count']} samples a chain", elinewidth=1, **style)
+        left.plot(at, own, "x", label="eigenvalues of S" if index == 0 else None, **style)
     left.set_xlabel("rank of the eigenvalue")
+    left.set_ylabel("eigenvalue")
     left.set_title("leading eigenvalues", **TITLE)
     left.legend(frameon=False, fontsize=7)
     grid = np.linspace(-4.5, 4.5, 300)
@@ -80,6 +81,6 @@ def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
     right.set_xlabel("error / standard error")
     right.set_yticks([])
     right.spines["left"].set_visible(False)
-    right.set_title("of products and u'Su", **TITLE)
+    right.set_title("errors of products and u'Su", **TITLE)
     right.legend(frameon=False, fontsize=7)
     return figure

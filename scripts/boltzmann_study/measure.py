@@ -11,7 +11,7 @@ from torch import Tensor
 import spectra
 from scripts.examples.boltzmann import binary_digits, train
 
-HIDDEN, STEPS = 16, 300
+HIDDEN, STEPS = 12, 300
 CHAINS, BURN_IN, THIN = 64, 1500, 10
 COUNTS = (25, 100, 400)  # samples of each chain
 SEEDS = 20
@@ -100,7 +100,8 @@ def compare(
                 "count": count,
                 "notes": estimate.notes,
                 "product_error": ((found - product).norm() / product.norm()).item(),
-                "product_standard_error": (own_error.norm() / product.norm()).item(),
+                "product_standard_error": (own_error.nan_to_num().norm() / product.norm()).item(),
+                "unknown_errors": own_error.isnan().sum().item(),
                 "trace_error": estimate.trace_error(),
                 "exact": expected.tolist(),
                 "forms": forms.tolist(),
@@ -124,7 +125,8 @@ def coverage(deviations: Tensor) -> dict[str, Any]:
     parts = {"forms": deviations[:, :forms], "products": deviations[:, forms:]}
     found: dict[str, Any] = {"expected_mean_square": student.var()}
     for name, part in parts.items():
-        found[name] = {"mean_square": part.square().mean().item(), "mean": part.mean().item()}
+        part = part[part.isfinite()]
+        found[name] = {"numbers": len(part), "mean_square": part.square().mean().item(), "mean": part.mean().item()}
         for level in (0.68, 0.95):
             limit = student.ppf((1 + level) / 2)
             found[name][f"within_{level:.0%}"] = (part.abs() < limit).double().mean().item()

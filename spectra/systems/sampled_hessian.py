@@ -28,9 +28,13 @@ class SampledHessian(BoltzmannHessian):
     __repr__ = outline
 
     def product_with_error(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains."""
+        """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains.
+
+        The error is nan where s_i s_j has one value in all samples of the free phase: its variance is unknown then.
+        """
         errors = [phase.with_error(vector)[1] for phase in self._sampled()]
-        return self @ vector, _root_of_squares(errors) / self.temperature**2
+        error = _root_of_squares(errors) / self.temperature**2
+        return self @ vector, error.masked_fill(self._sampled()[0].unvaried(), math.nan)
 
     def standard_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,), in float64, of u'Au for the columns u of vectors (n, k), given u."""
@@ -65,6 +69,11 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
         f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
         f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones"
     ]
+    if unvaried := int(free.unvaried().sum()):
+        notes.append(
+            f"{unvaried:,} of {len(free.pairs):,} products s_i s_j have one value in all samples: nothing is known of "
+            "how rarely they have the other, and no error tells of it"
+        )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
             f"the chains have not forgotten where they began (their means change by {moved:.1f} standard errors from "
