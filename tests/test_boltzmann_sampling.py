@@ -201,16 +201,17 @@ def test_errors_of_samples_taken_for_independent_do_not_cover():
 
 
 def test_notes_tell_how_much_the_samples_are_worth():
-    (told,) = magnet().sampled_hessian(chains=32, count=400, burn_in=100).notes
+    biased, told = magnet().sampled_hessian(chains=32, count=400, burn_in=100).notes
+    assert "eigenvalues of an estimate are biased outwards" in biased
     assert "32 chains of 400 after 100 sweeps; longest autocorrelation time" in told
     short = magnet().sampled_hessian(chains=32, count=400, burn_in=3).notes
-    assert "`burn_in` 3 is less than 10 autocorrelation times" in short[1]
+    assert "`burn_in` 3 is less than 10 autocorrelation times" in short[2]
     field = BoltzmannMachine(torch.zeros(3, 3), torch.zeros(3))
     start = torch.cat([torch.ones(50, 5, 1), torch.zeros(50, 5, 1)], dim=1) + 0.01 * torch.randn(
         50, 10, 1, generator=seeded()
     )
     assert drift(start).item() > 5
-    assert "2 sweeps apart" in field.sampled_hessian(count=2, thin=2).notes[0]
+    assert "2 sweeps apart" in field.sampled_hessian(count=2, thin=2).notes[1]
 
 
 def test_what_no_sample_shows_has_no_error():
@@ -222,7 +223,7 @@ def test_what_no_sample_shows_has_no_error():
     assert torch.equal(error.isnan(), unknown)
     assert not product[unknown].any()
     assert error[~unknown].min() > 0
-    assert "3 of 6 products s_i s_j have one value in all samples" in estimate.notes[1]
+    assert "3 of 6 products s_i s_j have one value in all samples" in estimate.notes[2]
     assert not machine(4, units="spin").sampled_hessian().free.unvaried().any()
     still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
     assert still.sampled_hessian(count=20).free.unvaried().all()

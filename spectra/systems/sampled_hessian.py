@@ -14,6 +14,10 @@ from spectra.systems.sampled_covariance import SampledCovariance
 from spectra.wording import outline
 
 ENOUGH = 10  # autocorrelation times that a burn-in should last
+OUTWARDS = (
+    "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
+    "its noise; standard errors of u'Au are for a given u"
+)
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 
@@ -66,8 +70,9 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
     worth = schedule.chains * schedule.count / time
     apart = f", {schedule.thin} sweeps apart" if schedule.thin > 1 else ""
     notes = [
+        OUTWARDS,
         f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
-        f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones"
+        f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
     ]
     if unvaried := int(free.unvaried().sum()):
         notes.append(
