@@ -22,9 +22,11 @@ from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wr
 from spectra.curvature.matrices import MATRICES
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
+from spectra.inputs.operators import Operators
 from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
@@ -58,7 +60,7 @@ Result = TypeVar("Result", bound=Entry)
 
 
 def eig(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -83,7 +85,8 @@ def eig(
 
     Args:
         model: a module, a name as on the command line, or a Problem; then loss and data are left out. A module is
-            looked at in eval mode, and left as it was found.
+            looked at in eval mode, and left as it was found. In place of a network also a matrix, in any form that
+            `spectra.as_operator` takes; then loss, data, curvature, check, precision and compile are left out.
         loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
             examples, the batch's mean or a mapping of such, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
@@ -143,7 +146,7 @@ def eig(
 
 
 def trace(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -205,7 +208,7 @@ def trace(
 
 
 def density(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -295,14 +298,18 @@ def requested(
     deflate: str | Path | None = None,
 ) -> Request[S]:
     """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
-    names = named_matrices(curvature)
     seed = whole("seed", seed, 0)
-    problem, recorded = problem_of(settings.command, *given, seed)
+    if stands_for_matrix(given[0]):
+        refuse_of_networks(settings.command, given, curvature, check, precision, compile)
+        names, problem, recorded = ("operator",), Operators((given[0],), seed=seed, **place_of(given[3])), {}
+    else:
+        names = named_matrices(curvature)
+        problem, recorded = problem_of(settings.command, *given, seed)
+        recorded |= {"curvature": list(names), "no_check": not check, "compile": compile, "precision": precision}
     max_products = None if max_products is None else whole("max_products", max_products, 1)
     require_boolean("compile", compile, optional=True)
-    recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
-    recorded["compile"] = compile
-    recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
+    among("precision", precision, PRECISIONS)
+    recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", basis, BASES)}
     return Request(
         settings,
         problem,
@@ -319,6 +326,33 @@ def requested(
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),
     )
+
+
+def stands_for_matrix(model: Any) -> bool:
+    """Whether what is given as the model is a matrix instead: what has a shape or a size, or is (n, function)."""
+    if isinstance(model, str | nn.Module | Problem | type):
+        return False
+    return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
+
+
+def refuse_of_networks(
+    command: str, given: tuple[Any, Any, Any, dict[str, Any]], curvature: Any, check: bool, precision: str, compile: Any
+) -> None:
+    """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
+    _, loss, data, options = given
+    others = {name: value for name, value in options.items() if name not in ("device", "dtype")}
+    for name, value in {"loss": loss, "data": data, **others}.items():
+        if value is not None:
+            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
+    usual = (("curvature", curvature, "hessian"), ("check", check, True), ("precision", precision, IEEE))
+    for name, value, default in (*usual, ("compile", compile, None)):
+        if value != default:
+            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
+
+
+def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The device and dtype among the keywords of a problem."""
+    return {name: options.get(name) for name in ("device", "dtype")}
 
 
 def problem_of(

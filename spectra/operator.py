@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_matrix
+from spectra.arguments import chosen_generator
 from spectra.errors import SpectraError
+from spectra.given_operator import as_operator
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import (
     all_finite,
@@ -122,7 +123,10 @@ class Factored(SymmetricOperator, Protocol):
 class Wrapper:
     """An operator around another operator, of the same shape, dtype and device."""
 
-    operator: SymmetricOperator
+    operator: SymmetricOperator  # or anything that `as_operator` takes
+
+    def __post_init__(self) -> None:
+        self.operator = as_operator(self.operator, symmetric=False)
 
     @property
     def shape(self) -> torch.Size:
@@ -301,7 +305,7 @@ def to_scipy(operator: SymmetricOperator) -> LinearOperator:
     """
     from scipy.sparse.linalg import LinearOperator
 
-    require_matrix("operator", operator)
+    operator = as_operator(operator)
 
     def multiply(vectors):
         given = torch.as_tensor(vectors.copy()).to(operator.device, operator.dtype)
@@ -337,8 +341,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
         SpectraError: the matrix changes from product to product, or is not symmetric. No method gives a meaningful
             number then.
     """
-    require_matrix("operator", operator, symmetric=False)
-    generator, operator = chosen_generator(seed, generator), in_ieee(operator)
+    generator, operator = chosen_generator(seed, generator), in_ieee(as_operator(operator, symmetric=False))
     return checkpointed(operator, lambda: _noise(operator, generator), generator)
 
 
@@ -443,10 +446,16 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
     Else None.
     """
+    suspect = member_of(operator, "suspect")
+    return suspect() if suspect else None
+
+
+def member_of(operator: SymmetricOperator, name: str) -> Any:
+    """What the operator has under this name, or else one that it wraps; None where none has it."""
     inner: Any = operator
-    while inner is not None and not hasattr(inner, "suspect"):
+    while inner is not None and not hasattr(inner, name):
         inner = getattr(inner, "operator", None)
-    return inner.suspect() if inner is not None else None
+    return getattr(inner, name, None)
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

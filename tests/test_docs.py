@@ -23,7 +23,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 NEEDS = ("transformers", "peft", "datasets", "timm", "torchvision", "lightning", "torch_geometric")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_page(page, tmp_path, monkeypatch, capsys):
     text = "\n".join(block.text for block in blocks(page))

@@ -129,6 +129,11 @@ class Curvature(Space):
         return self if self.precision == IEEE else InIeee(self)
 
     @property
+    def semidefinite(self) -> bool:
+        """Whether no eigenvalue is negative, by definition."""
+        return self.definition.semidefinite(self.problem.loss)
+
+    @property
     def kept_batches(self) -> int:
         """The number of batches, as merged or cut to fit, of which something is kept between products."""
         return self._products.kept_batches if self._products else 0

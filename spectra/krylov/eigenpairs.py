@@ -9,6 +9,7 @@ import torch
 
 from spectra.arguments import chosen_generator, require_choice, require_integer
 from spectra.defaults import TOLERANCE
+from spectra.given_operator import as_operator
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
@@ -69,7 +70,8 @@ def eigenpairs(
         ArgumentError: k > n, or another argument is wrong (a SpectraError and a ValueError).
         SpectraError: no memory holds the smallest basis.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    operator = as_operator(operator)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     require_integer("largest_basis", largest_basis, least=0, optional=True)
     require_choice("basis", basis, BASES)
     generator = chosen_generator(seed, generator)

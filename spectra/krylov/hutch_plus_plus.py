@@ -10,6 +10,7 @@ import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import products
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.limits import refuse_estimate
@@ -37,7 +38,8 @@ def hutch_plus_plus(
 
     The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)

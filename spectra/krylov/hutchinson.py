@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
@@ -51,7 +52,8 @@ def hutchinson(
         max_products: the largest number of products.
         progress: called with products, trace and standard error.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     budget = budgeted(max_products, probes)

@@ -14,8 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_integer, require_matrix
+from spectra.arguments import chosen_generator, require_integer
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
@@ -71,7 +72,7 @@ def spectral_measure(
     Raises:
         SpectraError: no memory holds the basis of one run.
     """
-    require_matrix("operator", operator)
+    operator = as_operator(operator)
     require_integer("probes", probes)
     require_integer("steps", steps)
     require_integer("max_products", max_products, optional=True)

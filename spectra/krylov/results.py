@@ -35,6 +35,7 @@ class Eigenpairs:
     converged: bool
     complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
+    sampling_errors: Tensor | None = None  # (k,), standard errors of values, of a matrix that is itself an estimate
 
     __repr__ = outline
 
@@ -64,12 +65,64 @@ class TraceEstimate:
     standard_error: float
     products: int
     converged: bool
+    sampling_error: float | None = None  # the part of a matrix that is itself an estimate
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
     """A trace without error; nan where a product was not finite."""
     finite = math.isfinite(value)
     return TraceEstimate(value, 0.0 if finite else math.nan, products, converged=finite)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x with (A + damping I) x = b, for one right-hand side or several columns, with the residual of each.
+
+    `residuals` are true ones, by a product of their own, up to its rounding. Where `cg` has met a direction d of
+    negative curvature, d'(A + damping I)d < 0, the matrix is not positive definite.
+    """
+
+    x: Tensor  # (n,) or (n, k), as b
+    residuals: Tensor  # (k,), float64: |b - (A + damping I) x|
+    relative_residuals: Tensor  # (k,), over |b|
+    error_bounds: Tensor  # (k,), of |x - x*|: residuals over the lowest eigenvalue; nan where no bound on that is known
+    methods: list[str]  # (k,), cg or minres
+    damping: float
+    curvatures: Tensor  # (k,), d'(A + damping I)d for d of norm 1; nan where none was negative
+    directions: Tensor | None  # such d, (n,) or (n, k), zero where none was met; None where none was met at all
+    products: int
+    converged: bool
+
+    __repr__ = outline
+
+    @property
+    def negative_curvature(self) -> bool:
+        """Whether a direction of negative curvature was met."""
+        return self.directions is not None
+
+    @property
+    def least_damping(self) -> float | None:
+        """A damping that A + damping I needs more than to be positive definite, by the curvature met; None without it.
+
+        What is enough follows from the lowest eigenvalue (`spectra.damping_for`).
+        """
+        return self.damping - self.curvatures.nan_to_num(nan=math.inf).min().item() if self.negative_curvature else None
+
+    @property
+    def note(self) -> str | None:
+        """What has kept columns from convergence, and the way out, on one line; None where all have converged."""
+        if self.converged:
+            return None
+        if self.least_damping is not None and "cg" in self.methods:
+            return (
+                f"negative curvature was met: give `damping` above {self.least_damping:.6g} at least (`damping_for` "
+                "finds what is enough), or `method` minres"
+            )
+        return (
+            f"a residual of {self.relative_residuals.max():.1e} of |b| is left: raise `max_products` or `damping`, or "
+            "give a larger `tolerance`; a singular matrix has no solution for some b, and a higher precision helps "
+            "where rounding is the limit"
+        )
 
 
 def select(values: Tensor, k: int, which: str) -> Tensor:

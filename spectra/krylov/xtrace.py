@@ -17,6 +17,7 @@ import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.jackknife import jackknife_error
@@ -65,7 +66,8 @@ def xtrace(
     Returns:
         A TraceEstimate.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)

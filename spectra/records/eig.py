@@ -21,6 +21,7 @@ class EigResult(Entry):
     values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,)
     residuals: Vector = field(metadata=written(array="residuals"))  # (k,) |A u - lambda u|: an eigenvalue lies within
     error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
+    sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
 
@@ -33,10 +34,16 @@ class EigResult(Entry):
             values=pairs.values.numpy(),
             residuals=pairs.residuals.numpy(),
             error_estimates=pairs.error_estimates.numpy(),
+            sampling_errors=None if pairs.sampling_errors is None else pairs.sampling_errors.numpy(),
             complete=pairs.complete,
             vectors=pairs.vectors.cpu().numpy() if vectors else None,
             **cost_of(measurement),
         )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
+        return self.sampling_errors is None
 
     def summary(self) -> str:
         return f"{with_errors(self.values, self.residuals)}, {self.method}"

@@ -19,11 +19,26 @@ class TraceResult(Entry):
     trace: float
     standard_error: float = field(metadata=written(null=math.inf))  # 0.0: exact; infinite: not known
 
+    sampling_error: float | None = field(
+        default=None, metadata=written(omitted=lambda entry: entry.exact)
+    )  # part of it
+
+    @property
+    def exact(self) -> bool:
+        """Whether the matrix is known, and no estimate whose `sampling_error` the standard error holds."""
+        return self.sampling_error is None
+
     @classmethod
     def of(cls, measurement: Any, method: str) -> TraceResult:
         """Make the record of a measurement whose answer is a `TraceEstimate`."""
         found = measurement.answer
-        return cls(method=method, trace=found.value, standard_error=found.standard_error, **cost_of(measurement))
+        return cls(
+            method=method,
+            trace=found.value,
+            standard_error=found.standard_error,
+            sampling_error=found.sampling_error,
+            **cost_of(measurement),
+        )
 
     def summary(self) -> str:
         return f"{self.trace:.6g} ± {self.standard_error:.2g}, {self.method}"

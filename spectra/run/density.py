@@ -15,7 +15,6 @@ from spectra.operator import Shaped
 from spectra.records.record import Record
 from spectra.run.request import AnySize
 from spectra.run.session import Session
-from spectra.spectrum.classes import class_count
 from spectra.spectrum.recording import density_results
 
 Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
@@ -48,7 +47,7 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
-    classes = class_count(session.problem)
+    classes = session.subject.classes
     record = session.record(found, density_results(found, path, classes, asked.damping))
     if path and session.first:
         draw(finite, path)

@@ -15,7 +15,8 @@ from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
 from spectra.krylov.methods import EIG, POLISHED
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs, without_vectors
-from spectra.operator import Shaped
+from spectra.krylov.sampling import with_sampling_errors
+from spectra.operator import Shaped, SymmetricOperator
 from spectra.records.eig import LARGEST_VECTORS, eig_results
 from spectra.records.record import Record
 from spectra.run.session import Session
@@ -49,9 +50,11 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def lean(solve: Callable[..., Eigenpairs], save_vectors: bool, *given: Any, **options: Any) -> Eigenpairs:
+def lean(
+    solve: Callable[..., Eigenpairs], save_vectors: bool, operator: SymmetricOperator, **options: Any
+) -> Eigenpairs:
     """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
-    pairs = solve(*given, **options)
+    pairs = with_sampling_errors(solve(operator, **options), operator)
     return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from spectra.curvature.operator import Curvature
 from spectra.defaults import IEEE
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
 from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
+from spectra.run.subject import Matrix
 from spectra.vectors import gather_on_first
 
 ON_HOST = "; basis in host memory"
@@ -76,7 +76,7 @@ class Measurement:
 
 
 def measure(
-    matrix: Curvature,
+    matrix: Matrix,
     method: Callable[..., Any],
     operator: SymmetricOperator | None = None,
     *,
@@ -139,16 +139,16 @@ def gathered(answer: Any) -> Any:
     return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
-def measured(matrix: Any, answer: Any, **cost: Any) -> Measurement:
-    """The answer beside what a `Curvature` tells of itself."""
+def measured(matrix: Matrix, answer: Any, **cost: Any) -> Measurement:
+    """The answer beside what a matrix tells of itself."""
     return Measurement(
         curvature=matrix.name,
         answer=answer,
-        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.problem.device.type != "cpu" else ""),
+        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.device.type != "cpu" else ""),
         precision=matrix.precision,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
-        semidefinite=matrix.definition.semidefinite(matrix.problem.loss),
+        semidefinite=matrix.semidefinite,
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         **cost,
     )
@@ -164,11 +164,15 @@ def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
     return lines
 
 
-def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
-    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type."""
+def imprecise(found: Sequence[Measurement], dtype: Any, computes: str) -> list[str]:
+    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type.
+
+    Args:
+        computes: what makes products, in words.
+    """
     limit = torch.finfo(dtype).eps ** 0.5
     return [
-        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as a part of the model computes in a lower "
+        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as {computes} computes in a lower "
         f"precision than {str(dtype).removeprefix('torch.')}"
         for m in found
         if m.precision == IEEE and m.noise is not None and m.noise > limit

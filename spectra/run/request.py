@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from spectra.curvature.matrices import refuse_weight_decay
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
+from spectra.inputs.operators import Operators
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
 from spectra.problem.problem import Problem
@@ -72,8 +73,8 @@ class Request(Generic[S]):
     """A request: which matrices of which problem, by which method, at which cost, and where the files go.
 
     Attributes:
-        problem: a Problem, or the keyword arguments by which `load_problem` makes one.
-        curvature: names of matrices.
+        problem: a Problem, or the keyword arguments by which `load_problem` makes one; or operators in place of it.
+        curvature: names of matrices; of operators what names them.
         options: what a record lists as having been asked, as JSON has it: the command line's names and values.
         seed: of starting vectors and probes.
         max_products: of each matrix, all counted; None is without end.
@@ -93,7 +94,7 @@ class Request(Generic[S]):
     """
 
     settings: S
-    problem: Problem | Mapping[str, Any]
+    problem: Problem | Mapping[str, Any] | Operators
     curvature: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -121,15 +122,18 @@ class Request(Generic[S]):
     def weight_decay(self) -> float:
         """The weight decay of the problem, known before it is loaded."""
         given = self.problem
-        return given.weight_decay if isinstance(given, Problem) else given.get("weight_decay", 0.0)
+        return given.weight_decay if isinstance(given, Problem) else self.named.get("weight_decay", 0.0)
 
     def refuse(self) -> None:
         """Raise SpectraError where arguments cannot go together, or name an earlier result that is none.
 
         Each refusal is made where the mechanism is, and again there; here, before anything is loaded.
         """
-        for name in self.curvature:
-            refuse_weight_decay(name, self.weight_decay)
+        if not isinstance(self.problem, Operators):
+            for name in self.curvature:
+                refuse_weight_decay(name, self.weight_decay)
+        elif getattr(self.settings, "method", None) == "gram":
+            raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
         self.settings.refuse(self.curvature)
         if self.precision != IEEE and self.max_products is not None and self.max_products < FEWEST_LOWER:
             raise SpectraError(

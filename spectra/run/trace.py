@@ -15,6 +15,7 @@ from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import TRACE
 from spectra.krylov.placement import Placement
+from spectra.krylov.sampling import with_sampling_error
 from spectra.operator import CHECKS, Factored, Shaped
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
@@ -87,6 +88,6 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # exact, as it is asked for
-        corrected = partial(with_deflation(with_correction(found)), **settings)
+        corrected = partial(with_sampling_error(with_deflation(with_correction(found))), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -27,6 +27,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
+SAMPLED = "the matrix is itself an estimate: eigenvalue ± standard error of the sample that it is from"
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -42,18 +43,35 @@ def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
     tables = []
+    exact = all(r.exact for r in results)
     for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
         some = results[first : first + 3]
         table = new_table("", *[r.curvature for r in some])
         for i in range(max(len(r.values) for r in some)):
             table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
         tables.append(table)
+    if not exact:
+        tables += [SAMPLED, sampling_table([r for r in results if not r.exact])]
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
     meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
+
+
+def sampling_table(results: list[EigResult]) -> Table:
+    """Eigenvalues with the standard errors of the samples that their matrices are estimates from."""
+    table = new_table("", *[r.curvature for r in results])
+    for i in range(max(len(r.values) for r in results)):
+        table.add_row(str(i + 1), *[sampled_cell(r, i) for r in results])
+    return table
+
+
+def sampled_cell(result: EigResult, i: int) -> str:
+    """Eigenvalue i with the standard error of its sample, or nothing."""
+    errors = result.sampling_errors
+    return with_error(result.values[i], errors[i], most=6) if errors is not None and i < len(errors) else ""
 
 
 def percentage(share: Share | None) -> str:
@@ -103,7 +121,9 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
 
 
 def heading(problem: ProblemRecord) -> str:
-    """The line on what was looked at, and its loss."""
+    """The line on what was looked at, and its loss; of operators what each is."""
+    if problem.operators:
+        return "; ".join(f"{quoted(one.spec)}: {quoted(one.described())}" for one in problem.operators)
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     seed = "" if problem.model_holds_weights else f", as built with seed {problem.seed}"
     where = checkpoint if problem.checkpoint else f"{model}{seed}"
@@ -120,14 +140,19 @@ def heading(problem: ProblemRecord) -> str:
 
 def remarks(record: Record) -> list[str]:
     """The lines below the tables on what a reader of the numbers has to know besides."""
-    size, examples = record.problem.batch_size, record.problem.examples
     lines = [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
         for r in record.results
         if r.projected_from
     ]
+    lines += [
+        f"{r.curvature}: is itself an estimate; the standard error holds {r.sampling_error:.2g} of its sample"
+        for r in record.results
+        if getattr(r, "sampling_error", None) is not None
+    ]
     if any(r.curvature == "fisher-batch" for r in record.results):
-        split = f"batches of {size} of {counted(examples, 'example')}"
+        size, examples = record.problem.batch_size, counted(record.problem.examples, "example")
+        split = f"batches of {size} of {examples}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
