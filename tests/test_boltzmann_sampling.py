@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_numbers(of, device):
     first, second = (own.sampled_hessian(data, chains=8, count=5, seed=2) for _ in range(2))
     assert torch.equal(first @ vector, second @ vector)
     for one, other in zip(first.product_with_error(vector), second.product_with_error(vector), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert first.trace_error() == second.trace_error()
 
 
@@ -201,13 +201,29 @@ def test_errors_of_samples_taken_for_independent_do_not_cover():
 
 
 def test_notes_tell_how_much_the_samples_are_worth():
-    (told,) = magnet().sampled_hessian(chains=32, count=400, burn_in=100).notes
+    biased, told = magnet().sampled_hessian(chains=32, count=400, burn_in=100).notes
+    assert "eigenvalues of an estimate are biased outwards" in biased
     assert "32 chains of 400 after 100 sweeps; longest autocorrelation time" in told
     short = magnet().sampled_hessian(chains=32, count=400, burn_in=3).notes
-    assert "`burn_in` 3 is less than 10 autocorrelation times" in short[1]
+    assert "`burn_in` 3 is less than 10 autocorrelation times" in short[2]
     field = BoltzmannMachine(torch.zeros(3, 3), torch.zeros(3))
     start = torch.cat([torch.ones(50, 5, 1), torch.zeros(50, 5, 1)], dim=1) + 0.01 * torch.randn(
         50, 10, 1, generator=seeded()
     )
     assert drift(start).item() > 5
-    assert "2 sweeps apart" in field.sampled_hessian(count=2, thin=2).notes[0]
+    assert "2 sweeps apart" in field.sampled_hessian(count=2, thin=2).notes[1]
+
+
+def test_what_no_sample_shows_has_no_error():
+    """A unit that is on once in 10^13 sweeps: its products are zero in all samples, whose spread says nothing of it."""
+    own = BoltzmannMachine(torch.zeros(3, 3).double(), torch.tensor([0.0, 30.0, 0.0]).double())
+    estimate = own.sampled_hessian(count=20)
+    product, error = estimate.product_with_error(torch.ones(6).double())
+    unknown = torch.tensor([False, True, False, True, False, True])  # of the biases 1 2 3 and the pairs 12 13 23
+    assert torch.equal(error.isnan(), unknown)
+    assert not product[unknown].any()
+    assert error[~unknown].min() > 0
+    assert "3 of 6 products s_i s_j have one value in all samples" in estimate.notes[2]
+    assert not machine(4, units="spin").sampled_hessian().free.unvaried().any()
+    still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
+    assert still.sampled_hessian(count=20).free.unvaried().all()

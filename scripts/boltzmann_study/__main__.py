@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from scripts.benchmarks.record import git, installed, machine
@@ -23,15 +24,21 @@ OUT = Path("results/boltzmann")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/boltzmann", description=__doc__)
+    parser.add_argument("--figures", action="store_true", help="measure nothing: figures of what is there")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: %(default)s")
-    out = parser.parse_args().out
+    options = parser.parse_args()
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    start, spent = time.perf_counter(), time.process_time()
-    numbers, arrays = measure()
-    how = made(time.perf_counter() - start, time.process_time() - spent)
-    (out / "numbers.json").write_text(json.dumps({"made": how, **numbers}, indent=1) + "\n")
-    table(numbers["sampled"], out / "eigenvalues.csv")
-    figures.save_all(numbers, arrays, out)
+    if not options.figures:
+        start, spent = time.perf_counter(), time.process_time()
+        numbers, arrays = measure()
+        how = made(time.perf_counter() - start, time.process_time() - spent)
+        (out / "numbers.json").write_text(json.dumps({"made": how, **numbers}, indent=1) + "\n")
+        np.savez_compressed(out / "arrays.npz", **{name: array.numpy() for name, array in arrays.items()})
+        table(numbers["sampled"], out / "eigenvalues.csv")
+    with np.load(out / "arrays.npz") as held:
+        arrays = {name: torch.from_numpy(held[name]) for name in held.files}
+    figures.save_all(json.loads((out / "numbers.json").read_text()), arrays, out)
 
 
 def table(rows: list[dict[str, Any]], path: Path) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 import spectra
 from scripts.examples.boltzmann import binary_digits, train
 
-HIDDEN, STEPS = 16, 300
+HIDDEN, STEPS = 12, 300
 CHAINS, BURN_IN, THIN = 64, 1500, 10
 COUNTS = (25, 100, 400)  # samples of each chain
 SEEDS = 20
 SHOWN = 64  # images
+MANY = 16  # chains in which s_i s_j is ever 1
 LEADING = 8  # eigenvectors along which estimates are compared, from the top; and half as many from the bottom
 
 
@@ -36,9 +37,9 @@ def measure() -> tuple[dict[str, Any], dict[str, Tensor]]:
     stages[str(STEPS)], found[str(STEPS)] = stage(machine, images, gradient)
     values, vectors = found[str(STEPS)]
     numbers = {"weights": len(machine.parameters), "independent_pixels": apart, "stages": stages}
-    numbers["sampled"], deviations = compare(machine, images, values, vectors)
-    numbers["coverage"] = coverage(deviations)
-    own_values = torch.linalg.eigvalsh(dense(sampled(machine, images, COUNTS[-1], 0)))
+    numbers["sampled"], deviations, seen = compare(machine, images, values, vectors)
+    numbers["coverage"] = coverage(deviations, seen)
+    own_values = torch.linalg.eigvalsh(dense(sampled(machine, images, COUNTS[-1], len(COUNTS) - 1)))
     numbers["sampled"][-1] |= {"trace": own_values.sum().item(), "negative": (own_values < -1e-10).sum().item()}
     drawn = machine.sample(chains=SHOWN, count=1, burn_in=BURN_IN, seed=1)[:, 0, :64]
     arrays = {f"values_{name}": pair[0] for name, pair in found.items()}
@@ -81,15 +82,17 @@ def stage(
 
 def compare(
     machine: spectra.RestrictedBoltzmannMachine, images: Tensor, values: Tensor, vectors: Tensor
-) -> tuple[list[dict[str, Any]], Tensor]:
-    """Estimates of three sizes beside the exact matrix, and deviations of the middle one in standard errors."""
+) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+    """Estimates of three sizes beside the exact matrix; of the middle one, for many seeds, deviations in standard errors
+    and the chains that tell of each product.
+    """
     ends = [*range(-1, -LEADING - 1, -1), *range(LEADING // 2)]
     chosen, expected = vectors[:, ends], values[ends]
     exact = machine.hessian(images)
     direction = torch.randn(len(values), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     product, rows, deviations = exact @ direction, [], []
-    for count in COUNTS:
-        estimate = sampled(machine, images, count, 0)
+    for seed, count in enumerate(COUNTS):  # with one seed the shorter chains would begin the longer ones
+        estimate = sampled(machine, images, count, seed)
         forms, errors = (chosen * (estimate @ chosen)).sum(0), estimate.standard_errors(chosen)
         found, own_error = estimate.product_with_error(direction)
         top = spectra.eigenpairs(estimate, k=LEADING, which="LA", tolerance=1e-6)
@@ -100,7 +103,8 @@ def compare(
                 "count": count,
                 "notes": estimate.notes,
                 "product_error": ((found - product).norm() / product.norm()).item(),
-                "product_standard_error": (own_error.norm() / product.norm()).item(),
+                "product_standard_error": (own_error.nan_to_num().norm() / product.norm()).item(),
+                "unknown_errors": own_error.isnan().sum().item(),
                 "trace_error": estimate.trace_error(),
                 "exact": expected.tolist(),
                 "forms": forms.tolist(),
@@ -109,22 +113,37 @@ def compare(
             }
         )
         print("\n".join(estimate.notes), flush=True)
-    for seed in range(1, SEEDS + 1):
-        estimate = sampled(machine, images, COUNTS[1], seed)
+    seen = []
+    for seed in range(SEEDS):
+        estimate = sampled(machine, images, COUNTS[1], 100 + seed)
+        seen.append(chains_with(estimate.free))
         forms = ((chosen * (estimate @ chosen)).sum(0) - expected) / estimate.standard_errors(chosen)
         found, own_error = estimate.product_with_error(direction)
         deviations.append(torch.cat([forms, (found - product) / own_error]))
-    return rows, torch.stack(deviations)
+    return rows, torch.stack(deviations), torch.stack(seen)
 
 
-def coverage(deviations: Tensor) -> dict[str, Any]:
-    """How often errors of one and of two standard errors, by Student's t, are not exceeded."""
+def chains_with(phase: Any) -> Tensor:
+    """The number of chains (n,) in which s_i s_j is ever 1."""
+    states = phase.states[:, 0].double()
+    return phase.pairs.vectors((states.mT @ states > 0).double().sum(0)[None])[:, 0]
+
+
+def coverage(deviations: Tensor, seen: Tensor) -> dict[str, Any]:
+    """How often 68 % and 95 % intervals, by Student's t, hold the truth; for products also by the chains that tell."""
     student = scipy.stats.t(CHAINS - 2)
     forms = LEADING + LEADING // 2
-    parts = {"forms": deviations[:, :forms], "products": deviations[:, forms:]}
+    products = deviations[:, forms:]
+    parts = {
+        "forms": deviations[:, :forms],
+        "products": products,
+        "products_of_many_chains": products[seen >= MANY],
+        "products_of_few_chains": products[seen < MANY],
+    }
     found: dict[str, Any] = {"expected_mean_square": student.var()}
     for name, part in parts.items():
-        found[name] = {"mean_square": part.square().mean().item(), "mean": part.mean().item()}
+        part = part[part.isfinite()]
+        found[name] = {"numbers": len(part), "mean_square": part.square().mean().item(), "mean": part.mean().item()}
         for level in (0.68, 0.95):
             limit = student.ppf((1 + level) / 2)
             found[name][f"within_{level:.0%}"] = (part.abs() < limit).double().mean().item()

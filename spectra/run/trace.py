@@ -96,7 +96,7 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
 
 def sum_of(matrix: Any) -> float | None:
     """The sum of the diagonal of a matrix whose entries are known; None of others."""
-    found = find_on(matrix, "diagonal_sum")
+    found = find_on("diagonal_sum", matrix)
     return found() if found else None
 
 

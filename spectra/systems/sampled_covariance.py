@@ -57,6 +57,15 @@ class SampledCovariance:
         values = self.pairs.vectors(parts / self.states.shape[1]).T
         return values.mean(0), spread(values)
 
+    def unvaried(self) -> Tensor:
+        """Which products s_i s_j (n,) have the same value in all samples, which then tell nothing of its variance."""
+        count = self.states[..., 0].numel()
+        total = square = torch.zeros(self.pairs.units, self.pairs.units, dtype=self.dtype, device=self.states.device)
+        for states in self._blocks():
+            flat = states.flatten(0, 2)
+            total, square = total + flat.T @ flat, square + flat.square().T @ flat.square()
+        return self.pairs.vectors((total**2 == square * count)[None])[:, 0]
+
     def quotient_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,) of the quadratic forms u'Au of vectors u (n, k)."""
         parts = torch.zeros(len(self.states), vectors.shape[1], dtype=self.dtype, device=vectors.device)

@@ -14,6 +14,10 @@ from spectra.systems.sampled_covariance import SampledCovariance
 from spectra.wording import outline
 
 ENOUGH = 10  # autocorrelation times that a burn-in should last
+OUTWARDS = (
+    "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
+    "its noise; standard errors of u'Au are for a given u"
+)
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 
@@ -28,9 +32,13 @@ class SampledHessian(BoltzmannHessian):
     __repr__ = outline
 
     def product_with_error(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains."""
+        """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains.
+
+        The error is nan where s_i s_j has one value in all samples of the free phase: its variance is unknown then.
+        """
         errors = [phase.with_error(vector)[1] for phase in self._sampled()]
-        return self @ vector, _root_of_squares(errors) / self.temperature**2
+        error = _root_of_squares(errors) / self.temperature**2
+        return self @ vector, error.masked_fill(self._sampled()[0].unvaried(), math.nan)
 
     def standard_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,), in float64, of u'Au for the columns u of vectors (n, k), given u."""
@@ -62,9 +70,15 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
     worth = schedule.chains * schedule.count / time
     apart = f", {schedule.thin} sweeps apart" if schedule.thin > 1 else ""
     notes = [
+        OUTWARDS,
         f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
-        f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones"
+        f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
     ]
+    if unvaried := int(free.unvaried().sum()):
+        notes.append(
+            f"{unvaried:,} of {len(free.pairs):,} products s_i s_j have one value in all samples: nothing is known of "
+            "how rarely they have the other, and no error tells of it"
+        )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
             f"the chains have not forgotten where they began (their means change by {moved:.1f} standard errors from "

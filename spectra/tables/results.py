@@ -29,7 +29,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
-SAMPLED = "the matrix is itself an estimate: eigenvalue ± standard error of the sample that it is from"
+SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 MEASURED_IN = {  # where the error of finite differences is, by command
     "eig": "residuals are of {}",
     "trace": "the standard error has that in it",
