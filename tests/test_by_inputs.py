@@ -500,6 +500,15 @@ def test_on_the_command_line(call):
     assert call("plot a --out figure.png")[0] == 0
 
 
+def test_figures_show_the_spread():
+    found = spectra.eig(network(), "cross_entropy", (X, CLASSES), wrt="inputs", which="LA", k=3)
+    (axes,) = spectra.eigenvalue_figure({"hessian": found}).axes
+    assert axes.get_ylabel() == "λ ± (residual + standard deviation over examples)"
+    (bars,) = axes.containers[0].lines[2]
+    lengths = [end - start for (_, start), (_, end) in bars.get_segments()]
+    assert lengths == pytest.approx(2 * (found.spread + found.residuals))
+
+
 def test_numbers_of_many_examples_are_in_the_npz_file(call):
     line = LINE.replace("few", "positions")
     assert call(f"eig {line} -k 6 --out a")[0] == 0
