@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU, Widths, matrix, not_finite, seeded, uniform, with_spectrum
+from pretend_device import OnDevice, PretendDevice, inside
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
@@ -341,6 +342,24 @@ def test_matrices_and_right_hand_sides_of_other_packages():
     assert spectra.damping_for(given.matrix.numpy()).lowest == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("basis", ["device", "host"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_device(method, basis):
+    """Its vectors meet those of the host in copies alone; known eigenvectors may lie on either."""
+    given = matrix("network")
+    b, options = drawn(given.n, 3), {"damping": 2.0, "method": method, "tolerance": 1e-9}
+    expected = solve(given.matrix, b, known=eigenpairs(given.matrix, 3), **options)
+    with PretendDevice():
+        operator = OnDevice(given.matrix)
+        pairs = eigenpairs(operator, 3, basis=basis)
+        found = solve(operator, b, known=pairs, **options)
+        torch.testing.assert_close(inside(found.x), expected.x, rtol=0, atol=1e-7)
+        stopped = solve(operator, b[:, 0], method="cg")
+        assert stopped.negative_curvature
+    assert found.converged
+    assert found.residuals.is_cpu
+
+
 # Limits, refusals
 
 
@@ -419,6 +438,15 @@ def test_damping_for(name):
         assert found.value == pytest.approx(needed, rel=1e-3, abs=3 * found.error)
     scaled = spectra.damping_for(1e-9 * given.matrix, condition=50)
     assert scaled.value == pytest.approx(1e-9 * found.value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("good", "most"), [(0, None), (5, None), (100, 1)])
+def test_no_damping_is_told_where_the_ends_are_not_found(good, most):
+    found = spectra.damping_for(not_finite(60, good), max_products=most)
+    assert math.isnan(found.value)
+    assert math.isnan(found.necessary)
+    assert math.isnan(found.lower_bound)
+    assert not found.converged
 
 
 def test_damping_that_suffices_lets_cg_through():
