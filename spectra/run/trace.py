@@ -19,7 +19,7 @@ from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
-from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, member_of
+from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, find_on
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.measurement import Measurement
@@ -88,7 +88,7 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
 
 def sum_of(matrix: Any) -> float | None:
     """The sum of the diagonal of a matrix whose entries are known; None of others."""
-    found = member_of(matrix, "diagonal_sum")
+    found = find_on("diagonal_sum", matrix)
     return found() if found else None
 
 
