@@ -83,8 +83,8 @@ def stage(
 def compare(
     machine: spectra.RestrictedBoltzmannMachine, images: Tensor, values: Tensor, vectors: Tensor
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
-    """Estimates of three sizes beside the exact matrix; of the middle one, for many seeds, deviations in standard errors
-    and the chains that tell of each product.
+    """Estimates of three sizes beside the exact matrix, and of the middle one for many seeds: deviations in standard
+    errors, and the number of chains that tell of each product.
     """
     ends = [*range(-1, -LEADING - 1, -1), *range(LEADING // 2)]
     chosen, expected = vectors[:, ends], values[ends]
