@@ -37,6 +37,7 @@ LARGE = 0.1  # a perturbation's size over that of the weights, where the second-
 BUDGETS = [2**k for k in range(6, 15)]
 SIZES = [10.0**k for k in np.arange(-6.75, 0.1, 0.75)]
 AT_EACH_SIZE = 1000  # evaluations
+FOR_Z, FOR_EACH_PART = (2**10, 2**12, 2**14), 4001  # evaluations
 
 
 class Digits:
@@ -179,7 +180,7 @@ def second_order_table(at: Digits) -> list[dict[str, Any]]:
     parts = {"nothing": torch.zeros_like(eye)}
     for name, v in {"leading eigenvector": at.vector, "gradient": at.gradient, "random vector": draw}.items():
         parts[f"rank two, v the {name}, exact z"] = spectra.RankTwo(v, at.hessian @ v) @ eye
-    for budget in (2**10, 2**12, 2**14):
+    for budget in FOR_Z:
         z = spectra.product_from_losses(loss, at.vector, at.point, evaluations=budget, form="forward", seed=9)
         parts[f"rank two, v the leading eigenvector, z from {budget:,} evaluations"] = (
             spectra.RankTwo(at.vector, z.value) @ eye
@@ -190,7 +191,7 @@ def second_order_table(at: Digits) -> list[dict[str, Any]]:
     rows, plain = [], {}
     for name, part in parts.items():
         found = spectra.gradient_from_losses(
-            loss, at.point, evaluations=4001, form="forward", size=size, second_order=part, seed=5
+            loss, at.point, evaluations=FOR_EACH_PART, form="forward", size=size, second_order=part, seed=5
         )
         noise = found.standard_error**2
         plain = plain or {"noise": noise, "bend": second_order(at.hessian), "square": at.expected(size)}

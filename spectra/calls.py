@@ -20,7 +20,18 @@ from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import MATRICES
-from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
+from spectra.defaults import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    EXACT,
+    IEEE,
+    PRECISIONS,
+    PRODUCTS,
+    RTOL,
+    SAVE_EVERY,
+    TOLERANCE,
+    K,
+)
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_place
@@ -75,6 +86,8 @@ def eig(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
@@ -105,6 +118,9 @@ def eig(
         precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
             first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
             noise in their errors.
+        products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
+            forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
+        difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
         compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
             that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
@@ -138,6 +154,8 @@ def eig(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
     )
@@ -161,6 +179,8 @@ def trace(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -169,8 +189,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -199,6 +219,8 @@ def trace(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -223,6 +245,8 @@ def density(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -231,9 +255,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing
-            is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written
+            too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -263,6 +287,8 @@ def density(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -293,6 +319,8 @@ def requested(
     basis: str,
     check: bool,
     precision: str,
+    products: str,
+    difference_step: float | None,
     compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
@@ -300,15 +328,20 @@ def requested(
     """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
     seed = whole("seed", seed, 0)
     if stands_for_matrix(given[0]):
-        refuse_of_networks(settings.command, given, curvature, check, precision, compile)
+        of_network = {"curvature": (curvature, "hessian"), "check": (check, True), "precision": (precision, IEEE)}
+        of_network |= {"products": (products, EXACT), "difference_step": (difference_step, None)}
+        refuse_of_networks(settings.command, given, {**of_network, "compile": (compile, None)})
         names, problem, recorded = ("operator",), Operators((given[0],), seed=seed, **place_of(given[3])), {}
     else:
         names = named_matrices(curvature)
         problem, recorded = problem_of(settings.command, *given, seed)
         recorded |= {"curvature": list(names), "no_check": not check, "compile": compile, "precision": precision}
+        recorded |= {"products": products, "difference_step": difference_step}
     max_products = None if max_products is None else whole("max_products", max_products, 1)
+    difference_step = None if difference_step is None else positive("difference_step", difference_step)
     require_boolean("compile", compile, optional=True)
     among("precision", precision, PRECISIONS)
+    among("products", products, PRODUCTS)
     recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", basis, BASES)}
     return Request(
         settings,
@@ -321,6 +354,8 @@ def requested(
         basis=basis,
         check=bool(check),
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
@@ -336,16 +371,18 @@ def stands_for_matrix(model: Any) -> bool:
 
 
 def refuse_of_networks(
-    command: str, given: tuple[Any, Any, Any, dict[str, Any]], curvature: Any, check: bool, precision: str, compile: Any
+    command: str, given: tuple[Any, Any, Any, dict[str, Any]], of_network: Mapping[str, tuple[Any, Any]]
 ) -> None:
-    """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
+    """Raise TypeError for an argument of networks beside a matrix that is given in place of one.
+
+    `of_network` are further arguments, each with its default.
+    """
     _, loss, data, options = given
     others = {name: value for name, value in options.items() if name not in ("device", "dtype")}
     for name, value in {"loss": loss, "data": data, **others}.items():
         if value is not None:
             raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
-    usual = (("curvature", curvature, "hessian"), ("check", check, True), ("precision", precision, IEEE))
-    for name, value, default in (*usual, ("compile", compile, None)):
+    for name, (value, default) in of_network.items():
         if value != default:
             raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
 

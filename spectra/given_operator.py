@@ -427,6 +427,11 @@ def sparse_extremes(matrix: Tensor) -> Extremes:
     return found
 
 
+def diagonal(matrix: Tensor) -> Tensor:
+    """The diagonal (n,) of a matrix, dense or in CSR form."""
+    return matrix.diagonal() if matrix.layout is torch.strided else torch.from_numpy(as_scipy(matrix).diagonal())
+
+
 def as_scipy(matrix: Tensor) -> csr_array:
     """A sparse tensor in CSR form as SciPy has it, on the same memory where that is the host's."""
     from scipy.sparse import csr_array

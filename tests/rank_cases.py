@@ -15,6 +15,7 @@ from spectra.cluster.ranks import finish, rank
 from spectra.cluster.replicated import Replicated
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.given_operator import as_operator
@@ -32,7 +33,7 @@ from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.memory import settled_share
-from spectra.operator import Counting, check_operator, mesh_of, placed, random_vectors
+from spectra.operator import Counting, check_operator, measure_noise, mesh_of, placed, random_vectors, reference
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
@@ -181,6 +182,17 @@ def noise(operator) -> dict:
     return {"noise": check_operator(operator, seeded()) < 1e-12}
 
 
+def differences(operator) -> dict:
+    """Products by finite differences, compared with exact ones over all ranks."""
+    part = operator if isinstance(operator, Curvature) else operator.part
+    found = distributed(FiniteDifferences(part.problem, step=1e-3))
+    noise = measure_noise(found, seeded())
+    pairs = eigenpairs(found, 3, generator=seeded(), tolerance=1e-2)
+    vector = random_vectors(found, 1, seeded(2))[0]
+    exact = {"product": found @ vector, "exact": reference(found) @ vector, "symmetric": check_operator(found) < 1e-3}
+    return exact | {"noise": noise.norm, "values": pairs.values, "residuals": pairs.residuals}
+
+
 def krylov_basis(operator) -> dict:
     state = lanczos(operator, random_start(operator, seeded()), 12)
     basis = full_tensor(state.basis)
@@ -244,6 +256,7 @@ MANY = tuple(MATRICES)
 TABLE = {
     "products": (products, tuple(PROBLEMS), MANY),
     "noise": (noise, ("three batches",), ("hessian",)),
+    "differences": (differences, ("three batches",), ("hessian",)),
     **{f"eig {name}": (partial(eig, name), ("three batches",), ("ggn",)) for name in EIG},
     "eig of two": (
         lambda operator: {"values": eigenpairs(operator, 2, generator=seeded()).values},

@@ -23,6 +23,7 @@ import spectra
 from spectra.cli import run
 from spectra.curvature.checks.notes import model_notes
 from spectra.errors import ArgumentError, SpectraError
+from spectra.problem.autograd_graph import names_behind
 from spectra.problem.problem import Problem, Processes
 from spectra.systems.equilibrium import Equilibrium, RecurrentNetwork
 from spectra.systems.relaxation import METHODS, Relaxation, relax
@@ -227,6 +228,17 @@ def test_two_derivatives_of_a_nonlinear_unit(method):
     assert torch.autograd.grad(got, model.map.weight)[0].item() == pytest.approx(second, rel=1e-11)
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_of_several_fixed_points_the_start_chooses(side):
+    """y = tanh(2 y) has fixed points near +-0.957, with dy/dw = t' y / (1 - 2 t'), and 0, which does not attract."""
+    model = Equilibrium(Unit(2.0, torch.tanh), torch.ones_like if side > 0 else lambda x: -torch.ones_like(x))
+    y = model(torch.zeros(1, 1, dtype=torch.float64)).sum()
+    slope = 1 - y.item() ** 2
+    assert y.item() == pytest.approx(side * 0.9575040240772687, rel=1e-9)
+    (got,) = torch.autograd.grad(y, model.map.weight)
+    assert got.item() == pytest.approx(slope * y.item() / (1 - 2 * slope), rel=1e-8)
+
+
 # Pearlmutter (1994), section 4.1, written out with dense linear algebra.
 
 
@@ -363,6 +375,11 @@ def test_a_state_of_any_shape_and_start():
     assert relative(layer(zero(x), x), zero(x)) < 1e-9
 
 
+def test_functions_inside_of_the_map_are_seen():
+    """Kinks there count in the check of derivatives."""
+    assert "TanhBackward0" in set(names_behind([build()(points()[0])]))
+
+
 # What is told of it.
 
 
@@ -388,6 +405,12 @@ def test_a_note_in_single_precision_counts_rounding():
     (line,) = model_notes(given)
     assert "to residuals of 4e-06" in line
     assert 1e-8 < float(line.partition("is off by ")[2].partition(" of")[0]) < 1e-3
+
+
+def test_a_tighter_tolerance_that_rounding_forbids_leaves_the_note_open(monkeypatch):
+    monkeypatch.setattr("spectra.systems.relaxation.ROUNDING", 1e-3)
+    (line,) = model_notes(problem(build(tolerance=1e-15)))
+    assert "its effect on products is not measured: float64 does not reach tolerance 1e-17" in line
 
 
 def test_any_module_may_tell_of_itself():

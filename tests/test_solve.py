@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU, Widths, matrix, not_finite, seeded, uniform, with_spectrum
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
 import spectra
@@ -261,6 +262,17 @@ def test_a_known_negative_eigenvalue_is_told_of():
     assert solve(a, drawn(30), method="cg", known=pairs, damping=2.5).converged
 
 
+def test_a_direction_met_beside_known_eigenvectors_is_one_of_the_matrix():
+    """Also where those are not quite eigenvectors, so that it has a part along them."""
+    given = matrix("network")
+    pairs = eigenpairs(given.matrix + 0.5 * with_spectrum(uniform(given.n), seed=4), 6, which="LA")
+    found = solve(given.matrix, drawn(given.n), method="cg", known=pairs)
+    d = found.directions
+    assert d.norm().item() == pytest.approx(1)
+    assert (pairs.vectors @ d).norm() > 1e-3
+    assert found.curvatures.item() == pytest.approx((d @ given.matrix @ d).item())
+
+
 # Invariances
 
 
@@ -314,6 +326,15 @@ def test_shifts_are_those_of_the_matrix():
     torch.testing.assert_close(given.matrix @ found.x, inside, rtol=0, atol=1e-9)
 
 
+def test_matrices_and_right_hand_sides_of_other_packages():
+    given = matrix("strakos")
+    b = drawn(given.n, 2)
+    one = solve(given.matrix, b, tolerance=1e-9)
+    for other in (given.matrix.numpy(), csr_array(given.matrix.numpy()), (given.n, lambda v: given.matrix.numpy() @ v)):
+        torch.testing.assert_close(solve(other, b.numpy(), tolerance=1e-9).x, one.x, rtol=0, atol=1e-7)
+    assert spectra.damping_for(given.matrix.numpy()).lowest == pytest.approx(0.1)
+
+
 # Limits, refusals
 
 
@@ -354,7 +375,7 @@ def test_wrong_arguments_are_refused():
     a, b = with_spectrum(uniform(6)), drawn(6)
     pairs = eigenpairs(with_spectrum(uniform(7)), 2)
     wrong = {
-        "b": [b[:5], b.float(), b.numpy(), b * math.nan, b[:, None, None], torch.empty(6, 0, dtype=torch.float64)],
+        "b": [b[:5], b.float(), b * math.nan, b.tolist(), b[:, None, None], torch.empty(6, 0, dtype=torch.float64)],
         "damping": [math.nan, math.inf, "1"],
         "method": ["gmres", 3],
         "tolerance": [-1.0, math.nan],

@@ -267,6 +267,33 @@ def test_errors_fall_as_the_square_root_and_are_covered(quantity):
     assert 0.91 < np.mean(inside) < 0.98
 
 
+def test_noise_of_the_loss_is_in_the_standard_error():
+    """That of the value at the point too, which all forward differences share."""
+    loss, generator = Quadratic(5), seeded(9)
+
+    def noisy(w):
+        return loss(w) + 3 * torch.randn((), generator=generator, dtype=torch.float64).item()
+
+    noisy.point, noisy.vector = loss.point, loss.vector
+    for quantity, true in (("gradient", loss.gradient), ("product", loss.product)):
+        found = [run(noisy, quantity, "forward", 60, seed=seed) for seed in range(40)]
+        square = np.mean([(each.value - true).square().sum().item() for each in found])
+        stated = np.mean([each.standard_error**2 for each in found])
+        alone = run(loss, quantity, "forward", 60).standard_error ** 2
+        assert stated == pytest.approx(square, rel=0.35)
+        assert stated > 1.5 * alone
+
+
+def test_one_perturbation_has_no_standard_error():
+    """It is the step of SPSA: g'u u / s^2."""
+    loss = Quadratic(3)
+    one = gradient_from_losses(loss, loss.point, evaluations=2)
+    assert one.perturbations == 1
+    assert one.standard_errors.isinf().all()
+    signs = one.value.sign()
+    torch.testing.assert_close(one.value, (loss.gradient @ signs) * signs, rtol=1e-6, atol=1e-6)
+
+
 def network(dtype=torch.float64, weight_decay=0.0, size=5, device="cpu"):
     x, y = torch.randn(12, 3, generator=seeded(1)).to(device, dtype), torch.arange(12, device=device) % 3
     torch.manual_seed(0)
@@ -371,7 +398,7 @@ PART = RankTwo(LOSS.vector, LOSS.product)
         (lambda: gradient_from_losses(LOSS, evaluations=9), "`point` NoneType: give the weights"),
         (lambda: gradient_from_losses(3.0, LOSS.point, evaluations=9), "`loss` of type float: give a Problem, or"),
         (lambda: gradient_from_losses(network()[0], LOSS.point, evaluations=9), "`point`: a problem has its own"),
-        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=3), "`evaluations` 3: give an integer from 4|4 or"),
+        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=1), "`evaluations` 1: give an integer of 2 or"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, form="back"), "`form` back: give one of"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0), "`size` 0: weights of .* round it off"),
         (

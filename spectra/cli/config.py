@@ -27,7 +27,7 @@ SETTLED = ("batch_size", "device")
 OF_NETWORKS = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
     *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature"),
-    *("no_check", "precision", "compile", "held_out", "subsample"),
+    *("no_check", "precision", "products", "difference_step", "compile", "held_out", "subsample"),
 )
 NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 LARGEST = 10**300  # what float64 holds

@@ -168,6 +168,8 @@ EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
+PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are made: exactly, or as central or forward differences of gradients, whose error is measured and stands beside the result.")  # fmt: skip
+DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="How far differences displace the parameters, over their norm.  [default: the best for the dtype]")  # fmt: skip
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -250,5 +252,5 @@ def with_data(
     )
 
 
-problem_and_output = with_data(PRECISION, SAVE_EVERY, required=True, operators=1)
+problem_and_output = with_data(PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, required=True, operators=1)
 model_and_output = with_data()

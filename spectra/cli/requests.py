@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from spectra.cli.config import OF_NETWORKS, recorded, refuse_changed
-from spectra.defaults import IEEE
+from spectra.defaults import EXACT, IEEE
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         basis=options["basis"],
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
+        products=options.get("products", EXACT),
+        difference_step=options.get("difference_step"),
         compile=options["compile"],
         out=options["out"],
         home=home,

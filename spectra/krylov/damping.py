@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,6 @@ from spectra.defaults import TOLERANCE
 from spectra.given_operator import as_operator
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Progress
-from spectra.operator import SymmetricOperator
 
 CONDITION = 1e4  # of A + damping I: CG then takes some hundreds of products at most
 
@@ -41,7 +41,7 @@ class Damping:
 
 
 def damping_for(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     condition: float = CONDITION,
     tolerance: float = TOLERANCE,
@@ -56,7 +56,7 @@ def damping_for(
     eigenvalue found less its error, so that an eigenvalue on the safe side is made positive.
 
     Args:
-        operator: the matrix A (n, n).
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
         condition: the largest condition number of A + damping I, above 1. CG takes about its square root times
             log(2 / tolerance) / 2 products.
         tolerance: the relative residual of the two eigenvalues.

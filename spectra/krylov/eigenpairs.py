@@ -12,6 +12,7 @@ from spectra.defaults import TOLERANCE
 from spectra.given_operator import as_operator
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
+from spectra.krylov.measured import with_measured_residuals
 from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
 from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
@@ -24,8 +25,9 @@ LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than 
 
 
 @without_autocast()
+@with_measured_residuals
 def eigenpairs(
-    operator: SymmetricOperator,
+    operator: Any,
     k: int,
     *,
     which: str = "LM",
@@ -50,7 +52,7 @@ def eigenpairs(
     in ieee.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         k: the number of eigenpairs.
         which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.

@@ -6,6 +6,8 @@ tr (I - QQ')A(I - QQ'), by the samples of `spectra.krylov.hutchinson`, whose sta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from spectra.arguments import chosen_generator
@@ -16,7 +18,7 @@ from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hut
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.placement import placement
 from spectra.krylov.results import Progress, TraceEstimate
-from spectra.operator import Counting, SymmetricOperator, random_signs
+from spectra.operator import Counting, random_signs
 from spectra.vectors import orthonormal, without_autocast
 
 ARRAYS = 4  # vectors that a vector of the sketch takes
@@ -24,7 +26,7 @@ ARRAYS = 4  # vectors that a vector of the sketch takes
 
 @without_autocast()
 def hutch_plus_plus(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     rtol: float = RTOL,
     probes: int | None = None,

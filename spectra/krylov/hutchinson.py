@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ PRODUCTS = 10_000  # budget unless it or the number of probes is given
 
 @without_autocast()
 def hutchinson(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     rtol: float = RTOL,
     probes: int | None = None,
@@ -43,7 +44,7 @@ def hutchinson(
     Samples are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         rtol: the relative standard error asked for.
         probes: the number of samples, in place of `rtol`.
         known: a number added to the trace, to which `rtol` is relative too.

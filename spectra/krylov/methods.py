@@ -23,3 +23,5 @@ TRACE = {
     "dense": "spectra.krylov.dense:dense_trace",
     "gram": "spectra.krylov.gram:gram_trace",
 }
+
+OF_A_BASIS = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that are of an orthonormal basis

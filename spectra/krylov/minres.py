@@ -49,10 +49,11 @@ def minres(b: Tensor, target: float, most: int) -> ReverseCommunication:
         stationary = math.hypot(gamma, corner) <= math.sqrt(eps) * largest  # |A r| / |r|, before this step
         if stationary and cosine**2 <= FLAT * eps:
             break
-        add(w_column := v.clone(), -epsilon, one)
-        add(w_column, -delta, two)
-        local(w_column).div_(diagonal)
-        one, two = two, w_column
+        column = v.clone()
+        add(column, -epsilon, one)
+        add(column, -delta, two)
+        local(column).div_(diagonal)
+        one, two = two, column
         add(x, cosine * residual, two)
         residual *= sine
         if not following > FLAT * eps * largest:  # the Krylov space is exhausted

@@ -35,6 +35,7 @@ class Eigenpairs:
     converged: bool
     complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
     complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
+    beside: tuple[float, float] | None = None  # the least and the largest value that the search has found beside these
     sampling_errors: Tensor | None = None  # (k,), standard errors of values, of a matrix that is itself an estimate
 
     __repr__ = outline

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +37,8 @@ EACH = 10  # vectors that the solution of a column holds at its peak
 
 @without_autocast()
 def solve(
-    operator: SymmetricOperator,
-    b: Tensor,
+    operator: Any,
+    b: Tensor | np.ndarray,
     *,
     damping: float = 0.0,
     method: str | None = None,
@@ -55,8 +57,8 @@ def solve(
     in ieee.
 
     Args:
-        operator: the matrix A (n, n).
-        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype.
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype; a tensor or NumPy's array.
         damping: a number of either sign that is added to every eigenvalue.
         method: cg, minres, or None: cg, and minres from the beginning for columns where cg meets negative curvature.
         tolerance: the relative residual |b - (A + damping I) x| / |b| of a converged column.
@@ -74,6 +76,7 @@ def solve(
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
     operator = as_operator(operator)
+    b = torch.as_tensor(b) if isinstance(b, np.ndarray) else b
     refuse_system(operator, b, damping, method, tolerance, known, lowest, max_products)
     counted = Counting(in_ieee(operator))
     matrix = Shifted(counted, damping)
@@ -178,9 +181,7 @@ class ColumnSolver:
         if norm(rest) <= target:
             return Iterate(x)
         root = self.preconditioner.root
-        inside = root(rest)
-        target *= norm(inside) / norm(rest)
-        run = METHODS[method](inside, target, self.most - self.products - 1)
+        run = METHODS[method](root(rest), target, self.most - self.products - 1)
         iterate = yield from self.counted(self.preconditioner.around(run))
         if iterate.direction is None:
             return Iterate(x + root(iterate.x))

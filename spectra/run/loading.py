@@ -82,7 +82,7 @@ def checks_of(request: Request) -> int:
     limit = request.max_products
     if limit is not None and limit < SMALLEST_CHECKED:
         return 0
-    return CHECKS if request.precision == IEEE else CHECKS + NOISE_PRODUCTS
+    return CHECKS + NOISE_PRODUCTS if request.noisy else CHECKS
 
 
 def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from spectra.cluster.replicated import Replicated
 from spectra.defaults import IEEE
 from spectra.devices import WITHOUT_FLOAT64, name_of_device
 from spectra.errors import SpectraError, describe
+from spectra.given_operator import diagonal
 from spectra.inputs.description import versions
 from spectra.inputs.devices import choose_device, recorded_device
 from spectra.inputs.operators import GivenOperator, Operators
@@ -56,6 +57,11 @@ class GivenMatrix(Wrapper):
 
     def prepare(self) -> None:
         """It is ready."""
+
+    def diagonal_sum(self) -> float | None:
+        """The sum of the diagonal, where entries are known."""
+        matrix = self.given.operator
+        return diagonal(matrix).double().sum().item() if isinstance(matrix, Tensor) else None
 
     def factor(self) -> Any:
         """Raise SpectraError: it has none."""
@@ -150,6 +156,9 @@ class GivenOperators:
             self._matrices[name] = self._placed(next(one for one in self.found if one.name == name), device)
         self.names = tuple(sizes)
         self.about = self._record(device)
+        asked = str(self.operators.device or "auto").partition(":")[0]
+        if asked not in ("auto", device.type):
+            self.told = (f"{', '.join(self.names)}: products are made on {device}, and not on {asked}",)
 
     def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
         """The matrix on the device; of several processes each takes its rows of entries."""

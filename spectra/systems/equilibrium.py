@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,13 @@ from spectra.wording import counted
 
 @dataclass
 class Relaxations:
-    """The largest figures of the relaxations of a module, from when it was made or `clear` was called."""
+    """The largest figures of the relaxations of a module since it was made; assign a new one to begin anew."""
 
-    count: int = 0
-    iterations: int = 0
-    residual: float = 0.0
-    contraction: float = 0.0
-    distance: float = 0.0
+    count: int = 0  # relaxations
+    iterations: int = 0  # steps
+    residual: float = 0.0  # |f(z) - z| relative to |f(z)|
+    contraction: float = 0.0  # |f(z) - f(z')| / |z - z'| over the last steps
+    distance: float = 0.0  # an estimate of |z - z*|, relative to |f(z)|
 
     def add(self, found: Relaxed) -> None:
         """Count one more."""
@@ -43,10 +44,6 @@ class Relaxations:
         self.residual = max(self.residual, found.residual)
         self.contraction = max(self.contraction, found.contraction)
         self.distance = max(self.distance, found.distance)
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.__init__()
 
 
 class Equilibrium(nn.Module):
@@ -207,7 +204,7 @@ class RecurrentNetwork(Equilibrium):
         units: int,
         outputs: int,
         activation: Callable[[Tensor], Tensor] = torch.tanh,
-        **relaxation,
+        **relaxation: Any,
     ):
         require_integer("inputs", inputs, most=units)
         require_integer("outputs", outputs, most=units)

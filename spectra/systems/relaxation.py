@@ -85,26 +85,22 @@ def relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
 
 def _relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
     tolerance, step = settings.tolerance_in(start.dtype), METHODS[settings.method]()
-    state, observed, first = start, Contraction(), None
-    for iteration in range(settings.iterations + 1):
+    state, observed, first, iteration = start, Contraction(), None, 0
+    while True:
         image = function(state)
-        residual, size = image - state, norms(image)
-        first = size if first is None else first
-        residuals, size = norms(residual), torch.maximum(first, size)
-        moving = ~((residuals <= tolerance * size) & size.isfinite())  # nan moves, too
+        residuals, sizes = norms(image - state), norms(image)
+        first = sizes if first is None else first
+        sizes = torch.maximum(first, sizes)
+        moving = ~((residuals <= tolerance * sizes) & sizes.isfinite())  # nan moves, too
         observed.add(state, image, moving)
         largest = residuals.where(moving, 0).max().item() if len(start) else 0.0
         if largest == 0 or not math.isfinite(largest) or iteration == settings.iterations:
             break
         state = torch.where(by_example(moving, state), step(state, image), state)
-    shares = (residuals / size).where(residuals != 0, 0)
-    return Relaxed(
-        state,
-        iteration,
-        shares.max().item() if len(start) else 0.0,
-        observed.largest(),
-        int(moving.sum().item()),
-    )
+        iteration += 1
+    relative = (residuals / sizes).where(residuals.ne(0), 0)
+    residual = relative.max().item() if len(start) else 0.0
+    return Relaxed(state, iteration, residual, observed.largest(), int(moving.sum().item()))
 
 
 def plain() -> Callable[[Tensor, Tensor], Tensor]:

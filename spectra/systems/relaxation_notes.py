@@ -7,12 +7,12 @@ hundredth of the tolerance.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from spectra.curvature.checks.derivative_check import EXAMPLES, spread
-from spectra.curvature.checks.perturbed import copied
+from spectra.curvature.checks.perturbed import copied, in_place
 from spectra.curvature.matrices import definition
 from spectra.devices import in_float64
 from spectra.errors import SpectraError, describe
@@ -35,38 +35,45 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
 
     Takes two products of the Hessian. Raises SpectraError where a relaxation does not reach its tolerance.
     """
+    few = replace(problem, batches=[spread(problem.batches, min(EXAMPLES, sum(map(len, problem.batches))))])
     name = next((name for name, own in problem.model.named_modules() if own is module), "")
-    batch = spread(problem.batches, min(EXAMPLES, sum(map(len, problem.batches))))
-    linearise = definition("hessian").linearise
-    product, kept = None, module.relaxations
-    module.relaxations = type(kept)()
+    kept, settings = module.relaxations, module.relaxation
+    module.relaxations = found = type(kept)()
     try:
-        try:
-            with copied(problem, batch) as local:
-                direction, own = local.direction, replace(problem, batches=[batch])
-                vector = problem.vector([part.to(p) for part, p in zip(direction, problem.leaves, strict=True)])
-                product = in_float64(linearise(own, batch)(vector))
-                tighter = local.problem.model.get_submodule(name)
-                settings = tighter.relaxation = tightened(module.relaxation)
-                exact = linearise(local.problem, local.batch)(local.problem.vector(direction))
-            shift = f"{((product - exact).norm() / exact.norm()).item():.1g}" if exact.norm() > 0 else "0"
-            effect = (
-                f"a product of the Hessian is off by {shift} of its size, measured against float64 and tolerance "
-                f"{settings.tolerance_in(torch.float64):.1g}"
-            )
-        except SpectraError:
-            raise
-        except Exception as error:  # a model that cannot be copied, or has no second derivative
-            effect = f"its effect on a product is not measured ({describe(error)})"
-        found = module.relaxations
+        effect = effect_on_product(module, name, few)
     finally:
         module.relaxations = kept
+    limit = f"so {found.distance:.1g} from the limit (an estimate)" if found.contraction < 1 else "so no bound"
     return [
-        f"fixed points of {name or 'the model'} by {module.relaxation.method}: at most "
-        f"{counted(found.iterations, 'step')} to residuals of {module.relaxation.tolerance_in(problem.dtype):.1g}, "
-        f"contraction {found.contraction:.2f} a step, so {found.distance:.1g} from the limit (an estimate); {effect} "
-        f"({counted(len(batch), 'example')})"
+        f"fixed points of {name or 'the model'} by {settings.method}: at most {counted(found.iterations, 'step')} to "
+        f"residuals of {settings.tolerance_in(problem.dtype):.1g}, contraction {found.contraction:.2f} a step, "
+        f"{limit}; {effect} ({counted(len(few.batches[0]), 'example')})"
     ]
+
+
+def effect_on_product(module: Relaxing, name: str, problem: Problem) -> str:
+    """By how much a product of the Hessian is off for the tolerance and the dtype, in words.
+
+    Raises SpectraError where a relaxation does not reach the tolerance.
+    """
+    (batch,), hessian, settings = problem.batches, definition("hessian").linearise, tightened(module.relaxation)
+    tolerance = f"tolerance {settings.tolerance_in(torch.float64):.1g}"
+    try:
+        with in_place(problem, batch) as here:
+            product = in_float64(hessian(problem, batch)(problem.vector(here.direction)))
+        with copied(problem, batch) as local:
+            cast(Relaxing, local.problem.model.get_submodule(name)).relaxation = settings
+            vector = local.problem.vector([in_float64(part) for part in here.direction])
+            try:
+                exact = hessian(local.problem, local.batch)(vector)
+            except SpectraError:  # of a tolerance that nobody has asked for
+                return f"its effect on products is not measured: float64 does not reach {tolerance}"
+    except SpectraError:
+        raise
+    except Exception as error:  # a model that cannot be copied, or has no second derivative
+        return f"its effect on products is not measured ({describe(error)})"
+    share = ((product - exact).norm() / exact.norm()).nan_to_num(0).item()
+    return f"a product of the Hessian is off by {share:.1g} of its size, against one in float64 with {tolerance}"
 
 
 def tightened(settings: Relaxation) -> Relaxation:

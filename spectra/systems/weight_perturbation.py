@@ -40,7 +40,6 @@ from spectra.vectors import dot, norm, norms
 from spectra.wording import outline
 
 BLOCK = 2**22  # numbers of perturbations that are held at a time
-FEWEST = 2  # perturbations: one alone has no standard error
 
 # A difference of losses: the weight of E(w + a u + b d) for each (a, b), with d the step along v.
 Stencil = Mapping[tuple[int, int], float]
@@ -61,10 +60,14 @@ BEND: dict[str, Stencil] = {
 
 @dataclass(frozen=True)
 class VectorEstimate:
-    """An unbiased estimate of a vector with its statistical error; the bias by the size of steps is not in it."""
+    """An estimate of a vector with its statistical error.
+
+    The noise of the loss and its rounding are in the standard errors; the bias that steps of finite size leave is not.
+    From fewer than some 16 perturbations they are rough themselves.
+    """
 
     value: Tensor  # (n,)
-    standard_errors: Tensor  # (n,), of each entry
+    standard_errors: Tensor  # (n,), of each entry; infinite after one perturbation
     perturbations: int
     evaluations: int  # of the loss
 
@@ -318,7 +321,7 @@ def perturbation_rows(
     """Blocks of as many perturbations, rows (k, n), as the evaluations pay for."""
     require_choice("perturbations", perturbations, LAWS)
     shared, own = map(len, places_of(readings))
-    require_integer("evaluations", evaluations, shared + FEWEST * own)
+    require_integer("evaluations", evaluations, shared + own)
     generator = chosen_generator(seed, generator)
     count, block = (evaluations - shared) // own, max(1, BLOCK // losses.n)
     sizes = (min(block, count - first) for first in range(0, count, block))
@@ -372,6 +375,6 @@ class Mean:
 
     def estimate(self, losses: Losses) -> VectorEstimate:
         """The mean so far."""
-        errors = (self.squares / (self.count * (self.count - 1))).sqrt()
+        errors = (self.squares / self.count / (self.count - 1)).sqrt() if self.count > 1 else self.squares + math.inf
         value, errors = (part.to(losses.point.dtype) for part in (self.mean, errors))
         return VectorEstimate(value, errors, self.count, losses.evaluations)

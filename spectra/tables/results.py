@@ -27,7 +27,12 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
-SAMPLED = "the matrix is itself an estimate: eigenvalue ± standard error of the sample that it is from"
+SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
+MEASURED_IN = {  # where the error of finite differences is, by command
+    "eig": "residuals are of {}",
+    "trace": "the standard error has that in it",
+    "density": "eigenvalues may be off by as much, and shares allow for it",
+}
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -43,7 +48,10 @@ def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
     tables = []
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     exact = all(r.exact for r in results)
+    if not exact:
+        meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
     for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
         some = results[first : first + 3]
         table = new_table("", *[r.curvature for r in some])
@@ -55,7 +63,6 @@ def eig_parts(record: Record) -> list[str | Table]:
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 
@@ -154,11 +161,12 @@ def remarks(record: Record) -> list[str]:
         size, examples = record.problem.batch_size, counted(record.problem.examples, "example")
         split = f"batches of {size} of {examples}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
+    lines += [difference_line(record.command, r) for r in record.results if r.finite_difference]
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
         f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"
         for r in record.results
-        if r.noise_norm is not None
+        if r.noise_norm is not None and not r.finite_difference
     ]
     lines += [
         f"{r.curvature}: derivatives are not compared with differences: {r.derivative_check.not_checked}"
@@ -167,6 +175,19 @@ def remarks(record: Record) -> list[str]:
     ]
     lines += record.problem.notes or []
     return ["", *lines] if lines else []
+
+
+def difference_line(command: str, result: Entry) -> str:
+    """The line on how far off products by finite differences are, and where that is in the numbers."""
+    how = result.finite_difference
+    assert how
+    others = "differences of a longer step" if how.estimated else "exact products"
+    reason = f" (there are no exact products: {quoted(how.not_exact, None)})" if how.estimated else ""
+    return (
+        f"{result.curvature}: {how.form} differences of step {how.step:.2g}, a random product of which is off by "
+        f"{how.error:.1g} of its size, and those of unit vectors by up to {result.noise_norm:.1g}, as {others} show"
+        f"{reason}; {MEASURED_IN[command].format(others)}"
+    )
 
 
 def figure_lines(record: Record) -> list[str]:
@@ -185,8 +206,12 @@ def cost_cells(result: Entry) -> list[str]:
 
 
 def products_cell(result: Entry) -> str:
-    """`57`, or `57 (12 ieee)` where the others are of lower precision."""
-    return f"{result.products} ({result.ieee_products} ieee)" if result.noise_norm is not None else str(result.products)
+    """`57`, `57 (12 ieee)` where the others are of lower precision, `57 (12 exact)` where they are differences."""
+    if result.noise_norm is None:
+        return str(result.products)
+    how = result.finite_difference
+    kind = "ieee" if how is None else "check" if how.estimated else "exact"
+    return f"{result.products} ({result.ieee_products} {kind})"
 
 
 def standard_error(samples: np.ndarray) -> float:

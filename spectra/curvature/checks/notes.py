@@ -59,8 +59,8 @@ def model_notes(problem: Problem) -> list[str]:
 
 def told_by(module: nn.Module, problem: Problem) -> Sequence[str]:
     """The lines that a module has for the reader of a result; most have none."""
-    tell = getattr(module, "spectra_notes", None)
-    return tell(problem) if callable(tell) else ()
+    tell: Callable[[Problem], Sequence[str]] | None = getattr(module, "spectra_notes", None)
+    return tell(problem) if tell else ()
 
 
 def listed(names: Sequence[str]) -> str:
