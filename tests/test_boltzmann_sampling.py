@@ -227,7 +227,7 @@ def test_what_no_sample_shows_has_no_error():
     assert torch.equal(error.isnan(), unknown)
     assert not product[unknown].any()
     assert error[~unknown].min() > 0
-    assert "of 3 of 6 products s_i s_j, fewer than 16 chains show the rarer value" in estimate.notes[2]
+    assert "for 3 of 6 products s_i s_j, fewer than 16 chains show the rarer value" in estimate.notes[2]
     assert not untold(machine(4, units="spin", temperature=5.0).sampled_hessian().free).any()
     still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
     assert untold(still.sampled_hessian(count=20).free).all()

@@ -87,10 +87,10 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
         f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
     ]
     if rare := int(untold(free).sum()):
+        fewest = fewest_telling(schedule.chains)
         notes.append(
-            f"of {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than "
-            f"{fewest_telling(schedule.chains)} chains show "
-            "the rarer value: the errors of their rows are unknown"
+            f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: the "
+            "errors of their rows are unknown"
         )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
