@@ -12,6 +12,7 @@ from networks import DEVICES
 from spectra.systems import sampled_covariance
 from spectra.systems.boltzmann import BoltzmannMachine
 from spectra.systems.gibbs import autocorrelation_time, drift, mean_with_error
+from spectra.systems.sampled_hessian import untold
 
 SEEDS = 60
 
@@ -131,7 +132,9 @@ def test_products_and_errors_without_the_matrix(entries, monkeypatch):
     product, error = estimate.product_with_error(vectors[:, 0])
     assert torch.equal(product, estimate @ vectors[:, 0])
     expected = torch.hypot(deviations(own @ vectors[:, 0]), deviations(others @ vectors[:, 0]))
-    torch.testing.assert_close(error, expected, rtol=1e-12, atol=1e-14)
+    found = torch.hypot(*(phase.with_error(vectors[:, 0])[1] for phase in (estimate.free, estimate.clamped)))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(error, expected.masked_fill(untold(estimate.free), math.nan), equal_nan=True)
     forms = [torch.einsum("ik,rij,jk->rk", vectors, parts, vectors) for parts in (own, others)]
     expected = torch.hypot(*map(deviations, forms))
     torch.testing.assert_close(estimate.standard_errors(vectors), expected, rtol=1e-12, atol=1e-14)
@@ -146,7 +149,7 @@ def test_temperature_scales_errors_too():
     estimates = [each.sampled_hessian(chains=8, count=5) for each in (one, other)]
     vector = draw(10, seed=1)
     for a, b in zip(*(each.product_with_error(vector) for each in estimates), strict=True):
-        torch.testing.assert_close(a / 4, b)
+        torch.testing.assert_close(a / 4, b, equal_nan=True)
     torch.testing.assert_close(
         estimates[0].standard_errors(vector[:, None]) / 4, estimates[1].standard_errors(vector[:, None])
     )
@@ -181,7 +184,8 @@ def test_errors_cover(case):
         trace = (torch.trace(dense(estimate)) - torch.trace(exact)) / estimate.trace_error()
         found.append(torch.cat([(product - exact @ vector) / error, form, trace[None]]))
     found = torch.stack(found)
-    expected = 31 / 29
+    found, expected = found[:, found.isfinite().all(0)], 31 / 29  # without entries whose errors are not always known
+    assert found.shape[1] > 0.8 * len(exact)
     assert found.square().mean(0).sub(expected).abs().max() < 4 * expected * math.sqrt(2 / SEEDS)
     assert found.square().mean() == pytest.approx(expected, abs=0.25)
     assert found.mean(0).abs().max() < 4 / math.sqrt(SEEDS)
@@ -223,7 +227,17 @@ def test_what_no_sample_shows_has_no_error():
     assert torch.equal(error.isnan(), unknown)
     assert not product[unknown].any()
     assert error[~unknown].min() > 0
-    assert "3 of 6 products s_i s_j have one value in all samples" in estimate.notes[2]
-    assert not machine(4, units="spin").sampled_hessian().free.unvaried().any()
+    assert "for 3 of 6 products s_i s_j, fewer than 16 chains show the rarer value" in estimate.notes[2]
+    assert not untold(machine(4, units="spin", temperature=5.0).sampled_hessian().free).any()
     still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
-    assert still.sampled_hessian(count=20).free.unvaried().all()
+    assert untold(still.sampled_hessian(count=20).free).all()
+
+
+@pytest.mark.parametrize("units", LOW)
+def test_chains_that_show_a_rarer_value(units):
+    own = machine(4, units=units)
+    phase = own.sampled_hessian(chains=20, count=3).free
+    values = phase.states.double()[..., phase.pairs.first] * phase.states.double()[..., phase.pairs.second]
+    for one, found in zip(values[:, 0].unbind(2), phase.telling_chains().tolist(), strict=True):
+        common = max(one.unique().tolist(), key=lambda value: (one == value).sum())
+        assert found == (one != common).any(1).sum()

@@ -78,7 +78,7 @@ def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
     left.set_ylim(top=1.15)
     grid = np.linspace(-4.5, 4.5, 300)
     bins = np.linspace(-4.5, 4.5, 37)
-    right.hist(deviations.flatten().numpy(), bins=bins, density=True, color=COLOURS[5], label="measured")
+    right.hist(deviations[deviations.isfinite()].numpy(), bins=bins, density=True, color=COLOURS[5], label="measured")
     right.plot(grid, scipy.stats.t(CHAINS - 2).pdf(grid), color="black", linewidth=1.2, label="Student's t")
     right.set_xlabel("error / standard error")
     right.set_yticks([])

@@ -10,13 +10,13 @@ from torch import Tensor
 
 import spectra
 from scripts.examples.boltzmann import binary_digits, train
+from spectra.systems.sampled_hessian import TELLING
 
 HIDDEN, STEPS = 12, 300
 CHAINS, BURN_IN, THIN = 64, 1500, 10
 COUNTS = (25, 100, 400)  # samples of each chain
 SEEDS = 20
 SHOWN = 64  # images
-MANY = 16  # chains in which s_i s_j is ever 1
 LEADING = 8  # eigenvectors along which estimates are compared, from the top; and half as many from the bottom
 
 
@@ -43,6 +43,7 @@ def measure() -> tuple[dict[str, Any], dict[str, Tensor]]:
     numbers["sampled"][-1] |= {"trace": own_values.sum().item(), "negative": (own_values < -1e-10).sum().item()}
     drawn = machine.sample(chains=SHOWN, count=1, burn_in=BURN_IN, seed=1)[:, 0, :64]
     arrays = {f"values_{name}": pair[0] for name, pair in found.items()}
+    deviations[:, -len(values) :][seen < TELLING] = torch.nan  # whose errors are not known
     arrays |= {"values_sampled": own_values, "deviations": deviations, "images": images[:SHOWN], "drawn": drawn}
     return numbers, arrays
 
@@ -83,8 +84,8 @@ def stage(
 def compare(
     machine: spectra.RestrictedBoltzmannMachine, images: Tensor, values: Tensor, vectors: Tensor
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
-    """Estimates of three sizes beside the exact matrix; of the middle one, for many seeds, deviations in standard errors
-    and the chains that tell of each product.
+    """Estimates of three sizes beside the exact matrix, and of the middle one for many seeds: deviations in standard
+    errors, and the number of chains that tell of each product.
     """
     ends = [*range(-1, -LEADING - 1, -1), *range(LEADING // 2)]
     chosen, expected = vectors[:, ends], values[ends]
@@ -116,17 +117,12 @@ def compare(
     seen = []
     for seed in range(SEEDS):
         estimate = sampled(machine, images, COUNTS[1], 100 + seed)
-        seen.append(chains_with(estimate.free))
+        seen.append(estimate.free.telling_chains())
         forms = ((chosen * (estimate @ chosen)).sum(0) - expected) / estimate.standard_errors(chosen)
-        found, own_error = estimate.product_with_error(direction)
+        own_error = estimate.free.with_error(direction)[1]  # also where it is not known
+        found = estimate @ direction
         deviations.append(torch.cat([forms, (found - product) / own_error]))
     return rows, torch.stack(deviations), torch.stack(seen)
-
-
-def chains_with(phase: Any) -> Tensor:
-    """The number of chains (n,) in which s_i s_j is ever 1."""
-    states = phase.states[:, 0].double()
-    return phase.pairs.vectors((states.mT @ states > 0).double().sum(0)[None])[:, 0]
 
 
 def coverage(deviations: Tensor, seen: Tensor) -> dict[str, Any]:
@@ -136,9 +132,8 @@ def coverage(deviations: Tensor, seen: Tensor) -> dict[str, Any]:
     products = deviations[:, forms:]
     parts = {
         "forms": deviations[:, :forms],
-        "products": products,
-        "products_of_many_chains": products[seen >= MANY],
-        "products_of_few_chains": products[seen < MANY],
+        "products_of_many_chains": products[seen >= TELLING],
+        "products_of_few_chains": products[seen < TELLING],
     }
     found: dict[str, Any] = {"expected_mean_square": student.var()}
     for name, part in parts.items():

@@ -148,19 +148,20 @@ class Solution:
         return self.directions is not None
 
     @property
-    def least_damping(self) -> float | None:
-        """A damping that A + damping I needs more than to be positive definite, by the curvature met; None without it.
+    def least_damping(self) -> float:
+        """The damping above which alone A + damping I can be positive definite, by the curvature met; nan without it.
 
         What is enough follows from the lowest eigenvalue (`spectra.damping_for`).
         """
-        return self.damping - self.curvatures.nan_to_num(nan=math.inf).min().item() if self.negative_curvature else None
+        met = self.curvatures[~self.curvatures.isnan()]
+        return self.damping - met.min().item() if len(met) else math.nan
 
     @property
-    def note(self) -> str | None:
-        """What has kept columns from convergence, and the way out, on one line; None where all have converged."""
+    def note(self) -> str:
+        """What has kept columns from convergence, and the way out, on one line; empty where all have converged."""
         if self.converged:
-            return None
-        if self.least_damping is not None and "cg" in self.methods:
+            return ""
+        if self.negative_curvature and "cg" in self.methods:
             return (
                 f"negative curvature was met: give `damping` above {self.least_damping:.6g} at least (`damping_for` "
                 "finds what is enough), or `method` minres"

@@ -57,14 +57,16 @@ class SampledCovariance:
         values = self.pairs.vectors(parts / self.states.shape[1]).T
         return values.mean(0), spread(values)
 
-    def unvaried(self) -> Tensor:
-        """Which products s_i s_j (n,) have the same value in all samples, which then tell nothing of its variance."""
-        count = self.states[..., 0].numel()
-        total = square = torch.zeros(self.pairs.units, self.pairs.units, dtype=self.dtype, device=self.states.device)
+    def telling_chains(self) -> Tensor:
+        """The number of chains (n,) in which s_i s_j takes the rarer of its two values."""
+        _, groups, count, units = self.states.shape
+        sums = torch.zeros(len(self.states), units, units, dtype=self.dtype, device=self.states.device)
         for states in self._blocks():
-            flat = states.flatten(0, 2)
-            total, square = total + flat.T @ flat, square + flat.square().T @ flat.square()
-        return self.pairs.vectors((total**2 == square * count)[None])[:, 0]
+            sums += states.flatten(1, 2).mT @ states.flatten(1, 2)
+        all_on = groups * count
+        all_off = min(self.states.min().item(), 0) * all_on
+        common = torch.where(sums.mean(0) > (all_on + all_off) / 2, all_on, all_off)
+        return self.pairs.vectors((sums != common).sum(0)[None])[:, 0]
 
     def quotient_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,) of the quadratic forms u'Au of vectors u (n, k)."""

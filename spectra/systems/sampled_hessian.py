@@ -18,6 +18,7 @@ OUTWARDS = (
     "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
     "its noise; standard errors of u'Au are for a given u"
 )
+TELLING = 16  # chains from whose spread an error is known to a fifth
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 
@@ -34,11 +35,12 @@ class SampledHessian(BoltzmannHessian):
     def product_with_error(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains.
 
-        The error is nan where s_i s_j has one value in all samples of the free phase: its variance is unknown then.
+        The error is nan where it is not known, as fewer than 16 chains of the free phase have shown the rarer value of
+        s_i s_j (of less than 32 chains, fewer than half).
         """
         errors = [phase.with_error(vector)[1] for phase in self._sampled()]
         error = _root_of_squares(errors) / self.temperature**2
-        return self @ vector, error.masked_fill(self._sampled()[0].unvaried(), math.nan)
+        return self @ vector, error.masked_fill(untold(self._sampled()[0]), math.nan)
 
     def standard_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,), in float64, of u'Au for the columns u of vectors (n, k), given u."""
@@ -55,6 +57,16 @@ class SampledHessian(BoltzmannHessian):
 
 def _root_of_squares(errors: list[Tensor]) -> Tensor:
     return sum(error.square() for error in errors).sqrt()  # pyright: ignore[reportAttributeAccessIssue]  (one at least)
+
+
+def fewest_telling(chains: int) -> int:
+    """How many of so many chains have to vary for their spread to tell an error."""
+    return min(TELLING, chains // 2)
+
+
+def untold(free: SampledCovariance) -> Tensor:
+    """Which products s_i s_j (n,) vary in so few chains that the spread of the chains does not tell their errors."""
+    return free.telling_chains() < fewest_telling(len(free.states))
 
 
 def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedule) -> list[str]:
@@ -74,10 +86,11 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
         f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
         f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
     ]
-    if unvaried := int(free.unvaried().sum()):
+    if rare := int(untold(free).sum()):
+        fewest = fewest_telling(schedule.chains)
         notes.append(
-            f"{unvaried:,} of {len(free.pairs):,} products s_i s_j have one value in all samples: nothing is known of "
-            "how rarely they have the other, and no error tells of it"
+            f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: the "
+            "errors of their rows are unknown"
         )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
