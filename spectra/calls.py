@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import (
     DENSITY_PROBES,
     DENSITY_STEPS,
@@ -43,6 +43,7 @@ from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.by_inputs import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -103,7 +104,7 @@ def eig(
         loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
             examples, the batch's mean or a mapping of such, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
-        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        curvature: the name of a matrix in spectra.MATRICES, or ntk, or a sequence of names.
         k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
         which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
         method: lanczos, power, dense or gram.
@@ -441,6 +442,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "recompute_activations": None,
     "params": [],
+    "wrt": PARAMETERS,
     "mc_samples": 1,
     "weight_decay": 0.0,
 }
@@ -469,7 +471,7 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
         raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
-        among("curvature", name, MATRICES)
+        among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
         raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
     return names

@@ -36,7 +36,7 @@ gc.disable()  # while tests are collected, of which nothing is garbage: it would
 
 
 def pytest_addoption(parser):
-    most = 1000 if WHOLE else 40
+    most = 1000 if WHOLE else 25
     parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
     parser.addoption("--sample-seed", type=int, default=0, metavar="S", help="seed that chooses among sampled cases")
 

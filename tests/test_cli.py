@@ -930,6 +930,7 @@ def test_the_rest_of_an_error_on_request(call, monkeypatch):
 # Ctrl-C
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command", ["trace --method hutchinson --rtol 1e-9 --max-products 99999999", "density --probes 99999"]
 )

@@ -130,7 +130,7 @@ def test_products_are_proportional_to_their_vectors(form):
     assert not (matrix @ torch.zeros_like(vector)).any()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SMOOTH)
 def test_columns_and_batches_change_nothing(name, form):
@@ -209,6 +209,7 @@ def test_parameters_are_left_as_they_were(error):
 # What comes of them
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["mlp", "LayerNorm, dropout"])
@@ -468,6 +469,7 @@ def printed(line, capfd, status=0):
     return json.loads(capfd.readouterr().out)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("products", ["finite-difference", "forward-difference"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_figure_in_the_result_is_that_of_one_random_product(folder, capfd, products, dtype):
@@ -525,10 +527,10 @@ def test_a_longer_step_stands_in_the_result_and_its_truncation_in_the_figure(fol
 
 
 def test_traces_and_densities_hold_the_exact_ones(folder, capfd):
-    (trace,) = printed(f"trace {PROBLEM} {BY_DIFFERENCES} --rtol 0.05 --json", capfd)["results"]
+    (trace,) = printed(f"trace {PROBLEM} {BY_DIFFERENCES} --rtol 0.1 --json", capfd)["results"]
     (exact,) = printed(f"trace {PROBLEM} --method dense --dtype float64 --json", capfd)["results"]
     assert "finite_difference" not in exact
-    assert abs(trace["trace"] - exact["trace"]) < 4 * trace["standard_error"] < 0.2 * abs(exact["trace"])
+    assert abs(trace["trace"] - exact["trace"]) < 4 * trace["standard_error"] < 0.4 * abs(exact["trace"])
     assert trace["finite_difference"]["error"] < 1e-2
     (density,) = printed(f"density {PROBLEM} --probes 2 --steps 8 {BY_DIFFERENCES} --json", capfd)["results"]
     (plain,) = printed(f"density {PROBLEM} --probes 2 --steps 8 --json", capfd)["results"]
@@ -536,6 +538,15 @@ def test_traces_and_densities_hold_the_exact_ones(folder, capfd):
     assert density["finite_difference"]["form"] == "central"
     ends = [max(max(map(max, r["nodes"])), 0) for r in (density, plain)]
     assert abs(ends[0] - ends[1]) < 10 * density["noise_norm"] + 1e-3 * ends[1]
+
+
+def test_eigenvectors_of_exact_products_are_known_to_differences(folder, capfd):
+    """They are no further off than the products are, and what these make of them is in the error."""
+    printed(f"eig {PROBLEM} -k 3 --tol 1e-6 --out a --json", capfd)
+    (trace,) = printed(f"trace {PROBLEM} {BY_DIFFERENCES} --rtol 0.05 --deflate a --json", capfd)["results"]
+    assert trace["projected_out"] == 3
+    (exact,) = printed(f"trace {PROBLEM} --method dense --dtype float64 --json", capfd)["results"]
+    assert abs(trace["trace"] - exact["trace"]) < 4 * trace["standard_error"]
 
 
 def test_a_layer_without_second_derivative_is_no_obstacle(folder, capfd):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import arrays_of
+from helpers import WHOLE, arrays_of
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 from test_ranks import run_ranks
@@ -453,6 +453,7 @@ def test_a_matrix_that_is_an_estimate_shows_the_errors_of_its_sample(folder, cap
     assert run(["plot", "e/eig.json", "--out", "e.png"]) == 0
 
 
+@pytest.mark.skipif(not WHOLE, reason="two processes; tests/test_ranks.py has the operators themselves")
 def test_two_ranks_find_what_one_does(folder, capsys):
     line = ["eig", "--operator", "objects.py:S", "-k", "2", "--tol", "1e-8", "--json", "--device", "cpu"]
     assert run(line) == 0

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU, Widths, matrix, not_finite, seeded, uniform, with_spectrum
+from pretend_device import OnDevice, PretendDevice, inside
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
 import spectra
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.results import Eigenpairs
+from spectra.krylov.results import Eigenpairs, Solution
 from spectra.krylov.solve import METHODS, solve
 from spectra.operator import Counting, Deflated
 
@@ -26,6 +27,11 @@ def drawn(n: int, *columns: int, seed: int = 5) -> torch.Tensor:
 def dense(a: torch.Tensor, b: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
     """The solution by LU decomposition, which shares no code with ours."""
     return torch.as_tensor(np.linalg.solve(a.numpy() + damping * np.eye(len(a)), b.numpy()))
+
+
+def directions_of(found: Solution) -> torch.Tensor:
+    assert found.directions is not None
+    return found.directions
 
 
 DEFINITE = ["ghosts", "strakos", "flat", "identity"]
@@ -53,8 +59,9 @@ def test_definite_systems_against_dense_algebra(name, method, dtype, device):
     rounding = 100 * torch.finfo(dtype).eps * (given.size + damping) * x.norm().item()
     assert found.converged
     assert found.methods == [method]
-    assert found.note is None
+    assert found.note == ""
     assert not found.negative_curvature
+    assert math.isnan(found.least_damping)
     residual = (b - given.matrix @ x - damping * x).norm().item()
     assert found.residuals.item() == pytest.approx(residual, abs=rounding)
     assert found.relative_residuals.item() == pytest.approx(found.residuals.item() / b.norm().item())
@@ -210,7 +217,7 @@ def test_negative_curvature_ends_cg(dtype):
     found = solve(a, drawn(given.n).to(dtype), method="cg")
     assert not found.converged
     assert found.negative_curvature
-    d = found.directions.double()
+    d = directions_of(found).double()
     curvature = (d @ given.matrix @ d).item()
     assert d.norm().item() == pytest.approx(1, rel=1e-5)
     assert curvature < 0
@@ -220,7 +227,7 @@ def test_negative_curvature_ends_cg(dtype):
     damped = solve(a, drawn(given.n).to(dtype), method="cg", damping=0.5 * found.least_damping)
     if damped.negative_curvature:  # of A + damping I, where what A needs is told
         assert damped.least_damping > 0.5 * found.least_damping
-        d = damped.directions.double()
+        d = directions_of(damped).double()
         assert damped.least_damping == pytest.approx(-(d @ given.matrix @ d).item(), rel=1e-3)
 
 
@@ -230,7 +237,7 @@ def test_the_step_of_a_truncated_newton_method():
     first = solve(-torch.eye(30, dtype=torch.float64), -g, method="cg")
     assert first.products == 2
     assert not first.x.any()
-    torch.testing.assert_close(first.directions, -g / g.norm())
+    torch.testing.assert_close(directions_of(first), -g / g.norm())
     given = matrix("network")
     g = drawn(given.n)
     step = solve(given.matrix, -g, method="cg").x
@@ -244,8 +251,8 @@ def test_without_a_method_minres_takes_over():
     assert found.methods == ["minres", "cg"]
     assert found.converged
     assert found.negative_curvature
-    assert found.note is None
-    assert not found.directions[:, 1].any()
+    assert found.note == ""
+    assert not directions_of(found)[:, 1].any()
     assert math.isnan(found.curvatures[1].item())
     torch.testing.assert_close(found.x, dense(given.matrix, b), rtol=0, atol=1e-7)
 
@@ -257,7 +264,7 @@ def test_a_known_negative_eigenvalue_is_told_of():
     found = solve(a, drawn(30), method="cg", known=pairs)
     assert not found.converged
     assert found.least_damping == pytest.approx(2)
-    torch.testing.assert_close(found.directions @ a, -2 * found.directions, rtol=0, atol=1e-8)
+    torch.testing.assert_close(directions_of(found) @ a, -2 * directions_of(found), rtol=0, atol=1e-8)
     assert solve(a, drawn(30), known=pairs).methods == ["minres"]
     assert solve(a, drawn(30), method="cg", known=pairs, damping=2.5).converged
 
@@ -267,7 +274,7 @@ def test_a_direction_met_beside_known_eigenvectors_is_one_of_the_matrix():
     given = matrix("network")
     pairs = eigenpairs(given.matrix + 0.5 * with_spectrum(uniform(given.n), seed=4), 6, which="LA")
     found = solve(given.matrix, drawn(given.n), method="cg", known=pairs)
-    d = found.directions
+    d = directions_of(found)
     assert d.norm().item() == pytest.approx(1)
     assert (pairs.vectors @ d).norm() > 1e-3
     assert found.curvatures.item() == pytest.approx((d @ given.matrix @ d).item())
@@ -333,6 +340,24 @@ def test_matrices_and_right_hand_sides_of_other_packages():
     for other in (given.matrix.numpy(), csr_array(given.matrix.numpy()), (given.n, lambda v: given.matrix.numpy() @ v)):
         torch.testing.assert_close(solve(other, b.numpy(), tolerance=1e-9).x, one.x, rtol=0, atol=1e-7)
     assert spectra.damping_for(given.matrix.numpy()).lowest == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("basis", ["device", "host"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_device(method, basis):
+    """Its vectors meet those of the host in copies alone; known eigenvectors may lie on either."""
+    given = matrix("network")
+    b, options = drawn(given.n, 3), {"damping": 2.0, "method": method, "tolerance": 1e-9}
+    expected = solve(given.matrix, b, known=eigenpairs(given.matrix, 3), **options)
+    with PretendDevice():
+        operator = OnDevice(given.matrix)
+        pairs = eigenpairs(operator, 3, basis=basis)
+        found = solve(operator, b, known=pairs, **options)
+        torch.testing.assert_close(inside(found.x), expected.x, rtol=0, atol=1e-7)
+        stopped = solve(operator, b[:, 0], method="cg")
+        assert stopped.negative_curvature
+    assert found.converged
+    assert found.residuals.is_cpu
 
 
 # Limits, refusals
@@ -413,6 +438,15 @@ def test_damping_for(name):
         assert found.value == pytest.approx(needed, rel=1e-3, abs=3 * found.error)
     scaled = spectra.damping_for(1e-9 * given.matrix, condition=50)
     assert scaled.value == pytest.approx(1e-9 * found.value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("good", "most"), [(0, None), (5, None), (100, 1)])
+def test_no_damping_is_told_where_the_ends_are_not_found(good, most):
+    found = spectra.damping_for(not_finite(60, good), max_products=most)
+    assert math.isnan(found.value)
+    assert math.isnan(found.necessary)
+    assert math.isnan(found.lower_bound)
+    assert not found.converged
 
 
 def test_damping_that_suffices_lets_cg_through():

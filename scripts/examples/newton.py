@@ -81,7 +81,7 @@ class Objective:
     def product_for_scipy(self, weights: NDArray, vector: NDArray) -> NDArray:
         """The product of the Hessian with a vector, for `scipy.optimize.minimize`."""
         self.products += 1
-        return spectra.to_scipy(self.hessian(torch.tensor(weights))) @ vector
+        return spectra.to_scipy(self.hessian(torch.tensor(weights))).matvec(vector)
 
 
 def by_scipy(objective: Objective, start: Tensor, method: str, slope: float, most: int) -> tuple[int, Tensor]:
@@ -147,7 +147,7 @@ def damped_newton(objective: Objective, start: Tensor, slope: float, most: int) 
         lower, following = objective.value_and_gradient(weights + step)
         ratio = (lower - value) / min(foretold.item(), -1e-300)
         damping *= 0.25 if ratio > 0.75 else 4.0 if ratio < 0.25 else 1.0
-        damping = max(damping, 1e-8) if found.least_damping is None else max(damping, 1.5 * found.least_damping)
+        damping = max(damping, 1e-8) if math.isnan(found.least_damping) else max(damping, 1.5 * found.least_damping)
         if lower < value:
             weights, value, gradient = weights + step, lower, following
     return most, weights

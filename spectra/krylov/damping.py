@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def damping_for(
         progress: called after each test of convergence.
 
     Returns:
-        A Damping.
+        A Damping; its numbers are nan where products are not finite, or too few to find both ends of the spectrum.
 
     Raises:
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
@@ -84,6 +85,9 @@ def damping_for(
         max_products=max_products,
         progress=progress,
     )
+    if len(pairs.values) < k or not pairs.values.isfinite().all():
+        unknown = [math.nan] * 5
+        return Damping(*unknown, condition=condition, products=pairs.products, converged=False, complete=None)
     lowest, highest = pairs.values.min().item(), (pairs.values + pairs.residuals).max().item()
     least = (pairs.values - pairs.residuals).min().item()
     if pairs.complement is not None and not pairs.complete:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from spectra.operator import SymmetricOperator, empty_rows
 from spectra.wording import outline
+
+Pairs = TypeVar("Pairs", "Eigenpairs", "BlockEigenpairs")
 
 
 class Progress(Protocol):
@@ -46,7 +48,27 @@ class Eigenpairs:
         return self.vectors.numel() < 2 or any(self.vectors.stride())
 
 
-def without_vectors(pairs: Eigenpairs) -> Eigenpairs:
+@dataclass(frozen=True)
+class BlockEigenpairs:
+    """The eigenpairs of N diagonal blocks of d rows, as `Eigenpairs` has those of one matrix."""
+
+    values: Tensor  # (N, k), float64
+    vectors: Tensor  # (N, k, d)
+    residuals: Tensor  # (N, k)
+    error_estimates: Tensor  # (N, k)
+    products: int
+    converged: bool
+    complete: bool | None = None
+
+    __repr__ = outline
+
+    @property
+    def holds_vectors(self) -> bool:
+        """Whether the eigenvectors are there, and not what `without_vectors` puts in their place."""
+        return self.vectors.numel() < 2 or any(self.vectors.stride())
+
+
+def without_vectors(pairs: Pairs) -> Pairs:
     """The pairs with nan in place of their eigenvectors, of the same shape, which takes no memory."""
     return replace(pairs, vectors=torch.tensor(math.nan, dtype=pairs.vectors.dtype).expand(pairs.vectors.shape))
 
@@ -67,6 +89,30 @@ class TraceEstimate:
     products: int
     converged: bool
     sampling_error: float | None = None  # the part of a matrix that is itself an estimate
+
+
+@dataclass(frozen=True)
+class BlockTraces:
+    """The traces of N diagonal blocks, with their standard errors, which are 0.0 where they are exact."""
+
+    values: Tensor  # (N,), float64
+    errors: Tensor  # (N,)
+    spread: float  # standard deviation over blocks, less what the errors add to it
+    spread_error: float
+    products: int
+    converged: bool
+
+    __repr__ = outline
+
+    @property
+    def mean(self) -> float:
+        """The mean over blocks."""
+        return self.values.mean().item()
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean; the samples of different blocks are independent."""
+        return self.errors.square().sum().sqrt().item() / len(self.errors)
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
@@ -102,19 +148,20 @@ class Solution:
         return self.directions is not None
 
     @property
-    def least_damping(self) -> float | None:
-        """A damping that A + damping I needs more than to be positive definite, by the curvature met; None without it.
+    def least_damping(self) -> float:
+        """The damping above which alone A + damping I can be positive definite, by the curvature met; nan without it.
 
         What is enough follows from the lowest eigenvalue (`spectra.damping_for`).
         """
-        return self.damping - self.curvatures.nan_to_num(nan=math.inf).min().item() if self.negative_curvature else None
+        met = self.curvatures[~self.curvatures.isnan()]
+        return self.damping - met.min().item() if len(met) else math.nan
 
     @property
-    def note(self) -> str | None:
-        """What has kept columns from convergence, and the way out, on one line; None where all have converged."""
+    def note(self) -> str:
+        """What has kept columns from convergence, and the way out, on one line; empty where all have converged."""
         if self.converged:
-            return None
-        if self.least_damping is not None and "cg" in self.methods:
+            return ""
+        if self.negative_curvature and "cg" in self.methods:
             return (
                 f"negative curvature was met: give `damping` above {self.least_damping:.6g} at least (`damping_for` "
                 "finds what is enough), or `method` minres"

@@ -144,9 +144,10 @@ class ColumnSolver:
         """Solve for b of norm 1 by passes, each of which begins with the residual that the one before has left."""
         x, residual, left = torch.zeros_like(b), b, 1.0
         target = MARGIN * self.tolerance
+        least = 2 if self.preconditioner is None else 3  # products of a pass: a step, and residuals
         if method == "cg" and (met := (yield from self.known_curvature())):
             return Column(x, left, method, met.direction, met.curvature)
-        while left > self.tolerance and self.most - self.products > 2:
+        while left > self.tolerance and self.most - self.products >= least:
             iterate = yield from self.one_pass(method, residual, target)
             tried = x + iterate.x
             remaining = b - (yield from self.multiply(tried))

@@ -295,7 +295,10 @@ class Session(Generic[S]):
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*(self.about.notes or ()), *imprecise(found, self.subject.space.dtype, self.subject.computes)]
+        notes = [
+            *(self.about.notes or ()),
+            *(imprecise(found, self.subject.space.dtype, self.subject.computes) if found else ()),
+        ]
         notes += in_ieee_instead(self.request.precision, results)
         problem = self.about.changed(notes=notes, options=asked)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)

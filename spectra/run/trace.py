@@ -19,9 +19,11 @@ from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
-from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, member_of
+from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, find_on
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
+from spectra.run import by_inputs
+from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
@@ -57,6 +59,11 @@ def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the traces that are asked for, keep their record and return it."""
     refuse_dense_differences(session.request)
     session.load()
+    if session.request.by_inputs:
+        found, method = by_inputs.traces(session)
+        record = session.record(found, [TraceResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))
@@ -80,15 +87,16 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {
+    usual = {
         matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
         for matrix in matrices
     }
+    return usual | dict.fromkeys(kernels(session), "gram")
 
 
 def sum_of(matrix: Any) -> float | None:
     """The sum of the diagonal of a matrix whose entries are known; None of others."""
-    found = member_of(matrix, "diagonal_sum")
+    found = find_on("diagonal_sum", matrix)
     return found() if found else None
 
 
