@@ -129,8 +129,9 @@ def eig(
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
             called as progress("hessian", products=12, ...).
         problem: further arguments of `load_problem`: loss_part, params, wrt (inputs: the matrices of single examples by
-            their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes), recompute_activations, device, dtype (a module is copied to it); where a
-            name is given also checkpoint, checkpoint_key and transform.
+            their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes), recompute_activations,
+            device, dtype (a module is copied to it); where a name is given also checkpoint, checkpoint_key and
+            transform.
 
     Returns:
         The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
