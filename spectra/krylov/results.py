@@ -65,7 +65,7 @@ class TraceEstimate:
     standard_error: float
     products: int
     converged: bool
-    sampling_error: float | None = None  # the part of a matrix that is itself an estimate
+    sampling_error: float = 0.0  # the part in it of a matrix that is itself an estimate
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
