@@ -19,8 +19,19 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
-from spectra.curvature.matrices import MATRICES
-from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, IEEE, PRECISIONS, RTOL, SAVE_EVERY, TOLERANCE, K
+from spectra.curvature.matrices import KERNELS, MATRICES
+from spectra.defaults import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    EXACT,
+    IEEE,
+    PRECISIONS,
+    PRODUCTS,
+    RTOL,
+    SAVE_EVERY,
+    TOLERANCE,
+    K,
+)
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_place
@@ -32,6 +43,7 @@ from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.by_inputs import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -75,6 +87,8 @@ def eig(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_vectors: bool = False,
     save_every: float = SAVE_EVERY,
@@ -90,7 +104,7 @@ def eig(
         loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
             examples, the batch's mean or a mapping of such, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
-        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        curvature: the name of a matrix in spectra.MATRICES, or ntk, or a sequence of names.
         k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
         which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
         method: lanczos, power, dense or gram.
@@ -105,6 +119,9 @@ def eig(
         precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
             first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
             noise in their errors.
+        products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
+            forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
+        difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
         compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
             that takes.
         save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
@@ -138,6 +155,8 @@ def eig(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
     )
@@ -161,6 +180,8 @@ def trace(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -169,8 +190,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -199,6 +220,8 @@ def trace(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -223,6 +246,8 @@ def density(
     basis: str = "auto",
     check: bool = True,
     precision: str = IEEE,
+    products: str = EXACT,
+    difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress | bool | None = None,
@@ -231,9 +256,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, compile, save_every,
-            progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written too; without, nothing
-            is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
+            compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written
+            too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -263,6 +288,8 @@ def density(
         basis=basis,
         check=check,
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         save_every=save_every,
         deflate=deflate,
@@ -293,6 +320,8 @@ def requested(
     basis: str,
     check: bool,
     precision: str,
+    products: str,
+    difference_step: float | None,
     compile: bool | None,
     save_every: float,
     deflate: str | Path | None = None,
@@ -300,15 +329,20 @@ def requested(
     """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
     seed = whole("seed", seed, 0)
     if stands_for_matrix(given[0]):
-        refuse_of_networks(settings.command, given, curvature, check, precision, compile)
+        of_network = {"curvature": (curvature, "hessian"), "check": (check, True), "precision": (precision, IEEE)}
+        of_network |= {"products": (products, EXACT), "difference_step": (difference_step, None)}
+        refuse_of_networks(settings.command, given, {**of_network, "compile": (compile, None)})
         names, problem, recorded = ("operator",), Operators((given[0],), seed=seed, **place_of(given[3])), {}
     else:
         names = named_matrices(curvature)
         problem, recorded = problem_of(settings.command, *given, seed)
         recorded |= {"curvature": list(names), "no_check": not check, "compile": compile, "precision": precision}
+        recorded |= {"products": products, "difference_step": difference_step}
     max_products = None if max_products is None else whole("max_products", max_products, 1)
+    difference_step = None if difference_step is None else positive("difference_step", difference_step)
     require_boolean("compile", compile, optional=True)
     among("precision", precision, PRECISIONS)
+    among("products", products, PRODUCTS)
     recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", basis, BASES)}
     return Request(
         settings,
@@ -321,6 +355,8 @@ def requested(
         basis=basis,
         check=bool(check),
         precision=precision,
+        products=products,
+        difference_step=difference_step,
         compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
@@ -336,16 +372,18 @@ def stands_for_matrix(model: Any) -> bool:
 
 
 def refuse_of_networks(
-    command: str, given: tuple[Any, Any, Any, dict[str, Any]], curvature: Any, check: bool, precision: str, compile: Any
+    command: str, given: tuple[Any, Any, Any, dict[str, Any]], of_network: Mapping[str, tuple[Any, Any]]
 ) -> None:
-    """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
+    """Raise TypeError for an argument of networks beside a matrix that is given in place of one.
+
+    `of_network` are further arguments, each with its default.
+    """
     _, loss, data, options = given
     others = {name: value for name, value in options.items() if name not in ("device", "dtype")}
     for name, value in {"loss": loss, "data": data, **others}.items():
         if value is not None:
             raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
-    usual = (("curvature", curvature, "hessian"), ("check", check, True), ("precision", precision, IEEE))
-    for name, value, default in (*usual, ("compile", compile, None)):
+    for name, (value, default) in of_network.items():
         if value != default:
             raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
 
@@ -404,6 +442,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "recompute_activations": None,
     "params": [],
+    "wrt": PARAMETERS,
     "mc_samples": 1,
     "weight_decay": 0.0,
 }
@@ -432,7 +471,7 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
         raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
-        among("curvature", name, MATRICES)
+        among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
         raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
     return names

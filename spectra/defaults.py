@@ -9,3 +9,5 @@ LAYERS_STEPS, LAYERS_PROBES = 40, 4  # of a density of layers, likewise
 SAVE_EVERY = 5.0  # minutes between two savings of what is done
 IEEE = "ieee"
 PRECISIONS = (IEEE, "tf32", "bf16")  # of products
+EXACT = "exact"
+PRODUCTS = (EXACT, "finite-difference", "forward-difference")  # how those of the Hessian are made

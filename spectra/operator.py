@@ -151,7 +151,7 @@ class Wrapper:
     @property
     def ieee(self) -> SymmetricOperator:
         """The same wrapper around the wrapped matrix in ieee; itself where that is in ieee already."""
-        inner = in_ieee(self.operator)
+        inner = reference(self.operator)
         return self if inner is self.operator else replace(self, operator=inner)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class Counting(Wrapper):
     @property
     def ieee(self) -> SymmetricOperator:
         """The wrapped matrix in ieee, whose products this one counts; itself where that is in ieee already."""
-        inner = in_ieee(self.operator)
+        inner = reference(self.operator)
         return self if inner is self.operator else CountingInIeee(inner, self)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -289,8 +289,32 @@ def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], genera
 
 
 def in_ieee(operator: Any) -> Any:
-    """The same matrix with products in ieee: what an operator of lower precision names as `ieee`, else the operator."""
+    """The same matrix with products in ieee, for methods: what an operator of lower precision names as `ieee`.
+
+    It is the operator itself where that is in ieee, or has no other products for methods (`only_measured`).
+    """
+    return operator if only_measured(operator) else reference(operator)
+
+
+def reference(operator: Any) -> Any:
+    """The matrix without the noise of its products, by which that is measured; the operator itself without noise."""
     return getattr(operator, "ieee", operator)
+
+
+def only_measured(operator: Any) -> bool:
+    """Whether a method is to take the noisy products as they are, and those of the `reference` for their errors alone.
+
+    Products by finite differences say so: who asks for them wants no others.
+    """
+    return bool(find_on("only_measured", operator))
+
+
+def find_on(name: str, operator: Any) -> Any:
+    """What the operator, or the nearest of those that it wraps, has of this name; None where none has it."""
+    inner: Any = operator
+    while inner is not None and getattr(inner, name, None) is None:
+        inner = getattr(inner, "operator", None)
+    return getattr(inner, name, None)
 
 
 def mesh_of(operator: Shaped) -> DeviceMesh | None:
@@ -319,6 +343,7 @@ def to_scipy(operator: Any) -> LinearOperator:
 CHECKS = 3  # products that `check_operator` takes, and one more where the first show less than their precision
 SINGLE = torch.finfo(torch.float32).eps ** 0.5  # of a product, that may be rounding in single precision
 ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its linearity is off
+DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` tells and refuses where it is large
 
 
 @without_autocast()
@@ -351,6 +376,7 @@ class Noise:
 
     relative: float = 0.0  # the largest |Ev| / |Av|
     norm: float = 0.0  # the largest |Ev| / |v|: what residuals, and nodes of a density, may be off by
+    random: float = 0.0  # |Ev| / |Av| of the first v, which is random
 
 
 NOISE_PRODUCTS = 6  # that `measure_noise` takes, half of them in ieee
@@ -359,12 +385,8 @@ LARGEST_NOISE = 0.5  # relative, of products that still tell something
 
 def noise_of(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
     """The noise of the products: as an operator on the way to the matrix keeps it, else measured here."""
-    inner: Any = operator
-    while inner is not None:
-        if (noise := getattr(inner, "noise", None)) is not None:
-            return noise
-        inner = getattr(inner, "operator", None)
-    return measure_noise(operator, generator)
+    noise = find_on("noise", operator)
+    return measure_noise(operator, generator) if noise is None else noise
 
 
 @without_autocast()
@@ -377,32 +399,32 @@ def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> No
     Raises:
         SpectraError: products are off by more than half of their size.
     """
-    exact = in_ieee(operator)
+    exact = reference(operator)
     if exact is operator:
         return Noise()
     noise = Noise(*checkpointed(operator, lambda: _differences(operator, exact, generator), generator))
     if noise.relative > LARGEST_NOISE:
-        raise SpectraError(
-            f"`precision`: products are off by {noise.relative:.0%} of their size; take a higher one, or ieee"
-        )
+        refusal = find_on("too_noisy", operator) or "`precision`: products are off by {}; take a higher one, or ieee"
+        raise SpectraError(refusal.format(f"{noise.relative:.0%} of their size"))
     return noise
 
 
 def _differences(
     operator: SymmetricOperator, exact: SymmetricOperator, generator: torch.Generator
-) -> tuple[float, float]:
+) -> tuple[float, ...]:
     vector = random_vectors(operator, 1, generator)[0]
-    relative = absolute = 0.0
-    for _ in range(NOISE_PRODUCTS // 2):
+    relative = absolute = random = 0.0
+    for i in range(NOISE_PRODUCTS // 2):
         image = exact @ vector
         error, size, length = norm((operator @ vector) - image), norm(image), norm(vector)
         if not 0 < size < math.inf:
-            break
+            return (math.inf, math.inf, math.inf) if error > 0 else (relative, absolute, random)
         if not math.isfinite(error):  # an overflow in the lower precision alone
-            return math.inf, math.inf
+            return math.inf, math.inf, math.inf
         relative, absolute = max(relative, error / size), max(absolute, error / length)
+        random = random if i else relative
         vector = image / size
-    return relative, absolute
+    return relative, absolute, random
 
 
 def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
@@ -420,11 +442,13 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     # Rounding grows with the number of terms summed; the square root of epsilon is far above it
     # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
     allowed = torch.finfo(operator.dtype).eps ** 0.5
-    if allowed < max(repeat, asymmetry) < SINGLE:
-        # A model that computes in float32 inside, as norms of language models do, has products of that precision.
-        # They are no linear functions of the vector, then, by about as much as they are not symmetric.
+    most, times = (math.inf, DIFFERENCES) if only_measured(operator) else (SINGLE, ROUNDINGS)
+    if allowed < max(repeat, asymmetry) < most:
+        # A model that computes in float32 inside, as norms of language models do, has products of that precision; so
+        # have finite differences. They are no linear functions of the vector, then, by about as much as they are not
+        # symmetric.
         curved = norm(operator @ (u + v) - first - other) / size
-        allowed = max(allowed, min(SINGLE, ROUNDINGS * curved))
+        allowed = max(allowed, min(most, times * curved))
     if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
         what = "changes from product to product" if repeat > allowed else "is not symmetric"
         raise SpectraError(f"the matrix {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
@@ -446,16 +470,8 @@ def suspect_of(operator: SymmetricOperator) -> str | None:
 
     Else None.
     """
-    suspect = member_of(operator, "suspect")
+    suspect = find_on("suspect", operator)
     return suspect() if suspect else None
-
-
-def member_of(operator: SymmetricOperator, name: str) -> Any:
-    """What the operator has under this name, or else one that it wraps; None where none has it."""
-    inner: Any = operator
-    while inner is not None and not hasattr(inner, name):
-        inner = getattr(inner, "operator", None)
-    return getattr(inner, name, None)
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

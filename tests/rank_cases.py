@@ -15,6 +15,7 @@ from spectra.cluster.ranks import finish, rank
 from spectra.cluster.replicated import Replicated
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
+from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.given_operator import as_operator
@@ -27,11 +28,12 @@ from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.sketch import Sketch
+from spectra.krylov.solve import solve
 from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.memory import settled_share
-from spectra.operator import Counting, check_operator, mesh_of, placed, random_vectors
+from spectra.operator import Counting, check_operator, measure_noise, mesh_of, placed, random_vectors, reference
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
@@ -165,8 +167,30 @@ def reuse(operator) -> dict:
     return {"found": known.values, "other": other is None, "nodes": measure.nodes, "weights": measure.weights}
 
 
+def inverse_products(operator) -> dict:
+    """One right-hand side and several, whole or in shards, and what known eigenpairs leave of them."""
+    sides = vectors_of(operator, 3)
+    known = eigenpairs(operator, min(4, operator.shape[0]), generator=seeded())
+    options = {"damping": 1.0, "tolerance": 1e-11}
+    return {
+        "one": solve(operator, full_tensor(sides)[:, 0], **options).x,
+        "some": solve(operator, sides, method="minres", known=known, **options).x,
+    }
+
+
 def noise(operator) -> dict:
     return {"noise": check_operator(operator, seeded()) < 1e-12}
+
+
+def differences(operator) -> dict:
+    """Products by finite differences, compared with exact ones over all ranks."""
+    part = operator if isinstance(operator, Curvature) else operator.part
+    found = distributed(FiniteDifferences(part.problem, step=1e-3))
+    noise = measure_noise(found, seeded())
+    pairs = eigenpairs(found, 3, generator=seeded(), tolerance=1e-2)
+    vector = random_vectors(found, 1, seeded(2))[0]
+    exact = {"product": found @ vector, "exact": reference(found) @ vector, "symmetric": check_operator(found) < 1e-3}
+    return exact | {"noise": noise.norm, "values": pairs.values, "residuals": pairs.residuals}
 
 
 def krylov_basis(operator) -> dict:
@@ -232,6 +256,7 @@ MANY = tuple(MATRICES)
 TABLE = {
     "products": (products, tuple(PROBLEMS), MANY),
     "noise": (noise, ("three batches",), ("hessian",)),
+    "differences": (differences, ("three batches",), ("hessian",)),
     **{f"eig {name}": (partial(eig, name), ("three batches",), ("ggn",)) for name in EIG},
     "eig of two": (
         lambda operator: {"values": eigenpairs(operator, 2, generator=seeded()).values},
@@ -253,6 +278,7 @@ TABLE = {
     ),
     "density": (density, ("three batches", "one batch, never cut"), ("hessian",)),
     "reuse": (reuse, ("three batches",), ("hessian",)),
+    "solve": (inverse_products, ("three batches", "two parameters"), ("hessian",)),
     "forecast": (forecast, ("three batches",), ("hessian", "gradient-covariance")),
     **{f"by {by}": (partial(blocks, by), ("three batches",), ("ggn",)) for by in ("layer", "channel")},
     "basis": (krylov_basis, ("one batch",), ("hessian",)),

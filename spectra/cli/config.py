@@ -26,8 +26,8 @@ SETTLED = ("batch_size", "device")
 # What belongs to a network, and is neither given nor recorded beside --operator.
 OF_NETWORKS = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
-    *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature"),
-    *("no_check", "precision", "compile", "held_out", "subsample"),
+    *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature", "wrt"),
+    *("no_check", "precision", "products", "difference_step", "compile", "held_out", "subsample"),
 )
 NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 LARGEST = 10**300  # what float64 holds
@@ -109,7 +109,7 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-    if record.command == "eig":
+    if record.command == "eig" and options.get("wrt", "parameters") == "parameters":
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 from spectra import defaults
 from spectra.cli.config import read_config
 from spectra.cli.trust import TRUST, vouched
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import PRECISIONS
 from spectra.quoting import quoted
 
@@ -168,6 +168,8 @@ EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_
 MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
 NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
+PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are made: exactly, or as central or forward differences of gradients, whose error is measured and stands beside the result.")  # fmt: skip
+DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="How far differences displace the parameters, over their norm.  [default: the best for the dtype]")  # fmt: skip
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -189,19 +191,26 @@ def stacked(*options: Callable) -> Callable:
 
 
 class Matrix(click.Choice):
-    """A matrix of the register, which installed packages are asked for when a name is first looked at."""
+    """A matrix of the register, which installed packages are asked for when a name is first looked at; or one more."""
 
     name = "choice"
-    choices: Any = property(lambda self: tuple(MATRICES), lambda self, _: None)
+    choices: Any = property(lambda self: (*MATRICES, *self.more), lambda self, _: None)
 
-    def __init__(self):
+    def __init__(self, more: Iterable[str] = ()):
+        self.more = more
         super().__init__(())
 
 
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+    help: Any = property(lambda self: f"{', '.join(MATRICES)}; {self.others}repeatable.", lambda self, _: None)
+
+    @property
+    def others(self) -> str:
+        """The matrices that are not over parameters, in words."""
+        kernels = ", ".join(self.type.more) if isinstance(self.type, Matrix) else ""
+        return f"{kernels}, which is over examples; " if kernels else ""
 
 
 def loss_part(several: bool) -> Callable:
@@ -217,6 +226,7 @@ def loss_part(several: bool) -> Callable:
 def with_data(
     *more: Callable,
     curvature: Sequence[str] = ("hessian",),
+    kernels: Iterable[str] = (),
     parts: bool = False,
     operators: int = 0,
     **settings,
@@ -224,12 +234,13 @@ def with_data(
     """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
 
     Args:
+        kernels: matrices over examples, beside those of the register.
         operators: how many --operator may be given in place of the problem: none, 1, or any number.
     """
     data = click.option("--data", cls=OfNetwork, **DATA, **settings)
     repeatable = {"multiple": True, "help": f"{OPERATOR['help']} Repeatable."} if operators > 1 else {}
     operator = [click.option("--operator", **OPERATOR | repeatable)] if operators else []
-    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
+    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
         *operator,
         *BEFORE_DATA,
@@ -250,5 +261,9 @@ def with_data(
     )
 
 
-problem_and_output = with_data(PRECISION, SAVE_EVERY, required=True, operators=1)
+WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
+
+problem_and_output = with_data(
+    PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, WRT, kernels=KERNELS, required=True, operators=1
+)
 model_and_output = with_data()

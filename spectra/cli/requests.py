@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from spectra.cli.config import OF_NETWORKS, recorded, refuse_changed
-from spectra.defaults import IEEE
+from spectra.defaults import EXACT, IEEE
 from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ PROBLEM = (
     *("samples", "batch_size"),
     *("memory", "recompute_activations", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
+SOME = ("wrt",)  # likewise, of some commands
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
 
@@ -33,7 +34,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
     options = context.params
     if options.get("operator"):
         return of_operators(context, settings, home)
-    named = {name: options[name] for name in PROBLEM}
+    named = {name: options[name] for name in PROBLEM} | {name: options[name] for name in SOME if name in options}
     if isinstance(named["loss_part"], tuple):
         named["loss_part"] = None  # the command has them among its settings, each beside the sum
     option = next((name for name in EARLIER if name in options), None)
@@ -48,6 +49,8 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         basis=options["basis"],
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
+        products=options.get("products", EXACT),
+        difference_step=options.get("difference_step"),
         compile=options["compile"],
         out=options["out"],
         home=home,

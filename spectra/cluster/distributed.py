@@ -115,6 +115,11 @@ class Distributed:
         return self.part.peak_bytes
 
     @property
+    def operator(self) -> Curvature:
+        """This rank's part, which knows what holds of the whole."""
+        return self.part
+
+    @property
     def ieee(self) -> Distributed:
         """The same matrix with products in ieee; itself where those of every rank are such."""
         part = self.part.ieee
@@ -123,10 +128,6 @@ class Distributed:
         found = copy(self)
         found.part = cast(Curvature, part)
         return found
-
-    def suspect(self) -> str | None:
-        """The cause of products that are unrepeatable or asymmetric, where the model shows it."""
-        return self.part.suspect()
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         refuse_other_dtype(self, vectors)  # on every rank, before any waits for the others

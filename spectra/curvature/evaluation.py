@@ -15,8 +15,9 @@ from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.curvature.engine.economy import economical, with_small_logits
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.curvature.finite_differences import DifferencedHessian
 from spectra.curvature.matrices import definition
-from spectra.errors import SpectraError
+from spectra.errors import OutOfMemory, SpectraError
 from spectra.memory import memory_share
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
@@ -50,7 +51,7 @@ def evaluate(problem: Problem) -> Evaluation:
                     hits = problem.hits(problem.loss, rows, part)
                     right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)
-    loss = total / problem.weight
+    loss = total / problem.mean_weight
     if not math.isfinite(loss):
         raise SpectraError(
             f"`loss`: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "
@@ -79,7 +80,9 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
 
 
 def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
-    """The memory of a product with the Hessian, or with fisher-empirical where a user's loss has no Hessian."""
+    """The memory of a product with the Hessian; with fisher-empirical where a user's loss has no Hessian, and of a
+    difference of gradients where a layer has none.
+    """
     with twice_differentiable(problem.model):
         first = problem.batches[0]
         once = isinstance(problem.loss, CustomLoss) and no_second_derivative(problem, rows_of(problem, first), first)
@@ -87,9 +90,12 @@ def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
             try:
                 with explained():
                     return economical(definition("hessian").linearise, problem, memory).costs
+            except OutOfMemory:
+                raise
             except SpectraError:
                 if not isinstance(problem.loss, BatchLoss):
-                    raise
+                    with explained():
+                        return economical(DifferencedHessian.of("central", problem).linearise, problem, memory).costs
         with explained():
             return economical(definition("fisher-empirical").linearise, problem, memory).costs
 

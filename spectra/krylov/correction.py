@@ -4,7 +4,8 @@
 
 A difference of two products of one vector varies by the noise alone, so a few are enough (two levels of Monte Carlo:
 Giles 2008). The mean of these is added, so that the answer has no bias of first order, and its standard error goes into
-the stated one.
+the stated one. Where an operator has others for measurements alone (`only_measured`), the answer stays as it is, and
+the mean goes into the error too.
 """
 
 from __future__ import annotations
@@ -21,15 +22,31 @@ from spectra.krylov.diagonal import DiagonalEstimate, Enough, Sums
 from spectra.krylov.hutchinson import mean, standard_error
 from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.results import TraceEstimate
-from spectra.operator import Counting, SymmetricOperator, checkpointed, in_ieee, random_signs
+from spectra.operator import (
+    Counting,
+    Deflated,
+    SymmetricOperator,
+    checkpointed,
+    in_ieee,
+    noise_of,
+    only_measured,
+    random_signs,
+    reference,
+)
 from spectra.vectors import dot, map_shards
 
 FEWEST, MOST = 8, 64  # differences
 SHARE = 0.9  # of the error that is asked for, for the method; sqrt(1 - SHARE^2) is left for the differences
 
 
-def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """Wrap a trace estimator, so that what it finds by products of lower precision is corrected by some in ieee."""
+def with_correction(method: Callable[..., TraceEstimate], of_a_basis: float = 0.0) -> Callable[..., TraceEstimate]:
+    """Wrap a trace estimator, so that what it finds by products of lower precision is corrected by some in ieee.
+
+    Args:
+        method: the estimator.
+        of_a_basis: the share of its products that are of an orthonormal basis. Their noise, of products that are only
+            measured, need not be that of random vectors: each counts with the largest that was seen.
+    """
 
     def estimate(
         operator: SymmetricOperator,
@@ -39,7 +56,7 @@ def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., Trace
         max_products: int | None = None,
         **options,
     ) -> TraceEstimate:
-        if in_ieee(operator) is operator:
+        if reference(operator) is operator:
             return method(operator, rtol=rtol, generator=generator, max_products=max_products, **options)
         counted = Counting(operator)
         left = None if max_products is None else max(1, max_products - 2 * FEWEST)
@@ -59,6 +76,11 @@ def with_correction(method: Callable[..., TraceEstimate]) -> Callable[..., Trace
             return replace(found, standard_error=math.inf, products=counted.products, converged=False)
         value, error = found.value + mean(samples), math.hypot(found.standard_error, student(samples))
         met = found.converged and len(samples) >= min(FEWEST, MOST) and (bool(options.get("probes")) or enough(samples))
+        if only_measured(operator):
+            vectors = of_a_basis * found.products + (len(operator.basis) if isinstance(operator, Deflated) else 0)
+            bias = abs(mean(samples)) + student(samples) + vectors * noise_of(operator, generator).norm
+            value, error = found.value, math.hypot(found.standard_error, bias)
+            met &= bool(options.get("probes")) or error <= rtol * abs(value)
         return TraceEstimate(value, error, counted.products, converged=met and math.isfinite(value))
 
     return estimate
@@ -70,8 +92,8 @@ def differences(operator: SymmetricOperator, count: int, generator: torch.Genera
 
 
 def difference(operator: SymmetricOperator, vector: Tensor) -> Tensor:
-    """The product in ieee less that of lower precision."""
-    return (in_ieee(operator) @ vector) - (operator @ vector)
+    """The product in ieee, or of the reference, less that of lower precision."""
+    return (reference(operator) @ vector) - (operator @ vector)
 
 
 def student(samples: list[float]) -> float:

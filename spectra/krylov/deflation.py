@@ -11,7 +11,7 @@ from spectra.krylov.blocks import products
 from spectra.krylov.bounds import residual_norms
 from spectra.krylov.placement import placement
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
-from spectra.operator import Deflated, SymmetricOperator, in_ieee, placed
+from spectra.operator import Deflated, SymmetricOperator, find_on, in_ieee, only_measured, placed
 from spectra.vectors import map_shards, orthonormal, row_dots
 
 CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
@@ -49,6 +49,8 @@ def known_pairs(
     found = row_dots(images, basis).cpu()
     left = residual_norms(images, found, basis)
     allowed = residuals + precision ** (2 / 3) * values.abs().max()
+    if only_measured(operator) and (noise := find_on("noise", operator)):
+        allowed += 2 * noise.norm
     if not ((left <= allowed) & ((found - values).abs() <= allowed)).all():
         return None
     return Eigenpairs(found, basis, left, left, products=len(values), converged=True)

@@ -9,6 +9,7 @@ from spectra.defaults import RTOL, TOLERANCE
 from spectra.given_operator import as_operator
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
+from spectra.krylov.measured import with_measured_residuals
 from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_trace, no_eigenpairs, select
 from spectra.operator import Counting, SymmetricOperator, in_ieee, placed
 from spectra.vectors import full_tensor, without_autocast
@@ -35,6 +36,7 @@ def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) 
 
 
 @without_autocast()
+@with_measured_residuals
 def dense_eigenpairs(
     operator: SymmetricOperator,
     k: int,

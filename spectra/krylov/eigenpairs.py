@@ -12,6 +12,7 @@ from spectra.defaults import TOLERANCE
 from spectra.given_operator import as_operator
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
+from spectra.krylov.measured import with_measured_residuals
 from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
 from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
@@ -24,6 +25,7 @@ LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than 
 
 
 @without_autocast()
+@with_measured_residuals
 def eigenpairs(
     operator: Any,
     k: int,

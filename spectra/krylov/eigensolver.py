@@ -344,6 +344,9 @@ class Eigensolver:
         self.values, self.coordinates, self.residuals = self.state.ritz()
         wanted = self.wanted()
         values, coordinates = self.values[wanted], self.coordinates[:, wanted]
+        others = torch.ones(len(self.values), dtype=torch.bool)
+        others[wanted] = False
+        others = self.values[others]
         vectors = self.state.vectors(coordinates)
         lengths = norms(vectors, dtype=vectors.dtype)[:, None]
         local(vectors).div_(lengths)
@@ -364,6 +367,7 @@ class Eigensolver:
             converged=len(wanted) == self.k and bool((residuals <= allowed).all()),
             complete=self.spans_space or (None if bounds is None else self.excludes_better(bounds)),
             complement=bounds,
+            beside=(others.min().item(), others.max().item()) if len(others) else None,
         )
 
     def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:

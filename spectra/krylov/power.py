@@ -13,12 +13,14 @@ from spectra.given_operator import as_operator
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
+from spectra.krylov.measured import with_measured_residuals
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, no_eigenpairs, select
 from spectra.operator import Counting, Deflated, SymmetricOperator, empty_rows, in_ieee
 from spectra.vectors import dot, map_shards, norm, norms, sum_shards, without_autocast
 
 
 @without_autocast()
+@with_measured_residuals
 def power_iteration(
     operator: SymmetricOperator,
     k: int,

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
-from spectra.operator import SymmetricOperator, member_of
+from spectra.operator import SymmetricOperator, find_on
 from spectra.vectors import full_tensor
 
 
 def with_sampling_errors(pairs: Eigenpairs, operator: SymmetricOperator) -> Eigenpairs:
     """The pairs with the standard errors of their eigenvalues, where the operator tells them."""
-    errors = member_of(operator, "standard_errors")
+    errors = find_on("standard_errors", operator)
     if errors is None or not len(pairs.values):
         return pairs
     columns = full_tensor(pairs.vectors).to(operator.device).T.contiguous()
@@ -30,7 +30,7 @@ def with_sampling_error(method: Callable[..., TraceEstimate]) -> Callable[..., T
 
     def estimate(operator: SymmetricOperator, **options) -> TraceEstimate:
         found = method(operator, **options)
-        error = member_of(operator, "trace_error")
+        error = find_on("trace_error", operator)
         if error is None:
             return found
         own = float(error())

@@ -15,6 +15,7 @@ from spectra.records.files import finite
 from spectra.records.notebook import shown
 
 MOST_SHOWN = 3  # numbers in a repr
+MOST_BY_EXAMPLE = 1000  # numbers of single examples that JSON holds; the NPZ file holds any
 LAST = written(last=True)
 
 
@@ -44,9 +45,26 @@ class DerivativeCheck(Stored):
     not_checked: str | None = None  # why, of all or of some parameters
 
 
+@stored
+class FiniteDifference(Stored):
+    """The differences of gradients that products were, and how far one was off."""
+
+    form: str  # central or forward
+    step: float  # length of a displacement over |w|
+    length: float  # of a displacement
+    error: float  # |H v by differences - H v| / |H v| for one random v
+    estimated: bool = False  # there is no exact H v: differences of a longer step stand for it in `error`
+    not_exact: str | None = None  # why there is none
+
+
 def in_ieee(entry: Entry) -> bool:
     """Whether all products were in ieee."""
     return entry.precision == IEEE
+
+
+def without_noise(entry: Entry) -> bool:
+    """Whether no products were noisy: in ieee, and exact."""
+    return in_ieee(entry) and entry.finite_difference is None
 
 
 @stored
@@ -60,8 +78,15 @@ class Entry(Stored):
     setup_seconds: float = field(metadata=LAST)  # done once for the matrix
     noise: float | None = field(default=None, metadata=LAST)  # of one product, relative; None: not measured
     precision: str = field(default=IEEE, metadata=written(last=True, omitted=in_ieee))  # of products: tf32 or bf16
-    noise_norm: float | None = field(default=None, metadata=written(last=True, omitted=in_ieee))  # largest |Ev| / |v|
-    ieee_products: int = field(default=0, metadata=written(last=True, omitted=in_ieee))  # of all, those made in ieee
+    noise_norm: float | None = field(  # largest |Ev| / |v|
+        default=None, metadata=written(last=True, omitted=without_noise)
+    )
+    ieee_products: int = field(  # of all, those in ieee, or exact
+        default=0, metadata=written(last=True, omitted=without_noise)
+    )
+    finite_difference: FiniteDifference | None = field(
+        default=None, metadata=written(last=True, omitted=lambda entry: entry.finite_difference is None)
+    )
     derivative_check: DerivativeCheck | None = field(default=None, metadata=LAST)
     path: str = field(default="", metadata=LAST)  # how products were made
     kept_bytes: int = field(default=0, metadata=LAST)  # between products
@@ -110,7 +135,8 @@ class Entry(Stored):
 
     def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
         """A copy that has the arrays which only the NPZ file holds."""
-        slots = [slot for slot in layout(type(self)) if slot.array and not slot.key]
+        held = vars(self)
+        slots = [s for s in layout(type(self)) if s.array and (not s.key or (s.optional and s.name not in held))]
         found = {slot.name: arrays.get(f"{slot.array}_{self.curvature}") for slot in slots}
         return self.changed(**{name: array for name, array in found.items() if array is not None})
 
@@ -118,8 +144,12 @@ class Entry(Stored):
 def cost_of(measurement: Any) -> dict[str, Any]:
     """The fields that all entries have, of a `run.measurement.Measurement`."""
     cost = measurement.cost()
-    check = cost["derivative_check"]
-    return {"curvature": measurement.curvature, **cost, "derivative_check": check and DerivativeCheck(**check)}
+    check, difference = cost["derivative_check"], cost["finite_difference"]
+    parts = {
+        "derivative_check": check and DerivativeCheck(**check),
+        "finite_difference": difference and FiniteDifference(**difference),
+    }
+    return {"curvature": measurement.curvature, **cost, **parts}
 
 
 def with_errors(values: np.ndarray, errors: np.ndarray) -> str:

@@ -73,6 +73,8 @@ class ProblemRecord(Stored):
     parameters: int  # chosen by `params`; of an operator, n
     shapes: dict[str, list[int]] | None = None  # of the chosen parameters, by name
     parameters_in_all: int | None = None
+    wrt: str | None = None  # what is differentiated by: parameters, or inputs
+    input_size: int | None = None  # entries of one input, where that is differentiated by
     examples: int  # that the loss is a mean over
     step: int | None = None  # of the training loop that has recorded it
     model: str  # specs, as on the command line

@@ -31,7 +31,7 @@ from spectra.operator import (
     SymmetricOperator,
     Wrapper,
     empty_rows,
-    in_ieee,
+    reference,
     refuse_other_dtype,
 )
 from spectra.resume.journal_file import Entry, Log, write_whole
@@ -114,7 +114,7 @@ class Journal:
         start = time.perf_counter()
         product = operator @ vectors
         seconds = time.perf_counter() - start
-        if in_ieee(operator) is operator:
+        if reference(operator) is operator:
             self._write_sample(vectors, product)
         self._write(self._products, self._place, mark, seconds, as_bytes(product))
         self._advance()
@@ -208,7 +208,7 @@ class Journal:
         entries = self._sample.entries
         whole = len(entries) == 2 and all(map(filled, map(local, (vector, then)), [self._sample] * 2, entries))
         if self._settings.least(whole):
-            self._refuse_another(in_ieee(operator) @ vector, then)
+            self._refuse_another(reference(operator) @ vector, then)
             return
 
         self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
@@ -292,7 +292,7 @@ class CheckpointedOperator(Wrapper):
     @property
     def ieee(self) -> CheckpointedOperator:
         """The matrix in ieee, with its products in the same journal; itself where it is in ieee already."""
-        inner = in_ieee(self.operator)
+        inner = reference(self.operator)
         return self if inner is self.operator else CheckpointedOperator(inner, self.journal)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
 from spectra.curvature.checks.precision import refuse_precision
-from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited, why_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
 from spectra.operator import CHECKS, NOISE_PRODUCTS
+from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
 from spectra.wording import counted
@@ -82,7 +83,7 @@ def checks_of(request: Request) -> int:
     limit = request.max_products
     if limit is not None and limit < SMALLEST_CHECKED:
         return 0
-    return CHECKS if request.precision == IEEE else CHECKS + NOISE_PRODUCTS
+    return CHECKS + NOISE_PRODUCTS if request.noisy else CHECKS
 
 
 def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:
@@ -103,13 +104,16 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
                 leave_out(name, reason)
             else:
                 refuse_unsuited(name, loss, request.weight_decay)
+        if KERNELS.keys() & {*names}:  # whose size the data tell
+            return
         limit = request.max_products
         request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
 
     if not isinstance(request.problem, Problem):
         loaded = load_problem(**request.named, processes=processes, begins=begins, fits=fits)
     else:
-        fits(request.problem.loss, request.problem.size)
+        given = request.problem
+        fits(given.loss, given.input_size if isinstance(given, InputProblem) else given.size)
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     for name in names:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.defaults import IEEE
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
-from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
+from spectra.operator import Counting, Noise, SymmetricOperator, check_operator, measure_noise, reference
 from spectra.run.subject import Matrix
 from spectra.vectors import gather_on_first
 
@@ -39,7 +40,8 @@ class Measurement:
     derivative_check: dict[str, Any] | None = None  # how a product compares with differences; None: not asked for
     precision: str = IEEE  # of products
     noise_norm: float | None = None  # of products of lower precision: the largest |Ev| / |v| that was seen
-    ieee_products: int = 0  # of all products, where the others are of lower precision
+    ieee_products: int = 0  # of all products, those in ieee or exact, where the others are noisy
+    finite_difference: dict[str, Any] | None = None  # how products are differences, and how far off; None: exact
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
 
@@ -67,6 +69,7 @@ class Measurement:
             "precision": self.precision,
             "noise_norm": self.noise_norm,
             "ieee_products": self.ieee_products,
+            "finite_difference": self.finite_difference,
             "derivative_check": self.derivative_check,
             "path": self.path,
             "kept_bytes": self.kept_bytes,
@@ -100,7 +103,7 @@ def measure(
     start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
     generator = stream(seed)
     noise = check_operator(counted, generator) if check else None
-    if in_ieee(counted) is not counted:
+    if reference(counted) is not counted:
         counted.noise = measure_noise(counted, generator)
     pairs = known(counted) if known else None
     if pairs:
@@ -121,6 +124,7 @@ def measure(
         seconds=seconds,
         setup_seconds=matrix.setup_seconds,
         **noise_fields(counted, noise),
+        noise_found=counted.noise,
         projected_out=len(pairs.values) if pairs else 0,
         earlier=earlier if pairs else None,
     )
@@ -139,8 +143,8 @@ def gathered(answer: Any) -> Any:
     return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
-def measured(matrix: Matrix, answer: Any, **cost: Any) -> Measurement:
-    """The answer beside what a matrix tells of itself."""
+def measured(matrix: Matrix, answer: Any, noise_found: Noise | None = None, **cost: Any) -> Measurement:
+    """The answer beside what a matrix tells of itself, and of the noise that was found of its products."""
     return Measurement(
         curvature=matrix.name,
         answer=answer,
@@ -150,8 +154,17 @@ def measured(matrix: Matrix, answer: Any, **cost: Any) -> Measurement:
         peak_bytes=matrix.peak_bytes,
         semidefinite=matrix.semidefinite,
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
+        finite_difference=noise_found and told_of(matrix, noise_found),
         **cost,
     )
+
+
+def told_of(matrix: Any, noise: Noise) -> dict[str, Any] | None:
+    """How products are finite differences, and how far off one is; None where they are not."""
+    if not isinstance(matrix, FiniteDifferences):
+        return None
+    told = {"form": matrix.form, "step": matrix.step, "length": matrix.length, "error": noise.random}
+    return told | {"estimated": matrix.not_exact is not None, "not_exact": matrix.not_exact}
 
 
 def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
@@ -175,5 +188,5 @@ def imprecise(found: Sequence[Measurement], dtype: Any, computes: str) -> list[s
         f"{m.curvature}: products are off by {m.noise:.0e} of their size, as {computes} computes in a lower "
         f"precision than {str(dtype).removeprefix('torch.')}"
         for m in found
-        if m.precision == IEEE and m.noise is not None and m.noise > limit
+        if m.precision == IEEE and not m.finite_difference and m.noise is not None and m.noise > limit
     ]

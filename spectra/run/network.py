@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from spectra.cluster.distributed import distributed
 from spectra.curvature.engine.footprint import tensors
+from spectra.curvature.factor.tangent_kernel import TangentKernelOperator
+from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
 from spectra.inputs.problem import Loaded
 from spectra.operator import SymmetricOperator
+from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.problem import ProblemRecord
@@ -77,18 +80,27 @@ class Network:
         found = {
             "mean loss": record.loss_value,  # which tells of code that has changed
             "checkpoint_sha256": record.checkpoint_sha256,
-            "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
+            "data_checksum": checksum_of(data_of(self.problem)),
         }
         if isinstance(self._own_model(), nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
             found["labels_seed"] = self.problem.seed
         return found
 
-    def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> Curvature:
+    def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> Any:
+        if name in KERNELS:
+            return TangentKernelOperator(self.problem, memory, self.request.check)
         return session.matrix(self.problem, name, products, memory, precision)
 
-    def distributed(self, matrix: Curvature) -> SymmetricOperator:
-        return distributed(matrix)
+    def distributed(self, matrix: Any) -> SymmetricOperator:
+        return distributed(matrix) if isinstance(matrix, Curvature) else matrix  # a kernel each process makes whole
+
+
+def data_of(problem: Problem) -> Iterator[Tensor]:
+    """The tensors of the data: those of batches, and the inputs that are differentiated by."""
+    yield from (tensor for batch in problem.batches for tensor in tensors(batch))
+    if isinstance(problem, InputProblem):
+        yield problem.leaves[0]
 
 
 def state_of(model: nn.Module) -> list[Tensor]:

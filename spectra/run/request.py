@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from spectra.curvature.matrices import refuse_weight_decay
-from spectra.defaults import IEEE
+from spectra.curvature.finite_differences import refuse_products
+from spectra.curvature.matrices import definition, refuse_weight_decay
+from spectra.defaults import EXACT, IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.operators import Operators
+from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -47,6 +50,7 @@ class Settings(Protocol):
         ...
 
 
+BY_INPUTS = {"eig": EIG_BLOCKS, "trace": TRACE_BLOCKS}  # methods for the matrices of single examples, by command
 FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
 
@@ -82,6 +86,8 @@ class Request(Generic[S]):
         basis: where the basis of a method lies, auto, device or host.
         check: compare derivatives with differences first.
         precision: of products: ieee, tf32 or bf16.
+        products: how those of the Hessian are made: exact, or by differences of gradients.
+        difference_step: the length of a displacement over |w|; None: the best for the dtype.
         compile: compile products; None: where that pays.
         out: the directory of the files; None: nothing is written.
         home: a directory into which something is written without `out`.
@@ -103,6 +109,8 @@ class Request(Generic[S]):
     basis: str = "auto"
     check: bool = True
     precision: str = IEEE
+    products: str = EXACT
+    difference_step: float | None = None
     compile: bool | None = None
     out: Path | None = None
     home: Path | None = None
@@ -135,13 +143,65 @@ class Request(Generic[S]):
         elif getattr(self.settings, "method", None) == "gram":
             raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
         self.settings.refuse(self.curvature)
-        if self.precision != IEEE and self.max_products is not None and self.max_products < FEWEST_LOWER:
-            raise SpectraError(
-                f"`max_products` {self.max_products}: products in `precision` {self.precision} are measured against "
-                f"ieee first; give {FEWEST_LOWER} or more, or leave the precision out"
-            )
+        if self.by_inputs:
+            self._refuse_by_inputs()
+        refuse_products(self.products, self.difference_step, self.curvature)
+        self._refuse_noisy()
         if self.earlier:
             self.arrays_of_earlier()
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether the problem is differentiated by inputs."""
+        given = self.problem
+        return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
+
+    def _refuse_by_inputs(self) -> None:
+        """Raise SpectraError where arguments do not go with derivatives by inputs."""
+        named = self.named
+        refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)
+        for name in self.curvature:
+            if definition(name).loss_power != 1:
+                raise SpectraError(
+                    f"`curvature` {name}: is made of products of gradients by parameters; with `wrt` inputs ask for "
+                    "hessian, ggn or fisher"
+                )
+        method, known = getattr(self.settings, "method", None), BY_INPUTS.get(self.settings.command, {})
+        if method is not None and method not in known:
+            raise SpectraError(
+                f"`method` {method}: single examples have {' and '.join(known)} with `wrt` inputs; choose one of them"
+            )
+        if self.products != EXACT:
+            raise SpectraError(
+                f"`products` {self.products}: is for derivatives by parameters, not with `wrt` inputs; leave one out"
+            )
+        if self.earlier:
+            raise SpectraError(
+                f"`{self.earlier_option}` {self.earlier}: eigenvectors of an earlier result are not used with `wrt` "
+                "inputs; leave it out"
+            )
+
+    @property
+    def noisy(self) -> str | None:
+        """The option by which products are noisy, so that some are measured first; None where they are not."""
+        if self.products != EXACT:
+            return f"by `products` {self.products}"
+        return None if self.precision == IEEE else f"in `precision` {self.precision}"
+
+    def _refuse_noisy(self) -> None:
+        """Raise SpectraError where noisy products are too few, or are asked for with what does not go with them."""
+        differences = self.products != EXACT
+        for name, asked in (("precision", self.precision != IEEE), ("compile", self.compile)):
+            if differences and asked:
+                raise SpectraError(f"`{name}`: is for exact products, not for {self.products}; leave one of them out")
+        if self.noisy and self.max_products is not None and self.max_products < FEWEST_LOWER:
+            against, way_out = (
+                ("exact ones", "take exact products") if differences else ("ieee", "leave the precision out")
+            )
+            raise SpectraError(
+                f"`max_products` {self.max_products}: products {self.noisy} are measured against {against} first; "
+                f"give {FEWEST_LOWER} or more, or {way_out}"
+            )
 
     def arrays_of_earlier(self) -> Path | None:
         """The arrays of the earlier result of `eig`, if there is one. Raises SpectraError where none is as named."""

@@ -18,7 +18,9 @@ import torch
 
 from spectra.cluster import ranks
 from spectra.curvature.engine.choices import Choices
+from spectra.curvature.finite_differences import FORMS, FiniteDifferences
 from spectra.curvature.operator import Curvature
+from spectra.defaults import EXACT
 from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.operators import Operators
@@ -189,6 +191,9 @@ class Session(Generic[S]):
         """The matrix `name` of a problem, for so many products, within so much memory."""
         expected = min(products, self.request.max_products or products)
         precision = precision or self.request.precision
+        if self.request.products != EXACT:
+            form, step = FORMS[self.request.products], self.request.difference_step
+            return FiniteDifferences(problem, form, step, memory, expected, self.request.check, self.listener.note)
         choices = Choices(self.state.choices if self.state else None)
         return Curvature(
             problem,

@@ -9,19 +9,23 @@ from pkgutil import resolve_name
 from typing import Any
 
 from spectra.curvature.matrices import refuse_gram
-from spectra.defaults import IEEE, RTOL
+from spectra.defaults import EXACT, IEEE, RTOL
+from spectra.errors import SpectraError
 from spectra.krylov.correction import with_correction
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
-from spectra.krylov.methods import TRACE
+from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
-from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, member_of
+from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, find_on
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
+from spectra.run import by_inputs
+from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
+from spectra.run.request import Request
 from spectra.run.session import Session
 
 DIAGONAL = "diagonal"  # the method of matrices whose entries are known, unless another is asked for
@@ -53,7 +57,13 @@ class TraceSettings:
 
 def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the traces that are asked for, keep their record and return it."""
+    refuse_dense_differences(session.request)
     session.load()
+    if session.request.by_inputs:
+        found, method = by_inputs.traces(session)
+        record = session.record(found, [TraceResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))
@@ -63,20 +73,30 @@ def trace(session: Session[TraceSettings]) -> Record:
     return record
 
 
+def refuse_dense_differences(request: Request[TraceSettings]) -> None:
+    """Raise SpectraError where an exact trace is asked for, of products that are not."""
+    if request.settings.method == "dense" and request.products != EXACT:
+        raise SpectraError(
+            f"`method` dense: the trace is exact, and `products` {request.products} are not; take xtrace, or exact "
+            "products"
+        )
+
+
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
     """The method for each matrix's trace, by name of the matrix. Settings that are XTrace's own ask for it."""
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {
+    usual = {
         matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
         for matrix in matrices
     }
+    return usual | dict.fromkeys(kernels(session), "gram")
 
 
 def sum_of(matrix: Any) -> float | None:
     """The sum of the diagonal of a matrix whose entries are known; None of others."""
-    found = member_of(matrix, "diagonal_sum")
+    found = find_on("diagonal_sum", matrix)
     return found() if found else None
 
 
@@ -111,6 +131,7 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # exact, as it is asked for
-        corrected = partial(with_sampling_error(with_deflation(with_correction(found))), **settings)
+        corrected = with_deflation(with_correction(found, OF_A_BASIS.get(method, 0.0)))
+        corrected = partial(with_sampling_error(corrected), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box
@@ -17,6 +18,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, trace_cells
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -28,6 +30,11 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
 SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
+MEASURED_IN = {  # where the error of finite differences is, by command
+    "eig": "residuals are of {}",
+    "trace": "the standard error has that in it",
+    "density": "eigenvalues may be off by as much, and shares allow for it",
+}
 UNPROVEN = (
     "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
     "would be, but cannot exclude it with 99 %"
@@ -42,16 +49,20 @@ def eig_text(record: Record) -> str:
 def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
+    single = any(r.spread is not None for r in results)  # of single examples
     tables = []
     meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     exact = all(r.exact for r in results)
     if not exact:
         meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
-    for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
-        some = results[first : first + 3]
-        table = new_table("", *[r.curvature for r in some])
-        for i in range(max(len(r.values) for r in some)):
-            table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
+    if single:
+        meaning = EIGENVALUES
+    for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
+        some = results[first : first + (2 if single else 3)]
+        table = new_table("", *(mean_columns(some) if single else [r.curvature for r in some]))
+        rows = mean_rows(some) if single else eigenvalue_rows(some)
+        for i, cells in enumerate(rows, start=1):
+            table.add_row(str(i), *cells)
         tables.append(table)
     if not exact:
         tables += [SAMPLED, sampling_table([r for r in results if not r.exact])]
@@ -84,6 +95,12 @@ def percentage(share: Share | None) -> str:
     return f"{value:.0f} ({lower:.0f}-{upper:.0f})" if upper else "0"
 
 
+def eigenvalue_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
+    """One row an eigenvalue: that of each matrix with its residual."""
+    for i in range(max(len(r.values) for r in results)):
+        yield [eigenvalue_cell(r, i) for r in results]
+
+
 def eigenvalue_cell(result: EigResult, i: int) -> str:
     """Eigenvalue i with its residual, or nothing."""
     return with_error(result.values[i], result.residuals[i]) if i < len(result.values) else ""
@@ -96,6 +113,12 @@ def trace_text(record: Record) -> str:
 
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
+    if any(r.spread is not None for r in record.results):  # of single examples
+        table, costs = new_table("", "trace", "spread"), new_table("", "products", "s", "set-up s", "converged")
+        for r in record.results:
+            table.add_row(r.curvature, *trace_cells(r))
+            costs.add_row(r.curvature, *cost_cells(r))
+        return [heading(record.problem), TRACES, table, costs, *remarks(record)]
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -116,7 +139,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
             percentage(r.negative),
             products_cell(r),
         )
-    probes = len(record.results[0].nodes)
+    probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
     note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
     return [heading(record.problem), note, table, *more, *remarks(record)]
@@ -133,11 +156,10 @@ def heading(problem: ProblemRecord) -> str:
     some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""
     part = f", part {quoted(problem.loss_part)}:" if problem.loss_part else ""
-    return (
-        f"{where} on {data}{transform}: "
-        f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}, "
-        f"{loss}{part} {problem.loss_value:.4g}"
-    )
+    sizes = f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}"
+    if size := problem.get("input_size"):
+        sizes = f"by inputs of {counted(size, 'number')}, {counted(problem.samples or problem.examples, 'example')}"
+    return f"{where} on {data}{transform}: {sizes}, {loss}{part} {problem.loss_value:.4g}"
 
 
 def remarks(record: Record) -> list[str]:
@@ -156,11 +178,17 @@ def remarks(record: Record) -> list[str]:
         size, examples = record.problem.batch_size, counted(record.problem.examples, "example")
         split = f"batches of {size} of {examples}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
+    lines += [difference_line(record.command, r) for r in record.results if r.finite_difference]
+    lines += [
+        f"ntk: a matrix over {counted(record.problem.samples or 0, 'example')}, not divided by their number"
+        for r in record.results
+        if r.curvature == "ntk" and record.problem.get("operators") is None
+    ]
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
         f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"
         for r in record.results
-        if r.noise_norm is not None
+        if r.noise_norm is not None and not r.finite_difference
     ]
     lines += [
         f"{r.curvature}: derivatives are not compared with differences: {r.derivative_check.not_checked}"
@@ -169,6 +197,19 @@ def remarks(record: Record) -> list[str]:
     ]
     lines += record.problem.notes or []
     return ["", *lines] if lines else []
+
+
+def difference_line(command: str, result: Entry) -> str:
+    """The line on how far off products by finite differences are, and where that is in the numbers."""
+    how = result.finite_difference
+    assert how
+    others = "differences of a longer step" if how.estimated else "exact products"
+    reason = f" (there are no exact products: {quoted(how.not_exact, None)})" if how.estimated else ""
+    return (
+        f"{result.curvature}: {how.form} differences of step {how.step:.2g}, a random product of which is off by "
+        f"{how.error:.1g} of its size, and those of unit vectors by up to {result.noise_norm:.1g}, as {others} show"
+        f"{reason}; {MEASURED_IN[command].format(others)}"
+    )
 
 
 def figure_lines(record: Record) -> list[str]:
@@ -187,8 +228,12 @@ def cost_cells(result: Entry) -> list[str]:
 
 
 def products_cell(result: Entry) -> str:
-    """`57`, or `57 (12 ieee)` where the others are of lower precision."""
-    return f"{result.products} ({result.ieee_products} ieee)" if result.noise_norm is not None else str(result.products)
+    """`57`, `57 (12 ieee)` where the others are of lower precision, `57 (12 exact)` where they are differences."""
+    if result.noise_norm is None:
+        return str(result.products)
+    how = result.finite_difference
+    kind = "ieee" if how is None else "check" if how.estimated else "exact"
+    return f"{result.products} ({result.ieee_products} {kind})"
 
 
 def standard_error(samples: np.ndarray) -> float:
