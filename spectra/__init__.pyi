@@ -11,14 +11,19 @@ from spectra.curvature.evaluation import mean_loss as mean_loss
 from spectra.curvature.matrices import MATRICES as MATRICES
 from spectra.curvature.operator import Curvature as Curvature
 from spectra.errors import SpectraError as SpectraError
+from spectra.given_operator import as_operator as as_operator
 from spectra.inputs.problem import load_problem as load_problem
+from spectra.krylov.damping import Damping as Damping
+from spectra.krylov.damping import damping_for as damping_for
 from spectra.krylov.eigenpairs import eigenpairs as eigenpairs
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus as hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson as hutchinson
 from spectra.krylov.quadrature import spectral_measure as spectral_measure
 from spectra.krylov.results import Eigenpairs as Eigenpairs
+from spectra.krylov.results import Solution as Solution
 from spectra.krylov.results import SpectralMeasure as SpectralMeasure
 from spectra.krylov.results import TraceEstimate as TraceEstimate
+from spectra.krylov.solve import solve as solve
 from spectra.krylov.xtrace import xtrace as xtrace
 from spectra.layerwise.by_layer import layers as layers
 from spectra.operator import Counting as Counting
@@ -46,7 +51,17 @@ from spectra.records.eig import EigResult as EigResult
 from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
+from spectra.spectrum.log_determinant import log_determinant as log_determinant
 from spectra.sweeps.evolution import evolution_of as evolution_of
+from spectra.systems.boltzmann import BoltzmannMachine as BoltzmannMachine
+from spectra.systems.equilibrium import Equilibrium as Equilibrium
+from spectra.systems.equilibrium import RecurrentNetwork as RecurrentNetwork
+from spectra.systems.rank_two import RankTwo as RankTwo
+from spectra.systems.restricted import RestrictedBoltzmannMachine as RestrictedBoltzmannMachine
+from spectra.systems.weight_perturbation import VectorEstimate as VectorEstimate
+from spectra.systems.weight_perturbation import gradient_and_product_from_losses as gradient_and_product_from_losses
+from spectra.systems.weight_perturbation import gradient_from_losses as gradient_from_losses
+from spectra.systems.weight_perturbation import product_from_losses as product_from_losses
 from spectra.training.watch import watch as watch
 
 __version__: str

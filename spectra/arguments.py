@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from spectra.errors import ArgumentError
 from spectra.quoting import quoted
@@ -62,30 +62,6 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise wrong(name, value, f"one of {', '.join(choices)}")
-
-
-def require_matrix(name: str, value: Any, symmetric: bool = True) -> None:
-    """Raise ArgumentError where `value` is not a square matrix of real floating-point numbers that multiplies vectors.
-
-    A dense tensor has to be `symmetric` up to rounding, too; `spectra.check_operator` checks other operators.
-    """
-    import torch
-
-    needed = ("shape", "dtype", "device", "__matmul__")
-    if not all(hasattr(value, part) for part in needed) or not isinstance(value.dtype, torch.dtype):
-        way_out = (
-            "a symmetric torch.Tensor, or an operator with shape, dtype, device and @, as spectra.SymmetricOperator"
-        )
-        raise ArgumentError(f"`{name}` of type {type(value).__name__}: give {way_out}")
-    shape = tuple(value.shape)
-    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
-        raise ArgumentError(f"`{name}` of shape {shape}: give a square matrix, (n, n) with n >= 1")
-    if not value.dtype.is_floating_point:
-        raise ArgumentError(f"`{name}` of {value.dtype}: give a matrix of real floating-point numbers")
-    if symmetric and type(value) is torch.Tensor and value.layout is torch.strided:
-        size, apart = value.abs().max(), (value - value.T).abs().max()
-        if apart > max(torch.finfo(kind).eps for kind in (value.dtype, torch.float32)) ** 0.5 * size:
-            raise ArgumentError(f"`{name}`: the matrix is not symmetric (it differs from its transpose by {apart:.2g})")
 
 
 def chosen_generator(seed: int, generator: torch.Generator | None) -> torch.Generator:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import (
     DENSITY_PROBES,
     DENSITY_STEPS,
@@ -33,14 +33,17 @@ from spectra.defaults import (
     K,
 )
 from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_place
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
+from spectra.inputs.operators import Operators
 from spectra.inputs.problem import load_problem
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.by_inputs import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -69,7 +72,7 @@ Result = TypeVar("Result", bound=Entry)
 
 
 def eig(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -96,11 +99,12 @@ def eig(
 
     Args:
         model: a module, a name as on the command line, or a Problem; then loss and data are left out. A module is
-            looked at in eval mode, and left as it was found.
+            looked at in eval mode, and left as it was found. In place of a network also a matrix, in any form that
+            `spectra.as_operator` takes; then loss, data, curvature, check, precision and compile are left out.
         loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
             examples, the batch's mean or a mapping of such, or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
-        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        curvature: the name of a matrix in spectra.MATRICES, or ntk, or a sequence of names.
         k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
         which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
         method: lanczos, power, dense or gram.
@@ -161,7 +165,7 @@ def eig(
 
 
 def trace(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -227,7 +231,7 @@ def trace(
 
 
 def density(
-    model: str | nn.Module | Problem,
+    model: Any,
     loss: Any = None,
     data: Any = None,
     *,
@@ -323,16 +327,23 @@ def requested(
     deflate: str | Path | None = None,
 ) -> Request[S]:
     """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
-    names = named_matrices(curvature)
     seed = whole("seed", seed, 0)
-    problem, recorded = problem_of(settings.command, *given, seed)
+    if stands_for_matrix(given[0]):
+        of_network = {"curvature": (curvature, "hessian"), "check": (check, True), "precision": (precision, IEEE)}
+        of_network |= {"products": (products, EXACT), "difference_step": (difference_step, None)}
+        refuse_of_networks(settings.command, given, {**of_network, "compile": (compile, None)})
+        names, problem, recorded = ("operator",), Operators((given[0],), seed=seed, **place_of(given[3])), {}
+    else:
+        names = named_matrices(curvature)
+        problem, recorded = problem_of(settings.command, *given, seed)
+        recorded |= {"curvature": list(names), "no_check": not check, "compile": compile, "precision": precision}
+        recorded |= {"products": products, "difference_step": difference_step}
     max_products = None if max_products is None else whole("max_products", max_products, 1)
+    difference_step = None if difference_step is None else positive("difference_step", difference_step)
     require_boolean("compile", compile, optional=True)
-    recorded |= {"curvature": list(names), "seed": seed, "max_products": max_products, "no_check": not check}
-    recorded["compile"] = compile
-    recorded |= {"basis": among("basis", basis, BASES), "precision": among("precision", precision, PRECISIONS)}
-    recorded |= {"products": among("products", products, PRODUCTS)}
-    recorded["difference_step"] = None if difference_step is None else positive("difference_step", difference_step)
+    among("precision", precision, PRECISIONS)
+    among("products", products, PRODUCTS)
+    recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", basis, BASES)}
     return Request(
         settings,
         problem,
@@ -345,12 +356,41 @@ def requested(
         check=bool(check),
         precision=precision,
         products=products,
-        difference_step=recorded["difference_step"],
+        difference_step=difference_step,
         compile=compile,
         out=as_path(out),
         save_every=positive("save_every", save_every),
         earlier=as_path(deflate),
     )
+
+
+def stands_for_matrix(model: Any) -> bool:
+    """Whether what is given as the model is a matrix instead: what has a shape or a size, or is (n, function)."""
+    if isinstance(model, str | nn.Module | Problem | type):
+        return False
+    return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
+
+
+def refuse_of_networks(
+    command: str, given: tuple[Any, Any, Any, dict[str, Any]], of_network: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Raise TypeError for an argument of networks beside a matrix that is given in place of one.
+
+    `of_network` are further arguments, each with its default.
+    """
+    _, loss, data, options = given
+    others = {name: value for name, value in options.items() if name not in ("device", "dtype")}
+    for name, value in {"loss": loss, "data": data, **others}.items():
+        if value is not None:
+            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
+    for name, (value, default) in of_network.items():
+        if value != default:
+            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
+
+
+def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The device and dtype among the keywords of a problem."""
+    return {name: options.get(name) for name in ("device", "dtype")}
 
 
 def problem_of(
@@ -402,6 +442,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "recompute_activations": None,
     "params": [],
+    "wrt": PARAMETERS,
     "mc_samples": 1,
     "weight_decay": 0.0,
 }
@@ -430,7 +471,7 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
         raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
-        among("curvature", name, MATRICES)
+        among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
         raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
     return names

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_matrix
+from spectra.arguments import chosen_generator
 from spectra.errors import SpectraError
+from spectra.given_operator import as_operator
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import (
     all_finite,
@@ -122,7 +123,10 @@ class Factored(SymmetricOperator, Protocol):
 class Wrapper:
     """An operator around another operator, of the same shape, dtype and device."""
 
-    operator: SymmetricOperator
+    operator: SymmetricOperator  # or anything that `as_operator` takes
+
+    def __post_init__(self) -> None:
+        self.operator = as_operator(self.operator, symmetric=False)
 
     @property
     def shape(self) -> torch.Size:
@@ -318,14 +322,14 @@ def mesh_of(operator: Shaped) -> DeviceMesh | None:
     return getattr(operator, "mesh", None)
 
 
-def to_scipy(operator: SymmetricOperator) -> LinearOperator:
+def to_scipy(operator: Any) -> LinearOperator:
     """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays, for `eigsh` and other SciPy functions.
 
     Raises ArgumentError where `operator` is not a matrix.
     """
     from scipy.sparse.linalg import LinearOperator
 
-    require_matrix("operator", operator)
+    operator = as_operator(operator)
 
     def multiply(vectors):
         given = torch.as_tensor(vectors.copy()).to(operator.device, operator.dtype)
@@ -343,7 +347,7 @@ DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` 
 
 
 @without_autocast()
-def check_operator(operator: SymmetricOperator, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
+def check_operator(operator: Any, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
     """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
 
     The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
@@ -351,7 +355,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
     precision is checked in ieee: its own products are asymmetric by their noise, which `measure_noise` tells.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         generator: a CPU generator, from which u and v are drawn.
         seed: the seed of the generator, where none is given.
 
@@ -362,8 +366,7 @@ def check_operator(operator: SymmetricOperator, generator: torch.Generator | Non
         SpectraError: the matrix changes from product to product, or is not symmetric. No method gives a meaningful
             number then.
     """
-    require_matrix("operator", operator, symmetric=False)
-    generator, operator = chosen_generator(seed, generator), in_ieee(operator)
+    generator, operator = chosen_generator(seed, generator), in_ieee(as_operator(operator, symmetric=False))
     return checkpointed(operator, lambda: _noise(operator, generator), generator)
 
 

@@ -4,11 +4,14 @@
 run of each test with the mark `sampled(count)`. Records that tests write are held against their JSON Schema.
 """
 
+import gc
+import io
 import json
 import math
 import os
 import random
 from collections import defaultdict
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 import torch
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
+from pages import LINES, make, make_files
 
 try:
     from jsonschema import Draft202012Validator
@@ -28,10 +32,11 @@ import spectra.records.schema
 import spectra.records.sweep
 
 ROOT = Path(__file__).parents[1]
+gc.disable()  # while tests are collected, of which nothing is garbage: it would take a fifth of that time
 
 
 def pytest_addoption(parser):
-    most = 1000 if WHOLE else 40
+    most = 1000 if WHOLE else 25
     parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
     parser.addoption("--sample-seed", type=int, default=0, metavar="S", help="seed that chooses among sampled cases")
 
@@ -48,6 +53,10 @@ def pytest_configure(config):
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("networks")
+
+
+def pytest_collection_finish(session):
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -79,6 +88,20 @@ def nothing_is_left_in_the_project():
     before = set(os.listdir(ROOT))
     yield
     assert not [name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "__"))]
+
+
+@pytest.fixture(scope="session")
+def results_of_commands(tmp_path_factory):
+    """A directory with the results of all commands on a small problem in `all`, and what each has printed as .txt."""
+    folder = tmp_path_factory.mktemp("commands")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_files()
+        for command in LINES:
+            with redirect_stdout(io.StringIO()) as printed:
+                make(command, "all")
+            Path(f"{command}.txt").write_text(printed.getvalue(), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from spectra.cluster.distributed import distributed, join
+from spectra.cluster.distributed import Ranks, distributed, join
 from spectra.cluster.ranks import finish, rank
+from spectra.cluster.replicated import Replicated
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import vector_bytes
 from spectra.krylov.deflation import known_pairs
 from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
@@ -26,6 +28,7 @@ from spectra.krylov.lanczos import lanczos, random_start
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.sketch import Sketch
+from spectra.krylov.solve import solve
 from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
@@ -164,6 +167,17 @@ def reuse(operator) -> dict:
     return {"found": known.values, "other": other is None, "nodes": measure.nodes, "weights": measure.weights}
 
 
+def inverse_products(operator) -> dict:
+    """One right-hand side and several, whole or in shards, and what known eigenpairs leave of them."""
+    sides = vectors_of(operator, 3)
+    known = eigenpairs(operator, min(4, operator.shape[0]), generator=seeded())
+    options = {"damping": 1.0, "tolerance": 1e-11}
+    return {
+        "one": solve(operator, full_tensor(sides)[:, 0], **options).x,
+        "some": solve(operator, sides, method="minres", known=known, **options).x,
+    }
+
+
 def noise(operator) -> dict:
     return {"noise": check_operator(operator, seeded()) < 1e-12}
 
@@ -222,6 +236,21 @@ def short_on_one(operator) -> dict:
         return {"v": xtrace(operator, rtol=0.5, generator=seeded()).value}
 
 
+def given_operator(kind: str, processes: Processes):
+    """A matrix of 11 rows, not one of a network: dense, sparse, or known by its products alone."""
+    matrix = torch.diag(torch.arange(11.0, dtype=torch.float64) - 3)
+    matrix[2, 9] = matrix[9, 2] = 1.5
+    forms = {
+        "dense": matrix,
+        "sparse": matrix.to_sparse_coo(),
+        "products": (11, lambda vector: matrix.numpy() @ vector),
+    }
+    operator = as_operator(forms[kind])
+    return Replicated(operator, processes.mesh, CPU) if isinstance(processes, Ranks) else operator
+
+
+CPU = torch.device("cpu")
+GIVEN = ("dense", "sparse", "products")
 MANY = tuple(MATRICES)
 # what is asked -> of which problems, and of which matrices
 TABLE = {
@@ -249,6 +278,7 @@ TABLE = {
     ),
     "density": (density, ("three batches", "one batch, never cut"), ("hessian",)),
     "reuse": (reuse, ("three batches",), ("hessian",)),
+    "solve": (inverse_products, ("three batches", "two parameters"), ("hessian",)),
     "forecast": (forecast, ("three batches",), ("hessian", "gradient-covariance")),
     **{f"by {by}": (partial(blocks, by), ("three batches",), ("ggn",)) for by in ("layer", "channel")},
     "basis": (krylov_basis, ("one batch",), ("hessian",)),
@@ -262,6 +292,8 @@ CASES = [
     if not ("never cut" in of and definition(name).needs_distribution)
     and not ("decay" in of and definition(name).loss_power == 2)
 ]
+CASES += [(asked, "given", kind) for asked in ("products", "noise", "eig lanczos", "density") for kind in GIVEN]
+CASES += [("trace probes", "given", "sparse"), ("reuse", "given", "dense")]
 
 
 def answers(processes: Processes) -> dict:
@@ -278,6 +310,8 @@ def answers(processes: Processes) -> dict:
 
 
 def one(asked: str, of: str, name: str, processes: Processes) -> dict:
+    if of == "given":
+        return TABLE[asked][0](given_operator(name, processes))
     return TABLE[asked][0](distributed(Curvature(PROBLEMS[of](processes), name)))
 
 

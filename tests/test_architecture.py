@@ -22,6 +22,7 @@ ROOMS = [
         "atomic",
         "cache",
         "devices",
+        "given_operator",
         "memory",
         "random_numbers",
         "register",

@@ -62,7 +62,7 @@ def put_back(folder: Path, files: dict[str, bytes]) -> None:
     write(folder, {name: content for name, content in files.items() if files_in(folder).get(name) != content})
 
 
-@pytest.mark.sampled(30)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_wrong_inputs(kind: Kind, folder, capfd):
     home = files_in(folder)

@@ -366,6 +366,7 @@ KNOWN = {  # a model's own loss, the batch, and our name for the loss
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("form", ["mapping", "tuple", "loss"])
 @pytest.mark.parametrize("kind", KNOWN)
 def test_the_loss_that_a_model_returns_is_recognised(form, kind):
@@ -401,6 +402,7 @@ def penalised(logits, labels):
     return F.cross_entropy(logits, labels) + (logits.sum(1).mean() - logits.sum(1).mean().detach())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("form", ["mapping", "tuple", "loss"])
 @pytest.mark.parametrize(("own", "scale"), [(twice, 2.0), (smoothed, 1.0), (penalised, 1.0)])
 def test_another_loss_that_a_model_returns_is_a_function_of_its_logits(form, own, scale):

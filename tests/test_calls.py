@@ -68,6 +68,7 @@ def numbers(path):
 # The same as the commands
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_names_give_the_file_of_the_command(command, capfd):
     line, settings = COMMANDS[command]

@@ -410,7 +410,7 @@ def assert_ordered(found, true: np.ndarray, which: str, to: float) -> None:
     assert np.array(found) == pytest.approx(ordered(true, len(found), which), abs=to * np.abs(true).max())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @each_case
 def test_eig_equals_the_dense_reference(case, folder):
     done = process(f"eig {case.line} -k 8 --tol 1e-8 --json")
@@ -459,6 +459,7 @@ def test_methods_of_trace(method, folder, good):
         assert result["method"] == method
 
 
+@pytest.mark.sampled(2)
 @each_case
 def test_density_is_the_distribution(case, folder, good, tmp_path):
     """With as few steps as serve: most of the spectrum is left to the probes."""
@@ -929,6 +930,7 @@ def test_the_rest_of_an_error_on_request(call, monkeypatch):
 # Ctrl-C
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command", ["trace --method hutchinson --rtol 1e-9 --max-products 99999999", "density --probes 99999"]
 )

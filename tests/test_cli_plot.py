@@ -57,6 +57,7 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("command", ENTRIES)
 @pytest.mark.parametrize(("suffix", "starts"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
 def test_a_result_becomes_a_file_whose_path_is_printed(command, suffix, starts, place, capsys):

@@ -239,6 +239,7 @@ def test_the_difference_is_an_operator():
     assert difference.shape == A.shape
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PAIRS)
 def test_distance_of_spectra_and_its_error(name):
     """Within chance of the truth, and below the distance of the matrices (Hoffman, Wielandt 1953)."""
@@ -349,6 +350,7 @@ def test_what_cannot_be_compared(operators, k, told):
         compare(operators, k=k, generator=seeded(0))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("count", [2, 4, 7])
 def test_figures_hold_all_that_is_written(count):
     operators = {f"fisher-empirical-{i}": A + 0.1 * i * APART for i in range(count)}

@@ -48,6 +48,7 @@ def test_of_linear_models_the_hessian_is_the_ggn(case):
     assert "is rounding: the model is linear" in told[0].sentence
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CURVED)
 def test_the_fisher_is_the_ggn(name):
     found, told = explained(BY_NAME[name].problem())

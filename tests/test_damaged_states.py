@@ -176,7 +176,7 @@ def limited():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.sampled(25)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("damage", EVERY, ids=str)
 def test_damage_costs_products_or_is_told_in_one_line(damage, states, tmp_path, monkeypatch, capfd, limited):
     shutil.copytree(states, tmp_path, dirs_exist_ok=True)

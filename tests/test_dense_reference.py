@@ -225,7 +225,7 @@ ALL = [(case, name) for case in CASES for name in MATRICES if applies(case, name
 SECOND_DERIVATIVE_KERNELS = ["LSTM", "GRU", "RNN", "fused attention", "transformer layer, tied head"]
 
 
-@pytest.mark.sampled(100)
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("case", "name"), ALL, ids=name_of)
 def test_matrix_equals_dense_autograd(case, name, device, reference):

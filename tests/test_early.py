@@ -178,7 +178,7 @@ def test_compare_takes_the_matrices_that_there_are(call):
 # While it works
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", ["eig -k 2", "inspect", f"compare {SMALL}", "density --probes 2 --steps 5"])
 @pytest.mark.parametrize("to", ["terminal", "pipe", "json"])
 def test_the_heading_comes_before_the_first_product(command, to, call, capfd, monkeypatch):
@@ -216,7 +216,7 @@ def test_the_heading_comes_before_the_first_product(command, to, call, capfd, mo
         assert whole[1].startswith(out)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "<&- 2>&-"])
 @pytest.mark.parametrize(("line", "status"), [("eig -k 2 --max-products 9", 1), ("eig -k 44", 2)])

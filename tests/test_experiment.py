@@ -30,6 +30,7 @@ def random_matrix(n=7):
     return torch.randn(n, n, dtype=torch.float64, generator=generator())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("labels", LABELS)
 def test_matrices_are_those_of_spectra(loss, labels):

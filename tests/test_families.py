@@ -206,7 +206,7 @@ def reference(family: str) -> dict[str, torch.Tensor]:
     return {"hessian": torch.linalg.eigvalsh(whole), "ggn": torch.linalg.eigvalsh(outward.T @ bend @ outward)}
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["eig -k 3 --which BE --tol 1e-6", "trace --method dense", "density --steps 8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_numbers_are_those_of_dense_derivatives(family, command, tmp_path, monkeypatch, capfd):

@@ -132,7 +132,7 @@ def params() -> str:
     ("most", "batch_size", "part"),
     [(2, 6, None), (2, 4, None), (1, 4, None), (2, 6, "classification"), (1, 3, "bbox_regression")],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_images_of_different_sizes(user, file, most, batch_size, part, capfd):
     sizes = [min(batch_size, 6 - first) for first in range(0, 6, batch_size)]
     expected = largest(dense(user, most, sizes, part).hessian(), 4)

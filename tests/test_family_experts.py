@@ -76,6 +76,7 @@ def reference(name: str) -> torch.Tensor:
         return hessian(loss, torch.cat([p.detach().flatten() for p in parameters.values()]))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["mixtral", "qwen", "mamba"])
 def test_the_hessian_is_autograds(name):
     inputs, labels = SPACE["data"]()

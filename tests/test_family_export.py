@@ -99,7 +99,7 @@ def save(path: str) -> None:
 
 @pytest.mark.parametrize("path", PROGRAMS)
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 def test_a_program_has_the_matrices_of_its_module(path, curvature, capfd):
     save(path)
     line = ["--model", path, "--data", "points.npz", "--curvature", curvature, "-k", "6"]
@@ -166,6 +166,7 @@ def test_a_program_is_no_checkpoint(capfd):
         refused(capfd, f"eig --model net.pt2 --checkpoint {path} --data points.npz", f"--checkpoint {path}")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_a_program_is_code(path, capfd):
     """A result that names one runs it where somebody says so."""
@@ -213,6 +214,7 @@ def test_a_plan_names_programs_beside_it(tmp_path, capfd):
     refused(capfd, "sweep run elsewhere/plan.toml --dry-run", "PLAN elsewhere/plan.toml", "net.pt2", "--trust")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "make",
     [lambda: exported().module(), exported, scripted, traced],

@@ -215,6 +215,7 @@ def test_nodes_are_examples(masked, way):
         assert_same(problem, expected, **WAYS[way])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("layout", ["coo", "edges"])
 @pytest.mark.parametrize("name", ["ggn", "fisher", "fisher-empirical", "gradient-covariance", "fisher-mc"])
 def test_gram_matrices_of_nodes(name, layout):

@@ -210,7 +210,7 @@ def line(name: str, *more: str) -> list[str]:
     ("name", "curvature"),
     [(name, curvature) for name in MODELS for curvature in ("hessian", "ggn") if (name, curvature) != ("spans", "ggn")],
 )
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 def test_the_loss_that_a_model_returns(user, name, curvature, batch_size, capfd):
     """Recognised losses have a GGN and do not depend on the batches; others are means over whole batches."""
     if name in WHOLE and curvature == "ggn":
@@ -233,7 +233,7 @@ def test_the_loss_that_a_model_returns(user, name, curvature, batch_size, capfd)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_in_python(user, name):
     model = built(user, name)
     found = spectra.eig(model, "model", [cast(user[MODELS[name][0]]())], k=2, tolerance=1e-8)

@@ -83,7 +83,7 @@ def assert_foretold(forecast, spent: int) -> None:
     assert forecast.at_least or forecast.products >= spent / 2
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("k", [5, 10, 20])
 @pytest.mark.parametrize("name", NAMES)
 def test_products_of_eigenpairs_are_foretold(name, k):
@@ -100,7 +100,7 @@ def test_products_of_xtrace_are_foretold(name):
     assert_foretold(forecast_trace(seen(operator), generator=seeded()), spent)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["initial", "final"])
 @pytest.mark.parametrize("curvature", [name for name in MATRICES if name != "fisher-batch"])
 def test_products_are_foretold_for_a_network(digits, name, curvature):

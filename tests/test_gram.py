@@ -54,7 +54,7 @@ def close(found: Tensor, expected: Tensor, size: float | None = None, rtol: floa
     return not found.numel() or (found - expected).abs().max().item() <= rtol * size
 
 
-@pytest.mark.sampled(70)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("case", "name"), ALL, ids=name_of)
 def test_factor_of_the_matrix(case, name, device):
@@ -69,6 +69,7 @@ def test_factor_of_the_matrix(case, name, device):
     assert close(factor.times(factor.transposed_times(weights)), weights @ gram, 10 * size)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_rows_are_transposed_to_eigenvectors(case, name):
@@ -80,6 +81,7 @@ def test_rows_are_transposed_to_eigenvectors(case, name):
     assert close(vectors @ matrix, values[kept][:, None] * vectors, matrix.abs().max().item(), rtol=1e-8)
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", [name for name in ROOTS if not definition(name).depends_on_batches])
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_order_and_split_change_nothing(case, name):
@@ -96,6 +98,7 @@ def test_chosen_parameters(name, patterns):
     assert close(spectrum(factor.gram(), len(matrix)), torch.linalg.eigvalsh(matrix))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("case", [MLP, CONVOLUTION], ids=name_of)
 def test_single_precision_keeps_small_eigenvalues(case, name):
@@ -169,6 +172,7 @@ def test_ignored_examples_cost_nothing():
     assert sizes == [2, 7, 7, 7, 1, 1, 1, 1]
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_cost_is_told_before(case, name):

@@ -27,7 +27,7 @@ ROOTS = [name for name in MATRICES if not definition(name).has_model_curvature] 
 MLP = BY_NAME["mlp"]
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("case", SOME, ids=name_of)

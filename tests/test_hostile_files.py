@@ -309,6 +309,7 @@ def test_a_large_file_that_is_written_to_meanwhile(monkeypatch):
         read_checkpoint(path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("spelled", ["p{}.weight", "module.p{}.weight", "p{}.x.y.weight"])
 def test_a_file_of_25_000_prefixes_is_soon_understood(spelled):
     names = [spelled.format(i) for i in range(25_000)]

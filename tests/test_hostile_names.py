@@ -97,6 +97,7 @@ def module_named(name: str) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_keys_of_checkpoints(name, suffix, shown):
@@ -128,7 +129,7 @@ def test_keys_of_checkpoints(name, suffix, shown):
     assert shown(["inspect", "--model", "plain.py:build", "--checkpoint", f"prefix{suffix}", *key]) in (0, 2)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [name for name in HOSTILE if "\x00" not in name and name != LONG])
 def test_names_of_files_and_layers(name, shown):
     """Paths of every kind, class folders, modules, and what the user's code says."""

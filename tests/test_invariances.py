@@ -36,6 +36,7 @@ def assert_close(found, expected, tolerance=1e-12):
 # Batches.
 
 
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("case", SOME, ids=name_of)
@@ -88,6 +89,7 @@ def test_scale_of_class_weights_cancels_in_the_mean(name, factor):
 # Parameters.
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("case", SOME, ids=name_of)
 def test_frozen_parameters_stay_out(case, name):

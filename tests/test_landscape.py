@@ -12,6 +12,7 @@ from networks import BY_NAME, SOME, chosen, floats, labels, mlp, name_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from spectra.curvature.displacement import displaced, losses
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -22,7 +23,6 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem
 from spectra.surfaces.directions import filter_normalised, find_directions, numbered, random_direction
-from spectra.surfaces.displacement import displaced, losses
 from spectra.surfaces.landscape import FLOOR, RISE, Grid, Point, default_radius, landscape
 from spectra.surfaces.quadratic import SHARE, quadratic, range_of_validity
 

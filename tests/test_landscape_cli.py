@@ -15,11 +15,11 @@ from matplotlib.colors import to_hex
 
 import spectra
 from spectra.cli import run
+from spectra.curvature import displacement
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
 from spectra.records.record import Record
-from spectra.surfaces import displacement
 from spectra.tables.landscape import landscape_text
 
 NETS = """

@@ -63,7 +63,7 @@ def cases():
     return [case for case in CASES if case.kind != "custom"] + [BY_NAME["custom, values"], BY_NAME["custom, sequences"]]
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", cases(), ids=name_of)
 def test_means_are_those_of_the_matrix(case):
     problem = case.problem()

@@ -179,7 +179,7 @@ EACH = [(DEEP, "hessian"), (DEEP, "ggn"), (DEEP, "fisher-empirical"), (DEEP, "gr
 EACH += [(case, "hessian") for case in NETWORKS if case.name in ("LSTM", "convolution, BatchNorm", "tied weights")]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("by", ["layer", "module", "channel"])
 @pytest.mark.parametrize(("case", "name"), EACH, ids=name_of)
 def test_all_is_what_the_dense_matrix_says(case, name, by):

@@ -200,6 +200,7 @@ def rows(out: str, names: list[str]) -> list[str]:
     return [name for name in found if name in names][: len(names)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("sort", ["order", *SORTED])
 def test_the_table_is_sorted(sort, record, call):
     """Falling, by magnitude where it is of eigenvalues; the record keeps the model's order."""

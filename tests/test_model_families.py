@@ -177,7 +177,7 @@ def assert_spectrum(found: list[float], expected: np.ndarray, rtol: float = 1e-6
 
 
 @pytest.mark.parametrize(("name", "curvature"), [*product(FAMILIES, MATRICES)])
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(15)
 def test_every_eigenvalue(name, curvature, capfd):
     """By `spectra eig`; and where there is no such matrix, one line says so."""
     expected = spectrum(name, curvature)

@@ -177,7 +177,7 @@ def matrix(problem: Problem, name: str, **options) -> Tensor:
     return dense_matrix(Curvature(problem, name, **options))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_matrices_against_dense_ones(name):
     reference = Reference(CASES[name])

@@ -93,7 +93,7 @@ def assert_readable(figure):
         assert inside, f"{text!r} leaves the page"
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "log", "width"),
     [(name, log, 6.5) for name in ("four", "tiny", "long names") for log in (False, True)]
@@ -106,6 +106,7 @@ def test_no_text_of_densities_overlaps_another_or_leaves_the_page(name, log, wid
     assert_readable(density_figure(FIGURES[name], log, title=TITLE, width=width))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("width", [3.25, 6.5])
 @pytest.mark.parametrize(("draw", "answers", "log"), OTHERS)
 def test_nor_does_that_of_eigenvalues_and_traces(draw, answers, log, width):
@@ -132,7 +133,7 @@ def test_nor_does_that_of_a_landscape_of_matrices_with_long_names():
     assert_readable(landscape_figures(recorded("landscape", entries))["landscape"])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [1.0, 1e-5])
 @pytest.mark.parametrize("ratio", [31, 50, 99, 1e4])
 def test_nor_does_that_of_the_narrow_columns_of_layers(ratio, size):

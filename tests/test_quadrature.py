@@ -272,6 +272,7 @@ def test_a_budget_goes_to_probes_that_it_can_finish(budget):
     torch.testing.assert_close(blocks.weights, one.weights, rtol=0, atol=1e-12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("vectors", "width"), [(0, 1), (74, 1), (75, 2), (109, 2), (110, 3), (10**6, 9)])
 def test_bases_of_all_probes_lie_within_what_they_may_take(monkeypatch, vectors, width):
     """5 vectors are known and shared; a probe has 31 for its basis and 4 on the way."""

@@ -258,7 +258,7 @@ class Late(torch.nn.Module):
 """
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("data", "model", "line"),
     [
@@ -318,7 +318,7 @@ LOST = "spectra: a rank died without an error message"
 NEVER = "spectra: torchrun: rank {} of 2 has no process on this machine"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("whose", "where", "by", "line"),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectra.cli import run as spectra
 from spectra.cli.plan_options import understood
 from spectra.demo import train
 from spectra.inputs.data import load_data
@@ -36,17 +37,18 @@ def clone(tmp_path_factory):
     nets = next(text for text in PYTHON if text.startswith("# nets.py"))
     (place / "nets.py").write_text(nets)
     problem = "--model spectra.demo:mlp --checkpoint results/demo/final.pt --data digits --out results/demo"
-    for command in ("eig", "trace"):
-        line = f"{command} {problem} --curvature hessian --curvature ggn"
-        assert run([sys.executable, "-m", "spectra", *line.split()], place).returncode == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(place)
+        for command in ("eig", "trace"):
+            assert spectra(f"{command} {problem} --curvature hessian --curvature ggn".split()) == 0
     return place
 
 
-def run(command: list[str], place: Path, **variables: str):
-    # A terminal's width must not come in from outside; the command may not be on the path, nor installed at all.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(place / "bin")])
-    environment = {**os.environ, "COLUMNS": "80", "PATH": path, **variables}
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def inside(clone, monkeypatch):
+    """The present directory is the clone, and a terminal has 80 columns, whatever comes in from outside."""
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def form(text: str) -> str:
@@ -56,27 +58,34 @@ def form(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", CONSOLE, ids=lambda text: text.splitlines()[0][2:40])
-def test_commands_print_what_is_shown(text, clone):
+def test_commands_print_what_is_shown(text, inside, capsys):
     first, _, shown = text.partition("\n")
     arguments = shlex.split(first.removeprefix("$ spectra "))
-    done = run([sys.executable, "-m", "spectra", *arguments], clone)
-    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    status = spectra(arguments)
+    out, err = capsys.readouterr()
+    assert status == 0, err
     if "--help" in arguments:
-        assert done.stdout == shown
+        assert out == shown
     else:
-        assert form(done.stdout) == form(shown)
-    assert max(map(len, done.stdout.splitlines())) <= 80
+        assert form(out) == form(shown)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("text", PYTHON, ids=lambda text: text.splitlines()[0])
-def test_python_runs(text, clone):
-    done = run([sys.executable, "-W", "error", "-c", text], clone)
-    assert done.returncode == 0, done.stderr
+def test_python_runs(text, inside):
+    """Alone: each from the same random numbers, and without the names of others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_the_batch_script_runs(clone):
+    """As a job of its own, and so the commands of the README once by the name of the program."""
     (clone / "job.sh").write_text(BATCH[0])
-    done = run(["bash", "job.sh"], clone)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(clone / "bin")])
+    environment = os.environ | {"PATH": path}  # which the program may not be on, nor installed at all
+    done = subprocess.run(["bash", "job.sh"], cwd=clone, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (clone / "results/last").iterdir()) == ["eig.json", "eig.npz"]
 

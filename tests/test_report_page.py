@@ -5,17 +5,17 @@ import io
 import json
 import re
 import shlex
-from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
+from shutil import copytree
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from helpers import make_record, save
 from jinja2 import UndefinedError
-from pages import FIGURES, LINES, Page, cells, make, make_files
+from pages import FIGURES, Page, cells
 from rich.table import Table
 
 from spectra.cli import run
@@ -34,17 +34,9 @@ COMMANDS = list(KINDS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, results_of_commands):
     """Results of all commands in one directory."""
-    folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_files()
-        for command in LINES:
-            with redirect_stdout(io.StringIO()) as printed:
-                make(command, "all")
-            Path(f"{command}.txt").write_text(printed.getvalue(), encoding="utf-8")
-    return folder
+    return copytree(results_of_commands, tmp_path_factory.mktemp("results") / "here")
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,11 @@
 import json
 import shlex
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
-from pages import LINES, Page, make, make_files
+from pages import LINES, Page
 
 import spectra.cli
 from spectra.cli.config import NOT_RECORDED, plain
@@ -20,16 +21,15 @@ BROKEN = list(PLACES)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_files()
-        for command in BROKEN:
-            make(command, "run")
-        Path("run/eig.json").rename("eig.json")
-        Path("empty").mkdir()
-        Path("a-directory.html").mkdir()
+def folder(tmp_path_factory, results_of_commands):
+    folder = copytree(results_of_commands, tmp_path_factory.mktemp("results") / "here")
+    (folder / "all").rename(folder / "run")
+    for path in (folder / "run").iterdir():
+        if path.stem.partition("-")[0] not in BROKEN:
+            path.unlink()
+    (folder / "run/eig.json").rename(folder / "eig.json")
+    (folder / "empty").mkdir()
+    (folder / "a-directory.html").mkdir()
     return folder
 
 

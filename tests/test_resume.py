@@ -284,7 +284,7 @@ def test_a_command_goes_on_wherever_its_basis_is_asked_to_lie(folder, monkeypatc
     assert numbers("cut/eig.json") == numbers("whole/eig.json")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_random_moments(command, folder):
     """By SIGKILL, which nothing can catch; and by the signals that machines send."""

@@ -173,6 +173,7 @@ def test_what_is_finished_never_runs_again(home, sweep):
     assert [(t["name"], t["state"]) for t in record["tasks"]] == [(name, "finished") for name in TASKS]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("before", "after", "again"),
     [

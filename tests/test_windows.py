@@ -22,10 +22,14 @@ for found in pkgutil.walk_packages(spectra.__path__, "spectra."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 """
-COMMAND = """
-from spectra.cli import main
-main(sys.argv[1:])
+COMMANDS = """
+import shlex
+from spectra.cli import run
+for line in sys.argv[1:]:
+    assert run(shlex.split(line)) == 0, line
+    print("END", flush=True)
 """
+EIG = "eig --model spectra.demo:mlp --data digits --samples 50 -k 2 --out"
 
 
 def run(script, *arguments):
@@ -38,13 +42,10 @@ def test_every_module_imports():
     run(IMPORT_ALL)
 
 
-def test_help_and_version():
-    assert "Spectral analysis" in run(COMMAND, "--help")
-    assert __version__ in run(COMMAND, "--version")
-
-
-def test_eigenvalues_are_found_and_written(tmp_path):
-    line = ["--model", "spectra.demo:mlp", "--data", "digits", "--samples", "50", "-k", "2"]
-    out = run(COMMAND, "eig", *line, "--out", str(tmp_path / "out"))
-    assert "residual" in out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["eig.json", "eig.npz"]
+def test_help_and_version_are_printed_and_eigenvalues_found_and_written(tmp_path):
+    out = tmp_path / "out"
+    help, version, eig, _ = run(COMMANDS, "--help", "--version", f"{EIG} {out}").split("END\n")
+    assert "Spectral analysis" in help
+    assert __version__ in version
+    assert "residual" in eig
+    assert sorted(path.name for path in out.iterdir()) == ["eig.json", "eig.npz"]

@@ -23,6 +23,12 @@ from spectra.quoting import quoted
 REPEATED = "spectra.repeated"  # in context.meta: the file of a result, and its problem
 # What an auto option came to be: a repeated run takes that, so that its numbers are the same.
 SETTLED = ("batch_size", "device")
+# What belongs to a network, and is neither given nor recorded beside --operator.
+OF_NETWORKS = (
+    *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
+    *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature", "wrt"),
+    *("no_check", "precision", "products", "difference_step", "compile", "held_out", "subsample"),
+)
 NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 LARGEST = 10**300  # what float64 holds
 SAME_LOSS = 1e-3  # relative: far above float32's rounding on any device
@@ -103,7 +109,7 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-    if record.command == "eig":
+    if record.command == "eig" and options.get("wrt", "parameters") == "parameters":
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
@@ -119,6 +125,14 @@ def refuse_changed(context: click.Context, now) -> None:
     path, then = context.meta[REPEATED]
     from spectra.inputs.origin import RUN
 
+    for before, after in zip(then.get("operators") or (), now.operators or (), strict=False):
+        if "operator" not in typed_names(context) and before.sha256 != after.sha256:
+            raise SpectraError(
+                f"--config {path}: {after.spec} has changed since that result (its SHA-256 was {before.sha256}, is "
+                f"{after.sha256}); restore it, or name it by --operator to take it as it is"
+            )
+    if now.operators:
+        return
     typed = {name for name in then if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     overridden = typed - {name for name in RUN if plain(context.params.get(name)) == then.get(name)}
     before, after = then.get("checkpoint_sha256"), now.checkpoint_sha256
@@ -133,6 +147,22 @@ def refuse_changed(context: click.Context, now) -> None:
             f"--config {path}: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
             "or the loss have changed since; restore them, or give the options anew without --config"
         )
+
+
+def typed_names(context: click.Context) -> set[str]:
+    """The parameters that were given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+
+
+def recorded(context: click.Context) -> dict[str, Any]:
+    """The options that say what is to be computed, as a record lists them: those of networks, or of operators."""
+    named = context.params.get("operator")
+    apart = {*NOT_RECORDED, *(OF_NETWORKS if named else ("operator",))}
+    options = {name: plain(value) for name, value in context.params.items() if name not in apart}
+    if named and context.get_parameter_source("dtype") is ParameterSource.DEFAULT:
+        options["dtype"] = None  # it keeps its own
+    return options
 
 
 def plain(value: Any) -> Any:

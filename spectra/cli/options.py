@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 from spectra import defaults
 from spectra.cli.config import read_config
 from spectra.cli.trust import TRUST, vouched
-from spectra.curvature.matrices import MATRICES
+from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import PRECISIONS
 from spectra.quoting import quoted
 
@@ -119,8 +119,24 @@ DATA = {
     "callback": vouched,
     "help": "digits, file.npz or .safetensors, text:FILE?length=256, a folder of images or of datasets, file.py:name, package.module:name or torchvision:NAME.",
 }
+OPERATOR = {
+    "metavar": "SPEC",
+    "callback": vouched,
+    "help": "A symmetric matrix in place of a network: file.npy, .npz, .mtx, file.py:name or package.module:name; options as ?key=value.",
+}
+
+
+class OfNetwork(click.Option):
+    """An option that names a part of a network, and is not needed beside --operator, which is declared before it."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        if ctx.params.get("operator") and self.value_is_missing(value):
+            return None
+        return super().process_value(ctx, value)
+
+
 BEFORE_DATA = [
-    click.option("--model", metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
+    click.option("--model", cls=OfNetwork, metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
     click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
@@ -143,7 +159,7 @@ NUMBERS = [
     click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
     click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute; auto is CUDA where there is a card, else the CPU. mps is a Mac's GPU, for float32 alone."),
-    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors; an operator keeps its own."),
     click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
 ]  # fmt: skip
 
@@ -175,19 +191,26 @@ def stacked(*options: Callable) -> Callable:
 
 
 class Matrix(click.Choice):
-    """A matrix of the register, which installed packages are asked for when a name is first looked at."""
+    """A matrix of the register, which installed packages are asked for when a name is first looked at; or one more."""
 
     name = "choice"
-    choices: Any = property(lambda self: tuple(MATRICES), lambda self, _: None)
+    choices: Any = property(lambda self: (*MATRICES, *self.more), lambda self, _: None)
 
-    def __init__(self):
+    def __init__(self, more: Iterable[str] = ()):
+        self.more = more
         super().__init__(())
 
 
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help: Any = property(lambda self: f"{', '.join(MATRICES)}; repeatable.", lambda self, _: None)
+    help: Any = property(lambda self: f"{', '.join(MATRICES)}; {self.others}repeatable.", lambda self, _: None)
+
+    @property
+    def others(self) -> str:
+        """The matrices that are not over parameters, in words."""
+        kernels = ", ".join(self.type.more) if isinstance(self.type, Matrix) else ""
+        return f"{kernels}, which is over examples; " if kernels else ""
 
 
 def loss_part(several: bool) -> Callable:
@@ -200,11 +223,26 @@ def loss_part(several: bool) -> Callable:
     return click.option("--loss-part", metavar="NAME", multiple=several, help=which)
 
 
-def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: bool = False, **settings) -> Callable:
-    """A decorator that adds the options of a problem, with --data, and those of `more` before --json."""
-    data = click.option("--data", **DATA, **settings)
-    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix())  # fmt: skip
+def with_data(
+    *more: Callable,
+    curvature: Sequence[str] = ("hessian",),
+    kernels: Iterable[str] = (),
+    parts: bool = False,
+    operators: int = 0,
+    **settings,
+) -> Callable:
+    """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
+
+    Args:
+        kernels: matrices over examples, beside those of the register.
+        operators: how many --operator may be given in place of the problem: none, 1, or any number.
+    """
+    data = click.option("--data", cls=OfNetwork, **DATA, **settings)
+    repeatable = {"multiple": True, "help": f"{OPERATOR['help']} Repeatable."} if operators > 1 else {}
+    operator = [click.option("--operator", **OPERATOR | repeatable)] if operators else []
+    named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
+        *operator,
         *BEFORE_DATA,
         data,
         *AFTER_DATA,
@@ -223,5 +261,9 @@ def with_data(*more: Callable, curvature: Sequence[str] = ("hessian",), parts: b
     )
 
 
-problem_and_output = with_data(PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, required=True)
+WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
+
+problem_and_output = with_data(
+    PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, WRT, kernels=KERNELS, required=True, operators=1
+)
 model_and_output = with_data()

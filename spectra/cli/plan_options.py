@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from spectra.cli.config import NOT_RECORDED, converted, option_name, options_of, plain
+from spectra.cli.config import converted, option_name, options_of
+from spectra.cli.config import recorded as recorded_options
 from spectra.cli.terminal import note
 from spectra.commands import cli_command, of_sweeps
 from spectra.errors import SpectraError
@@ -50,5 +51,4 @@ def check(path: Path, command: click.Command, options: Mapping[str, Any]) -> Non
 
 def recorded(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The options that a result of this command line will list. Raises click.UsageError."""
-    context = COMMANDS[name].make_context(name, list(arguments))
-    return {key: plain(value) for key, value in context.params.items() if key not in NOT_RECORDED}
+    return recorded_options(COMMANDS[name].make_context(name, list(arguments)))

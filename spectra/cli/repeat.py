@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spectra.cli.config import NOT_RECORDED, plain
+from spectra.cli.config import plain, recorded
 from spectra.commands import cli_command, with_results
 from spectra.inputs.origin import RUN, is_strange
 from spectra.records.record import Record
@@ -23,10 +23,16 @@ def ways(path: Path, record: Record) -> list[list[str]]:
     command, asked = COMMANDS[record.command], record.problem.options
     if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
         return []
-    code = {name: text for name in RUN if isinstance(text := asked.get(name), str) and is_strange(text, name)}
-    typed_again = [word for name, text in code.items() for word in (f"--{name.replace('_', '-')}", text)]
+    named = [(name, text) for name in RUN for text in as_list(asked.get(name))]
+    code = [(name, text) for name, text in named if isinstance(text, str) and is_strange(text, name)]
+    typed_again = [word for name, text in code for word in (f"--{name.replace('_', '-')}", text)]
     by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code for its reader
     return [line for line in (command_line(record), by_file) if line]
+
+
+def as_list(value: Any) -> list[Any]:
+    """The values of an option that may be repeatable."""
+    return value if isinstance(value, list) else [value]
 
 
 def command_line(record: Record) -> list[str]:
@@ -64,6 +70,6 @@ def understood(command: click.Command, words: list[str]) -> dict[str, Any] | Non
     """The options that the command reads from these words, as a record lists them."""
     try:
         with command.make_context(command.name, list(words)) as context:
-            return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}
+            return recorded(context)
     except click.ClickException:
         return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from spectra.cli.config import NOT_RECORDED, plain, refuse_changed
+from spectra.cli.config import OF_NETWORKS, recorded, refuse_changed
 from spectra.defaults import EXACT, IEEE
+from spectra.errors import SpectraError
 
 if TYPE_CHECKING:
     from spectra.run.request import Request, S
@@ -21,6 +22,7 @@ PROBLEM = (
     *("samples", "batch_size"),
     *("memory", "recompute_activations", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
+SOME = ("wrt",)  # likewise, of some commands
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
 
@@ -30,7 +32,9 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
 
     context = click.get_current_context()
     options = context.params
-    named = {name: options[name] for name in PROBLEM}
+    if options.get("operator"):
+        return of_operators(context, settings, home)
+    named = {name: options[name] for name in PROBLEM} | {name: options[name] for name in SOME if name in options}
     if isinstance(named["loss_part"], tuple):
         named["loss_part"] = None  # the command has them among its settings, each beside the sum
     option = next((name for name in EARLIER if name in options), None)
@@ -38,7 +42,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         settings,
         named,
         tuple(options["curvature"]),
-        options=asked(context),
+        options=recorded(context),
         seed=options["seed"],
         max_products=options["max_products"],
         memory=options["memory"],
@@ -59,6 +63,34 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
     )
 
 
-def asked(context: click.Context) -> dict[str, Any]:
-    """The options that say what is to be computed, as a record lists them."""
-    return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}
+def of_operators(context: click.Context, settings: S, home: Path | None) -> Request[S]:
+    """The request of a command that --operator gives matrices in place of a network."""
+    from spectra.inputs.operators import Operators
+    from spectra.run.request import Request
+
+    options = context.params
+    for name in OF_NETWORKS:
+        source = context.get_parameter_source(name) if name in options else None
+        if source not in (None, ParameterSource.DEFAULT):
+            flag = next(max(p.opts, key=len) for p in context.command.params if p.name == name)
+            raise SpectraError(f"{flag}: is of a network, and --operator names a matrix; leave one of them out")
+    named = options["operator"]
+    specs = named if isinstance(named, tuple) else (named,)
+    if isinstance(named, tuple) and len(set(named)) < 2:
+        raise SpectraError(f"--operator {named[0]}: there is nothing to compare it with; give --operator again")
+    dtype = recorded(context)["dtype"]
+    return Request(
+        settings,
+        Operators(specs, options["device"], dtype, options["seed"]),
+        specs,
+        options=recorded(context),
+        seed=options["seed"],
+        max_products=options["max_products"],
+        basis=options["basis"],
+        out=options["out"],
+        home=home,
+        save_every=options.get("save_every"),
+        earlier=options.get("deflate"),
+        ranks=True,
+        verify=partial(refuse_changed, context),
+    )

@@ -25,8 +25,13 @@ TRUST = click.option("--trust", is_flag=True, is_eager=True, expose_value=False,
 TRUST_PLAN = click.option("--trust", is_flag=True, help="Run the code that the plan names, wherever it is.")
 
 
-def vouched(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """The value of an option that names code, as it is. Raises SpectraError where a file names what it may not."""
+def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The value of an option that names code, as it is, or values of a repeatable one.
+
+    Raises SpectraError where a file names what it may not.
+    """
+    if isinstance(value, tuple):
+        return tuple(vouched(context, parameter, one) for one in value)
     if value is None or context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT_MAP:
         return value
     path, a_result = context.meta[NAMED_BY]

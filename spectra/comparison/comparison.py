@@ -12,16 +12,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_integer, require_matrix, require_number
+from spectra.arguments import chosen_generator, require_integer, require_number
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
 from spectra.comparison.pairs import Ends, Pair, compare_pair
 from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import as_operator
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
@@ -60,7 +62,7 @@ def quiet(what: str) -> Iterator[None]:
 
 @without_autocast()
 def compare(
-    operators: Mapping[str, SymmetricOperator],
+    operators: Mapping[str, Any],
     *,
     k: int = K,
     probes: int = COMPARE_PROBES,
@@ -88,7 +90,8 @@ def compare(
 
     Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
     """
-    n = common_size(operators)
+    operators = of_one_size(operators)
+    n = next(iter(operators.values())).shape[0]
     refuse_k(k, n)
     require_integer("probes", probes)
     require_integer("steps", steps, least=0)
@@ -129,17 +132,16 @@ def compare(
     return comparison
 
 
-def common_size(operators: Mapping[str, SymmetricOperator]) -> int:
-    """The number of rows that all matrices have. Raises SpectraError where they differ or are fewer than two."""
+def of_one_size(operators: Mapping[str, Any]) -> dict[str, SymmetricOperator]:
+    """The operators of one size. Raises SpectraError where their sizes differ or they are fewer than two."""
     if not isinstance(operators, Mapping):
         raise ArgumentError(f"`operators` of type {type(operators).__name__}: give matrices by name, in a dict")
     refuse_alone(operators)
-    for name, operator in operators.items():
-        require_matrix(f"operators[{name!r}]", operator)
-    sizes = {name: operator.shape[0] for name, operator in operators.items()}
+    found = {name: as_operator(operator, f"operators[{name!r}]") for name, operator in operators.items()}
+    sizes = {name: operator.shape[0] for name, operator in found.items()}
     if len(set(sizes.values())) > 1:
         raise ArgumentError(f"`operators` of different sizes, {sizes}: compare matrices of one problem")
-    return next(iter(sizes.values()))
+    return found
 
 
 def refuse_alone(names: Collection[str]) -> None:

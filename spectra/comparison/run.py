@@ -38,6 +38,7 @@ from spectra.records.compare import (
 )
 from spectra.records.record import Record
 from spectra.run.measurement import Measurement
+from spectra.run.network import Network
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.spectrum.classes import class_count, class_structure
@@ -86,24 +87,63 @@ class Compared:
 
 
 class Comparing:
-    """A comparison in a session, with what all of its parts need."""
+    """A comparison of matrices in a session."""
 
     def __init__(self, session: Session[CompareSettings]):
         self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
         self.together = Together(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
 
-    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None) -> Compared:
+    def all_of_it(self) -> Compared:
+        """Compare the matrices as such: distances, eigenspaces and spectra."""
+        matrices = {name: self.together.of(name, self.products) for name in self.session.names}
+        comparison = self.compared(matrices)
+        found = self.measured(matrices, comparison)
+        results = [CompareResult.of(m, self.asked.k, outliers_of(m.answer.measure, None)) for m in found]
+        pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
+        return Compared(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
+
+    def measured(self, matrices: Mapping[str, Prepared], comparison: Comparison) -> list[Measurement]:
+        """What was found of each matrix alone."""
+        return [
+            replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
+            for name, p in comparison.portraits.items()
+        ]
+
+    def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
+        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
+        known = known or {}
+        for name, matrix in matrices.items():
+            if name not in known:
+                matrix.check(self.seeded(), self.limit)
+        left = None if self.limit is None else self.limit - max(matrix.checks for matrix in matrices.values())
+        return compare(
+            {name: matrix.operator for name, matrix in matrices.items()},
+            k=self.asked.k,
+            probes=self.asked.probes,
+            steps=self.asked.steps,
+            generator=self.seeded(),
+            max_products=left,
+            known=known,
+            watch=self.session.listener.work,
+        )
+
+    def seeded(self) -> torch.Generator:
+        """A new generator with the request's seed."""
+        return torch.Generator().manual_seed(self.session.request.seed)
+
+
+class ComparingNetworks(Comparing):
+    """A comparison of matrices of a network: also of parts of the loss, on other data, and why they differ."""
+
+    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> Compared:
         """Compute all that was asked for; `other` is the problem on the held-out data, and what is recorded of it."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
         matrices |= self.of_parts(names)
         comparison = self.compared(matrices)
         reasons = self.explained(comparison)
-        found = [
-            replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
-            for name, p in comparison.portraits.items()
-        ]
+        found = self.measured(matrices, comparison)
         there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
         by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
         classes = class_count(problem)
@@ -134,24 +174,6 @@ class Comparing:
                 label = of_part(name, part)
                 found[label] = self.together.matrix(alone, name, self.products, label)
         return found
-
-    def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
-        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
-        known = known or {}
-        for name, matrix in matrices.items():
-            if name not in known:
-                matrix.check(self.seeded(), self.limit)
-        left = None if self.limit is None else self.limit - max(matrix.checks for matrix in matrices.values())
-        return compare(
-            {name: matrix.operator for name, matrix in matrices.items()},
-            k=self.asked.k,
-            probes=self.asked.probes,
-            steps=self.asked.steps,
-            generator=self.seeded(),
-            max_products=left,
-            known=known,
-            watch=self.session.listener.work,
-        )
 
     def explained(self, comparison: Comparison) -> list[Reason]:
         """The reasons why the matrices differ, without that of batches where it would take too many products."""
@@ -211,17 +233,16 @@ class Comparing:
                     found[name].add(size, pairs)
         return found
 
-    def seeded(self) -> torch.Generator:
-        """A new generator with the request's seed."""
-        return torch.Generator().manual_seed(self.session.request.seed)
-
 
 def compare_matrices(session: Session[CompareSettings]) -> Compared:
     """Compare the matrices that are asked for."""
     session.load()
+    if not isinstance(session.subject, Network):
+        with session.resumable():
+            return Comparing(session).all_of_it()
     other = other_data(session)
     with session.resumable():
-        return Comparing(session).all_of_it(other)
+        return ComparingNetworks(session).all_of_it(other)
 
 
 def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:

@@ -51,7 +51,7 @@ def evaluate(problem: Problem) -> Evaluation:
                     hits = problem.hits(problem.loss, rows, part)
                     right, counted = right + int(hits.sum()), counted + hits.numel()
     total, right, counted = problem.processes.totals(total, right, counted)
-    loss = total / problem.weight
+    loss = total / problem.mean_weight
     if not math.isfinite(loss):
         raise SpectraError(
             f"`loss`: the mean loss over the data is {loss}; look for weights or inputs that are not finite, "

@@ -53,15 +53,29 @@ MATRICES = Register(
     },
 )
 
+NTK = "ntk"
+# Matrices over examples, (N, N): eig, trace and density have them beside those over parameters.
+KERNELS = {NTK: "neural tangent kernel: inner products of the outputs' gradients, mean over outputs, of all examples"}
+
 
 def definition(name: str) -> Definition:
     """The definition of the matrix of this name.
 
     Raises SpectraError where there is none, or the package that adds it is broken.
     """
+    if name in KERNELS:
+        return kernel(name)
     if name not in MATRICES:
         raise ArgumentError(f"`curvature` {name}: no such matrix; choose from {', '.join(MATRICES)}")
     return defined(name, MATRICES[name])
+
+
+@cache
+def kernel(name: str) -> Definition:
+    """Load the definition of a matrix over examples."""
+    from spectra.curvature.tangent_kernel import TangentKernel
+
+    return TangentKernel(name)
 
 
 @cache
@@ -83,7 +97,8 @@ def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
     if reason := why_unsuited(name, loss):  # which also refuses a name that there is not
         raise SpectraError(f"`curvature` {name}: {reason}")
     refuse_weight_decay(name, weight_decay)
-    MATRICES.warn_of_clash(name, OPTION)
+    if name in MATRICES:
+        MATRICES.warn_of_clash(name, OPTION)
 
 
 def why_unsuited(name: str, loss: Loss) -> str | None:

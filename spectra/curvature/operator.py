@@ -26,7 +26,7 @@ from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
-from spectra.curvature.matrices import definition, refuse_unsuited
+from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError, describe
 from spectra.memory import collecting_new_objects, out_of_memory, products_share
@@ -81,6 +81,8 @@ class Curvature(Space):
         require_integer("memory", memory, least=0, optional=True)
         require_integer("products", products, least=0)
         require_boolean("compile", compile, optional=True)
+        if name in KERNELS:
+            raise SpectraError(f"`curvature` {name}: is a matrix over examples; ask eig, trace or density for it")
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
         super().__init__(problem)
@@ -127,6 +129,11 @@ class Curvature(Space):
             return self
         self.prepare()
         return self if self.precision == IEEE else InIeee(self)
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether no eigenvalue is negative, by definition."""
+        return self.definition.semidefinite(self.problem.loss)
 
     @property
     def kept_batches(self) -> int:

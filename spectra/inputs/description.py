@@ -16,6 +16,7 @@ from spectra.devices import name_of_device
 from spectra.inputs.devices import recorded_device
 from spectra.inputs.given import GIVEN, data_name, unwrapped
 from spectra.inputs.loss_options import loss_name
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
@@ -30,7 +31,8 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
         "loss_part": getattr(problem.loss, "part", None),
         "memory": memory,
         "recompute_activations": problem.recompute_activations,
-        "params": list(problem.parameters),
+        "wrt": INPUTS if isinstance(problem, InputProblem) else PARAMETERS,
+        "params": [] if isinstance(problem, InputProblem) else list(problem.parameters),
         "mc_samples": problem.mc_samples,
         "weight_decay": problem.weight_decay,
         "dtype": str(problem.dtype).removeprefix("torch."),
@@ -49,9 +51,7 @@ def problem_record(
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
     device = recorded_device(place, typed.get("device"))
     return ProblemRecord.known(
-        parameters=problem.size,
-        shapes={name: list(parameter.shape) for name, parameter in problem.parameters.items()},
-        parameters_in_all=sum(p.numel() for p in problem.model.parameters()),
+        **sizes_of(problem),
         examples=problem.examples,
         **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": device},
         device_name=name_of_device(place),
@@ -62,6 +62,20 @@ def problem_record(
         notes=[*remarks, *model_notes(problem)],
         versions=versions(),
     )
+
+
+def sizes_of(problem: Problem) -> dict[str, Any]:
+    """The sizes of what a problem is differentiated by, and of its model."""
+    if isinstance(problem, InputProblem):
+        (inputs,) = problem.leaves
+        every = sum(p.numel() for p in problem.model.parameters() if p is not inputs)
+        shape = {INPUTS: list(inputs.shape[1:])}
+        return {"parameters": every, "parameters_in_all": every, "shapes": shape, "input_size": problem.input_size}
+    return {
+        "parameters": problem.size,
+        "shapes": {name: list(parameter.shape) for name, parameter in problem.parameters.items()},
+        "parameters_in_all": sum(p.numel() for p in problem.model.parameters()),
+    }
 
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:

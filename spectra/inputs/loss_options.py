@@ -22,6 +22,7 @@ NO_OPTIONS = {
     "nll": {"label_smoothing"},
     "kl_div": {"class_weights", "ignore_index", "label_smoothing"},
     "soft_margin": {"element_weights", "pos_weight"},
+    "output": {"reduction"},
 }
 
 
@@ -63,6 +64,7 @@ FLAG = Kind(lambda value: type(value) is bool, "true or false")
 ABOVE_ZERO = Kind(lambda value: is_number(value) and value > 0, "a number above 0", float)
 KINDS = {
     "label_smoothing": Kind(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1", float),
+    "index": Kind(lambda value: type(value) is int and value >= 0, "the number of an output, from 0"),
     "ignore_index": Kind(lambda value: type(value) is int and abs(value) < 2**63, "an integer"),
     "class_dim": Kind(
         lambda value: value is None or (type(value) is int and value in (1, -1)),

@@ -29,6 +29,7 @@ from spectra.inputs.weights import model_on, refuse_of_names
 from spectra.memory import taking_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, inputs_apart, refuse_wrt
 from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
@@ -73,6 +74,7 @@ def load_problem(
     batch_size: int | None = None,
     memory: int | None = None,
     params: Sequence[str] = (),
+    wrt: str = PARAMETERS,
     mc_samples: int = 1,
     recompute_activations: bool | None = None,
     weight_decay: float = 0.0,
@@ -99,6 +101,8 @@ def load_problem(
         batch_size: the number of examples in a batch; by default what fits memory.
         memory: bytes for products beyond model and data.
         params: glob patterns of parameter names; empty for all that require gradients.
+        wrt: parameters, or inputs: differentiate the loss of each example by its input; inputs:NAME where there are
+            several. The problem is then an `InputProblem`.
         mc_samples: the number of labels that fisher-mc draws for each example.
         recompute_activations: compute blocks of the model anew for derivatives, for less memory and more time; None:
             where memory holds no product of one example.
@@ -124,6 +128,7 @@ def load_problem(
     require_integer("mc_samples", mc_samples)
     require_boolean("recompute_activations", recompute_activations, optional=True)
     require_number("weight_decay", weight_decay, finite=True)
+    refuse_wrt(wrt, params, weight_decay)
 
     place = choose_place(model, device, dtype)
     objective = build_loss(loss, *place) if isinstance(loss, str) else own_loss(loss, *place)
@@ -131,9 +136,9 @@ def load_problem(
 
     begins("building the model, reading its weights")
     weighted = model_on(model, checkpoint, checkpoint_key, seed, place, params)
-    network, parameters = weighted.model, choose_parameters(weighted.model, params)
+    network, parameters = weighted.model, choose_parameters(weighted.model, params) if wrt == PARAMETERS else {}
     size = sum(p.numel() for p in parameters.values())
-    if not isinstance(objective, ModelLoss):  # what that is, the data will show
+    if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # what that is, the data will show
         fits(objective, size)
 
     begins("reading the data")
@@ -156,13 +161,17 @@ def load_problem(
     told = [*examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
         told.append("labels are those of the next tokens: they were shifted by one place here")
-    if isinstance(objective, ModelLoss):
+    if wrt != PARAMETERS:
+        network, objective, given = inputs_apart(network, objective, given, wrt.partition(":")[2] or None)
+        parameters = {INPUTS: network.inputs}
+        fits(objective, network.inputs[0].numel())
+    elif isinstance(objective, ModelLoss):
         ours = recognise(network, given, list(parameters.values())) if loss_part is None and output is None else None
         if ours:
             objective, given, output, told = ours.loss, ours.batches, ours.output, [ours.note, *told]
         fits(objective, size)
 
-    problem = Problem(
+    problem = (Problem if wrt == PARAMETERS else InputProblem)(
         network,
         objective,
         cut(given, batch_size or min(len(examples), FIRST), whole),

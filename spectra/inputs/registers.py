@@ -30,6 +30,7 @@ LOSSES = Register(
         "poisson_nll": Entry("spectra.problem.counts:PoissonLoss", "torch.nn.PoissonNLLLoss"),
         "gaussian_nll": Entry("spectra.problem.gaussian:GaussianLoss", "torch.nn.GaussianNLLLoss"),
         "model": Entry("spectra.problem.model_loss:ModelLoss", "the loss that the model returns"),
+        "output": Entry("spectra.problem.output_loss:OutputLoss", "the model's output itself, as of an energy"),
     },
 )
 MODELS = Register("spectra.models", {})

@@ -84,12 +84,13 @@ def block_eigenpairs(
     blocks: Sequence[Tensor],
     k: int,
     *,
+    which: str = "LM",
     tolerance: float = TOLERANCE,
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> list[Eigenpairs]:
-    """Compute the `k` eigenpairs of largest magnitude of every diagonal block; blocks of fewer rows have fewer.
+    """Compute the `k` eigenpairs of every diagonal block at an end of its spectrum; blocks of fewer rows have fewer.
 
     Every block is solved as `eigenpairs` would, with residuals, restarts, and the search for missed pairs.
 
@@ -97,6 +98,7 @@ def block_eigenpairs(
         operator: the BlockDiagonal of the blocks.
         blocks: the indices (n_l,) of each block.
         k: the number of eigenpairs a block.
+        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.
         generator: a CPU generator.
         max_products: the largest number of products a block.
@@ -109,7 +111,7 @@ def block_eigenpairs(
         budget = 1000 + 20 * wanted if max_products is None else max_products
         place = Block(operator, len(block))
         searches.append(
-            Eigensolver(place, wanted, "LM", tolerance, own, budget, basis.vectors, progress=None, place=basis.device)
+            Eigensolver(place, wanted, which, tolerance, own, budget, basis.vectors, progress=None, place=basis.device)
         )
 
     def report(waiting: int) -> None:

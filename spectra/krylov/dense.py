@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spectra.defaults import RTOL, TOLERANCE
+from spectra.given_operator import as_operator
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.limits import refuse_dense, refuse_search
 from spectra.krylov.measured import with_measured_residuals
@@ -63,7 +64,8 @@ def dense_eigenpairs(
     Raises:
         SpectraError: k > n, n is too large, or n products are more than `max_products`.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    operator = as_operator(operator)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     n = operator.shape[0]
     refuse_dense(n, max_products)
     matrix = dense_matrix(in_ieee(operator), progress)

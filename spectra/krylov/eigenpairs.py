@@ -9,6 +9,7 @@ import torch
 
 from spectra.arguments import chosen_generator, require_choice, require_integer
 from spectra.defaults import TOLERANCE
+from spectra.given_operator import as_operator
 from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.measured import with_measured_residuals
@@ -26,7 +27,7 @@ LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than 
 @without_autocast()
 @with_measured_residuals
 def eigenpairs(
-    operator: SymmetricOperator,
+    operator: Any,
     k: int,
     *,
     which: str = "LM",
@@ -51,7 +52,7 @@ def eigenpairs(
     in ieee.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         k: the number of eigenpairs.
         which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.
@@ -71,7 +72,8 @@ def eigenpairs(
         ArgumentError: k > n, or another argument is wrong (a SpectraError and a ValueError).
         SpectraError: no memory holds the smallest basis.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    operator = as_operator(operator)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     require_integer("largest_basis", largest_basis, least=0, optional=True)
     require_choice("basis", basis, BASES)
     generator = chosen_generator(seed, generator)

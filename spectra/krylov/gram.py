@@ -60,7 +60,7 @@ def gram_eigenpairs(
     Raises:
         SpectraError: k > n, the matrix has no factor or one of too many rows, or `max_products` are too few.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     n = operator.shape[0]
     generator = chosen_generator(seed, generator)
     factor = operator.factor()

@@ -6,16 +6,19 @@ tr (I - QQ')A(I - QQ'), by the samples of `spectra.krylov.hutchinson`, whose sta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import products
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.placement import placement
 from spectra.krylov.results import Progress, TraceEstimate
-from spectra.operator import Counting, SymmetricOperator, random_signs
+from spectra.operator import Counting, random_signs
 from spectra.vectors import orthonormal, without_autocast
 
 ARRAYS = 4  # vectors that a vector of the sketch takes
@@ -23,7 +26,7 @@ ARRAYS = 4  # vectors that a vector of the sketch takes
 
 @without_autocast()
 def hutch_plus_plus(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     rtol: float = RTOL,
     probes: int | None = None,
@@ -37,7 +40,8 @@ def hutch_plus_plus(
 
     The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.results import Progress, TraceEstimate, exact_trace
@@ -27,7 +29,7 @@ PRODUCTS = 10_000  # budget unless it or the number of probes is given
 
 @without_autocast()
 def hutchinson(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     rtol: float = RTOL,
     probes: int | None = None,
@@ -42,7 +44,7 @@ def hutchinson(
     Samples are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         rtol: the relative standard error asked for.
         probes: the number of samples, in place of `rtol`.
         known: a number added to the trace, to which `rtol` is relative too.
@@ -51,7 +53,8 @@ def hutchinson(
         max_products: the largest number of products.
         progress: called with products, trace and standard error.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     counted = Counting(operator)
     budget = budgeted(max_products, probes)

@@ -6,9 +6,8 @@ They need neither the matrix nor torch, so that a wrong argument is refused befo
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from spectra.arguments import require_choice, require_integer, require_matrix, require_number
+from spectra.arguments import require_choice, require_integer, require_number
 from spectra.errors import ArgumentError, SpectraError
 from spectra.wording import counted
 
@@ -24,18 +23,16 @@ def refuse_k(k: int, n: int) -> None:
         raise ArgumentError(f"`k`: {came}; ask for at most {n}")
 
 
-def refuse_search(operator: Any, k: int, which: str, tolerance: float, max_products: int | None) -> None:
-    """Raise ArgumentError where an argument of an eigenvalue method is wrong."""
-    require_matrix("operator", operator)
-    refuse_k(k, operator.shape[0])
+def refuse_search(n: int, k: int, which: str, tolerance: float, max_products: int | None) -> None:
+    """Raise ArgumentError where an argument of an eigenvalue method is wrong, for a matrix of n rows."""
+    refuse_k(k, n)
     require_choice("which", which, ENDS)
     require_number("tolerance", tolerance)
     require_integer("max_products", max_products, optional=True)
 
 
-def refuse_estimate(operator: Any, rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
+def refuse_estimate(rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
     """Raise ArgumentError where an argument of a trace estimator is wrong."""
-    require_matrix("operator", operator)
     require_number("rtol", rtol)
     require_integer("probes", probes, optional=True)
     require_number("known", known, least=-math.inf)

@@ -5,6 +5,9 @@ Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, gen
 and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
 with a factor. `spectra.run.trace.usual_method` takes it for the trace where that is no dearer than
 XTrace's first stage.
+
+Functions of EIG_BLOCKS and TRACE_BLOCKS also take blocks=, the number of equal diagonal blocks, and return
+BlockEigenpairs and BlockTraces.
 """
 
 EIG = {
@@ -22,6 +25,17 @@ TRACE = {
     "hutchinson": "spectra.krylov.hutchinson:hutchinson",
     "dense": "spectra.krylov.dense:dense_trace",
     "gram": "spectra.krylov.gram:gram_trace",
+}
+
+KERNEL_EIG = "spectra.krylov.kernel:kernel_eigenpairs"  # method gram of matrices over examples
+
+EIG_BLOCKS = {
+    "lanczos": "spectra.krylov.equal_blocks:lanczos_blocks",
+    "dense": "spectra.krylov.equal_blocks:dense_blocks",
+}
+TRACE_BLOCKS = {
+    "hutchinson": "spectra.krylov.equal_blocks:hutchinson_blocks",
+    "dense": "spectra.krylov.equal_blocks:dense_block_traces",
 }
 
 OF_A_BASIS = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that are of an orthonormal basis

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import TOLERANCE
+from spectra.given_operator import as_operator
 from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import random_start
 from spectra.krylov.limits import refuse_search, refuse_which
@@ -51,7 +52,8 @@ def power_iteration(
     Raises:
         SpectraError: k > n, or `which` is not LM.
     """
-    refuse_search(operator, k, which, tolerance, max_products)
+    operator = as_operator(operator)
+    refuse_search(operator.shape[0], k, which, tolerance, max_products)
     refuse_which(which)
     generator = chosen_generator(seed, generator)
     budget = 1000 * k if max_products is None else max_products

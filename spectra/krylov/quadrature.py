@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_integer, require_matrix
+from spectra.arguments import chosen_generator, require_integer
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
+from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.placement import Placement, placement, refuse_basis
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed, noise_of
+from spectra.operator import Counting, Shaped, checkpointed, noise_of
 from spectra.vectors import on_device, without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
@@ -29,7 +31,7 @@ BESIDES = 4  # vectors that a run holds besides its basis while a product is tak
 
 @without_autocast()
 def spectral_measure(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     probes: int = DENSITY_PROBES,
     steps: int = DENSITY_STEPS,
@@ -52,7 +54,7 @@ def spectral_measure(
     the result tells it.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         probes: the number of random vectors.
         steps: the number of Lanczos steps a vector.
         known: eigenpairs that are deflated from the start; the first run looks for others beside them.
@@ -71,7 +73,7 @@ def spectral_measure(
     Raises:
         SpectraError: no memory holds the basis of one run.
     """
-    require_matrix("operator", operator)
+    operator = as_operator(operator)
     require_integer("probes", probes)
     require_integer("steps", steps)
     require_integer("max_products", max_products, optional=True)

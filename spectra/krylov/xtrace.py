@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from spectra.arguments import chosen_generator
 from spectra.defaults import RTOL
+from spectra.given_operator import as_operator
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.hutchinson import FEWEST, affordable, budgeted, deflated_hutchinson, sample
 from spectra.krylov.jackknife import jackknife_error
@@ -24,7 +26,7 @@ from spectra.krylov.limits import refuse_estimate
 from spectra.krylov.placement import fits, placement
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch
-from spectra.operator import Counting, SymmetricOperator, mesh_of
+from spectra.operator import Counting, mesh_of
 from spectra.vectors import everywhere, without_autocast
 
 LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
@@ -35,7 +37,7 @@ SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the firs
 
 @without_autocast()
 def xtrace(
-    operator: SymmetricOperator,
+    operator: Any,
     *,
     rtol: float = RTOL,
     probes: int | None = None,
@@ -53,7 +55,7 @@ def xtrace(
     in the memory of the host where the device's is too little.
 
     Args:
-        operator: the matrix (n, n).
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         rtol: the relative standard error asked for.
         probes: the number of vectors, in place of `rtol`.
         known: a number added to the trace, to which `rtol` is relative too.
@@ -65,7 +67,8 @@ def xtrace(
     Returns:
         A TraceEstimate.
     """
-    refuse_estimate(operator, rtol, probes, known, max_products)
+    operator = as_operator(operator)
+    refuse_estimate(rtol, probes, known, max_products)
     generator = chosen_generator(seed, generator)
     n = operator.shape[0]
     counted = Counting(operator)

@@ -68,7 +68,8 @@ class LayersSettings(AnySize):
 
 def layerwise(session: Session[LayersSettings]) -> Record:
     """Analyse each matrix block by block, and return the record."""
-    asked, problem = session.request.settings, session.load()
+    session.load()
+    asked, problem = session.request.settings, session.problem
     blocks = parameter_blocks(problem, asked.by)
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]

@@ -65,6 +65,8 @@ def document(results: Sequence[tuple[Path, Record]], title: str | None, repeat: 
 
 def usual_title(common: Facts) -> str:
     """The title of a page that is given none."""
+    if operator := common.get("Operator"):
+        return f"Spectrum of {operator.partition(', ')[0]}"
     model, data = common.get("Model"), common.get("Data", "").rpartition(", ")[0]
     return f"Loss landscape of {model}{f' on {data}' if data else ''}" if model else "Loss landscapes"
 

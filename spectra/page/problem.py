@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from spectra.quoting import LINE, quoted
 from spectra.records.problem import ProblemRecord
@@ -16,7 +17,31 @@ Facts = dict[str, str]
 def facts(record: Record) -> Facts:
     """The facts about a problem in words, by name; what the record does not tell or what does not apply is left out."""
     problem = record.problem
-    found = {
+    found = of_operators(problem) if problem.operators else of_network(record)
+    found |= {
+        "Precision": problem.dtype,
+        "Device": device(problem),
+        "Seed": problem.get("seed"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in (problem.versions or {}).items()),
+    }
+    return {name: quoted(text, LINE) for name, text in found.items() if text not in (None, "")}
+
+
+def of_operators(problem: ProblemRecord) -> dict[str, Any]:
+    """The facts about operators: what each is, and the file that it comes from."""
+    several = len(problem.operators or ()) > 1
+    return {
+        f"Operator {one.name}" if several else "Operator": ", ".join(
+            [one.spec, one.described(), *([f"SHA-256 {str(one.sha256)[:DIGITS]}…"] if one.sha256 else [])]
+        )
+        for one in problem.operators or ()
+    }
+
+
+def of_network(record: Record) -> dict[str, Any]:
+    """The facts about a network, its checkpoint, data and loss."""
+    problem = record.problem
+    return {
         "Model": problem.get("model"),
         "Checkpoint": checkpoint(problem),
         "Data": data(problem),
@@ -28,12 +53,7 @@ def facts(record: Record) -> Facts:
         "Parameters": parameters(problem),
         "Labels drawn": labels(record),
         "Batch size": grouped(problem.get("batch_size")),
-        "Precision": problem.dtype,
-        "Device": device(problem),
-        "Seed": problem.get("seed"),
-        "Versions": ", ".join(f"{name} {version}" for name, version in (problem.versions or {}).items()),
     }
-    return {name: quoted(text, LINE) for name, text in found.items() if text not in (None, "")}
 
 
 def checkpoint(problem: ProblemRecord) -> str:

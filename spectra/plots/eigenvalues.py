@@ -20,7 +20,10 @@ LARGEST, SMALLEST = 4.2, 2.0  # markers, points
 
 
 class Eigenvalues(Protocol):
-    """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them."""
+    """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them.
+
+    Where there are `sampling_errors` (k,), of a matrix that is itself an estimate, they lengthen the bars.
+    """
 
     @property
     def values(self) -> ArrayLike: ...
@@ -57,15 +60,23 @@ def eigenvalue_figure(
         for index, found in enumerate(spectra.values()):
             ranks = 1 + np.arange(len(values[index])) + share * (index - (count - 1) / 2)
             style = marker_style(index) | {"markersize": size, "zorder": 3 + index}
-            _draw(axes, ranks, values[index], np.asarray(found.residuals), style, log)
+            _draw(axes, ranks, values[index], bars(found), style, log)
         if log:
             magnitude_axis(axes, "y", np.abs(every))
         elif negative:
             axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
-        axes.set(xlim=(0.5, longest + 0.5), xlabel=rank, ylabel="|λ| ± residual" if log else "λ ± residual")
+        exact = all(getattr(found, "sampling_errors", None) is None for found in spectra.values())
+        error = "residual" if exact else "(residual + standard error of the sample)"
+        axes.set(xlim=(0.5, longest + 0.5), xlabel=rank, ylabel=f"{'|λ|' if log else 'λ'} ± {error}")
         axes.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 6, integer=True, steps=[1, 2, 5, 10]))
         legend.draw(figure, handles)
     return figure
+
+
+def bars(found: Eigenvalues) -> np.ndarray:
+    """The half lengths (k,) of error bars."""
+    sampling = getattr(found, "sampling_errors", None)
+    return np.asarray(found.residuals) + (0 if sampling is None else np.asarray(sampling))
 
 
 def _draw(axes: Axes, ranks: np.ndarray, values: np.ndarray, errors: np.ndarray, style: dict, log: bool) -> None:

@@ -70,6 +70,7 @@ class Spectrum(NamedTuple):
     values: np.ndarray  # (k,)
     residuals: np.ndarray  # (k,)
     which: str
+    sampling_errors: np.ndarray | None = None  # (k,), of a matrix that is itself an estimate
 
 
 def spectrum(result: Result) -> Spectrum:
@@ -77,7 +78,10 @@ def spectrum(result: Result) -> Spectrum:
     values, residuals = result.numbers("values"), result.numbers("residuals")
     if values.shape != residuals.shape:
         raise result.lacks("residuals")
-    return Spectrum(values, residuals, str(result.problem.option("which")))
+    sampling = None if getattr(result.entry, "exact", True) else result.numbers("sampling_errors")
+    if sampling is not None and sampling.shape != values.shape:
+        raise result.lacks("sampling_errors")
+    return Spectrum(values, residuals, str(result.problem.option("which")), sampling)
 
 
 def trace(result: Result) -> TraceEstimate:

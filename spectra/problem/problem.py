@@ -115,6 +115,14 @@ class Problem:
 
         Raises SpectraError where no target counts.
         """
+        return self.mean_weight
+
+    @cached_property
+    def mean_weight(self) -> float:
+        """The number by which the sum of the batches' losses is divided to be the mean loss, or 1 for the sum of all.
+
+        Raises SpectraError as `weight` does.
+        """
         weight = sum(map(self.weight_of, self.batches))
         if not weight > 0:
             raise SpectraError(

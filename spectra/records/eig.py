@@ -6,11 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Any
 
-from spectra.records.entry import Entry, cost_of, with_errors
+from spectra.records.entry import MOST_BY_EXAMPLE, Entry, cost_of, with_errors
 from spectra.records.fields import Matrix, Vector, stored, written
 
 MOST_ROWS = 20  # that a notebook shows
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
+
+
+def of_one_matrix(entry: EigResult) -> bool:
+    """Whether the result is of one matrix, and not of those of single examples."""
+    return entry.spread is None
+
+
+def of_many(entry: EigResult) -> bool:
+    """Whether the numbers of single examples are left to the NPZ file."""
+    return entry.values_by_example is None or entry.values_by_example.size > MOST_BY_EXAMPLE
 
 
 @stored
@@ -21,8 +31,18 @@ class EigResult(Entry):
     values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,)
     residuals: Vector = field(metadata=written(array="residuals"))  # (k,) |A u - lambda u|: an eigenvalue lies within
     error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
+    sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
+    # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
+    spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))  # (k,) standard deviation
+    values_by_example: Matrix | None = field(
+        default=None, metadata=written("eigenvalues_by_example", array="eigenvalues_by_example", omitted=of_many)
+    )  # (N, k)
+    residuals_by_example: Matrix | None = field(
+        default=None, metadata=written(array="residuals_by_example", omitted=of_many)
+    )  # (N, k)
+    vectors_by_example: Any = field(default=None, metadata=written(None, array="eigenvectors_by_example"))  # (N, k, d)
 
     @classmethod
     def of(cls, measurement: Any, method: str, vectors: bool = True) -> EigResult:
@@ -33,12 +53,38 @@ class EigResult(Entry):
             values=pairs.values.numpy(),
             residuals=pairs.residuals.numpy(),
             error_estimates=pairs.error_estimates.numpy(),
+            sampling_errors=None if pairs.sampling_errors is None else pairs.sampling_errors.numpy(),
             complete=pairs.complete,
             vectors=pairs.vectors.cpu().numpy() if vectors else None,
             **cost_of(measurement),
         )
 
+    @classmethod
+    def by_example(cls, measurement: Any, method: str) -> EigResult:
+        """Make the record of a measurement whose answer is `BlockEigenpairs`, of the matrices of single examples."""
+        pairs = measurement.answer
+        return cls(
+            method=method,
+            values=pairs.values.mean(dim=0).numpy(),
+            residuals=pairs.residuals.amax(dim=0).numpy(),
+            error_estimates=pairs.error_estimates.amax(dim=0).numpy(),
+            complete=pairs.complete,
+            spread=pairs.values.std(dim=0, correction=0).numpy(),
+            values_by_example=pairs.values.numpy(),
+            residuals_by_example=pairs.residuals.numpy(),
+            vectors_by_example=pairs.vectors.numpy() if pairs.holds_vectors else None,
+            **cost_of(measurement),
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
+        return self.sampling_errors is None
+
     def summary(self) -> str:
+        if self.spread is not None:
+            examples = "" if self.values_by_example is None else f" over {len(self.values_by_example)} examples"
+            return f"mean ± spread{examples} {with_errors(self.values, self.spread)}, {self.method}"
         return f"{with_errors(self.values, self.residuals)}, {self.method}"
 
     def table(self) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from spectra.records.files import finite
 from spectra.records.notebook import shown
 
 MOST_SHOWN = 3  # numbers in a repr
+MOST_BY_EXAMPLE = 1000  # numbers of single examples that JSON holds; the NPZ file holds any
 LAST = written(last=True)
 
 
@@ -134,7 +135,8 @@ class Entry(Stored):
 
     def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
         """A copy that has the arrays which only the NPZ file holds."""
-        slots = [slot for slot in layout(type(self)) if slot.array and not slot.key]
+        held = vars(self)
+        slots = [s for s in layout(type(self)) if s.array and (not s.key or (s.optional and s.name not in held))]
         found = {slot.name: arrays.get(f"{slot.array}_{self.curvature}") for slot in slots}
         return self.changed(**{name: array for name, array in found.items() if array is not None})
 

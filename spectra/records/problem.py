@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar
 
 from spectra.records.fields import Stored, stored
+from spectra.wording import counted
 
 
 @stored
@@ -40,14 +41,40 @@ class CheckpointMatch(Stored):
 
 
 @stored
+class OperatorRecord(Stored):
+    """A matrix of the user's own, in place of those of a network."""
+
+    spec: str  # as on the command line, or the type of an object
+    name: str  # what results call it
+    kind: str  # dense, sparse, or what multiplies
+    size: int  # n of (n, n)
+    entries: int | None  # that are stored; None: it is known by its products alone
+    dtype: str
+    sha256: str | None  # of the file that it was read from, or that its code is in
+
+    def described(self) -> str:
+        """The matrix in words: `400 x 400, sparse, 1,920 entries stored, float64`."""
+        stored = f", {counted(self.entries, 'entry', 'entries')} stored" if self.kind == "sparse" else ""
+        return f"{self.size:,} x {self.size:,}, {self.kind}{stored if self.entries is not None else ''}, {self.dtype}"
+
+
+@stored
 class ProblemRecord(Stored):
-    """The problem of a result. Which fields it has depends on the command; make one by `ProblemRecord.known(...)`."""
+    """The problem of a result. Which fields it has depends on the command; make one by `ProblemRecord.known(...)`.
 
-    ALWAYS: ClassVar = ("parameters", "parameters_in_all", "model", "data", "checkpoint", "seed", "versions")
+    Where the result is of operators (`operators`), there is no model, and nothing that belongs to one.
+    """
 
-    parameters: int  # chosen by `params`
+    ALWAYS: ClassVar = ("parameters", "seed", "versions")
+    EITHER: ClassVar = (("parameters_in_all", "model", "data", "checkpoint"), ("operator", "operators"))
+
+    operator: str  # spec, as on the command line; of several, all with commas between them
+    operators: list[OperatorRecord] | None = None
+    parameters: int  # chosen by `params`; of an operator, n
     shapes: dict[str, list[int]] | None = None  # of the chosen parameters, by name
     parameters_in_all: int | None = None
+    wrt: str | None = None  # what is differentiated by: parameters, or inputs
+    input_size: int | None = None  # entries of one input, where that is differentiated by
     examples: int  # that the loss is a mean over
     step: int | None = None  # of the training loop that has recorded it
     model: str  # specs, as on the command line
@@ -91,6 +118,9 @@ class ProblemRecord(Stored):
 
     def __repr__(self) -> str:
         """The main fields, as far as they are there: a file may hold any."""
+        if self.operators:
+            told = ", ".join(f"{one.spec} ({one.described()})" for one in self.operators)
+            return f"ProblemRecord(operator {told})"
         of = " of ".join(str(n) for name in ("parameters", "parameters_in_all") if (n := self.get(name)) is not None)
         told = {"model": f"{self.get('model')} ({of} parameters)"}
         told |= {name: self.get(name) for name in ("checkpoint", "data", "examples", "loss", "dtype")}

@@ -66,6 +66,8 @@ def of_class(cls: type, types: Tree, strict: bool) -> Tree:
             slot.key for slot in slots if not slot.rest and (slot.key in always if always else not slot.optional)
         ],
     }
+    if either := getattr(cls, "EITHER", None):
+        found["anyOf"] = [{"required": list(keys)} for keys in either]
     if strict and not any(slot.rest for slot in slots):
         found["additionalProperties"] = False
     return found

@@ -8,15 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
+from spectra.krylov.kernel import kernel_measure
 from spectra.krylov.placement import Placement
 from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
 from spectra.records.record import Record
+from spectra.run.by_inputs import by_input, of_single_examples
+from spectra.run.kernels import exact_kernels, kernels
 from spectra.run.request import AnySize
 from spectra.run.session import Session
-from spectra.spectrum.classes import class_count
-from spectra.spectrum.recording import density_results
+from spectra.spectrum.recording import density_result
 
 Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
 
@@ -44,12 +46,24 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     session.load()
     asked = session.request.settings
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
-    found = session.measure(method, reuse=True, products=(asked.probes + 1) * asked.steps)
+    products = (asked.probes + 1) * asked.steps
+    over_examples, exact = kernels(session), exact_kernels(session)
+    if session.request.by_inputs:  # of all examples' matrices, as the blocks of one
+        solve = partial(of_single_examples, method, by_input(session).count)
+        found = session.measure(solve, products=products)
+    else:
+        others = [name for name in session.names if name not in exact]
+        found = session.measure(method, reuse=True, products=products, names=others) if others else []
+        found += session.measure(kernel_measure, names=exact) if exact else []
+        found.sort(key=lambda one: session.names.index(one.curvature))
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
-    classes = class_count(session.problem)
-    record = session.record(found, density_results(found, path, classes, asked.damping))
+    classes = None if session.request.by_inputs else session.subject.classes
+    results = [
+        density_result(one, path, None if one.curvature in over_examples else classes, asked.damping) for one in found
+    ]
+    record = session.record(found, [r.changed(method="gram") if r.curvature in exact else r for r in results])
     if path and session.first:
         draw(finite, path)
     session.keep(record)

@@ -12,12 +12,16 @@ from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import IEEE, TOLERANCE, K
 from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.limits import refuse_dense, refuse_k, refuse_which
-from spectra.krylov.methods import EIG, POLISHED
+from spectra.krylov.methods import EIG, KERNEL_EIG, POLISHED
 from spectra.krylov.placement import Placement
-from spectra.krylov.results import Eigenpairs, without_vectors
-from spectra.operator import Shaped
-from spectra.records.eig import LARGEST_VECTORS, eig_results
+from spectra.krylov.results import without_vectors
+from spectra.krylov.sampling import with_sampling_errors
+from spectra.operator import Shaped, SymmetricOperator
+from spectra.records.eig import LARGEST_VECTORS, EigResult, eig_results
 from spectra.records.record import Record
+from spectra.run import by_inputs
+from spectra.run.kernels import exact_method, kernels
+from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 
 
@@ -49,9 +53,9 @@ class EigSettings:
             refuse_dense(size, products)
 
 
-def lean(solve: Callable[..., Eigenpairs], save_vectors: bool, *given: Any, **options: Any) -> Eigenpairs:
+def lean(solve: Callable[..., Any], save_vectors: bool, operator: SymmetricOperator, **options: Any) -> Any:
     """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
-    pairs = solve(*given, **options)
+    pairs = with_sampling_errors(solve(operator, **options), operator)
     return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
 
 
@@ -59,10 +63,32 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     """Compute the eigenvalues that are asked for and keep their record; eigenvectors up to 1 GiB, or if asked for."""
     session.load()
     asked = session.request.settings
-    solve = partial(resolve_name(EIG[asked.method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
-    expected = 3 + 2 * asked.k if asked.method == "gram" else 20 + 3 * asked.k
-    precision = None if asked.method in POLISHED else IEEE  # nothing would bring others below the noise
-    found = session.measure(partial(lean, solve, save_vectors), products=expected, precision=precision)
-    record = session.record(found, eig_results(found, asked.method, save_vectors))
+    if session.request.by_inputs:
+        found, method = by_inputs.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
+        record = session.record(found, [EigResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
+    over_examples = kernels(session)
+    others = [name for name in session.names if name not in over_examples]
+    found = pairs(session, others, asked.method, EIG[asked.method], save_vectors)
+    method = exact_method(session, asked.method)
+    found += pairs(session, over_examples, method, KERNEL_EIG if method == "gram" else EIG[method], save_vectors)
+    found.sort(key=lambda one: session.names.index(one.curvature))
+    results = eig_results(found, asked.method, save_vectors)
+    record = session.record(found, [r.changed(method=method) if r.curvature in over_examples else r for r in results])
     session.keep(record)
     return record
+
+
+def pairs(
+    session: Session[EigSettings], names: Sequence[str], method: str, solver: str, save_vectors: bool
+) -> list[Measurement]:
+    """The eigenpairs of these matrices, by the function whose path is `solver`."""
+    if not names:
+        return []
+    asked = session.request.settings
+    solve = partial(resolve_name(solver), k=asked.k, which=asked.which, tolerance=asked.tolerance)
+    expected = 3 + 2 * asked.k if method == "gram" else 20 + 3 * asked.k
+    precision = None if method in POLISHED else IEEE  # nothing would bring others below the noise
+    found = partial(lean, solve, save_vectors)
+    return session.measure(found, products=expected, precision=precision, names=names)

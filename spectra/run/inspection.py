@@ -219,7 +219,7 @@ def inspection(session: Session[InspectSettings]) -> Record:
 def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
     """Forecast the commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
     asked = session.request.settings
-    session.load(with_layers)
+    session.load(lambda: with_layers(session.network.loaded))
     with session.listener.work("gradient"):
         session.about = session.about.changed(gradient_norm=norm(mean_gradient(session.problem)))
     session.listener.heading(session.about)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from spectra.cluster import ranks
 from spectra.curvature.checks.loss_checks import why_no_gradients, why_zero
 from spectra.curvature.checks.precision import refuse_precision
-from spectra.curvature.matrices import definition, refuse_unsuited, why_unsuited
+from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited, why_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
 from spectra.operator import CHECKS, NOISE_PRODUCTS
+from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.run.request import Request
 from spectra.wording import counted
@@ -30,19 +31,25 @@ def device_of(request: Request) -> torch.device:
     given = request.problem
     if isinstance(given, Problem):
         return given.device
-    named = str(given.get("device"))
+    named = str(request.named.get("device"))
     if request.ranks and ranks.world() > 1 and (":" in named or named == "mps"):
         kind = named.partition(":")[0]
         way_out = (
             "cpu, or one process without torchrun" if kind == "mps" else f"{kind}, of which each rank takes its own"
         )
         raise SpectraError(f"`device` {named}: it is one device for all of torchrun's ranks; take `device` {way_out}")
-    return choose_place(given["model"], given.get("device"), given.get("dtype"))[0]
+    return choose_place(*place_of(request))[0]
+
+
+def place_of(request: Request) -> tuple[Any, Any, Any]:
+    """The model of a request that names its parts, and the device and dtype asked for."""
+    named = request.named
+    return named["model"], named.get("device"), named.get("dtype")
 
 
 def idle_cards(request: Request, device: torch.device) -> str | None:
     """The note that other cards are idle, with the line that would use them; None where a user has chosen one."""
-    named = request.problem.get("device") if isinstance(request.problem, Mapping) else None
+    named = request.named.get("device")
     if not request.ranks or ranks.world() > 1 or device.type != "cuda" or named not in (None, "auto", "cuda"):
         return None
     if (count := torch.cuda.device_count()) < 2:
@@ -56,7 +63,7 @@ def refuse_lower_precision(request: Request, device: torch.device) -> None:
     if request.precision != IEEE:
         given = request.problem
         own = isinstance(given, Problem)
-        dtype = given.dtype if own else choose_place(given["model"], given.get("device"), given.get("dtype"))[1]
+        dtype = given.dtype if own else choose_place(*place_of(request))[1]
         refuse_precision(request.precision, dtype, device)
 
 
@@ -97,13 +104,16 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
                 leave_out(name, reason)
             else:
                 refuse_unsuited(name, loss, request.weight_decay)
+        if KERNELS.keys() & {*names}:  # whose size the data tell
+            return
         limit = request.max_products
         request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
 
-    if isinstance(request.problem, Mapping):
-        loaded = load_problem(**request.problem, processes=processes, begins=begins, fits=fits)
+    if not isinstance(request.problem, Problem):
+        loaded = load_problem(**request.named, processes=processes, begins=begins, fits=fits)
     else:
-        fits(request.problem.loss, request.problem.size)
+        given = request.problem
+        fits(given.loss, given.input_size if isinstance(given, InputProblem) else given.size)
         begins("the loss over the data")
         loaded = Loaded(request.problem, describe_problem(request.problem, request.memory))
     for name in names:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from spectra.curvature.finite_differences import FiniteDifferences
-from spectra.curvature.operator import Curvature
 from spectra.defaults import IEEE
 from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
 from spectra.operator import Counting, Noise, SymmetricOperator, check_operator, measure_noise, reference
+from spectra.run.subject import Matrix
 from spectra.vectors import gather_on_first
 
 ON_HOST = "; basis in host memory"
@@ -79,7 +79,7 @@ class Measurement:
 
 
 def measure(
-    matrix: Curvature,
+    matrix: Matrix,
     method: Callable[..., Any],
     operator: SymmetricOperator | None = None,
     *,
@@ -143,16 +143,16 @@ def gathered(answer: Any) -> Any:
     return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
-def measured(matrix: Any, answer: Any, noise_found: Noise | None = None, **cost: Any) -> Measurement:
-    """The answer beside what a `Curvature` tells of itself, and of the noise that was found of its products."""
+def measured(matrix: Matrix, answer: Any, noise_found: Noise | None = None, **cost: Any) -> Measurement:
+    """The answer beside what a matrix tells of itself, and of the noise that was found of its products."""
     return Measurement(
         curvature=matrix.name,
         answer=answer,
-        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.problem.device.type != "cpu" else ""),
+        path=matrix.path + (ON_HOST if basis_place() == "host" and matrix.device.type != "cpu" else ""),
         precision=matrix.precision,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
-        semidefinite=matrix.definition.semidefinite(matrix.problem.loss),
+        semidefinite=matrix.semidefinite,
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         finite_difference=noise_found and told_of(matrix, noise_found),
         **cost,
@@ -177,11 +177,15 @@ def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
     return lines
 
 
-def imprecise(found: Sequence[Measurement], dtype: Any) -> list[str]:
-    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type."""
+def imprecise(found: Sequence[Measurement], dtype: Any, computes: str) -> list[str]:
+    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type.
+
+    Args:
+        computes: what makes products, in words.
+    """
     limit = torch.finfo(dtype).eps ** 0.5
     return [
-        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as a part of the model computes in a lower "
+        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as {computes} computes in a lower "
         f"precision than {str(dtype).removeprefix('torch.')}"
         for m in found
         if m.precision == IEEE and not m.finite_difference and m.noise is not None and m.noise > limit

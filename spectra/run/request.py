@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.finite_differences import refuse_products
-from spectra.curvature.matrices import refuse_weight_decay
+from spectra.curvature.matrices import definition, refuse_weight_decay
 from spectra.defaults import EXACT, IEEE
 from spectra.errors import SpectraError
+from spectra.inputs.operators import Operators
+from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
 from spectra.run.known import source
@@ -47,6 +50,7 @@ class Settings(Protocol):
         ...
 
 
+BY_INPUTS = {"eig": EIG_BLOCKS, "trace": TRACE_BLOCKS}  # methods for the matrices of single examples, by command
 FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
 S = TypeVar("S", bound=Settings)
 
@@ -73,8 +77,8 @@ class Request(Generic[S]):
     """A request: which matrices of which problem, by which method, at which cost, and where the files go.
 
     Attributes:
-        problem: a Problem, or the keyword arguments by which `load_problem` makes one.
-        curvature: names of matrices.
+        problem: a Problem, or the keyword arguments by which `load_problem` makes one; or operators in place of it.
+        curvature: names of matrices; of operators what names them.
         options: what a record lists as having been asked, as JSON has it: the command line's names and values.
         seed: of starting vectors and probes.
         max_products: of each matrix, all counted; None is without end.
@@ -96,7 +100,7 @@ class Request(Generic[S]):
     """
 
     settings: S
-    problem: Problem | Mapping[str, Any]
+    problem: Problem | Mapping[str, Any] | Operators
     curvature: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -126,20 +130,56 @@ class Request(Generic[S]):
     def weight_decay(self) -> float:
         """The weight decay of the problem, known before it is loaded."""
         given = self.problem
-        return given.weight_decay if isinstance(given, Problem) else given.get("weight_decay", 0.0)
+        return given.weight_decay if isinstance(given, Problem) else self.named.get("weight_decay", 0.0)
 
     def refuse(self) -> None:
         """Raise SpectraError where arguments cannot go together, or name an earlier result that is none.
 
         Each refusal is made where the mechanism is, and again there; here, before anything is loaded.
         """
-        for name in self.curvature:
-            refuse_weight_decay(name, self.weight_decay)
+        if not isinstance(self.problem, Operators):
+            for name in self.curvature:
+                refuse_weight_decay(name, self.weight_decay)
+        elif getattr(self.settings, "method", None) == "gram":
+            raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
         self.settings.refuse(self.curvature)
+        if self.by_inputs:
+            self._refuse_by_inputs()
         refuse_products(self.products, self.difference_step, self.curvature)
         self._refuse_noisy()
         if self.earlier:
             self.arrays_of_earlier()
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether the problem is differentiated by inputs."""
+        given = self.problem
+        return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
+
+    def _refuse_by_inputs(self) -> None:
+        """Raise SpectraError where arguments do not go with derivatives by inputs."""
+        named = self.named
+        refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)
+        for name in self.curvature:
+            if definition(name).loss_power != 1:
+                raise SpectraError(
+                    f"`curvature` {name}: is made of products of gradients by parameters; with `wrt` inputs ask for "
+                    "hessian, ggn or fisher"
+                )
+        method, known = getattr(self.settings, "method", None), BY_INPUTS.get(self.settings.command, {})
+        if method is not None and method not in known:
+            raise SpectraError(
+                f"`method` {method}: single examples have {' and '.join(known)} with `wrt` inputs; choose one of them"
+            )
+        if self.products != EXACT:
+            raise SpectraError(
+                f"`products` {self.products}: is for derivatives by parameters, not with `wrt` inputs; leave one out"
+            )
+        if self.earlier:
+            raise SpectraError(
+                f"`{self.earlier_option}` {self.earlier}: eigenvectors of an earlier result are not used with `wrt` "
+                "inputs; leave it out"
+            )
 
     @property
     def noisy(self) -> str | None:

@@ -1,48 +1,48 @@
-"""A request being carried out: its problem loaded, methods applied to each matrix, what comes out kept.
+"""A request being carried out: what it is about loaded, methods applied to each matrix, what comes out kept.
 
 Nothing here prints or knows of a command line: a `Listener` is told what passes.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import torch
-from torch import Tensor, nn
 
 from spectra.cluster import ranks
-from spectra.cluster.distributed import distributed
 from spectra.curvature.engine.choices import Choices
-from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.finite_differences import FORMS, FiniteDifferences
 from spectra.curvature.operator import Curvature
 from spectra.defaults import EXACT
 from spectra.devices import as_current
 from spectra.errors import SpectraError
-from spectra.inputs.problem import Loaded
+from spectra.inputs.operators import Operators
 from spectra.krylov.results import Eigenpairs
 from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
-from spectra.problem.undisturbed import undisturbed
 from spectra.records.entry import Entry
 from spectra.records.files import prepare_directory, remove_empty
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.resume.journal import CheckpointedOperator, as_bytes
+from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
-from spectra.run.basis import ShardedSpace, name_of, told
+from spectra.run.basis import name_of, told
 from spectra.run.known import eigenpairs
 from spectra.run.listener import Caller, Listener
-from spectra.run.loading import checks_of, device_of, idle_cards, load, processes_of, refuse_lower_precision
+from spectra.run.loading import checks_of, idle_cards
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
+from spectra.run.network import Network
+from spectra.run.operators import GivenOperators
 from spectra.run.request import Request, S
+from spectra.run.subject import Matrix, Subject
 from spectra.vectors import shard_sizes, without_autocast
 
 
@@ -51,10 +51,10 @@ class Session(Generic[S]):
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
-        self.names = tuple(dict.fromkeys(request.curvature))  # of the matrices, once loaded those that the loss has
+        self.subject = subject_of(request)
         self.processes = Processes()
         self.state: State | None = None  # of a run that can be resumed
-        self.problem: Problem  # once loaded
+        self.device: torch.device  # once loaded
         self.about: ProblemRecord
         self._stack = ExitStack()
 
@@ -64,8 +64,23 @@ class Session(Generic[S]):
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def load(self, complete: Callable[[Loaded], ProblemRecord] = lambda loaded: loaded.record) -> Problem:
-        """The problem, ready for products.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the matrices; once loaded, those that there are."""
+        return self.subject.names
+
+    @property
+    def network(self) -> Network:
+        """The network that the run is about. Only commands that take no operators ask for it."""
+        return cast(Network, self.subject)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem of the network, once loaded."""
+        return self.network.problem
+
+    def load(self, complete: Callable[[], ProblemRecord] | None = None) -> None:
+        """Make the subject ready for products.
 
         What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
         may add to the record, and its heading is told.
@@ -74,11 +89,11 @@ class Session(Generic[S]):
         request.refuse()
         with self.listener.work("loading") as line:
             line.stage("PyTorch")
-            device = device_of(request)
-            refuse_lower_precision(request, device)
+            device = self.subject.device()
+            self.subject.refuse_early(device)
             line.stage("waiting for the other ranks")
-            self.processes = processes_of(request, device)
-            device = device_of(request)  # of torchrun's ranks each has a card of its own
+            self.processes = self.subject.processes(device)
+            self.device = device = self.subject.device()  # of torchrun's ranks each has a card of its own
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
@@ -89,28 +104,27 @@ class Session(Generic[S]):
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever is around a call
-            self._leave_undisturbed()
-            loaded, names = load(request, self.processes, line.stage)
-            self.names, self.problem, self.about = tuple(dict.fromkeys(names)), loaded.problem, loaded.record
+            self._stack.enter_context(self.subject.undisturbed())
+            self.subject.load(self.processes, line.stage)
+            self.about = self.subject.about
             self._stack.enter_context(without_autocast())  # which the user's file may have switched on
             request.verify(self.about)
             place, notes = self._settle_basis()
             if self.state:
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
-        record = complete(loaded)
+        record = complete() if complete else self.about
         self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
-        for text in [*loaded.told, *filter(None, [idle_cards(request, device)])]:
+        for text in [*self.subject.told, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
         self.listener.heading(self.about)
-        return self.problem
 
     def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
         """Settle where bases lie from now on: where an unfinished run had them, unless something else is asked for.
 
         Returns what a resumed run is to take up, and lines for the reader.
         """
-        space, asked = ShardedSpace(self.problem), self.request.basis
+        space, asked = self.subject.space, self.request.basis
         before = (self.state and self.state.settled) or {}
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
@@ -133,16 +147,6 @@ class Session(Generic[S]):
         note, shared = self.listener.note, self.processes
         return State(directory, 60 * minutes, note, shared.rank, shared.least)
 
-    def _leave_undisturbed(self) -> None:
-        """A model of the caller's own is in eval mode from now on, and on leaving as it was found."""
-        if isinstance(model := self._own_model(), nn.Module):
-            self._stack.enter_context(undisturbed(model))
-
-    def _own_model(self) -> Any:
-        """The caller's own model, or the name of one."""
-        given = self.request.problem
-        return given.model if isinstance(given, Problem) else given["model"]
-
     @property
     def checks(self) -> int:
         """Products that go to seeing that a matrix is one."""
@@ -160,29 +164,26 @@ class Session(Generic[S]):
             "command": self.request.settings.command,
             **self.asked(),
             "version": (record.versions or {})["spectra"],
-            "mean loss": record.loss_value,  # which tells of code that has changed
-            "checkpoint_sha256": record.checkpoint_sha256,
-            "data_checksum": checksum_of(tensor for batch in self.problem.batches for tensor in tensors(batch)),
+            **self.subject.fingerprint(),
             "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }
         found.pop("basis", None)  # which an unfinished run may have had elsewhere
-        if isinstance(self._own_model(), nn.Module):
-            found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
-            found["labels_seed"] = self.problem.seed
         return found
 
     def asked(self) -> dict[str, Any]:
         """The options that say what is to be computed."""
         asked = dict(self.request.options)
-        return asked | {"curvature": [name for name in asked["curvature"] if name in self.names]}
+        if "curvature" in asked:
+            asked["curvature"] = [name for name in asked["curvature"] if name in self.names]
+        return asked
 
-    def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Curvature]:
+    def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Any]:
         """The matrices asked for, or named, each for so many products, in a precision that is not the one asked for
         where another is given; all are made before any is multiplied by.
         """
-        problem, memory = self.problem, self.request.memory
-        return [self.matrix(problem, name, products, memory, precision) for name in names or self.names]
+        make, memory = self.subject.matrix, self.request.memory
+        return [make(self, name, products, memory, precision) for name in names or self.names]
 
     def matrix(
         self, problem: Problem, name: str, products: int, memory: int | None, precision: str | None = None
@@ -224,7 +225,7 @@ class Session(Generic[S]):
         earlier = self.request.arrays_of_earlier()
         return earlier if self.processes.least(earlier is not None) else None
 
-    def _measure_resumable(self, matrix: Curvature, *how) -> Measurement:
+    def _measure_resumable(self, matrix: Matrix, *how) -> Measurement:
         """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
         operator = self.operator(matrix, matrix.name)
         if not isinstance(operator, CheckpointedOperator):
@@ -236,15 +237,15 @@ class Session(Generic[S]):
         operator.journal.finish(found.packed())
         return found
 
-    def operator(self, matrix: Curvature, name: str) -> SymmetricOperator:
+    def operator(self, matrix: Matrix, name: str) -> SymmetricOperator:
         """The operator to multiply by: split over all ranks, its products logged under this name beside the results."""
-        return self.remembered(distributed(matrix), name)
+        return self.remembered(self.subject.distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
         """The operator with its products logged beside the results, so that a resumed run reads them there."""
         if not self.state:
             return operator
-        journal = self.state.journal(name)
+        journal = self.state.journal(file_name(name))
         part = shard_sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
         if held := journal.held(part * operator.dtype.itemsize):
             self.listener.note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
@@ -266,7 +267,7 @@ class Session(Generic[S]):
             raise
 
     def _measure_one(
-        self, matrix: Curvature, operator: SymmetricOperator, method: Callable, reuse: bool, earlier: Path | None
+        self, matrix: Matrix, operator: SymmetricOperator, method: Callable, reuse: bool, earlier: Path | None
     ) -> Measurement:
         limit, agree = self.request.max_products, self.processes.least
 
@@ -294,7 +295,10 @@ class Session(Generic[S]):
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
-        notes = [*(self.about.notes or ()), *(imprecise(found, self.problem.dtype) if found else ())]
+        notes = [
+            *(self.about.notes or ()),
+            *(imprecise(found, self.subject.space.dtype, self.subject.computes) if found else ()),
+        ]
         notes += in_ieee_instead(self.request.precision, results)
         problem = self.about.changed(notes=notes, options=asked)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
@@ -307,15 +311,13 @@ class Session(Generic[S]):
             self.state.remove()
 
 
-def state_of(model: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module, in a type that NumPy knows."""
-    found = [*model.parameters(), *model.buffers()]
-    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
+def subject_of(request: Request) -> Subject:
+    """What a request is about."""
+    given = request.problem
+    return GivenOperators(request, given) if isinstance(given, Operators) else Network(request)
 
 
-def checksum_of(found: Iterable[Tensor]) -> int:
-    """A checksum of all these tensors."""
-    total = 0
-    for tensor in found:
-        total = zlib.crc32(as_bytes(tensor).data, total)
-    return total
+def file_name(name: str) -> str:
+    """A name of a file for what others call a matrix: itself where it is a plain word or a few, else with its hash."""
+    plain = re.sub(r"[^\w ,.()+=-]", "_", name)[:60].lstrip(".")
+    return name if plain == name and name else f"{plain}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from spectra.curvature.operator import Curvature
 from spectra.memory import memory_share
 from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
 from spectra.problem.problem import Problem
@@ -22,7 +21,7 @@ from spectra.run.session import Session
 class Prepared:
     """A matrix, and the operator that methods multiply by, split over ranks and with its products logged."""
 
-    curvature: Curvature
+    curvature: Any  # a Curvature, or another matrix with what a measurement tells of it
     operator: SymmetricOperator
     noise: float | None = None  # relative, of one product
     checks: int = 0  # products
@@ -67,7 +66,12 @@ class Together:
     def memory(self) -> int:
         """The bytes that each matrix may take."""
         memory = self.session.request.memory
-        return (memory_share(self.session.problem.device) if memory is None else memory) // self.count
+        return (memory_share(self.session.device) if memory is None else memory) // self.count
+
+    def of(self, name: str, products: int) -> Prepared:
+        """The matrix `name` of what the session is about, for so many products."""
+        matrix = self.session.subject.matrix(self.session, name, products, self.memory, None)
+        return Prepared(matrix, self.session.operator(matrix, name))
 
     def matrix(self, problem: Problem, name: str, products: int, journal: str | None = None) -> Prepared:
         """The matrix `name` of a problem, for so many products; its log is named `journal`, else as the matrix."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
+from typing import Any
 
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import EXACT, IEEE, RTOL
@@ -16,12 +17,18 @@ from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
 from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
-from spectra.operator import CHECKS, Factored, Shaped
+from spectra.krylov.results import TraceEstimate, exact_trace
+from spectra.krylov.sampling import with_sampling_error
+from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, find_on
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
+from spectra.run import by_inputs
+from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
+
+DIAGONAL = "diagonal"  # the method of matrices whose entries are known, unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the traces that are asked for, keep their record and return it."""
     refuse_dense_differences(session.request)
     session.load()
+    if session.request.by_inputs:
+        found, method = by_inputs.traces(session)
+        record = session.record(found, [TraceResult.by_example(one, method) for one in found])
+        session.keep(record)
+        return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))
@@ -75,7 +87,24 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     if asked.method or asked.probes or session.request.earlier:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
-    return {matrix.name: usual_method(matrix, limit and limit - CHECKS) for matrix in matrices}
+    usual = {
+        matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
+        for matrix in matrices
+    }
+    return usual | dict.fromkeys(kernels(session), "gram")
+
+
+def sum_of(matrix: Any) -> float | None:
+    """The sum of the diagonal of a matrix whose entries are known; None of others."""
+    found = find_on("diagonal_sum", matrix)
+    return found() if found else None
+
+
+def diagonal_trace(operator: SymmetricOperator, **_: Any) -> TraceEstimate:
+    """The trace of a matrix whose entries are known: exact, and without a product."""
+    value = sum_of(operator)
+    assert value is not None
+    return exact_trace(value, products=0)
 
 
 def usual_method(matrix: Factored, products: int | None) -> str:
@@ -93,12 +122,16 @@ def usual_method(matrix: Factored, products: int | None) -> str:
 
 def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
     """Estimate one matrix's trace, beside eigenpairs of an earlier run; gram needs none, and only products to check."""
+    if method == DIAGONAL:
+        (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
+        return measurement
     asked, found = session.request.settings, resolve_name(TRACE[method])
     settings = {"rtol": asked.rtol, "probes": asked.probes}
     if method == "gram":
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # exact, as it is asked for
-        corrected = partial(with_deflation(with_correction(found, OF_A_BASIS.get(method, 0.0))), **settings)
+        corrected = with_deflation(with_correction(found, OF_A_BASIS.get(method, 0.0)))
+        corrected = partial(with_sampling_error(corrected), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -211,6 +211,11 @@ def student_quantile(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
+def known_exactly(measure: SpectralMeasure) -> bool:
+    """Whether nodes and weights are the whole distribution of each probe, and not a quadrature of it."""
+    return _split(measure).exact
+
+
 class _Parts(NamedTuple):
     atoms: np.ndarray  # (k,) deflated eigenvalues, each of weight 1/n
     nodes: np.ndarray  # (probes, steps) of the rest; padding repeats a node that has weight

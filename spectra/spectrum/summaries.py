@@ -33,9 +33,8 @@ def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: 
     nodes, weights = (as_cpu_float64(x).numpy() for x in (measure.nodes.clamp(min=lowest), measure.weights))
     values = largest = (weights * nodes / (nodes + damping)).sum(axis=1)
     if semidefinite:
-        values = (
-            largest + [with_zero(*row, measure.deflated, damping) for row in zip(nodes, weights, strict=True)]
-        ) / 2
+        rules = [with_zero(*row, measure.deflated) for row in zip(nodes, weights, strict=True)]
+        values = (largest + [float(w @ (x / (x + damping))) for x, w in rules]) / 2
     spread = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     error = float(measure.dimension * np.abs(largest - values).mean()) if semidefinite else None
     return EffectiveDimension(float(measure.dimension * values.mean()), float(measure.dimension * spread), error)
@@ -59,11 +58,10 @@ def lowest_node(measure: SpectralMeasure, semidefinite: bool) -> float:
     return max(lowest, 0.0) if semidefinite else lowest
 
 
-def with_zero(nodes: np.ndarray, weights: np.ndarray, known: int, damping: float) -> float:
-    """The sum for one probe, whose first `known` nodes are eigenvalues, by Gauss-Radau quadrature of the rest."""
+def with_zero(nodes: np.ndarray, weights: np.ndarray, known: int) -> tuple[np.ndarray, np.ndarray]:
+    """The Gauss-Radau rule of one probe with a node at zero; its first `known` nodes, which are eigenvalues, stay."""
     rest, rest_weights = radau(nodes[known:], weights[known:])
-    nodes, weights = np.append(nodes[:known], rest), np.append(weights[:known], rest_weights)
-    return float(weights @ (nodes / (nodes + damping)))
+    return np.append(nodes[:known], rest), np.append(weights[:known], rest_weights)
 
 
 def radau(nodes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.curvature.displacement import losses, square
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import definition
@@ -24,7 +25,6 @@ from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.surfaces.directions import EIGENVECTOR, Direction
-from spectra.surfaces.displacement import losses, square
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
 from spectra.surfaces.spread import Spread, per_example, spread
 

@@ -56,7 +56,8 @@ class LandscapeSettings:
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:
     """Look at the loss along the directions that are asked for, beside each matrix, and return the record."""
-    problem, asked = session.load(), session.request.settings
+    session.load()
+    problem, asked = session.problem, session.request.settings
     with session.resumable():
         together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
         matrices = [together.matrix(problem, name, products) for name in session.names]

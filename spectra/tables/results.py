@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box
@@ -17,6 +18,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, trace_cells
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -27,6 +29,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
+SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 MEASURED_IN = {  # where the error of finite differences is, by command
     "eig": "residuals are of {}",
     "trace": "the standard error has that in it",
@@ -46,19 +49,42 @@ def eig_text(record: Record) -> str:
 def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
+    single = any(r.spread is not None for r in results)  # of single examples
     tables = []
-    for first in range(0, len(results), 3):  # as many matrices as fit 80 columns
-        some = results[first : first + 3]
-        table = new_table("", *[r.curvature for r in some])
-        for i in range(max(len(r.values) for r in some)):
-            table.add_row(str(i + 1), *[eigenvalue_cell(r, i) for r in some])
+    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
+    exact = all(r.exact for r in results)
+    if not exact:
+        meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
+    if single:
+        meaning = EIGENVALUES
+    for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
+        some = results[first : first + (2 if single else 3)]
+        table = new_table("", *(mean_columns(some) if single else [r.curvature for r in some]))
+        rows = mean_rows(some) if single else eigenvalue_rows(some)
+        for i, cells in enumerate(rows, start=1):
+            table.add_row(str(i), *cells)
         tables.append(table)
+    if not exact:
+        tables += [SAMPLED, sampling_table([r for r in results if not r.exact])]
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
         notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
+
+
+def sampling_table(results: list[EigResult]) -> Table:
+    """Eigenvalues with the standard errors of the samples that their matrices are estimates from."""
+    table = new_table("", *[r.curvature for r in results])
+    for i in range(max(len(r.values) for r in results)):
+        table.add_row(str(i + 1), *[sampled_cell(r, i) for r in results])
+    return table
+
+
+def sampled_cell(result: EigResult, i: int) -> str:
+    """Eigenvalue i with the standard error of its sample, or nothing."""
+    errors = result.sampling_errors
+    return with_error(result.values[i], errors[i], most=6) if errors is not None and i < len(errors) else ""
 
 
 def percentage(share: Share | None) -> str:
@@ -67,6 +93,12 @@ def percentage(share: Share | None) -> str:
         return ""
     value, lower, upper = (100 * number for number in (share.value, share.lower, share.upper))
     return f"{value:.0f} ({lower:.0f}-{upper:.0f})" if upper else "0"
+
+
+def eigenvalue_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
+    """One row an eigenvalue: that of each matrix with its residual."""
+    for i in range(max(len(r.values) for r in results)):
+        yield [eigenvalue_cell(r, i) for r in results]
 
 
 def eigenvalue_cell(result: EigResult, i: int) -> str:
@@ -81,6 +113,12 @@ def trace_text(record: Record) -> str:
 
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
+    if any(r.spread is not None for r in record.results):  # of single examples
+        table, costs = new_table("", "trace", "spread"), new_table("", "products", "s", "set-up s", "converged")
+        for r in record.results:
+            table.add_row(r.curvature, *trace_cells(r))
+            costs.add_row(r.curvature, *cost_cells(r))
+        return [heading(record.problem), TRACES, table, costs, *remarks(record)]
     table = new_table("", "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -101,14 +139,16 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
             percentage(r.negative),
             products_cell(r),
         )
-    probes = len(record.results[0].nodes)
+    probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
     note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
     return [heading(record.problem), note, table, *more, *remarks(record)]
 
 
 def heading(problem: ProblemRecord) -> str:
-    """The line on what was looked at, and its loss."""
+    """The line on what was looked at, and its loss; of operators what each is."""
+    if problem.operators:
+        return "; ".join(f"{quoted(one.spec)}: {quoted(one.described())}" for one in problem.operators)
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     seed = "" if problem.model_holds_weights else f", as built with seed {problem.seed}"
     where = checkpoint if problem.checkpoint else f"{model}{seed}"
@@ -116,25 +156,34 @@ def heading(problem: ProblemRecord) -> str:
     some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""
     part = f", part {quoted(problem.loss_part)}:" if problem.loss_part else ""
-    return (
-        f"{where} on {data}{transform}: "
-        f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}, "
-        f"{loss}{part} {problem.loss_value:.4g}"
-    )
+    sizes = f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}"
+    if size := problem.get("input_size"):
+        sizes = f"by inputs of {counted(size, 'number')}, {counted(problem.samples or problem.examples, 'example')}"
+    return f"{where} on {data}{transform}: {sizes}, {loss}{part} {problem.loss_value:.4g}"
 
 
 def remarks(record: Record) -> list[str]:
     """The lines below the tables on what a reader of the numbers has to know besides."""
-    size, examples = record.problem.batch_size, record.problem.examples
     lines = [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
         for r in record.results
         if r.projected_from
     ]
+    lines += [
+        f"{r.curvature}: is itself an estimate; the standard error holds {r.sampling_error:.2g} of its sample"
+        for r in record.results
+        if getattr(r, "sampling_error", None) is not None
+    ]
     if any(r.curvature == "fisher-batch" for r in record.results):
-        split = f"batches of {size} of {counted(examples, 'example')}"
+        size, examples = record.problem.batch_size, counted(record.problem.examples, "example")
+        split = f"batches of {size} of {examples}"
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [difference_line(record.command, r) for r in record.results if r.finite_difference]
+    lines += [
+        f"ntk: a matrix over {counted(record.problem.samples or 0, 'example')}, not divided by their number"
+        for r in record.results
+        if r.curvature == "ntk" and record.problem.get("operators") is None
+    ]
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
         f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.engine.differentiation import explained, gradient, switched, twice_differentiable
@@ -13,13 +14,15 @@ from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.problem.hooks import HookTable, hook_tables, watched
 from spectra.problem.model_checks import fewest
 from spectra.problem.problem import Problem
+from spectra.problem.side_effects import modules
 from spectra.wording import counted
 
 SHOWN = 5  # names in a line
 
 
 def model_notes(problem: Problem) -> list[str]:
-    """One line for each kind: hooks that change gradients, unused or detached parameters, autocast.
+    """One line for each kind: hooks that change gradients, unused or detached parameters, autocast; and what modules
+    with a method `spectra_notes(problem)` tell of themselves.
 
     Takes one gradient of two examples where there are hooks, and forward passes of up to a thousand where a parameter
     is not reached by the first.
@@ -31,6 +34,7 @@ def model_notes(problem: Problem) -> list[str]:
         hooks, inside = observed(problem, places)
         missing = unused_parameters(problem)
         whole = takes_whole_batches(problem)
+        own = [line for module in modules(problem.model) for line in told_by(module, problem)]
     notes = []
     if whole:
         notes.append(
@@ -50,7 +54,13 @@ def model_notes(problem: Problem) -> list[str]:
         )
     if inside:
         notes.append(f"the model's forward runs under autocast to {listed(inside)}: products are as exact as that type")
-    return notes
+    return notes + own
+
+
+def told_by(module: nn.Module, problem: Problem) -> Sequence[str]:
+    """The lines that a module has for the reader of a result; most have none."""
+    tell: Callable[[Problem], Sequence[str]] | None = getattr(module, "spectra_notes", None)
+    return tell(problem) if tell else ()
 
 
 def listed(names: Sequence[str]) -> str:

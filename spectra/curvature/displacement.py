@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -37,14 +37,24 @@ def losses(
 ) -> list[float]:
     """The mean loss, weight decay included, at theta + z'D for each z of `coordinates` (points, k); D is (k, n).
 
+    Costs, values and errors are those of `displaced_losses`.
+    """
+    return displaced_losses(problem, (z @ directions for z in torch.as_tensor(coordinates).to(directions)), watch)
+
+
+def displaced_losses(
+    problem: Problem, steps: Iterable[Tensor], watch: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The mean loss, weight decay included, at theta + s for each step s (n,).
+
     A forward pass over the data each, after a call of `watch`. What is not finite is nan: far away a loss may well
     overflow. Raises SpectraError where the model fails.
     """
     totals, shrinkage = [], []
     with twice_differentiable(problem.model), explained(), torch.no_grad():
-        for z in torch.as_tensor(coordinates).to(directions):
+        for step in steps:
             watch()
-            with displaced(problem.leaves, problem.tensors(z @ directions)):
+            with displaced(problem.leaves, problem.tensors(step)):
                 totals.append(total_loss(problem))
                 shrinkage.append(problem.weight_decay * square(problem) / 2 if problem.weight_decay else 0.0)
     means = [total / problem.weight for total in problem.processes.totals(*totals)]

@@ -1,0 +1,274 @@
+"""Operators that a user names or gives, in place of a network: files of numbers, objects by their place, and objects.
+
+    matrix.npy                      a dense matrix, which stays in its file
+    matrix.npz                      a dense matrix (?key=NAME of several arrays), or a SciPy sparse one
+    matrix.mtx, matrix.mtx.gz       Matrix Market
+    file.py:name, package.module:name
+                                    anything that `as_operator` takes, or a function that returns it (?key=value)
+
+No pickle is read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.errors import ArgumentError, SpectraError, describe
+from spectra.files import open_regular
+from spectra.given_operator import Products, as_operator, refuse_entries, size_of
+from spectra.inputs.checkpoint_folder import sha256
+from spectra.inputs.devices import DTYPES
+from spectra.inputs.given import GIVEN
+from spectra.inputs.origin import is_code, is_path, place_of
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, told_missing
+from spectra.memory import taking_memory
+from spectra.quoting import quoted
+from spectra.records.problem import OperatorRecord
+
+OPTION = "`operator`"
+LONGEST = 60  # characters of an operator's own name
+SPARSE = {"format", "shape", "data"}  # arrays of a file that scipy.sparse.save_npz has written
+ONE = "name a file.npy, .npz or .mtx, or file.py:name or package.module:name"
+
+
+@dataclass(frozen=True)
+class GivenOperator:
+    """An operator that was named or given, ready for products, and what a record tells of it."""
+
+    operator: Any  # a SymmetricOperator
+    record: OperatorRecord
+    notes: list[str]
+    seconds: float  # that it took to read and check
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.record.name
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Operators that a request is about, in place of a problem.
+
+    Attributes:
+        given: names, as on the command line, or objects that `as_operator` takes.
+        device: to which matrices of entries go; None: that of a tensor, else auto.
+        dtype: float32 or float64, in which entries are multiplied; None: their own.
+        seed: of random vectors.
+    """
+
+    given: tuple[Any, ...]
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    seed: int = 0
+
+    def load(self) -> list[GivenOperator]:
+        """All operators, with names of their own and of one dtype. Raises SpectraError."""
+        dtype = chosen_dtype(self.dtype)
+        found = [load_operator(one, dtype) for one in self.given]
+        if len({one.operator.dtype for one in found}) > 1:  # all are multiplied by the same vectors
+            found = [load_operator(one, torch.float64) for one in self.given]
+        return with_own_names(found)
+
+
+def chosen_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype asked for, or None. Raises ArgumentError."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
+    return DTYPES[name]
+
+
+def with_own_names(found: Sequence[GivenOperator]) -> list[GivenOperator]:
+    """The operators, of which no two have the same name: of equal ones all but the first are numbered."""
+    taken: dict[str, int] = {}
+    kept = []
+    for one in found:
+        taken[one.name] = count = taken.get(one.name, 0) + 1
+        record = one.record.changed(name=f"{one.name} ({count})") if count > 1 else one.record
+        kept.append(GivenOperator(one.operator, record, one.notes, one.seconds))
+    return kept
+
+
+def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator:
+    """One operator, from its name or as it is. Raises SpectraError."""
+    start = time.perf_counter()
+    spec = quoted(given) if isinstance(given, str) else f"{type(given).__name__} {GIVEN}"
+    with taking_memory(f"{OPTION} {spec}", "take a smaller matrix, or a function that multiplies by it"):
+        value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
+        notes: list[str] = []
+        with said_of(spec):
+            operator = as_operator(value, symmetric=False, tell=notes.append)
+            if isinstance(operator, Tensor):
+                refuse_entries(operator, "operator", single=False)
+            operator = as_operator(operator, dtype=dtype, symmetric=False, tell=notes.append)
+    own = getattr(value, "name", None)
+    told = getattr(value, "notes", None)
+    record = OperatorRecord(
+        spec=spec,
+        name=quoted(own, LONGEST) if isinstance(own, str) and own else name,
+        kind=kind_of(operator),
+        size=operator.shape[0],
+        entries=stored_entries(operator),
+        dtype=str(operator.dtype).removeprefix("torch."),
+        sha256=digest,
+    )
+    notes += [str(note) for note in told] if isinstance(told, list | tuple) else []
+    return GivenOperator(operator, record, notes, time.perf_counter() - start)
+
+
+@contextmanager
+def said_of(spec: str):
+    """A context in which errors about `operator` name it."""
+    try:
+        yield
+    except ArgumentError as error:
+        text = str(error).removeprefix(OPTION).lstrip(": ")
+        raise SpectraError(f"{OPTION} {spec}: {text}") from error
+
+
+def kind_of(operator: Any) -> str:
+    """What an operator is, in a word or a few."""
+    if isinstance(operator, Tensor):
+        return "dense" if operator.layout is torch.strided else "sparse"
+    return operator.what if isinstance(operator, Products) else type(operator).__name__
+
+
+def stored_entries(operator: Any) -> int | None:
+    """The number of entries that are held; None of what is known by its products alone."""
+    if not isinstance(operator, Tensor):
+        return None
+    return operator.numel() if operator.layout is torch.strided else operator.values().numel()
+
+
+def found_at(spec: str) -> tuple[Any, str, str | None]:
+    """The object that a name stands for, what results call it, and the SHA-256 of the file it is in."""
+    name, options = parse_spec(spec, OPTION)
+    if is_code(name):
+        return named_object(name, options)
+    suffix = next((one for one in READERS if name.lower().endswith(one)), None)
+    if suffix is None:
+        raise input_error(OPTION, spec, f"is no kind of matrix that is known; {ONE}")
+    reader = READERS[suffix]
+    if reader is not read_npz and options:
+        raise input_error(OPTION, spec, f"it takes no options; write {name}")
+    path = Path(name)
+    try:
+        with open_regular(path):  # a pipe, or nothing at all, is refused before a library meets it
+            pass
+        found = reader(path, spec, options)
+        digest = sha256(path)
+    except SpectraError:
+        raise
+    except OSError as error:
+        text = told_missing(path, "there is no such file") if isinstance(error, FileNotFoundError) else error.strerror
+        raise input_error(OPTION, spec, f"{text or describe(error)}; check the path") from error
+    return found, path.name[: -len(suffix)] or path.name, digest
+
+
+def named_object(name: str, options: dict[str, Any]) -> tuple[Any, str, str | None]:
+    """The object at `file.py:name` or `package.module:name`; a function without a size is called for it."""
+    value = resolve(name, OPTION)
+    if options or builds(value):
+        if not options and wants_vector(value):
+            text = "it takes a vector, and does not say of which size; write its size beside it, as NAME.size = n"
+            raise input_error(OPTION, name, text)
+        value = call(value, name, options, OPTION)
+    place = place_of(name)
+    digest = sha256(Path(place)) if is_path(place) else None
+    return value, name.rpartition(":")[2], digest
+
+
+def builds(value: Any) -> bool:
+    """Whether a value is a function or a class that returns an operator, and none itself."""
+    return inspect.isclass(value) or (callable(value) and size_of(value) is None and not hasattr(value, "shape"))
+
+
+def wants_vector(value: Any) -> bool:
+    """Whether a function has an argument that must be given, as one that multiplies has."""
+    parameters = getattr(signature_of(value), "parameters", {}).values()
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def read_npy(path: Path, spec: str, _options: dict[str, Any]) -> np.ndarray:
+    """The array of a .npy file, mapped into memory: pages of it are read as they are multiplied."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:
+        raise damaged(spec, "npy", "numpy.save(file, A)", error) from error
+
+
+def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
+    """The matrix of a .npz file: as scipy.sparse.save_npz writes it, or the one array of two dimensions."""
+    if unknown := options.keys() - {"key"}:
+        raise input_error(OPTION, spec, f"it has no option {min(unknown)}; write {path}?key=NAME")
+    try:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            names = list(arrays)
+            if set(names) >= SPARSE:
+                return read_sparse(path)
+            key = str(options["key"]) if "key" in options else names[0] if len(names) == 1 else ""
+            if key in names:
+                return arrays[key]
+    except OSError:
+        raise
+    except Exception as error:
+        way_out = "numpy.savez(file, A=A) or scipy.sparse.save_npz(file, A)"
+        raise damaged(spec, "npz", way_out, error) from error
+    if "key" in options:
+        raise input_error(OPTION, spec, f"it has no array {quoted(options['key'], 40)}; {suggest(key, names)}")
+    held = ", ".join(quoted(one, 40) for one in names[:5]) or "nothing"
+    raise input_error(OPTION, spec, f"it holds {held}; name one of its arrays, as {path}?key=NAME")
+
+
+def read_sparse(path: Path) -> Any:
+    """The matrix that scipy.sparse.save_npz has written; its indices are checked, since nobody else does."""
+    from scipy import sparse
+
+    matrix = sparse.load_npz(path)
+    if hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
+    return matrix
+
+
+def read_matrix_market(path: Path, spec: str, _options: dict[str, Any]) -> Any:
+    """The matrix of a Matrix Market file, dense or sparse."""
+    from scipy.io import mmread
+
+    try:
+        return mmread(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise damaged(spec, "Matrix Market", "scipy.io.mmwrite(file, A)", error) from error
+
+
+READERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {  # by the end of a file's name
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".mtx": read_matrix_market,
+    ".mtx.gz": read_matrix_market,
+    ".mtx.bz2": read_matrix_market,
+}
+
+
+def damaged(spec: str, kind: str, way_out: str, error: Exception) -> SpectraError:
+    """The error for a file that is not what its name says: NumPy's own message speaks of pickles, which none reads."""
+    pickled = any(sign in str(error).lower() for sign in ("pickle", "object"))
+    why = "it holds Python objects, which are never unpickled, or" if pickled else "it is damaged, or"
+    text = f"{why} no {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
+    return input_error(OPTION, spec, text)

@@ -1,0 +1,105 @@
+"""The damping that makes a symmetric matrix positive definite, from its extremal eigenvalues."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spectra.arguments import require_number
+from spectra.defaults import TOLERANCE
+from spectra.given_operator import as_operator
+from spectra.krylov.eigenpairs import eigenpairs
+from spectra.krylov.results import Progress
+
+CONDITION = 1e4  # of A + damping I: CG then takes some hundreds of products at most
+
+
+@dataclass(frozen=True)
+class Damping:
+    """A damping that makes A + damping I positive definite, and what it rests on.
+
+    `necessary` is what the lowest eigenvalue alone demands, with its error; `value` adds the margin that keeps the
+    condition number within bounds.
+    """
+
+    value: float  # with it, the condition number of A + damping I is `condition` at most
+    necessary: float  # max(0, error - lowest): any damping above it makes the matrix positive definite
+    lowest: float  # the lowest eigenvalue found
+    error: float  # its residual, and what the search for missed eigenvalues leaves open below it
+    highest: float  # the highest eigenvalue found, and its residual
+    condition: float
+    products: int
+    converged: bool
+    complete: bool | None  # whether that search excludes a lower eigenvalue, with probability 0.99; None: no search
+
+    @property
+    def lower_bound(self) -> float:
+        """The lowest eigenvalue found less its error, as `solve` takes it for error bounds."""
+        return self.lowest - self.error
+
+
+def damping_for(
+    operator: Any,
+    *,
+    condition: float = CONDITION,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> Damping:
+    """Find the least damping >= 0 with which A + damping I is positive definite, of a bounded condition number.
+
+    With eigenvalues from a to c, that is max(0, (c - condition a) / (condition - 1)). For a stands the lowest
+    eigenvalue found less its error, so that an eigenvalue on the safe side is made positive.
+
+    Args:
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        condition: the largest condition number of A + damping I, above 1. CG takes about its square root times
+            log(2 / tolerance) / 2 products.
+        tolerance: the relative residual of the two eigenvalues.
+        seed: the seed of the random starting vectors, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+        max_products: the largest number of products, by default that of `eigenpairs`.
+        progress: called after each test of convergence.
+
+    Returns:
+        A Damping; its numbers are nan where products are not finite, or too few to find both ends of the spectrum.
+
+    Raises:
+        ArgumentError: an argument is wrong (a SpectraError and a ValueError).
+    """
+    require_number("condition", condition, least=1 + 1e-6, finite=True)
+    operator = as_operator(operator)
+    k = 2 if operator.shape[0] > 1 else 1
+    pairs = eigenpairs(
+        operator,
+        k,
+        which="BE",
+        tolerance=tolerance,
+        seed=seed,
+        generator=generator,
+        max_products=max_products,
+        progress=progress,
+    )
+    if len(pairs.values) < k or not pairs.values.isfinite().all():
+        unknown = [math.nan] * 5
+        return Damping(*unknown, condition=condition, products=pairs.products, converged=False, complete=None)
+    lowest, highest = pairs.values.min().item(), (pairs.values + pairs.residuals).max().item()
+    least = (pairs.values - pairs.residuals).min().item()
+    if pairs.complement is not None and not pairs.complete:
+        least = min(least, pairs.complement[0])
+    return Damping(
+        value=max(0.0, (highest - condition * least) / (condition - 1)),
+        necessary=max(0.0, -least),
+        lowest=lowest,
+        error=lowest - least,
+        highest=highest,
+        condition=condition,
+        products=pairs.products,
+        converged=pairs.converged,
+        complete=pairs.complete,
+    )

@@ -1,0 +1,312 @@
+"""Spectra of N equal diagonal blocks at once: D = diag(A_1, ..., A_N), each block of d rows.
+
+One product of D has the products of all blocks. So d products give every matrix whole, and a step of Lanczos, a sample
+of Hutchinson's or a check costs one product for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectra.arguments import require_integer
+from spectra.defaults import RTOL, TOLERANCE
+from spectra.errors import SpectraError
+from spectra.krylov.block_diagonal import block_eigenpairs
+from spectra.krylov.blocks import columns, fitting_vectors
+from spectra.krylov.convergence import allowed_residuals
+from spectra.krylov.eigensolver import SMALL, usual_products
+from spectra.krylov.hutchinson import EACH, FEWEST, affordable, budgeted
+from spectra.krylov.limits import refuse_search
+from spectra.krylov.results import BlockEigenpairs, BlockTraces, Progress, select
+from spectra.memory import memory_share
+from spectra.operator import (
+    Counting,
+    Shaped,
+    SymmetricOperator,
+    Wrapper,
+    checkpointed,
+    in_ieee,
+    placed,
+    random_signs,
+)
+from spectra.vectors import full_tensor, without_autocast
+from spectra.wording import counted
+
+EXAMPLES = 256  # matrices that are decomposed together
+
+
+class Whole(Wrapper):
+    """The operator on vectors that are whole on every process, as those of single blocks are too small to shard."""
+
+    @property
+    def mesh(self) -> None:
+        """None: vectors are not sharded."""
+        return None
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        rows = vectors[None] if vectors.ndim == 1 else vectors.T
+        return full_tensor(self.operator @ placed(rows, self.operator).T).view_as(vectors)
+
+
+def dense_pays(size: int, blocks: int, k: int, operator: Shaped) -> bool:
+    """Whether all matrices are sooner made whole than searched: where they have few rows, and memory holds them."""
+    return size <= max(SMALL, usual_products(k)) and dense_bytes(size, blocks) <= memory_share(operator.device)
+
+
+def dense_bytes(size: int, blocks: int) -> int:
+    """The bytes of all matrices in float64."""
+    return blocks * size**2 * torch.float64.itemsize
+
+
+@without_autocast()
+def lanczos_blocks(
+    operator: SymmetricOperator,
+    k: int,
+    *,
+    blocks: int,
+    which: str = "LM",
+    tolerance: float = TOLERANCE,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> BlockEigenpairs:
+    """Compute `k` eigenpairs of each of the equal diagonal blocks by Lanczos, which advance together.
+
+    Args:
+        operator: the block-diagonal matrix D (N d, N d).
+        k: the number of eigenpairs a block.
+        blocks: the number N of blocks.
+        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
+        tolerance: the relative residual of a converged pair.
+        generator: a CPU generator.
+        max_products: the largest number of products of a block; blocks that want several at once may add to it.
+        progress: called after each joint product.
+    """
+    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    refuse_search(size, k, which, tolerance, max_products)
+    places = torch.arange(blocks * size, device=operator.device).view(blocks, size)
+
+    def report(products: int, **numbers: float) -> None:
+        if progress:
+            progress(products=matrix.products, **numbers)  # of all blocks together
+
+    found = block_eigenpairs(
+        matrix,
+        list(places),
+        k,
+        which=which,
+        tolerance=tolerance,
+        generator=generator,
+        max_products=max_products,
+        progress=report,
+    )
+    complete = [pairs.complete for pairs in found]
+    return BlockEigenpairs(
+        values=torch.stack([pairs.values for pairs in found]),
+        vectors=torch.stack([pairs.vectors.cpu() for pairs in found]),
+        residuals=torch.stack([pairs.residuals for pairs in found]),
+        error_estimates=torch.stack([pairs.error_estimates for pairs in found]),
+        products=matrix.products,
+        converged=all(pairs.converged for pairs in found),
+        complete=None if None in complete else all(complete),
+    )
+
+
+@without_autocast()
+def dense_blocks(
+    operator: SymmetricOperator,
+    k: int,
+    *,
+    blocks: int,
+    which: str = "LM",
+    tolerance: float = TOLERANCE,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> BlockEigenpairs:
+    """Compute `k` eigenpairs of each of the equal diagonal blocks exactly: d products make all of them whole.
+
+    The arguments are those of `lanczos_blocks`. The residuals are those of the matrices before they are made symmetric,
+    so that the rounding of products shows in them.
+
+    Raises SpectraError where memory does not hold the blocks, or `max_products` are fewer than d.
+    """
+    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    refuse_search(size, k, which, tolerance, max_products)
+    refuse_large(matrix, size, blocks, max_products)
+    dense = torch.empty(blocks, size, size, dtype=torch.float64)
+    for first, images in block_columns(matrix, size, blocks):
+        dense[:, :, first : first + images.shape[2]] = images
+        if progress:
+            progress(products=matrix.products, wanted=size)
+    if not dense.isfinite().all():
+        missing = torch.full((blocks, k), math.nan, dtype=torch.float64)
+        vectors = torch.full((blocks, k, size), math.nan, dtype=operator.dtype)
+        return BlockEigenpairs(missing, vectors, missing, missing, matrix.products, converged=False)
+    parts = [decomposed(some, k, which, tolerance, operator.dtype) for some in dense.split(EXAMPLES)]
+    values, vectors, residuals, allowed = (torch.cat(found) for found in zip(*parts, strict=True))
+    return BlockEigenpairs(
+        values=values,
+        vectors=vectors,
+        residuals=residuals,
+        error_estimates=residuals,
+        products=matrix.products,
+        converged=bool((residuals <= allowed).all()),
+        complete=True,
+    )
+
+
+def decomposed(matrices: Tensor, k: int, which: str, tolerance: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Values (b, k), vectors (b, k, d), residuals (b, k) and those allowed, of matrices (b, d, d)."""
+    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
+    sizes = values.abs().amax(dim=1).tolist()
+    chosen = torch.stack([select(row, k, which) for row in values])
+    values = values.gather(1, chosen)
+    vectors = vectors.gather(2, chosen[:, None].expand(-1, vectors.shape[1], -1))
+    residuals = torch.linalg.vector_norm(matrices @ vectors - vectors * values[:, None], dim=1)
+    allowed = [allowed_residuals(row, size, tolerance, dtype) for row, size in zip(values, sizes, strict=True)]
+    return values, vectors.mT.to(dtype), residuals, torch.stack(allowed)
+
+
+@without_autocast()
+def dense_block_traces(
+    operator: SymmetricOperator,
+    *,
+    blocks: int,
+    rtol: float = RTOL,
+    probes: int | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> BlockTraces:
+    """Compute the trace of each of the equal diagonal blocks exactly, by d products.
+
+    The arguments are those of `hutchinson_blocks`; `rtol` and `probes` are not needed.
+    """
+    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    refuse_large(matrix, size, 0, max_products)
+    values = torch.zeros(blocks, dtype=torch.float64)
+    for first, images in block_columns(matrix, size, blocks):
+        values += images[:, first : first + images.shape[2]].diagonal(dim1=1, dim2=2).sum(dim=1)
+        if progress:
+            progress(products=matrix.products, wanted=size)
+    exact = torch.zeros_like(values)
+    finite = bool(values.isfinite().all())
+    return BlockTraces(
+        values, exact, spread=spread_of(values), spread_error=0.0, products=matrix.products, converged=finite
+    )
+
+
+@without_autocast()
+def hutchinson_blocks(
+    operator: SymmetricOperator,
+    *,
+    blocks: int,
+    rtol: float = RTOL,
+    probes: int | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> BlockTraces:
+    """Estimate the trace of each of the equal diagonal blocks by the means of w'A_i w over random sign vectors w.
+
+    Samples are drawn until the standard error of the mean over blocks is below rtol |mean|; `probes` fixes their number
+    instead. What the errors of single traces add to the spread over blocks is taken off it.
+
+    Args:
+        operator: the block-diagonal matrix D (N d, N d).
+        blocks: the number N of blocks.
+        rtol: the relative standard error of the mean.
+        probes: the number of samples, in place of `rtol`.
+        generator: a CPU generator.
+        max_products: the largest number of products.
+        progress: called with products, trace and standard error.
+    """
+    matrix = Counting(Whole(in_ieee(operator)))
+    budget, widest = budgeted(max_products, probes), columns(fitting_vectors(matrix), EACH)
+    samples = torch.empty(0, blocks, dtype=torch.float64)
+
+    def draw(count: int) -> Tensor:
+        signs = random_signs(matrix, count, generator)
+        return ((matrix @ signs.T).T.double() * signs).view(count, blocks, -1).sum(dim=2).cpu()
+
+    found = traces_of(samples, 0)
+    while matrix.products < budget and (probes is None or len(samples) < probes):
+        wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
+        count = affordable(min(wanted, widest), budget - matrix.products)
+        samples = torch.cat([samples, checkpointed(matrix, partial(draw, count), generator)])
+        found = traces_of(samples, matrix.products)
+        if progress:
+            progress(products=matrix.products, trace=found.mean, standard_error=found.error)
+        if not math.isfinite(found.mean) or (
+            probes is None and len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
+        ):
+            break
+    enough = len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
+    met = enough if probes is None else len(samples) == probes
+    return traces_of(samples, matrix.products, bool(met and math.isfinite(found.error)))
+
+
+def traces_of(samples: Tensor, products: int, converged: bool = False) -> BlockTraces:
+    """The traces of blocks from samples (p, N): their means, and the spread that is left without their errors.
+
+    The error of the spread is that of the jackknife over samples.
+    """
+    p, blocks = samples.shape
+    values = samples.mean(dim=0) if p else torch.full((blocks,), math.nan, dtype=torch.float64)
+    if p < 2:
+        unknown = torch.full_like(values, math.inf)
+        return BlockTraces(values, unknown, math.nan, math.nan, products, converged)
+    variances = samples.var(dim=0) / p
+    spread = clear_spread(values, variances)
+    spread_error = math.nan
+    if p > 2:
+        sums, squares = samples.sum(dim=0), samples.square().sum(dim=0)
+        left_out = []
+        for row in samples:
+            means = (sums - row) / (p - 1)
+            rest = ((squares - row.square()) / (p - 1) - means.square()).clamp(min=0) / (p - 2)
+            left_out.append(clear_spread(means, rest))
+        spread_error = (p - 1) / math.sqrt(p) * torch.tensor(left_out, dtype=torch.float64).std().item()
+    return BlockTraces(values, variances.sqrt(), spread, spread_error, products, converged)
+
+
+def clear_spread(values: Tensor, variances: Tensor) -> float:
+    """The standard deviation of true values, of which these are estimates with such variances."""
+    return math.sqrt(max(0.0, spread_of(values) ** 2 - variances.mean().item() * (1 - 1 / len(values))))
+
+
+def spread_of(values: Tensor) -> float:
+    """The standard deviation of the values themselves: 0 of one."""
+    return values.std(correction=0).item()
+
+
+def block_columns(matrix: Counting, size: int, blocks: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield columns of all blocks: the first column's number, and (N, d, columns), on the CPU in float64."""
+    widest = columns(fitting_vectors(matrix), EACH)
+    for first in range(0, size, widest):
+        width = min(widest, size - first)
+        rows = torch.zeros(width, blocks, size, dtype=matrix.dtype, device=matrix.device)
+        for j in range(width):
+            rows[j, :, first + j] = 1
+        yield first, (matrix @ rows.view(width, -1).T).double().cpu().view(blocks, size, width)
+
+
+def refuse_large(matrix: Counting, size: int, blocks: int, max_products: int | None) -> None:
+    """Raise SpectraError where memory does not hold all matrices, or `max_products` are fewer than they take."""
+    require_integer("blocks", blocks, least=0)
+    if max_products is not None and size > max_products:
+        raise SpectraError(
+            f"`max_products`: {max_products} are left, but `method` dense takes {size:,}, one a row of a block; choose "
+            "another method"
+        )
+    if dense_bytes(size, blocks) > memory_share(matrix.device):
+        raise SpectraError(
+            f"`method` dense: {counted(blocks, 'matrix', 'matrices')} of {size:,} rows are more than memory holds; "
+            "choose another method, or fewer `samples`"
+        )

@@ -1,0 +1,79 @@
+"""The spectral preconditioner of a shifted matrix: known eigenvectors are solved for exactly, and then out of the way.
+
+For orthonormal eigenvectors U of A + damping I with eigenvalues L, M^(1/2) = I + U'((level / |L|)^(1/2) - 1)U makes all
+of L `level` in M^(1/2) (A + damping I) M^(1/2), up to sign, where `level` is a size of the other eigenvalues. The
+method then works on that matrix as on any other. Eigenvectors that are known to a tolerance only, or not at all those
+of the matrix, change the number of steps, not the solution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.krylov.eigensolver import ReverseCommunication
+from spectra.krylov.results import Eigenpairs
+from spectra.operator import Deflated, SymmetricOperator
+from spectra.vectors import map_shards, norm, on_device, sum_shards
+
+
+@dataclass(frozen=True)
+class SpectralPreconditioner:
+    """The preconditioner of known eigenvectors."""
+
+    basis: Tensor  # (m, n), orthonormal rows, in the memory of the device or of its host
+    values: Tensor  # (m,), float64: eigenvalues of A + damping I
+    level: float  # a size of the other eigenvalues
+    device: torch.device  # of the matrix
+
+    def vector(self, index: int) -> Tensor:
+        """The eigenvector (n,) of this index, on the device of the matrix."""
+        return on_device(self.basis[index], self.device)
+
+    def start(self, b: Tensor) -> Tensor:
+        """U'L^-1 U b: the solution in the span of the eigenvectors, for b (n,)."""
+        return self._along(b, 1 / self.values)
+
+    def root(self, vector: Tensor) -> Tensor:
+        """M^(1/2) v for a vector (n,)."""
+        return vector + self._along(vector, (self.level / self.values.abs()).sqrt() - 1)
+
+    def _along(self, vector: Tensor, factors: Tensor) -> Tensor:
+        """U'(factors o U v), on the device of v."""
+        device, vector = vector.device, on_device(vector, self.basis.device)
+        along = sum_shards(torch.mv, self.basis, vector)
+        along = along * factors.to(along)
+        return on_device(map_shards(lambda part, basis: basis.T @ along, vector, self.basis), device)
+
+    def around(self, run: ReverseCommunication) -> ReverseCommunication:
+        """Give a method M^(1/2) A M^(1/2) in place of A, and return its answer."""
+        product = None
+        while True:
+            try:
+                wanted = run.send(product)
+            except StopIteration as end:
+                return end.value
+            product = self.root((yield self.root(wanted)))
+
+
+def spectral_preconditioner(
+    operator: SymmetricOperator, known: Eigenpairs, damping: float, b: Tensor
+) -> SpectralPreconditioner | None:
+    """The preconditioner for A + damping I, which `operator` is, at the price of one product.
+
+    The level is |A w| / |w| for the part w of b (n,) that is orthogonal to the eigenvectors: it lies among the sizes of
+    the other eigenvalues. Pairs whose shifted eigenvalue is less than its residual are left out; None where none are
+    left.
+    """
+    values = known.values + damping
+    good = (values.abs() > known.residuals).nonzero().flatten()
+    if not len(good):
+        return None
+    basis, values = map_shards(lambda rows: rows[good.to(rows.device)], known.vectors), values[good]
+    rest, level = Deflated(operator, basis).project(b), values.abs().min().item()
+    if norm(rest) > torch.finfo(b.dtype).eps ** 0.5 * norm(b) and len(basis) < operator.shape[0]:
+        rest = rest / norm(rest)
+        level = norm(operator @ rest) or level
+    return SpectralPreconditioner(basis, values, level, operator.device)

@@ -1,0 +1,105 @@
+"""Spectra of the matrices of single examples by their inputs: eigenvalues, traces and the density of all examples.
+
+The operator is the block-diagonal matrix of all examples. `run.eig`, `trace` and `density` come here for a problem that
+is differentiated by inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spectra.defaults import IEEE
+from spectra.errors import SpectraError
+from spectra.krylov.equal_blocks import Whole, dense_pays
+from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
+from spectra.operator import Counting, SymmetricOperator, random_vectors
+from spectra.problem.by_inputs import InputProblem
+from spectra.problem.space import Space
+from spectra.run.measurement import Measurement
+from spectra.vectors import full_tensor
+
+if TYPE_CHECKING:
+    from spectra.run.session import Session
+
+DENSE_TRACE = 256  # rows: so many products are exact for every example, where a sample of one may be far off
+APART = torch.finfo(torch.float32).eps ** 0.5  # of a product: what may be in other blocks by rounding
+
+
+def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measurement], str]:
+    """The eigenpairs of every example's matrix, a measurement a matrix, and the method that found them.
+
+    lanczos makes small matrices whole, which takes no more products. `lean` makes a method leave out vectors that are
+    too many.
+    """
+    problem, asked = by_input(session), session.request.settings
+    method = asked.method
+    limit = session.request.max_products
+    enough = limit is None or limit > problem.input_size + session.checks
+    if method == "lanczos" and enough and dense_pays(problem.input_size, problem.count, asked.k, Space(problem)):
+        method = "dense"
+    solve = partial(resolve_name(EIG_BLOCKS[method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
+    expected = problem.input_size if method == "dense" else 20 + 3 * asked.k
+    solve = lean(partial(solve, blocks=problem.count))
+    return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
+
+
+def traces(session: Session) -> tuple[list[Measurement], str]:
+    """The traces of every example's matrix, a measurement a matrix, and the method that found them."""
+    problem, asked = by_input(session), session.request.settings
+    method = asked.method
+    if method is None:
+        method = "hutchinson" if asked.probes or problem.input_size > DENSE_TRACE else "dense"
+    solve = partial(resolve_name(TRACE_BLOCKS[method]), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
+    expected = problem.input_size if method == "dense" else asked.probes or 100
+    return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
+
+
+def by_input(session: Session) -> InputProblem:
+    """The session's problem, which is one by inputs."""
+    assert isinstance(session.problem, InputProblem)
+    return session.problem
+
+
+def of_single_examples(
+    solve: Callable[..., Any],
+    blocks: int,
+    operator: SymmetricOperator,
+    *,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    **options: Any,
+) -> Any:
+    """The answer of a method, once a product has shown that the matrix is made of its blocks alone.
+
+    Raises SpectraError where it is not: where the loss of an example depends on the inputs of others.
+    """
+    matrix = Counting(operator)
+    if blocks > 1:
+        refuse_mixed(matrix, blocks, generator)
+    left = None if max_products is None else max_products - matrix.products
+    answer = solve(operator, generator=generator, max_products=left, **options)
+    return replace(answer, products=answer.products + matrix.products)
+
+
+def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Generator) -> None:
+    """Raise SpectraError where a product with some blocks of a vector has entries in other blocks; one product."""
+    drawn = full_tensor(random_vectors(matrix, 1, generator))[0].view(blocks, -1)
+    kept = torch.randperm(blocks, generator=generator)[: blocks // 2].to(drawn.device)
+    vector = torch.zeros_like(drawn)
+    vector[kept] = drawn[kept]
+    image: Tensor = (Whole(matrix) @ vector.flatten()).view(blocks, -1)
+    size = image.norm().item()
+    image[kept] = 0
+    if image.norm().item() > APART * size:
+        raise SpectraError(
+            "`wrt` inputs: the loss of an example depends on the inputs of others (by "
+            f"{image.norm().item() / size:.1e} of a product), so examples have no matrices of their own; look for "
+            "means over dimension 0 in the model, and for comparisons of examples in the loss"
+        )

@@ -1,0 +1,117 @@
+"""A network with its loss and data as the subject of a run: matrices of curvature."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.footprint import tensors
+from spectra.curvature.factor.tangent_kernel import TangentKernelOperator
+from spectra.curvature.matrices import KERNELS
+from spectra.curvature.operator import Curvature
+from spectra.inputs.problem import Loaded
+from spectra.operator import SymmetricOperator
+from spectra.problem.by_inputs import InputProblem
+from spectra.problem.problem import Problem, Processes
+from spectra.problem.undisturbed import undisturbed
+from spectra.records.problem import ProblemRecord
+from spectra.resume.journal import as_bytes
+from spectra.run.basis import ShardedSpace
+from spectra.run.loading import device_of, load, processes_of, refuse_lower_precision
+from spectra.run.request import Request
+from spectra.spectrum.classes import class_count
+
+
+class Network:
+    """A network with its loss and data."""
+
+    computes = "a part of the model"
+
+    def __init__(self, request: Request):
+        self.request, self.names = request, tuple(dict.fromkeys(request.curvature))
+        self.about: ProblemRecord
+        self.told: tuple[str, ...] = ()
+        self.loaded: Loaded
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, once loaded."""
+        return self.loaded.problem
+
+    def device(self) -> torch.device:
+        return device_of(self.request)
+
+    def refuse_early(self, device: torch.device) -> None:
+        refuse_lower_precision(self.request, device)
+
+    def processes(self, device: torch.device) -> Processes:
+        return processes_of(self.request, device)
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """A context in which a model of the caller's own is in eval mode; on leaving it is as it was found."""
+        model = self._own_model()
+        return undisturbed(model) if isinstance(model, nn.Module) else nullcontext()
+
+    def _own_model(self) -> Any:
+        """The caller's own model, or the name of one."""
+        given = self.request.problem
+        return given.model if isinstance(given, Problem) else self.request.named["model"]
+
+    def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
+        self.loaded, names = load(self.request, processes, begins)
+        self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.told
+
+    @property
+    def space(self) -> ShardedSpace:
+        return ShardedSpace(self.problem)
+
+    @property
+    def classes(self) -> int | None:
+        return class_count(self.problem)
+
+    def fingerprint(self) -> dict[str, Any]:
+        record = self.about
+        found = {
+            "mean loss": record.loss_value,  # which tells of code that has changed
+            "checkpoint_sha256": record.checkpoint_sha256,
+            "data_checksum": checksum_of(data_of(self.problem)),
+        }
+        if isinstance(self._own_model(), nn.Module):
+            found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
+            found["labels_seed"] = self.problem.seed
+        return found
+
+    def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> Any:
+        if name in KERNELS:
+            return TangentKernelOperator(self.problem, memory, self.request.check)
+        return session.matrix(self.problem, name, products, memory, precision)
+
+    def distributed(self, matrix: Any) -> SymmetricOperator:
+        return distributed(matrix) if isinstance(matrix, Curvature) else matrix  # a kernel each process makes whole
+
+
+def data_of(problem: Problem) -> Iterator[Tensor]:
+    """The tensors of the data: those of batches, and the inputs that are differentiated by."""
+    yield from (tensor for batch in problem.batches for tensor in tensors(batch))
+    if isinstance(problem, InputProblem):
+        yield problem.leaves[0]
+
+
+def state_of(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a module, in a type that NumPy knows."""
+    found = [*model.parameters(), *model.buffers()]
+    return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
+
+
+def checksum_of(found: Iterable[Tensor]) -> int:
+    """A checksum of all these tensors."""
+    total = 0
+    for tensor in found:
+        total = zlib.crc32(as_bytes(tensor).data, total)
+    return total

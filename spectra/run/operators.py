@@ -1,0 +1,209 @@
+"""Operators of the user's own as the subject of a run, in place of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.cluster import ranks
+from spectra.cluster.replicated import Replicated
+from spectra.defaults import IEEE
+from spectra.devices import WITHOUT_FLOAT64, name_of_device
+from spectra.errors import SpectraError, describe
+from spectra.given_operator import diagonal
+from spectra.inputs.description import versions
+from spectra.inputs.devices import choose_device, recorded_device
+from spectra.inputs.operators import GivenOperator, Operators
+from spectra.memory import shortage, taking_memory
+from spectra.operator import Shaped, SymmetricOperator, Wrapper
+from spectra.problem.problem import Processes
+from spectra.records.problem import ProblemRecord
+from spectra.run.loading import checks_of
+from spectra.run.network import checksum_of
+from spectra.run.request import Request
+
+
+class GivenMatrix(Wrapper):
+    """An operator of the user's own, with what a measurement tells of a matrix."""
+
+    precision = IEEE
+    semidefinite = False  # for all that is known
+    derivative_check = None  # it is no derivative
+
+    def __init__(self, operator: SymmetricOperator, given: GivenOperator):
+        super().__init__(operator)
+        self.given, self.name, self.setup_seconds = given, given.name, given.seconds
+
+    @property
+    def path(self) -> str:
+        """The way in which products are made."""
+        kind = self.given.record.kind
+        return f"{kind} matrix" if self.kept_bytes else f"products of {kind}"
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of its entries."""
+        return sum(part.nbytes for part in parts_of(self.given.operator))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The bytes of its entries."""
+        return self.kept_bytes
+
+    def prepare(self) -> None:
+        """It is ready."""
+
+    def diagonal_sum(self) -> float | None:
+        """The sum of the diagonal, where entries are known."""
+        matrix = self.given.operator
+        return diagonal(matrix).double().sum().item() if isinstance(matrix, Tensor) else None
+
+    def factor(self) -> Any:
+        """Raise SpectraError: it has none."""
+        raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        try:
+            product = self.operator @ vectors
+        except SpectraError:
+            raise
+        except Exception as error:
+            if shortage(error):
+                raise
+            text = f"a product failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
+            raise SpectraError(f"`operator` {self.name}: {text}") from error
+        if product.shape != vectors.shape:
+            came = f"of shape {tuple(product.shape)} for vectors of {tuple(vectors.shape)}"
+            raise SpectraError(f"`operator` {self.name}: its product is {came}; return one of the same shape")
+        return product
+
+
+def parts_of(operator: Any) -> tuple[Tensor, ...]:
+    """The dense tensors that hold a matrix's entries; none of what is known by its products alone."""
+    if not isinstance(operator, Tensor):
+        return ()
+    if operator.layout is torch.strided:
+        return (operator,)
+    return operator.values(), operator.col_indices(), operator.crow_indices()
+
+
+class GivenOperators:
+    """Operators of the user's own, of one size."""
+
+    computes = "it"
+    classes = None
+
+    def __init__(self, request: Request, operators: Operators):
+        self.request, self.operators = request, operators
+        self.names: tuple[str, ...] = ()
+        self.about: ProblemRecord
+        self.told: tuple[str, ...] = ()
+        self._processes = Processes()
+        self._matrices: dict[str, GivenMatrix] = {}
+
+    @cached_property
+    def found(self) -> list[GivenOperator]:
+        """The operators, read and checked."""
+        return self.operators.load()
+
+    def device(self) -> torch.device:
+        """The device of vectors: that asked for, where entries can be moved there; else that of the operator."""
+        own = {one.operator.device for one in self.found if not isinstance(one.operator, Tensor)}
+        if len({device.type for device in own}) > 1:
+            raise SpectraError("`operator`: they multiply vectors on several devices; give those of one")
+        if own:
+            return own.pop()
+        asked = self.operators.device
+        if asked is None:
+            return self.found[0].operator.device
+        named = str(asked)
+        if self.request.ranks and ranks.world() > 1 and ":" in named:
+            raise SpectraError(f"`device` {named}: it is one device for all of torchrun's ranks; take `device` cuda")
+        device = choose_device(asked)
+        return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+    def refuse_early(self, device: torch.device) -> None:
+        if self.request.precision != IEEE:
+            came = self.request.precision
+            raise SpectraError(f"`precision` {came}: is of products with networks; leave it out beside an operator")
+
+    def processes(self, device: torch.device) -> Processes:
+        if self.request.ranks and ranks.world() > 1:
+            from spectra.cluster.distributed import join
+
+            return join(device)
+        return Processes()
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
+        begins("the matrix")
+        self._processes = processes
+        device, request = self.device(), self.request
+        sizes = {one.name: one.operator.shape[0] for one in self.found}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+            raise SpectraError(f"`operator`: of different sizes ({told} rows); compare matrices of one size")
+        for name, size in sizes.items():
+            limit = request.max_products
+            request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
+            self._matrices[name] = self._placed(next(one for one in self.found if one.name == name), device)
+        self.names = tuple(sizes)
+        self.about = self._record(device)
+        asked = str(self.operators.device or "auto").partition(":")[0]
+        if asked not in ("auto", device.type):
+            self.told = (f"{', '.join(self.names)}: products are made on {device}, and not on {asked}",)
+
+    def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
+        """The matrix on the device; of several processes each takes its rows of entries."""
+        operator, mesh = given.operator, getattr(self._processes, "mesh", None)
+        with taking_memory("`device`", f"the matrix does not fit {device}; take `device` cpu"):
+            if mesh is not None:
+                operator = Replicated(operator, mesh, device)
+            elif isinstance(operator, Tensor):
+                operator = operator.to(device)
+        return GivenMatrix(operator, given)
+
+    def _record(self, device: torch.device) -> ProblemRecord:
+        records = [one.record for one in self.found]
+        several = len(records) > 1
+        notes = [f"{one.name}: {note}" if several else note for one in self.found for note in one.notes]
+        return ProblemRecord.known(
+            operator=", ".join(record.spec for record in records),
+            operators=records,
+            parameters=records[0].size,
+            device=recorded_device(device, self.operators.device),
+            device_name=name_of_device(device),
+            dtype=records[0].dtype,
+            seed=self.operators.seed,
+            threads=torch.get_num_threads(),
+            ranks=self._processes.count,
+            notes=notes,
+            versions=versions(),
+        )
+
+    @property
+    def space(self) -> Shaped:
+        return self.distributed(self._matrices[self.names[0]])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The hashes of files, and the checksums of entries that come from none; of products the journal keeps one."""
+        found = {}
+        for one in self.found:
+            about = one.record
+            found[about.name] = {"spec": about.spec, "size": about.size, "dtype": about.dtype, "sha256": about.sha256}
+            if isinstance(one.operator, Tensor):
+                found[about.name]["checksum"] = checksum_of(parts_of(one.operator))
+        return {"operators": found}
+
+    def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> GivenMatrix:
+        return self._matrices[name]
+
+    def distributed(self, matrix: GivenMatrix) -> SymmetricOperator:
+        return matrix

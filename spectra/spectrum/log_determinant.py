@@ -1,0 +1,129 @@
+"""The log-determinant of a damped matrix A + damping I, read from a spectral measure of A; it spends no products."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from spectra.arguments import require_number, wrong
+from spectra.errors import ArgumentError
+from spectra.krylov.correction import student
+from spectra.krylov.results import SpectralMeasure, as_cpu_float64
+from spectra.spectrum.curves import NOISE, known_exactly
+from spectra.spectrum.summaries import lowest_node, with_zero
+from spectra.spectrum.transport import halved
+
+Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights of one probe
+ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of the largest |node|; a smaller one may as well be zero
+
+
+class LogDeterminant(NamedTuple):
+    """A log-determinant with both of its errors: 95 % of true values lie within 2 standard errors and the other."""
+
+    value: float
+    standard_error: float  # over probes; the law of probes gives it for one, too
+    quadrature_error: float  # for the same probes: a bound for semidefinite matrices, else estimated
+
+
+def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefinite: bool = False) -> LogDeterminant:
+    """The log-determinant of A + damping I, the sum of log(eigenvalue + damping), by stochastic Lanczos quadrature.
+
+    One measure serves every damping (Ubaru, Chen, Saad 2017, *Fast estimation of tr(f(A)) via stochastic Lanczos
+    quadrature*). Deflated eigenvalues are summed as they are. The small eigenvalues of A weigh most here: those that
+    `spectral_measure` gets as `known` have no error.
+
+    Gauss quadrature of a logarithm is too large. In a `semidefinite` matrix with a damping above zero, Gauss-Radau
+    quadrature with a node at zero is too small (Golub, Meurant 1994); the value is the middle of the two and
+    `quadrature_error` half of what lies between them. For other matrices it is what Gauss quadrature differs by from
+    that of half the steps. `standard_error` is the larger of what the probes show, widened where they are few, and of
+    what the law of random vectors says (see `spectra.spectrum.curves`).
+
+    Args:
+        measure: the spectral measure of A, from `spectra.spectral_measure` or from the result of `spectra.density`.
+        damping: the number added to each eigenvalue.
+        semidefinite: A has no negative eigenvalue by definition, as a GGN or a covariance; nodes below zero are
+            rounding.
+
+    Returns:
+        The value with its two errors, each as large as log-determinants are: natural logarithms, not shares of it.
+
+    Raises:
+        SpectraError: nodes show that A + damping I is not positive definite, or a node is not finite. Nodes lie inside
+            the spectrum: a matrix is positive definite where all eigenvalues are, not where all nodes are.
+    """
+    require_number("damping", damping, least=-math.inf, finite=True)
+    if not isinstance(measure, SpectralMeasure):
+        raise wrong("measure", type(measure).__name__, "a SpectralMeasure, as spectra.spectral_measure returns")
+    if not measure.nodes.isfinite().all():
+        raise ArgumentError("`measure`: a node is not finite; the matrix had products that are not")
+    lowest = lowest_node(measure, semidefinite)
+    refuse_singular(measure, damping, lowest, semidefinite)
+    known, exact, bracket = measure.deflated, known_exactly(measure), semidefinite and damping > 0
+    rules = rules_of(measure, lowest)
+    others = rules if exact else [other_rule(*rule, known, bracket) for rule in rules]
+    (largest, spread), (other, other_spread) = (sums(some, known, damping) for some in (rules, others))
+    values = (largest + other) / 2 if bracket else largest
+    error = float(np.abs(other - values).mean())
+    if not exact and min(np.count_nonzero(weights[known:]) for _, weights in rules) < 2:
+        error = math.inf  # a single node has nothing to be compared with
+    if measure.noise:
+        error += moved_by_noise(rules, measure.noise, damping, semidefinite)
+    return LogDeterminant(float(values.mean()), chance(measure, values, max(spread, other_spread)), error)
+
+
+def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, semidefinite: bool) -> None:
+    """Raise ArgumentError where nodes show that A + damping I is not positive definite, or only by rounding."""
+    least = measure.noise + ROUNDING * measure.nodes.abs().max().item() - lowest
+    if damping > least or (semidefinite and damping > 0):
+        return
+    raise ArgumentError(
+        f"`damping` {damping:g}: A + damping I is not positive definite, with nodes down to {lowest + damping:.2g}; "
+        f"take a damping above {0 if semidefinite else least:.2g}"
+    )
+
+
+def rules_of(measure: SpectralMeasure, lowest: float) -> list[Rule]:
+    """The rule of each probe, its nodes no lower than `lowest`; weights are multiplied by n, and sum to it."""
+    nodes, weights = as_cpu_float64(measure.nodes).numpy(), as_cpu_float64(measure.weights).numpy()
+    return list(zip(nodes.clip(min=lowest), measure.dimension * weights, strict=True))
+
+
+def other_rule(nodes: np.ndarray, weights: np.ndarray, known: int, bracket: bool) -> Rule:
+    """The rule to compare Gauss quadrature with: one with a node at zero for a `bracket`, else that of half the steps.
+
+    Nodes that are zero within rounding become zero.
+    """
+    if not bracket:
+        return halved(nodes, weights, known)
+    least, weights = with_zero(nodes, weights, known)
+    return np.where(least <= NOISE * nodes.max(), 0.0, least), weights
+
+
+def sums(rules: list[Rule], known: int, damping: float) -> tuple[np.ndarray, float]:
+    """The sum of logarithms by each rule (probes,), and their variance over the eigenvalues that are not known."""
+    logs, weights = ([np.log(nodes + damping) for nodes, _ in rules], [weights for _, weights in rules])
+    values = np.array([w @ x for w, x in zip(weights, logs, strict=True)])
+    rest, rest_weights = (np.concatenate([row[known:] for row in some]) for some in (logs, weights))
+    if not rest_weights.sum():
+        return values, 0.0
+    mean = np.average(rest, weights=rest_weights)
+    return values, float(np.average((rest - mean) ** 2, weights=rest_weights))
+
+
+def chance(measure: SpectralMeasure, values: np.ndarray, spread: float) -> float:
+    """The standard error of the mean of `values` (probes,), if the logarithms have the variance `spread`."""
+    rest = measure.dimension - measure.deflated
+    law = rest * math.sqrt(2 * spread / (measure.probes * (rest + 2)))
+    return law if measure.probes == 1 else max(law, student(values.tolist()))
+
+
+def moved_by_noise(rules: list[Rule], noise: float, damping: float, semidefinite: bool) -> float:
+    """Half of what lies between the log-determinants of A + noise I and A - noise I (Weyl's inequality)."""
+    floor = 0.0 if semidefinite else -math.inf
+    apart = [
+        weights @ (np.log(nodes + noise + damping) - np.log(np.maximum(nodes - noise, floor) + damping))
+        for nodes, weights in rules
+    ]
+    return float(np.mean(apart)) / 2

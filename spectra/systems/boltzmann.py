@@ -1,0 +1,288 @@
+"""Boltzmann machines (Ackley, Hinton, Sejnowski 1985): likelihood, gradient and Hessian by their weights.
+
+A state s of the units has the probability exp(-E(s)/T) / Z, with E = sum over i < j of w_ij s_i s_j, as in Pearlmutter
+(1994). With p_ij = <s_i s_j> and D = sum over i < j of v_ij s_i s_j, the derivative of p_ij along v is
+
+    R{p_ij} = (p_ij <D> - <s_i s_j D>) / T.
+
+A bias is the weight between its unit and one that is always on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
+from spectra.errors import ArgumentError
+from spectra.systems.boltzmann_hessian import BoltzmannHessian
+from spectra.systems.enumeration import Enumeration, enumerate_states
+from spectra.systems.gibbs import Schedule, gibbs, random_states
+from spectra.systems.pair_features import Pairs, all_pairs, with_always_on
+from spectra.systems.sampled_covariance import SampledCovariance
+from spectra.systems.sampled_hessian import SampledHessian, sampling_notes
+from spectra.wording import outline
+
+SIGNS = {"plus": 1, "minus": -1}  # of the energy
+LOWS = {"binary": 0, "spin": -1}  # the lower of a unit's two states; the other is 1
+CHAINS, COUNT, BURN_IN = 64, 200, 200
+CLAMPED_CHAINS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class BoltzmannMachine:
+    """A Boltzmann machine of m units, all connected, of which the last may be hidden.
+
+    Its parameters (n,) are the biases, where there are any, and then the weights w_ij for i < j, row by row. Exact
+    averages enumerate all states, of up to 22 units; `sampled_hessian` takes Gibbs samples instead.
+
+    Args:
+        weights: the weights (m, m), symmetric with a zero diagonal, in a floating-point type.
+        biases: the biases (m,), which add b_i s_i to the energy; None for a machine without.
+        hidden: the number of hidden units, which are the last.
+        temperature: T.
+        energy_sign: plus for E = + sum of w_ij s_i s_j, as in Pearlmutter (1994), or the more usual minus.
+        units: binary for states 0 and 1, or spin for -1 and 1.
+
+    Raises:
+        ArgumentError: an argument is not of that form.
+    """
+
+    weights: Tensor
+    biases: Tensor | None = None
+    hidden: int = 0
+    temperature: float = 1.0
+    energy_sign: str = "plus"
+    units: str = "binary"
+
+    __repr__ = outline
+
+    def __post_init__(self):
+        require_weights(self.weights)
+        m = len(self.weights)
+        if self.weights.shape != (m, m) or not torch.equal(self.weights, self.weights.T):
+            raise ArgumentError(f"`weights` of shape {tuple(self.weights.shape)}: give a symmetric matrix (m, m)")
+        if self.weights.diagonal().any():
+            raise ArgumentError("`weights`: the diagonal is not zero; give the terms of single units as `biases`")
+        if self.biases is not None:
+            require_like("biases", self.biases, (m,), self.weights)
+        require_integer("hidden", self.hidden, 0, m - 1)
+        require_temperature(self.temperature)
+        require_choice("energy_sign", self.energy_sign, SIGNS)
+        require_choice("units", self.units, LOWS)
+
+    @property
+    def visible(self) -> int:
+        """The number of visible units, which are the first."""
+        return len(self.weights) - self.hidden
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of units that each parameter connects; unit 0 is the one that is always on, where there is one."""
+        return all_pairs(len(self.weights) + self._always_on, self.weights.device)
+
+    @cached_property
+    def parameters(self) -> Tensor:
+        """The parameters (n,): biases, where there are any, then w_ij for i < j, row by row."""
+        first, second = torch.triu_indices(len(self.weights), len(self.weights), 1, device=self.weights.device)
+        own = self.weights[first, second]
+        return own if self.biases is None else torch.cat([self.biases, own])
+
+    def at(self, parameters: Tensor) -> BoltzmannMachine:
+        """The machine with other parameters (n,)."""
+        require_like("parameters", parameters, self.parameters.shape, self.weights)
+        m = len(self.weights)
+        biases, own = parameters.clone().split([m * self._always_on, m * (m - 1) // 2])
+        upper = all_pairs(m, own.device).matrices(own[:, None])[0]
+        return replace(self, weights=upper + upper.T, biases=biases if self._always_on else None)
+
+    def correlations(self) -> Tensor:
+        """The means <s_i s_j> (n,) over all states, in the order of the parameters; of a bias, <s_i>."""
+        return self._free.means()
+
+    def correlation_derivative(self, direction: Tensor) -> Tensor:
+        """R{p_ij} (n,): the derivative of `correlations` as the parameters move along a direction (n,)."""
+        require_like("direction", direction, self.parameters.shape, self.weights)
+        return self._factor * self._free.times(direction[:, None])[:, 0]
+
+    def negative_log_likelihood(self, data: Tensor) -> Tensor:
+        """The mean of -log p over visible states, data (N, visible)."""
+        return self._free.log_sums.squeeze() - self._clamped(data).log_sums.mean()
+
+    def gradient(self, data: Tensor) -> Tensor:
+        """The derivatives (n,) of the mean negative log likelihood: clamped minus free means of s_i s_j, over T.
+
+        With energy_sign minus, they are free minus clamped means over T.
+        """
+        return self._factor * (self._free.means() - self._clamped(data).means())
+
+    def hessian(self, data: Tensor | None = None) -> BoltzmannHessian:
+        """The exact Hessian of the mean negative log likelihood, by enumeration.
+
+        Args:
+            data: visible states (N, visible); not needed without hidden units, where the Hessian does not depend on it.
+
+        Raises:
+            SpectraError: there are too many states.
+        """
+        clamped = self._clamped(data) if self.hidden else None
+        return BoltzmannHessian(self._free, clamped, self.temperature, self.parameters)
+
+    def sample(
+        self,
+        *,
+        chains: int = CHAINS,
+        count: int = COUNT,
+        burn_in: int = BURN_IN,
+        thin: int = 1,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw states (chains, count, m) of all units by Gibbs sampling, as int8.
+
+        Args:
+            chains: the number of independent chains, which begin at random states.
+            count: the number of samples of each chain.
+            burn_in: the sweeps over all units before the first sample.
+            thin: the sweeps from one sample to the next.
+            seed: the seed of the random numbers, where no `generator` is given.
+            generator: a CPU generator in place of the seed.
+        """
+        schedule = Schedule(chains, count, burn_in, thin)
+        return self._sample_free(schedule, chosen_generator(seed, generator))[..., self._always_on :]
+
+    def sampled_hessian(
+        self,
+        data: Tensor | None = None,
+        *,
+        chains: int = CHAINS,
+        count: int = COUNT,
+        burn_in: int = BURN_IN,
+        thin: int = 1,
+        clamped_chains: int = CLAMPED_CHAINS,
+        clamped_count: int | None = None,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> SampledHessian:
+        """Estimate the Hessian of the mean negative log likelihood from Gibbs samples, with errors.
+
+        Args:
+            data: visible states (N, visible); not needed without hidden units.
+            chains: the number of independent chains of the free phase.
+            count: the number of samples of each chain.
+            burn_in: the sweeps over all units before the first sample.
+            thin: the sweeps from one sample to the next.
+            clamped_chains: the number of chains of the hidden units for each example.
+            clamped_count: the number of samples of each of these; None for as many as make the clamped phase as large
+                as the free one.
+            seed: the seed of the random numbers, where no `generator` is given.
+            generator: a CPU generator in place of the seed.
+        """
+        schedule = Schedule(chains, count, burn_in, thin)
+        generator = chosen_generator(seed, generator)
+        states = self._states_of(data) if self.hidden else None
+        dtype = self.weights.dtype
+        free = SampledCovariance(self.pairs, self._sample_free(schedule, generator)[:, None], dtype)
+        notes = sampling_notes(free, self._couplings, schedule)
+        if states is None:
+            return SampledHessian(free, None, self.temperature, self.parameters, notes)
+        wanted = -(-chains * count // (clamped_chains * len(states))) if clamped_count is None else clamped_count
+        other = Schedule(clamped_chains, wanted, burn_in, thin)
+        clamped = SampledCovariance(self.pairs, self._sample_clamped(states, other, generator), dtype)
+        return SampledHessian(free, clamped, self.temperature, self.parameters, notes)
+
+    def _sample_free(self, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        """States (chains, count, units), with the unit that is always on."""
+        start = random_states(schedule.chains, len(self.weights), self._low, generator)
+        return self._gibbs(start, len(self.weights), schedule, generator)
+
+    def _sample_clamped(self, visible: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        """States (chains, N, count, units), with the unit that is always on, for visible states (N, visible)."""
+        rows = schedule.chains * len(visible)
+        hidden = random_states(rows, self.hidden, self._low, generator)
+        start = torch.cat([visible.cpu().repeat(schedule.chains, 1), hidden], dim=1)
+        return self._gibbs(start, self.hidden, schedule, generator).unflatten(0, (schedule.chains, len(visible)))
+
+    def _gibbs(self, start: Tensor, moving: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        """Sample the last `moving` units one by one, from states (chains, m) on."""
+        states = with_always_on(start) if self._always_on else start
+        units = torch.arange(self.pairs.units, device=self.weights.device)[-moving:]
+        return gibbs(self._couplings, states.to(units.device), units.split(1), self._low, schedule, generator)
+
+    @cached_property
+    def _couplings(self) -> Tensor:
+        """J (units, units), symmetric."""
+        upper = self.pairs.matrices(self._factor * self.parameters[:, None])[0]
+        return upper + upper.T
+
+    @property
+    def _always_on(self) -> int:
+        return int(self.biases is not None)
+
+    @property
+    def _low(self) -> int:
+        return LOWS[self.units]
+
+    @property
+    def _factor(self) -> float:
+        """The derivative of J by w, where log p = sum of J_ij s_i s_j - log Z."""
+        return -SIGNS[self.energy_sign] / self.temperature
+
+    @cached_property
+    def _free(self) -> Enumeration:
+        fixed = torch.ones(1, self._always_on, dtype=torch.int8, device=self.weights.device)
+        return enumerate_states(self.pairs, self._factor * self.parameters, fixed, len(self.weights), self._low)
+
+    def _states_of(self, data: Tensor | None) -> Tensor:
+        if data is None:
+            raise ArgumentError("`data`: the Hessian of a machine with hidden units depends on it; give (N, visible)")
+        return visible_states(data, self.visible, self._low, self.weights.device)
+
+    def _clamped(self, data: Tensor | None) -> Enumeration:
+        states = self._states_of(data)
+        fixed = with_always_on(states) if self._always_on else states
+        return enumerate_states(self.pairs, self._factor * self.parameters, fixed, self.hidden, self._low)
+
+
+def visible_states(data: Tensor, visible: int, low: int, device: torch.device) -> Tensor:
+    """Data (N, visible) as int8 on the machine's device. Raises ArgumentError where it is not of the units' states."""
+    if not isinstance(data, Tensor) or data.ndim != 2 or data.shape[1] != visible or not len(data):
+        came = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise ArgumentError(f"`data` {came}: give a tensor (N, {visible}), a row for each visible state")
+    if not ((data == low) | (data == 1)).all():
+        raise ArgumentError(f"`data`: states other than {low} and 1; binarise it, or choose other `units`")
+    return data.to(device, torch.int8)
+
+
+def require_weights(weights: Tensor) -> None:
+    """Raise ArgumentError where weights are not a matrix of finite floating-point numbers."""
+    if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.numel() or not weights.is_floating_point():
+        came = f"of shape {tuple(weights.shape)} and {weights.dtype}" if isinstance(weights, Tensor) else type(weights)
+        raise ArgumentError(f"`weights` {came}: give a matrix of real floating-point numbers")
+    if not weights.isfinite().all():
+        raise ArgumentError("`weights`: not all numbers are finite")
+
+
+def require_like(name: str, given: Tensor, shape: tuple[int, ...], weights: Tensor) -> None:
+    """Raise ArgumentError where a tensor is not of this shape, finite, and of the weights' dtype and device."""
+    if not isinstance(given, Tensor) or given.shape != shape:
+        came = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
+        raise ArgumentError(f"`{name}` {came}: give a tensor of shape {tuple(shape)}")
+    if (given.dtype, given.device) != (weights.dtype, weights.device):
+        raise ArgumentError(
+            f"`{name}` of {given.dtype} on {given.device}: give it as the weights are, of {weights.dtype} on "
+            f"{weights.device}"
+        )
+    if not given.isfinite().all():
+        raise ArgumentError(f"`{name}`: not all numbers are finite")
+
+
+def require_temperature(temperature: float) -> None:
+    """Raise ArgumentError where the temperature is not a positive number."""
+    require_number("temperature", temperature, finite=True)
+    if not temperature > 0 or not math.isfinite(1 / temperature**2):
+        raise ArgumentError(f"`temperature` {temperature}: give a number > 0")

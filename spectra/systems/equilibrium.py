@@ -1,0 +1,244 @@
+"""Networks whose output is a fixed point: deep equilibrium models, and the recurrent networks of recurrent
+backpropagation.
+
+    z = f(z, x; theta),  output = readout(z)
+
+They are modules like any other: a Problem, and every command, takes them. A deep equilibrium model is that of Bai,
+Kolter and Koltun (2019); recurrent backpropagation that of Almeida (1987) and Pineda (1987).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spectra.arguments import require_integer, wrong
+from spectra.errors import ArgumentError, SpectraError
+from spectra.problem.autograd_graph import leaf_of, names_behind, nodes_behind
+from spectra.problem.problem import Problem
+from spectra.systems.fixed_point import ParametricMap, fixed_point, leaf_like
+from spectra.systems.relaxation import PLAIN, Relaxation, Relaxed, relax
+from spectra.systems.relaxation_notes import relaxation_note
+from spectra.wording import counted
+
+
+@dataclass
+class Relaxations:
+    """The largest figures of the relaxations of a module since it was made; assign a new one to begin anew."""
+
+    count: int = 0  # relaxations
+    iterations: int = 0  # steps
+    residual: float = 0.0  # |f(z) - z| relative to |f(z)|
+    contraction: float = 0.0  # |f(z) - f(z')| / |z - z'| over the last steps
+    distance: float = 0.0  # an estimate of |z - z*|, relative to |f(z)|
+
+    def add(self, found: Relaxed) -> None:
+        """Count one more."""
+        self.count += 1
+        self.iterations = max(self.iterations, found.iterations)
+        self.residual = max(self.residual, found.residual)
+        self.contraction = max(self.contraction, found.contraction)
+        self.distance = max(self.distance, found.distance)
+
+
+class Equilibrium(nn.Module):
+    """A network whose state is the fixed point z = f(z, x), found by relaxation, differentiable as often as f.
+
+    Derivatives are those of the fixed point itself: they are found by relaxing linear equations to the same tolerance,
+    and do not depend on the iterations that led there. Nothing of these is kept.
+
+    Args:
+        map: f, a module that is called as map(z, *inputs) and returns a tensor of the shape of z. Whatever it learns
+            has to be a parameter of it, or come as an input.
+        state: the shape of one example's state, with which z starts at zero, or a function of the inputs that returns
+            the start (examples, ...). The first dimension counts examples, as that of the first input.
+        readout: a module that makes the output of z; None: z itself.
+        tolerance: the residual |f(z) - z| of an example, relative to |f(z)|, at which a relaxation ends.
+        iterations: the largest number of steps of a relaxation.
+        method: "relaxation", which repeats z <- f(z), or "anderson", which accelerates it.
+
+    Raises:
+        SpectraError: in a call or its derivatives, where a relaxation does not reach the tolerance.
+    """
+
+    def __init__(
+        self,
+        map: nn.Module,
+        state: int | Sequence[int] | Callable[..., Tensor],
+        readout: nn.Module | None = None,
+        *,
+        tolerance: float = 1e-10,
+        iterations: int = 1000,
+        method: str = PLAIN,
+    ):
+        super().__init__()
+        if not isinstance(map, nn.Module):
+            raise ArgumentError(
+                f"`map` of type {type(map).__name__}: give a torch.nn.Module that is called as map(z, x)"
+            )
+        self.map, self.readout = map, readout
+        self.state = state if callable(state) else shape_of(state)
+        self.relaxation = Relaxation(tolerance, iterations, method)
+        self.relaxations = Relaxations()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The output of the fixed point for these inputs."""
+        z = self.solve(*inputs)
+        return z if self.readout is None else self.readout(z)
+
+    def solve(self, *inputs: Tensor) -> Tensor:
+        """The fixed point (examples, ...) for these inputs. Raises SpectraError where it is not found."""
+        named = dict(self.map.named_parameters())
+        parametric = ModuleMap(self.map, list(named), len(inputs))
+        given = [*inputs, *named.values()]
+        start = self.start(*inputs)
+        if torch.is_grad_enabled():
+            parametric.functions = functions_of(parametric, given, start)
+        return fixed_point(parametric, given, start, self._relax)
+
+    def start(self, *inputs: Tensor) -> Tensor:
+        """The state with which a relaxation begins."""
+        if callable(self.state):
+            return self.state(*inputs).detach()
+        like = next((t for t in (*self.map.parameters(), *inputs) if t.is_floating_point()), torch.zeros(()))
+        return like.new_zeros(len(inputs[0]), *self.state)
+
+    def spectra_notes(self, problem: Problem) -> list[str]:
+        """Lines for the reader of a result on how exact this module's relaxations are."""
+        return relaxation_note(self, problem)
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return ", ".join(f"{name}={value}" for name, value in vars(self.relaxation).items())
+
+    def _relax(self, parametric: ParametricMap, function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+        found = relax(function, start, self.relaxation)
+        if found.unsolved:
+            raise SpectraError(self._refusal(parametric.name, found, start))
+        self.relaxations.add(found)
+        return found.state
+
+    def _refusal(self, name: str, found: Relaxed, start: Tensor) -> str:
+        settings = self.relaxation
+        examples = f"{found.unsolved:,} of {counted(len(start), 'example')}"
+        return (
+            f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: residual "
+            f"{found.residual:.2g} after {counted(found.iterations, 'step')}, tolerance "
+            f"{settings.tolerance_in(start.dtype):.2g}; there |f(z) - f(z')| / |z - z'| is {found.contraction:.2g}, "
+            f"and it has to stay below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
+        )
+
+
+WAYS_OUT = {PLAIN: "more `iterations` or `method` anderson", "anderson": "more `iterations`"}
+
+
+class ModuleMap:
+    """A module's map z -> f(z, *inputs) with the inputs and the module's parameters as its parameters."""
+
+    name = "a fixed point"
+    functions: frozenset[str] = frozenset()
+
+    def __init__(self, module: nn.Module, names: Sequence[str], inputs: int):
+        self.module, self.names, self.inputs = module, names, inputs
+
+    def at(self, *parameters: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map for these inputs and parameters."""
+        inputs, own = parameters[: self.inputs], parameters[self.inputs :]
+        named = dict(zip(self.names, own, strict=True))
+
+        def function(z: Tensor) -> Tensor:
+            image = functional_call(self.module, named, (z, *inputs))
+            if not isinstance(image, Tensor) or image.shape != z.shape:
+                came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+                raise SpectraError(f"`map` returns {came} for a state of shape {tuple(z.shape)}: the shapes must agree")
+            return image
+
+        return function
+
+
+def functions_of(parametric: ModuleMap, parameters: Sequence[Tensor], start: Tensor) -> frozenset[str]:
+    """The functions of autograd of which a map is made, by name.
+
+    Raises SpectraError where it depends on a tensor that is to have a derivative and is none of its parameters.
+    """
+    own = [leaf_like(p) for p in parameters]
+    images = [parametric.at(*own)(start)]
+    if outsiders(images[0], own):  # those that are there another time: a tool may add leaves of its own to each call
+        images.append(parametric.at(*own)(start))
+        for _, leaf in outsiders(images[0], own).keys() & outsiders(images[1], own).keys():
+            raise SpectraError(
+                f"`map`: it uses a tensor of shape {tuple(leaf)} that requires gradients and is neither an input nor a "
+                "parameter of it; register it as a parameter of the map, or pass it as an input"
+            )
+    return frozenset(names_behind(images))
+
+
+def outsiders(image: Tensor, own: Sequence[Tensor]) -> dict[tuple[int, torch.Size], Tensor]:
+    """The leaves behind an image that are none of these, by identity and shape."""
+    known, leaves = {id(p) for p in own}, map(leaf_of, nodes_behind([image]))
+    return {(id(leaf), leaf.shape): leaf for leaf in leaves if leaf is not None and id(leaf) not in known}
+
+
+class RecurrentNetwork(Equilibrium):
+    """The network y = sigma(W y) + I of recurrent backpropagation (Almeida 1987; Pineda 1987; Pearlmutter 1994, 4.1).
+
+    Inputs are added to the first units, and the last units are the output. There are no biases: a unit whose input is
+    always 1 gives one to every other.
+
+    Args:
+        inputs: the number of inputs, each of one unit.
+        units: the number of units in all.
+        outputs: the number of units whose state is the output.
+        activation: sigma, on elements.
+        relaxation: tolerance, iterations and method, as `Equilibrium` takes them.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        outputs: int,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+        **relaxation: Any,
+    ):
+        require_integer("inputs", inputs, most=units)
+        require_integer("outputs", outputs, most=units)
+        super().__init__(RecurrentMap(units, activation), units, LastUnits(outputs), **relaxation)
+
+
+class RecurrentMap(nn.Module):
+    """The map y -> sigma(W y) + I, with the input (examples, inputs) at the first units."""
+
+    def __init__(self, units: int, activation: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(units, units) / (2 * units**0.5))  # contracts by a half, for tanh
+        self.activation = activation
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """One step."""
+        return self.activation(y @ self.weight.T) + nn.functional.pad(x, (0, y.shape[1] - x.shape[1]))
+
+
+class LastUnits(nn.Module):
+    """The state of the last units."""
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The output (examples, outputs)."""
+        return y[:, -self.outputs :]
+
+
+def shape_of(state: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of one example's state. Raises ArgumentError."""
+    sizes = (state,) if isinstance(state, int) else tuple(state) if isinstance(state, Sequence) else None
+    if sizes is None or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise wrong("state", state, "a size, a shape without the examples, or a function of the inputs")
+    return sizes

@@ -1,0 +1,105 @@
+"""The Hessian of a Boltzmann machine estimated from Gibbs samples: one fixed matrix, with the errors of its numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.systems.boltzmann_hessian import BoltzmannHessian
+from spectra.systems.gibbs import Schedule, autocorrelation_time, drift
+from spectra.systems.sampled_covariance import SampledCovariance
+from spectra.wording import outline
+
+ENOUGH = 10  # autocorrelation times that a burn-in should last
+OUTWARDS = (
+    "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
+    "its noise; standard errors of u'Au are for a given u"
+)
+TELLING = 16  # chains from whose spread an error is known to a fifth
+LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
+
+
+@dataclass
+class SampledHessian(BoltzmannHessian):
+    """An unbiased estimate of the Hessian from fixed samples, which products read without forming the matrix.
+
+    Its eigenvalues are those of the estimate: they lie further apart than those of the true matrix, the more so the
+    fewer the samples. The quadratic form u'Au of a vector chosen beforehand is unbiased.
+    """
+
+    __repr__ = outline
+
+    def product_with_error(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains.
+
+        The error is nan where it is not known, as fewer than 16 chains of the free phase have shown the rarer value of
+        s_i s_j (of less than 32 chains, fewer than half).
+        """
+        errors = [phase.with_error(vector)[1] for phase in self._sampled()]
+        error = _root_of_squares(errors) / self.temperature**2
+        return self @ vector, error.masked_fill(untold(self._sampled()[0]), math.nan)
+
+    def standard_errors(self, vectors: Tensor) -> Tensor:
+        """The standard errors (k,), in float64, of u'Au for the columns u of vectors (n, k), given u."""
+        errors = [phase.quotient_errors(vectors) for phase in self._sampled()]
+        return _root_of_squares(errors).double() / self.temperature**2
+
+    def trace_error(self) -> float:
+        """The standard error of the trace."""
+        return math.hypot(*(phase.trace_error() for phase in self._sampled())) / self.temperature**2
+
+    def _sampled(self) -> list[SampledCovariance]:
+        return [phase for phase in (self.free, self.clamped) if isinstance(phase, SampledCovariance)]
+
+
+def _root_of_squares(errors: list[Tensor]) -> Tensor:
+    return sum(error.square() for error in errors).sqrt()  # pyright: ignore[reportAttributeAccessIssue]  (one at least)
+
+
+def fewest_telling(chains: int) -> int:
+    """How many of so many chains have to vary for their spread to tell an error."""
+    return min(TELLING, chains // 2)
+
+
+def untold(free: SampledCovariance) -> Tensor:
+    """Which products s_i s_j (n,) vary in so few chains that the spread of the chains does not tell their errors."""
+    return free.telling_chains() < fewest_telling(len(free.states))
+
+
+def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedule) -> list[str]:
+    """What a reader of results is to know of the samples of the free phase.
+
+    The energy and the state of each unit are followed: the longest of their autocorrelation times is told, and a change
+    from the first to the second half of the chains that chance does not explain.
+    """
+    states = free.states[:, 0].to(free.dtype)
+    energies = ((states @ couplings) * states).sum(2, keepdim=True)
+    followed = torch.cat([energies, states], dim=2)
+    time = autocorrelation_time(followed).max().item()
+    worth = schedule.chains * schedule.count / time
+    apart = f", {schedule.thin} sweeps apart" if schedule.thin > 1 else ""
+    notes = [
+        OUTWARDS,
+        f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
+        f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
+    ]
+    if rare := int(untold(free).sum()):
+        fewest = fewest_telling(schedule.chains)
+        notes.append(
+            f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: the "
+            "errors of their rows are unknown"
+        )
+    if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
+        notes.append(
+            f"the chains have not forgotten where they began (their means change by {moved:.1f} standard errors from "
+            "the first half to the second): raise `burn_in`"
+        )
+    elif schedule.burn_in < ENOUGH * time * schedule.thin:
+        notes.append(
+            f"`burn_in` {schedule.burn_in:,} is less than {ENOUGH} autocorrelation times "
+            f"({math.ceil(ENOUGH * time * schedule.thin):,} sweeps)"
+        )
+    return notes

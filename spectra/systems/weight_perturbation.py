@@ -1,0 +1,380 @@
+"""Weight perturbation: the gradient g and Hessian products H v of a loss E, from values of E alone.
+
+    g  = <(E(w + u) - E(w)) u> / s^2               u random, of length s sqrt(n), as often as -u
+    Hv = <R{E(w + u) - E(w)} u> / s^2              R{E(x)} the derivative of E at x along v
+
+(Jabri and Flower 1991; Spall 1992 and, for the Hessian, 2000; Pearlmutter 1994.) For a quadratic loss both are exact on
+average, whatever s. With t = tr H, f = |H|_F^2 and f' = f less the squares of H's diagonal, the expected squared errors
+|estimate - true|^2 of one perturbation are
+
+    g, central    (n - 1) |g|^2
+    g, forward    (n - 1) |g|^2 + s^2 n (t^2 + 2 f') / 4              of signs
+                  (n - 1) |g|^2 + s^2 n^2 (t^2 + 2 f) / (4 (n + 2))   on the sphere
+    Hv            (n - 1) |Hv|^2                                      either form
+
+and of m perturbations 1/m of that. A matrix A that is subtracted from the differences as u'A u / 2 takes the place of H
+by H - A in the forward form; it biases nothing, since u'A u is even in u. Of other losses the bias is of order s^2.
+
+Nothing here differentiates, and no parameter is written into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
+from spectra.curvature.displacement import displaced_losses
+from spectra.devices import device_of_vectors
+from spectra.errors import ArgumentError, SpectraError
+from spectra.given_operator import as_operator
+from spectra.operator import SymmetricOperator
+from spectra.problem.problem import Problem
+from spectra.random_numbers import draw_keys, normal_rows, sign_rows
+from spectra.vectors import dot, norm, norms
+from spectra.wording import outline
+
+BLOCK = 2**22  # numbers of perturbations that are held at a time
+
+# A difference of losses: the weight of E(w + a u + b d) for each (a, b), with d the step along v.
+Stencil = Mapping[tuple[int, int], float]
+
+GRADIENT: dict[str, Stencil] = {
+    "central": {(1, 0): 1 / 2, (-1, 0): -1 / 2},
+    "forward": {(1, 0): 1, (0, 0): -1},
+}
+PRODUCT: dict[str, Stencil] = {  # R{} of these, by differences of the same kind
+    "central": {(1, 1): 1 / 4, (-1, 1): -1 / 4, (1, -1): -1 / 4, (-1, -1): 1 / 4},
+    "forward": {(1, 1): 1, (0, 1): -1, (1, 0): -1, (0, 0): 1},
+}
+BEND: dict[str, Stencil] = {
+    "central": {(1, 0): 1 / 2, (-1, 0): 1 / 2, (0, 0): -1},
+    "forward": {(1, 0): 1, (0, 0): -1},
+}
+
+
+@dataclass(frozen=True)
+class VectorEstimate:
+    """An estimate of a vector with its statistical error.
+
+    The noise of the loss and its rounding are in the standard errors; the bias that steps of finite size leave is not.
+    From fewer than some 16 perturbations they are rough themselves.
+    """
+
+    value: Tensor  # (n,)
+    standard_errors: Tensor  # (n,), of each entry; infinite after one perturbation
+    perturbations: int
+    evaluations: int  # of the loss
+
+    __repr__ = outline
+
+    @property
+    def standard_error(self) -> float:
+        """The root mean square of |value - true|, as the standard errors have it."""
+        return norm(self.standard_errors)
+
+
+def gradient_from_losses(
+    loss: Problem | Callable[[Tensor], Any],
+    point: Tensor | None = None,
+    *,
+    evaluations: int,
+    form: str = "central",
+    perturbations: str = "signs",
+    size: float | None = None,
+    second_order: SymmetricOperator | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> VectorEstimate:
+    """Estimate the gradient of a loss by the differences of its values under random perturbations of all weights.
+
+    The relative error after m perturbations is sqrt((n - 1) / m) or more: one perturbation for each of n weights leaves
+    an error as large as the gradient.
+
+    Args:
+        loss: a problem, or a function of the weights (n,) that returns the loss.
+        point: the weights (n,) at which a function is looked at; a problem has its own.
+        evaluations: the largest number of evaluations of the loss.
+        form: central, (E(w + u) - E(w - u)) / 2, or forward, E(w + u) - E(w), which takes half the evaluations.
+        perturbations: signs (each entry `size` or -`size`) or sphere (random directions of the same length).
+        size: the root mean square entry of a perturbation; by default that of w times the cube root of rounding.
+        second_order: a part A (n, n) of the Hessian, as a `RankTwo`; u'A u / 2 is taken off each forward difference,
+            which lowers its variance where A is closer to the Hessian than zero is, and biases nothing.
+        seed: the seed of the perturbations, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+
+    Raises:
+        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+    """
+    losses = Losses.of(loss, point)
+    require_choice("form", form, GRADIENT)
+    if second_order is not None and form != "forward":
+        raise ArgumentError(
+            f"`second_order` with `form` {form}: its differences have no second-order term; use form='forward'"
+        )
+    if second_order is not None:
+        second_order = matrix = as_operator(second_order, "second_order")
+        if matrix.shape[0] != losses.n:
+            raise ArgumentError(f"`second_order` of shape {tuple(matrix.shape)}: give ({losses.n}, {losses.n})")
+    size = losses.chosen_size(size, 1 / 3)
+    reading = Reading(GRADIENT[form], lambda u: u.double() / size**2, second_order)
+    rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
+    return estimates(losses, rows, [reading])[0]
+
+
+def product_from_losses(
+    loss: Problem | Callable[[Tensor], Any],
+    vector: Tensor,
+    point: Tensor | None = None,
+    *,
+    evaluations: int,
+    form: str = "central",
+    perturbations: str = "signs",
+    size: float | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> VectorEstimate:
+    """Estimate H v, the Hessian of a loss times a vector (n,), by the change along v of its differences.
+
+    It is R{} of the estimate of the gradient, R{} being a difference of the same form whose step along v is as long as
+    a perturbation. The relative error after m perturbations is sqrt((n - 1) / m).
+
+    Args:
+        loss: a problem, or a function of the weights (n,) that returns the loss.
+        vector: v (n,).
+        point: the weights (n,) at which a function is looked at; a problem has its own.
+        evaluations: the largest number of evaluations of the loss.
+        form: central, with four evaluations for each perturbation, or forward, with two.
+        perturbations: signs (each entry `size` or -`size`) or sphere (random directions of the same length).
+        size: the root mean square entry of a perturbation; by default that of w times the fourth root of rounding.
+        seed: the seed of the perturbations, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+
+    Raises:
+        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+    """
+    losses = Losses.of(loss, point)
+    require_choice("form", form, PRODUCT)
+    vector, size = losses.direction(vector), losses.chosen_size(size, 1 / 4)
+    step = size * math.sqrt(losses.n) / norm(vector)
+    reading = Reading(PRODUCT[form], lambda u: u.double() / (step * size**2))
+    rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
+    return estimates(losses, rows, [reading], step * vector)[0]
+
+
+def gradient_and_product_from_losses(
+    loss: Problem | Callable[[Tensor], Any],
+    vector: Tensor,
+    point: Tensor | None = None,
+    *,
+    evaluations: int,
+    form: str = "central",
+    size: float | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> tuple[VectorEstimate, VectorEstimate]:
+    """Estimate the gradient and H v from the same differences, H v from their second-order term (Pearlmutter 1994).
+
+    Each difference is g'u + u'H u / 2, whose product with (u'v) u holds H v beside tr H. For u on the sphere
+
+        Hv = <(E(w + u) - E(w)) ((1 + 2/n) (u'v / s^2) u - v)> / s^2
+
+    The step along v and its evaluations are saved, but v steers nothing: the noise is that of all of H, about
+    sqrt(n) tr H |v| / 2, and in the forward form that of g besides, which grows as 1 / s. Signs do not show the
+    diagonal of H, so perturbations are on the sphere.
+
+    Args:
+        loss: a problem, or a function of the weights (n,) that returns the loss.
+        vector: v (n,).
+        point: the weights (n,) at which a function is looked at; a problem has its own.
+        evaluations: the largest number of evaluations of the loss.
+        form: central, with two evaluations for each perturbation, or forward, with one.
+        size: s, the root mean square entry of a perturbation; by default that of w times the fourth root of rounding.
+        seed: the seed of the perturbations, where no `generator` is given.
+        generator: a CPU generator in place of the seed.
+
+    Returns:
+        The estimates of the gradient and of H v; `evaluations` of each counts those of both.
+
+    Raises:
+        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+    """
+    losses = Losses.of(loss, point)
+    require_choice("form", form, BEND)
+    vector, size = losses.direction(vector), losses.chosen_size(size, 1 / 4)
+    readings = [
+        Reading(GRADIENT[form], lambda u: u.double() / size**2),
+        Reading(BEND[form], lambda u: along_second_order(u, vector, size)),
+    ]
+    rows = perturbation_rows(losses, evaluations, "sphere", size, readings, seed, generator)
+    gradient, product = estimates(losses, rows, readings)
+    return gradient, product
+
+
+def along_second_order(u: Tensor, vector: Tensor, size: float) -> Tensor:
+    """The vector (n,) whose mean with u'H u / 2 is H v, for u on the sphere."""
+    n = len(u)
+    return ((1 + 2 / n) * (dot(u, vector) / size**2) * u.double() - vector.double()) / size**2
+
+
+class Losses:
+    """The values of a loss around a point, and the number of those that have been computed."""
+
+    def __init__(self, values: Callable[[Iterator[Tensor]], list[float]], point: Tensor):
+        self.values, self.point = values, point
+        self.n, self.evaluations = len(point), 0
+
+    @classmethod
+    def of(cls, loss: Problem | Callable[[Tensor], Any], point: Tensor | None) -> Losses:
+        """Those of a problem at its own parameters, or of a function at a point."""
+        if isinstance(loss, Problem):
+            if point is not None:
+                raise ArgumentError("`point`: a problem has its own parameters; leave `point` out")
+            here = loss.vector([p.detach() for p in loss.leaves])
+            return cls(lambda steps: displaced_losses(loss, steps), here.to(device_of_vectors(here.device)))
+        if not callable(loss):
+            raise ArgumentError(f"`loss` of type {type(loss).__name__}: give a Problem, or a function of the weights")
+        if not isinstance(point, Tensor) or point.ndim != 1 or not point.is_floating_point() or not len(point):
+            came = f"of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
+            raise ArgumentError(f"`point` {came}: give the weights at which to look, a floating-point vector (n,)")
+        here = point.detach()
+        return cls(lambda steps: [number(loss(here + step)) for step in steps], here)
+
+    def __call__(self, steps: Sequence[Tensor] | Iterator[Tensor]) -> list[float]:
+        """The loss at w + s for each step s. Raises SpectraError where one is not finite."""
+        found = self.values(iter(steps))
+        self.evaluations += len(found)
+        if not all(map(math.isfinite, found)):
+            raise SpectraError("`size`: the loss is not finite at a perturbed point; choose a smaller one")
+        return found
+
+    def chosen_size(self, size: float | None, power: float) -> float:
+        """The size that is given, or rounding to this power times that of the weights.
+
+        Raises ArgumentError where rounding would swallow the perturbation: all differences would be zero, and so would
+        their standard error.
+        """
+        own, dtype = norm(self.point) / math.sqrt(self.n), self.point.dtype
+        eps = torch.finfo(dtype).eps
+        if size is None:
+            return eps**power * (own or 1.0)
+        require_number("size", size, finite=True)
+        if size <= (least := eps * own):
+            raise ArgumentError(
+                f"`size` {size:g}: weights of {own:.2g} round it off in {dtype}; give one > {least:.2g}"
+            )
+        return float(size)
+
+    def direction(self, vector: Tensor) -> Tensor:
+        """A vector (n,) that is not zero, as the weights are."""
+        if not isinstance(vector, Tensor) or vector.shape != self.point.shape:
+            came = f"of shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
+            raise ArgumentError(f"`vector` {came}: give one of shape ({self.n},)")
+        if not vector.any():
+            raise ArgumentError("`vector` is zero: give one with an entry that is not")
+        return vector.detach().to(self.point)
+
+
+def number(value: Any) -> float:
+    """A loss as a number. Raises ArgumentError where it is none."""
+    try:
+        return value.item() if isinstance(value, Tensor) else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(f"`loss` returns {came}: let it return one number") from error
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a vector is read from losses: the mean of a difference times a vector made of the perturbation."""
+
+    stencil: Stencil
+    weigh: Callable[[Tensor], Tensor]  # u (n,) -> (n,), float64
+    second_order: SymmetricOperator | None = None
+
+    def difference(self, u: Tensor, values: Mapping[tuple[int, int], float]) -> float:
+        """The difference of the losses at the points of a perturbation."""
+        whole = math.fsum(weight * values[place] for place, weight in self.stencil.items())
+        return whole if self.second_order is None else whole - dot(u, self.second_order @ u) / 2
+
+
+def places_of(readings: Sequence[Reading]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The places of all stencils: those that are the same for every perturbation, and the rest."""
+    places = list(dict.fromkeys(place for reading in readings for place in reading.stencil))
+    return [p for p in places if not p[0]], [p for p in places if p[0]]
+
+
+def perturbation_rows(
+    losses: Losses,
+    evaluations: int,
+    perturbations: str,
+    size: float,
+    readings: Sequence[Reading],
+    seed: int,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    """Blocks of as many perturbations, rows (k, n), as the evaluations pay for."""
+    require_choice("perturbations", perturbations, LAWS)
+    shared, own = map(len, places_of(readings))
+    require_integer("evaluations", evaluations, shared + own)
+    generator = chosen_generator(seed, generator)
+    count, block = (evaluations - shared) // own, max(1, BLOCK // losses.n)
+    sizes = (min(block, count - first) for first in range(0, count, block))
+    return (LAWS[perturbations](draw_keys(generator, k), losses.point, size) for k in sizes)
+
+
+def signs(keys: Sequence[int], like: Tensor, size: float) -> Tensor:
+    """Rows whose entries are `size` or -`size`."""
+    return size * sign_rows(keys, slice(0, len(like)), like.dtype, like.device)
+
+
+def on_the_sphere(keys: Sequence[int], like: Tensor, size: float) -> Tensor:
+    """Rows of random directions and length `size` sqrt(n)."""
+    rows = normal_rows(keys, slice(0, len(like)), like.dtype, like.device)
+    return rows * (size * math.sqrt(len(like)) / norms(rows)).to(rows)[:, None]
+
+
+LAWS: dict[str, Callable[[Sequence[int], Tensor, float], Tensor]] = {"signs": signs, "sphere": on_the_sphere}
+
+
+def estimates(
+    losses: Losses, blocks: Iterator[Tensor], readings: Sequence[Reading], step: Tensor | None = None
+) -> list[VectorEstimate]:
+    """The mean of each reading over perturbations, blocks of rows (k, n); `step` (n,) is d of the stencils."""
+    shared, own = places_of(readings)
+    along = torch.zeros_like(losses.point) if step is None else step
+    values = dict(zip(shared, losses([b * along for _, b in shared]), strict=True))
+    means = [Mean(losses.point) for _ in readings]
+    for rows in blocks:
+        found = losses(a * u + b * along for u in rows for a, b in own)
+        for i, u in enumerate(rows):
+            values.update(zip(own, found[i * len(own) : (i + 1) * len(own)], strict=True))
+            for mean, reading in zip(means, readings, strict=True):
+                mean.add(reading.difference(u, values) * reading.weigh(u))
+    return [mean.estimate(losses) for mean in means]
+
+
+class Mean:
+    """The mean of vectors and its standard errors, vector by vector (Welford 1962), in float64."""
+
+    def __init__(self, like: Tensor):
+        self.mean, self.squares = (torch.zeros_like(like, dtype=torch.float64) for _ in range(2))
+        self.count = 0
+
+    def add(self, vector: Tensor) -> None:
+        """Take in one more vector (n,)."""
+        self.count += 1
+        apart = vector - self.mean
+        self.mean += apart / self.count
+        self.squares += apart * (vector - self.mean)
+
+    def estimate(self, losses: Losses) -> VectorEstimate:
+        """The mean so far."""
+        errors = (self.squares / self.count / (self.count - 1)).sqrt() if self.count > 1 else self.squares + math.inf
+        value, errors = (part.to(losses.point.dtype) for part in (self.mean, errors))
+        return VectorEstimate(value, errors, self.count, losses.evaluations)

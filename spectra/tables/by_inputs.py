@@ -1,0 +1,36 @@
+"""Columns and rows for tables of the matrices of single examples: means over examples, their spread and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spectra.records.eig import EigResult
+from spectra.records.trace import TraceResult
+from spectra.wording import with_error
+
+EIGENVALUES = "mean over examples ± their standard deviation; largest residual |Au - λu|"
+TRACES = "trace: mean over examples; spread: their standard deviation; ± standard errors"
+
+
+def mean_columns(results: Sequence[EigResult]) -> list[str]:
+    """The names of the columns."""
+    return [name for r in results for name in (r.curvature, "residual")]
+
+
+def mean_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
+    """One row an eigenvalue: the mean of each matrix with its spread, and its largest residual."""
+    for i in range(max(len(r.values) for r in results)):
+        yield [cell for r in results for cell in (mean_cell(r, i), f"{r.residuals[i]:.0e}")]
+
+
+def mean_cell(result: EigResult, i: int) -> str:
+    """The mean of eigenvalue i over examples ± its spread, which no number of digits pretends to know better."""
+    assert result.spread is not None
+    return with_error(result.values[i], max(result.spread[i], result.residuals[i]))
+
+
+def trace_cells(result: TraceResult) -> list[str]:
+    """The mean of the traces with its standard error, and their spread with its own."""
+    assert result.spread is not None
+    error = result.spread_error
+    return [with_error(result.trace, result.standard_error), with_error(result.spread, 0.0 if error is None else error)]
