@@ -291,6 +291,29 @@ def test_the_truncation_is_in_the_error_of_a_trace(method, share, form):
     assert 1e-4 * truth < abs(found.value - truth) < found.standard_error
 
 
+class Kink(nn.Module):
+    """The Hessian is the identity; the first unit vector alone is displaced so far that it crosses a kink."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 40, dtype=torch.float64))
+        length = best_step("central", torch.float64) * self.w.detach().norm().item()
+        self.kink = self.w[0].item() + 0.5 * length
+
+    def forward(self, x):
+        return (0.5 * self.w.square().sum() + 0.01 * torch.relu(self.w[0] - self.kink)) * x
+
+
+def test_a_kink_that_one_unit_vector_crosses_is_in_the_error_of_a_trace():
+    problem = problem_of(Kink(), CustomLoss(lambda f, y: f.flatten()), torch.ones(1, 1, dtype=torch.float64))
+    for most in (None, 60):  # the second leaves too few products to compare all with exact ones
+        operator = FiniteDifferences(problem)
+        found = with_correction(xtrace, 1 / 2)(operator, rtol=0.01, generator=seeded(), max_products=most)
+        assert abs(found.value - 40) > 100
+        assert abs(found.value - 40) <= 1.001 * found.standard_error
+        assert not found.converged
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_trace_by_signs_is_off_by_no_more_than_its_error(form):
     problem = smooth()
