@@ -193,6 +193,13 @@ def test_the_matrix_of_rank_two():
     torch.testing.assert_close(pairs.values.sort().values, torch.linalg.eigvalsh(dense)[[0, -1]])
 
 
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
+def test_the_matrix_of_rank_two_does_not_depend_on_the_length_of_its_vector(factor):
+    """Squares of such entries are beyond float32."""
+    v, z, u = torch.randn(3, 7, generator=seeded(5))
+    torch.testing.assert_close(RankTwo(factor * v, factor * z) @ u, RankTwo(v, z) @ u)
+
+
 def smooth(w):
     """Neither quadratic nor even, every derivative known."""
     return (w.cumsum(0) * 0.4).sin().sum() + (0.3 * w).exp().sum()

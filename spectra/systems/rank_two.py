@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectra.errors import ArgumentError
+from spectra.vectors import norm
 from spectra.wording import outline
 
 
@@ -50,8 +51,7 @@ class RankTwo:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The products (n,) or (n, k) with vectors of that shape."""
-        v, z = self.vector, self.image
-        square = v @ v
-        along, across = (v @ vectors) / square, (z @ vectors) / square
-        rows = torch.stack([z, v])
-        return rows.T @ torch.stack([along, across - (v @ z / square) * along])
+        length = norm(self.vector)
+        v, z = self.vector / length, self.image / length
+        along, across = v @ vectors, z @ vectors
+        return torch.stack([z, v]).T @ torch.stack([along, across - (v @ z) * along])
