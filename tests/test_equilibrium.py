@@ -7,7 +7,7 @@ import json
 import math
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -142,12 +142,16 @@ def test_an_affine_map_is_solved_and_its_distance_bounded(method):
         assert ((found.state - exact).norm(dim=1) / exact.norm(dim=1)).max() <= 1.5 * found.distance
 
 
+def affine(a, b, z):
+    return z @ a + b
+
+
 @methods
 @pytest.mark.parametrize("factor", [2.0**-75, 2.0**80])
 def test_numbers_whose_squares_no_float32_holds(method, factor):
     """A solution scales with b, and so does every step that leads there."""
     a, b = with_spectrum(np.linspace(-0.7, 0.8, 9)).float(), torch.randn(6, 9, generator=seeded())
-    usual, other = (relax(lambda z: z @ a + size * b, 0 * b, Relaxation(1e-5, 500, method)) for size in (1.0, factor))
+    usual, other = (relax(partial(affine, a, c), 0 * b, Relaxation(1e-5, 500, method)) for c in (b, factor * b))
     assert (other.unsolved, other.iterations) == (0, usual.iterations)
     assert other.residual == pytest.approx(usual.residual, rel=1e-3)
     torch.testing.assert_close(other.state / factor, usual.state)
