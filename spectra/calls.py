@@ -128,13 +128,15 @@ def eig(
         save_every: minutes between saves to `out`.
         progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
             called as progress("hessian", products=12, ...).
-        problem: further arguments of `load_problem`: loss_part, params, weight_decay, mc_samples, samples,
-            batch_size, output, memory (bytes), recompute_activations, device, dtype (a module is copied to it); where a
-            name is given also checkpoint, checkpoint_key and transform.
+        problem: further arguments of `load_problem`: loss_part, params, wrt (inputs: the matrices of single examples by
+            their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes), recompute_activations,
+            device, dtype (a module is copied to it); where a name is given also checkpoint, checkpoint_key and
+            transform.
 
     Returns:
         The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
-        `curvature` is a sequence, a list of results in its order.
+        `curvature` is a sequence, a list of results in its order. By inputs, `values` are means over examples, with
+        their standard deviation `spread` (k,) and `values_by_example`, `residuals_by_example` (N, k).
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what would do.
@@ -198,7 +200,8 @@ def trace(
         deflate: the result of an earlier eig, whose eigenvectors are projected out; None: that in `out`, if any.
 
     Returns:
-        The result with `trace`, `standard_error`, `converged` and `products`, or a list, as from `spectra.eig`.
+        The result with `trace`, `standard_error`, `converged` and `products`, or a list, as from `spectra.eig`. By
+        inputs, `trace` is the mean over examples, with `spread`, `traces_by_example` and their errors.
 
     Raises:
         SpectraError, TypeError: as `spectra.eig`.

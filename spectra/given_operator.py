@@ -129,11 +129,13 @@ def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetri
     kind = dtype or WIDER.get(tensor.dtype, tensor.dtype if tensor.dtype.is_floating_point else torch.float64)
     if kind != tensor.dtype:
         tell(converted(tensor.dtype, kind))
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided:
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.layout not in (torch.strided, torch.sparse_csr):
         with beta_kept_quiet():
             tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).to_sparse_csr()
-    tensor = tensor.to(kind)
+    if kind != tensor.dtype:
+        tensor = tensor.to(kind)
     if symmetric and plain(tensor):
         refuse_entries(tensor, argument)
     return tensor

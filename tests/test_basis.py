@@ -15,6 +15,7 @@ from pretend_device import DEVICE, DeviceTensor, OnDevice, PretendDevice
 from torch.overrides import TorchFunctionMode
 
 from spectra.errors import ArgumentError, SpectraError
+from spectra.inputs.problem import Loaded
 from spectra.krylov import placement as places
 from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures
 from spectra.krylov.deflation import known_pairs, with_deflation
@@ -28,7 +29,7 @@ from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import basis_place, products_share, settled_basis, settled_share
 from spectra.operator import Counting
-from spectra.problem.problem import Problem, Processes
+from spectra.problem.problem import Processes
 from spectra.records.eig import eig_results
 from spectra.resume.journal import CheckpointedOperator, Journal
 from spectra.resume.state import State
@@ -294,7 +295,7 @@ def session(basis: str, settled: dict | None, settings) -> Session:
     """A session whose problem, of 300 parameters, is on the pretend device; with what an earlier run has settled."""
     made = Session(Request(settings, {}, ("hessian",), basis=basis))
     problem = {"size": 300, "dtype": torch.float64, "device": DEVICE, "processes": Processes()}
-    made.problem = cast(Problem, SimpleNamespace(**problem))
+    made.network.loaded = cast(Loaded, SimpleNamespace(problem=SimpleNamespace(**problem)))
     made.state = cast(State, SimpleNamespace(settled=settled))
     return made
 

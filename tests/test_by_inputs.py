@@ -265,7 +265,7 @@ def test_traces():
     assert exact.spread_error == 0
     assert exact.traces_by_example == pytest.approx(expected, abs=1e-12)
     assert (exact.trace, exact.spread) == (pytest.approx(expected.mean()), pytest.approx(expected.std()))
-    found = spectra.trace(network(), "cross_entropy", (X, CLASSES), wrt="inputs", probes=400)
+    found = spectra.trace(network(), "cross_entropy", (X, CLASSES), wrt="inputs", probes=150)
     assert found.method == "hutchinson"
     assert found.converged
     apart = (found.traces_by_example - expected) / found.standard_errors_by_example
@@ -299,7 +299,7 @@ class Quadratic(nn.Module):
 
 def test_density_is_the_mean_over_examples():
     eigenvalues = np.linalg.eigvalsh(dense(network(), LOSSES["cross_entropy"][2], CLASSES))
-    found = spectra.density(network(), "cross_entropy", (X, CLASSES), wrt="inputs", steps=40, probes=60)
+    found = spectra.density(network(), "cross_entropy", (X, CLASSES), wrt="inputs", steps=12, probes=30)
     assert found.dimension == 13 * 5
     for power in (1, 2, 3):
         moment = found.measure().mean(lambda nodes, power=power: nodes**power)
@@ -500,6 +500,15 @@ def test_on_the_command_line(call):
     assert call("plot a --out figure.png")[0] == 0
 
 
+def test_figures_show_the_spread():
+    found = spectra.eig(network(), "cross_entropy", (X, CLASSES), wrt="inputs", which="LA", k=3)
+    (axes,) = spectra.eigenvalue_figure({"hessian": found}).axes
+    assert axes.get_ylabel() == "λ ± (residual + standard deviation over examples)"
+    (bars,) = axes.containers[0].lines[2]
+    lengths = [end - start for (_, start), (_, end) in bars.get_segments()]
+    assert lengths == pytest.approx(2 * (found.spread + found.residuals))
+
+
 def test_numbers_of_many_examples_are_in_the_npz_file(call):
     line = LINE.replace("few", "positions")
     assert call(f"eig {line} -k 6 --out a")[0] == 0
@@ -514,7 +523,7 @@ def test_numbers_of_many_examples_are_in_the_npz_file(call):
 
 
 @pytest.mark.parametrize(
-    "command", ["eig -k 2", "eig -k 2 --max-products 6", "trace --method hutchinson", "density --steps 6"]
+    "command", ["eig -k 2 --max-products 6", "trace --method hutchinson", "density --steps 4 --probes 3"]
 )
 def test_a_run_that_is_cut_off_goes_on(command, call, monkeypatch):
     name = command.split()[0]

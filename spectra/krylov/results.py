@@ -88,7 +88,7 @@ class TraceEstimate:
     standard_error: float
     products: int
     converged: bool
-    sampling_error: float | None = None  # the part of a matrix that is itself an estimate
+    sampling_error: float = 0.0  # the part in it of a matrix that is itself an estimate
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import matplotlib.style
@@ -17,12 +17,17 @@ from spectra.plots.style import STYLE, Figure, lay_out_legend, marker_style
 
 SPREAD = 0.7  # of the step from rank to rank, which the points of one rank share
 LARGEST, SMALLEST = 4.2, 2.0  # markers, points
+LONGER = {  # what lengthens the bars, and its name on the axis
+    "sampling_errors": "standard error of the sample",
+    "spread": "standard deviation over examples",
+}
 
 
 class Eigenvalues(Protocol):
     """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them.
 
-    Where there are `sampling_errors` (k,), of a matrix that is itself an estimate, they lengthen the bars.
+    Where there are `sampling_errors` (k,), of a matrix that is itself an estimate, they lengthen the bars; so does
+    `spread` (k,), the standard deviation over examples where the values are means over these.
     """
 
     @property
@@ -65,8 +70,7 @@ def eigenvalue_figure(
             magnitude_axis(axes, "y", np.abs(every))
         elif negative:
             axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
-        exact = all(getattr(found, "sampling_errors", None) is None for found in spectra.values())
-        error = "residual" if exact else "(residual + standard error of the sample)"
+        error = named_bars(spectra.values())
         axes.set(xlim=(0.5, longest + 0.5), xlabel=rank, ylabel=f"{'|λ|' if log else 'λ'} ± {error}")
         axes.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 6, integer=True, steps=[1, 2, 5, 10]))
         legend.draw(figure, handles)
@@ -75,8 +79,14 @@ def eigenvalue_figure(
 
 def bars(found: Eigenvalues) -> np.ndarray:
     """The half lengths (k,) of error bars."""
-    sampling = getattr(found, "sampling_errors", None)
-    return np.asarray(found.residuals) + (0 if sampling is None else np.asarray(sampling))
+    more = (getattr(found, name, None) for name in LONGER)
+    return np.asarray(found.residuals) + sum(np.asarray(part) for part in more if part is not None)
+
+
+def named_bars(spectra: Collection[Eigenvalues]) -> str:
+    """What the error bars are, in words."""
+    held = [text for name, text in LONGER.items() if any(getattr(found, name, None) is not None for found in spectra)]
+    return f"({' + '.join(['residual', *held])})" if held else "residual"
 
 
 def _draw(axes: Axes, ranks: np.ndarray, values: np.ndarray, errors: np.ndarray, style: dict, log: bool) -> None:

@@ -71,6 +71,7 @@ class Spectrum(NamedTuple):
     residuals: np.ndarray  # (k,)
     which: str
     sampling_errors: np.ndarray | None = None  # (k,), of a matrix that is itself an estimate
+    spread: np.ndarray | None = None  # (k,), of single examples, where the values are means over them
 
 
 def spectrum(result: Result) -> Spectrum:
@@ -81,7 +82,10 @@ def spectrum(result: Result) -> Spectrum:
     sampling = None if getattr(result.entry, "exact", True) else result.numbers("sampling_errors")
     if sampling is not None and sampling.shape != values.shape:
         raise result.lacks("sampling_errors")
-    return Spectrum(values, residuals, str(result.problem.option("which")), sampling)
+    spread = None if getattr(result.entry, "spread", None) is None else result.numbers("spread")
+    if spread is not None and spread.shape != values.shape:
+        raise result.lacks("spread")
+    return Spectrum(values, residuals, str(result.problem.option("which")), sampling, spread)
 
 
 def trace(result: Result) -> TraceEstimate:

@@ -56,7 +56,7 @@ class TraceResult(Entry):
             method=method,
             trace=found.value,
             standard_error=found.standard_error,
-            sampling_error=found.sampling_error,
+            sampling_error=found.sampling_error or None,
             **cost_of(measurement),
         )
 

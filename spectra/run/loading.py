@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -31,7 +31,7 @@ def device_of(request: Request) -> torch.device:
     given = request.problem
     if isinstance(given, Problem):
         return given.device
-    named = str(request.named.get("device"))
+    named = str(place_of(request)[1])
     if request.ranks and ranks.world() > 1 and (":" in named or named == "mps"):
         kind = named.partition(":")[0]
         way_out = (
@@ -43,13 +43,13 @@ def device_of(request: Request) -> torch.device:
 
 def place_of(request: Request) -> tuple[Any, Any, Any]:
     """The model of a request that names its parts, and the device and dtype asked for."""
-    named = request.named
+    named = cast("Mapping[str, Any]", request.problem)
     return named["model"], named.get("device"), named.get("dtype")
 
 
 def idle_cards(request: Request, device: torch.device) -> str | None:
     """The note that other cards are idle, with the line that would use them; None where a user has chosen one."""
-    named = request.named.get("device")
+    named = request.problem.get("device") if isinstance(request.problem, Mapping) else None
     if not request.ranks or ranks.world() > 1 or device.type != "cuda" or named not in (None, "auto", "cuda"):
         return None
     if (count := torch.cuda.device_count()) < 2:

@@ -89,8 +89,8 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
     if rare := int(untold(free).sum()):
         fewest = fewest_telling(schedule.chains)
         notes.append(
-            f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: the "
-            "errors of their rows are unknown"
+            f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: "
+            "the errors of their rows are unknown"
         )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
