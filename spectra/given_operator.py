@@ -223,9 +223,8 @@ def beta_kept_quiet() -> Any:
 
 def by_products(value: Any, argument: str) -> Products | None:
     """An operator of something that is known by its products; None where it is not."""
-    if isinstance(value, tuple) and len(value) == 2 and callable(value[1]):
-        n, function = value
-        return of_function(function, n, argument)
+    if isinstance(value, tuple):
+        return of_function(value[1], value[0], argument) if len(value) == 2 and callable(value[1]) else None
     if hasattr(value, "shape") and (hasattr(value, "matmat") or hasattr(value, "matvec")):
         n = side(value.shape, argument)
         return Products(
@@ -280,10 +279,8 @@ def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
 
 def by_methods(value: Any) -> Callable[[Any], Any]:
     """The product by the methods of a SciPy `LinearOperator`, of which each takes one kind of array."""
-    one, many = getattr(value, "matvec", None), getattr(value, "matmat", None)
-    if one is None:
-        return lambda vectors: many(vectors[:, None])[:, 0] if vectors.ndim == 1 else many(vectors)
-    several = many or columnwise(one)
+    several = value.matmat if hasattr(value, "matmat") else columnwise(value.matvec)
+    one = value.matvec if hasattr(value, "matvec") else lambda vector: several(vector[:, None])[:, 0]
     return lambda vectors: one(vectors) if vectors.ndim == 1 else several(vectors)
 
 
@@ -373,7 +370,8 @@ class Extremes:
     def __init__(self):
         self.largest = self.apart = 0.0
         self.bad = 0
-        self.first_bad = self.furthest = (0, 0)
+        self.first_bad: tuple[int, int] = (0, 0)
+        self.furthest: tuple[int, int] = (0, 0)
 
     def add_bad(self, count: int, first: tuple[int, int]) -> None:
         """Add so many entries that are not finite."""

@@ -54,8 +54,8 @@ class OperatorRecord(Stored):
 
     def described(self) -> str:
         """The matrix in words: `400 x 400, sparse, 1,920 entries stored, float64`."""
-        stored = f", {counted(self.entries, 'entry', 'entries')} stored" if self.kind == "sparse" else ""
-        return f"{self.size:,} x {self.size:,}, {self.kind}{stored if self.entries is not None else ''}, {self.dtype}"
+        stored = f", {counted(self.entries or 0, 'entry', 'entries')} stored" if self.kind == "sparse" else ""
+        return f"{self.size:,} x {self.size:,}, {self.kind}{stored}, {self.dtype}"
 
 
 @stored

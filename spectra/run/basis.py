@@ -8,6 +8,7 @@ from typing import Any
 from spectra.files import in_units
 from spectra.krylov.blocks import fitting_vectors, vector_bytes
 from spectra.krylov.placement import Placement
+from spectra.operator import Shaped
 from spectra.problem.space import Space
 from spectra.wording import counted
 
@@ -21,12 +22,12 @@ class ShardedSpace(Space):
         return getattr(self.problem.processes, "mesh", None)
 
 
-def name_of(place: Placement, space: Space) -> str:
+def name_of(place: Placement, space: Shaped) -> str:
     """The place as the argument `basis` names it: `device`, or `host` where that is another."""
     return "device" if place.device.type == space.device.type else "host"
 
 
-def told(place: Placement, space: Space, asked: str) -> Iterator[str]:
+def told(place: Placement, space: Shaped, asked: str) -> Iterator[str]:
     """Lines on a basis that lies on the host, or that memory keeps small, for the reader of a result."""
     each = in_units(vector_bytes(space))
     if name_of(place, space) == "host":
