@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import Products, seeded, with_spectrum
+from networks import BY_NAME
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import spectra
+from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.errors import ArgumentError
 from spectra.given_operator import BLOCK, as_operator
 from spectra.inputs.operators import load_operator
@@ -252,3 +254,20 @@ def test_a_matrix_takes_the_place_of_a_network_in_calls(tmp_path):
     with pytest.raises(spectra.SpectraError, match="`dtype` float32: this operator multiplies vectors of float64"):
         spectra.eig(sized, dtype="float32")
     assert spectra.eig(A, k=1, dtype="float32").values[0] == pytest.approx(3.0, rel=1e-5)
+
+
+def noisy(kind):
+    """A matrix of a network whose products are noisy, and which names what they are compared with."""
+    problem = BY_NAME["mlp"].problem(dtype=torch.float32)
+    exact, lower = spectra.Curvature(problem, "hessian"), spectra.Curvature(problem, "hessian", precision="bf16")
+    return {"bf16": lower, "differences": FiniteDifferences(problem)}[kind], exact
+
+
+@pytest.mark.parametrize("kind", ["bf16", "differences"])
+def test_noisy_products_are_measured_as_those_of_a_network_are(kind):
+    operator, exact = noisy(kind)
+    result, trace = spectra.eig(operator, k=2, which="LA"), spectra.trace(operator, method="hutchinson", probes=20)
+    expected = torch.linalg.eigvalsh(exact @ torch.eye(exact.shape[0]))
+    assert result.values == pytest.approx(expected[[-1, -2]].numpy(), abs=result.residuals.max() + 1e-5)
+    assert abs(trace.trace - expected.sum().item()) < 4 * trace.standard_error
+    assert {result.precision, trace.precision} == {"bf16" if kind == "bf16" else "ieee"}

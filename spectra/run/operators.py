@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from spectra.cluster import ranks
 from spectra.cluster.replicated import Replicated
-from spectra.defaults import IEEE
+from spectra.defaults import IEEE, PRECISIONS
 from spectra.devices import WITHOUT_FLOAT64, name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.given_operator import diagonal
@@ -28,16 +29,30 @@ from spectra.run.network import checksum_of
 from spectra.run.request import Request
 
 
+@dataclass
 class GivenMatrix(Wrapper):
     """An operator of the user's own, with what a measurement tells of a matrix."""
 
-    precision = IEEE
+    given: GivenOperator
+
     semidefinite = False  # for all that is known
     derivative_check = None  # it is no derivative
 
-    def __init__(self, operator: SymmetricOperator, given: GivenOperator):
-        super().__init__(operator)
-        self.given, self.name, self.setup_seconds = given, given.name, given.seconds
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.given.name
+
+    @property
+    def setup_seconds(self) -> float:
+        """The seconds that it took to read and check."""
+        return self.given.seconds
+
+    @property
+    def precision(self) -> str:
+        """The precision of products, which a `spectra.Curvature` tells; ieee of others."""
+        told = getattr(self.operator, "precision", IEEE)
+        return told if told in PRECISIONS else IEEE
 
     @property
     def path(self) -> str:
