@@ -38,15 +38,9 @@ class GivenMatrix(Wrapper):
     semidefinite = False  # for all that is known
     derivative_check = None  # it is no derivative
 
-    @property
-    def name(self) -> str:
-        """What results call it."""
-        return self.given.name
-
-    @property
-    def setup_seconds(self) -> float:
-        """The seconds that it took to read and check."""
-        return self.given.seconds
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name, self.setup_seconds = self.given.name, self.given.seconds
 
     @property
     def precision(self) -> str:
