@@ -24,7 +24,7 @@ from spectra.memory import shortage, taking_memory
 from spectra.operator import Shaped, SymmetricOperator, Wrapper
 from spectra.problem.problem import Processes
 from spectra.records.problem import ProblemRecord
-from spectra.run.loading import checks_of
+from spectra.run.loading import checks_of, processes_of
 from spectra.run.network import checksum_of
 from spectra.run.request import Request
 
@@ -142,11 +142,7 @@ class GivenOperators:
             raise SpectraError(f"`precision` {came}: is of products with networks; leave it out beside an operator")
 
     def processes(self, device: torch.device) -> Processes:
-        if self.request.ranks and ranks.world() > 1:
-            from spectra.cluster.distributed import join
-
-            return join(device)
-        return Processes()
+        return processes_of(self.request, device)
 
     def undisturbed(self) -> AbstractContextManager[Any]:
         return nullcontext()
