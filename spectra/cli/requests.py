@@ -77,9 +77,7 @@ def of_operators(context: click.Context, settings: S, home: Path | None) -> Requ
     named = options["operator"]
     specs = named if isinstance(named, tuple) else (named,)
     if isinstance(named, tuple) and len(set(named)) < 2:
-        raise SpectraError(
-            f"--operator {named[0]}: there is nothing to compare it with; name another by --operator too"
-        )
+        raise SpectraError(f"--operator {named[0]}: there is nothing to compare it with; give --operator again")
     dtype = recorded(context)["dtype"]
     return Request(
         settings,
