@@ -21,6 +21,7 @@ from spectra.quoting import LINE, escaped, quoted
 from spectra.wording import counted
 
 if TYPE_CHECKING:
+    from spectra.records.entry import Entry
     from spectra.records.problem import ProblemRecord
     from spectra.records.record import Record
 
@@ -143,7 +144,19 @@ def why_not(record: Record) -> str:
             where = (
                 "at what the operator returns" if record.problem.operators else "for a derivative of sqrt or norm at 0"
             )
-            return f"{name}: a number is not finite; try --dtype float64, or look {where}"
+            way_out = f"try --dtype float64, or look {where}"
+            return f"{name}: a number is not finite{missing(result)}; {way_out}"
         if not result.converged:
             return f"{name}: not converged in {counted(result.products, 'product')}; {COMMANDS[record.command].way_out}"
+    return ""
+
+
+def missing(result: Entry) -> str:
+    """How many examples have numbers that are not finite, and which is the first; empty where that is not of examples."""
+    for name in ("eigenvalues_by_example", "traces_by_example"):
+        found = getattr(result, name.replace("eigenvalues", "values"), None)
+        if found is not None:
+            of_each = found.reshape(len(found), -1).tolist()
+            rows = [i for i, numbers in enumerate(of_each) if not all(map(math.isfinite, numbers))]
+            return f" for {len(rows):,} of {counted(len(found), 'example')}, the first in row {rows[0]} of {name}"
     return ""

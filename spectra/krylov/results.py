@@ -101,6 +101,7 @@ class BlockTraces:
     spread_error: float
     products: int
     converged: bool
+    method: str = "dense"  # of TRACE_BLOCKS
 
     __repr__ = outline
 
