@@ -520,3 +520,8 @@ def test_wrong_arguments(make, message):
 def test_a_map_to_another_shape_is_refused():
     with pytest.raises(SpectraError, match=r"`map` returns \(2, 3\) for a state of shape \(2, 1\)"):
         Equilibrium(Unit(0.5), 1)(torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_inputs_that_are_not_finite_are_named():
+    with pytest.raises(SpectraError, match="its first step is not finite; look at the inputs"):
+        build()(points()[0] * torch.nan)

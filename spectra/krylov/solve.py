@@ -25,7 +25,7 @@ from spectra.krylov.preconditioner import SpectralPreconditioner, spectral_preco
 from spectra.krylov.results import Eigenpairs, Progress, Solution
 from spectra.krylov.reverse_communication import ReverseCommunication, serve_together, with_products
 from spectra.operator import Counting, Shifted, SymmetricOperator, in_ieee, mesh_of, placed
-from spectra.vectors import all_finite, dot, map_shards, norm, sharded, without_autocast
+from spectra.vectors import WITHIN, all_finite, dot, map_shards, norm, out_of_scale, sharded, without_autocast
 
 METHODS = {"cg": conjugate_gradients, "minres": minres}
 RESIDUAL = 1e-5  # of the right-hand side, unless it is given
@@ -261,6 +261,8 @@ def refuse_system(
         raise ArgumentError("`b` is sharded, and vectors of the operator are not: give b.full_tensor()")
     if not all_finite(b):
         raise ArgumentError("`b` holds numbers that are not finite: give finite ones")
+    if any(map(out_of_scale, b[None] if b.ndim == 1 else b.T)):
+        raise ArgumentError(f"`b`: the norm of a right-hand side is not {WITHIN}; scale it")
     require_number("damping", damping, least=-math.inf, finite=True)
     if method is not None:
         require_choice("method", method, METHODS)

@@ -49,6 +49,11 @@ class GivenMatrix(Wrapper):
         return told if told in PRECISIONS else IEEE
 
     @property
+    def subject(self) -> str:
+        """What messages about its products begin with."""
+        return f"`operator` {self.given.record.spec}: the matrix"
+
+    @property
     def path(self) -> str:
         """The way in which products are made."""
         kind = self.given.record.kind
@@ -85,10 +90,10 @@ class GivenMatrix(Wrapper):
             if shortage(error):
                 raise
             text = f"a product failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
-            raise SpectraError(f"`operator` {self.name}: {text}") from error
+            raise SpectraError(f"`operator` {self.given.record.spec}: {text}") from error
         if product.shape != vectors.shape:
             came = f"of shape {tuple(product.shape)} for vectors of {tuple(vectors.shape)}"
-            raise SpectraError(f"`operator` {self.name}: its product is {came}; return one of the same shape")
+            raise SpectraError(f"`operator` {self.given.record.spec}: its product is {came}; return one of that shape")
         return product
 
 
