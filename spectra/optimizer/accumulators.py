@@ -32,11 +32,6 @@ def rmsprop(entry: Entry) -> Tensor:
     return v.sqrt() + entry.number("eps")
 
 
-def rmsprop_state(entry: Entry) -> tuple[str, ...]:
-    """The names of the state that `rmsprop` reads."""
-    return ("square_avg", "grad_avg") if entry.on("centered") else ("square_avg",)
-
-
 def summed_steps(entry: Entry) -> Recurrence:
     """The momentum of RMSprop in torch, m' = b m + g: the threshold is (2 + 2b) / eta, 2 / eta without momentum."""
     return Recurrence(decay=entry.number("momentum"))

@@ -28,11 +28,6 @@ def adam(entry: Entry) -> Tensor:
     return (1 - first**entry.step) * ((v / (1 - second**entry.step)).sqrt() + entry.number("eps"))
 
 
-def adam_state(entry: Entry) -> tuple[str, ...]:
-    """The names of the state that `adam` reads."""
-    return ("step", "max_exp_avg_sq" if entry.on("amsgrad") else "exp_avg_sq")
-
-
 def averaged(entry: Entry) -> Recurrence:
     """Adam's momentum m' = b1 m + (1 - b1) g: the threshold is (2 + 2 b1) / ((1 - b1) eta), 38 / eta for b1 = 0.9."""
     first, _ = entry.betas()

@@ -55,9 +55,8 @@ def _single(groups: Sequence[Sequence[Shape]], found: list[list[int | None]], na
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group))]
         g, i = next((g, i) for g, i in places if one[g][i] != other[g][i])
         pair = f"{foreign(one[g][i])} or {foreign(other[g][i])}"
-        raise refusal(
-            f"its parameters are saved by number, and number {sum(map(len, groups[:g])) + i} may be {pair}; {WITH_NAMES}"
-        )
+        number = sum(map(len, groups[:g])) + i
+        raise refusal(f"its parameters are saved by number, and number {number} may be {pair}; {WITH_NAMES}")
     return _filled(groups, found[0], names)
 
 
@@ -79,7 +78,7 @@ def _assignments(groups: Sequence[Sequence[Shape]], pool: Mapping[str, nn.Parame
     for seen, p in enumerate(pool.values()):
         after: dict[tuple[int, ...], list[Path]] = {}
         for taken, paths in ways.items():
-            steps = [
+            steps: list[tuple[int | None, tuple[int, ...]]] = [
                 (g, (*taken[:g], taken[g] + 1, *taken[g + 1 :]))
                 for g, group in enumerate(groups)
                 if taken[g] < len(group) and group[taken[g]] in (None, p.shape)

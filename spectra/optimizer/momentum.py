@@ -20,7 +20,6 @@ descent (b = 0, p = 0, q = c = 1), 2 + 2b for heavy ball (p = 0, q = c = 1).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,9 +57,9 @@ class Threshold:
 def threshold(recurrences: Sequence[Recurrence], decays: Sequence[float], rate: float | None) -> Threshold:
     """The threshold of stability for eigenvalues that hold the decoupled weight decay.
 
-    The matrix P^-1/2 A P^-1/2 + W, with the decay W, has the threshold 2 s / eta - (s - 1) w where W = w I. Where W
-    differs between parameters, A/P + s W has the threshold 2 s / eta exactly, and s W = W + (s - 1) W lies between W
-    plus (s - 1) times the smallest and the largest decay (Weyl's inequalities).
+    With the decay W, P^-1/2 A P^-1/2 + W has the threshold 2 s / eta - (s - 1) w where W = w I. Where W differs between
+    parameters, P^-1/2 A P^-1/2 + s W has the threshold 2 s / eta exactly, and s W lies between W plus (s - 1) times the
+    smallest decay, and W plus (s - 1) times the largest (Weyl's inequalities).
 
     Args:
         recurrences: that of each parameter.
@@ -74,5 +73,5 @@ def threshold(recurrences: Sequence[Recurrence], decays: Sequence[float], rate: 
     if (scale := recurrences[0].scale) is None:
         return Threshold(reason="with this momentum no learning rate is stable")
     shares = [(scale - 1) * decay for decay in decays]
-    ends = (2 * scale / (1.0 if rate is None else rate) - share for share in (max(shares), min(shares)))
-    return Threshold(*(end if math.isfinite(end) else None for end in ends))
+    without_decay = 2 * scale / (1.0 if rate is None else rate)
+    return Threshold(without_decay - max(shares), without_decay - min(shares))

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from spectra.optimizer.accumulators import adadelta, adagrad, none, rmsprop, rmsprop_state, summed_steps
-from spectra.optimizer.adam import adam, adam_state, averaged, look_ahead, nadam, radam
+from spectra.optimizer.accumulators import adadelta, adagrad, none, rmsprop, summed_steps
+from spectra.optimizer.adam import adam, averaged, look_ahead, nadam, radam
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Recurrence
 from spectra.optimizer.sgd import heavy_ball, identity
@@ -27,61 +27,48 @@ class Rule:
 
     options: frozenset[str]  # of its groups, without those that say how a step is computed or are in all
     kept: frozenset[str]  # names of its state
-    needed: Callable[[Entry], tuple[str, ...]]  # those that the preconditioner is made of
     diagonal: Callable[[Entry], Tensor]  # of P, in float64
     recurrence: Callable[[Entry], Recurrence]
 
 
 AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
-ADAM = Rule(
-    frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"}),
-    AVERAGES | {"max_exp_avg_sq"},
-    adam_state,
-    adam,
-    averaged,
-)
+ADAM = Rule(frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"}), AVERAGES | {"max_exp_avg_sq"}, adam, averaged)
 RULES = {
     "Adam": ADAM,
     "AdamW": ADAM,
     "NAdam": Rule(
         frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"}),
         AVERAGES | {"mu_product"},
-        lambda _: ("step", "exp_avg_sq", "mu_product"),
         nadam,
         look_ahead,
     ),
     "RAdam": Rule(
         frozenset({"lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"}),
         AVERAGES,
-        lambda _: ("step", "exp_avg_sq"),
         radam,
         averaged,
     ),
     "Adagrad": Rule(
         frozenset({"lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"}),
         frozenset({"step", "sum"}),
-        lambda _: ("step", "sum"),
         adagrad,
         none,
     ),
     "RMSprop": Rule(
         frozenset({"lr", "alpha", "eps", "weight_decay", "momentum", "centered"}),
         frozenset({"step", "square_avg", "grad_avg", "momentum_buffer"}),
-        rmsprop_state,
         rmsprop,
         summed_steps,
     ),
     "Adadelta": Rule(
         frozenset({"lr", "rho", "eps", "weight_decay"}),
         frozenset({"step", "square_avg", "acc_delta"}),
-        lambda _: ("square_avg", "acc_delta"),
         adadelta,
         none,
     ),
     "SGD": Rule(
         frozenset({"lr", "momentum", "dampening", "weight_decay", "nesterov"}),
         frozenset({"momentum_buffer"}),
-        lambda _: (),
         identity,
         heavy_ball,
     ),

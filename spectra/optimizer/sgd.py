@@ -17,8 +17,8 @@ def identity(entry: Entry) -> Tensor:
 def heavy_ball(entry: Entry) -> Recurrence:
     """The momentum m' = b m + (1 - d) g of torch's SGD with dampening d.
 
-    The step is -eta m', and the threshold (2 + 2b) / ((1 - d) eta); with `nesterov` the step is -eta (g + b m'), and the
-    threshold (2 + 2b) / ((1 + 2b) eta). Without momentum it is 2 / eta.
+    The step is -eta m', and the threshold (2 + 2b) / ((1 - d) eta). With `nesterov` the step is -eta (g + b m'), and
+    the threshold (2 + 2b) / ((1 + 2b) eta). Without momentum it is 2 / eta.
     """
     if not (momentum := entry.number("momentum")):
         return Recurrence()
