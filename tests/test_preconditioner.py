@@ -11,6 +11,8 @@ from torch import nn
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.operator import Counting
+from spectra.optimizer.adam import look_ahead, nadam
+from spectra.optimizer.entry import Entry
 from spectra.optimizer.momentum import Recurrence, threshold
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.preconditioner import preconditioner
@@ -135,6 +137,23 @@ def test_the_step_of_the_optimizer_is_the_preconditioned_momentum(name, options)
     )
     wanted = torch.full_like(start, decay) if decoupled else decay * found.root**2
     torch.testing.assert_close(torch.zeros_like(start) if found.decay is None else found.decay, wanted)
+
+
+@pytest.mark.parametrize("decay", [4e-3, 0.3])
+def test_nadam_has_the_coefficients_of_its_last_step(decay):
+    """They change from step to step, and with them its threshold: fitted to a step that it takes."""
+    model, optimizer, generator = trained("NAdam", {"momentum_decay": decay}, steps=3)
+    start = model.weight.detach().clone()
+    give_gradients(model, generator)
+    optimizer.step()
+    state, options = optimizer.state[model.weight], optimizer.param_groups[0]
+    entry = Entry("weight", model.weight.shape, options, state)
+    momentum = (start - model.weight.detach()) / RATE * nadam(entry)
+    parts = torch.stack([model.weight.grad.flatten(), state["exp_avg"].flatten()], dim=1)
+    direct, through = torch.linalg.lstsq(parts, momentum.flatten()[:, None]).solution.flatten().tolist()
+    found = look_ahead(entry)
+    assert (found.direct, found.through) == pytest.approx((direct, through), rel=1e-9)
+    assert (found.decay, found.gain) == pytest.approx((0.9, 0.1))
 
 
 # Settings in which the preconditioner stays as it is: averages that hardly forget, after 1e11 steps.

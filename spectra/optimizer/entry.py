@@ -47,9 +47,14 @@ class Entry:
         return as_number(self.options[option], option)
 
     def betas(self) -> tuple[float, float]:
-        """The pair of decays of Adam and its kin."""
-        first, second = self.options["betas"]
-        return as_number(first, "betas[0]"), as_number(second, "betas[1]")
+        """The pair of decays of Adam and its kin. Raises SpectraError where they are no two numbers below 1."""
+        given = self.options.get("betas")
+        if not (isinstance(given, list | tuple) and len(given) == 2):
+            raise refusal("its betas are no pair of numbers; save the whole of optimizer.state_dict()")
+        first, second = (as_number(beta, "betas") for beta in given)
+        if not (0 <= first < 1 and 0 <= second < 1):
+            raise refusal(f"its betas are {first:g} and {second:g}, not in [0, 1); save it again")
+        return first, second
 
     def on(self, option: str) -> bool:
         """Whether an option is switched on; one that an older torch did not have is off."""

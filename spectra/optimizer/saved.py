@@ -61,7 +61,12 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
 def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
     """The states and the groups. Raises SpectraError where they are damaged."""
     state, groups = _unflattened(state_dict) if GROUPS not in state_dict else (state_dict[STATE], state_dict[GROUPS])
-    whole = all(isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups)
+    whole = all(
+        isinstance(group, Mapping)
+        and isinstance(group.get("params"), list | tuple)
+        and all(isinstance(key, int | str) for key in group["params"])
+        for group in groups
+    )
     if not (whole and groups and all(isinstance(held, Mapping) for held in state.values())):
         raise refusal("its param_groups or its state are damaged; save optimizer.state_dict() again")
     return state, groups
