@@ -19,6 +19,7 @@ from spectra.errors import SpectraError
 from spectra.given_operator import as_operator
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import (
+    WITHIN,
     all_finite,
     distance,
     dot,
@@ -27,6 +28,7 @@ from spectra.vectors import (
     mesh_on,
     norm,
     on_device,
+    out_of_scale,
     shard_of,
     sum_shards,
     without_autocast,
@@ -435,6 +437,9 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
+    if out_of_scale(first) or out_of_scale(other):
+        subject = find_on("subject", operator) or "the matrix"
+        raise SpectraError(f"{subject} has products whose norm is not {WITHIN}; scale what it is made of")
     if size == 0:
         return 0.0
     repeat = change / size
@@ -451,7 +456,8 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
         allowed = max(allowed, min(most, times * curved))
     if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
         what = "changes from product to product" if repeat > allowed else "is not symmetric"
-        raise SpectraError(f"the matrix {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
+        subject = find_on("subject", operator) or "the matrix"
+        raise SpectraError(f"{subject} {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
     if repeat > allowed:
         raise SpectraError(
             f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "

@@ -9,6 +9,7 @@ from boltzmann import LOW, dense, draw, examples, log_probabilities, machine, re
 from helpers import seeded
 from networks import DEVICES
 
+from spectra.errors import SpectraError
 from spectra.systems import sampled_covariance
 from spectra.systems.boltzmann import BoltzmannMachine
 from spectra.systems.gibbs import autocorrelation_time, drift, mean_with_error
@@ -241,3 +242,10 @@ def test_chains_that_show_a_rarer_value(units):
     for one, found in zip(values[:, 0].unbind(2), phase.telling_chains().tolist(), strict=True):
         common = max(one.unique().tolist(), key=lambda value: (one == value).sum())
         assert found == (one != common).any(1).sum()
+
+
+@pytest.mark.parametrize("name", ["clamped_chains", "clamped_count"])
+def test_the_clamped_phase_is_named(name):
+    weights = torch.zeros(3, 3, dtype=torch.float64)
+    with pytest.raises(SpectraError, match=f"`{name}` 0: give"):
+        BoltzmannMachine(weights, hidden=1).sampled_hessian(torch.ones(4, 2), **{name: 0})
