@@ -312,7 +312,8 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
     if stands_for_matrix(given.model):
         refuse_of_networks(settings.command, given)
         names, recorded = ("operator",), {}
-        problem = Operators((given.model,), seed=seed, **place_of(given.problem))
+        device, dtype = (given.problem.get(name) for name in ("device", "dtype"))
+        problem = Operators((given.model,), device, dtype, seed)
     else:
         names = named_matrices(given.curvature)
         problem, recorded = problem_of(settings.command, given.model, given.loss, given.data, given.problem, seed)
@@ -356,11 +357,6 @@ def refuse_of_networks(command: str, given: Arguments) -> None:
     there += [name for name, default in OF_NETWORKS.items() if getattr(given, name) != default]
     if there:
         raise TypeError(f"{command}() takes no {there[0]} beside a matrix; leave it out")
-
-
-def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The device and dtype among the keywords of a problem."""
-    return {name: options.get(name) for name in ("device", "dtype")}
 
 
 def problem_of(

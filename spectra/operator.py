@@ -169,7 +169,7 @@ class Counting(Wrapper):
     """The wrapped matrix, with `products` counting one for each vector multiplied.
 
     Where the matrix is of a lower precision, `ieee_products` counts those of them that are made in ieee, and `noise` is
-    kept once it is measured.
+    kept once it is measured. Products are cut off from autograd's graph, in which a matrix made of parameters has them.
     """
 
     products: int = 0
@@ -184,7 +184,7 @@ class Counting(Wrapper):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.products += width(vectors)
-        return self.operator @ vectors
+        return (self.operator @ vectors).detach()
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step; products that an earlier run spent on it are counted too."""
@@ -211,7 +211,7 @@ class CountingInIeee(Wrapper):
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.counter.products += width(vectors)
         self.counter.ieee_products += width(vectors)
-        return self.operator @ vectors
+        return (self.operator @ vectors).detach()
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step of the counter."""
@@ -335,7 +335,7 @@ def to_scipy(operator: Any) -> LinearOperator:
 
     def multiply(vectors):
         given = torch.as_tensor(vectors.copy()).to(operator.device, operator.dtype)
-        return (operator @ given).cpu().numpy()
+        return (operator @ given).detach().cpu().numpy()
 
     dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
     products = {"matvec": multiply, "rmatvec": multiply, "matmat": multiply}

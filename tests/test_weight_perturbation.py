@@ -22,8 +22,8 @@ from spectra.problem.problem import Problem
 from spectra.systems import weight_perturbation
 from spectra.systems.rank_two import RankTwo
 from spectra.systems.weight_perturbation import (
-    BEND,
     LAWS,
+    SECOND_ORDER,
     Losses,
     Reading,
     along_second_order,
@@ -148,7 +148,7 @@ def test_signs_do_not_show_the_diagonal():
     other.slope = one.gradient - other.hessian @ one.point
     means = {}
     for name, rows in (("signs", all_signs(4)), ("sphere", cell_600())):
-        reading = Reading(BEND["central"], lambda u: along_second_order(u, one.vector, SIZE))
+        reading = Reading(SECOND_ORDER["central"], lambda u: along_second_order(u, one.vector, SIZE))
         means[name] = [estimates(Losses.of(e, e.point), iter([SIZE * rows]), [reading])[0].value for e in (one, other)]
     torch.testing.assert_close(*means["signs"])
     torch.testing.assert_close(means["sphere"][1] - means["sphere"][0], (other.hessian - one.hessian) @ one.vector)

@@ -109,7 +109,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     with taking_memory(f"{OPTION} {spec}", "take a smaller matrix, or a function that multiplies by it"):
         value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
         notes: list[str] = []
-        with said_of(spec):
+        with errors_about(spec):
             operator = as_operator(value, symmetric=False, tell=notes.append)
             if isinstance(operator, Tensor):
                 refuse_entries(operator, "operator", single=False)
@@ -130,7 +130,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
 
 
 @contextmanager
-def said_of(spec: str):
+def errors_about(spec: str):
     """A context in which errors about `operator` name it."""
     try:
         yield

@@ -21,7 +21,7 @@ def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> An
     try:
         wanted = run.send(None)
         while True:
-            product = operator @ wanted
+            product = (operator @ wanted).detach()  # of a matrix made of parameters
             del wanted  # before the next is made, since each may be a good part of the device's memory
             wanted = run.send(product)
             del product

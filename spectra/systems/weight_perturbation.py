@@ -52,7 +52,7 @@ PRODUCT: dict[str, Stencil] = {  # R{} of these, by differences of the same kind
     "central": {(1, 1): 1 / 4, (-1, 1): -1 / 4, (1, -1): -1 / 4, (-1, -1): 1 / 4},
     "forward": {(1, 1): 1, (0, 1): -1, (1, 0): -1, (0, 0): 1},
 }
-BEND: dict[str, Stencil] = {
+SECOND_ORDER: dict[str, Stencil] = {
     "central": {(1, 0): 1 / 2, (-1, 0): 1 / 2, (0, 0): -1},
     "forward": {(1, 0): 1, (0, 0): -1},
 }
@@ -208,11 +208,11 @@ def gradient_and_product_from_losses(
         SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
     """
     losses = Losses.of(loss, point)
-    require_choice("form", form, BEND)
+    require_choice("form", form, SECOND_ORDER)
     vector, size = losses.direction(vector), losses.chosen_size(size, 1 / 4)
     readings = [
         Reading(GRADIENT[form], lambda u: u.double() / size**2),
-        Reading(BEND[form], lambda u: along_second_order(u, vector, size)),
+        Reading(SECOND_ORDER[form], lambda u: along_second_order(u, vector, size)),
     ]
     rows = perturbation_rows(losses, evaluations, "sphere", size, readings, seed, generator)
     gradient, product = estimates(losses, rows, readings)
