@@ -387,6 +387,9 @@ def test_examples_that_depend_on_each_other_are_refused():
         spectra.eig(network(), paired, (X, CLASSES), wrt="inputs", k=2)
     with pytest.raises(SpectraError, match="`wrt` inputs: the loss of an example depends on the inputs of others"):
         spectra.density(network(), paired, (X, CLASSES), wrt="inputs")
+    tiny = BatchLoss(lambda model, batch: 2.0**-90 * paired.function(model, batch))  # whose square no float32 holds
+    with pytest.raises(SpectraError, match="`wrt` inputs: the loss of an example depends on the inputs of others"):
+        spectra.eig(network().float(), tiny, (X.float(), CLASSES), wrt="inputs", k=2, check=True)
 
 
 class Wrong(torch.autograd.Function):

@@ -239,12 +239,12 @@ def hutchinson_blocks(
         signs = random_signs(matrix, count, generator)
         return ((matrix @ signs.T).T.double() * signs).view(count, blocks, -1).sum(dim=2).cpu()
 
-    found = traces_of(samples, 0)
+    found = means_of(samples, 0)
     while matrix.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
         count = affordable(min(wanted, widest), budget - matrix.products)
         samples = torch.cat([samples, checkpointed(matrix, partial(draw, count), generator)])
-        found = traces_of(samples, matrix.products)
+        found = means_of(samples, matrix.products)
         if progress:
             progress(products=matrix.products, trace=found.mean, standard_error=found.error)
         if not math.isfinite(found.mean) or (
@@ -257,7 +257,9 @@ def hutchinson_blocks(
                 break
     enough = len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
     met = enough if probes is None else len(samples) == probes
-    return traces_of(samples, matrix.products, bool(met and math.isfinite(found.error)))
+    spread, spread_error = spread_with_error(samples)
+    converged = bool(met and math.isfinite(found.error))
+    return replace(found, spread=spread, spread_error=spread_error, converged=converged)
 
 
 @without_autocast()
@@ -291,18 +293,21 @@ def cheapest_block_traces(
     return replace(exact, products=exact.products + found.products)
 
 
-def traces_of(samples: Tensor, products: int, converged: bool = False) -> BlockTraces:
-    """The traces of blocks from samples (p, N): their means, and the spread that is left without their errors.
-
-    The error of the spread is that of the jackknife over samples.
-    """
+def means_of(samples: Tensor, products: int) -> BlockTraces:
+    """The traces of blocks from samples (p, N), with the spread unknown."""
     p, blocks = samples.shape
     values = samples.mean(dim=0) if p else torch.full((blocks,), math.nan, dtype=torch.float64)
-    if p < 2:
-        unknown = torch.full_like(values, math.inf)
-        return BlockTraces(values, unknown, math.nan, math.nan, products, converged, method="hutchinson")
-    variances = samples.var(dim=0) / p
-    spread = clear_spread(values, variances)
+    errors = samples.std(dim=0) / math.sqrt(p) if p > 1 else torch.full_like(values, math.inf)
+    return BlockTraces(values, errors, math.nan, math.nan, products, converged=False, method="hutchinson")
+
+
+def spread_with_error(samples: Tensor) -> tuple[float, float]:
+    """The spread of the traces of blocks from samples (p, N), without what their errors add to it, and its error.
+
+    That is of the jackknife over samples. Both are nan of too few.
+    """
+    p = len(samples)
+    spread = clear_spread(samples.mean(dim=0), samples.var(dim=0) / p) if p > 1 else math.nan
     spread_error = math.nan
     if p > 2:
         sums, squares = samples.sum(dim=0), samples.square().sum(dim=0)
@@ -312,7 +317,7 @@ def traces_of(samples: Tensor, products: int, converged: bool = False) -> BlockT
             rest = ((squares - row.square()) / (p - 1) - means.square()).clamp(min=0) / (p - 2)
             left_out.append(clear_spread(means, rest))
         spread_error = (p - 1) / math.sqrt(p) * torch.tensor(left_out, dtype=torch.float64).std().item()
-    return BlockTraces(values, variances.sqrt(), spread, spread_error, products, converged, method="hutchinson")
+    return spread, spread_error
 
 
 def clear_spread(values: Tensor, variances: Tensor) -> float:

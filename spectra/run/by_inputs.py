@@ -23,7 +23,7 @@ from spectra.operator import Counting, SymmetricOperator, random_vectors
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.space import Space
 from spectra.run.measurement import Measurement
-from spectra.vectors import full_tensor
+from spectra.vectors import full_tensor, norm
 
 if TYPE_CHECKING:
     from spectra.run.session import Session
@@ -94,11 +94,12 @@ def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Genera
     vector = torch.zeros_like(drawn)
     vector[kept] = drawn[kept]
     image: Tensor = (Whole(matrix) @ vector.flatten()).view(blocks, -1)
-    size = image.norm().item()
+    size = norm(image.flatten())
     image[kept] = 0
-    if image.norm().item() > APART * size:
+    others = norm(image.flatten())
+    if others > APART * size:
         raise SpectraError(
-            "`wrt` inputs: the loss of an example depends on the inputs of others (by "
-            f"{image.norm().item() / size:.1e} of a product), so examples have no matrices of their own; look for "
-            "means over dimension 0 in the model, and for comparisons of examples in the loss"
+            f"`wrt` inputs: the loss of an example depends on the inputs of others (by {others / size:.1e} of a "
+            "product), so examples have no matrices of their own; look for means over dimension 0 in the model, and "
+            "for comparisons of examples in the loss"
         )
