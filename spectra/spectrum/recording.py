@@ -15,6 +15,7 @@ from spectra.records.files import finite
 from spectra.spectrum.curves import NOISE, cumulative
 from spectra.spectrum.outliers import outliers
 from spectra.spectrum.summaries import condition_number, effective_dimension
+from spectra.spectrum.summarise import summaries_of
 
 
 def density_results(
@@ -29,15 +30,23 @@ def density_results(
     return [density_result(measurement, figure, classes, damping) for measurement in found]
 
 
-def density_result(measurement: Any, figure: Path | None, classes: int | None, damping: float | None) -> DensityResult:
-    """Make the record of one measurement whose answer is a spectral measure."""
+def density_result(
+    measurement: Any, figure: Path | None, classes: int | None, damping: float | None, of_one: bool = True
+) -> DensityResult:
+    """Make the record of one measurement whose answer is a spectral measure.
+
+    Args:
+        of_one: it is that of one matrix, whose spectrum is summarised, and not of those of single examples.
+    """
     measure, semidefinite = measurement.answer, measurement.semidefinite
+    summarised = of_one and bool(measure.nodes.isfinite().all())
     return DensityResult(
         method=METHOD,
         **measure_fields(measure),
         negative=negative_share(measure, semidefinite),
         figure=str(figure) if figure else None,
         outliers=outliers_of(measure, classes),
+        summaries=summaries_of(measure, damping, semidefinite) if summarised else None,
         **damped(measure, damping, semidefinite),
         **cost_of(measurement),
     )
