@@ -97,11 +97,13 @@ def outlier_share(measure: SpectralMeasure, semidefinite: bool) -> Summary:
 def over_largest(measure: SpectralMeasure, semidefinite: bool, power: int) -> Summary:
     """The sum of a power of the eigenvalues over that of the largest |eigenvalue|, which nodes may fall short of."""
     refuse_zero(measure)
-    rules, others = both_rules(measure, semidefinite, bracket=False)
-    largest, other = (max(np.abs(x[w > 0]).max() for x, w in some) for some in (rules, others))
+    largest = measure.nodes[measure.weights > 0].abs().max().item()
     found = summary(lambda x, w: w @ (x / largest) ** power, measure, semidefinite)
-    error = found.value * ((largest / other) ** power - 1)  # what half the steps miss, of which the whole miss less
-    error += found.value * power * measure.noise / largest
+    error = found.value * power * measure.noise / largest
+    if measure.nodes[0, : measure.deflated].abs().numpy().max(initial=0.0) < largest:  # else it is an eigenvalue
+        _, others = both_rules(measure, semidefinite, bracket=False)
+        other = max(np.abs(x[w > 0]).max() for x, w in others)
+        error += found.value * ((largest / other) ** power - 1)  # what half the steps miss; the whole miss less
     return found._replace(quadrature_error=found.quadrature_error + float(error))
 
 
@@ -119,23 +121,32 @@ def of_shares(statistic: Statistic, measure: SpectralMeasure, semidefinite: bool
 def summary(statistic: Statistic, measure: SpectralMeasure, semidefinite: bool) -> Summary:
     """A statistic with its errors, but for the quadrature's where tr A and tr A^2 do not suffice for it."""
     nodes, weights = pooled(rules_of(measure, lowest_node(measure, semidefinite)))
-    nodes, weights = nodes.requires_grad_(), weights.requires_grad_()
-    with torch.enable_grad():
-        value = statistic(nodes, weights)
-    slopes, influence = torch.autograd.grad(value, (nodes, weights), allow_unused=True)
-    assert influence is not None
+    value, _, influence = derivatives(statistic, nodes, weights)
     influence = influence.nan_to_num(0.0).reshape(measure.nodes.shape)  # nan at zero weights
-    each = weights.detach().reshape(measure.nodes.shape) * measure.probes
+    each = weights.reshape(measure.nodes.shape) * measure.probes
     rest, rest_weights = (some[:, measure.deflated :].numpy() for some in (influence, each))
     spread = 0.0
     if rest_weights.sum():
         spread = np.average((rest - np.average(rest, weights=rest_weights)) ** 2, weights=rest_weights)
     error = math.inf if single(measure) else 0.0
     if measure.noise:
-        assert slopes is not None
+        least = measure.noise / math.e  # where x log x is as steep as it is on average up to the noise
+        moved = torch.where(nodes.abs() < least, least, nodes)
+        _, slopes, _ = derivatives(statistic, moved, weights)
         error += measure.noise * slopes.abs().sum().item()  # of first order, were all moved at their worst
     chances = chance(measure, (each * influence).sum(dim=1).numpy(), float(spread))
-    return Summary(value.item(), chances, error)
+    return Summary(value, chances, error)
+
+
+def derivatives(statistic: Statistic, nodes: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+    """A statistic, and its derivatives by nodes (m,) and by weights (m,)."""
+    nodes, weights = nodes.detach().requires_grad_(), weights.detach().requires_grad_()
+    with torch.enable_grad():
+        value = statistic(nodes, weights)
+    slopes, influence = torch.autograd.grad(value, (nodes, weights), allow_unused=True)
+    assert slopes is not None
+    assert influence is not None
+    return value.item(), slopes, influence
 
 
 def both_rules(measure: SpectralMeasure, semidefinite: bool, bracket: bool) -> tuple[list[Rule], list[Rule]]:

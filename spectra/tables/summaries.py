@@ -11,8 +11,10 @@ from spectra.tables.results import new_table
 from spectra.wording import brief, with_error
 
 RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp of the entropy; ± both errors"
-RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank", "outlier_share")
-NAMES = {name: name.replace("_", " ") for name in (*RANKS, "power_law")} | {"marchenko_pastur": "Marchenko-Pastur"}
+RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank")
+NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "power_law")} | {
+    "marchenko_pastur": "Marchenko-Pastur"
+}
 
 
 def summary_table(results: Sequence[DensityResult]) -> list[Any]:
@@ -20,11 +22,10 @@ def summary_table(results: Sequence[DensityResult]) -> list[Any]:
     told = [(r.curvature, r.summaries) for r in results if r.summaries]
     if not told:
         return []
-    table = new_table("", "effective rank", "stable rank", "participation", "entropy rank", "% in outliers")
+    table = new_table("", "effective rank", "stable rank", "participation", "entropy rank")
     for name, found in told:
-        ranks = [cell(getattr(found, rank)) for rank in RANKS[:-1]]
-        table.add_row(name, *ranks, cell(found.outlier_share, 100))
-    lines = [f"{name}: {line}" for name, found in told for line in [*laws(found), *reasons(found)]]
+        table.add_row(name, *[cell(getattr(found, rank)) for rank in RANKS])
+    lines = [f"{name}: {line}" for name, found in told for line in [*shares(found), *laws(found), *reasons(found)]]
     return ["", RULE, table, *lines]
 
 
@@ -35,6 +36,12 @@ def cell(number: Summary | None, scale: float = 1) -> str:
     if number.quadrature_error is None:
         return f"{scale * number.value:.2g} ± ?"
     return brief(scale * number.value, scale * (number.standard_error + number.quadrature_error))
+
+
+def shares(found: Summaries) -> list[str]:
+    """The line on the trace that outliers hold, where there are any."""
+    share = found.outlier_share
+    return [f"outliers above hold {cell(share, 100)} % of the trace"] if share and share.value else []
 
 
 def laws(found: Summaries) -> list[str]:
@@ -85,6 +92,11 @@ def damped_table(results: Sequence[DensityResult]) -> list[Any]:
         f"{r.curvature}: not positive definite with this damping; raise --damping"
         for r in told
         if r.effective_dimension is None
+    ]
+    lines += [
+        f"{r.curvature}: no log-determinant: {reason}"
+        for r in told
+        if r.effective_dimension and r.summaries and (reason := r.summaries.left_out.get("log_determinant"))
     ]
     tables = [table, determinants] if determinants.rows else [table]
     return ["", f"with damping {told[0].damping:g}; ± standard error", *tables, *lines]
