@@ -42,10 +42,10 @@ def localisation(
         if len(result.results) != 1:
             raise wrong("result", f"a record of {len(result.results)} matrices", "one entry, and `shapes`")
         (result,) = result.results
-    vectors = result.vectors if isinstance(result, (EigResult, Eigenpairs)) else result
-    if vectors is None:
+    given: Any = result.vectors if isinstance(result, (EigResult, Eigenpairs)) else result
+    if given is None:
         raise ArgumentError("`result`: holds no eigenvectors; `eig` keeps them with `save_vectors`")
-    vectors = np.atleast_2d(np.asarray(vectors.cpu() if hasattr(vectors, "cpu") else vectors, dtype=np.float64))
+    vectors = np.atleast_2d(np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.float64))
     if not np.isfinite(vectors).all() or not (lengths := np.linalg.norm(vectors, axis=1, keepdims=True)).all():
         raise ArgumentError("`result`: an eigenvector is zero or not finite")
     return of_unit_vectors(vectors / lengths, layer_sizes(shapes, vectors.shape[1]))

@@ -98,5 +98,12 @@ def recorded_law(law: PowerLaw) -> records.PowerLaw:
 
 def recorded_bulk(bulk: MarchenkoPastur) -> records.MarchenkoPastur:
     """The record of a law of Marchenko and Pastur."""
-    numbers = {name: recorded(getattr(bulk, name)) for name in ("variance", "ratio", "edge")}
-    return records.MarchenkoPastur(**vars(bulk) | numbers)
+    return records.MarchenkoPastur(
+        fits=bulk.fits,
+        variance=recorded(bulk.variance),
+        ratio=recorded(bulk.ratio),
+        edge=recorded(bulk.edge),
+        distance=bulk.distance,
+        resolution=bulk.resolution,
+        count=bulk.count,
+    )
