@@ -59,15 +59,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"tanh": lambda: network(nn.Tanh)
 
 def trained(build: Callable[[], nn.Module], epochs: int = 30) -> nn.Module:
     """SGD with momentum on the cross entropy of all digits."""
-    torch.manual_seed(0)
-    model = build()
-    optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), nn.CrossEntropyLoss()
-    (batch,) = problem_of(model, torch.float32).batches
-    for _ in range(epochs):
-        for some in torch.randperm(len(batch)).split(128):
-            optimizer.zero_grad()
-            loss(model(batch.inputs[some]), batch.targets[some]).backward()
-            optimizer.step()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build()
+        optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), nn.CrossEntropyLoss()
+        (batch,) = problem_of(model, torch.float32).batches
+        for _ in range(epochs):
+            for some in torch.randperm(len(batch)).split(128):
+                optimizer.zero_grad()
+                loss(model(batch.inputs[some]), batch.targets[some]).backward()
+                optimizer.step()
     return model
 
 

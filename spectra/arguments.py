@@ -46,15 +46,19 @@ def require_boolean(name: str, value: object, optional: bool = False) -> None:
         raise wrong(name, value, "True, False or None" if optional else "True or False")
 
 
-def require_number(name: str, value: object, least: float = 0.0, finite: bool = False) -> None:
-    """Raise ArgumentError where `value` is not a real number of `least` or more; nan is none."""
+def require_number(
+    name: str, value: object, least: float = 0.0, finite: bool = False, above: float | None = None
+) -> None:
+    """Raise ArgumentError where `value` is not a real number of `least` or more, or not `above` one; nan is none."""
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # of an integer with hundreds of digits
         number = math.nan
-    if not number >= least or (finite and not math.isfinite(number)):
+    enough = number >= least if above is None else number > above
+    if not enough or (finite and not math.isfinite(number)):
         kind = "a finite number" if finite else "a number"
-        raise wrong(name, value, kind if least == -math.inf else f"{kind} >= {least:g}")
+        bound = f" > {above:g}" if above is not None else "" if least == -math.inf else f" >= {least:g}"
+        raise wrong(name, value, kind + bound)
 
 
 def require_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from inspect import signature
 from numbers import Real
 from pathlib import Path
@@ -142,26 +143,12 @@ def eig(
         SpectraError: an argument has a value that cannot be used; the message says which one, and what would do.
         TypeError: an argument is unknown, missing, or given beside a Problem that has its own.
     """
+    given = Arguments.of(locals())
     settings = EigSettings(
         whole("k", k, 1), among("which", which, ENDS), among("method", method, EIG), positive("tolerance", tolerance)
     )
     asked = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
-    request = requested(
-        settings,
-        asked,
-        (model, loss, data, problem),
-        curvature=curvature,
-        seed=seed,
-        out=out,
-        max_products=max_products,
-        basis=basis,
-        check=check,
-        precision=precision,
-        products=products,
-        difference_step=difference_step,
-        compile=compile,
-        save_every=save_every,
-    )
+    request = requested(settings, asked, given)
     with Session(request, Caller(heard(progress))) as session:
         return as_asked(eigenvalues(session, save_vectors).results, curvature)
 
@@ -206,29 +193,14 @@ def trace(
     Raises:
         SpectraError, TypeError: as `spectra.eig`.
     """
+    given = Arguments.of(locals())
     settings = TraceSettings(
         positive("rtol", rtol),
         None if method is None else among("method", method, TRACE),
         None if probes is None else whole("probes", probes, 2),
     )
     asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
-    request = requested(
-        settings,
-        asked,
-        (model, loss, data, problem),
-        curvature=curvature,
-        seed=seed,
-        out=out,
-        max_products=max_products,
-        basis=basis,
-        check=check,
-        precision=precision,
-        products=products,
-        difference_step=difference_step,
-        compile=compile,
-        save_every=save_every,
-        deflate=deflate,
-    )
+    request = requested(settings, asked, given)
     with Session(request, Caller(heard(progress))) as session:
         return as_asked(traces(session).results, curvature)
 
@@ -274,29 +246,14 @@ def density(
     Raises:
         SpectraError, TypeError: as `spectra.eig`.
     """
+    given = Arguments.of(locals())
     settings = DensitySettings(
         whole("steps", steps, 2),
         whole("probes", probes, 1),
         None if damping is None else positive("damping", damping),
     )
     asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
-    request = requested(
-        settings,
-        asked | {"deflate": deflate and str(deflate)},
-        (model, loss, data, problem),
-        curvature=curvature,
-        seed=seed,
-        out=out,
-        max_products=max_products,
-        basis=basis,
-        check=check,
-        precision=precision,
-        products=products,
-        difference_step=difference_step,
-        compile=compile,
-        save_every=save_every,
-        deflate=deflate,
-    )
+    request = requested(settings, asked | {"deflate": deflate and str(deflate)}, given)
     with Session(request, Caller(heard(progress))) as session:
         return as_asked(densities(session, draw).results, curvature)
 
@@ -311,42 +268,61 @@ def draw(measures: dict[str, Any], path: Path) -> None:
     draw_density(measures, path)
 
 
-def requested(
-    settings: S,
-    asked: Mapping[str, Any],
-    given: tuple[Any, Any, Any, dict[str, Any]],
-    *,
-    curvature: str | Sequence[str],
-    seed: int,
-    out: str | Path | None,
-    max_products: int | None,
-    basis: str,
-    check: bool,
-    precision: str,
-    products: str,
-    difference_step: float | None,
-    compile: bool | None,
-    save_every: float,
-    deflate: str | Path | None = None,
-) -> Request[S]:
-    """The request of a call; `asked` are its own settings as the command line names them, `given` names the problem."""
-    seed = whole("seed", seed, 0)
-    if stands_for_matrix(given[0]):
-        of_network = {"curvature": (curvature, "hessian"), "check": (check, True), "precision": (precision, IEEE)}
-        of_network |= {"products": (products, EXACT), "difference_step": (difference_step, None)}
-        refuse_of_networks(settings.command, given, {**of_network, "compile": (compile, None)})
-        names, problem, recorded = ("operator",), Operators((given[0],), seed=seed, **place_of(given[3])), {}
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments that all calls have, as they were given; `eig` describes them."""
+
+    model: Any
+    loss: Any
+    data: Any
+    problem: dict[str, Any]
+    curvature: str | Sequence[str]
+    seed: int
+    out: str | Path | None
+    max_products: int | None
+    basis: str
+    check: bool
+    precision: str
+    products: str
+    difference_step: float | None
+    compile: bool | None
+    save_every: float
+    deflate: str | Path | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Arguments:
+        """Those among all arguments of one call, by name."""
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+
+
+# Arguments that are of networks alone, with their defaults.
+OF_NETWORKS = {
+    "curvature": "hessian",
+    "check": True,
+    "precision": IEEE,
+    "products": EXACT,
+    "difference_step": None,
+    "compile": None,
+}
+
+
+def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Request[S]:
+    """The request of a call; `asked` are its own settings as the command line names them."""
+    seed = whole("seed", given.seed, 0)
+    if stands_for_matrix(given.model):
+        refuse_of_networks(settings.command, given)
+        names, recorded = ("operator",), {}
+        device, dtype = (given.problem.get(name) for name in ("device", "dtype"))
+        problem = Operators((given.model,), device, dtype, seed)
     else:
-        names = named_matrices(curvature)
-        problem, recorded = problem_of(settings.command, *given, seed)
-        recorded |= {"curvature": list(names), "no_check": not check, "compile": compile, "precision": precision}
-        recorded |= {"products": products, "difference_step": difference_step}
-    max_products = None if max_products is None else whole("max_products", max_products, 1)
-    difference_step = None if difference_step is None else positive("difference_step", difference_step)
-    require_boolean("compile", compile, optional=True)
-    among("precision", precision, PRECISIONS)
-    among("products", products, PRODUCTS)
-    recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", basis, BASES)}
+        names = named_matrices(given.curvature)
+        problem, recorded = problem_of(settings.command, given.model, given.loss, given.data, given.problem, seed)
+        recorded |= {"curvature": list(names), "no_check": not given.check, "compile": given.compile}
+        recorded |= {"precision": given.precision, "products": given.products, "difference_step": given.difference_step}
+    max_products = None if given.max_products is None else whole("max_products", given.max_products, 1)
+    step = None if given.difference_step is None else positive("difference_step", given.difference_step)
+    require_boolean("compile", given.compile, optional=True)
+    recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", given.basis, BASES)}
     return Request(
         settings,
         problem,
@@ -354,16 +330,16 @@ def requested(
         options={**asked, **recorded},
         seed=seed,
         max_products=max_products,
-        memory=given[3].get("memory"),
-        basis=basis,
-        check=bool(check),
-        precision=precision,
-        products=products,
-        difference_step=difference_step,
-        compile=compile,
-        out=as_path(out),
-        save_every=positive("save_every", save_every),
-        earlier=as_path(deflate),
+        memory=given.problem.get("memory"),
+        basis=given.basis,
+        check=bool(given.check),
+        precision=among("precision", given.precision, PRECISIONS),
+        products=among("products", given.products, PRODUCTS),
+        difference_step=step,
+        compile=given.compile,
+        out=as_path(given.out),
+        save_every=positive("save_every", given.save_every),
+        earlier=as_path(given.deflate),
     )
 
 
@@ -374,26 +350,13 @@ def stands_for_matrix(model: Any) -> bool:
     return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
 
 
-def refuse_of_networks(
-    command: str, given: tuple[Any, Any, Any, dict[str, Any]], of_network: Mapping[str, tuple[Any, Any]]
-) -> None:
-    """Raise TypeError for an argument of networks beside a matrix that is given in place of one.
-
-    `of_network` are further arguments, each with its default.
-    """
-    _, loss, data, options = given
-    others = {name: value for name, value in options.items() if name not in ("device", "dtype")}
-    for name, value in {"loss": loss, "data": data, **others}.items():
-        if value is not None:
-            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
-    for name, (value, default) in of_network.items():
-        if value != default:
-            raise TypeError(f"{command}() takes no {name} beside a matrix; leave it out")
-
-
-def place_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The device and dtype among the keywords of a problem."""
-    return {name: options.get(name) for name in ("device", "dtype")}
+def refuse_of_networks(command: str, given: Arguments) -> None:
+    """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
+    named = {"loss": given.loss, "data": given.data, **given.problem}
+    there = [name for name, value in named.items() if value is not None and name not in ("device", "dtype")]
+    there += [name for name, default in OF_NETWORKS.items() if getattr(given, name) != default]
+    if there:
+        raise TypeError(f"{command}() takes no {there[0]} beside a matrix; leave it out")
 
 
 def problem_of(

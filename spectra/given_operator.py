@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectra.errors import ArgumentError, SpectraError
 from spectra.quoting import quoted
+from spectra.vectors import LEAST, MOST, WITHIN
 from spectra.wording import counted
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def is_sparse(value: Any) -> bool:
 def refuse_shape(shape: Any, argument: str) -> None:
     """Raise ArgumentError where a shape is not (n, n) with n of 1 or more."""
     shape = tuple(shape)
-    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         shown = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
         raise ArgumentError(f"`{argument}` of shape {shown}: give a square matrix, (n, n) with n >= 1")
 
@@ -111,6 +112,9 @@ def refuse_kind(dtype: torch.dtype, argument: str) -> None:
         raise ArgumentError(f"`{argument}` of {dtype}: is complex; {NOT_COMPLEX}")
     if not dtype.is_floating_point:
         raise ArgumentError(f"`{argument}` of {dtype}: give a matrix of real floating-point numbers")
+    if dtype in WIDER:
+        wider = WIDER[dtype]
+        raise ArgumentError(f"`{argument}` of {dtype}: eigenvalues are lost in its rounding; multiply in {wider}")
 
 
 def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
@@ -126,6 +130,9 @@ def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetri
     refuse_shape(tensor.shape, argument)
     if tensor.dtype.is_complex:
         raise ArgumentError(f"`{argument}` of {tensor.dtype}: is complex; {NOT_COMPLEX}")
+    if tensor.is_meta or tensor.is_quantized:
+        kind = "is on the meta device" if tensor.is_meta else "is quantized"
+        raise ArgumentError(f"`{argument}` {kind}: give a tensor that holds its numbers")
     kind = dtype or WIDER.get(tensor.dtype, tensor.dtype if tensor.dtype.is_floating_point else torch.float64)
     if kind != tensor.dtype:
         tell(converted(tensor.dtype, kind))
@@ -133,6 +140,8 @@ def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetri
         tensor = tensor.detach()
     if tensor.layout not in (torch.strided, torch.sparse_csr):
         with beta_kept_quiet():
+            if tensor.layout in (torch.sparse_bsr, torch.sparse_bsc):  # which torch turns into COO alone
+                tensor = tensor.to_sparse_coo()
             tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).to_sparse_csr()
     if kind != tensor.dtype:
         tensor = tensor.to(kind)
@@ -329,14 +338,18 @@ class Products:
             raise TypeError(f"expected vectors of the operator's dtype {self.dtype}, got {vectors.dtype}")
         given = vectors.detach().cpu().clone()
         found = self.multiply(given if self.tensors else given.numpy())
-        product = found.detach().cpu().clone() if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
-        if product.is_complex() or tuple(product.shape) != tuple(vectors.shape):
-            came = f"{product.dtype}".removeprefix("torch.") + f" of shape {tuple(product.shape)}"
+        product = found.detach().cpu() if isinstance(found, Tensor) else np.asarray(found)
+        real = not product.is_complex() if isinstance(product, Tensor) else product.dtype.kind in "biuf"
+        if not real or tuple(product.shape) != tuple(vectors.shape):
+            kind = str(product.dtype).removeprefix("torch.")
+            came = type(found).__name__ if kind == "object" else f"{kind} of shape {tuple(product.shape)}"
             raise SpectraError(
-                f"the product of a vector of shape {tuple(vectors.shape)} by {self.what} is {came}; return real "
-                "numbers of the vector's shape"
+                f"`operator`: the product of a vector of shape {tuple(vectors.shape)} by {self.what} is {came}; "
+                "return real numbers of the vector's shape"
             )
-        return product.to(self.dtype)
+        if isinstance(product, Tensor):
+            return product.to(self.dtype, copy=True)  # a function may give the same memory at every call
+        return torch.from_numpy(product.astype(as_numpy(self.dtype)))
 
 
 def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
@@ -349,6 +362,8 @@ def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
     if found.bad:
         what = f"{counted(found.bad, 'entry', 'entries')} of the matrix {'is' if found.bad == 1 else 'are'} not finite"
         raise ArgumentError(f"`{argument}`: {what}, the first at {place(found.first_bad)}; put numbers there")
+    if found.largest and not LEAST < found.largest < MOST:
+        raise ArgumentError(f"`{argument}`: its largest entry {found.largest:.1e} is not {WITHIN}; scale the matrix")
     kinds = (matrix.dtype, torch.float32) if single else (matrix.dtype,)
     allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5 * found.largest
     if found.apart > allowed:

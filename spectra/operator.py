@@ -19,6 +19,7 @@ from spectra.errors import SpectraError
 from spectra.given_operator import as_operator
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import (
+    WITHIN,
     all_finite,
     distance,
     dot,
@@ -27,6 +28,7 @@ from spectra.vectors import (
     mesh_on,
     norm,
     on_device,
+    out_of_scale,
     shard_of,
     sum_shards,
     without_autocast,
@@ -167,7 +169,7 @@ class Counting(Wrapper):
     """The wrapped matrix, with `products` counting one for each vector multiplied.
 
     Where the matrix is of a lower precision, `ieee_products` counts those of them that are made in ieee, and `noise` is
-    kept once it is measured.
+    kept once it is measured. Products are cut off from autograd's graph, in which a matrix made of parameters has them.
     """
 
     products: int = 0
@@ -182,7 +184,7 @@ class Counting(Wrapper):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.products += width(vectors)
-        return self.operator @ vectors
+        return (self.operator @ vectors).detach()
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step; products that an earlier run spent on it are counted too."""
@@ -209,7 +211,7 @@ class CountingInIeee(Wrapper):
     def __matmul__(self, vectors: Tensor) -> Tensor:
         self.counter.products += width(vectors)
         self.counter.ieee_products += width(vectors)
-        return self.operator @ vectors
+        return (self.operator @ vectors).detach()
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step of the counter."""
@@ -333,7 +335,7 @@ def to_scipy(operator: Any) -> LinearOperator:
 
     def multiply(vectors):
         given = torch.as_tensor(vectors.copy()).to(operator.device, operator.dtype)
-        return (operator @ given).cpu().numpy()
+        return (operator @ given).detach().cpu().numpy()
 
     dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
     products = {"matvec": multiply, "rmatvec": multiply, "matmat": multiply}
@@ -435,6 +437,9 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
+    if out_of_scale(first) or out_of_scale(other):
+        subject = find_on("subject", operator) or "the matrix"
+        raise SpectraError(f"{subject} has products whose norm is not {WITHIN}; scale what it is made of")
     if size == 0:
         return 0.0
     repeat = change / size
@@ -451,7 +456,8 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
         allowed = max(allowed, min(most, times * curved))
     if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
         what = "changes from product to product" if repeat > allowed else "is not symmetric"
-        raise SpectraError(f"the matrix {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
+        subject = find_on("subject", operator) or "the matrix"
+        raise SpectraError(f"{subject} {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
     if repeat > allowed:
         raise SpectraError(
             f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
 PIECE = 2**20  # numbers of each vector that are worked on at a time on a CPU, whose caches then hold those of a basis
+LEAST, MOST = 1e-100, 1e100  # norms whose squares, and those of residuals, are within the range of float64
+WITHIN = f"between {LEAST:g} and {MOST:g}, where squares are numbers"
 PIECE_OF_A_DEVICE = 2**26  # elsewhere, of all vectors together: large against what it takes to start a kernel
 
 
@@ -159,6 +161,11 @@ def all_finite(vectors: Tensor) -> bool:
     return not sum_shards(_not_finite, vectors)
 
 
+def out_of_scale(vectors: Tensor) -> bool:
+    """Whether finite numbers that are not all zero are so small or large that sums of their squares are lost."""
+    return not LEAST < norm(vectors) < MOST and bool(sum_shards(_not_zero, vectors))
+
+
 def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
     """Whether something holds on every process, so that all decide alike what only each can know."""
     if mesh is None:
@@ -225,6 +232,10 @@ def norms(rows: Tensor, dim: int | None = 1, dtype: torch.dtype = torch.float64)
     if not sharded(rows) and len(list(pieces(rows))) == 1:
         return torch.linalg.vector_norm(rows, dim=dim, dtype=dtype)
     return sum_pieces(lambda part: torch.linalg.vector_norm(part, dim=dim, dtype=dtype).square(), rows).sqrt()
+
+
+def _not_zero(part: Tensor) -> Tensor:
+    return part.count_nonzero()
 
 
 def distance(u: Tensor, v: Tensor) -> float:

@@ -19,13 +19,14 @@ from spectra.inputs.problem import Loaded
 from spectra.krylov import placement as places
 from spectra.krylov.block_diagonal import BlockDiagonal, block_eigenpairs, block_measures
 from spectra.krylov.deflation import known_pairs, with_deflation
-from spectra.krylov.eigenpairs import basis_of, eigenpairs, serve_products
+from spectra.krylov.eigenpairs import basis_of, eigenpairs
 from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
 from spectra.krylov.forecast import VectorMeter, forecast_eigenpairs, forecast_trace, largest_matrix, outline
 from spectra.krylov.hutch_plus_plus import hutch_plus_plus
 from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.lanczos import begin, lanczos, random_start, remove
 from spectra.krylov.quadrature import spectral_measure
+from spectra.krylov.reverse_communication import serve_products
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import basis_place, products_share, settled_basis, settled_share
 from spectra.operator import Counting

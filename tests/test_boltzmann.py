@@ -141,6 +141,20 @@ def test_the_machine_with_other_parameters(of):
         of.at(of.parameters[1:])
 
 
+@pytest.mark.parametrize("make", [machine, restricted])
+def test_parameters_may_require_gradients(make):
+    """Autograd then differentiates the likelihood; products and eigenvalues carry no graph."""
+    data = examples(6, 5)
+    parameters = make().parameters.requires_grad_()
+    own = make().at(parameters)
+    (found,) = torch.autograd.grad(own.negative_log_likelihood(data), parameters)
+    close(found, make().gradient(data))
+    pairs = spectra.eigenpairs(own.hessian(data), 2, tolerance=1e-9)
+    assert not pairs.values.requires_grad
+    assert not pairs.vectors.requires_grad
+    close(pairs.values, spectra.eigenpairs(make().hessian(data), 2, tolerance=1e-9).values)
+
+
 def test_sign_of_the_energy():
     """The minus sign with negated weights is the same machine: R{p} changes its sign, the Hessian does not."""
     plus, data, direction = machine(5, hidden=2), examples(7, 3), draw(15, seed=8)

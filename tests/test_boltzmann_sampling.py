@@ -9,10 +9,11 @@ from boltzmann import LOW, dense, draw, examples, log_probabilities, machine, re
 from helpers import seeded
 from networks import DEVICES
 
+from spectra.errors import SpectraError
 from spectra.systems import sampled_covariance
 from spectra.systems.boltzmann import BoltzmannMachine
 from spectra.systems.gibbs import autocorrelation_time, drift, mean_with_error
-from spectra.systems.sampled_hessian import untold
+from spectra.systems.sampled_hessian import unreliable
 
 SEEDS = 60
 
@@ -134,7 +135,7 @@ def test_products_and_errors_without_the_matrix(entries, monkeypatch):
     expected = torch.hypot(deviations(own @ vectors[:, 0]), deviations(others @ vectors[:, 0]))
     found = torch.hypot(*(phase.with_error(vectors[:, 0])[1] for phase in (estimate.free, estimate.clamped)))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(error, expected.masked_fill(untold(estimate.free), math.nan), equal_nan=True)
+    torch.testing.assert_close(error, expected.masked_fill(unreliable(estimate.free), math.nan), equal_nan=True)
     forms = [torch.einsum("ik,rij,jk->rk", vectors, parts, vectors) for parts in (own, others)]
     expected = torch.hypot(*map(deviations, forms))
     torch.testing.assert_close(estimate.standard_errors(vectors), expected, rtol=1e-12, atol=1e-14)
@@ -228,9 +229,9 @@ def test_what_no_sample_shows_has_no_error():
     assert not product[unknown].any()
     assert error[~unknown].min() > 0
     assert "for 3 of 6 products s_i s_j, fewer than 16 chains show the rarer value" in estimate.notes[2]
-    assert not untold(machine(4, units="spin", temperature=5.0).sampled_hessian().free).any()
+    assert not unreliable(machine(4, units="spin", temperature=5.0).sampled_hessian().free).any()
     still = BoltzmannMachine(torch.zeros(2, 2).double(), torch.tensor([30.0, -30.0]).double(), units="spin")
-    assert untold(still.sampled_hessian(count=20).free).all()
+    assert unreliable(still.sampled_hessian(count=20).free).all()
 
 
 @pytest.mark.parametrize("units", LOW)
@@ -238,6 +239,13 @@ def test_chains_that_show_a_rarer_value(units):
     own = machine(4, units=units)
     phase = own.sampled_hessian(chains=20, count=3).free
     values = phase.states.double()[..., phase.pairs.first] * phase.states.double()[..., phase.pairs.second]
-    for one, found in zip(values[:, 0].unbind(2), phase.telling_chains().tolist(), strict=True):
+    for one, found in zip(values[:, 0].unbind(2), phase.varying_chains().tolist(), strict=True):
         common = max(one.unique().tolist(), key=lambda value: (one == value).sum())
         assert found == (one != common).any(1).sum()
+
+
+@pytest.mark.parametrize("name", ["clamped_chains", "clamped_count"])
+def test_the_clamped_phase_is_named(name):
+    weights = torch.zeros(3, 3, dtype=torch.float64)
+    with pytest.raises(SpectraError, match=f"`{name}` 0: give"):
+        BoltzmannMachine(weights, hidden=1).sampled_hessian(torch.ones(4, 2), **{name: 0})

@@ -288,6 +288,21 @@ def test_the_spread_of_equal_traces_is_not_that_of_their_errors():
     assert abs(found.trace - 20) < 4 * found.standard_error
 
 
+@pytest.mark.parametrize(("rtol", "method"), [(0.5, "hutchinson"), (1e-3, "dense")])
+def test_large_traces_are_exact_where_samples_cost_more(rtol, method, monkeypatch):
+    monkeypatch.setattr("spectra.krylov.equal_blocks.DENSE_TRACE", 10)
+    torch.manual_seed(0)
+    root = torch.randn(60, 60, dtype=F64)
+    model, x = Quadratic(root @ root.T), torch.randn(3, 60, dtype=F64)
+    found = spectra.trace(model, "output", x, wrt="inputs", rtol=rtol)
+    assert (found.method, found.converged) == (method, True)
+    assert found.products <= 3 + 1 + 60 + 60  # checks, one of independence, samples and columns
+    assert abs(found.trace - root.square().sum().item()) <= 4 * found.standard_error + 1e-9
+    few = spectra.trace(model, "output", x, wrt="inputs", rtol=rtol, max_products=40)  # too few for 60 columns
+    assert (few.method, few.products <= 40) == ("hutchinson", True)
+    assert few.converged == (method == "hutchinson")
+
+
 class Quadratic(nn.Module):
     def __init__(self, matrix):
         super().__init__()
@@ -322,6 +337,36 @@ def test_several_inputs_of_which_one_is_named():
         spectra.eig(Pair(), "output", data, wrt="inputs:charge", dtype="float64")
 
 
+class Distance(nn.Module):
+    """It has no derivative where the two atoms are in one place."""
+
+    def forward(self, positions):
+        return (positions[:, 0] - positions[:, 1]).norm(dim=-1)
+
+
+def coincident():
+    positions = torch.eye(3, dtype=F64)[:2].repeat(4, 1, 1)
+    positions[1] = 0
+    return positions
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+def test_an_example_that_is_not_finite_leaves_the_others(method, monkeypatch):
+    """A distance r between two atoms has the eigenvalues 2 / r, 2 / r and 0."""
+    if method == "lanczos":
+        monkeypatch.setattr("spectra.run.by_inputs.dense_pays", lambda *_: False)
+    found = energies(Distance(), coincident(), which="LA", k=3, method=method, tolerance=1e-9)
+    expected = np.tile([2**0.5, 2**0.5, 0], (4, 1))
+    expected[1] = np.nan
+    assert found.values_by_example == pytest.approx(expected, abs=1e-8, nan_ok=True)
+    assert np.isnan(found.values).all()
+    assert (found.converged, found.complete) == (False, None)
+    traces = spectra.trace(Distance(), "output", coincident(), wrt="inputs", dtype="float64")
+    assert traces.traces_by_example == pytest.approx(expected.sum(axis=1), nan_ok=True)
+    assert traces.standard_errors_by_example == pytest.approx([0, np.nan, 0, 0], nan_ok=True)
+    assert np.isnan([traces.trace, traces.standard_error, traces.spread, traces.spread_error]).all()
+
+
 # What is refused, and what stays
 
 
@@ -342,6 +387,9 @@ def test_examples_that_depend_on_each_other_are_refused():
         spectra.eig(network(), paired, (X, CLASSES), wrt="inputs", k=2)
     with pytest.raises(SpectraError, match="`wrt` inputs: the loss of an example depends on the inputs of others"):
         spectra.density(network(), paired, (X, CLASSES), wrt="inputs")
+    tiny = BatchLoss(lambda model, batch: 2.0**-90 * paired.function(model, batch))  # whose square no float32 holds
+    with pytest.raises(SpectraError, match="`wrt` inputs: the loss of an example depends on the inputs of others"):
+        spectra.eig(network().float(), tiny, (X.float(), CLASSES), wrt="inputs", k=2, check=True)
 
 
 class Wrong(torch.autograd.Function):
@@ -419,7 +467,17 @@ class Two(Chain):
     def forward(self, x):
         return torch.stack(2 * [super().forward(x)], dim=1)
 
+class Distance(nn.Module):
+    def forward(self, x):
+        return (x[:, 0] - x[:, 1]).norm(dim=-1)
+
+class Saddle(nn.Module):
+    def forward(self, x):
+        return (x[:, 0] * x[:, 1]).sin()
+
 def energies(): return Chain()
+def saddles(): return Saddle()
+def coincident(): return torch.eye(3)[:2] * torch.tensor([1.0, 0, 1, 1])[:, None, None]
 def tokens(): return Tokens()
 def whole(): return Sum()
 def two(): return Two()
@@ -429,7 +487,8 @@ def long(): return Chain()
 def long_positions(): return torch.randn(3, 60, generator=torch.Generator().manual_seed(0))
 def integers(): return torch.arange(12).view(4, 3) % 7
 """
-LINE = "--model file.py:energies --data file.py:few --loss output --wrt inputs --dtype float64"
+OF_OUTPUT = "--loss output --wrt inputs --dtype float64"
+LINE = f"--model file.py:energies --data file.py:few {OF_OUTPUT}"
 
 
 @pytest.fixture
@@ -520,6 +579,20 @@ def test_numbers_of_many_examples_are_in_the_npz_file(call):
     assert len(spectra.load_result("a/trace.json").results[0].traces_by_example) == 400
     with np.load("a/eig.npz") as arrays:
         assert {"eigenvalues_by_example_hessian", "residuals_by_example_hessian"} <= {*arrays}
+
+
+@pytest.mark.parametrize("command", ["eig -k 1", "trace"])
+def test_the_command_names_the_example_that_is_not_finite(command, call):
+    status, _, err = call(f"{command} --model file.py:Distance --data file.py:coincident {OF_OUTPUT}")
+    name = "traces" if command == "trace" else "eigenvalues"
+    assert status == 1
+    assert f"not finite for 1 of 4 examples, the first in row 1 of {name}_by_example; " in err
+
+
+def test_a_mean_of_either_sign_is_told(call):
+    line = f"eig --model file.py:saddles --data file.py:few {OF_OUTPUT} -k 2"
+    assert "hessian: a row holds eigenvalues of either sign" in call(line)[1]
+    assert "either sign" not in call(f"{line} --which LA")[1]
 
 
 @pytest.mark.parametrize(

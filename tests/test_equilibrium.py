@@ -7,7 +7,7 @@ import json
 import math
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -140,6 +140,21 @@ def test_an_affine_map_is_solved_and_its_distance_bounded(method):
     if method == "relaxation":
         assert found.contraction == pytest.approx(0.8, rel=1e-2)
         assert ((found.state - exact).norm(dim=1) / exact.norm(dim=1)).max() <= 1.5 * found.distance
+
+
+def affine(a, b, z):
+    return z @ a + b
+
+
+@methods
+@pytest.mark.parametrize("factor", [2.0**-75, 2.0**80])
+def test_numbers_whose_squares_no_float32_holds(method, factor):
+    """A solution scales with b, and so does every step that leads there."""
+    a, b = with_spectrum(np.linspace(-0.7, 0.8, 9)).float(), torch.randn(6, 9, generator=seeded())
+    usual, other = (relax(partial(affine, a, c), 0 * b, Relaxation(1e-5, 500, method)) for c in (b, factor * b))
+    assert (other.unsolved, other.iterations) == (0, usual.iterations)
+    assert other.residual == pytest.approx(usual.residual, rel=1e-3)
+    torch.testing.assert_close(other.state / factor, usual.state)
 
 
 def test_anderson_is_the_quicker():
@@ -505,3 +520,8 @@ def test_wrong_arguments(make, message):
 def test_a_map_to_another_shape_is_refused():
     with pytest.raises(SpectraError, match=r"`map` returns \(2, 3\) for a state of shape \(2, 1\)"):
         Equilibrium(Unit(0.5), 1)(torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_inputs_that_are_not_finite_are_named():
+    with pytest.raises(SpectraError, match="its first step is not finite; look at the inputs"):
+        build()(points()[0] * torch.nan)

@@ -1,16 +1,21 @@
 """What users hand over as a matrix becomes an operator with the same products, or is refused with how far it is off."""
 
+from pkgutil import resolve_name
+
 import numpy as np
 import pytest
 import torch
 from helpers import Products, seeded, with_spectrum
+from networks import BY_NAME
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import spectra
+from spectra.curvature.finite_differences import FiniteDifferences
 from spectra.errors import ArgumentError
 from spectra.given_operator import BLOCK, as_operator
 from spectra.inputs.operators import load_operator
+from spectra.krylov.methods import EIG
 
 N = 40
 A = with_spectrum(np.linspace(-1, 3, N)).numpy()
@@ -252,3 +257,106 @@ def test_a_matrix_takes_the_place_of_a_network_in_calls(tmp_path):
     with pytest.raises(spectra.SpectraError, match="`dtype` float32: this operator multiplies vectors of float64"):
         spectra.eig(sized, dtype="float32")
     assert spectra.eig(A, k=1, dtype="float32").values[0] == pytest.approx(3.0, rel=1e-5)
+
+
+def noisy(kind):
+    """A matrix of a network whose products are noisy, and which names what they are compared with."""
+    problem = BY_NAME["mlp"].problem(dtype=torch.float32)
+    exact, lower = spectra.Curvature(problem, "hessian"), spectra.Curvature(problem, "hessian", precision="bf16")
+    return {"bf16": lower, "differences": FiniteDifferences(problem)}[kind], exact
+
+
+@pytest.mark.parametrize("kind", ["bf16", "differences"])
+def test_noisy_products_are_measured_as_those_of_a_network_are(kind):
+    operator, exact = noisy(kind)
+    result, trace = spectra.eig(operator, k=2, which="LA"), spectra.trace(operator, method="hutchinson", probes=20)
+    expected = torch.linalg.eigvalsh(exact @ torch.eye(exact.shape[0]))
+    assert result.values == pytest.approx(expected[[-1, -2]].numpy(), abs=result.residuals.max() + 1e-5)
+    assert abs(trace.trace - expected.sum().item()) < 4 * trace.standard_error
+    assert {result.precision, trace.precision} == {"bf16" if kind == "bf16" else "ieee"}
+
+
+class OfParameters:
+    """A matrix that is a parameter, so that its products have a place in autograd's graph."""
+
+    shape, dtype, device = torch.Size((40, 40)), torch.float64, torch.device("cpu")
+
+    def __init__(self):
+        self.weight = torch.nn.Parameter(torch.from_numpy(A))
+
+    def __matmul__(self, vectors):
+        return self.weight @ vectors
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "dense"])
+def test_eigenpairs_of_parameters_carry_no_graph(method):
+    pairs = resolve_name(EIG[method])(OfParameters(), 2, generator=seeded())
+    assert not any(value.requires_grad for value in vars(pairs).values() if isinstance(value, torch.Tensor))
+    assert pairs.values[0].item() == pytest.approx(3.0)
+
+
+def test_a_matrix_of_parameters_goes_through_every_call():
+    operator, vector = OfParameters(), torch.ones(40, dtype=torch.float64)
+    assert spectra.eig(operator, k=1).values[0] == pytest.approx(3.0)
+    assert spectra.trace(operator, method="dense").trace == pytest.approx(np.trace(A))
+    assert spectra.density(operator, steps=40).converged
+    assert spectra.to_scipy(operator) @ vector.numpy() == pytest.approx(A @ np.ones(40))
+    assert spectra.solve(operator, vector, method="minres", tolerance=1e-9).x.numpy() == pytest.approx(
+        np.linalg.solve(A, np.ones(40)), rel=1e-6
+    )
+    assert spectra.compare({"one": operator, "other": A}, k=1).pairs[0].distance.value == pytest.approx(0, abs=1e-6)
+
+
+def halves(vector):
+    return vector
+
+
+def returns_nothing(vector):
+    return None
+
+
+halves.size, halves.dtype = 4, torch.float16
+returns_nothing.size = 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (halves, "eigenvalues are lost in its rounding; multiply in torch.float32"),
+        ((-3, lambda v: v), r"of shape \(-3, -3\)"),
+        (torch.zeros(3, 3, device="meta"), "is on the meta device"),
+        (1e-200 * A, "its largest entry 1.7e-200 is not between 1e-100 and 1e.100"),
+        (1e200 * A, "its largest entry 1.7e.200 is not between"),
+    ],
+)
+def test_what_would_give_wrong_numbers_is_refused(given, message):
+    with pytest.raises(ArgumentError, match=f"`operator`.*{message}"):
+        spectra.eigenpairs(given, 1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_products_beyond_the_range_of_squares_are_refused(scale):
+    with pytest.raises(spectra.SpectraError, match="the matrix has products whose norm is not between"):
+        spectra.check_operator((N, lambda v: scale * (A @ v)))
+
+
+def test_a_product_that_is_no_array_is_named():
+    with pytest.raises(spectra.SpectraError, match="by function returns_nothing is NoneType; return real numbers"):
+        spectra.eigenpairs(returns_nothing, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, ">f8", np.longdouble, np.uint8], ids=str)
+def test_products_may_come_in_any_real_type(kind):
+    def diagonal(vector):
+        made = np.arange(1, 5) * vector
+        return torch.from_numpy(made).to(kind) if isinstance(kind, torch.dtype) else made.astype(kind)
+
+    product = as_operator((4, diagonal)) @ torch.ones(4, dtype=torch.float64)
+    assert product.tolist() == [1, 2, 3, 4]
+    assert product.dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # of a test that makes them
+@pytest.mark.parametrize("form", ["to_sparse_bsr", "to_sparse_bsc"])
+def test_blocks_of_torch(form):
+    assert torch.equal(as_operator(getattr(TENSOR, form)((5, 5))).to_dense(), TENSOR)

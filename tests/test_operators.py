@@ -487,3 +487,66 @@ def test_a_dense_matrix_stays_in_its_file(folder):
     changed[0, 0] = 77.0
     changed.flush()
     assert float(operator[0, 0]) == 77.0
+
+
+ODD = """
+import numpy as np, torch
+
+def pair(v): return np.triu(np.ones((4, 4))) @ v
+def ends(v): raise SystemExit(3)
+def infinite(v): return v * np.inf
+pair.size = ends.size = infinite.size = 4
+
+
+class Estimate:
+    shape, dtype, device = (4, 4), torch.float64, torch.device("cpu")
+
+    def __init__(self, errors):
+        self.errors = errors
+
+    def __matmul__(self, vectors):
+        return vectors
+
+    def standard_errors(self, vectors):
+        return self.errors(vectors)
+
+    def trace_error(self):
+        return self.errors(torch.ones(1, 1))[0]
+
+
+wide = Estimate(lambda vectors: torch.ones(7))
+below = Estimate(lambda vectors: -torch.ones(vectors.shape[1]))
+fails = Estimate(lambda vectors: 1 / 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("eig -k 1", "pair", "--operator odd.py:pair: the matrix is not symmetric"),
+        ("eig -k 1", "ends", "--operator: code of yours ended the program"),
+        ("eig -k 1", "infinite", "or look at what the operator returns"),
+        ("eig -k 2", "wide", "--operator: what its standard_errors returns is of shape (7,)"),
+        ("eig -k 1", "below", "--operator: what its standard_errors returns is an error below zero, -1"),
+        ("trace", "below", "--operator: what its trace_error returns is an error below zero, -1"),
+        ("eig -k 1", "fails", "--operator: its standard_errors failed with ZeroDivisionError"),
+    ],
+)
+def test_faults_of_an_operator_are_named(command, name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("odd.py").write_text(ODD)
+    assert run([*command.split(), "--operator", f"odd.py:{name}"]) == (1 if name == "infinite" else 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_long_name_leaves_room_for_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "covariances_of_all_measured_features_of_the_second_run.npy"
+    np.save(name, np.diag([3.0, 2.0, 1.0]))
+    assert run(["eig", "--operator", name, "-k", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "products     s  set-up s  converged  nothing missed" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert name in shown

@@ -479,3 +479,25 @@ def test_the_result_on_one_line():
     found = solve(matrix("network").matrix, drawn(200, 2), method="cg")
     assert "converged=False" in repr(found)
     assert "\n" not in repr(found)
+
+
+def test_damping_of_a_multiple_of_the_identity():
+    """Its condition number is 1 with any damping above what the eigenvalue demands, and with that itself none."""
+    for value in (-2.0, 0.0):
+        for n in (1, 5):
+            assert value + spectra.damping_for(value * torch.eye(n, dtype=torch.float64)).value > 0
+    with pytest.raises(SpectraError, match="`condition` 1: give a finite number > 1"):
+        spectra.damping_for(torch.eye(2), condition=1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_right_hand_sides_whose_squares_are_no_numbers(scale):
+    b = torch.stack([drawn(6), scale * drawn(6)], 1)
+    with pytest.raises(SpectraError, match="`b`: the norm of a right-hand side is not between 1e-100 and 1e"):
+        solve(2 * torch.eye(6, dtype=torch.float64), b)
+
+
+def test_products_that_are_not_finite_are_named():
+    found = solve((6, lambda v: v * np.nan), drawn(6))
+    assert not found.converged
+    assert found.note == "a product is not finite: look at what `operator` returns"

@@ -220,6 +220,32 @@ def test_on_the_command_line(call):
     assert call("report a --out page.html")[0] == call("plot a --out figure.png")[0] == 0
 
 
+SEQUENCES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+    def forward(self, x):
+        return self.table(x).transpose(1, 2)
+
+def data():
+    targets = torch.tensor([[0, 1, 2], [2, -100, 1]])
+    return torch.tensor([[0, 1, 2], [3, 1, 0]]), targets
+"""
+
+
+def test_sequences_are_told_from_their_targets(call):
+    """Theta_ij = (1/12) sum over outputs: 4 for each place at which both hold the same token."""
+    Path("file.py").write_text(SEQUENCES)
+    line = "eig --model file.py:Net --data file.py:data --curvature ntk -k 2 --dtype float64"
+    assert "ntk: a matrix over 2 inputs (with 5 targets in all)" in call(line)[1].replace("\n", " ")
+    values = json.loads(call(f"{line} --json")[1])["results"][0]["eigenvalues"]
+    assert values == pytest.approx([4 / 3, 2 / 3])
+
+
 @pytest.mark.parametrize("command", ["compare", "layers", "landscape", "inspect"])
 def test_other_commands_refuse_it_in_one_line(command, call):
     status, out, err = call(f"{command} {LINE} --curvature ntk")

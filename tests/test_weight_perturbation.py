@@ -22,8 +22,8 @@ from spectra.problem.problem import Problem
 from spectra.systems import weight_perturbation
 from spectra.systems.rank_two import RankTwo
 from spectra.systems.weight_perturbation import (
-    BEND,
     LAWS,
+    SECOND_ORDER,
     Losses,
     Reading,
     along_second_order,
@@ -148,7 +148,7 @@ def test_signs_do_not_show_the_diagonal():
     other.slope = one.gradient - other.hessian @ one.point
     means = {}
     for name, rows in (("signs", all_signs(4)), ("sphere", cell_600())):
-        reading = Reading(BEND["central"], lambda u: along_second_order(u, one.vector, SIZE))
+        reading = Reading(SECOND_ORDER["central"], lambda u: along_second_order(u, one.vector, SIZE))
         means[name] = [estimates(Losses.of(e, e.point), iter([SIZE * rows]), [reading])[0].value for e in (one, other)]
     torch.testing.assert_close(*means["signs"])
     torch.testing.assert_close(means["sphere"][1] - means["sphere"][0], (other.hessian - one.hessian) @ one.vector)
@@ -191,6 +191,13 @@ def test_the_matrix_of_rank_two():
     torch.testing.assert_close(squares[0], squares[1] + squares[2])
     pairs = spectra.eigenpairs(part, k=2, which="LM")
     torch.testing.assert_close(pairs.values.sort().values, torch.linalg.eigvalsh(dense)[[0, -1]])
+
+
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
+def test_the_matrix_of_rank_two_does_not_depend_on_the_length_of_its_vector(factor):
+    """Squares of such entries are beyond float32."""
+    v, z, u = torch.randn(3, 7, generator=seeded(5))
+    torch.testing.assert_close(RankTwo(factor * v, factor * z) @ u, RankTwo(v, z) @ u)
 
 
 def smooth(w):
@@ -437,3 +444,42 @@ PART = RankTwo(LOSS.vector, LOSS.product)
 def test_refusals(call, message):
     with pytest.raises(SpectraError, match=message):
         call()
+
+
+def test_a_loss_whose_rounding_hides_its_changes():
+    """Where differences are rounded to zero, errors are those of the rounding, and not zero."""
+    w = torch.ones(4, dtype=torch.float64)
+    for loss, exact in ((lambda x: 1e12 + float(x @ x / 2), w), (lambda x: 3.0, 0 * w)):
+        for found in (
+            spectra.gradient_from_losses(loss, w, evaluations=400),
+            spectra.product_from_losses(loss, w, w, evaluations=400),
+        ):
+            assert ((found.value - exact).abs() <= 4 * found.standard_errors).all()
+            assert (found.standard_errors > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200, math.nan, math.inf])
+def test_weights_and_vectors_that_are_no_usable_numbers(scale):
+    w = torch.ones(4, dtype=torch.float64)
+
+    def loss(x):
+        return float(x @ x)
+
+    with pytest.raises(SpectraError, match="`point`: give finite weights"):
+        spectra.gradient_from_losses(loss, scale * w, evaluations=10)
+    for method in (spectra.product_from_losses, spectra.gradient_and_product_from_losses):
+        with pytest.raises(SpectraError, match="`vector`: give finite numbers"):
+            method(loss, scale * w, w, evaluations=10)
+    with pytest.raises(SpectraError, match=r"`vector`"):
+        spectra.RankTwo(scale * w, w)
+
+
+def test_a_second_order_part_of_another_type():
+    w = torch.ones(4, dtype=torch.float64)
+    part = spectra.RankTwo(w.float(), w.float())
+    with pytest.raises(SpectraError, match=r"`second_order` of torch.float32: give it as the weights are"):
+        spectra.gradient_from_losses(lambda x: float(x @ x), w, evaluations=9, form="forward", second_order=part)
+    with pytest.raises(SpectraError, match=r"`image` of torch.float64"):
+        spectra.RankTwo(w.float(), w)
+    with pytest.raises(SpectraError, match=r"`vector` of torch.int64: give a floating-point tensor"):
+        spectra.RankTwo(w.long(), w.long())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import spectra
 from scripts.examples.boltzmann import binary_digits, train
-from spectra.systems.sampled_hessian import TELLING
+from spectra.systems.sampled_hessian import VARYING
 
 HIDDEN, STEPS = 12, 300
 CHAINS, BURN_IN, THIN = 64, 1500, 10
@@ -43,7 +43,7 @@ def measure() -> tuple[dict[str, Any], dict[str, Tensor]]:
     numbers["sampled"][-1] |= {"trace": own_values.sum().item(), "negative": (own_values < -1e-10).sum().item()}
     drawn = machine.sample(chains=SHOWN, count=1, burn_in=BURN_IN, seed=1)[:, 0, :64]
     arrays = {f"values_{name}": pair[0] for name, pair in found.items()}
-    deviations[:, -len(values) :][seen < TELLING] = torch.nan  # whose errors are not known
+    deviations[:, -len(values) :][seen < VARYING] = torch.nan  # whose errors are not known
     arrays |= {"values_sampled": own_values, "deviations": deviations, "images": images[:SHOWN], "drawn": drawn}
     return numbers, arrays
 
@@ -117,7 +117,7 @@ def compare(
     seen = []
     for seed in range(SEEDS):
         estimate = sampled(machine, images, COUNTS[1], 100 + seed)
-        seen.append(estimate.free.telling_chains())
+        seen.append(estimate.free.varying_chains())
         forms = ((chosen * (estimate @ chosen)).sum(0) - expected) / estimate.standard_errors(chosen)
         own_error = estimate.free.with_error(direction)[1]  # also where it is not known
         found = estimate @ direction
@@ -132,8 +132,8 @@ def coverage(deviations: Tensor, seen: Tensor) -> dict[str, Any]:
     products = deviations[:, forms:]
     parts = {
         "forms": deviations[:, :forms],
-        "products_of_many_chains": products[seen >= TELLING],
-        "products_of_few_chains": products[seen < TELLING],
+        "products_of_many_chains": products[seen >= VARYING],
+        "products_of_few_chains": products[seen < VARYING],
     }
     found: dict[str, Any] = {"expected_mean_square": student.var()}
     for name, part in parts.items():

@@ -21,6 +21,7 @@ from spectra.quoting import LINE, escaped, quoted
 from spectra.wording import counted
 
 if TYPE_CHECKING:
+    from spectra.records.entry import Entry
     from spectra.records.problem import ProblemRecord
     from spectra.records.record import Record
 
@@ -70,7 +71,7 @@ def prints_to_stderr() -> Iterator[None]:
             yield
     except SystemExit as error:
         text = f"code of yours ended the program (SystemExit: {error.code}); take that out of it"
-        raise SpectraError(f"--model, --data, --transform or --loss: {text}") from error
+        raise SpectraError(f"--model, --data, --transform, --loss or --operator: {text}") from error
     finally:
         ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
         sys.stdout = stdout
@@ -140,7 +141,22 @@ def why_not(record: Record) -> str:
         # Where checks have found products finite, a number that is missing is one that --max-products left none for.
         short = limit is not None and math.isfinite(result.noise or math.nan) and result.products >= limit - 1
         if not result.is_finite() and not short:
-            return f"{name}: a number is not finite; try --dtype float64, or look for a derivative of sqrt or norm at 0"
+            where = (
+                "at what the operator returns" if record.problem.operators else "for a derivative of sqrt or norm at 0"
+            )
+            way_out = f"try --dtype float64, or look {where}"
+            return f"{name}: a number is not finite{missing(result)}; {way_out}"
         if not result.converged:
             return f"{name}: not converged in {counted(result.products, 'product')}; {COMMANDS[record.command].way_out}"
+    return ""
+
+
+def missing(result: Entry) -> str:
+    """How many examples have numbers that are not finite, and which is the first; empty where that is not of examples."""
+    for name in ("eigenvalues_by_example", "traces_by_example"):
+        found = getattr(result, name.replace("eigenvalues", "values"), None)
+        if found is not None:
+            of_each = found.reshape(len(found), -1).tolist()
+            rows = [i for i, numbers in enumerate(of_each) if not all(map(math.isfinite, numbers))]
+            return f" for {len(rows):,} of {counted(len(found), 'example')}, the first in row {rows[0]} of {name}"
     return ""

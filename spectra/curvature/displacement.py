@@ -17,15 +17,15 @@ from spectra.problem.problem import Problem
 
 
 @contextmanager
-def displaced(parameters: Sequence[torch.nn.Parameter], steps: Sequence[Tensor]) -> Iterator[None]:
-    """The parameters stand at theta + steps, each of its parameter's shape.
+def displaced(parameters: Sequence[Tensor], steps: Sequence[Tensor], times: float = 1.0) -> Iterator[None]:
+    """The parameters stand at theta + times steps inside this context; each step has its parameter's shape.
 
     Nothing is written into them: each holds another tensor for a while, and then its own again.
     """
     own = [p.data for p in parameters]
     try:
         for p, here, step in zip(parameters, own, steps, strict=True):
-            p.data = here + step.to(here.device)
+            p.data = here.add(step.to(here.device), alpha=times)
         yield
     finally:
         for p, here in zip(parameters, own, strict=True):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from spectra.arguments import require_choice, require_number
-from spectra.curvature.checks.perturbed import moved
+from spectra.curvature.displacement import displaced
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.footprint import Footprint
 from spectra.curvature.engine.gradients import batch_gradient
@@ -95,7 +95,7 @@ class DifferencedHessian(Hessian):
         length = self.step * size_of(problem)
 
         def slopes(vector: Tensor, step: float, leaves: slice) -> Tensor:
-            with moved(problem.leaves[leaves], problem.tensors(vector, leaves), step):
+            with displaced(problem.leaves[leaves], problem.tensors(vector, leaves), step):
                 found = batch_gradient(problem, batch) / problem.weight
             return problem.vector(problem.tensors(found)[leaves])
 

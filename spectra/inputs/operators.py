@@ -36,7 +36,7 @@ from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
 
 OPTION = "`operator`"
-LONGEST = 60  # characters of an operator's own name
+LONGEST = 24  # characters of a name, so that columns with numbers have room beside it
 SPARSE = {"format", "shape", "data"}  # arrays of a file that scipy.sparse.save_npz has written
 ONE = "name a file.npy, .npz or .mtx, or file.py:name or package.module:name"
 
@@ -109,7 +109,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     with taking_memory(f"{OPTION} {spec}", "take a smaller matrix, or a function that multiplies by it"):
         value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
         notes: list[str] = []
-        with said_of(spec):
+        with errors_about(spec):
             operator = as_operator(value, symmetric=False, tell=notes.append)
             if isinstance(operator, Tensor):
                 refuse_entries(operator, "operator", single=False)
@@ -118,7 +118,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     told = getattr(value, "notes", None)
     record = OperatorRecord(
         spec=spec,
-        name=quoted(own, LONGEST) if isinstance(own, str) and own else name,
+        name=quoted(own if isinstance(own, str) and own else name, LONGEST),
         kind=kind_of(operator),
         size=operator.shape[0],
         entries=stored_entries(operator),
@@ -130,7 +130,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
 
 
 @contextmanager
-def said_of(spec: str):
+def errors_about(spec: str):
     """A context in which errors about `operator` name it."""
     try:
         yield

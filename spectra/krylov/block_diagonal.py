@@ -6,10 +6,9 @@ to. The runs of the blocks, each in vectors of its own length, lie side by side 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +17,12 @@ from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.eigenpairs import basis_of
-from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication
+from spectra.krylov.eigensolver import Eigensolver
 from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import basis_of as basis_of_steps
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
+from spectra.krylov.reverse_communication import serve_together
 from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
 from spectra.vectors import full_tensor, without_autocast
 
@@ -119,43 +119,14 @@ def block_eigenpairs(
             spent = sum(search.products for search in searches)
             progress(products=spent, converged=len(blocks) - waiting, wanted=len(blocks))
 
-    return serve_all([search.solve() for search in searches], operator, blocks, report)
-
-
-def serve_all(
-    runs: Sequence[ReverseCommunication],
-    operator: SymmetricOperator,
-    blocks: Sequence[Tensor],
-    report: Callable[[int], None],
-) -> list[Any]:
-    """Run methods in reverse communication together, one joint product a step, and return their answers.
-
-    Args:
-        runs: the methods; run i requests products of block i.
-        operator: the BlockDiagonal of the blocks.
-        blocks: the indices (n_l,) of each block.
-        report: called after each product with the number of runs that still wait.
-    """
-    answers: list[Any] = [None] * len(runs)
-    products: Mapping[int, Tensor | None] = dict.fromkeys(range(len(runs)))
-    while products:
-        wanted = {}
-        for i, product in products.items():
-            try:
-                wanted[i] = runs[i].send(product)
-            except StopIteration as end:
-                answers[i] = end.value
-        products = block_products(operator, blocks, wanted)
-        report(len(wanted))
-    return answers
+    multiply = partial(block_products, operator, blocks)
+    return serve_together([search.solve() for search in searches], multiply, report)
 
 
 def block_products(
     operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     """Multiply blocks, by their number, with vectors (n_l,) or (n_l, j), in one call."""
-    if not vectors:
-        return {}
     width = max(v.shape[1] if v.ndim == 2 else 1 for v in vectors.values())
     rows = torch.zeros(width, operator.shape[0], dtype=operator.dtype, device=operator.device)
     for i, given in vectors.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.krylov.eigensolver import ReverseCommunication
+from spectra.krylov.reverse_communication import ReverseCommunication
 from spectra.vectors import dot, local, norm
 
 FLAT = 10  # eps |A|, below which curvature is the rounding of products, as below it residuals of eigenpairs are

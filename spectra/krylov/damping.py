@@ -72,7 +72,7 @@ def damping_for(
     Raises:
         ArgumentError: an argument is wrong (a SpectraError and a ValueError).
     """
-    require_number("condition", condition, least=1 + 1e-6, finite=True)
+    require_number("condition", condition, finite=True, above=1.0)
     operator = as_operator(operator)
     k = 2 if operator.shape[0] > 1 else 1
     pairs = eigenpairs(
@@ -92,8 +92,12 @@ def damping_for(
     least = (pairs.values - pairs.residuals).min().item()
     if pairs.complement is not None and not pairs.complete:
         least = min(least, pairs.complement[0])
+    value = max(0.0, (highest - condition * least) / (condition - 1))
+    if not least + value > 0:  # a multiple of the identity, whose condition number is 1 with any damping above -lowest
+        eps = torch.finfo(operator.dtype).eps
+        value = max(0.0, -least) + (abs(least) * eps**0.5 or eps)
     return Damping(
-        value=max(0.0, (highest - condition * least) / (condition - 1)),
+        value=value,
         necessary=max(0.0, -least),
         lowest=lowest,
         error=lowest - least,

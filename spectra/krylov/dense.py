@@ -25,7 +25,7 @@ def columns(operator: SymmetricOperator, progress: Progress | None = None):
         width = min(BLOCK, n - first)
         identity = torch.zeros(width, n)
         identity[torch.arange(width), first + torch.arange(width)] = 1
-        yield first, full_tensor(operator @ placed(identity, operator).T.contiguous()).double().cpu()
+        yield first, full_tensor(operator @ placed(identity, operator).T.contiguous()).detach().double().cpu()
         if progress:
             progress(products=first + width, wanted=n)
 

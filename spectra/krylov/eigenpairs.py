@@ -10,12 +10,13 @@ import torch
 from spectra.arguments import chosen_generator, require_choice, require_integer
 from spectra.defaults import TOLERANCE
 from spectra.given_operator import as_operator
-from spectra.krylov.eigensolver import Eigensolver, ReverseCommunication, least_basis, usual_basis, vectors_held
+from spectra.krylov.eigensolver import Eigensolver, least_basis, usual_basis, vectors_held
 from spectra.krylov.limits import refuse_search
 from spectra.krylov.measured import with_measured_residuals
 from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
 from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
+from spectra.krylov.reverse_communication import serve_products
 from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise_of
 from spectra.vectors import without_autocast
 
@@ -126,16 +127,3 @@ def basis_of(operator: Shaped, k: int, largest: int | None = None, choice: str =
         refuse_basis(operator, place, least, f"`k` {k}", "ask for fewer, or choose fewer parameters with `params`")
         wanted = max(least_basis(k), min(LARGEST_BASIS, place.vectors - beside))
     return replace(place, vectors=wanted, usual=usual)
-
-
-def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> Any:
-    """Run a method in reverse communication to its end, multiplying by `operator`, and return its answer."""
-    try:
-        wanted = run.send(None)
-        while True:
-            product = operator @ wanted
-            del wanted  # before the next is made, since each may be a good part of the device's memory
-            wanted = run.send(product)
-            del product
-    except StopIteration as end:
-        return end.value

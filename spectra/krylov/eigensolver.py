@@ -5,16 +5,14 @@ have converged, a fresh random direction is sent into the orthogonal complement 
 copy lies there whole; and what a few steps from a random start can still overlook is bounded
 (`spectra.krylov.bounds.complement_bounds`).
 
-The solver works by reverse communication: its methods are generators that yield the vectors to be multiplied, (n,) or
-(n, j), and are sent the products. So several solvers may share one product (`spectra.krylov.block_diagonal`).
+The solver works by reverse communication (`spectra.krylov.reverse_communication`), so several solvers may share one
+product (`spectra.krylov.block_diagonal`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +23,10 @@ from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.lanczos import Lanczos, begin, random_start
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Eigenpairs, Progress, no_eigenpairs, select
+from spectra.krylov.reverse_communication import ReverseCommunication
 from spectra.operator import SymmetricOperator
 from spectra.vectors import local, map_shards, norms, on_device, sum_pieces, take_rows
 
-# Yields vectors to be multiplied, is sent None first and then the products, and returns an answer (as ARPACK does it).
-ReverseCommunication = Generator[Tensor, Any, Any]
 SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
 PENDING = 3  # rows of memory beside the basis: two pending directions and what becomes the next
 FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude next to nothing

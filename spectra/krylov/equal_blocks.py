@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -38,6 +39,7 @@ from spectra.vectors import full_tensor, without_autocast
 from spectra.wording import counted
 
 EXAMPLES = 256  # matrices that are decomposed together
+DENSE_TRACE = 256  # rows: so many products are exact for every block, where a sample of one may be far off
 
 
 class Whole(Wrapper):
@@ -144,12 +146,12 @@ def dense_blocks(
         dense[:, :, first : first + images.shape[2]] = images
         if progress:
             progress(products=matrix.products, wanted=size)
-    if not dense.isfinite().all():
-        missing = torch.full((blocks, k), math.nan, dtype=torch.float64)
-        vectors = torch.full((blocks, k, size), math.nan, dtype=operator.dtype)
-        return BlockEigenpairs(missing, vectors, missing, missing, matrix.products, converged=False)
+    finite = dense.isfinite().flatten(1).all(dim=1)
+    dense[~finite] = 0  # so that the others are decomposed, as what is not finite cannot be
     parts = [decomposed(some, k, which, tolerance, operator.dtype) for some in dense.split(EXAMPLES)]
     values, vectors, residuals, allowed = (torch.cat(found) for found in zip(*parts, strict=True))
+    for answer in (values, vectors, residuals):
+        answer[~finite] = math.nan
     return BlockEigenpairs(
         values=values,
         vectors=vectors,
@@ -157,7 +159,7 @@ def dense_blocks(
         error_estimates=residuals,
         products=matrix.products,
         converged=bool((residuals <= allowed).all()),
-        complete=True,
+        complete=True if finite.all() else None,
     )
 
 
@@ -195,11 +197,11 @@ def dense_block_traces(
         values += images[:, first : first + images.shape[2]].diagonal(dim1=1, dim2=2).sum(dim=1)
         if progress:
             progress(products=matrix.products, wanted=size)
-    exact = torch.zeros_like(values)
-    finite = bool(values.isfinite().all())
-    return BlockTraces(
-        values, exact, spread=spread_of(values), spread_error=0.0, products=matrix.products, converged=finite
-    )
+    finite = values.isfinite()
+    errors = torch.zeros_like(values).masked_fill(~finite, math.nan)
+    every = bool(finite.all())
+    spread_error = 0.0 if every else math.nan
+    return BlockTraces(values, errors, spread_of(values), spread_error, matrix.products, converged=every)
 
 
 @without_autocast()
@@ -212,6 +214,7 @@ def hutchinson_blocks(
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
+    instead: int | None = None,
 ) -> BlockTraces:
     """Estimate the trace of each of the equal diagonal blocks by the means of w'A_i w over random sign vectors w.
 
@@ -226,6 +229,7 @@ def hutchinson_blocks(
         generator: a CPU generator.
         max_products: the largest number of products.
         progress: called with products, trace and standard error.
+        instead: end without convergence where more samples than these products are still to come, so that they serve.
     """
     matrix = Counting(Whole(in_ieee(operator)))
     budget, widest = budgeted(max_products, probes), columns(fitting_vectors(matrix), EACH)
@@ -235,35 +239,75 @@ def hutchinson_blocks(
         signs = random_signs(matrix, count, generator)
         return ((matrix @ signs.T).T.double() * signs).view(count, blocks, -1).sum(dim=2).cpu()
 
-    found = traces_of(samples, 0)
+    found = means_of(samples, 0)
     while matrix.products < budget and (probes is None or len(samples) < probes):
         wanted = max(FEWEST - len(samples), len(samples) // 8, 1) if probes is None else probes - len(samples)
         count = affordable(min(wanted, widest), budget - matrix.products)
         samples = torch.cat([samples, checkpointed(matrix, partial(draw, count), generator)])
-        found = traces_of(samples, matrix.products)
+        found = means_of(samples, matrix.products)
         if progress:
             progress(products=matrix.products, trace=found.mean, standard_error=found.error)
         if not math.isfinite(found.mean) or (
             probes is None and len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
         ):
             break
+        if instead is not None and len(samples) >= FEWEST and instead <= budget - matrix.products:
+            ratio = found.error / (rtol * abs(found.mean)) if found.mean else math.inf
+            if len(samples) * (ratio**2 - 1) > instead:
+                break
     enough = len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
     met = enough if probes is None else len(samples) == probes
-    return traces_of(samples, matrix.products, bool(met and math.isfinite(found.error)))
+    spread, spread_error = spread_with_error(samples)
+    converged = bool(met and math.isfinite(found.error))
+    return replace(found, spread=spread, spread_error=spread_error, converged=converged)
 
 
-def traces_of(samples: Tensor, products: int, converged: bool = False) -> BlockTraces:
-    """The traces of blocks from samples (p, N): their means, and the spread that is left without their errors.
+@without_autocast()
+def cheapest_block_traces(
+    operator: SymmetricOperator,
+    *,
+    blocks: int,
+    rtol: float = RTOL,
+    probes: int | None = None,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> BlockTraces:
+    """Find the trace of each of the equal diagonal blocks to `rtol` by samples, or exactly where that is cheaper.
 
-    The error of the spread is that of the jackknife over samples.
+    Blocks of few rows are exact from the start. With larger ones the samples that have been drawn foretell how many
+    more would be needed; where these are more than d, d products of unit vectors make all traces exact.
+
+    The arguments are those of `hutchinson_blocks`.
     """
+    size = operator.shape[0] // blocks
+    budget = budgeted(max_products, probes)
+    asked = {"blocks": blocks, "rtol": rtol, "generator": generator, "progress": progress}
+    if probes is None and size <= min(DENSE_TRACE, budget):
+        return dense_block_traces(operator, max_products=max_products, **asked)
+    instead = size if probes is None else None
+    found = hutchinson_blocks(operator, probes=probes, max_products=max_products, instead=instead, **asked)
+    if found.converged or instead is None or instead > budget - found.products or not math.isfinite(found.mean):
+        return found
+    exact = dense_block_traces(operator, **asked)
+    return replace(exact, products=exact.products + found.products)
+
+
+def means_of(samples: Tensor, products: int) -> BlockTraces:
+    """The traces of blocks from samples (p, N), with the spread unknown."""
     p, blocks = samples.shape
     values = samples.mean(dim=0) if p else torch.full((blocks,), math.nan, dtype=torch.float64)
-    if p < 2:
-        unknown = torch.full_like(values, math.inf)
-        return BlockTraces(values, unknown, math.nan, math.nan, products, converged)
-    variances = samples.var(dim=0) / p
-    spread = clear_spread(values, variances)
+    errors = samples.std(dim=0) / math.sqrt(p) if p > 1 else torch.full_like(values, math.inf)
+    return BlockTraces(values, errors, math.nan, math.nan, products, converged=False, method="hutchinson")
+
+
+def spread_with_error(samples: Tensor) -> tuple[float, float]:
+    """The spread of the traces of blocks from samples (p, N), without what their errors add to it, and its error.
+
+    That is of the jackknife over samples. Both are nan of too few.
+    """
+    p = len(samples)
+    spread = clear_spread(samples.mean(dim=0), samples.var(dim=0) / p) if p > 1 else math.nan
     spread_error = math.nan
     if p > 2:
         sums, squares = samples.sum(dim=0), samples.square().sum(dim=0)
@@ -273,7 +317,7 @@ def traces_of(samples: Tensor, products: int, converged: bool = False) -> BlockT
             rest = ((squares - row.square()) / (p - 1) - means.square()).clamp(min=0) / (p - 2)
             left_out.append(clear_spread(means, rest))
         spread_error = (p - 1) / math.sqrt(p) * torch.tensor(left_out, dtype=torch.float64).std().item()
-    return BlockTraces(values, variances.sqrt(), spread, spread_error, products, converged)
+    return spread, spread_error
 
 
 def clear_spread(values: Tensor, variances: Tensor) -> float:

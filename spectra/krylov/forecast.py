@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS, RTOL, TOLERANCE
 from spectra.krylov.blocks import columns, fitting_vectors
-from spectra.krylov.eigenpairs import basis_of, serve_products
+from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.eigensolver import Eigensolver, least_basis, vectors_held
 from spectra.krylov.hutchinson import EACH, FEWEST, PRODUCTS, hutchinson
 from spectra.krylov.lanczos import Lanczos
@@ -28,6 +28,7 @@ from spectra.krylov.placement import Placement, fits, most_room, placement
 from spectra.krylov.quadrature import BESIDES, spectral_measure
 from spectra.krylov.quadrature import basis_of as basis_of_steps
 from spectra.krylov.results import Eigenpairs
+from spectra.krylov.reverse_communication import serve_products
 from spectra.krylov.xtrace import ARRAYS, xtrace
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
 from spectra.memory import Ledger

@@ -37,5 +37,6 @@ TRACE_BLOCKS = {
     "hutchinson": "spectra.krylov.equal_blocks:hutchinson_blocks",
     "dense": "spectra.krylov.equal_blocks:dense_block_traces",
 }
+CHEAPEST_TRACE_BLOCKS = "spectra.krylov.equal_blocks:cheapest_block_traces"  # unless one of these is asked for
 
 OF_A_BASIS = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that are of an orthonormal basis

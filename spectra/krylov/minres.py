@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectra.krylov.cg import FLAT, Iterate, add
-from spectra.krylov.eigensolver import ReverseCommunication
+from spectra.krylov.reverse_communication import ReverseCommunication
 from spectra.vectors import dot, local, norm
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectra.krylov.eigensolver import ReverseCommunication
 from spectra.krylov.results import Eigenpairs
+from spectra.krylov.reverse_communication import ReverseCommunication, with_products
 from spectra.operator import Deflated, SymmetricOperator
 from spectra.vectors import map_shards, norm, on_device, sum_shards
 
@@ -49,13 +49,11 @@ class SpectralPreconditioner:
 
     def around(self, run: ReverseCommunication) -> ReverseCommunication:
         """Give a method M^(1/2) A M^(1/2) in place of A, and return its answer."""
-        product = None
-        while True:
-            try:
-                wanted = run.send(product)
-            except StopIteration as end:
-                return end.value
-            product = self.root((yield self.root(wanted)))
+
+        def multiply(vector: Tensor) -> ReverseCommunication:
+            return self.root((yield self.root(vector)))
+
+        return with_products(run, multiply)
 
 
 def spectral_preconditioner(

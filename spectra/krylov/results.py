@@ -101,6 +101,7 @@ class BlockTraces:
     spread_error: float
     products: int
     converged: bool
+    method: str = "dense"  # of TRACE_BLOCKS
 
     __repr__ = outline
 
@@ -161,6 +162,8 @@ class Solution:
         """What has kept columns from convergence, and the way out, on one line; empty where all have converged."""
         if self.converged:
             return ""
+        if not self.residuals.isfinite().all():
+            return "a product is not finite: look at what `operator` returns"
         if self.negative_curvature and "cg" in self.methods:
             return (
                 f"negative curvature was met: give `damping` above {self.least_damping:.6g} at least (`damping_for` "

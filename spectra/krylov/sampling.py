@@ -10,7 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError, describe
 from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import SymmetricOperator, find_on
 from spectra.vectors import full_tensor
@@ -22,7 +27,22 @@ def with_sampling_errors(pairs: Eigenpairs, operator: SymmetricOperator) -> Eige
     if errors is None or not len(pairs.values):
         return pairs
     columns = full_tensor(pairs.vectors).to(operator.device).T.contiguous()
-    return replace(pairs, sampling_errors=as_cpu_float64(errors(columns)))
+    return replace(pairs, sampling_errors=told("standard_errors", lambda: errors(columns), (len(pairs.values),)))
+
+
+def told(name: str, member: Callable[[], Any], shape: tuple[int, ...]) -> Tensor:
+    """The errors that a member of an operator returns, in float64. Raises SpectraError where they are none."""
+    try:
+        found = as_cpu_float64(torch.as_tensor(member()))
+    except SpectraError:
+        raise
+    except Exception as error:
+        text = f"its {name} failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
+        raise SpectraError(f"`operator`: {text}") from error
+    if found.shape != shape or (found < 0).any():
+        came = f"an error below zero, {found.min():.2g}" if found.shape == shape else f"of shape {tuple(found.shape)}"
+        raise SpectraError(f"`operator`: what its {name} returns is {came}; return standard errors of shape {shape}")
+    return found
 
 
 def with_sampling_error(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
@@ -33,7 +53,7 @@ def with_sampling_error(method: Callable[..., TraceEstimate]) -> Callable[..., T
         error = find_on("trace_error", operator)
         if error is None:
             return found
-        own = float(error())
+        own = told("trace_error", error, ()).item()
         return replace(found, standard_error=math.hypot(found.standard_error, own), sampling_error=own)
 
     return estimate

@@ -6,8 +6,9 @@ Right-hand sides are independent solves, which advance together: one joint produ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from spectra.errors import ArgumentError
 from spectra.given_operator import as_operator
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.cg import Iterate, conjugate_gradients
-from spectra.krylov.eigensolver import ReverseCommunication
 from spectra.krylov.minres import minres
 from spectra.krylov.preconditioner import SpectralPreconditioner, spectral_preconditioner
 from spectra.krylov.results import Eigenpairs, Progress, Solution
+from spectra.krylov.reverse_communication import ReverseCommunication, serve_together, with_products
 from spectra.operator import Counting, Shifted, SymmetricOperator, in_ieee, mesh_of, placed
-from spectra.vectors import all_finite, dot, map_shards, norm, sharded, without_autocast
+from spectra.vectors import WITHIN, all_finite, dot, map_shards, norm, out_of_scale, sharded, without_autocast
 
 METHODS = {"cg": conjugate_gradients, "minres": minres}
 RESIDUAL = 1e-5  # of the right-hand side, unless it is given
@@ -92,7 +93,8 @@ def solve(
         if progress:
             progress(products=counted.products, converged=len(solvers) - waiting, wanted=len(solvers))
 
-    found = serve_columns([solver.solve() for solver in solvers], matrix, report)
+    width = columns(fitting_vectors(matrix), EACH)
+    found = serve_together([solver.solve() for solver in solvers], partial(images, matrix), report, width)
     return solution(found, sides, b.ndim, damping, tolerance, lowest, counted.products)
 
 
@@ -176,62 +178,26 @@ class ColumnSolver:
     def one_pass(self, method: str, b: Tensor, target: float) -> ReverseCommunication:
         """Solve for b from x = 0, along the known eigenvectors first, and return an Iterate of products left over."""
         if self.preconditioner is None:
-            return (yield from self.counted(METHODS[method](b, target, self.most - self.products - 1)))
+            return (yield from with_products(METHODS[method](b, target, self.most - self.products - 1), self.multiply))
         x = self.preconditioner.start(b)
         rest = b - (yield from self.multiply(x))
         if norm(rest) <= target:
             return Iterate(x)
         root = self.preconditioner.root
         run = METHODS[method](root(rest), target, self.most - self.products - 1)
-        iterate = yield from self.counted(self.preconditioner.around(run))
+        iterate = yield from with_products(self.preconditioner.around(run), self.multiply)
         if iterate.direction is None:
             return Iterate(x + root(iterate.x))
         direction = root(iterate.direction)  # whose d'A d is the same
         length = norm(direction)
         return Iterate(x + root(iterate.x), direction / length, iterate.curvature / length**2)
 
-    def counted(self, run: ReverseCommunication) -> ReverseCommunication:
-        """Run a method, and count its products."""
-        product = None
-        while True:
-            try:
-                wanted = run.send(product)
-            except StopIteration as end:
-                return end.value
-            product = yield from self.multiply(wanted)
 
-
-def serve_columns(
-    runs: Sequence[ReverseCommunication], operator: SymmetricOperator, report: Callable[[int], None]
-) -> list[Column]:
-    """Run methods in reverse communication together, as many at a time as memory holds, and return their answers.
-
-    One joint product a step multiplies what all of them wait for. `report` is called after each, with the number of
-    runs that have no answer.
-    """
-    width, following = columns(fitting_vectors(operator), EACH), 0
-    answers: dict[int, Column] = {}
-    products: dict[int, Tensor | None] = {}
-    while len(answers) < len(runs):
-        while following < len(runs) and len(products) < width:
-            products[following] = None
-            following += 1
-        wanted = {}
-        for index, product in products.items():
-            try:
-                wanted[index] = runs[index].send(product)
-            except StopIteration as end:
-                answers[index] = end.value
-        products = dict(zip(wanted, images(operator, list(wanted.values())), strict=True))
-        report(len(runs) - len(answers))
-    return [answers[index] for index in range(len(runs))]
-
-
-def images(operator: SymmetricOperator, vectors: list[Tensor]) -> list[Tensor]:
-    """The products A v (n,) of several vectors (n,), by one product."""
-    if len(vectors) < 2:
-        return [operator @ vector for vector in vectors]
-    return list((operator @ torch.stack(vectors).T).T)
+def images(operator: SymmetricOperator, vectors: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The products A v (n,) of vectors (n,), by one product, under the numbers that these have."""
+    if len(vectors) == 1:
+        return {index: operator @ vector for index, vector in vectors.items()}
+    return dict(zip(vectors, (operator @ torch.stack([*vectors.values()]).T).T, strict=True))
 
 
 def solution(
@@ -295,6 +261,8 @@ def refuse_system(
         raise ArgumentError("`b` is sharded, and vectors of the operator are not: give b.full_tensor()")
     if not all_finite(b):
         raise ArgumentError("`b` holds numbers that are not finite: give finite ones")
+    if any(map(out_of_scale, b[None] if b.ndim == 1 else b.T)):
+        raise ArgumentError(f"`b`: the norm of a right-hand side is not {WITHIN}; scale it")
     require_number("damping", damping, least=-math.inf, finite=True)
     if method is not None:
         require_choice("method", method, METHODS)

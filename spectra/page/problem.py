@@ -51,6 +51,7 @@ def of_network(record: Record) -> dict[str, Any]:
         "Part of the loss": problem.loss_part,
         "Weight decay": problem.weight_decay or None,
         "Parameters": parameters(problem),
+        "Derivatives": by_inputs(problem),
         "Labels drawn": labels(record),
         "Batch size": grouped(problem.get("batch_size")),
     }
@@ -101,6 +102,12 @@ def parameters(problem: ProblemRecord) -> str | None:
     of = f" of {every:,}" if every and every > chosen else ""
     which = f" ({', '.join(map(str, params))})" if params else ""
     return f"{chosen:,}{of}{which}"
+
+
+def by_inputs(problem: ProblemRecord) -> str | None:
+    """What derivatives are by, where that is not parameters."""
+    size = problem.get("input_size")
+    return f"by the input of each example ({counted(size, 'number')})" if size else None
 
 
 def labels(record: Record) -> str | None:

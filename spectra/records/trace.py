@@ -61,11 +61,11 @@ class TraceResult(Entry):
         )
 
     @classmethod
-    def by_example(cls, measurement: Any, method: str) -> TraceResult:
+    def by_example(cls, measurement: Any) -> TraceResult:
         """Make the record of a measurement whose answer is `BlockTraces`, of the matrices of single examples."""
         found = measurement.answer
         return cls(
-            method=method,
+            method=found.method,
             trace=found.mean,
             standard_error=found.error,
             spread=found.spread,

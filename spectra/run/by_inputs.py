@@ -18,17 +18,16 @@ from torch import Tensor
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.krylov.equal_blocks import Whole, dense_pays
-from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
+from spectra.krylov.methods import CHEAPEST_TRACE_BLOCKS, EIG_BLOCKS, TRACE_BLOCKS
 from spectra.operator import Counting, SymmetricOperator, random_vectors
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.space import Space
 from spectra.run.measurement import Measurement
-from spectra.vectors import full_tensor
+from spectra.vectors import full_tensor, norm
 
 if TYPE_CHECKING:
     from spectra.run.session import Session
 
-DENSE_TRACE = 256  # rows: so many products are exact for every example, where a sample of one may be far off
 APART = torch.finfo(torch.float32).eps ** 0.5  # of a product: what may be in other blocks by rounding
 
 
@@ -50,15 +49,15 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
     return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
 
 
-def traces(session: Session) -> tuple[list[Measurement], str]:
-    """The traces of every example's matrix, a measurement a matrix, and the method that found them."""
+def traces(session: Session) -> list[Measurement]:
+    """The traces of every example's matrix, a measurement a matrix."""
     problem, asked = by_input(session), session.request.settings
-    method = asked.method
-    if method is None:
-        method = "hutchinson" if asked.probes or problem.input_size > DENSE_TRACE else "dense"
-    solve = partial(resolve_name(TRACE_BLOCKS[method]), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
-    expected = problem.input_size if method == "dense" else asked.probes or 100
-    return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
+    method = TRACE_BLOCKS[asked.method] if asked.method else CHEAPEST_TRACE_BLOCKS
+    solve = partial(resolve_name(method), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
+    expected = asked.probes or min(problem.input_size, 100)
+    if asked.method == "dense":
+        expected = problem.input_size
+    return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE)
 
 
 def by_input(session: Session) -> InputProblem:
@@ -95,11 +94,12 @@ def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Genera
     vector = torch.zeros_like(drawn)
     vector[kept] = drawn[kept]
     image: Tensor = (Whole(matrix) @ vector.flatten()).view(blocks, -1)
-    size = image.norm().item()
+    size = norm(image.flatten())
     image[kept] = 0
-    if image.norm().item() > APART * size:
+    others = norm(image.flatten())
+    if others > APART * size:
         raise SpectraError(
-            "`wrt` inputs: the loss of an example depends on the inputs of others (by "
-            f"{image.norm().item() / size:.1e} of a product), so examples have no matrices of their own; look for "
-            "means over dimension 0 in the model, and for comparisons of examples in the loss"
+            f"`wrt` inputs: the loss of an example depends on the inputs of others (by {others / size:.1e} of a "
+            "product), so examples have no matrices of their own; look for means over dimension 0 in the model, and "
+            "for comparisons of examples in the loss"
         )

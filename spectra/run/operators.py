@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from spectra.cluster import ranks
 from spectra.cluster.replicated import Replicated
-from spectra.defaults import IEEE
+from spectra.defaults import IEEE, PRECISIONS
 from spectra.devices import WITHOUT_FLOAT64, name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.given_operator import diagonal
@@ -23,21 +24,34 @@ from spectra.memory import shortage, taking_memory
 from spectra.operator import Shaped, SymmetricOperator, Wrapper
 from spectra.problem.problem import Processes
 from spectra.records.problem import ProblemRecord
-from spectra.run.loading import checks_of
+from spectra.run.loading import checks_of, processes_of
 from spectra.run.network import checksum_of
 from spectra.run.request import Request
 
 
+@dataclass
 class GivenMatrix(Wrapper):
     """An operator of the user's own, with what a measurement tells of a matrix."""
 
-    precision = IEEE
+    given: GivenOperator
+
     semidefinite = False  # for all that is known
     derivative_check = None  # it is no derivative
 
-    def __init__(self, operator: SymmetricOperator, given: GivenOperator):
-        super().__init__(operator)
-        self.given, self.name, self.setup_seconds = given, given.name, given.seconds
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name, self.setup_seconds = self.given.name, self.given.seconds
+
+    @property
+    def precision(self) -> str:
+        """The precision of products, which a `spectra.Curvature` tells; ieee of others."""
+        told = getattr(self.operator, "precision", IEEE)
+        return told if told in PRECISIONS else IEEE
+
+    @property
+    def subject(self) -> str:
+        """What messages about its products begin with."""
+        return f"`operator` {self.given.record.spec}: the matrix"
 
     @property
     def path(self) -> str:
@@ -76,10 +90,10 @@ class GivenMatrix(Wrapper):
             if shortage(error):
                 raise
             text = f"a product failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
-            raise SpectraError(f"`operator` {self.name}: {text}") from error
+            raise SpectraError(f"`operator` {self.given.record.spec}: {text}") from error
         if product.shape != vectors.shape:
             came = f"of shape {tuple(product.shape)} for vectors of {tuple(vectors.shape)}"
-            raise SpectraError(f"`operator` {self.name}: its product is {came}; return one of the same shape")
+            raise SpectraError(f"`operator` {self.given.record.spec}: its product is {came}; return one of that shape")
         return product
 
 
@@ -133,11 +147,7 @@ class GivenOperators:
             raise SpectraError(f"`precision` {came}: is of products with networks; leave it out beside an operator")
 
     def processes(self, device: torch.device) -> Processes:
-        if self.request.ranks and ranks.world() > 1:
-            from spectra.cluster.distributed import join
-
-            return join(device)
-        return Processes()
+        return processes_of(self.request, device)
 
     def undisturbed(self) -> AbstractContextManager[Any]:
         return nullcontext()

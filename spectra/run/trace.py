@@ -60,8 +60,8 @@ def trace(session: Session[TraceSettings]) -> Record:
     refuse_dense_differences(session.request)
     session.load()
     if session.request.by_inputs:
-        found, method = by_inputs.traces(session)
-        record = session.record(found, [TraceResult.by_example(one, method) for one in found])
+        found = by_inputs.traces(session)
+        record = session.record(found, [TraceResult.by_example(one) for one in found])
         session.keep(record)
         return record
     found, results = [], []

@@ -16,6 +16,7 @@ from spectra.spectrum.summaries import lowest_node, with_zero
 from spectra.spectrum.transport import halved
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights of one probe
+FAR_BELOW = 1e-3  # of the largest |node|: more than the rounding of products in single precision
 ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of the largest |node|; a smaller one may as well be zero
 
 
@@ -50,7 +51,8 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
         The value with its two errors, each as large as log-determinants are: natural logarithms, not shares of it.
 
     Raises:
-        SpectraError: nodes show that A + damping I is not positive definite, or a node is not finite. Nodes lie inside
+        SpectraError: nodes show that A + damping I is not positive definite, or a node is not finite, or the matrix is
+            called semidefinite and has a node far below zero. Nodes lie inside
             the spectrum: a matrix is positive definite where all eigenvalues are, not where all nodes are.
     """
     require_number("damping", damping, least=-math.inf, finite=True)
@@ -59,6 +61,8 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     if not measure.nodes.isfinite().all():
         raise ArgumentError("`measure`: a node is not finite; the matrix had products that are not")
     lowest = lowest_node(measure, semidefinite)
+    if semidefinite:
+        refuse_negative(measure)
     refuse_singular(measure, damping, lowest, semidefinite)
     known, exact, bracket = measure.deflated, known_exactly(measure), semidefinite and damping > 0
     rules = rules_of(measure, lowest)
@@ -71,6 +75,13 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     if measure.noise:
         error += moved_by_noise(rules, measure.noise, damping, semidefinite)
     return LogDeterminant(float(values.mean()), chance(measure, values, max(spread, other_spread)), error)
+
+
+def refuse_negative(measure: SpectralMeasure) -> None:
+    """Raise ArgumentError where a node is further below zero than rounding puts those of a semidefinite matrix."""
+    lowest = lowest_node(measure, False)
+    if lowest < -measure.noise - FAR_BELOW * measure.nodes.abs().max().item():
+        raise ArgumentError(f"`semidefinite` True: a node lies at {lowest:.2g}, by more than rounding; give False")
 
 
 def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, semidefinite: bool) -> None:

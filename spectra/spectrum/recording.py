@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,16 @@ from spectra.spectrum.summaries import condition_number, effective_dimension
 from spectra.spectrum.summarise import summaries_of
 
 
-def density_results(
-    found: Sequence[Any], figure: Path | None, classes: int | None = None, damping: float | None = None
-) -> list[DensityResult]:
-    """The records of measurements whose answers are spectral measures, one a matrix.
-
-    Args:
-        classes: how many the loss has, to compare the number of outliers with.
-        damping: tell of the matrix plus damping times the identity, too.
-    """
-    return [density_result(measurement, figure, classes, damping) for measurement in found]
-
-
 def density_result(
     measurement: Any, figure: Path | None, classes: int | None, damping: float | None, of_one: bool = True
 ) -> DensityResult:
     """Make the record of one measurement whose answer is a spectral measure.
 
     Args:
+        measurement: of one matrix.
+        figure: the file with the figure, if there is one.
+        classes: how many the loss has, to compare the number of outliers with.
+        damping: tell of the matrix plus damping times the identity, too.
         of_one: it is that of one matrix, whose spectrum is summarised, and not of those of single examples.
     """
     measure, semidefinite = measurement.answer, measurement.semidefinite

@@ -15,7 +15,7 @@ from spectra.records.files import finite
 from spectra.records.record import Record
 from spectra.records.summaries import Summaries
 from spectra.spectrum import ranks
-from spectra.spectrum.log_determinant import log_determinant
+from spectra.spectrum.log_determinant import log_determinant, refuse_negative
 from spectra.spectrum.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectra.spectrum.outliers import leading_eigenvalues
 from spectra.spectrum.power_law import PowerLaw, power_law
@@ -41,7 +41,8 @@ def summarise(
         The summaries, each with its standard error over probes and the error of the quadrature.
 
     Raises:
-        SpectraError: the result is of another kind, or a node is not finite.
+        SpectraError: the result is of another kind, a node is not finite, or it lies far below zero though
+            `semidefinite` is True.
     """
     if isinstance(result, Record):
         raise wrong("result", "a record of several", "one of its entries, as `record.results[0]`")
@@ -53,6 +54,8 @@ def summarise(
         raise wrong("result", type(result).__name__, "a result of spectra.density, or a SpectralMeasure")
     if not result.nodes.isfinite().all():
         raise ArgumentError("`result`: a node is not finite; the matrix had products that are not")
+    if semidefinite:
+        refuse_negative(result)
     return summaries_of(result, damping, bool(semidefinite))
 
 

@@ -21,7 +21,7 @@ from spectra.arguments import chosen_generator, require_choice, require_integer,
 from spectra.errors import ArgumentError
 from spectra.systems.boltzmann_hessian import BoltzmannHessian
 from spectra.systems.enumeration import Enumeration, enumerate_states
-from spectra.systems.gibbs import Schedule, gibbs, random_states
+from spectra.systems.gibbs import FEWEST_CHAINS, Schedule, gibbs, random_states
 from spectra.systems.pair_features import Pairs, all_pairs, with_always_on
 from spectra.systems.sampled_covariance import SampledCovariance
 from spectra.systems.sampled_hessian import SampledHessian, sampling_notes
@@ -183,6 +183,8 @@ class BoltzmannMachine:
             generator: a CPU generator in place of the seed.
         """
         schedule = Schedule(chains, count, burn_in, thin)
+        require_integer("clamped_chains", clamped_chains, FEWEST_CHAINS)
+        require_integer("clamped_count", clamped_count, optional=True)
         generator = chosen_generator(seed, generator)
         states = self._states_of(data) if self.hidden else None
         dtype = self.weights.dtype
@@ -283,6 +285,6 @@ def require_like(name: str, given: Tensor, shape: tuple[int, ...], weights: Tens
 
 def require_temperature(temperature: float) -> None:
     """Raise ArgumentError where the temperature is not a positive number."""
-    require_number("temperature", temperature, finite=True)
-    if not temperature > 0 or not math.isfinite(1 / temperature**2):
-        raise ArgumentError(f"`temperature` {temperature}: give a number > 0")
+    require_number("temperature", temperature, finite=True, above=0.0)
+    if not math.isfinite(1 / temperature**2):
+        raise ArgumentError(f"`temperature` {temperature}: its square leaves the range of numbers; give a larger one")

@@ -55,6 +55,7 @@ class BoltzmannHessian:
         """The device of the weights."""
         return self.point.device
 
+    @torch.no_grad()  # also where weights require gradients
     def __matmul__(self, vectors: Tensor) -> Tensor:
         refuse_other_dtype(self, vectors)
         columns = vectors if vectors.ndim == 2 else vectors[:, None]

@@ -9,6 +9,7 @@ Kolter and Koltun (2019); recurrent backpropagation that of Almeida (1987) and P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,11 @@ class Equilibrium(nn.Module):
     def _refusal(self, name: str, found: Relaxed, start: Tensor) -> str:
         settings = self.relaxation
         examples = f"{found.unsolved:,} of {counted(len(start), 'example')}"
+        if not found.iterations and not math.isfinite(found.residual):
+            return (
+                f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: its first step is not "
+                "finite; look at the inputs, and at what `map` returns for them"
+            )
         return (
             f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: residual "
             f"{found.residual:.2g} after {counted(found.iterations, 'step')}, tolerance "

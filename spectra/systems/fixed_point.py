@@ -67,8 +67,8 @@ class FixedPoint(torch.autograd.Function):
         u = fixed_point(Adjoint(ctx.parametric), (slope, state, *parameters), slope, ctx.solve)
         again = torch.is_grad_enabled()  # whether this derivative is to be differentiated
         with torch.enable_grad():  # a partial derivative, at a fixed z: so the parameters get other places in the graph
-            own = [place_of(p) if again else leaf_like(p) for p in parameters]
-            image = ctx.parametric.at(*own)(place_of(state) if again else state.detach())
+            own = [alias_of(p) if again else leaf_like(p) for p in parameters]
+            image = ctx.parametric.at(*own)(alias_of(state) if again else state.detach())
         places = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
         found = gradient(image, [own[i] for i in places], u, create_graph=again)
         by_place = dict(zip(places, found, strict=True))
@@ -88,12 +88,12 @@ class Adjoint:
         """The map for these parameters; f is linearised once."""
         slope, state, *others = parameters
         with torch.enable_grad():
-            place = place_of(state) if state.requires_grad else state.detach().requires_grad_()
+            place = alias_of(state) if state.requires_grad else state.detach().requires_grad_()
             image = self.parametric.at(*others)(place)
         return lambda u: gradient(image, (place,), u, create_graph=torch.is_grad_enabled())[0] + slope
 
 
-def place_of(tensor: Tensor) -> Tensor:
+def alias_of(tensor: Tensor) -> Tensor:
     """The tensor with a place of its own in autograd's graph."""
     return tensor.view_as(tensor)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectra.arguments import require_integer
 
+FEWEST_CHAINS = 4  # whose spread tells an error
 WINDOW = 5  # autocorrelation times, over which correlations are summed (Sokal 1997)
 
 
@@ -31,7 +32,7 @@ class Schedule:
     thin: int
 
     def __post_init__(self):
-        require_integer("chains", self.chains, 4)
+        require_integer("chains", self.chains, FEWEST_CHAINS)
         require_integer("count", self.count)
         require_integer("burn_in", self.burn_in, 0)
         require_integer("thin", self.thin)

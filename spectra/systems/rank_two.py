@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from spectra.errors import ArgumentError
+from spectra.operator import refuse_other_dtype
+from spectra.vectors import WITHIN, all_finite, norm, out_of_scale
 from spectra.wording import outline
 
 
@@ -27,11 +29,21 @@ class RankTwo:
     __repr__ = outline
 
     def __post_init__(self):
+        for name, part in (("vector", self.vector), ("image", self.image)):
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                came = part.dtype if isinstance(part, Tensor) else type(part).__name__
+                raise ArgumentError(f"`{name}` of {came}: give a floating-point tensor (n,)")
+            if not all_finite(part):
+                raise ArgumentError(f"`{name}` holds numbers that are not finite: give finite ones")
         if self.vector.ndim != 1 or self.vector.shape != self.image.shape:
             shapes = f"{tuple(self.vector.shape)} and {tuple(self.image.shape)}"
             raise ArgumentError(f"`vector` and `image` of shapes {shapes}: give two vectors (n,) of one length")
         if not self.vector.any():
             raise ArgumentError("`vector` is zero: give one with an entry that is not")
+        if out_of_scale(self.vector):
+            raise ArgumentError(f"`vector`: its norm is not {WITHIN}; scale it, and `image` too")
+        if (self.image.dtype, self.image.device) != (self.vector.dtype, self.vector.device):
+            raise ArgumentError(f"`image` of {self.image.dtype} on {self.image.device}: give it as `vector` is")
 
     @property
     def shape(self) -> torch.Size:
@@ -50,8 +62,8 @@ class RankTwo:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The products (n,) or (n, k) with vectors of that shape."""
-        v, z = self.vector, self.image
-        square = v @ v
-        along, across = (v @ vectors) / square, (z @ vectors) / square
-        rows = torch.stack([z, v])
-        return rows.T @ torch.stack([along, across - (v @ z / square) * along])
+        refuse_other_dtype(self, vectors)
+        length = norm(self.vector)
+        v, z = self.vector / length, self.image / length
+        along, across = v @ vectors, z @ vectors
+        return torch.stack([z, v]).T @ torch.stack([along, across - (v @ z) * along])

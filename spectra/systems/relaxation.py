@@ -126,7 +126,7 @@ class Anderson:
         if not self.changes:
             return image.view_as(state)
         of_residuals, of_images = (torch.stack(changes, dim=1) for changes in zip(*self.changes, strict=True))
-        lengths = of_residuals.norm(dim=2, keepdim=True)
+        lengths = norms(of_residuals.flatten(0, 1)).view(*of_residuals.shape[:2], 1)
         lengths = lengths.where(lengths > 0, 1)
         weights = weights_of(of_residuals / lengths, residual) / lengths
         return (image - (weights.mT @ of_images)[:, 0]).view_as(state)
@@ -178,8 +178,15 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 def norms(tensor: Tensor) -> Tensor:
-    """The norm of each example (examples,)."""
-    return torch.linalg.vector_norm(rows(tensor), dim=1)
+    """The norm of each example (examples,).
+
+    Entries are divided by the largest one first: squares of small and of large numbers leave the range of single
+    precision, and a residual that is rounded to zero would end a relaxation.
+    """
+    entries = rows(tensor)
+    largest = entries.abs().amax(dim=1, keepdim=True)
+    scale = largest.where(largest > 0, 1)
+    return scale[:, 0] * torch.linalg.vector_norm(entries / scale, dim=1)
 
 
 def by_example(values: Tensor, tensor: Tensor) -> Tensor:

@@ -272,7 +272,7 @@ def free_phase(couplings: Tensor) -> FreePhase:
     inputs = states @ couplings[1:].T
     energies = softplus(inputs).sum(1) + states @ couplings[0]
     log_sum = energies.logsumexp(0)
-    return FreePhase(states, with_always_on(inputs.sigmoid_()), (energies - log_sum).exp(), log_sum)
+    return FreePhase(states, with_always_on(inputs.sigmoid()), (energies - log_sum).exp(), log_sum)
 
 
 def as_matrices(vectors: Tensor, visible: int, hidden: int) -> Tensor:

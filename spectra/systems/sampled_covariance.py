@@ -57,7 +57,7 @@ class SampledCovariance:
         values = self.pairs.vectors(parts / self.states.shape[1]).T
         return values.mean(0), spread(values)
 
-    def telling_chains(self) -> Tensor:
+    def varying_chains(self) -> Tensor:
         """The number of chains (n,) in which s_i s_j takes the rarer of its two values."""
         _, groups, count, units = self.states.shape
         sums = torch.zeros(len(self.states), units, units, dtype=self.dtype, device=self.states.device)

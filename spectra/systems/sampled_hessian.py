@@ -18,7 +18,7 @@ OUTWARDS = (
     "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
     "its noise; standard errors of u'Au are for a given u"
 )
-TELLING = 16  # chains from whose spread an error is known to a fifth
+VARYING = 16  # chains from whose spread an error is known to a fifth
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 
@@ -40,7 +40,7 @@ class SampledHessian(BoltzmannHessian):
         """
         errors = [phase.with_error(vector)[1] for phase in self._sampled()]
         error = _root_of_squares(errors) / self.temperature**2
-        return self @ vector, error.masked_fill(untold(self._sampled()[0]), math.nan)
+        return self @ vector, error.masked_fill(unreliable(self._sampled()[0]), math.nan)
 
     def standard_errors(self, vectors: Tensor) -> Tensor:
         """The standard errors (k,), in float64, of u'Au for the columns u of vectors (n, k), given u."""
@@ -59,14 +59,14 @@ def _root_of_squares(errors: list[Tensor]) -> Tensor:
     return sum(error.square() for error in errors).sqrt()  # pyright: ignore[reportAttributeAccessIssue]  (one at least)
 
 
-def fewest_telling(chains: int) -> int:
+def fewest_varying(chains: int) -> int:
     """How many of so many chains have to vary for their spread to tell an error."""
-    return min(TELLING, chains // 2)
+    return min(VARYING, chains // 2)
 
 
-def untold(free: SampledCovariance) -> Tensor:
+def unreliable(free: SampledCovariance) -> Tensor:
     """Which products s_i s_j (n,) vary in so few chains that the spread of the chains does not tell their errors."""
-    return free.telling_chains() < fewest_telling(len(free.states))
+    return free.varying_chains() < fewest_varying(len(free.states))
 
 
 def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedule) -> list[str]:
@@ -86,8 +86,8 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
         f"from Gibbs samples: {schedule.chains} chains of {schedule.count:,}{apart} after {schedule.burn_in:,} sweeps; "
         f"longest autocorrelation time {time:.2g} samples, so worth about {worth:.2g} independent ones",
     ]
-    if rare := int(untold(free).sum()):
-        fewest = fewest_telling(schedule.chains)
+    if rare := int(unreliable(free).sum()):
+        fewest = fewest_varying(schedule.chains)
         notes.append(
             f"for {rare:,} of {len(free.pairs):,} products s_i s_j, fewer than {fewest} chains show the rarer value: "
             "the errors of their rows are unknown"

@@ -36,7 +36,7 @@ from spectra.given_operator import as_operator
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
-from spectra.vectors import dot, norm, norms
+from spectra.vectors import WITHIN, all_finite, dot, norm, norms, out_of_scale
 from spectra.wording import outline
 
 BLOCK = 2**22  # numbers of perturbations that are held at a time
@@ -52,7 +52,7 @@ PRODUCT: dict[str, Stencil] = {  # R{} of these, by differences of the same kind
     "central": {(1, 1): 1 / 4, (-1, 1): -1 / 4, (1, -1): -1 / 4, (-1, -1): 1 / 4},
     "forward": {(1, 1): 1, (0, 1): -1, (1, 0): -1, (0, 0): 1},
 }
-BEND: dict[str, Stencil] = {
+SECOND_ORDER: dict[str, Stencil] = {
     "central": {(1, 0): 1 / 2, (-1, 0): 1 / 2, (0, 0): -1},
     "forward": {(1, 0): 1, (0, 0): -1},
 }
@@ -62,7 +62,8 @@ BEND: dict[str, Stencil] = {
 class VectorEstimate:
     """An estimate of a vector with its statistical error.
 
-    The noise of the loss and its rounding are in the standard errors; the bias that steps of finite size leave is not.
+    The noise of the loss and its rounding, that of the dtype of the weights at least, are in the standard errors; the
+    bias that steps of finite size leave is not.
     From fewer than some 16 perturbations they are rough themselves.
     """
 
@@ -121,6 +122,8 @@ def gradient_from_losses(
         second_order = matrix = as_operator(second_order, "second_order")
         if matrix.shape[0] != losses.n:
             raise ArgumentError(f"`second_order` of shape {tuple(matrix.shape)}: give ({losses.n}, {losses.n})")
+        if matrix.dtype != losses.point.dtype:
+            raise ArgumentError(f"`second_order` of {matrix.dtype}: give it as the weights are, {losses.point.dtype}")
     size = losses.chosen_size(size, 1 / 3)
     reading = Reading(GRADIENT[form], lambda u: u.double() / size**2, second_order)
     rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
@@ -205,11 +208,11 @@ def gradient_and_product_from_losses(
         SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
     """
     losses = Losses.of(loss, point)
-    require_choice("form", form, BEND)
+    require_choice("form", form, SECOND_ORDER)
     vector, size = losses.direction(vector), losses.chosen_size(size, 1 / 4)
     readings = [
         Reading(GRADIENT[form], lambda u: u.double() / size**2),
-        Reading(BEND[form], lambda u: along_second_order(u, vector, size)),
+        Reading(SECOND_ORDER[form], lambda u: along_second_order(u, vector, size)),
     ]
     rows = perturbation_rows(losses, evaluations, "sphere", size, readings, seed, generator)
     gradient, product = estimates(losses, rows, readings)
@@ -242,6 +245,8 @@ class Losses:
         if not isinstance(point, Tensor) or point.ndim != 1 or not point.is_floating_point() or not len(point):
             came = f"of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
             raise ArgumentError(f"`point` {came}: give the weights at which to look, a floating-point vector (n,)")
+        if not all_finite(point) or out_of_scale(point):
+            raise ArgumentError(f"`point`: give finite weights, whose norm is {WITHIN}")
         here = point.detach()
         return cls(lambda steps: [number(loss(here + step)) for step in steps], here)
 
@@ -277,6 +282,8 @@ class Losses:
             raise ArgumentError(f"`vector` {came}: give one of shape ({self.n},)")
         if not vector.any():
             raise ArgumentError("`vector` is zero: give one with an entry that is not")
+        if not all_finite(vector) or out_of_scale(vector):
+            raise ArgumentError(f"`vector`: give finite numbers, whose norm is {WITHIN}")
         return vector.detach().to(self.point)
 
 
@@ -301,6 +308,10 @@ class Reading:
         """The difference of the losses at the points of a perturbation."""
         whole = math.fsum(weight * values[place] for place, weight in self.stencil.items())
         return whole if self.second_order is None else whole - dot(u, self.second_order @ u) / 2
+
+    def rounding(self, values: Mapping[tuple[int, int], float], eps: float) -> float:
+        """How far the rounding of the losses, at most half of `eps` each, may shift the difference."""
+        return eps / 2 * sum(abs(weight * values[place]) for place, weight in self.stencil.items())
 
 
 def places_of(readings: Sequence[Reading]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -349,13 +360,14 @@ def estimates(
     shared, own = places_of(readings)
     along = torch.zeros_like(losses.point) if step is None else step
     values = dict(zip(shared, losses([b * along for _, b in shared]), strict=True))
-    means = [Mean(losses.point) for _ in readings]
+    means, eps = [Mean(losses.point) for _ in readings], torch.finfo(losses.point.dtype).eps
     for rows in blocks:
         found = losses(a * u + b * along for u in rows for a, b in own)
         for i, u in enumerate(rows):
             values.update(zip(own, found[i * len(own) : (i + 1) * len(own)], strict=True))
             for mean, reading in zip(means, readings, strict=True):
-                mean.add(reading.difference(u, values) * reading.weigh(u))
+                weights = reading.weigh(u)
+                mean.add(reading.difference(u, values) * weights, reading.rounding(values, eps) * norm(weights))
     return [mean.estimate(losses) for mean in means]
 
 
@@ -364,17 +376,19 @@ class Mean:
 
     def __init__(self, like: Tensor):
         self.mean, self.squares = (torch.zeros_like(like, dtype=torch.float64) for _ in range(2))
-        self.count = 0
+        self.count, self.rounding = 0, 0.0
 
-    def add(self, vector: Tensor) -> None:
-        """Take in one more vector (n,)."""
+    def add(self, vector: Tensor, rounding: float) -> None:
+        """Take in one more vector (n,), which rounding may have moved by so much."""
         self.count += 1
+        self.rounding += (rounding - self.rounding) / self.count
         apart = vector - self.mean
         self.mean += apart / self.count
         self.squares += apart * (vector - self.mean)
 
     def estimate(self, losses: Losses) -> VectorEstimate:
         """The mean so far."""
-        errors = (self.squares / self.count / (self.count - 1)).sqrt() if self.count > 1 else self.squares + math.inf
+        squares = self.squares / self.count / (self.count - 1) if self.count > 1 else self.squares + math.inf
+        errors = (squares + self.rounding**2 / len(squares)).sqrt()
         value, errors = (part.to(losses.point.dtype) for part in (self.mean, errors))
         return VectorEstimate(value, errors, self.count, losses.evaluations)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from spectra.records.eig import EigResult
 from spectra.records.trace import TraceResult
 from spectra.wording import with_error
@@ -34,3 +36,12 @@ def trace_cells(result: TraceResult) -> list[str]:
     assert result.spread is not None
     error = result.spread_error
     return [with_error(result.trace, result.standard_error), with_error(result.spread, 0.0 if error is None else error)]
+
+
+def of_either_sign(result: EigResult) -> bool:
+    """Whether the same eigenvalue, by its place, is clearly above zero for some examples and below for others."""
+    values, residuals = result.values_by_example, result.residuals_by_example
+    if values is None or residuals is None:
+        return False
+    clear = np.abs(values) > residuals
+    return bool((((values > 0) & clear).any(axis=0) & ((values < 0) & clear).any(axis=0)).any())

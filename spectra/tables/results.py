@@ -18,7 +18,7 @@ from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, trace_cells
+from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -180,9 +180,14 @@ def remarks(record: Record) -> list[str]:
         lines.append(f"fisher-batch depends on the split: here {split} (--batch-size)")
     lines += [difference_line(record.command, r) for r in record.results if r.finite_difference]
     lines += [
-        f"ntk: a matrix over {counted(record.problem.samples or 0, 'example')}, not divided by their number"
+        f"ntk: a matrix over {rows_of_kernel(record.problem)}, not divided by their number"
         for r in record.results
         if r.curvature == "ntk" and record.problem.get("operators") is None
+    ]
+    lines += [
+        f"{r.curvature}: a row holds eigenvalues of either sign, by magnitude; --which LA and SA keep the ends apart"
+        for r in record.results
+        if record.command == "eig" and record.problem.option("which") == "LM" and of_either_sign(r)
     ]
     lines += [
         f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
@@ -197,6 +202,14 @@ def remarks(record: Record) -> list[str]:
     ]
     lines += record.problem.notes or []
     return ["", *lines] if lines else []
+
+
+def rows_of_kernel(problem: ProblemRecord) -> str:
+    """The examples that a kernel is over: inputs, where each has several targets, of which the loss is the mean."""
+    inputs, targets = problem.samples or 0, problem.examples
+    if inputs == targets:
+        return counted(inputs, "example")
+    return f"{counted(inputs, 'input')} (with {counted(targets, 'target')} in all)"
 
 
 def difference_line(command: str, result: Entry) -> str:

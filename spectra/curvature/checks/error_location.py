@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from spectra.curvature.checks.differences import judge
 from spectra.curvature.checks.notes import listed
-from spectra.curvature.checks.perturbed import LocalProblem, moved, random_direction
+from spectra.curvature.checks.perturbed import LocalProblem, random_direction
+from spectra.curvature.displacement import displaced
 from spectra.curvature.engine.differentiation import gradient
 from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.random_numbers import normal_like
@@ -102,11 +103,11 @@ def wrong(leaves: Sequence[Tensor], outputs, generator: torch.Generator) -> bool
     bend = gradient(along, leaves)
 
     def values(step: float) -> list[Tensor]:
-        with moved(leaves, direction, step):
+        with displaced(leaves, direction, step):
             return [combined().detach()]
 
     def gradients(step: float) -> list[Tensor]:
-        with moved(leaves, direction, step):
+        with displaced(leaves, direction, step):
             return [*gradient(combined(), leaves)]
 
     return judge([along.detach()], values).wrong or judge([b.detach() for b in bend], gradients).wrong

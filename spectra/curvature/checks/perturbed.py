@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spectra.curvature.displacement import displaced
 from spectra.devices import device_of_vectors, in_float64
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
@@ -51,21 +52,8 @@ class LocalProblem:
         They keep their identity, and get their own memory back.
         """
         self.gradients += 1
-        with moved(self.problem.leaves, self.direction, step):
+        with displaced(self.problem.leaves, self.direction, step):
             yield
-
-
-@contextmanager
-def moved(leaves: Sequence[Tensor], direction: Sequence[Tensor], step: float) -> Iterator[None]:
-    """Move tensors along a direction inside this context."""
-    before = [leaf.data for leaf in leaves]
-    try:
-        for leaf, start, along in zip(leaves, before, direction, strict=True):
-            leaf.data = start.add(along, alpha=step)
-        yield
-    finally:
-        for leaf, start in zip(leaves, before, strict=True):
-            leaf.data = start
 
 
 def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
