@@ -54,7 +54,9 @@ from spectra.records.eig import EigResult as EigResult
 from spectra.records.record import Record as Record
 from spectra.records.record import load_result as load_result
 from spectra.records.trace import TraceResult as TraceResult
+from spectra.spectrum.localisation import localisation as localisation
 from spectra.spectrum.log_determinant import log_determinant as log_determinant
+from spectra.spectrum.summarise import summarise as summarise
 from spectra.sweeps.evolution import evolution_of as evolution_of
 from spectra.systems.boltzmann import BoltzmannMachine as BoltzmannMachine
 from spectra.systems.equilibrium import Equilibrium as Equilibrium

@@ -11,6 +11,7 @@ import numpy as np
 
 from spectra.records.entry import Entry
 from spectra.records.fields import Matrix, Stored, stored, written
+from spectra.records.summaries import Summaries
 
 if TYPE_CHECKING:
     from spectra.krylov.results import SpectralMeasure
@@ -78,6 +79,9 @@ class DensityResult(Entry):
     negative: Share | None  # of eigenvalues below zero; None where a node is not finite
     figure: str | None
     outliers: Outliers | None = None  # None where a node is not finite
+    summaries: Summaries | None = field(  # None where a node is not finite, and for matrices of single examples
+        default=None, metadata=written(omitted=lambda entry: entry.summaries is None)
+    )
     damping: float | None = field(default=None, metadata=written(omitted=undamped))
     effective_dimension: EffectiveDimension | None = field(default=None, metadata=written(omitted=undamped))
     condition: float | None = field(default=None, metadata=written(omitted=undamped))  # number, of A + damping I

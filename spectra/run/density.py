@@ -60,8 +60,10 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
     classes = None if session.request.by_inputs else session.subject.classes
+    of_one = not session.request.by_inputs
     results = [
-        density_result(one, path, None if one.curvature in over_examples else classes, asked.damping) for one in found
+        density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)
+        for one in found
     ]
     record = session.record(found, [r.changed(method="gram") if r.curvature in exact else r for r in results])
     if path and session.first:

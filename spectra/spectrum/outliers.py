@@ -67,6 +67,14 @@ def outliers(measure: SpectralMeasure) -> Outliers:
     return Outliers(_end(measure, 1), replace(below, edge=-below.edge, smallest=below.smallest and -below.smallest))
 
 
+def leading_eigenvalues(measure: SpectralMeasure) -> np.ndarray:
+    """The converged eigenvalues above the outermost node that is not converged, falling; copies are repeated."""
+    points = _points(measure, 1)
+    edge = max((row[0] for row in points.rest if len(row)), default=-math.inf)
+    beyond = points.resolved > edge
+    return np.repeat(points.resolved[beyond], points.counts[beyond].astype(int))[::-1]
+
+
 class _Points(NamedTuple):
     """What a measure knows of single eigenvalues, as seen from above."""
 

@@ -14,9 +14,12 @@ from spectra.records.files import finite
 from spectra.spectrum.curves import NOISE, cumulative
 from spectra.spectrum.outliers import outliers
 from spectra.spectrum.summaries import condition_number, effective_dimension
+from spectra.spectrum.summarise import summaries_of
 
 
-def density_result(measurement: Any, figure: Path | None, classes: int | None, damping: float | None) -> DensityResult:
+def density_result(
+    measurement: Any, figure: Path | None, classes: int | None, damping: float | None, of_one: bool = True
+) -> DensityResult:
     """Make the record of one measurement whose answer is a spectral measure.
 
     Args:
@@ -24,14 +27,17 @@ def density_result(measurement: Any, figure: Path | None, classes: int | None, d
         figure: the file with the figure, if there is one.
         classes: how many the loss has, to compare the number of outliers with.
         damping: tell of the matrix plus damping times the identity, too.
+        of_one: it is that of one matrix, whose spectrum is summarised, and not of those of single examples.
     """
     measure, semidefinite = measurement.answer, measurement.semidefinite
+    summarised = of_one and bool(measure.nodes.isfinite().all())
     return DensityResult(
         method=METHOD,
         **measure_fields(measure),
         negative=negative_share(measure, semidefinite),
         figure=str(figure) if figure else None,
         outliers=outliers_of(measure, classes),
+        summaries=summaries_of(measure, damping, semidefinite) if summarised else None,
         **damped(measure, damping, semidefinite),
         **cost_of(measurement),
     )

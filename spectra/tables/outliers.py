@@ -1,4 +1,4 @@
-"""Tables of 80 columns from a record of `spectra density`: outliers, class structure, and a damped matrix."""
+"""Tables of 80 columns on the outliers and the class structure of a spectrum, and all that `spectra density` shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spectra.records.density import CLEAR, DEPTH, DensityResult, End
 from spectra.records.record import Record
 from spectra.tables.results import density_parts as distribution_parts
 from spectra.tables.results import new_table
-from spectra.wording import with_error
+from spectra.tables.summaries import damped_table, summary_table
 
 RULE = f"outliers, by the gap against the span of the next {DEPTH} eigenvalues inside"
 
@@ -44,9 +44,9 @@ def beside_classes(count: int, classes: int) -> str:
 
 
 def density_parts(record: Record) -> list[Any]:
-    """All that is shown of densities: distributions, outliers, and what a damping makes of them."""
+    """All that is shown of densities: distributions, outliers, summaries, and what a damping makes of them."""
     results = record.results
-    return distribution_parts(record, *outlier_table(results), *damped_table(results))
+    return distribution_parts(record, *outlier_table(results), *summary_table(results), *damped_table(results))
 
 
 def end_cells(end: End) -> list[str]:
@@ -57,32 +57,6 @@ def end_cells(end: End) -> list[str]:
         f"{end.edge:.2g}",
         "-" if ratio is None else f"{ratio:.2g}" if ratio < 1000 else ">1000",
     ]
-
-
-def damped_table(results: Sequence[DensityResult]) -> list[Any]:
-    """Effective dimension and condition number, where a damping was given."""
-    told = [r for r in results if r.damping is not None]
-    if not told:
-        return []
-    table = new_table("", "effective dimension", "quadrature ±", "condition number")
-    for r in told:
-        found, condition = r.effective_dimension, r.condition
-        if found is None:
-            table.add_row(r.curvature, "-", "-", "-")
-            continue
-        error, rest = found.standard_error, found.quadrature_error
-        table.add_row(
-            r.curvature,
-            f"{found.value:.4g}" if error is None else with_error(found.value, error),
-            "unknown" if rest is None else f"{rest:.1g}",
-            f"{condition:.3g}",
-        )
-    lines = [
-        f"{r.curvature}: not positive definite with this damping; raise --damping"
-        for r in told
-        if r.effective_dimension is None
-    ]
-    return ["", f"with damping {told[0].damping:g}; ± standard error", table, *lines]
 
 
 def class_table(found: ClassStructure) -> list[Any]:

@@ -1,0 +1,55 @@
+"""The localisation of eigenvectors: how few parameters hold each, and in which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from spectra.records.fields import Matrix, Stored, Vector, stored
+
+
+@stored
+class Localisation(Stored):
+    """Inverse participation ratios sum u_i^4 of unit vectors u, beside those of random ones."""
+
+    inverse_participation: Vector  # (k,): 1 for a single entry, 1/n for entries of one size
+    random: float  # 3/(n + 2), the mean over random unit vectors
+    random_deviation: float  # and the standard deviation
+    layers: list[str]
+    sizes: list[int]  # parameters of each layer
+    shares: Matrix  # (k, layers) of |u|^2
+    inverse_participation_by_layer: Matrix  # (k, layers), of the part in the layer, at unit norm; nan for no part
+    random_by_layer: Vector  # (layers,), the mean of such a part of random vectors
+
+    def participants(self) -> np.ndarray:
+        """How many entries of one size have the same ratio (k,)."""
+        return 1 / self.inverse_participation
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row an eigenvector and layer; eigenvectors count from 1."""
+        columns = (self.layers, self.sizes, self.random_by_layer.tolist())
+        for i, (shares, ratios) in enumerate(zip(self.shares, self.inverse_participation_by_layer, strict=True), 1):
+            for layer, size, random, share, ratio in zip(*columns, shares.tolist(), ratios.tolist(), strict=True):
+                parts = {"share": share, "chance": size / sum(self.sizes), "inverse_participation": ratio}
+                yield {"index": i, "layer": layer, "parameters": size, **parts, "random": random}
+
+    def __str__(self) -> str:
+        """A table of 80 columns: each eigenvector, and the layers that hold most of it."""
+        head = f"sum u_i^4 of a random vector: {self.random:.2g} ± {self.random_deviation:.1g}"
+        lines = [head, "      sum u_i^4  / random  layers: % of |u|² (% of parameters)"]
+        for i, ratio in enumerate(self.inverse_participation):
+            lines.append(f"{i + 1:>4}  {ratio:>9.2g}  {ratio / self.random:>8.3g}  {self.held_by(i)}")
+        return "\n".join(lines)
+
+    def held_by(self, i: int) -> str:
+        """The layers with most of eigenvector i, as many as fit a line."""
+        text, total = "", sum(self.sizes)
+        for j in np.argsort(-self.shares[i], kind="stable"):
+            name = self.layers[j] or "model"
+            more = f"{', ' if text else ''}{name} {100 * self.shares[i, j]:.0f} ({100 * self.sizes[j] / total:.0f})"
+            if len(text) + len(more) > 52:
+                break
+            text += more
+        return text

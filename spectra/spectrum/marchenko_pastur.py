@@ -1,0 +1,160 @@
+"""The law of Marchenko and Pastur fitted to the bulk of a spectrum, where it fits.
+
+It is that of XX'/m for X (n, m) with independent entries of variance v, with q = n/m: eigenvalues between
+v (1 - sqrt q)^2 and v (1 + sqrt q)^2, and for q > 1 a share 1 - 1/q of zeros. The mean is v and tr A^2 / n is
+v^2 (1 + q), both of which quadrature has without error: they give v and q. The test is what is left: the third moment,
+v^3 (1 + 3 q + q^2), and the distribution, which is to lie in the band that 95 % of true ones lie in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectra.errors import ArgumentError
+from spectra.krylov.results import SpectralMeasure
+from spectra.spectrum.curves import NOISE, cumulative
+from spectra.spectrum.outliers import End, outliers
+from spectra.spectrum.ranks import Summary, refuse_indefinite, refuse_zero, rounding, single, summary
+
+POINTS = 2001  # at which distributions are compared
+STRAY = 5.0  # eigenvalues by which the n of a random matrix stray from their law: in 760, 5.3 at most
+CHANCE = 3.0  # standard errors
+
+
+@dataclass(frozen=True)
+class MarchenkoPastur:
+    """The law with the bulk's mean and variance, and whether the bulk follows it."""
+
+    fits: bool  # within chance, at the resolution of so many steps
+    variance: Summary  # v, of entries
+    ratio: Summary  # q
+    edge: Summary  # v (1 + sqrt q)^2, above which there are outliers alone
+    distance: float  # the largest of its distribution to that of the bulk, in parts of one
+    resolution: float  # half the width of the band, at its widest
+    count: int  # of eigenvalues in the bulk
+
+
+def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
+    """Fit the law of Marchenko and Pastur to a spectrum without the outliers above it.
+
+    Raises:
+        ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, or a probe has a
+            single node.
+    """
+    refuse_indefinite(measure, semidefinite)
+    bulk = without(measure, outliers(without_zeros(measure)).above)
+    refuse_zero(bulk)
+    if single(bulk):
+        raise ArgumentError("`measure`: a probe has a single node, which tells the mean alone")
+    variance, ratio = (summary(some, bulk, semidefinite) for some in (mean, ratio_of))
+    if not ratio.value > NOISE:
+        raise ArgumentError("`measure`: all eigenvalues of the bulk are the same")
+    edge, third = (summary(some, bulk, semidefinite) for some in (edge_of, third_moment))
+    inside, distance, resolution = compared(bulk, variance.value, ratio.value)
+    chance = np.hypot(third.standard_error, of_one_matrix(ratio.value, bulk.dimension))
+    room = CHANCE * chance + third.quadrature_error
+    return MarchenkoPastur(
+        fits=inside and bool(abs(third.value) <= room),
+        variance=variance,
+        ratio=ratio,
+        edge=edge,
+        distance=distance,
+        resolution=resolution,
+        count=bulk.dimension,
+    )
+
+
+def of_one_matrix(ratio: float, size: int) -> float:
+    """The standard deviation of `third_moment` over random matrices: for small q that of theory, else by trial."""
+    return 6**0.5 * ratio**1.5 * (1 + ratio**0.5 / 2) / size
+
+
+def without_zeros(measure: SpectralMeasure) -> SpectralMeasure:
+    """The measure without zero eigenvalues, which would else be taken for the bulk; the same if there are no others."""
+    held = measure.nodes > rounding(measure)
+    known, weights = measure.deflated, torch.where(held, measure.weights, 0.0)
+    share = weights.sum(dim=1).mean().item()
+    size = round(share * measure.dimension)
+    if size in (0, measure.dimension):
+        return measure
+    atoms = held[0, :known]
+    return replace(
+        measure,
+        nodes=torch.cat([measure.nodes[:, :known][:, atoms], measure.nodes[:, known:]], dim=1),
+        weights=torch.cat([weights[:, :known][:, atoms], weights[:, known:]], dim=1) / share,
+        dimension=size,
+        deflated=int(atoms.sum()),
+    )
+
+
+def without(measure: SpectralMeasure, end: End) -> SpectralMeasure:
+    """The measure of the eigenvalues below the outliers above the bulk."""
+    if end.smallest is None or end.gap is None:
+        return measure
+    inside, known = measure.nodes < end.smallest - end.gap / 2, measure.deflated
+    kept, size = int(inside[0, :known].sum()), measure.dimension - end.count
+    rest = torch.where(inside, measure.weights, 0.0)[:, known:]
+    rest = rest / rest.sum(dim=1, keepdim=True) * (size - kept) / size if size > kept else rest
+    nodes = torch.where(inside, measure.nodes, measure.nodes[inside].min())
+    atoms = nodes[:, :known][:, inside[0, :known]]
+    return replace(
+        measure,
+        nodes=torch.cat([atoms, nodes[:, known:]], dim=1),
+        weights=torch.cat([torch.full_like(atoms, 1 / size), rest], dim=1),
+        dimension=size,
+        deflated=kept,
+    )
+
+
+def compared(bulk: SpectralMeasure, variance: float, ratio: float) -> tuple[bool, float, float]:
+    """Whether the law lies in the band of the distribution, its distance to it, and half the band's width."""
+    nodes = bulk.nodes[bulk.weights > 0].numpy()
+    top = max(nodes.max(), variance * (1 + ratio**0.5) ** 2)
+    grid = np.union1d(np.linspace(0, top, POINTS)[1:], nodes[nodes > NOISE * top])
+    band, law = cumulative(bulk, grid), distribution(grid, variance, ratio)
+    room = STRAY / bulk.dimension
+    inside = bool((law >= band.lower - room).all() and (law <= band.upper + room).all())
+    return inside, float(np.abs(law - band.value).max()), float((band.upper - band.lower).max() / 2)
+
+
+def distribution(x: np.ndarray, variance: float, ratio: float) -> np.ndarray:
+    """The share of eigenvalues up to `x` > 0, any shape, in the law of Marchenko and Pastur.
+
+    With x = v (1 + q - 2 sqrt q cos t) its density is 2/pi sin^2 t / (1 + q - 2 sqrt q cos t) dt, which is smooth.
+    """
+    t = np.linspace(0, np.pi, 8193)
+    inside = 1 + ratio - 2 * ratio**0.5 * np.cos(t)
+    density = np.divide(2 / np.pi * np.sin(t) ** 2, inside, out=np.full_like(t, 2 / np.pi), where=inside > 0)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(t))])
+    zeros = max(0.0, 1 - 1 / ratio)
+    return zeros + np.interp(x, variance * inside, (1 - zeros) * mass / mass[-1])
+
+
+def moment(nodes: Tensor, weights: Tensor, power: int) -> Tensor:
+    """The mean of a power of the eigenvalues."""
+    return weights @ nodes**power / weights.sum()
+
+
+def mean(nodes: Tensor, weights: Tensor) -> Tensor:
+    """The mean eigenvalue, v."""
+    return moment(nodes, weights, 1)
+
+
+def ratio_of(nodes: Tensor, weights: Tensor) -> Tensor:
+    """The ratio q of the law with these two moments."""
+    return moment(nodes, weights, 2) / moment(nodes, weights, 1) ** 2 - 1
+
+
+def edge_of(nodes: Tensor, weights: Tensor) -> Tensor:
+    """The upper edge of the law with these two moments."""
+    return moment(nodes, weights, 1) * (1 + ratio_of(nodes, weights).sqrt()) ** 2
+
+
+def third_moment(nodes: Tensor, weights: Tensor) -> Tensor:
+    """The third moment less that of the law with the same first two, over v^3."""
+    ratio = ratio_of(nodes, weights)
+    return moment(nodes, weights, 3) / moment(nodes, weights, 1) ** 3 - (1 + 3 * ratio + ratio**2)

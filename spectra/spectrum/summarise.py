@@ -1,0 +1,112 @@
+"""All summaries of a spectrum from what is saved of it, as the record of `density` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from spectra.arguments import wrong
+from spectra.errors import ArgumentError
+from spectra.krylov.results import SpectralMeasure
+from spectra.records import summaries as records
+from spectra.records.density import DensityResult
+from spectra.records.files import finite
+from spectra.records.record import Record
+from spectra.records.summaries import Summaries
+from spectra.spectrum import ranks
+from spectra.spectrum.log_determinant import log_determinant, refuse_negative
+from spectra.spectrum.marchenko_pastur import MarchenkoPastur, marchenko_pastur
+from spectra.spectrum.outliers import leading_eigenvalues
+from spectra.spectrum.power_law import PowerLaw, power_law
+from spectra.spectrum.ranks import Summary
+
+RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy", "entropy_rank", "outlier_share")
+
+
+def summarise(
+    result: DensityResult | SpectralMeasure, damping: float | None = None, *, semidefinite: bool | None = None
+) -> Summaries:
+    """Read ranks, entropy, power law and Marchenko-Pastur edge from a spectral density; it makes no products.
+
+    A number that the spectrum does not have, or that so few nodes do not tell, is None, and `left_out` has the reason.
+
+    Args:
+        result: an entry of what `spectra.density` or `spectra.load_result` returns, or a spectral measure.
+        damping: the number added to each eigenvalue in the log-determinant; None leaves it out.
+        semidefinite: the matrix has no negative eigenvalue by definition. If None, what the result tells, and of a
+            measure False.
+
+    Returns:
+        The summaries, each with its standard error over probes and the error of the quadrature.
+
+    Raises:
+        SpectraError: the result is of another kind, a node is not finite, or it lies far below zero though
+            `semidefinite` is True.
+    """
+    if isinstance(result, Record):
+        raise wrong("result", "a record of several", "one of its entries, as `record.results[0]`")
+    if isinstance(result, DensityResult):
+        negative = result.negative
+        semidefinite = bool(negative and not negative.upper) if semidefinite is None else semidefinite
+        result = result.measure()
+    if not isinstance(result, SpectralMeasure):
+        raise wrong("result", type(result).__name__, "a result of spectra.density, or a SpectralMeasure")
+    if not result.nodes.isfinite().all():
+        raise ArgumentError("`result`: a node is not finite; the matrix had products that are not")
+    if semidefinite:
+        refuse_negative(result)
+    return summaries_of(result, damping, bool(semidefinite))
+
+
+def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> Summaries:
+    """The summaries of a measure whose nodes are finite."""
+    left_out: dict[str, str] = {}
+
+    def found(name: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except ArgumentError as error:
+            left_out[name] = str(error).partition(": ")[2]
+            return None
+
+    numbers = {name: found(name, partial(getattr(ranks, name), measure, semidefinite)) for name in RANKS}
+    law = found("power_law", lambda: power_law(leading_eigenvalues(measure)))
+    bulk = found("marchenko_pastur", partial(marchenko_pastur, measure, semidefinite))
+    determinant = None
+    if damping is None:
+        left_out["log_determinant"] = "no damping was given"
+    else:
+        determinant = found("log_determinant", partial(log_determinant, measure, damping, semidefinite=semidefinite))
+    return Summaries(
+        **{name: number and recorded(number) for name, number in numbers.items()},
+        power_law=law and recorded_law(law),
+        marchenko_pastur=bulk and recorded_bulk(bulk),
+        damping=damping,
+        log_determinant=determinant and recorded(Summary(*determinant)),
+        left_out=left_out,
+    )
+
+
+def recorded(number: Summary) -> records.Summary:
+    """The record of a number with its errors."""
+    return records.Summary(**finite(number._asdict()))
+
+
+def recorded_law(law: PowerLaw) -> records.PowerLaw:
+    """The record of a power law."""
+    others = [records.Alternative(**vars(one)) for one in law.alternatives]
+    return records.PowerLaw(**vars(law) | {"alternatives": others, "rejected": law.rejected})
+
+
+def recorded_bulk(bulk: MarchenkoPastur) -> records.MarchenkoPastur:
+    """The record of a law of Marchenko and Pastur."""
+    return records.MarchenkoPastur(
+        fits=bulk.fits,
+        variance=recorded(bulk.variance),
+        ratio=recorded(bulk.ratio),
+        edge=recorded(bulk.edge),
+        distance=bulk.distance,
+        resolution=bulk.resolution,
+        count=bulk.count,
+    )

@@ -1,0 +1,117 @@
+"""Tables of 80 columns on what a density tells of a spectrum as a whole, and of the damped matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spectra.records.density import DensityResult
+from spectra.records.summaries import MarchenkoPastur, PowerLaw, Summaries, Summary
+from spectra.tables.results import new_table
+from spectra.wording import brief, with_error
+
+RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp of the entropy; ± both errors"
+RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank")
+NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "power_law")} | {
+    "marchenko_pastur": "Marchenko-Pastur"
+}
+
+
+def summary_table(results: Sequence[DensityResult]) -> list[Any]:
+    """Ranks and the outliers' share of the trace; the laws that fit; and why a number is not there."""
+    told = [(r.curvature, r.summaries) for r in results if r.summaries]
+    if not told:
+        return []
+    table = new_table("", "effective rank", "stable rank", "participation", "entropy rank")
+    for name, found in told:
+        table.add_row(name, *[cell(getattr(found, rank)) for rank in RANKS])
+    lines = [f"{name}: {line}" for name, found in told for line in [*shares(found), *laws(found), *reasons(found)]]
+    return ["", RULE, table, *lines]
+
+
+def cell(number: Summary | None, scale: float = 1) -> str:
+    """A number with the sum of its errors; without one of them where that is not known."""
+    if number is None:
+        return "-"
+    if number.quadrature_error is None:
+        return f"{scale * number.value:.2g} ± ?"
+    return brief(scale * number.value, scale * (number.standard_error + number.quadrature_error))
+
+
+def shares(found: Summaries) -> list[str]:
+    """The line on the trace that outliers hold, where there are any."""
+    share = found.outlier_share
+    return [f"outliers above hold {cell(share, 100)} % of the trace"] if share and share.value else []
+
+
+def laws(found: Summaries) -> list[str]:
+    """The lines on a power law of the leading eigenvalues, and on the law of Marchenko and Pastur."""
+    lines = [power_law_line(found.power_law)] if found.power_law else []
+    return [*lines, marchenko_pastur_line(found.marchenko_pastur)] if found.marchenko_pastur else lines
+
+
+def power_law_line(law: PowerLaw) -> str:
+    """What the fit of a power law has come to, and its tests."""
+    others = [one.name for one in law.alternatives if one.p_value >= 0.1]
+    verdict = "rejected" if law.rejected else f"not told from {' or '.join(others)}" if others else "the likeliest"
+    fitted = f"exponent {brief(law.exponent, law.standard_error)} from {law.smallest:.2g} on"
+    numbers = f"{law.count} of {law.of} leading eigenvalues, KS {law.distance:.2f}, p = {law.p_value:.2f}"
+    return f"power law {verdict}: {fitted} ({numbers})"
+
+
+def marchenko_pastur_line(law: MarchenkoPastur) -> str:
+    """Whether the bulk follows the law of Marchenko and Pastur, and its edge if so."""
+    distance = f"distance {law.distance:.2f}, resolved {law.resolution:.2f}"
+    if not law.fits:
+        return f"Marchenko-Pastur does not fit the bulk ({distance})"
+    return f"Marchenko-Pastur fits the bulk: edge {cell(law.edge)}, ratio {cell(law.ratio)} ({distance})"
+
+
+def reasons(found: Summaries) -> list[str]:
+    """The lines on what is left out, one a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, words in NAMES.items():
+        if reason := found.left_out.get(name):
+            by_reason.setdefault(reason, []).append(words)
+    return [f"no {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def damped_table(results: Sequence[DensityResult]) -> list[Any]:
+    """Effective dimension, condition number and log-determinant, where a damping was given."""
+    told = [r for r in results if r.damping is not None]
+    if not told:
+        return []
+    table = new_table("", "effective dimension", "quadrature ±", "condition number")
+    determinants = new_table("", "log-determinant", "quadrature ±")
+    for r in told:
+        table.add_row(r.curvature, *damped_cells(r))
+        if r.summaries and (found := r.summaries.log_determinant):
+            value = with_error(found.value, found.standard_error)
+            determinants.add_row(r.curvature, value, quadrature_cell(found.quadrature_error))
+    lines = [
+        f"{r.curvature}: not positive definite with this damping; raise --damping"
+        for r in told
+        if r.effective_dimension is None
+    ]
+    lines += [
+        f"{r.curvature}: no log-determinant: {reason}"
+        for r in told
+        if r.effective_dimension and r.summaries and (reason := r.summaries.left_out.get("log_determinant"))
+    ]
+    tables = [table, determinants] if determinants.rows else [table]
+    return ["", f"with damping {told[0].damping:g}; ± standard error", *tables, *lines]
+
+
+def damped_cells(r: DensityResult) -> list[str]:
+    """The cells on effective dimension and condition number."""
+    found, condition = r.effective_dimension, r.condition
+    if found is None:
+        return ["-"] * 3
+    error = found.standard_error
+    value = f"{found.value:.4g}" if error is None else with_error(found.value, error)
+    return [value, quadrature_cell(found.quadrature_error), f"{condition:.3g}"]
+
+
+def quadrature_cell(error: float | None) -> str:
+    """The error of a quadrature, which for some matrices is not known."""
+    return "unknown" if error is None else f"{error:.1g}"
