@@ -635,3 +635,9 @@ def test_examples_of_several_shapes_are_refused():
     problem = replace(spectra.Problem(network(), OutputLoss(index=0), batches))
     with pytest.raises(SpectraError, match=r"`wrt` inputs: examples have the shapes \(4,\) and \(5,\)"):
         by_inputs(problem)
+
+
+@pytest.mark.parametrize("wrt", [["inputs"], 3, "input"], ids=repr)
+def test_what_is_no_way_to_differentiate_is_refused(wrt):
+    with pytest.raises(spectra.SpectraError, match="`wrt` .*: give parameters, inputs"):
+        spectra.eig(torch.nn.Linear(4, 1), "mse", (torch.ones(5, 4), torch.ones(5, 1)), wrt=wrt)

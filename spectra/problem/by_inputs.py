@@ -94,9 +94,11 @@ def by_inputs(problem: Problem, name: str | None = None) -> InputProblem:
 
 def refuse_wrt(wrt: str, params: Sequence[str], weight_decay: float) -> None:
     """Raise SpectraError where `wrt` is neither parameters nor inputs, or is inputs beside what is of parameters."""
-    name, colon, which = wrt.partition(":")
+    name, colon, which = wrt.partition(":") if isinstance(wrt, str) else ("", "", "")
     if wrt != PARAMETERS and (name != INPUTS or (colon and not which)):
-        raise SpectraError(f"`wrt` {foreign(wrt)}: give parameters, inputs, or inputs:NAME where there are several")
+        raise SpectraError(
+            f"`wrt` {foreign(str(wrt))}: give parameters, inputs, or inputs:NAME where there are several"
+        )
     if wrt == PARAMETERS:
         return
     if params:
