@@ -639,5 +639,5 @@ def test_examples_of_several_shapes_are_refused():
 
 @pytest.mark.parametrize("wrt", [["inputs"], 3, "input"], ids=repr)
 def test_what_is_no_way_to_differentiate_is_refused(wrt):
-    with pytest.raises(spectra.SpectraError, match="`wrt` .*: give parameters, inputs"):
+    with pytest.raises(spectra.SpectraError, match=r"`wrt` .*: give parameters, inputs"):
         spectra.eig(torch.nn.Linear(4, 1), "mse", (torch.ones(5, 4), torch.ones(5, 1)), wrt=wrt)
