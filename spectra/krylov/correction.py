@@ -39,6 +39,7 @@ from spectra.operator import (
 from spectra.vectors import dot, map_shards, norm
 
 FEWEST, MOST = 8, 64  # differences
+ROUNDINGS = 1e4  # times epsilon: far above what sums of a product are rounded by
 SHARE = 0.9  # of the error that is asked for, for the method; sqrt(1 - SHARE^2) is left for the differences
 
 
@@ -172,7 +173,8 @@ def with_unsteadiness(method: Callable[..., TraceEstimate]) -> Callable[..., Tra
     def estimate(
         operator: SymmetricOperator, *, generator: torch.Generator, max_products: int | None = None, **options
     ) -> TraceEstimate:
-        unsteady, limit = find_on("unsteady", operator), torch.finfo(operator.dtype).eps ** 0.5
+        eps = torch.finfo(operator.dtype).eps
+        unsteady, limit = find_on("unsteady", operator), min(ROUNDINGS * eps, eps**0.5)
         if unsteady is None or not unsteady > limit or find_on("noise", operator):
             return method(operator, generator=generator, max_products=max_products, **options)
         most = None if max_products is None else max(max_products - 1, 0)
