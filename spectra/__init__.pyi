@@ -32,6 +32,9 @@ from spectra.operator import Shifted as Shifted
 from spectra.operator import SymmetricOperator as SymmetricOperator
 from spectra.operator import check_operator as check_operator
 from spectra.operator import to_scipy as to_scipy
+from spectra.optimizer.files import read_optimizer as read_optimizer
+from spectra.optimizer.preconditioner import Preconditioner as Preconditioner
+from spectra.optimizer.preconditioner import preconditioner as preconditioner
 from spectra.plots import density_figure as density_figure
 from spectra.plots import eigenvalue_figure as eigenvalue_figure
 from spectra.plots import save_figure as save_figure

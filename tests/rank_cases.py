@@ -34,6 +34,7 @@ from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.memory import settled_share
 from spectra.operator import Counting, check_operator, measure_noise, mesh_of, placed, random_vectors, reference
+from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
@@ -178,6 +179,14 @@ def inverse_products(operator) -> dict:
     }
 
 
+def preconditioned(operator) -> dict:
+    """Products, errors and eigenvalues of R A R plus a diagonal."""
+    n = operator.shape[0]
+    root, shift = (placed(torch.linspace(low, 2, n, dtype=torch.float64), operator) for low in (0.5, -1))
+    around = Preconditioned(operator, root, shift, sign=-1.0)
+    return products(around) | {"values": eigenpairs(around, 2, generator=seeded()).values}
+
+
 def noise(operator) -> dict:
     return {"noise": check_operator(operator, seeded()) < 1e-12}
 
@@ -255,6 +264,7 @@ MANY = tuple(MATRICES)
 # what is asked -> of which problems, and of which matrices
 TABLE = {
     "products": (products, tuple(PROBLEMS), MANY),
+    "preconditioned": (preconditioned, ("three batches", "two parameters"), ("hessian",)),
     "noise": (noise, ("three batches",), ("hessian",)),
     "differences": (differences, ("three batches",), ("hessian",)),
     **{f"eig {name}": (partial(eig, name), ("three batches",), ("ggn",)) for name in EIG},

@@ -36,6 +36,7 @@ ROOMS = [
     {"records"},
     {"inputs"},
     {"demo"},
+    {"optimizer"},
     {"resume", "cluster"},
     {"spectrum"},
     {"run"},

@@ -276,6 +276,37 @@ def test_noisy_products_are_measured_as_those_of_a_network_are(kind):
     assert {result.precision, trace.precision} == {"bf16" if kind == "bf16" else "ieee"}
 
 
+class OfParameters:
+    """A matrix that is a parameter, so that its products have a place in autograd's graph."""
+
+    shape, dtype, device = torch.Size((40, 40)), torch.float64, torch.device("cpu")
+
+    def __init__(self):
+        self.weight = torch.nn.Parameter(torch.from_numpy(A))
+
+    def __matmul__(self, vectors):
+        return self.weight @ vectors
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "dense"])
+def test_eigenpairs_of_parameters_carry_no_graph(method):
+    pairs = resolve_name(EIG[method])(OfParameters(), 2, generator=seeded())
+    assert not any(value.requires_grad for value in vars(pairs).values() if isinstance(value, torch.Tensor))
+    assert pairs.values[0].item() == pytest.approx(3.0)
+
+
+def test_a_matrix_of_parameters_goes_through_every_call():
+    operator, vector = OfParameters(), torch.ones(40, dtype=torch.float64)
+    assert spectra.eig(operator, k=1).values[0] == pytest.approx(3.0)
+    assert spectra.trace(operator, method="dense").trace == pytest.approx(np.trace(A))
+    assert spectra.density(operator, steps=40).converged
+    assert spectra.to_scipy(operator) @ vector.numpy() == pytest.approx(A @ np.ones(40))
+    assert spectra.solve(operator, vector, method="minres", tolerance=1e-9).x.numpy() == pytest.approx(
+        np.linalg.solve(A, np.ones(40)), rel=1e-6
+    )
+    assert spectra.compare({"one": operator, "other": A}, k=1).pairs[0].distance.value == pytest.approx(0, abs=1e-6)
+
+
 def halves(vector):
     return vector
 
@@ -329,34 +360,3 @@ def test_products_may_come_in_any_real_type(kind):
 @pytest.mark.parametrize("form", ["to_sparse_bsr", "to_sparse_bsc"])
 def test_blocks_of_torch(form):
     assert torch.equal(as_operator(getattr(TENSOR, form)((5, 5))).to_dense(), TENSOR)
-
-
-class OfParameters:
-    """A matrix that is a parameter, so that its products have a place in autograd's graph."""
-
-    shape, dtype, device = torch.Size((40, 40)), torch.float64, torch.device("cpu")
-
-    def __init__(self):
-        self.weight = torch.nn.Parameter(torch.from_numpy(A))
-
-    def __matmul__(self, vectors):
-        return self.weight @ vectors
-
-
-@pytest.mark.parametrize("method", ["lanczos", "power", "dense"])
-def test_eigenpairs_of_parameters_carry_no_graph(method):
-    pairs = resolve_name(EIG[method])(OfParameters(), 2, generator=seeded())
-    assert not any(value.requires_grad for value in vars(pairs).values() if isinstance(value, torch.Tensor))
-    assert pairs.values[0].item() == pytest.approx(3.0)
-
-
-def test_a_matrix_of_parameters_goes_through_every_call():
-    operator, vector = OfParameters(), torch.ones(40, dtype=torch.float64)
-    assert spectra.eig(operator, k=1).values[0] == pytest.approx(3.0)
-    assert spectra.trace(operator, method="dense").trace == pytest.approx(np.trace(A))
-    assert spectra.density(operator, steps=40).converged
-    assert spectra.to_scipy(operator) @ vector.numpy() == pytest.approx(A @ np.ones(40))
-    assert spectra.solve(operator, vector, method="minres", tolerance=1e-9).x.numpy() == pytest.approx(
-        np.linalg.solve(A, np.ones(40)), rel=1e-6
-    )
-    assert spectra.compare({"one": operator, "other": A}, k=1).pairs[0].distance.value == pytest.approx(0, abs=1e-6)

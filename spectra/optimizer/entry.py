@@ -1,0 +1,91 @@
+"""What an optimizer holds of one parameter: the options of its group, and its own state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.errors import SpectraError
+from spectra.quoting import foreign
+from spectra.vectors import full_tensor
+
+
+def refusal(text: str) -> SpectraError:
+    """The error for an optimizer whose preconditioner cannot be told."""
+    return SpectraError(f"`optimizer`: {text}")
+
+
+def as_number(value: Any, what: str) -> float:
+    """A number that is saved as one, or as a tensor of one entry. Raises SpectraError for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        value = full_tensor(value.detach()).item()
+    if not isinstance(value, Real) or not math.isfinite(number := float(value)):
+        came = value if isinstance(value, Real) else type(value).__name__
+        raise refusal(f"{foreign(what)} is saved as {came}, not a finite number; save it as a Python float")
+    return number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The options and the state that an optimizer holds of the parameter `name`."""
+
+    name: str
+    shape: torch.Size
+    options: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+    def number(self, option: str) -> float:
+        """An option that is a number. Raises SpectraError where it is none, or is missing."""
+        if option not in self.options:
+            raise refusal(f"its groups hold no {option}; save the whole of optimizer.state_dict()")
+        return as_number(self.options[option], option)
+
+    def betas(self) -> tuple[float, float]:
+        """The pair of decays of Adam and its kin. Raises SpectraError where they are no two numbers below 1."""
+        given = self.options.get("betas")
+        if not (isinstance(given, list | tuple) and len(given) == 2):
+            raise refusal("its betas are no pair of numbers; save the whole of optimizer.state_dict()")
+        first, second = (as_number(beta, "betas") for beta in given)
+        if not (0 <= first < 1 and 0 <= second < 1):
+            raise refusal(f"its betas are {first:g} and {second:g}, not in [0, 1); save it again")
+        return first, second
+
+    def on(self, option: str) -> bool:
+        """Whether an option is switched on; one that an older torch did not have is off."""
+        return bool(self.options.get(option, False))
+
+    def scalar(self, key: str) -> float:
+        """A number of the state, which older and `capturable` optimizers hold as a number or as a tensor."""
+        return as_number(self._held(key), key)
+
+    @property
+    def step(self) -> float:
+        """The number of steps that the parameter has had. Raises SpectraError where it has had none."""
+        if (count := self.scalar("step")) < 1:
+            raise refusal(f"{foreign(self.name)} has had no step yet; take a checkpoint from later in training")
+        return count
+
+    def tensor(self, key: str) -> Tensor:
+        """A tensor of the state, of the parameter's shape, in float64 on the CPU. Raises SpectraError."""
+        value = self._held(key)
+        if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
+            raise refusal(f"{key} of {foreign(self.name)} is no dense tensor that holds values; save it as one")
+        value = full_tensor(value.detach())
+        if value.shape != self.shape:
+            shapes = f"{tuple(value.shape)}, the parameter {tuple(self.shape)}"
+            raise refusal(f"{key} of {foreign(self.name)} has shape {shapes}; check `model`")
+        return value.cpu().double()
+
+    def _held(self, key: str) -> Any:
+        if self.state.get(key) is None:
+            raise refusal(
+                f"{foreign(self.name)} has no state ({key} is missing): it has had no step, or was added later; take a "
+                "later checkpoint, or leave it out by `params`"
+            )
+        return self.state[key]

@@ -1,0 +1,54 @@
+"""Find the state of an optimizer in a checkpoint, which is read without running anything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.inputs.state_dict import some
+from spectra.optimizer.entry import refusal
+from spectra.optimizer.saved import is_optimizer_state
+from spectra.quoting import quoted
+
+IN_A_FOLDER = ("optimizer.pt", "optimizer.bin")  # of Hugging Face's Trainer, and of Accelerate
+
+
+def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
+    """The state dict of the optimizer in a file of torch, or in a folder of a Trainer.
+
+    It is the whole of the file, or an entry of it, as `optimizer`, or one of a list, as Lightning's `optimizer_states`.
+
+    Args:
+        path: the file, or the folder that holds `optimizer.pt`.
+        key: which entry, if there are several: `optimizer`, `optimizer_states.0`.
+
+    Raises:
+        SpectraError: the file cannot be read, or holds no state of an optimizer, or several.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = next((file / name for name in IN_A_FOLDER if (file / name).is_file()), file)
+    content, _ = read_checkpoint(file)
+    if key is None and is_optimizer_state(content):
+        return content
+    every = dict(_states(content)) if isinstance(content, Mapping) else {}
+    found = every if key is None else {where: state for where, state in every.items() if where == key}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    shown = quoted(str(path))
+    if not every:
+        holds = some([str(entry) for entry in content]) if isinstance(content, Mapping) else type(content).__name__
+        raise refusal(f"{shown} holds no state of an optimizer, but {holds or 'nothing'}; save optimizer.state_dict()")
+    raise refusal(f"{shown} holds the states {some(list(every))}; choose one of them")
+
+
+def _states(content: Mapping, depth: int = 2) -> Iterator[tuple[str, Mapping]]:
+    """Yield the states of optimizers in a mapping with their dotted keys."""
+    for name, value in content.items():
+        inner: Any = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if is_optimizer_state(inner):
+            yield str(name), inner
+        elif isinstance(inner, Mapping) and depth > 1:
+            yield from ((f"{name}.{rest}", state) for rest, state in _states(inner, depth - 1))

@@ -1,0 +1,153 @@
+"""The preconditioner of an optimizer at a problem's parameters: P, what weight decay adds, and the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spectra.errors import ArgumentError
+from spectra.operator import SymmetricOperator, placed
+from spectra.optimizer.entry import Entry, refusal
+from spectra.optimizer.momentum import Threshold, threshold
+from spectra.optimizer.preconditioned import Preconditioned
+from spectra.optimizer.rules import RULES, recognise
+from spectra.optimizer.saved import read_entries
+from spectra.problem.choice import choose_parameters
+from spectra.quoting import foreign
+from spectra.wording import outline
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """A diagonal P as P^-1/2, and what an optimizer adds to the curvature A of the loss.
+
+    The optimizer meets P^-1/2 A P^-1/2 + diag(decay), or with -A where it maximizes. Where learning rates differ
+    between parameters, P / eta stands for P throughout, and `threshold` is without eta.
+    """
+
+    optimizer: str  # the name of torch's class
+    root: Tensor  # (n,), float64 on the CPU: P^-1/2
+    decay: Tensor | None  # (n,), the same; None: zero
+    rate: float | None  # eta; None where rates differ
+    threshold: Threshold  # of the eigenvalues of the whole
+    sign: float = 1.0
+
+    __repr__ = outline
+
+    def around(self, operator: SymmetricOperator) -> Preconditioned:
+        """The preconditioned matrix of an operator (n, n) at the same parameters."""
+        if operator.shape[0] != len(self.root):
+            raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {len(self.root):,} rows")
+        decay = None if self.decay is None else placed(self.decay, operator)
+        return Preconditioned(operator, placed(self.root, operator), decay, self.sign)
+
+
+def preconditioner(
+    optimizer: Optimizer | Mapping,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+    *,
+    name: str | None = None,
+) -> Preconditioner:
+    """The preconditioner that an optimizer of torch has at a model's parameters, from its state.
+
+    Args:
+        optimizer: a torch.optim optimizer, or what its `state_dict()` returned.
+        model: the model whose parameters were optimized.
+        parameters: those by which the loss is differentiated, by their names in the model; None: all that require
+            gradients. The rows of P are their entries in this order.
+        name: the name of torch's class, as `AdamW`, where a state dict does not tell: Adam's and AdamW's of torch
+            before 2.7 look alike.
+
+    Returns:
+        A Preconditioner. Coupled weight decay w adds w I to A (so that `weight_decay` of a problem is to be left out),
+        and decoupled weight decay adds w P.
+
+    Raises:
+        SpectraError: the optimizer is none of those in `spectra.optimizer.rules.RULES`, a parameter has no state yet or
+            none that is certainly its own, or P is not positive and finite.
+    """
+    chosen = choose_parameters(model) if parameters is None else parameters
+    if isinstance(optimizer, Mapping):
+        kind, entries = read_entries(optimizer, model, name)
+    else:
+        kind, entries = _live(optimizer, model, name)
+    if missing := [own for own in chosen if own not in entries]:
+        rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise refusal(
+            f"{foreign(missing[0])}{rest} not among its parameters; leave out by `params` what it does not move"
+        )
+    return _of_entries(kind, [entries[own] for own in chosen], name)
+
+
+def _live(optimizer: Any, model: nn.Module, name: str | None) -> tuple[str, dict[str, Entry]]:
+    """The name in RULES and the entries of an optimizer in memory, which knows its parameters themselves."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise refusal(f"{type(optimizer).__name__} is no optimizer; give one of torch.optim, or its state_dict()")
+    kind = type(optimizer)
+    if name is None and not (kind.__module__.startswith("torch.optim.") and kind.__name__ in RULES):
+        shown = f"{kind.__module__}.{kind.__name__}"
+        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    rule = recognise(optimizer.param_groups, states, name or kind.__name__)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return rule, {
+        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}))
+        for own, p in model.named_parameters()
+        if id(p) in groups
+    }
+
+
+def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditioner:
+    rule = RULES[kind]
+    rates = [entry.number("lr") for entry in entries]
+    rate = rates[0] if len(set(rates)) == 1 else None
+    signs = {entry.on("maximize") for entry in entries}
+    if len(signs) > 1:
+        raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
+    decoupled = [_decoupled(entry, kind, name) for entry in entries]
+    decays = [entry.number("weight_decay") for entry in entries]
+    roots, added, shares = [], [], []
+    for entry, eta, apart, decay in zip(entries, rates, decoupled, decays, strict=True):
+        unit = 1.0 if rate is not None else eta
+        inverse = unit / _diagonal(rule.diagonal(entry), entry)
+        roots.append(inverse.sqrt().flatten())
+        added.append((torch.full_like(inverse, unit) if apart else inverse).flatten() * decay)
+        shares.append(unit * decay if apart else 0.0)
+    return Preconditioner(
+        optimizer="AdamW" if kind == "Adam" and any(decoupled) else kind,
+        root=torch.cat(roots),
+        decay=torch.cat(added) if any(decays) else None,
+        rate=rate,
+        threshold=threshold([rule.recurrence(entry) for entry in entries], shares, rate),
+        sign=-1.0 if True in signs else 1.0,
+    )
+
+
+def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
+    """The diagonal of P. Raises SpectraError where it is not positive and finite."""
+    if not (diagonal.isfinite() & (diagonal > 0)).all():
+        raise refusal(
+            f"P is zero or not finite at entries of {foreign(entry.name)}: no gradient has come there and eps is 0, or "
+            "the run diverged; leave it out by `params`, or take another checkpoint"
+        )
+    return diagonal
+
+
+def _decoupled(entry: Entry, kind: str, name: str | None) -> bool:
+    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
+    if kind == "AdamW":
+        return True
+    told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
+    if not told and entry.number("weight_decay"):
+        raise refusal(
+            "its weight decay is Adam's or AdamW's, and a state of torch before 2.7 does not tell which; give `name`"
+        )
+    return entry.on("decoupled_weight_decay")

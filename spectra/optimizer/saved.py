@@ -1,0 +1,116 @@
+"""Read `optimizer.state_dict()`: which options and which state each of the model's parameters has.
+
+States are saved by number (torch), by number beside names (optimizers of `model.named_parameters()`), or by name
+(FSDP and torch.distributed.checkpoint, whose dicts may be flat: `state.fc.weight.exp_avg`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectra.inputs.state_dict import Wanted, matches
+from spectra.optimizer.entry import Entry, refusal
+from spectra.optimizer.matching import by_order
+from spectra.optimizer.rules import recognise
+from spectra.quoting import foreign
+
+STATE, GROUPS = "state", "param_groups"
+SCALARS = {"step", "mu_product"}  # names in a state whose tensors are not of the parameter's shape
+
+
+def is_optimizer_state(value: Any) -> bool:
+    """Whether a value has the form of `optimizer.state_dict()`, flat or not."""
+    if not isinstance(value, Mapping):
+        return False
+    flat = any(isinstance(key, str) and key.startswith(f"{GROUPS}.") for key in value)
+    return flat or (isinstance(value.get(STATE), Mapping) and isinstance(value.get(GROUPS), list | tuple))
+
+
+def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> tuple[str, dict[str, Entry]]:
+    """The optimizer's name in RULES, and the Entry of each parameter that it has, under its name in the model.
+
+    Args:
+        state_dict: what `optimizer.state_dict()` returned.
+        model: the model whose parameters were optimized, built as in training.
+        name: the name of torch's class, where it is known.
+
+    Raises:
+        SpectraError: it is no such dict, is of another optimizer, or its states fit the model in no way or in several.
+    """
+    if not is_optimizer_state(state_dict):
+        raise refusal("it holds no `state` and `param_groups`; give what optimizer.state_dict() returned")
+    state, groups = _parts(state_dict)
+    rule = recognise(groups, state.values(), name)
+    keys = [list(dict.fromkeys(group["params"])) for group in groups]
+    if any(count > 1 for count in Counter(key for own in keys for key in own).values()):
+        raise refusal("a parameter is in two of its groups; save it again")
+    named = dict(model.named_parameters())
+    return rule, {
+        own: Entry(own, named[own].shape, group, state.get(key) or {})
+        for group, under, written in zip(groups, keys, _names(groups, keys, state, model), strict=True)
+        for key, own in zip(under, written, strict=True)
+        if own in named
+    }
+
+
+def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
+    """The states and the groups. Raises SpectraError where they are damaged."""
+    state, groups = _unflattened(state_dict) if GROUPS not in state_dict else (state_dict[STATE], state_dict[GROUPS])
+    whole = all(
+        isinstance(group, Mapping)
+        and isinstance(group.get("params"), list | tuple)
+        and all(isinstance(key, int | str) for key in group["params"])
+        for group in groups
+    )
+    if not (whole and groups and all(isinstance(held, Mapping) for held in state.values())):
+        raise refusal("its param_groups or its state are damaged; save optimizer.state_dict() again")
+    return state, groups
+
+
+def _unflattened(flat: Mapping) -> tuple[dict[str, dict], list[dict]]:
+    """A flat dict of torch.distributed.checkpoint: one group a parameter, named as it."""
+    parts: dict[str, dict[str, dict]] = {STATE: {}, GROUPS: {}}
+    for key, value in flat.items():
+        kind, _, rest = str(key).partition(".")
+        own, _, option = rest.rpartition(".")
+        if kind in parts and own:
+            parts[kind].setdefault(own, {})[option] = value
+    return parts[STATE], [options | {"params": [own]} for own, options in parts[GROUPS].items()]
+
+
+def _names(groups: Sequence[Mapping], keys: list[list], state: Mapping, model: nn.Module) -> list[list[str]]:
+    """The names in the model of the parameters of each group; those that the model lacks as they are written."""
+    if all(isinstance(key, str) for own in keys for key in own):
+        return _in_model(keys, model)
+    if all("param_names" in group for group in groups):
+        written = [list(dict.fromkeys(group["param_names"])) for group in groups]
+        if [len(own) for own in written] != [len(own) for own in keys]:
+            raise refusal("its param_names and params differ in number; save optimizer.state_dict() again")
+        return _in_model(written, model)
+    return by_order([[_shape(state.get(key) or {}) for key in own] for own in keys], model)
+
+
+def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
+    """The names of the model for those in a file, whatever wrapper stood around the model there.
+
+    Of tied parameters it is the first name. Raises SpectraError where several prefixes would do.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in model.named_parameters()}
+    wanted = Wanted(every, {name: id(p) for name, p in every.items()}, ())
+    found = matches(None, [name for own in written for name in own], wanted)
+    if len(found) > 1:
+        starts = " or ".join(foreign(match.prefix) for match in found[:2])
+        raise refusal(f"its names are those of the model under {starts}; save the optimizer of one of them")
+    names = {name: first[id(every[own])] if own in every else own for name, own in found[0].names.items()}
+    return [[names.get(name, name) for name in own] for own in written]
+
+
+def _shape(state: Mapping[str, Any]) -> torch.Size | None:
+    """The shape of the parameter that a state is of; None where no tensor tells it."""
+    return next((v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)), None)
