@@ -169,12 +169,14 @@ class Counting(Wrapper):
     """The wrapped matrix, with `products` counting one for each vector multiplied.
 
     Where the matrix is of a lower precision, `ieee_products` counts those of them that are made in ieee, and `noise` is
-    kept once it is measured. Products are cut off from autograd's graph, in which a matrix made of parameters has them.
+    kept once it is measured. `unsteady` is what `check_operator` has found of noise in ieee, relative to a product.
+    Products are cut off from autograd's graph, in which a matrix made of parameters has them.
     """
 
     products: int = 0
     ieee_products: int = 0
     noise: Noise | None = None
+    unsteady: float = 0.0
 
     @property
     def ieee(self) -> SymmetricOperator:

@@ -550,3 +550,21 @@ def test_a_long_name_leaves_room_for_numbers(tmp_path, monkeypatch, capsys):
     assert "products     s  set-up s  converged  nothing missed" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert name in shown
+
+
+def test_the_trace_of_products_with_noise_is_not_called_exact(tmp_path, monkeypatch, capsys):
+    """Products with all vectors of a basis have no spread, but for the noise of the products themselves."""
+    monkeypatch.chdir(tmp_path)
+    Path("noisy.py").write_text(
+        "import numpy as np\n"
+        "chance = np.random.default_rng(0)\n"
+        "A = np.diag(np.arange(1.0, 31)) + np.outer(w := chance.normal(size=30), w)\n"
+        "def noisy(v): return A @ v + 1e-4 * np.linalg.norm(v) * chance.normal(size=30)\n"
+        "def single(v): return (A @ v).astype(np.float32)\n"
+        "noisy.size = single.size = 30\n"
+    )
+    for name in ("noisy", "single"):
+        assert run(["trace", "--operator", f"noisy.py:{name}", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["results"]
+        exact = 465 + np.sum(np.random.default_rng(0).normal(size=30) ** 2)
+        assert 0 < abs(found["trace"] - exact) <= 3 * found["standard_error"] <= 0.01 * exact

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectra.defaults import RTOL
 from spectra.krylov.dense import dense_trace
 from spectra.krylov.diagonal import DiagonalEstimate, Enough, Sums
 from spectra.krylov.hutchinson import mean, standard_error
@@ -28,15 +29,18 @@ from spectra.operator import (
     Deflated,
     SymmetricOperator,
     checkpointed,
+    find_on,
     in_ieee,
     noise_of,
     only_measured,
     random_signs,
+    random_vectors,
     reference,
 )
-from spectra.vectors import dot, map_shards
+from spectra.vectors import dot, map_shards, norm
 
 FEWEST, MOST = 8, 64  # differences
+ROUNDINGS = 1e4  # times epsilon: far above what sums of a product are rounded by
 SHARE = 0.9  # of the error that is asked for, for the method; sqrt(1 - SHARE^2) is left for the differences
 
 
@@ -175,3 +179,28 @@ def added(found: DiagonalEstimate, correction: Tensor, reads: Tensor) -> Diagona
         replicates=replicates,
         rounding=torch.hypot(found.rounding, few * jackknife_error(without)),
     )
+
+
+def with_unsteadiness(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
+    """Wrap a trace estimator: its standard error holds the noise that products in ieee have all the same.
+
+    A function that computes in float32, or that draws random numbers, has products that are off. Vectors of a basis
+    show no spread that tells of it. A product Av is off by `unsteady` |Av|, which is |A|_F on average for a random v,
+    and a trace by as much, if the errors of the entries of its diagonal add up. That takes one more product.
+    """
+
+    def estimate(
+        operator: SymmetricOperator, *, generator: torch.Generator, max_products: int | None = None, **options
+    ) -> TraceEstimate:
+        eps = torch.finfo(operator.dtype).eps
+        unsteady, limit = find_on("unsteady", operator), min(ROUNDINGS * eps, eps**0.5)
+        if unsteady is None or not unsteady > limit or find_on("noise", operator):
+            return method(operator, generator=generator, max_products=max_products, **options)
+        most = None if max_products is None else max(max_products - 1, 0)
+        found = method(operator, generator=generator, max_products=most, **options)
+        size = norm(operator @ random_vectors(operator, 1, generator)[0])
+        error = math.hypot(found.standard_error, unsteady * size)
+        enough = options.get("probes") is not None or error <= options.get("rtol", RTOL) * abs(found.value)
+        return replace(found, standard_error=error, products=found.products + 1, converged=found.converged and enough)
+
+    return estimate

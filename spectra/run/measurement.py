@@ -103,6 +103,7 @@ def measure(
     start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
     generator = stream(seed)
     noise = check_operator(counted, generator) if check else None
+    counted.unsteady = noise or 0.0
     if reference(counted) is not counted:
         counted.noise = measure_noise(counted, generator)
     pairs = known(counted) if known else None
