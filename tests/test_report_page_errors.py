@@ -10,7 +10,7 @@ import pytest
 from pages import LINES, Page
 
 import spectra.cli
-from spectra.cli.config import NOT_RECORDED, plain
+from spectra.cli.config import recorded as recorded_options
 from spectra.cli.repeat import COMMANDS, command_line
 from spectra.page.results import KINDS
 from spectra.records.problem import ProblemRecord
@@ -192,7 +192,7 @@ def test_what_is_missing_is_named(command, place, capsys, folder):
 def asked(line: list[str]) -> dict:
     """The options of a command line, as a record lists them."""
     with COMMANDS[line[0]].make_context(line[0], line[1:]) as context:
-        return {name: plain(value) for name, value in context.params.items() if name not in NOT_RECORDED}
+        return recorded_options(context)
 
 
 def recorded(command: str, options: dict | None) -> Record:
