@@ -34,6 +34,9 @@ def test_page(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("COLUMNS", "80")
+    for block in blocks(page):  # another test may have a file of this name
+        if block.file:
+            monkeypatch.delitem(sys.modules, Path(block.file).stem, raising=False)
     before = set(sys.modules)
     try:
         execute_blocks(page, capsys)
