@@ -312,7 +312,18 @@ class Quadratic(nn.Module):
         return 0.5 * ((x @ self.matrix) * x).sum(dim=1, keepdim=True)
 
 
-def test_density_is_the_mean_over_examples():
+def test_the_density_of_small_matrices_is_exact():
+    eigenvalues = np.linalg.eigvalsh(dense(network(), LOSSES["cross_entropy"][2], CLASSES)).ravel()
+    found = spectra.density(network(), "cross_entropy", (X, CLASSES), wrt="inputs", dtype="float64")
+    assert (found.method, found.dimension, found.products) == ("dense", 13 * 5, 3 + 1 + 5)
+    assert np.sort(found.nodes.ravel()) == pytest.approx(np.sort(eigenvalues), abs=1e-13)
+    assert found.weights.ravel() == pytest.approx(1 / 65)
+    few = spectra.density(network(), "cross_entropy", (X, CLASSES), wrt="inputs", dtype="float64", max_products=8)
+    assert (few.method, few.converged) == ("stochastic lanczos quadrature", False)
+
+
+def test_density_is_the_mean_over_examples(monkeypatch):
+    monkeypatch.setattr("spectra.krylov.equal_blocks.DENSE_TRACE", 2)
     eigenvalues = np.linalg.eigvalsh(dense(network(), LOSSES["cross_entropy"][2], CLASSES))
     found = spectra.density(network(), "cross_entropy", (X, CLASSES), wrt="inputs", steps=12, probes=30)
     assert found.dimension == 13 * 5
@@ -554,7 +565,8 @@ def test_on_the_command_line(call):
     shown = call(f"eig {LINE} -k 6 --which SA")[1]
     assert "by inputs of 6 numbers, 4 examples" in shown.replace("\n", " ")
     assert "1.55495813209" in shown
-    assert call(f"density {LINE} --steps 6 --out b")[0] == 0
+    status, told, _ = call(f"density {LINE} --steps 6 --out b")
+    assert (status, "density.png: every eigenvalue; their mean" in told) == (0, True)
     assert call("report a b --out page.html")[0] == 0
     assert call("plot a --out figure.png")[0] == 0
 

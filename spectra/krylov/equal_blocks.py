@@ -23,7 +23,8 @@ from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.eigensolver import SMALL, usual_products
 from spectra.krylov.hutchinson import EACH, FEWEST, affordable, budgeted
 from spectra.krylov.limits import refuse_search
-from spectra.krylov.results import BlockEigenpairs, BlockTraces, Progress, select
+from spectra.krylov.quadrature import pack
+from spectra.krylov.results import BlockEigenpairs, BlockTraces, Progress, SpectralMeasure, select
 from spectra.memory import memory_share
 from spectra.operator import (
     Counting,
@@ -39,6 +40,7 @@ from spectra.vectors import full_tensor, without_autocast
 from spectra.wording import counted
 
 EXAMPLES = 256  # matrices that are decomposed together
+LARGEST_MEASURE = 10_000  # eigenvalues that stand in a result
 DENSE_TRACE = 256  # rows: so many products are exact for every block, where a sample of one may be far off
 
 
@@ -58,6 +60,15 @@ class Whole(Wrapper):
 def dense_pays(size: int, blocks: int, k: int, operator: Shaped) -> bool:
     """Whether all matrices are sooner made whole than searched: where they have few rows, and memory holds them."""
     return size <= max(SMALL, usual_products(k)) and dense_bytes(size, blocks) <= memory_share(operator.device)
+
+
+def dense_measure_pays(size: int, blocks: int, products: int, operator: Shaped) -> bool:
+    """Whether every eigenvalue takes no more products than so many for an estimate, and is not too much to hold."""
+    return (
+        size <= min(products, DENSE_TRACE)
+        and size * blocks <= LARGEST_MEASURE
+        and dense_bytes(size, blocks) <= memory_share(operator.device)
+    )
 
 
 def dense_bytes(size: int, blocks: int) -> int:
@@ -140,12 +151,7 @@ def dense_blocks(
     """
     matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
     refuse_search(size, k, which, tolerance, max_products)
-    refuse_large(matrix, size, blocks, max_products)
-    dense = torch.empty(blocks, size, size, dtype=torch.float64)
-    for first, images in block_columns(matrix, size, blocks):
-        dense[:, :, first : first + images.shape[2]] = images
-        if progress:
-            progress(products=matrix.products, wanted=size)
+    dense = whole_blocks(matrix, size, blocks, max_products, progress)
     finite = dense.isfinite().flatten(1).all(dim=1)
     dense[~finite] = 0  # so that the others are decomposed, as what is not finite cannot be
     parts = [decomposed(some, k, which, tolerance, operator.dtype) for some in dense.split(EXAMPLES)]
@@ -161,6 +167,43 @@ def dense_blocks(
         converged=bool((residuals <= allowed).all()),
         complete=True if finite.all() else None,
     )
+
+
+@without_autocast()
+def dense_measure(
+    operator: SymmetricOperator,
+    *,
+    blocks: int,
+    generator: torch.Generator,
+    max_products: int | None = None,
+    progress: Progress | None = None,
+) -> SpectralMeasure:
+    """Compute the spectral measure of all blocks exactly, by d products: every eigenvalue, with weight 1/(N d).
+
+    The arguments are those of `lanczos_blocks`. Eigenvalues are nan where a block is not finite.
+    """
+    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    dense = whole_blocks(matrix, size, blocks, max_products, progress)
+    if finite := bool(dense.isfinite().all()):
+        parts = [torch.linalg.eigvalsh((some + some.mT) / 2) for some in dense.split(EXAMPLES)]
+        values = torch.cat(parts).flatten().sort(descending=True).values
+    else:
+        values = torch.full((size * blocks,), math.nan, dtype=torch.float64)
+    none = values[:0]
+    return pack([(none, none)], values, len(values), matrix.products, converged=finite)
+
+
+def whole_blocks(
+    matrix: Counting, size: int, blocks: int, max_products: int | None, progress: Progress | None
+) -> Tensor:
+    """The blocks (N, d, d) themselves, on the CPU in float64. Raises SpectraError where they are too large."""
+    refuse_large(matrix, size, blocks, max_products)
+    dense = torch.empty(blocks, size, size, dtype=torch.float64)
+    for first, images in block_columns(matrix, size, blocks):
+        dense[:, :, first : first + images.shape[2]] = images
+        if progress:
+            progress(products=matrix.products, wanted=size)
+    return dense
 
 
 def decomposed(matrices: Tensor, k: int, which: str, tolerance: float, dtype: torch.dtype) -> tuple[Tensor, ...]:

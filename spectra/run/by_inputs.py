@@ -17,11 +17,12 @@ from torch import Tensor
 
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
-from spectra.krylov.equal_blocks import Whole, dense_pays
+from spectra.krylov.equal_blocks import Whole, dense_measure, dense_measure_pays, dense_pays
 from spectra.krylov.methods import CHEAPEST_TRACE_BLOCKS, EIG_BLOCKS, TRACE_BLOCKS
 from spectra.operator import Counting, SymmetricOperator, random_vectors
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.space import Space
+from spectra.records.density import METHOD
 from spectra.run.measurement import Measurement
 from spectra.vectors import full_tensor, norm
 
@@ -58,6 +59,20 @@ def traces(session: Session) -> list[Measurement]:
     if asked.method == "dense":
         expected = problem.input_size
     return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE)
+
+
+def measures(session: Session, estimate: Callable[..., Any], products: int) -> tuple[list[Measurement], str]:
+    """The spectral measures of all examples' matrices, a measurement a matrix, and the method that found them.
+
+    `estimate` is a method for any matrix, which takes so many products. Where no more make every matrix whole, that is
+    done, and every eigenvalue is exact.
+    """
+    problem, limit = by_input(session), session.request.max_products
+    left = products if limit is None else min(products, limit - session.checks - 1)
+    if dense_measure_pays(problem.input_size, problem.count, left, Space(problem)):
+        solve = partial(of_single_examples, partial(dense_measure, blocks=problem.count), problem.count)
+        return session.measure(solve, products=problem.input_size, precision=IEEE), "dense"
+    return session.measure(partial(of_single_examples, estimate, problem.count), products=products), METHOD
 
 
 def by_input(session: Session) -> InputProblem:

@@ -14,7 +14,7 @@ from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
 from spectra.records.record import Record
-from spectra.run.by_inputs import by_input, of_single_examples
+from spectra.run import by_inputs
 from spectra.run.kernels import exact_kernels, kernels
 from spectra.run.request import AnySize
 from spectra.run.session import Session
@@ -48,10 +48,11 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
     products = (asked.probes + 1) * asked.steps
     over_examples, exact = kernels(session), exact_kernels(session)
-    if session.request.by_inputs:  # of all examples' matrices, as the blocks of one
-        solve = partial(of_single_examples, method, by_input(session).count)
-        found = session.measure(solve, products=products)
+    if session.request.by_inputs:
+        found, how = by_inputs.measures(session, method, products)
+        methods = dict.fromkeys(session.names, how)
     else:
+        methods = dict.fromkeys(exact, "gram")
         others = [name for name in session.names if name not in exact]
         found = session.measure(method, reuse=True, products=products, names=others) if others else []
         found += session.measure(kernel_measure, names=exact) if exact else []
@@ -65,7 +66,7 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
         density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)
         for one in found
     ]
-    record = session.record(found, [r.changed(method="gram") if r.curvature in exact else r for r in results])
+    record = session.record(found, [r.changed(method=methods.get(r.curvature, r.method)) for r in results])
     if path and session.first:
         draw(finite, path)
     session.keep(record)

@@ -29,6 +29,7 @@ NOISE_IN = {  # where the noise of products of lower precision is, by command
     "density": "eigenvalues may be off by as much, and shares allow for it",
     "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
 }
+EXACT = ("gram", "dense")  # methods of densities that have every eigenvalue
 SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 MEASURED_IN = {  # where the error of finite differences is, by command
     "eig": "residuals are of {}",
@@ -141,7 +142,9 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
         )
     probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
-    note = f"{figure}: {counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
+    sampled = f"{counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
+    exact = all(r.method in EXACT for r in record.results)
+    note = f"{figure}: {'every eigenvalue; their mean, and share below 0' if exact else sampled}"
     return [heading(record.problem), note, table, *more, *remarks(record)]
 
 
