@@ -568,3 +568,9 @@ def test_the_trace_of_products_with_noise_is_not_called_exact(tmp_path, monkeypa
         (found,) = json.loads(capsys.readouterr().out)["results"]
         exact = 465 + np.sum(np.random.default_rng(0).normal(size=30) ** 2)
         assert 0 < abs(found["trace"] - exact) <= 3 * found["standard_error"] <= 0.01 * exact
+
+
+@pytest.mark.parametrize("command", ["eig", "trace", "density", "compare"])
+def test_without_a_network_the_other_way_is_named(command, folder, capfd):
+    assert run([command]) == 2
+    assert "Missing option '--model', or '--operator' for a matrix in place of a network; " in capfd.readouterr().err

@@ -132,7 +132,12 @@ class OfNetwork(click.Option):
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         if ctx.params.get("operator") and self.value_is_missing(value):
             return None
-        return super().process_value(ctx, value)
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter as error:
+            if self.name == "model" and any(other.name == "operator" for other in ctx.command.params):
+                error.param_hint = f"{self.get_error_hint(ctx)}, or '--operator' for a matrix in place of a network"
+            raise
 
 
 BEFORE_DATA = [
