@@ -1,31 +1,25 @@
 """Symmetric operators made of what users hand over: NumPy and torch arrays, SciPy matrices, functions with a size.
 
 Every public method converts its operator here, once, and refuses what is no symmetric matrix of real numbers. A matrix
-whose entries are known is checked entry by entry, in blocks; of others `spectra.check_operator` checks products.
+whose entries are known is checked entry by entry (`entries`); of others `spectra.check_operator` checks products.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.entries import refuse_entries
 from spectra.errors import ArgumentError, SpectraError
 from spectra.quoting import quoted
-from spectra.vectors import LEAST, MOST, WITHIN
-from spectra.wording import counted
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-BLOCK = 1024  # rows and columns of a tile
 KNOWN = (
     "a NumPy array, a torch.Tensor, a SciPy sparse matrix or LinearOperator, a pair (n, function), or an operator with "
     "shape, dtype, device and @, as spectra.SymmetricOperator"
@@ -33,7 +27,6 @@ KNOWN = (
 NOT_COMPLEX = (
     "give the real part where the imaginary one is zero; else [[Re, -Im], [Im, Re]], which has each eigenvalue twice"
 )
-NOT_SYMMETRIC = "give (A + A') / 2 if that is meant, or A'A, whose eigenvalues are the squared singular values of A"
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # in which eigenvalues can be told apart
 PROTOCOL = ("shape", "dtype", "device", "__matmul__")
 Tell = Callable[[str], None]
@@ -350,106 +343,3 @@ class Products:
         if isinstance(product, Tensor):
             return product.to(self.dtype, copy=True)  # a function may give the same memory at every call
         return torch.from_numpy(product.astype(as_numpy(self.dtype)))
-
-
-def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
-    """Raise ArgumentError where entries are not finite, or differ from their mirror images by more than rounding.
-
-    Rounding is the square root of epsilon of the largest entry, as in the products of `spectra.check_operator`; with
-    `single`, of epsilon in float32 at least, since entries in float64 may have been computed in that.
-    """
-    found = sparse_extremes(matrix) if matrix.layout is torch.sparse_csr else dense_extremes(matrix)
-    if found.bad:
-        what = f"{counted(found.bad, 'entry', 'entries')} of the matrix {'is' if found.bad == 1 else 'are'} not finite"
-        raise ArgumentError(f"`{argument}`: {what}, the first at {place(found.first_bad)}; put numbers there")
-    if found.largest and not LEAST < found.largest < MOST:
-        raise ArgumentError(f"`{argument}`: its largest entry {found.largest:.1e} is not {WITHIN}; scale the matrix")
-    kinds = (matrix.dtype, torch.float32) if single else (matrix.dtype,)
-    allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5 * found.largest
-    if found.apart > allowed:
-        share = found.apart / found.largest
-        raise ArgumentError(
-            f"`{argument}`: the matrix is not symmetric: it differs from its transpose by {found.apart:.2g} at "
-            f"{place(found.furthest)}, {share:.1e} of its largest entry; {NOT_SYMMETRIC}"
-        )
-
-
-def place(index: tuple[int, int]) -> str:
-    """A row and a column, from 1."""
-    return f"row {index[0] + 1:,}, column {index[1] + 1:,}"
-
-
-class Extremes:
-    """The largest |entry|, the largest difference between mirror images, and entries that are not finite."""
-
-    def __init__(self):
-        self.largest = self.apart = 0.0
-        self.bad = 0
-        self.first_bad: tuple[int, int] = (0, 0)
-        self.furthest: tuple[int, int] = (0, 0)
-
-    def add_bad(self, count: int, first: tuple[int, int]) -> None:
-        """Add so many entries that are not finite."""
-        if count:
-            self.first_bad = min(self.first_bad, first) if self.bad else first
-            self.bad += count
-
-
-def dense_extremes(matrix: Tensor) -> Extremes:
-    """What there is to know of a dense matrix, tile by tile: one in a file goes through memory once."""
-    found = Extremes()
-    for rows, columns in tiles(len(matrix)):
-        tile, mirror = matrix[rows, columns], matrix[columns, rows]
-        halves = ((tile, rows, columns), (mirror, columns, rows)) if rows != columns else ((tile, rows, columns),)
-        sizes = [part.abs().amax().item() for part, _, _ in halves]
-        if not all(map(math.isfinite, sizes)):
-            for part, down, across in halves:
-                if len(bad := (~part.isfinite()).nonzero()):
-                    i, j = bad[0].tolist()
-                    found.add_bad(len(bad), (down.start + i, across.start + j))
-            continue
-        found.largest = max(found.largest, *sizes)
-        apart = (tile - mirror.T).abs()
-        if (most := apart.amax().item()) > found.apart:
-            i, j = divmod(int(apart.argmax()), apart.shape[1])
-            found.apart, found.furthest = most, (rows.start + i, columns.start + j)
-    return found
-
-
-def tiles(n: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles of the upper triangle of an (n, n) matrix, diagonal ones among them."""
-    starts = range(0, n, BLOCK)
-    for i in starts:
-        for j in starts[i // BLOCK :]:
-            yield slice(i, min(i + BLOCK, n)), slice(j, min(j + BLOCK, n))
-
-
-def sparse_extremes(matrix: Tensor) -> Extremes:
-    """What there is to know of a sparse matrix."""
-    found, rows = Extremes(), as_scipy(matrix)
-    if not rows.nnz:
-        return found
-    found.largest = float(abs(rows.data).max())
-    if not math.isfinite(found.largest):
-        (bad,) = (~np.isfinite(rows.data)).nonzero()
-        row = int(np.searchsorted(rows.indptr, bad[0], side="right")) - 1
-        found.add_bad(len(bad), (row, int(rows.indices[bad[0]])))
-        return found
-    apart = (rows - rows.T).tocoo()
-    if apart.nnz:
-        most = int(abs(apart.data).argmax())
-        found.apart, found.furthest = float(abs(apart.data[most])), (int(apart.row[most]), int(apart.col[most]))
-    return found
-
-
-def diagonal(matrix: Tensor) -> Tensor:
-    """The diagonal (n,) of a matrix, dense or in CSR form."""
-    return matrix.diagonal() if matrix.layout is torch.strided else torch.from_numpy(as_scipy(matrix).diagonal())
-
-
-def as_scipy(matrix: Tensor) -> csr_array:
-    """A sparse tensor in CSR form as SciPy has it, on the same memory where that is the host's."""
-    from scipy.sparse import csr_array
-
-    parts = (part.cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
-    return csr_array(tuple(parts), shape=tuple(matrix.shape))

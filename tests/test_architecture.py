@@ -22,6 +22,7 @@ ROOMS = [
         "atomic",
         "cache",
         "devices",
+        "entries",
         "given_operator",
         "memory",
         "random_numbers",

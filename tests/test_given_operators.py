@@ -12,8 +12,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 import spectra
 from spectra.curvature.finite_differences import FiniteDifferences
+from spectra.entries import BLOCK
 from spectra.errors import ArgumentError
-from spectra.given_operator import BLOCK, as_operator
+from spectra.given_operator import as_operator
 from spectra.inputs.operators import load_operator
 from spectra.krylov.methods import EIG
 

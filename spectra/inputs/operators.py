@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.entries import refuse_entries
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.files import open_regular
-from spectra.given_operator import Products, as_operator, refuse_entries, size_of
+from spectra.given_operator import Products, as_operator, size_of
 from spectra.inputs.checkpoint_folder import sha256
 from spectra.inputs.devices import DTYPES
 from spectra.inputs.given import GIVEN

@@ -15,8 +15,8 @@ from spectra.cluster import ranks
 from spectra.cluster.replicated import Replicated
 from spectra.defaults import IEEE, PRECISIONS
 from spectra.devices import WITHOUT_FLOAT64, name_of_device
+from spectra.entries import diagonal
 from spectra.errors import SpectraError, describe
-from spectra.given_operator import diagonal
 from spectra.inputs.description import versions
 from spectra.inputs.devices import choose_device, recorded_device
 from spectra.inputs.operators import GivenOperator, Operators
