@@ -30,7 +30,6 @@ from spectra.operator import Counting as Counting
 from spectra.operator import Deflated as Deflated
 from spectra.operator import Shifted as Shifted
 from spectra.operator import SymmetricOperator as SymmetricOperator
-from spectra.operator import check_operator as check_operator
 from spectra.operator import to_scipy as to_scipy
 from spectra.optimizer.files import read_optimizer as read_optimizer
 from spectra.optimizer.preconditioner import Preconditioner as Preconditioner
@@ -49,6 +48,7 @@ from spectra.problem.cross_entropy import CrossEntropy as CrossEntropy
 from spectra.problem.losses import CustomLoss as CustomLoss
 from spectra.problem.losses import MeanSquaredError as MeanSquaredError
 from spectra.problem.problem import Problem as Problem
+from spectra.product_checks import check_operator as check_operator
 from spectra.records.density import DensityResult as DensityResult
 from spectra.records.eig import EigResult as EigResult
 from spectra.records.record import Record as Record

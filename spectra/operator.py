@@ -6,7 +6,6 @@ Methods (`spectra.krylov`) and matrices (`spectra.curvature`) meet only here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,24 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator
-from spectra.errors import SpectraError
 from spectra.given_operator import as_operator
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
 from spectra.vectors import (
-    WITHIN,
-    all_finite,
-    distance,
-    dot,
     from_shard,
     map_shards,
     mesh_on,
-    norm,
     on_device,
-    out_of_scale,
     shard_of,
     sum_shards,
-    without_autocast,
 )
 from spectra.wording import outline
 
@@ -162,6 +152,15 @@ class Wrapper:
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
         """Run `compute()` as a checkpointed step of the wrapped operator."""
         return checkpointed(self.operator, compute, generator)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise E of products of lower precision, as far as some vectors v have shown it; zero in ieee."""
+
+    relative: float = 0.0  # the largest |Ev| / |Av|
+    norm: float = 0.0  # the largest |Ev| / |v|: what residuals, and nodes of a density, may be off by
+    random: float = 0.0  # |Ev| / |Av| of the first v, which is random
 
 
 @dataclass
@@ -342,144 +341,6 @@ def to_scipy(operator: Any) -> LinearOperator:
     dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
     products = {"matvec": multiply, "rmatvec": multiply, "matmat": multiply}
     return LinearOperator(shape=tuple(operator.shape), dtype=dtype, **products)  # pyright: ignore[reportCallIssue]  (SciPy's __new__ is untyped)
-
-
-CHECKS = 3  # products that `check_operator` takes, and one more where the first show less than their precision
-SINGLE = torch.finfo(torch.float32).eps ** 0.5  # of a product, that may be rounding in single precision
-ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its linearity is off
-DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` tells and refuses where it is large
-
-
-@without_autocast()
-def check_operator(operator: Any, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
-    """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
-
-    The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
-    is as large as |(A - A')v|, whatever the dimension. The check is one checkpointed step of a run. A matrix of lower
-    precision is checked in ieee: its own products are asymmetric by their noise, which `measure_noise` tells.
-
-    Args:
-        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
-        generator: a CPU generator, from which u and v are drawn.
-        seed: the seed of the generator, where none is given.
-
-    Returns:
-        The noise, relative to |Av|; nan where a product is not finite.
-
-    Raises:
-        SpectraError: the matrix changes from product to product, or is not symmetric. No method gives a meaningful
-            number then.
-    """
-    generator, operator = chosen_generator(seed, generator), in_ieee(as_operator(operator, symmetric=False))
-    return checkpointed(operator, lambda: _noise(operator, generator), generator)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The noise E of products of lower precision, as far as some vectors v have shown it; zero in ieee."""
-
-    relative: float = 0.0  # the largest |Ev| / |Av|
-    norm: float = 0.0  # the largest |Ev| / |v|: what residuals, and nodes of a density, may be off by
-    random: float = 0.0  # |Ev| / |Av| of the first v, which is random
-
-
-NOISE_PRODUCTS = 6  # that `measure_noise` takes, half of them in ieee
-LARGEST_NOISE = 0.5  # relative, of products that still tell something
-
-
-def noise_of(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
-    """The noise of the products: as an operator on the way to the matrix keeps it, else measured here."""
-    noise = find_on("noise", operator)
-    return measure_noise(operator, generator) if noise is None else noise
-
-
-@without_autocast()
-def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
-    """Measure by three products, each made in ieee too, how far products of lower precision are off.
-
-    The first vector is random, the others are its products: they lean towards the largest eigenvalues, so that the norm
-    of the noise is seen beside |A|. The measurement is one checkpointed step of a run.
-
-    Raises:
-        SpectraError: products are off by more than half of their size.
-    """
-    exact = reference(operator)
-    if exact is operator:
-        return Noise()
-    noise = Noise(*checkpointed(operator, lambda: _differences(operator, exact, generator), generator))
-    if noise.relative > LARGEST_NOISE:
-        refusal = find_on("too_noisy", operator) or "`precision`: products are off by {}; take a higher one, or ieee"
-        raise SpectraError(refusal.format(f"{noise.relative:.0%} of their size"))
-    return noise
-
-
-def _differences(
-    operator: SymmetricOperator, exact: SymmetricOperator, generator: torch.Generator
-) -> tuple[float, ...]:
-    vector = random_vectors(operator, 1, generator)[0]
-    relative = absolute = random = 0.0
-    for i in range(NOISE_PRODUCTS // 2):
-        image = exact @ vector
-        error, size, length = norm((operator @ vector) - image), norm(image), norm(vector)
-        if not 0 < size < math.inf:
-            return (math.inf, math.inf, math.inf) if error > 0 else (relative, absolute, random)
-        if not math.isfinite(error):  # an overflow in the lower precision alone
-            return math.inf, math.inf, math.inf
-        relative, absolute = max(relative, error / size), max(absolute, error / length)
-        random = random if i else relative
-        vector = image / size
-    return relative, absolute, random
-
-
-def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
-    u, v = random_vectors(operator, 2, generator)
-    first = operator @ v
-    change = distance(first, operator @ v)
-    other = operator @ u
-    if not (all_finite(first) and all_finite(other)):
-        return float("nan")
-    size = max(norm(first), norm(other))
-    if out_of_scale(first) or out_of_scale(other):
-        subject = find_on("subject", operator) or "the matrix"
-        raise SpectraError(f"{subject} has products whose norm is not {WITHIN}; scale what it is made of")
-    if size == 0:
-        return 0.0
-    repeat = change / size
-    asymmetry = abs(dot(u, first) - dot(v, other)) / size
-    # Rounding grows with the number of terms summed; the square root of epsilon is far above it
-    # (3e-4 in float32) and far below what dropout, batch statistics or shuffling change.
-    allowed = torch.finfo(operator.dtype).eps ** 0.5
-    most, times = (math.inf, DIFFERENCES) if only_measured(operator) else (SINGLE, ROUNDINGS)
-    if allowed < max(repeat, asymmetry) < most:
-        # A model that computes in float32 inside, as norms of language models do, has products of that precision; so
-        # have finite differences. They are no linear functions of the vector, then, by about as much as they are not
-        # symmetric.
-        curved = norm(operator @ (u + v) - first - other) / size
-        allowed = max(allowed, min(most, times * curved))
-    if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
-        what = "changes from product to product" if repeat > allowed else "is not symmetric"
-        subject = find_on("subject", operator) or "the matrix"
-        raise SpectraError(f"{subject} {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
-    if repeat > allowed:
-        raise SpectraError(
-            f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "
-            "statistics, or other chance in the model's forward do this; make it deterministic, as model.eval() does"
-        )
-    if asymmetry > allowed:
-        raise SpectraError(
-            f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
-            "derivative is wrong, or a hook that changes gradients, does this; try `dtype` float64, or check that layer"
-        )
-    return max(repeat, asymmetry)
-
-
-def suspect_of(operator: SymmetricOperator) -> str | None:
-    """The likely cause of bad products and the way out, as the operator or one that it wraps knows it (`suspect`).
-
-    Else None.
-    """
-    suspect = find_on("suspect", operator)
-    return suspect() if suspect else None
 
 
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:

@@ -33,11 +33,12 @@ from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
 from spectra.memory import settled_share
-from spectra.operator import Counting, check_operator, measure_noise, mesh_of, placed, random_vectors, reference
+from spectra.operator import Counting, mesh_of, placed, random_vectors, reference
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
+from spectra.product_checks import check_operator, measure_noise
 from spectra.run.inspection import look_ahead
 from spectra.vectors import _other_mesh, from_shard, full_tensor, local, orthonormal, sum_shards
 

@@ -30,7 +30,7 @@ ROOMS = [
         "transfer",
         "vectors",
     },
-    {"operator"},
+    {"operator", "product_checks"},
     {"problem"},
     {"krylov", "curvature"},
     {"systems"},

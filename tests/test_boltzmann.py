@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian, jacobian
 
 import spectra
 from spectra.errors import ArgumentError, SpectraError
-from spectra.operator import check_operator
+from spectra.product_checks import check_operator
 from spectra.systems import enumeration, pair_features
 from spectra.systems.boltzmann import BoltzmannMachine
 from spectra.systems.restricted import RestrictedBoltzmannMachine

@@ -27,8 +27,9 @@ from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.power import power_iteration
 from spectra.krylov.streams import stream
 from spectra.krylov.xtrace import xtrace
-from spectra.operator import Counting, check_operator, in_ieee, measure_noise, random_vectors, reference
+from spectra.operator import Counting, in_ieee, random_vectors, reference
 from spectra.problem.losses import CustomLoss, MeanSquaredError
+from spectra.product_checks import check_operator, measure_noise
 from spectra.resume.journal import CheckpointedOperator, Journal
 
 SMOOTH = ["mlp", "convolution, BatchNorm", "LayerNorm, dropout", "fused attention", "tied weights", "mse"]

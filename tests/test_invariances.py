@@ -12,9 +12,9 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.krylov.dense import dense_matrix
-from spectra.operator import check_operator
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
+from spectra.product_checks import check_operator
 
 pytestmark = pytest.mark.usefixtures("batches_as_given")
 

@@ -18,10 +18,10 @@ from spectra.curvature.evaluation import cut_batches, mean_loss
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
-from spectra.operator import check_operator
 from spectra.problem.batch import Batch
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
 from spectra.problem.problem import Problem
+from spectra.product_checks import check_operator
 from spectra.run.measurement import Measurement, imprecise
 
 WAYS = {"kept": {}, "anew": {"memory": 0}, "traced": {"products": 10**9}}

@@ -11,8 +11,10 @@ from spectra.curvature.leaf_blocks import LeafBlocks
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.block_diagonal import BlockDiagonal
-from spectra.operator import Counting, Deflated, Shifted, Wrapper, check_operator, dot, norm, random_vectors, to_scipy
+from spectra.operator import Counting, Deflated, Shifted, Wrapper, random_vectors, to_scipy
+from spectra.product_checks import check_operator
 from spectra.resume.journal import CheckpointedOperator
+from spectra.vectors import dot, norm
 
 N = 40
 

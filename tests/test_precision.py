@@ -30,7 +30,8 @@ from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.power import power_iteration
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
-from spectra.operator import Counting, Deflated, Shifted, check_operator, in_ieee, measure_noise
+from spectra.operator import Counting, Deflated, Shifted, in_ieee
+from spectra.product_checks import check_operator, measure_noise
 from spectra.resume.journal import CheckpointedOperator, Journal
 from spectra.spectrum.curves import cumulative
 

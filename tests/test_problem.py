@@ -17,12 +17,12 @@ from spectra.curvature.evaluation import accuracy, cut_batches, mean_loss
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.operator import check_operator
 from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem
+from spectra.product_checks import check_operator
 
 CASE = BY_NAME["mlp"]
 

@@ -31,12 +31,12 @@ from spectra.operator import (
     checkpointed,
     find_on,
     in_ieee,
-    noise_of,
     only_measured,
     random_signs,
     random_vectors,
     reference,
 )
+from spectra.product_checks import noise_of
 from spectra.vectors import dot, map_shards, norm
 
 FEWEST, MOST = 8, 64  # differences

@@ -17,7 +17,8 @@ from spectra.krylov.placement import BASES, Placement, placement, refuse_basis
 from spectra.krylov.polishing import Polishing
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.reverse_communication import serve_products
-from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee, noise_of
+from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee
+from spectra.product_checks import noise_of
 from spectra.vectors import without_autocast
 
 FLOOR = 0.3  # of the noise, to which a search by noisy products goes

@@ -23,8 +23,8 @@ from spectra.krylov.convergence import allowed_residuals
 from spectra.krylov.eigensolver import Eigensolver, are_outside
 from spectra.krylov.lanczos import Lanczos
 from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, select
-from spectra.operator import Counting, Noise, in_ieee, norm
-from spectra.vectors import map_shards, norms, on_device, sum_shards
+from spectra.operator import Counting, Noise, in_ieee
+from spectra.vectors import map_shards, norm, norms, on_device, sum_shards
 
 AHEAD = 0.3  # of the residuals that are allowed: how far noisy steps go
 FOUND = 0.5  # the square of the part of a Ritz vector in Z, from which on it is a pair that was found there

@@ -23,7 +23,8 @@ from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.lanczos import Lanczos, begin, extend_all, no_pairs, random_start
 from spectra.krylov.placement import Placement, placement, refuse_basis
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.operator import Counting, Shaped, checkpointed, noise_of
+from spectra.operator import Counting, Shaped, checkpointed
+from spectra.product_checks import noise_of
 from spectra.vectors import on_device, without_autocast
 
 BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in

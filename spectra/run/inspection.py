@@ -35,8 +35,9 @@ from spectra.krylov.forecast import (
 from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
-from spectra.operator import CHECKS, Counting
+from spectra.operator import Counting
 from spectra.problem.choice import choose_parameters
+from spectra.product_checks import CHECKS
 from spectra.records.inspect import InspectResult
 from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord
 from spectra.records.record import Record

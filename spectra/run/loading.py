@@ -17,9 +17,9 @@ from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_place
 from spectra.inputs.problem import Loaded, load_problem
-from spectra.operator import CHECKS, NOISE_PRODUCTS
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
+from spectra.product_checks import CHECKS, NOISE_PRODUCTS
 from spectra.run.request import Request
 from spectra.wording import counted
 

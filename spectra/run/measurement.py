@@ -16,7 +16,8 @@ from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
-from spectra.operator import Counting, Noise, SymmetricOperator, check_operator, measure_noise, reference
+from spectra.operator import Counting, Noise, SymmetricOperator, reference
+from spectra.product_checks import check_operator, measure_noise
 from spectra.run.subject import Matrix
 from spectra.vectors import gather_on_first
 

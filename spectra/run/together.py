@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from spectra.memory import memory_share
-from spectra.operator import Counting, SymmetricOperator, check_operator, in_ieee, measure_noise
+from spectra.operator import Counting, SymmetricOperator, in_ieee
 from spectra.problem.problem import Problem
+from spectra.product_checks import check_operator, measure_noise
 from spectra.resume.journal import CheckpointedOperator
 from spectra.run.loading import SMALLEST_CHECKED
 from spectra.run.measurement import Measurement, measured, noise_fields

@@ -19,7 +19,8 @@ from spectra.krylov.methods import OF_A_BASIS, TRACE
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
-from spectra.operator import CHECKS, Factored, Shaped, SymmetricOperator, find_on
+from spectra.operator import Factored, Shaped, SymmetricOperator, find_on
+from spectra.product_checks import CHECKS
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run import by_inputs

@@ -12,7 +12,7 @@ from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.methods import TRACE
-from spectra.operator import CHECKS
+from spectra.product_checks import CHECKS
 from spectra.run.measurement import Measurement
 from spectra.run.measurement import measure as measure_by
 from spectra.run.trace import usual_method
