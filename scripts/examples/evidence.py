@@ -37,7 +37,7 @@ class Row(NamedTuple):
     evidence_error: float  # over probes
     quadrature_error: float  # of the evidence
     effective: float  # parameters that the data determine
-    effective_error: float
+    effective_error: float  # over probes, plus that of the quadrature
     held_out: float  # mean loss of the examples that are left out
     held_out_error: float  # over examples
 
@@ -110,7 +110,7 @@ def row_of(
         determinant.standard_error / 2,
         determinant.quadrature_error / 2,
         found.effective_dimension.value,
-        math.hypot(found.effective_dimension.standard_error, found.effective_dimension.quadrature_error),
+        found.effective_dimension.standard_error + found.effective_dimension.quadrature_error,
         others.mean().item(),
         others.std().item() / len(others) ** 0.5,
     )
