@@ -1,10 +1,13 @@
-"""What tests/test_family_callbacks_ranks.py asks of each of several processes: `RANK=0 ... callback_ranks.py OUT`.
+"""What tests/test_family_callbacks_ranks.py asks of two processes: `callback_ranks.py OUT PORT`.
 
-Trains by Lightning and by transformers, each with and without a SpectraCallback, and compares.
+Trains by Lightning and by transformers, each with and without a SpectraCallback, and compares. The packages are slow to
+import: it is done once, before the processes part.
 """
 
+import os
 import sys
 import warnings
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -105,7 +108,9 @@ def seeded(make):
     return make()
 
 
-def main(place: Path) -> None:
+def compare(rank: int, place: Path, port: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     callback = for_transformers.SpectraCallback
     assert same(by_transformers(place), by_transformers(place, callback(place / "transformers", **FEW)))
     assert refused(by_transformers, place, callback(place / "none", **FEW), kind=GatheringTrainer)
@@ -113,8 +118,12 @@ def main(place: Path) -> None:
     watched = by_lightning(seeded(Net), callback(place / "lightning", **FEW))
     assert same(by_lightning(seeded(Net)), watched)
     assert refused(by_lightning, seeded(Gathering), callback(place / "none", **FEW))
-    print("as they were")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    both = [get_context("fork").Process(target=compare, args=(rank, Path(sys.argv[1]), sys.argv[2])) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in both))

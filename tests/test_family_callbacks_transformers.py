@@ -1,4 +1,4 @@
-"""The Trainer of transformers with a SpectraCallback: training does not notice, and what is recorded is of that training."""
+"""The Trainer of transformers with a SpectraCallback: training goes on unnoticing; recordings are of that training."""
 
 import random
 
@@ -235,7 +235,7 @@ class Stream(torch.utils.data.IterableDataset):
 def test_data_without_a_length_are_a_line_before_training(tmp_path):
     """And the way out that it names works."""
     trainer = trainer_of(tmp_path, SpectraCallback(tmp_path / "out", every=2, k=2), data=Stream(), max_steps=2)
-    with pytest.raises(SpectraError, match="`data`: .* has no length, .*; give `data`, the examples to watch"):
+    with pytest.raises(SpectraError, match=r"`data`: .* has no length, .*; give `data`, the examples to watch"):
         trainer.train()
     batches = [{"input_ids": X, "labels": Y}]
     callback = SpectraCallback(tmp_path / "out", every=2, data=batches, products=22, k=2)
