@@ -24,6 +24,10 @@ class PreconditionRecord(Stored):
     maximize: bool = False  # the optimizer maximizes, so that -A stands for A
     sha256: str | None = None  # of the file that P was read from
 
+    def get(self, name: str) -> Any:
+        """A field, or None where the record does not tell."""
+        return getattr(self, name, None)
+
     @classmethod
     def of(cls, spec: str, found: Any, sha256: str | None = None) -> PreconditionRecord:
         """The record of a `spectra.optimizer.preconditioner.Preconditioner` that this spec names."""
