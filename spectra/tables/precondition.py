@@ -10,7 +10,7 @@ import numpy as np
 from spectra.quoting import quoted
 from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord
 from spectra.records.record import Record
-from spectra.wording import with_error
+from spectra.wording import brief
 
 FROM_THE_TOP = ("LM", "LA", "BE")  # eigenvalues of eig among which the largest is
 
@@ -44,7 +44,7 @@ def threshold_lines(record: Record) -> Iterator[str]:
         limit = found.threshold_of(entry.curvature)
         if limit and (largest := largest_of(record, entry)):
             what, value, error = largest
-            share = with_error(value / limit, error / limit, most=3, digits=1)
+            share = brief(value / limit, error / limit)
             yield f"{entry.curvature}: {what} is at {share} of it"
     if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
         yield f"{', '.join(names)}: of products of gradients, to which weight decay is not added"
