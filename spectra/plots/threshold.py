@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from spectra.records.precondition import number
+
 NEAR = 2.0  # times the largest eigenvalue: a threshold beyond that would squeeze what is drawn
 LOOK: dict[str, Any] = {"color": "0.3", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 2}
 
@@ -18,5 +20,5 @@ def near(thresholds: Iterable[float | None], largest: float) -> list[float]:
 
 def entries(thresholds: Iterable[float]) -> tuple[list[Line2D], list[str]]:
     """The handles and labels of a legend for these thresholds."""
-    labels = [f"threshold of stability {value:.4g}" for value in thresholds]
+    labels = [f"threshold of stability {number(value)}" for value in thresholds]
     return [Line2D([], [], **LOOK) for _ in labels], labels

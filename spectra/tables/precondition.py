@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectra.quoting import quoted
-from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord
+from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord, number
 from spectra.records.record import Record
 from spectra.wording import brief
 
@@ -56,11 +56,6 @@ def threshold_text(found: PreconditionRecord) -> str:
     lower, upper = found.threshold, found.get("threshold_upper")
     shown = number(lower) if upper is None or number(lower) == number(upper) else f"{number(lower)} to {number(upper)}"
     return f"{shown} ({found.optimizer}, {rate})"
-
-
-def number(value: float) -> str:
-    """A threshold to five digits."""
-    return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.4g}".replace("e+0", "e")
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
