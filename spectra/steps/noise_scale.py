@@ -13,8 +13,8 @@ as it is on these data. Errors over examples are to first order, by each example
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,12 +146,16 @@ def noise_scale(
     require_number("rtol", rtol)
     require_integer("max_products", max_products, least=4)
     generator = chosen_generator(seed, generator)
-    operator = None
+    point = NoiseAt.of(problem, generator, population, rtol=rtol, max_products=max_products, memory=memory, check=check)
+    full, spent = None, 0
     if name is not None:
         refuse_matrix(name)
-        operator = Counting(distributed(Curvature(problem, name, memory, products=2 * VECTORS, check=check)))
-    settings = {"population": population, "rtol": rtol, "max_products": max_products, "check": check}
-    return measure_noise(problem, operator, name, generator, memory=memory, **settings)
+        operator = Counting(distributed(Curvature(problem, name, memory, products=4 * VECTORS, check=check)))
+        full = point.full(operator, name)
+        spent = operator.products
+    simple, (unit, note) = point.simple(), unit_of(problem)
+    products = math.ceil(spent + point.deviations.products)
+    return Noise(point.deviations.count, population, simple, full, products, unit, note)
 
 
 def refuse_matrix(name: str) -> None:
@@ -160,100 +164,88 @@ def refuse_matrix(name: str) -> None:
         raise SpectraError(f"`name` {name}: is no second derivative of the loss; name hessian, ggn or fisher, or None")
 
 
-def measure_noise(
-    problem: Problem,
-    operator: Counting | None,
-    name: str | None,
-    generator: torch.Generator,
-    *,
-    population: bool,
-    rtol: float = RTOL,
-    max_products: int = MOST,
-    memory: int | None = None,
-    check: bool = False,
-    progress: Progress | None = None,
-) -> Noise:
-    """The noise scales at a problem's parameters, the full one with the matrix `name`, whose products are counted."""
-    before = operator.products if operator else 0
-    deviations = Deviations.of(problem, memory, check)
-    total = mean_with_decay(problem, deviations.mean)
+@dataclass
+class NoiseAt:
+    """The noise of the gradient at one point, from which both kinds of noise scale are found."""
 
-    def trace(matrix: BetweenExamples) -> DiagonalEstimate:
+    deviations: Deviations
+    gradient: Tensor  # (n,), of the mean loss with weight decay
+    generator: torch.Generator
+    population: bool
+    rtol: float = RTOL
+    max_products: int = MOST  # with a matrix over examples
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        generator: torch.Generator,
+        population: bool,
+        *,
+        memory: int | None = None,
+        check: bool = False,
+        **settings: Any,
+    ) -> NoiseAt:
+        """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
+        deviations = Deviations.of(problem, memory, check)
+        return cls(deviations, mean_with_decay(problem, deviations.mean), generator, population, **settings)
+
+    def simple(self) -> NoiseScale:
+        """tr C / |g|^2, with the influence of each example."""
+        deviations, n = self.deviations, self.deviations.count
+        error = 0.0
+        if deviations.factor.trace_work() <= EXACT_WORK:
+            squares = deviations.squares()
+        else:
+            estimate = self._diagonal(BetweenExamples(deviations), self.max_products)
+            squares, error = n * estimate.values.cpu().double(), estimate.sum_errors.item()
+        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error)
+        if not self.population:
+            along = deviations.times([self.gradient, *self._random_sums()])
+            found = replace(found, influences=squares[None].numpy(), about=2 * along[0].numpy())
+            found = replace(found, second_order=second_order(along[1:]))
+        return NoiseScale("simple", None, found.ratio(self.population), found.signal)
+
+    def full(self, operator: SymmetricOperator, name: str, max_products: int | None = None) -> NoiseScale:
+        """tr(HC) / g'Hg for the matrix `name`, with the influence of each example, or why that is not known.
+
+        An example enters tr(HC) by x_i'H x_i, which the diagonal of the matrix over examples holds, and by tr(H_i C),
+        which is E w'H_i w over random sums w. Besides those of the diagonal it takes VECTORS + 1 products with H.
+        """
+        deviations, n = self.deviations, self.deviations.count
+        estimate = self._diagonal(BetweenExamples(deviations, operator), max_products or self.max_products)
+        sums = self.gradient.new_zeros(0, len(self.gradient)) if self.population else self._random_sums()
+        image, *others = images(operator, torch.cat([self.gradient[None], sums]))
+        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item())
+        without = None
+        if not self.population:
+            along = deviations.times([image, *others])
+            try:
+                curvatures = deviations.curvatures(name, [self.gradient, *sums])
+            except SpectraError as error:
+                without = f"the curvature of single examples takes third derivatives: {error}"
+            else:
+                influences = n * estimate.values.cpu().double() + curvatures[1:]
+                about = 2 * along[0] + curvatures[0]
+                found = replace(found, influences=influences.numpy(), about=about.numpy())
+                found = replace(found, second_order=second_order(along[1:]))
+        return NoiseScale("full", name, found.ratio(self.population), found.signal, without)
+
+    def _diagonal(self, matrix: BetweenExamples, max_products: int) -> DiagonalEstimate:
         def enough(sums: Tensor, errors: Tensor) -> bool:
-            return bool(errors <= rtol * sums.abs())
+            return bool(errors <= self.rtol * sums.abs())
 
         def sums(diagonal: Tensor) -> Tensor:
             return diagonal.double().sum()[None].cpu()
 
-        found = {"generator": generator, "max_products": max_products, "progress": progress}
-        return xdiag(matrix, sums, enough, **found)
+        limits = {"max_products": max_products, "progress": self.progress}
+        return xdiag(matrix, sums, enough, generator=self.generator, **limits)
 
-    simple, full = simple_noise_scale(deviations, total, trace, generator, population), None
-    if operator is not None and name is not None:
-        sampled, without = full_noise_scale(deviations, total, operator, name, trace, generator, population)
-        full = NoiseScale("full", name, sampled.ratio(population), sampled.signal, without)
-    spent = (operator.products - before if operator else 0) + deviations.products
-    scale = NoiseScale("simple", None, simple.ratio(population), simple.signal)
-    found = {"simple": scale, "full": full, "products": math.ceil(spent)}
-    unit, note = unit_of(problem)
-    return Noise(deviations.count, population, unit=unit, note=note, **found)
-
-
-def simple_noise_scale(
-    deviations: Deviations,
-    total: Tensor,
-    trace: Callable[[BetweenExamples], DiagonalEstimate],
-    generator: torch.Generator,
-    population: bool,
-) -> Sampled:
-    """tr C and |g|^2, with the influence of each example."""
-    n, error = deviations.count, 0.0
-    if deviations.factor.trace_work() <= EXACT_WORK:
-        squares = deviations.squares()
-    else:
-        estimate = trace(BetweenExamples(deviations))
-        squares, error = n * estimate.values.cpu().double(), estimate.sum_errors.item()
-    found = (n, squares.mean().item(), dot(total, total), error)
-    if population:
-        return Sampled(*found, None, None)
-    along = deviations.times([total, *random_sums(deviations, generator)])
-    return Sampled(*found, squares[None].numpy(), 2 * along[0].numpy(), second_order(along[1:]))
-
-
-def full_noise_scale(
-    deviations: Deviations,
-    total: Tensor,
-    operator: SymmetricOperator,
-    name: str,
-    trace: Callable[[BetweenExamples], DiagonalEstimate],
-    generator: torch.Generator,
-    population: bool,
-) -> tuple[Sampled, str | None]:
-    """tr(HC) and g'Hg, with the influence of each example, or why that is not known.
-
-    An example enters tr(HC) by x_i'H x_i, which the diagonal of the matrix over examples holds, and by tr(H_i C), which
-    is E w'H_i w over random sums w.
-    """
-    n, estimate = deviations.count, trace(BetweenExamples(deviations, operator))
-    sums = torch.zeros(0, *total.shape).to(total) if population else random_sums(deviations, generator)
-    image, *others = images(operator, torch.cat([total[None], sums]))
-    found = (n, estimate.sums.item(), dot(total, image), estimate.sum_errors.item())
-    if population:
-        return Sampled(*found, None, None), None
-    along = deviations.times([image, *others])
-    try:
-        curvatures = deviations.curvatures(name, [total, *sums])
-    except SpectraError as error:
-        return Sampled(*found, None, None), f"the curvature of single examples takes third derivatives: {error}"
-    influences = n * estimate.values.cpu().double() + curvatures[1:]
-    about = 2 * along[0] + curvatures[0]
-    return Sampled(*found, influences.numpy(), about.numpy(), second_order(along[1:])), None
-
-
-def random_sums(deviations: Deviations, generator: torch.Generator) -> Tensor:
-    """Vectors w = X'e / sqrt N for random signs e, with E w w' = C: (VECTORS, n)."""
-    signs = random_signs(BetweenExamples(deviations), VECTORS, generator)
-    return deviations.transposed_times(signs) / deviations.count**0.5
+    def _random_sums(self) -> Tensor:
+        """Vectors w = X'e / sqrt N for random signs e, with E w w' = C: (VECTORS, n)."""
+        signs = random_signs(BetweenExamples(self.deviations), VECTORS, self.generator)
+        return self.deviations.transposed_times(signs) / self.deviations.count**0.5
 
 
 def second_order(along: Tensor) -> float:

@@ -21,8 +21,8 @@ class Sampled:
     trace: float
     signal: float
     error: float  # the standard error of the trace, by random vectors; 0 where it is exact
-    influences: np.ndarray | None  # (K, N), on t; (1, N) where they are exact
-    about: np.ndarray | None  # (N,), on q
+    influences: np.ndarray | None = None  # (K, N), on t; (1, N) where they are exact
+    about: np.ndarray | None = None  # (N,), on q
     second_order: float = 0.0  # 2 tr(HCHC) / N^2, the variance that q has at a gradient of zero
 
     def ratio(self, population: bool) -> Ratio:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class WorstCase:
     direction: Tensor | None  # d (n,) of the largest
     forward: int  # passes over the data
     backward: int
-    model: BallMaximum | None  # the most that the quadratic model rises, in coordinates e
+    model: BallMaximum | None = None  # the most that the quadratic model rises, in coordinates e
     reason: str | None = None
 
     __repr__ = outline
@@ -101,51 +102,40 @@ def worst_case(
     require_number("rho", rho, above=0.0, finite=True)
     require_boolean("adaptive", adaptive)
     require_integer("steps", steps)
-    operator = None if name is None else Counting(distributed(Curvature(problem, name, memory, MOST, check=check)))
-    return search_ball(problem, rho, adaptive, steps, operator)
+    ball = Ball(problem, rho, adaptive)
+    found = search_ball(ball, steps)
+    if name is None:
+        return found
+    operator = Counting(distributed(Curvature(problem, name, memory, MOST, check=check)))
+    return replace(found, model=ball.model(operator))
 
 
-def search_ball(
-    problem: Problem,
-    rho: float,
-    adaptive: bool,
-    steps: int,
-    operator: SymmetricOperator | None,
-    *,
-    max_products: int = MOST,
-    watch: Callable[[], None] = lambda: None,
-) -> WorstCase:
-    """The largest rise in a ball, beside that of the quadratic model with this matrix, by so many products at most."""
-    ball = Ball(problem, rho, adaptive, watch)
-    slope = ball.slope(torch.zeros_like(ball.scale))
-    if (length := norm(slope)) == 0:
-        return ball.result([math.nan] * steps, math.nan, None, None, STATIONARY)
-    first = slope * (rho / length)
-    along = Losses(problem, ball.displacement(first), watch)
-    rounding = math.sqrt(2) * rounding_of(along, 1.0, torch.finfo(problem.dtype).eps)
+def search_ball(ball: Ball, steps: int) -> WorstCase:
+    """The largest rise that so many steps of ascent find in a ball, without the quadratic model."""
+    nothing, length = [math.nan] * steps, norm(ball.origin)
+    if length == 0:
+        return ball.result(nothing, math.nan, None, STATIONARY)
+    best = ball.origin * (ball.rho / length)
+    along = Losses(ball.problem, ball.displacement(best), ball.watch)
+    start, eps = along(0.0), torch.finfo(ball.problem.dtype).eps
+    rounding = math.sqrt(2) * rounding_of(along, 1.0, eps)
     ball.forward += len(along.known)
-    start = along(0.0)
-    model = None
-    if operator is not None and max_products > 0:
-        model = largest_in_ball(
-            ball.matrix(operator), placed(slope, operator), rho, rtol=RTOL, max_products=max_products
-        )
-    best, rise = first, ball.rise(first, start)
+    rise = ball.rise(best, start)
     if not math.isfinite(rise):
-        return ball.result([math.nan] * steps, rounding, None, model, NOT_FINITE)
+        return ball.result(nothing, rounding, None, NOT_FINITE)
     rises, shift, here = [rise], 0.0, None
     for _ in range(steps - 1):
         here = ball.slope(best) if here is None else here
         towards = shift * best + here
         if (length := norm(towards)) > 0:
-            candidate = towards * (rho / length)
+            candidate = towards * (ball.rho / length)
             found = ball.rise(candidate, start)
             if found > rise:
                 best, rise, here = candidate, found, None
             else:
-                shift = max(2 * shift, norm(here) / rho)  # a shorter step along the same gradient
+                shift = max(2 * shift, norm(here) / ball.rho)  # a shorter step along the same gradient
         rises.append(rise)
-    return ball.result(rises, rounding, ball.displacement(best), model, None)
+    return ball.result(rises, rounding, ball.displacement(best), None)
 
 
 @dataclass
@@ -155,7 +145,7 @@ class Ball:
     problem: Problem
     rho: float
     adaptive: bool
-    watch: Callable[[], None]
+    watch: Callable[[], None] = lambda: None
     forward: int = 0
     backward: int = 0
 
@@ -163,6 +153,18 @@ class Ball:
         theta = self.problem.vector([p.detach() for p in self.problem.leaves])
         self.theta = theta.to(device_of_vectors(theta.device), copy=True)
         self.scale = self.theta.abs() if self.adaptive else torch.ones_like(self.theta)
+
+    @cached_property
+    def origin(self) -> Tensor:
+        """The gradient (n,) by e at the parameters."""
+        return self.slope(torch.zeros_like(self.scale))
+
+    def model(self, operator: SymmetricOperator, max_products: int = MOST) -> BallMaximum | None:
+        """The most that the quadratic model with this matrix rises; None where the gradient is zero."""
+        if norm(self.origin) == 0:
+            return None
+        matrix = Preconditioned(operator, placed(self.scale, operator)) if self.adaptive else operator
+        return largest_in_ball(matrix, placed(self.origin, operator), self.rho, rtol=RTOL, max_products=max_products)
 
     def displacement(self, e: Tensor) -> Tensor:
         """d = t e (n,)."""
@@ -182,12 +184,6 @@ class Ball:
         self.forward += 1
         return displaced_losses(self.problem, [self.displacement(e)], self.watch)[0] - start
 
-    def matrix(self, operator: SymmetricOperator) -> SymmetricOperator:
-        """The matrix by e: T A T, T = diag(t)."""
-        return Preconditioned(operator, placed(self.scale, operator)) if self.adaptive else operator
-
-    def result(
-        self, rises: list[float], rounding: float, d: Tensor | None, model: BallMaximum | None, reason: str | None
-    ) -> WorstCase:
+    def result(self, rises: list[float], rounding: float, d: Tensor | None, reason: str | None) -> WorstCase:
         """What was found, with the passes that it took."""
-        return WorstCase(self.rho, self.adaptive, rises, rounding, d, self.forward, self.backward, model, reason)
+        return WorstCase(self.rho, self.adaptive, rises, rounding, d, self.forward, self.backward, reason=reason)
