@@ -13,7 +13,7 @@ from spectra.defaults import TOLERANCE, K
 
 @click.command()
 @click.option("--optimizer", metavar="PATH", help="A file that holds the optimizer's state; ?name=AdamW names its class where the state does not tell.  [default: the state in the checkpoint]")  # fmt: skip
-@click.option("--to", metavar="PATH", multiple=True, type=Named(), help="Look along the way to this checkpoint of the same model too; repeatable.")  # fmt: skip
+@click.option("--to", metavar="PATH", multiple=True, default=(), type=Named(), help="Look along the way to this checkpoint of the same model too; repeatable.")  # fmt: skip
 @click.option("-k", "k", metavar="K", type=Count(min=0), default=K, show_default=True, help="The share of a direction in the K leading eigenvectors; 0 leaves it out.")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
