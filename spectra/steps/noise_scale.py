@@ -232,6 +232,10 @@ class NoiseAt:
                 found = replace(found, second_order=second_order(along[1:]))
         return NoiseScale("full", name, found.ratio(self.population), found.signal, without)
 
+    def rest(self) -> int:
+        """The products that `full` takes beside two for each product with the matrix over examples."""
+        return 1 if self.population else 4 * VECTORS + 5
+
     def _diagonal(self, matrix: BetweenExamples, max_products: int) -> DiagonalEstimate:
         def enough(sums: Tensor, errors: Tensor) -> bool:
             return bool(errors <= self.rtol * sums.abs())

@@ -22,6 +22,7 @@ from spectra.cluster.distributed import distributed
 from spectra.curvature.displacement import displaced, displaced_losses
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.operator import Curvature
+from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO
 from spectra.devices import device_of_vectors
 from spectra.krylov.trust_region import BallMaximum, largest_in_ball
 from spectra.operator import Counting, SymmetricOperator, placed
@@ -31,8 +32,6 @@ from spectra.steps.line_search import Losses, rounding_of
 from spectra.vectors import norm, without_autocast
 from spectra.wording import outline
 
-RHO, ADAPTIVE_RHO = 0.05, 0.5  # the papers' for CIFAR-10
-ASCENT_STEPS = 5
 RTOL, MOST = 0.01, 30  # of the quadratic model: relative error, products
 STATIONARY = "the gradient is zero, so that it names no direction of ascent"
 NOT_FINITE = "the loss is not finite at the first step of ascent"
