@@ -23,12 +23,15 @@ from torch import nn
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import (
+    ADAPTIVE_RHO,
+    ASCENT_STEPS,
     DENSITY_PROBES,
     DENSITY_STEPS,
     EXACT,
     IEEE,
     PRECISIONS,
     PRODUCTS,
+    RHO,
     RTOL,
     SAVE_EVERY,
     TOLERANCE,
@@ -281,6 +284,11 @@ def step(
     curvature: str | Sequence[str] = OF_STEPS,
     k: int = K,
     tolerance: float = TOLERANCE,
+    noise: bool = True,
+    population: bool = False,
+    rho: float = RHO,
+    adaptive_rho: float = ADAPTIVE_RHO,
+    ascent_steps: int = ASCENT_STEPS,
     seed: int = 0,
     out: str | Path | None = None,
     eigenvectors: str | Path | None = None,
@@ -306,6 +314,11 @@ def step(
         curvature: the matrices A in d'Ad, by name. Those that the loss does not have are left out by default.
         k: the number of leading eigenvectors in which the share of d is given; 0 leaves them out.
         tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
+        noise: whether the noise scales of the gradient are estimated, as by `spectra.noise_scale`.
+        population: whether the data are all there are for these, and no sample of more.
+        rho: the radius of the ball in which the loss is raised by gradient ascent, as by `spectra.worst_case`.
+        adaptive_rho: the radius of the ball whose distances are relative to each parameter's size.
+        ascent_steps: the number of steps of ascent in each ball; 0 leaves the balls out.
         eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
 
     Returns:
@@ -322,8 +335,21 @@ def step(
         among("curvature", name, MATRICES)
     others = tuple(to) if isinstance(to, list | tuple) else (to,)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
-    settings = StepSettings(whole("k", k, 0), positive("tolerance", tolerance), optimizer, others)
+    settings = StepSettings(
+        whole("k", k, 0),
+        positive("tolerance", tolerance),
+        optimizer,
+        others,
+        noise,
+        population,
+        positive("rho", rho),
+        positive("adaptive_rho", adaptive_rho),
+        whole("ascent_steps", ascent_steps, 0),
+    )
+    require_boolean("noise", noise)
+    require_boolean("population", population)
     asked = {"optimizer": optimizer if isinstance(optimizer, str) else None, "k": settings.k, "tol": settings.tolerance}
+    asked |= {name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")}
     asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
