@@ -161,9 +161,7 @@ class Eigensolver:
                 self.state.correct(index, image)
             del images
 
-    def begin(
-        self, capacity: int, known: tuple[Tensor, Tensor] | None = None, start: Tensor | None = None
-    ) -> Lanczos:
+    def begin(self, capacity: int, known: tuple[Tensor, Tensor] | None = None, start: Tensor | None = None) -> Lanczos:
         """A run from a start, by default random, with memory for as many vectors as usually do, or for all that there
         may be.
         """

@@ -46,13 +46,15 @@ class Tracking:
     every: int = EVERY
     values: Tensor | None = None  # (k,), of the last search
     vectors: Tensor | None = None  # (k, n), the same
-    since: int = 0  # searches since the complement was last searched
+    since: int | None = None  # searches since the complement was last searched; None: it has not been yet
     generator: torch.Generator | None = field(default=None, repr=False)
 
     @property
     def due(self) -> bool:
         """Whether the next search is followed by one of the complement, whatever it finds."""
-        return self.values is None or self.k != len(self.values) or self.since + 1 >= self.every
+        if self.values is None or self.since is None:
+            return True
+        return self.k > len(self.values) or self.since + 1 >= self.every
 
     @without_autocast()
     def eigenpairs(
@@ -96,18 +98,18 @@ class Tracking:
             self.values = self.vectors = None
             return pairs
         self.values, self.vectors = pairs.values, pairs.vectors.cpu()
-        if pairs.complete is None:
-            self.since += 1
-            return replace(pairs, error_estimates=pairs.residuals)
-        self.since = 0
-        return pairs
+        if pairs.complete is not None:
+            self.since = 0
+            return pairs
+        self.since = None if self.since is None else self.since + 1
+        return replace(pairs, error_estimates=pairs.residuals)
 
     def sums(self, operator: SymmetricOperator) -> Tensor:
         """The starts (j, n): sums of the old eigenvectors whose eigenvalues are apart, with a random part each."""
         assert self.values is not None
         assert self.vectors is not None
-        weights = apart(self.values).to(self.vectors)
-        old = placed(weights @ self.vectors, operator)
+        weights = apart(self.values[: self.k]).to(self.vectors)
+        old = placed(weights @ self.vectors[: self.k], operator)
         random = random_vectors(operator, len(old), self.generator)
         shares = (RANDOM / norms(random, dtype=random.dtype))[:, None]
         return map_shards(lambda part, chance: part + shares * chance, old, random)
@@ -116,10 +118,10 @@ class Tracking:
         """Whether the pairs that a search has found differ so much from the old ones that others may have risen."""
         assert self.values is not None
         assert self.vectors is not None
-        wanted = search.wanted()
-        if ((search.values[wanted] - self.values).abs() > JUMP * self.values.abs()).any():
+        wanted, before = search.wanted(), self.values[: self.k]
+        if ((search.values[wanted] - before).abs() > JUMP * before.abs()).any():
             return True
-        old = placed(self.vectors, search.operator, search.state.basis.device)
+        old = placed(self.vectors[: self.k], search.operator, search.state.basis.device)
         inside = sum_shards(lambda basis, rows: basis @ rows.T, search.state.basis, old).cpu().double()
         held = (search.coordinates[:, wanted].T @ inside).square().sum(dim=0)
         return bool((held < KEPT).any())
