@@ -6,7 +6,7 @@ copy lies there whole; and what a few steps from a random start can still overlo
 (`spectra.krylov.bounds.complement_bounds`).
 
 A search may begin from given vectors (`starts`), as near to the eigenvectors as they are, and leave out the search of
-the complement (`doubt`), which then excludes nothing (`spectra.krylov.tracking`).
+the complement (`doubt`), which then excludes nothing (`spectra.krylov.warm_start`).
 
 The solver works by reverse communication (`spectra.krylov.reverse_communication`), so several solvers may share one
 product (`spectra.krylov.block_diagonal`).

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.methods import TRACE
-from spectra.krylov.tracking import Tracking
+from spectra.krylov.warm_start import WarmStart
 from spectra.optimizer.preconditioner import Preconditioner
 from spectra.product_checks import CHECKS
 from spectra.run.measurement import Measurement
@@ -42,7 +42,7 @@ def least(k: int, trace: bool) -> int:
 def measure(
     matrix: Curvature,
     found: Preconditioner | None,
-    tracking: Tracking,
+    warm_start: WarmStart,
     products: int,
     rtol: float | None,
     seed: int,
@@ -60,17 +60,17 @@ def measure(
     Args:
         matrix: the matrix.
         found: the preconditioner that is put around it; None: the matrix itself.
-        tracking: of its eigenpairs, from recording to recording.
+        warm_start: the searches for its eigenpairs, from recording to recording.
         products: the most in all.
         rtol: the relative standard error of the trace; None: no trace.
         seed: of probes, and of the first search's starting vector.
         vectors: where the eigenvectors will lie that are projected out.
     """
     operator = found and found.around(matrix)
-    check = tracking.due
+    check = warm_start.due
     most = products - CHECKS * check
     share = most if rtol is None else most // 2
-    pairs = measure_by(matrix, tracking.eigenpairs, operator, seed=seed, check=check, left=lambda spent: share)
+    pairs = measure_by(matrix, warm_start.eigenpairs, operator, seed=seed, check=check, left=lambda spent: share)
     if rtol is None:
         return Found(pairs, None)
 

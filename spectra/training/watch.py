@@ -24,9 +24,9 @@ from spectra.inputs.devices import DTYPES, brought, recorded_device
 from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
-from spectra.krylov.tracking import Tracking
+from spectra.krylov.warm_start import WarmStart
+from spectra.optimizer.entry import NotStepped
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
-from spectra.optimizer.rules import RULES
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
 from spectra.problem.undisturbed import undisturbed
@@ -91,7 +91,7 @@ class Watch:
 
     A recording starts from the eigenvectors of the last one, and takes as many products as residuals ask for. Each
     value is an eigenvalue within its residual. Whether others are larger is searched for at every fifth recording, and
-    at once where eigenvalues or eigenvectors have changed by much (`spectra.krylov.tracking`): `complete` tells what
+    at once where eigenvalues or eigenvectors have changed by much (`spectra.krylov.warm_start`): `complete` tells what
     that search has excluded, and is None where there was none; `searched` is the step of the last one.
 
     A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is reported in one line
@@ -170,7 +170,7 @@ class Watch:
         if output:
             self.options = {"output_key": output, **options}
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
-        self._trackings, self._searched = {name: self._tracking() for name in self.curvature}, {}
+        self._warm_starts, self._searched = {name: self._warm_start() for name in self.curvature}, {}
         with undisturbed(self.model), self._unobserved():
             self._first_look()
 
@@ -246,8 +246,8 @@ class Watch:
             )
         return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
 
-    def _tracking(self) -> Tracking:
-        return Tracking(self.k, self.tolerance)
+    def _warm_start(self) -> WarmStart:
+        return WarmStart(self.k, self.tolerance)
 
     def _refuse_optimizer(self, problem: Problem) -> None:
         """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
@@ -258,8 +258,8 @@ class Watch:
             )
         try:
             preconditioner(self.optimizer, problem.model, problem.parameters)
-        except SpectraError:
-            if stepped(self.optimizer) or type(self.optimizer).__name__ not in RULES:
+        except NotStepped:
+            if stepped(self.optimizer):
                 raise
 
     def _preconditioner(self, problem: Problem) -> Preconditioner | None:
@@ -268,7 +268,7 @@ class Watch:
             return None
         try:
             return preconditioner(self.optimizer, problem.model, problem.parameters)
-        except SpectraError as error:
+        except NotStepped as error:
             if stepped(self.optimizer):
                 raise
             raise SpectraError("`optimizer`: it has had no step yet, so that it has no state") from error
@@ -280,12 +280,12 @@ class Watch:
         about = self._about(step, problem, met)
         share = self.products // len(self.curvature)
         if not self.warm:
-            self._trackings = {name: self._tracking() for name in self.curvature}
+            self._warm_starts = {name: self._warm_start() for name in self.curvature}
         found = {
             name: measure(
                 Curvature(problem, name, self.memory, share),
                 met,
-                self._trackings[name],
+                self._warm_starts[name],
                 share,
                 self.rtol if self.trace else None,
                 self.seed,
@@ -298,7 +298,7 @@ class Watch:
         self._searched = searched
         threshold = met and met.threshold.value
         for name, one in found.items():
-            self._trackings[name].k = self._following(one.eigenpairs.answer.values, threshold)
+            self._warm_starts[name].k = self._following(one.eigenpairs.answer.values, threshold)
         return Recording(
             step,
             directory,
@@ -308,7 +308,7 @@ class Watch:
             sum(one.products for one in found.values()),
             time.perf_counter() - start,
             {name: searched.get(name) for name in found},
-            {name: self._trackings[name].k for name in found},
+            {name: self._warm_starts[name].k for name in found},
             threshold,
         )
 
