@@ -1,16 +1,25 @@
 """Where recordings go besides files: each kind of tracker is told the numbers that the recording holds."""
 
+import sys
 import warnings
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers import seeded
+from helpers import make_record, save, seeded
 from torch import nn
 
 import spectra
+from spectra.cli import run
 from spectra.errors import SpectraError
+from spectra.inputs.checkpoint_file import digest_of
+from spectra.inputs.spec import resolve
 from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.records.sweep import Evolution, Row
+from spectra.sweeps.plan import read_plan
+from spectra.sweeps.tracked import scalars_by_step
 from spectra.training.trackers import scalars, tracker
 
 X = torch.randn(20, 4, generator=seeded(1), dtype=torch.float64)
@@ -175,3 +184,134 @@ def test_tensorboard(tmp_path):
     assert set(found) == set(recordings[0])
     for name, series in found.items():
         assert series == [(step, pytest.approx(recordings[step][name], rel=1e-6)) for step in (0, 2, 4)]
+
+
+MODEL = "torch.nn:Linear?in_features=2&out_features=1&bias=false"
+SWEEP = """
+from types import SimpleNamespace
+
+told = []
+
+def function(values, step):
+    told.append((step, values))
+
+run = SimpleNamespace(log=lambda values, step: function(values, step))
+nothing = 3
+
+def fails(values, step):
+    raise ConnectionError("no route")
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """Results of two matrices at steps 3 and 20 of a training, as `spectra sweep run` leaves them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("mine.py").write_text(SWEEP)
+    for name in ("step-3", "step-20"):
+        torch.save({"weight": torch.ones(1, 2)}, f"{name}.pt")
+    text = f'[problem]\nmodel = "{MODEL}"\ncheckpoint = "step-*.pt"'
+    text += '\ndata = "digits"\ncurvature = ["hessian", "ggn"]\n[eig]\nk = 2\n[trace]\n'
+    Path("plan.toml").write_text(text)
+    for task in read_plan(Path("plan.toml")).tasks:
+        step = int(task.name.split("/")[0].removeprefix("step-"))
+        known = {"model": MODEL, "params": [], "checkpoint_key": None, "seed": 0, "which": "LM"}
+        problem = {"seed": 0, "loss_value": 1 / step, "checkpoint_sha256": digest_of(task.checkpoint), "options": known}
+        task.directory.mkdir(parents=True)
+        spent = {"curvature": task.curvature, "converged": True, "seconds": 1.0}
+        pairs = {"eigenvalues": [-5.0 * step, 2.0 * step], "residuals": [0.5, None], "method": "lanczos", "products": 7}
+        trace = {"trace": 4.0 * step, "standard_error": 0.25, "method": "xtrace", "products": 9}
+        save(task.directory, make_record("eig", problem, [spent | pairs]), {"eigenvalues": np.zeros(2)})
+        save(task.directory, make_record("trace", problem, [spent | trace]), {})
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is written beside the results, which takes long: here nothing, but the directory is noted."""
+    folders = []
+    monkeypatch.setattr("spectra.plots.evolution_files.evolution_files", lambda _, out: [folders.append(out), []][1])
+    return folders
+
+
+def numbers(step: int) -> dict[str, float]:
+    found = {"spectra/loss": 1 / step, "spectra/products": 2 * (7 + 9)}
+    for name in ("hessian", "ggn"):
+        found |= {f"spectra/{name}/trace": 4 * step, f"spectra/{name}/trace_error": 0.25}
+        found |= {f"spectra/{name}/smallest_eigenvalue_1": -5 * step, f"spectra/{name}/smallest_residual_1": 0.5}
+        found |= {f"spectra/{name}/eigenvalue_1": 2 * step}
+    return found
+
+
+@pytest.mark.parametrize("name", ["function", "run"])
+def test_collect_tells_a_tracker_of_the_users(name, plan, drawn):
+    assert run(["sweep", "collect", "plan.toml", "--log", f"mine.py:{name}"]) == 0
+    told = resolve("mine.py:told", "`log`")
+    assert told == [(step, pytest.approx(numbers(step), rel=1e-12)) for step in (3, 20)]
+
+
+def test_collect_tells_tensorboard(plan):
+    pytest.importorskip("tensorboard")
+    assert run(["sweep", "collect", "plan.toml", "--log", "tensorboard:runs/all"]) == 0
+    found = scalars_of_tensorboard("runs/all")
+    assert set(found) == set(numbers(3))
+    for name, series in found.items():
+        assert series == [(step, pytest.approx(numbers(step)[name], rel=1e-6)) for step in (3, 20)]
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_collect_tells_a_tracker_of_a_package(kind, plan, drawn, monkeypatch):
+    """A run is opened in the project, told of each checkpoint, and closed."""
+    calls = []
+    package = ModuleType(kind)
+    package.init = lambda project: [calls.append(("init", project)), Run()][1]
+    package.log = lambda data, step=None: calls.append((step, data))
+    package.finish = lambda: calls.append("finish")
+    monkeypatch.setitem(sys.modules, kind, package)
+    assert run(["sweep", "collect", "plan.toml", "--log", f"{kind}:spectra"]) == 0
+    told = [(step, pytest.approx(numbers(step), rel=1e-12)) for step in (3, 20)]
+    assert calls == [("init", "spectra"), *told, "finish"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("wandb:spectra", "the package wandb is not installed"),
+        ("tensorboard:", "it names no place; write tensorboard:DIR"),
+        ("trackio", "it names no place; write trackio:PROJECT"),
+        ("mine.py:nothing", "--log: int is no tracker"),
+        ("mine.py:other", "mine.py has no other"),
+        ("mine.py:fails", "--log mine.py:fails: it failed with ConnectionError: no route"),
+    ],
+)
+def test_a_tracker_that_cannot_be_had_is_one_line(spec, message, plan, drawn, capsys, monkeypatch):
+    """The files are written all the same."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run(["sweep", "collect", "plan.toml", "--log", spec]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert message in err
+    assert [folder.name for folder in drawn] == ["plan"]
+
+
+def test_steps_that_are_no_whole_numbers_count_checkpoints():
+    """And what has no gap that residuals could tell says nothing."""
+    rows = [
+        Row("a", 0.5, None, 0, "loss", None, 2.0),
+        Row("b", 1.25, "hessian", 0, "overlap_next", 2, 0.9, 0.1, converged=True),
+        Row("b", 1.25, "hessian", 1, "overlap_next", 2, 0.8, 0.1, converged=False),
+        Row("b", 1.25, "hessian", 1, "negative_share", None, 0.2, None, 0.1, 0.4, 30, False, "density"),
+    ]
+    share = {
+        f"spectra/hessian/seed-1/negative_share{end}": x for end, x in {"": 0.2, "_lower": 0.1, "_upper": 0.4}.items()
+    }
+    assert scalars_by_step(Evolution(axis="epoch", rows=tuple(rows))) == [
+        (0, {"spectra/epoch": 0.5, "spectra/products": 0, "spectra/seed-0/loss": 2.0}),
+        (
+            1,
+            {"spectra/epoch": 1.25, "spectra/products": 30, "spectra/hessian/seed-0/overlap_next_2": 0.9}
+            | {"spectra/hessian/seed-0/overlap_next_error_2": 0.1}
+            | share,
+        ),
+    ]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, describe
+from spectra.inputs.spec import input_error, resolve
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.sweeps.eigenspaces import ranks
+from spectra.sweeps.tracked import names_of
 
 Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
 GIVE = (
@@ -98,11 +103,59 @@ def scalars(
     for name, pairs in eigenpairs.items():
         values, threshold = pairs.values.cpu().numpy(), (thresholds or {}).get(name)
         for rank, value, residual in zip(ranks(values, "LM").tolist(), values, pairs.residuals.tolist(), strict=True):
-            which = f"{'' if rank > 0 else 'smallest_'}%s_{abs(rank)}"
-            found[f"{name}/{which % 'eigenvalue'}"] = value
-            found[f"{name}/{which % 'residual'}"] = residual
+            told, error = names_of("eigenvalue", rank)
+            found |= {f"{name}/{told}": value, f"{name}/{error}": residual}
             if threshold and rank == 1:
                 found |= {f"{name}/threshold": threshold, f"{name}/eigenvalue_1_over_threshold": value / threshold}
     for name, trace in traces.items():
         found |= {f"{name}/trace": trace.value, f"{name}/trace_error": trace.standard_error}
     return {f"spectra/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+@contextmanager
+def named_tracker(spec: str) -> Iterator[Tracker]:
+    """The tracker of a name, inside this context: it is opened at the start, and closed at the end.
+
+    Args:
+        spec: `tensorboard:DIR`, `wandb:PROJECT`, `trackio:PROJECT`, or `path/to/file.py:name` or `package.module:name`
+            of what `tracker` takes.
+
+    Raises:
+        SpectraError: there is no such tracker, its package is not installed, or it fails.
+    """
+    kind, _, place = spec.partition(":")
+    try:
+        if kind in PACKAGES:
+            with opened(kind, place, spec) as log:
+                yield tracker(log)
+        else:
+            yield tracker(resolve(spec, OPTION))
+    except SpectraError:
+        raise
+    except Exception as error:
+        raise input_error(OPTION, spec, f"it failed with {describe(error)}; put that right, and try again") from error
+
+
+@contextmanager
+def opened(kind: str, place: str, spec: str) -> Iterator[Any]:
+    """The tracker of a package, opened in a directory or for a project, and closed at the end. Raises SpectraError."""
+    if not place:
+        raise input_error(
+            OPTION, spec, f"it names no place; write {kind}:{'DIR' if kind == TENSORBOARD else 'PROJECT'}"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the package's own, where it is imported
+            package = import_module(PACKAGES[kind])
+    except ImportError as error:
+        raise input_error(OPTION, spec, f"the package {kind} is not installed; pip install {kind}") from error
+    if kind == TENSORBOARD:
+        with package.SummaryWriter(place) as writer:
+            yield writer
+    else:
+        package.init(project=place)
+        yield package
+        package.finish()
+
+
+OPTION, TENSORBOARD = "`log`", "tensorboard"
+PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # with their modules
