@@ -110,15 +110,15 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.4])
         top.plot(steps, [row.largest for row in rows], color=COLOURS[0], label="largest eigenvalue")
         top.plot(steps, [row.smallest for row in rows], color=COLOURS[2], linestyle=(0, (5, 2)), label="fifth")
-        top.set(ylabel="eigenvalue of the Hessian", ylim=(0, None))
+        top.set(ylabel="Hessian eigenvalue", ylim=(0, None))
         top.legend(frameon=False, fontsize=8)
-        bottom.plot(steps, [row.fresh_products for row in rows], ".", color=COLOURS[1], ms=3, label="afresh, complete")
-        for searched, marker, label in ((True, "s", "from the last, complete"), (False, "o", "from the last")):
+        bottom.plot(steps, [row.fresh_products for row in rows], ".", color=COLOURS[1], ms=3, label="afresh, others searched for")
+        for searched, marker, label in ((True, "s", "from the last, others searched for"), (False, "o", "from the last")):
             some = [row for row in rows if row.searched == searched]
             look = {"color": COLOURS[0], "ms": 3, "mfc": COLOURS[0] if searched else "white", "linestyle": "none"}
             bottom.plot([r.step for r in some], [r.warm_products for r in some], marker, label=label, **look)
-        bottom.set(xlabel="training step", ylabel="products of a recording", ylim=(0, 30), xlim=(0, STEPS))
-        bottom.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+        bottom.set(xlabel="training step", ylabel="products of a recording", ylim=(0, 45), xlim=(-20, STEPS + 20))
+        bottom.legend(frameon=False, fontsize=8, ncols=1, loc="upper right")
         save_figure(figure, out)
 
 
