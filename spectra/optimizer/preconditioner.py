@@ -177,6 +177,6 @@ def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
     if not told and entry.number("weight_decay"):
         raise refusal(
             "its weight decay is Adam's or AdamW's, and a state of torch before 2.7 does not tell which; give `name`, "
-            "or write ?name=AdamW behind the path"
+            "or write ?name=AdamW behind a path"
         )
     return entry.on("decoupled_weight_decay")
