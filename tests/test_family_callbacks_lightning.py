@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import Dense, largest
+from dense import Dense, largest, met_by_adam
 from helpers import WHOLE, seeded
 from test_watch import assert_same_bits
 from torch import nn
@@ -175,6 +175,27 @@ def test_what_is_recorded_is_the_matrix_of_training(options, tmp_path):
         error = abs(values[f"spectra/{name}/trace"] - matrix.trace().item())
         assert error <= 5 * values[f"spectra/{name}/trace_error"] + 1e-4
     assert spectra.load_result(tmp_path / "step-000008/eig.json").problem.examples == 40
+
+
+class ByAdam(Net):
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+
+
+def test_what_the_optimizer_meets(tmp_path):
+    """At the end of a training, beside its threshold; before the first step there is no state, and no recording."""
+    torch.manual_seed(0)
+    model = ByAdam()
+    callback = SpectraCallback(tmp_path, every=4, examples=99, products=60, k=2, precondition=True)
+    trainer, logger = fit(model, callback, TensorDataset(X, Y))
+    recorded = [told for told in logger.told if "spectra/loss" in told[1]]
+    assert [step for step, _ in recorded] == [4, 8]
+    exact = Dense(model.double().eval(), lambda call: call(X.double()), lambda z: F.cross_entropy(z, Y))
+    expected = largest(met_by_adam(exact.hessian(), trainer.optimizers[0]), 1)[0]
+    values = {name.removeprefix("spectra/hessian_preconditioned/"): value for name, value in recorded[-1][1].items()}
+    assert values["eigenvalue_1"] == pytest.approx(expected, rel=1e-4)
+    assert values["threshold"] == pytest.approx(38 / 0.01)
+    assert values["over_threshold_1"] == pytest.approx(expected * 0.01 / 38, rel=1e-4)
 
 
 class Manual(Net):

@@ -61,6 +61,7 @@ class Recording:
     searched: dict[str, int | None]  # the last step at which eigenvalues beside the listed ones were searched for
     following: dict[str, int]  # how many eigenvalues the next recording lists: more than k near the threshold
     threshold: float | None = None  # of stability of the optimizer, in the units of the eigenvalues
+    precondition: PreconditionRecord | None = None  # of that optimizer, which the eigenvalues are preconditioned by
 
     @property
     def edge(self) -> dict[str, Tensor]:
@@ -69,8 +70,8 @@ class Recording:
 
     def scalars(self) -> dict[str, float]:
         """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
-        thresholds = {} if self.threshold is None else dict.fromkeys(self.eigenpairs, self.threshold)
-        return scalars(self.loss, self.seconds, self.products, self.eigenpairs, self.traces, thresholds)
+        found = self.eigenpairs, self.traces, self.searched, self.precondition
+        return scalars(self.loss, self.seconds, self.products, *found)
 
     __repr__ = outline
 
@@ -310,6 +311,7 @@ class Watch:
             {name: searched.get(name) for name in found},
             {name: self._warm_starts[name].k for name in found},
             threshold,
+            about.get("precondition"),
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
