@@ -38,7 +38,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
     "eig": Command(
         "spectra.cli.eig:eig",
         title="Eigenvalues",
-        tables="spectra.tables.results:eig_parts",
+        tables="spectra.tables.localisation:eig_parts",
         captions={"eig": "Eigenvalues by rank, with residuals"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
         rows="spectra.sweeps.eigenspaces:eigenvalue_rows",
@@ -95,6 +95,14 @@ COMMANDS = {  # those with results in the order in which a page shows them
             "landscape-plane": "Loss in the planes of two directions",
             "landscape-surface": "The same planes as surfaces",
         },
+        way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
+    ),
+    "step": Command(
+        "spectra.cli.step:step",
+        title="The next step",
+        tables="spectra.tables.step:step_parts",
+        figures="spectra.plots.step:step_figures",
+        captions={"step": "Loss along the next step, and its share in the leading eigenvectors"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
     "plot": Command("spectra.cli.plot:plot", spends_products=False),

@@ -91,6 +91,17 @@ def preconditioner(
             none that is certainly its own, or P is not positive and finite.
     """
     chosen = choose_parameters(model) if parameters is None else parameters
+    held = entries_of(optimizer, model, chosen, name)
+    return replace(_of_entries(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
+
+
+def entries_of(
+    optimizer: Optimizer | Mapping, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
+) -> Entries:
+    """What an optimizer, or its state dict, holds of the chosen parameters and others; arguments as `preconditioner`'s.
+
+    Raises SpectraError where a chosen one is not certainly among those that it moves.
+    """
     read = read_entries if isinstance(optimizer, Mapping) else _live
     held = read(optimizer, model, name)
     if missing := [own for own in chosen if own not in held.by_name]:
@@ -98,7 +109,7 @@ def preconditioner(
         raise refusal(
             f"{foreign(missing[0])}{rest} not among its parameters; leave out by `params` what it does not move"
         )
-    return replace(_of_entries(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
+    return held
 
 
 def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
@@ -129,7 +140,7 @@ def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditi
     signs = {entry.on("maximize") for entry in entries}
     if len(signs) > 1:
         raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
-    decoupled = [_decoupled(entry, kind, name) for entry in entries]
+    decoupled = [is_decoupled(entry, kind, name) for entry in entries]
     decays = [entry.number("weight_decay") for entry in entries]
     roots, added, shares = [], [], []
     for entry, eta, apart, decay in zip(entries, rates, decoupled, decays, strict=True):
@@ -158,7 +169,7 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
     return diagonal
 
 
-def _decoupled(entry: Entry, kind: str, name: str | None) -> bool:
+def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
     """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
     if kind == "AdamW":
         return True

@@ -44,11 +44,6 @@ UNPROVEN = (
 )
 
 
-def eig_text(record: Record) -> str:
-    """The record of `eig` as text of 80 columns."""
-    return rendered(*eig_parts(readable(record)))
-
-
 def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
