@@ -9,6 +9,7 @@ from spectra.quoting import readable
 from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.tables.landscape import cell
+from spectra.tables.noise import noise_parts, worst_parts
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
@@ -34,6 +35,7 @@ def step_parts(record: Record) -> list[Any]:
     if (entry := next((one for one in results if has_layers(one)), None)) is not None:
         one = entry.along[min(1, len(entry.along) - 1)]
         parts += [f"{entry.curvature} along {one.direction}, {OF_LAYERS}", layer_table(one)]
+    parts += [*noise_parts(point, results), *worst_parts(point, results)]
     return [*parts, cost_table(results), *remarks(record)]
 
 
