@@ -8,6 +8,7 @@ from typing import Any
 
 from spectra.records.entry import MOST_BY_EXAMPLE, Entry, cost_of, with_errors
 from spectra.records.fields import Matrix, Vector, stored, written
+from spectra.records.localisation import Localisation
 
 MOST_ROWS = 20  # that a notebook shows
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
@@ -34,6 +35,9 @@ class EigResult(Entry):
     sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
+    localisation: Localisation | None = field(  # of the eigenvectors; None where they were not in memory
+        default=None, metadata=written(omitted=lambda entry: entry.localisation is None)
+    )
     # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
     spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))  # (k,) standard deviation
     values_by_example: Matrix | None = field(
@@ -80,6 +84,9 @@ class EigResult(Entry):
     def exact(self) -> bool:
         """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
         return self.sampling_errors is None
+
+    def is_finite(self) -> bool:
+        return Entry.is_finite(self.changed(localisation=None))  # in which nan is what gaps do not tell
 
     def summary(self) -> str:
         if self.spread is not None:

@@ -25,6 +25,7 @@ from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.problem.problem import Problem
+from spectra.problem.side_effects import generators_restored
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
@@ -34,6 +35,7 @@ from spectra.records.trace import TraceResult
 from spectra.training.examples import examples_of
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
+from spectra.training.trackers import scalars, tracker
 from spectra.wording import outline
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
@@ -48,7 +50,12 @@ class Recording:
     loss: float  # the mean over the examples watched, in eval mode
     eigenpairs: dict[str, Eigenpairs]
     traces: dict[str, TraceEstimate]
+    products: int  # in all, checks included
     seconds: float  # in all
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
+        return scalars(self.loss, self.seconds, self.products, self.eigenpairs, self.traces)
 
     __repr__ = outline
 
@@ -92,6 +99,9 @@ class Watch:
         seed: seed of starting vectors, probes and drawn labels, the same at every step.
         memory: bytes that products may take besides model and data, by default a quarter of the device's.
         save_vectors: leave eigenvectors in eig.npz, k n numbers a recording: overlaps between steps need them.
+        log: where each recording's numbers go besides files: an object with .log(values, step), as wandb's run, a
+            SummaryWriter of TensorBoard, a logger of Lightning's, or a function (values, step). Where it fails, that is
+            one line too.
         options: further fields of spectra.Problem, as weight_decay or output_key.
     """
 
@@ -111,6 +121,7 @@ class Watch:
         seed: int = 0,
         memory: int | None = None,
         save_vectors: bool = False,
+        log: Any = None,
         **options: Any,
     ):
         if not isinstance(model, nn.Module):
@@ -120,6 +131,7 @@ class Watch:
         self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
         self.tolerance, self.rtol, self.seed, self.memory = tolerance, rtol, seed, memory
         self.save_vectors, self.options = save_vectors, options
+        self.tracker = None if log is None else tracker(log)
         self._refuse_numbers()
         with undisturbed(self.model):
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
@@ -135,11 +147,22 @@ class Watch:
             return None
         try:
             with undisturbed(self.model), self._unobserved():
-                return self._record(step)
+                recording = self._record(step)
         except Exception as error:
             told = error if isinstance(error, SpectraError) else describe(error)
             log.warning("spectra.watch: step %d is not recorded: %s", step, told)
             return None
+        self._track(recording)
+        return recording
+
+    def _track(self, recording: Recording) -> None:
+        if self.tracker is None:
+            return
+        try:
+            with generators_restored():
+                self.tracker(recording.scalars(), recording.step)
+        except Exception as error:
+            log.warning("spectra.watch: step %d is not logged: %s", recording.step, describe(error))
 
     def _refuse_numbers(self) -> None:
         for name, number in {"every": self.every, "k": self.k, "products": self.products}.items():
@@ -211,6 +234,7 @@ class Watch:
             about.loss_value,
             {m.curvature: m.answer for m, _, _ in found},
             {m.curvature: m.answer for _, m, _ in found},
+            sum(f.eigenpairs.products + f.trace.products for f in found),
             time.perf_counter() - start,
         )
 
