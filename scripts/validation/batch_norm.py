@@ -12,7 +12,7 @@ import spectra
 from scripts.validation.digits import digits
 from scripts.validation.row import Row
 
-SOURCE = "Ghorbani, Krishnan, Xiao 2019, section 4"
+SOURCE = "Ghorbani, Krishnan, Xiao 2019"
 CLASSES, EPOCHS, BATCH = 10, 20, 64
 
 

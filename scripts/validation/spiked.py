@@ -38,7 +38,7 @@ def papyan(size: int) -> Iterator[Row]:
         yield Row(
             f"outlier of the spike {spike:g}", SOURCE, expected, value, residual, 3 * chance, note, pairs.products
         )
-    # Tracy and Widom: the largest eigenvalue of the bulk is 1.2 units below the edge on average, with a deviation of 1.3.
+    # Tracy and Widom: the largest of the bulk is 1.2 units below the edge on average, with a deviation of 1.3.
     unit = 2 ** (4 / 3) * size ** (-2 / 3)
     yield Row("edge of the bulk", SOURCE, 4.0, above.edge, above.edge_error, 5 * unit, note, found.products)
 

@@ -31,7 +31,7 @@ def rows(seeds: int = 3) -> Iterator[Row]:
             products += descend(model, images, targets, STEPS, seeds + seed, kept)
             fallen[kept] = before - loss(model, images, targets)
         shares[:, seed] = fallen["dominant"] / fallen["all"], fallen["bulk"] / fallen["all"]
-    note = f"500 digits, 64-32-32-10 with tanh, mse, {STEPS} steps after {BEFORE}, top {CLASSES} anew at each, {seeds} seeds"
+    note = f"500 digits, 64-32-32-10 with tanh, mse, {STEPS} steps after {BEFORE}, top {CLASSES} at each, {seeds} seeds"
     for kept, values, relation in zip(("dominant", "bulk"), shares, "<>", strict=True):
         error = float(values.std(ddof=1) / seeds**0.5)
         name = f"fall of the loss, {kept} subspace over all"

@@ -11,7 +11,7 @@ from torch import nn
 import spectra
 from scripts.validation.row import Row
 
-SOURCE = "Karakida, Akaho, Amari 2019, theorems 1 and 3"
+SOURCE = "Karakida, Akaho, Amari 2019"
 
 
 def rows(widths: tuple[int, ...] = (100, 200, 400, 800), seeds: int = 3) -> Iterator[Row]:
