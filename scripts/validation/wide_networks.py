@@ -43,7 +43,7 @@ def trace_size(model: nn.Module) -> int:
 
 
 def network(width: int, random: torch.Generator) -> nn.Module:
-    """Three tanh layers and a linear output, entries of variance 1 over the number of inputs, biases of variance 0.1."""
+    """Three tanh layers and a linear output; weights of variance 1 over the number of inputs, biases of 0.1."""
     layers = [nn.Linear(50, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()]
     model = nn.Sequential(*layers, nn.Linear(width, 1)).double()
     for layer in model:
