@@ -21,6 +21,10 @@ def refusal(text: str) -> SpectraError:
     return SpectraError(f"`optimizer`: {text}")
 
 
+class NotStepped(SpectraError):
+    """The error for a parameter that its optimizer has no state of yet."""
+
+
 def as_number(value: Any, what: str) -> float:
     """A number that is saved as one, or as a tensor of one entry. Raises SpectraError for anything else."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
@@ -68,7 +72,8 @@ class Entry:
     def step(self) -> float:
         """The number of steps that the parameter has had. Raises SpectraError where it has had none."""
         if (count := self.scalar("step")) < 1:
-            raise refusal(f"{foreign(self.name)} has had no step yet; take a checkpoint from later in training")
+            text = f"`optimizer`: {foreign(self.name)} has had no step yet; take a checkpoint from later in training"
+            raise NotStepped(text)
         return count
 
     def tensor(self, key: str) -> Tensor:
@@ -84,8 +89,8 @@ class Entry:
 
     def _held(self, key: str) -> Any:
         if self.state.get(key) is None:
-            raise refusal(
-                f"{foreign(self.name)} has no state ({key} is missing): it has had no step, or was added later; take a "
-                "later checkpoint, or leave it out by `params`"
+            raise NotStepped(
+                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has had no step, or was added "
+                "later; take a later checkpoint, or leave it out by `params`"
             )
         return self.state[key]
