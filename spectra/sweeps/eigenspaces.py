@@ -138,7 +138,8 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
             yield from compared("last", pairs, last, *ends)
         if scaled(pairs.found):
             note(
-                f"{pairs.found.curvature}: of a preconditioned matrix there is no share of the update, which has other coordinates"
+            name = pairs.found.curvature
+            note(f"{name}: the share of updates in leading spaces is left out, as P gives these other coordinates")
             )
         elif k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
