@@ -10,6 +10,7 @@ nothing, and leaves the caller's model as it was found.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
@@ -89,6 +90,7 @@ def eig(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_vectors: bool = False,
@@ -122,6 +124,10 @@ def eig(
             noise in their errors.
         products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
             forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
+        precondition: P of P^-1/2 A P^-1/2, which an optimizer meets in place of A, plus its weight decay: an optimizer
+            of torch, or its state; a diagonal P as a mapping from names of parameters, or a vector (n,) in their order;
+            an operator (n, n) that multiplies by P^-1/2; what `spectra.preconditioner` returns; or a name as on the
+            command line, a file of such. None: A itself.
         difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
         compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
             that takes.
@@ -170,6 +176,7 @@ def trace(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
@@ -179,8 +186,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
-            compile, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
+            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -222,6 +229,7 @@ def density(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
@@ -231,9 +239,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
-            compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written
-            too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
+            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure
+            density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -284,6 +292,7 @@ class Arguments:
     check: bool
     precision: str
     products: str
+    precondition: Any
     difference_step: float | None
     compile: bool | None
     save_every: float
@@ -319,6 +328,8 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         problem, recorded = problem_of(settings.command, given.model, given.loss, given.data, given.problem, seed)
         recorded |= {"curvature": list(names), "no_check": not given.check, "compile": given.compile}
         recorded |= {"precision": given.precision, "products": given.products, "difference_step": given.difference_step}
+        if given.precondition is None or isinstance(given.precondition, str | os.PathLike):  # an object has no name
+            recorded["precondition"] = given.precondition and os.fspath(given.precondition)
     max_products = None if given.max_products is None else whole("max_products", given.max_products, 1)
     step = None if given.difference_step is None else positive("difference_step", given.difference_step)
     require_boolean("compile", given.compile, optional=True)
@@ -335,6 +346,7 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         check=bool(given.check),
         precision=among("precision", given.precision, PRECISIONS),
         products=among("products", given.products, PRODUCTS),
+        precondition=given.precondition,
         difference_step=step,
         compile=given.compile,
         out=as_path(given.out),
@@ -352,7 +364,7 @@ def stands_for_matrix(model: Any) -> bool:
 
 def refuse_of_networks(command: str, given: Arguments) -> None:
     """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
-    named = {"loss": given.loss, "data": given.data, **given.problem}
+    named = {"loss": given.loss, "data": given.data, "precondition": given.precondition, **given.problem}
     there = [name for name, value in named.items() if value is not None and name not in ("device", "dtype")]
     there += [name for name, default in OF_NETWORKS.items() if getattr(given, name) != default]
     if there:

@@ -63,7 +63,7 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
         raise refusal("a parameter is in two of its groups; save it again")
     named = dict(model.named_parameters())
     written = _written(groups, keys)
-    names = _in_model(written, model) if written else _by_order(keys, state, model)
+    names = in_model(written, model) if written else _by_order(keys, state, model)
     found = {
         own: Entry(own, named[own].shape, group, state.get(key) or {}, named[own])
         for group, under, of_group in zip(groups, keys, names, strict=True)
@@ -115,7 +115,7 @@ def _by_order(keys: list[list], state: Mapping[Any, Mapping], model: nn.Module) 
     return by_order([[_shape(state.get(key) or {}) for key in own] for own in keys], model)
 
 
-def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
+def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
     """The names of the model for those in a file, whatever wrapper stood around the model there.
 
     Of tied parameters it is the first name. Raises SpectraError where several prefixes would do.

@@ -60,7 +60,8 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
-    classes = None if session.request.by_inputs else session.subject.classes
+    other = session.request.by_inputs or session.request.preconditioner
+    classes = None if other else session.subject.classes  # which tell of the matrix as it is
     of_one = not session.request.by_inputs
     results = [
         density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)
