@@ -137,10 +137,8 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
         if k and (ends := comparable(here, final)):
             yield from compared("last", pairs, last, *ends)
         if scaled(pairs.found):
-            note(
             name = pairs.found.curvature
             note(f"{name}: the share of updates in leading spaces is left out, as P gives these other coordinates")
-            )
         elif k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
             yield derived(
