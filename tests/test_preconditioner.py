@@ -234,6 +234,7 @@ def test_nadam_has_the_coefficients_of_its_last_step(decay):
 
 # Settings in which the preconditioner stays as it is: averages that hardly forget, after 1e11 steps.
 LONG = {"betas": (0.9, 1 - 1e-9)}
+NOT_CLIPPED = {"d": 1e12, "eps": (None, 10.0)}
 HELD = {
     "gradient descent": ("SGD", {}, 2),
     "heavy ball": ("SGD", {"momentum": 0.8}, 2 + 1.6),
@@ -251,6 +252,8 @@ HELD = {
     "RMSprop": ("RMSprop", {"alpha": 1 - 1e-9, "centered": True}, 2),
     "RMSprop with momentum": ("RMSprop", {"alpha": 1 - 1e-9, "momentum": 0.8}, 3.6),
     "Adadelta": ("Adadelta", {"rho": 1.0}, 2),
+    "Adafactor": ("Adafactor", NOT_CLIPPED, None),
+    "Adafactor, decoupled decay": ("Adafactor", NOT_CLIPPED | {"weight_decay": 0.7}, None),
 }
 
 
@@ -265,7 +268,7 @@ def held(name: str, options: dict, groups=None, start: float = 1e-9):
             p.mul_(start)
     for state in optimizer.state.values():
         for key, value in state.items():
-            if key in ("exp_avg_sq", "square_avg", "sum", "acc_delta"):
+            if key in ("exp_avg_sq", "square_avg", "sum", "acc_delta", "row_var", "col_var", "variance"):
                 value.copy_(torch.rand(value.shape, generator=generator, dtype=value.dtype) + 0.3)
             elif key == "step":
                 value.fill_(1e11)
