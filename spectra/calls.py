@@ -269,11 +269,11 @@ def density(
 CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density}
 
 
-def draw(measures: dict[str, Any], path: Path) -> None:
+def draw(measures: dict[str, Any], path: Path, thresholds: Sequence[float | None] = ()) -> None:
     """Write the figure of densities."""
     from spectra.plots.files import draw_density  # matplotlib, which a call without `out` does not need
 
-    draw_density(measures, path)
+    draw_density(measures, path, thresholds)
 
 
 @dataclass(frozen=True)

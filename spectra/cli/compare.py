@@ -72,10 +72,11 @@ def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
 
 def figures(found: Compared) -> dict[str, Any]:
     """All figures of a comparison, by the names of their files."""
+    from spectra.plots.compared import title_of
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
 
-    made = {"compare": comparison_figure(found.comparison)}
+    made = {"compare": comparison_figure(found.comparison, title_of(found.record))}
     if found.held_out:
         made["compare-held-out"] = held_out_figure(found.held_out)
     if found.record.subsample:

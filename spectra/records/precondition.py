@@ -56,3 +56,8 @@ class PreconditionRecord(Stored):
 def titled(curvature: str, precondition: PreconditionRecord | None) -> str:
     """The name of a matrix for a reader: `hessian, preconditioned`."""
     return f"{curvature}, preconditioned" if precondition else curvature
+
+
+def number(threshold: float) -> str:
+    """A threshold to five digits, as `38000` or `1.2667e6`."""
+    return f"{threshold:.5g}".replace("e+0", "e")

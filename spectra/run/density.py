@@ -13,6 +13,7 @@ from spectra.krylov.placement import Placement
 from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
+from spectra.records.precondition import titled
 from spectra.records.record import Record
 from spectra.run import by_inputs
 from spectra.run.kernels import exact_kernels, kernels
@@ -20,7 +21,8 @@ from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.recording import density_result
 
-Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
+# The measures of matrices by name, the file for their figure, and the thresholds of stability of their eigenvalues.
+Draw = Callable[[dict[str, SpectralMeasure], Path, list[float | None]], None]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     ]
     record = session.record(found, [r.changed(method=methods.get(r.curvature, r.method)) for r in results])
     if path and session.first:
-        draw(finite, path)
+        found = session.about.get("precondition")
+        thresholds = [found.threshold_of(name) if found else None for name in finite]
+        draw({titled(name, found): measure for name, measure in finite.items()}, path, thresholds)
     session.keep(record)
     return record

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from spectra.quoting import quoted
-from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord
+from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord, number
 from spectra.records.record import Record
-from spectra.wording import with_error
+from spectra.wording import brief
 
 FROM_THE_TOP = ("LM", "LA", "BE")  # eigenvalues of eig among which the largest is
 
@@ -44,7 +44,7 @@ def threshold_lines(record: Record) -> Iterator[str]:
         limit = found.threshold_of(entry.curvature)
         if limit and (largest := largest_of(record, entry)):
             what, value, error = largest
-            share = with_error(value / limit, error / limit, most=3, digits=1)
+            share = brief(value / limit, error / limit)
             yield f"{entry.curvature}: {what} is at {share} of it"
     if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
         yield f"{', '.join(names)}: of products of gradients, to which weight decay is not added"
@@ -56,11 +56,6 @@ def threshold_text(found: PreconditionRecord) -> str:
     lower, upper = found.threshold, found.get("threshold_upper")
     shown = number(lower) if upper is None or number(lower) == number(upper) else f"{number(lower)} to {number(upper)}"
     return f"{shown} ({found.optimizer}, {rate})"
-
-
-def number(value: float) -> str:
-    """A threshold to five digits."""
-    return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.4g}".replace("e+0", "e")
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
