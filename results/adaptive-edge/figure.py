@@ -85,11 +85,16 @@ def line(name: str, run: Evolution) -> str:
     limit = [row.value for row in times_rate(run).select("threshold") if row.step >= SETTLED and row.value is not None]
     share = np.array([row.value for row in run.select("over_threshold", index=1) if row.step >= SETTLED])
     plain = evolution_of(HERE / "runs-plain" / name).select("eigenvalue", index=1)[-1]
-    return (
-        f"| {TITLES[name]} | {train.RUNS[name][1]['lr']:g} | {limit[0]:.3g} to {limit[-1]:.3g} | {settled.mean():.2f} "
-        f"({settled.min():.2f} to {settled.max():.2f}) | {share.mean():.2f} ± {share.std(ddof=1):.2f} | {plain.value:.1f} "
-        f"| largest residual {max(errors):.0e}, {plain.error:.0e}"
+    cells = (
+        TITLES[name],
+        f"{train.RUNS[name][1]['lr']:g}",
+        f"{limit[0]:.3g} to {limit[-1]:.3g}",
+        f"{settled.mean():.2f} ({settled.min():.2f} to {settled.max():.2f})",
+        f"{share.mean():.2f} ± {share.std(ddof=1):.2f}",
+        f"{plain.value:.1f}",
+        f"largest residuals {max(errors):.0e} and {plain.error:.0e}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

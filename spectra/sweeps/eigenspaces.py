@@ -160,7 +160,7 @@ def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray,
 def scaled(found: Found) -> bool:
     """Whether eigenvectors are in coordinates P^1/2 x, not in those of the parameters; SGD has P = I."""
     of = found.problem.get("precondition")
-    return of is not None and of.optimizer != "SGD"
+    return of is not None and of.get("optimizer") != "SGD"
 
 
 def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

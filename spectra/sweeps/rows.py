@@ -61,14 +61,15 @@ def threshold_rows(found: Found, eigenvalues: Sequence[Row]) -> Iterator[Row]:
     """Rows of the threshold of stability, and of eigenvalues over it, where they are of a preconditioned matrix."""
     if (of := found.problem.get("precondition")) is None:
         return
-    if of.rate is not None:
-        yield found.row("learning_rate", None, of.rate, products=None, converged=None)
-    if of.threshold is None:
+    untaken = {"products": None, "converged": None}  # what no product was made for
+    if (rate := of.get("rate")) is not None:
+        yield found.row("learning_rate", None, rate, **untaken)
+    if (threshold := of.threshold_of(found.curvature)) is None:
         return
-    yield found.row("threshold", None, of.threshold, upper=of.threshold_upper, products=None, converged=None)
+    yield found.row("threshold", None, threshold, upper=of.get("threshold_upper"), **untaken)
     for row in eigenvalues:
         if row.value is not None and row.error is not None:
-            value, error = (number / of.threshold for number in (row.value, row.error))
+            value, error = (number / threshold for number in (row.value, row.error))
             yield replace(row, quantity="over_threshold", value=value, error=error)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from spectra.quoting import quoted
 from spectra.records.density import Share
+from spectra.records.precondition import number
 from spectra.records.sweep import Evolution, Row
 from spectra.tables.results import new_table, percentage, rendered
 from spectra.wording import with_error
@@ -36,7 +37,7 @@ def threshold_text(evolution: Evolution, curvature: str, seed: int) -> str:
         return ""
     rows = evolution.select("threshold", curvature=curvature, seed=seed)
     values = [row.value for row in rows if row.value is not None]
-    ends = " to ".join(dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values)))) if values else "none"
+    ends = " to ".join(dict.fromkeys(map(number, (min(values), max(values))))) if values else "none"
     return f", preconditioned by {', '.join(map(quoted, evolution.precondition))}; threshold of stability: {ends}"
 
 
