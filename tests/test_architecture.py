@@ -41,7 +41,7 @@ ROOMS = [
     {"resume", "cluster"},
     {"spectrum"},
     {"run"},
-    {"comparison", "layerwise", "surfaces", "sweeps"},
+    {"comparison", "layerwise", "steps", "surfaces", "sweeps"},
     {"plots"},
     {"tables"},
     {"page"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.rules import RULES, recognise
-from spectra.optimizer.saved import read_entries
+from spectra.optimizer.saved import Entries, read_entries
 from spectra.problem.choice import choose_parameters
 from spectra.quoting import foreign
 from spectra.wording import outline
@@ -36,6 +36,7 @@ class Preconditioner:
     rate: float | None  # eta; None where rates differ
     threshold: Threshold  # of the eigenvalues of the whole
     sign: float = 1.0
+    matched: str | None = None  # how a saved state's parameters were told: names, or order; None: they were known
 
     __repr__ = outline
 
@@ -73,20 +74,29 @@ def preconditioner(
             none that is certainly its own, or P is not positive and finite.
     """
     chosen = choose_parameters(model) if parameters is None else parameters
-    if isinstance(optimizer, Mapping):
-        kind, entries = read_entries(optimizer, model, name)
-    else:
-        kind, entries = _live(optimizer, model, name)
-    if missing := [own for own in chosen if own not in entries]:
+    held = entries_of(optimizer, model, chosen, name)
+    return replace(_of_entries(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
+
+
+def entries_of(
+    optimizer: Optimizer | Mapping, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
+) -> Entries:
+    """What an optimizer, or its state dict, holds of the chosen parameters and others; arguments as `preconditioner`'s.
+
+    Raises SpectraError where a chosen one is not certainly among those that it moves.
+    """
+    read = read_entries if isinstance(optimizer, Mapping) else _live
+    held = read(optimizer, model, name)
+    if missing := [own for own in chosen if own not in held.by_name]:
         rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise refusal(
             f"{foreign(missing[0])}{rest} not among its parameters; leave out by `params` what it does not move"
         )
-    return _of_entries(kind, [entries[own] for own in chosen], name)
+    return held
 
 
-def _live(optimizer: Any, model: nn.Module, name: str | None) -> tuple[str, dict[str, Entry]]:
-    """The name in RULES and the entries of an optimizer in memory, which knows its parameters themselves."""
+def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
+    """What an optimizer in memory holds, which knows its parameters themselves."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
@@ -98,11 +108,12 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> tuple[str, dict
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     rule = recognise(optimizer.param_groups, states, name or kind.__name__)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    return rule, {
+    held = {
         own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}))
         for own, p in model.named_parameters()
         if id(p) in groups
     }
+    return Entries(rule, held, matched=None)
 
 
 def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditioner:
@@ -112,7 +123,7 @@ def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditi
     signs = {entry.on("maximize") for entry in entries}
     if len(signs) > 1:
         raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
-    decoupled = [_decoupled(entry, kind, name) for entry in entries]
+    decoupled = [is_decoupled(entry, kind, name) for entry in entries]
     decays = [entry.number("weight_decay") for entry in entries]
     roots, added, shares = [], [], []
     for entry, eta, apart, decay in zip(entries, rates, decoupled, decays, strict=True):
@@ -141,7 +152,7 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
     return diagonal
 
 
-def _decoupled(entry: Entry, kind: str, name: str | None) -> bool:
+def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
     """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
     if kind == "AdamW":
         return True

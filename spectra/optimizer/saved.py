@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +32,17 @@ def is_optimizer_state(value: Any) -> bool:
     return flat or (isinstance(value.get(STATE), Mapping) and isinstance(value.get(GROUPS), list | tuple))
 
 
-def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> tuple[str, dict[str, Entry]]:
-    """The optimizer's name in RULES, and the Entry of each parameter that it has, under its name in the model.
+@dataclass(frozen=True)
+class Entries:
+    """What an optimizer holds of each parameter that it has, by its name in the model."""
+
+    kind: str  # the optimizer's name in RULES
+    by_name: dict[str, Entry]
+    matched: str | None  # how a saved state's parameters were told: names, or order; None: the optimizer has them
+
+
+def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> Entries:
+    """What a saved optimizer holds of each of a model's parameters.
 
     Args:
         state_dict: what `optimizer.state_dict()` returned.
@@ -50,12 +60,15 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
     if any(count > 1 for count in Counter(key for own in keys for key in own).values()):
         raise refusal("a parameter is in two of its groups; save it again")
     named = dict(model.named_parameters())
-    return rule, {
+    written = _written(groups, keys)
+    names = _in_model(written, model) if written else _by_order(keys, state, model)
+    found = {
         own: Entry(own, named[own].shape, group, state.get(key) or {})
-        for group, under, written in zip(groups, keys, _names(groups, keys, state, model), strict=True)
-        for key, own in zip(under, written, strict=True)
+        for group, under, of_group in zip(groups, keys, names, strict=True)
+        for key, own in zip(under, of_group, strict=True)
         if own in named
     }
+    return Entries(rule, found, "names" if written else "order")
 
 
 def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
@@ -83,15 +96,20 @@ def _unflattened(flat: Mapping) -> tuple[dict[str, dict], list[dict]]:
     return parts[STATE], [options | {"params": [own]} for own, options in parts[GROUPS].items()]
 
 
-def _names(groups: Sequence[Mapping], keys: list[list], state: Mapping, model: nn.Module) -> list[list[str]]:
-    """The names in the model of the parameters of each group; those that the model lacks as they are written."""
+def _written(groups: Sequence[Mapping], keys: list[list]) -> list[list[str]] | None:
+    """The names of the parameters of each group as the file has them; None where it has numbers alone."""
     if all(isinstance(key, str) for own in keys for key in own):
-        return _in_model(keys, model)
-    if all("param_names" in group for group in groups):
-        written = [list(dict.fromkeys(group["param_names"])) for group in groups]
-        if [len(own) for own in written] != [len(own) for own in keys]:
-            raise refusal("its param_names and params differ in number; save optimizer.state_dict() again")
-        return _in_model(written, model)
+        return keys
+    if not all("param_names" in group for group in groups):
+        return None
+    written = [list(dict.fromkeys(group["param_names"])) for group in groups]
+    if [len(own) for own in written] != [len(own) for own in keys]:
+        raise refusal("its param_names and params differ in number; save optimizer.state_dict() again")
+    return written
+
+
+def _by_order(keys: list[list], state: Mapping[Any, Mapping], model: nn.Module) -> list[list[str]]:
+    """The names in the model of the parameters of each group, by their order and shapes."""
     return by_order([[_shape(state.get(key) or {}) for key in own] for own in keys], model)
 
 
