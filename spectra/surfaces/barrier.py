@@ -1,4 +1,4 @@
-"""The barrier of linear mode connectivity: how far the loss between two checkpoints rises above the line between theirs.
+"""The barrier of linear mode connectivity: how far the loss between two checkpoints rises above the chord of theirs.
 
     height  =  max over t in (0, 1) of  L(theta_t) - ((1 - t) L(theta_0) + t L(theta_1)),   theta_t on the way
 
@@ -50,7 +50,7 @@ def barrier(
     by_example: Callable[[float], Sequence[float] | None],
     epsilon: float,
 ) -> Barrier:
-    """Find the barrier from losses at t (points,), of which 0 and 1 are two, by at most 12 losses more around the largest.
+    """Find the barrier from losses at t (points,), among them 0 and 1, and from 12 more, at most, around the largest.
 
     Args:
         evaluate: the losses at other t.

@@ -1,4 +1,4 @@
-"""Another checkpoint of the network that a problem has: its weights and statistics, beside those that the model holds."""
+"""Another checkpoint of a problem's network: its weights and statistics, beside those that the model holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import _unsafe_preserve_version_counter
 
 from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
@@ -21,7 +22,7 @@ from spectra.quoting import quoted
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The parameters and buffers of another checkpoint that differ from the model's own, by name, as the model has them."""
+    """The parameters and buffers of another checkpoint that differ from the model's own, by their names there."""
 
     path: str
     values: Mapping[str, Tensor]
@@ -61,7 +62,9 @@ def elsewhere(problem: Problem, path: str, key: str | None, option: str) -> Else
             found, sha256 = read_parameters(path, shapes, key), None
             values = {name: value.to(own[name]) for name, value in found.items()}
         else:
-            with standing(own, {name: tensor.data.clone() for name, tensor in own.items()}):
+            copies = {name: tensor.data.clone() for name, tensor in own.items()}
+            # What is loaded into the copies is no change of the model's own, which matrices would take it for.
+            with _unsafe_preserve_version_counter(tuple(own.values())), standing(own, copies):
                 sha256 = load_checkpoint(problem.model, path, key)["sha256"]
                 values = {name: tensor.data for name, tensor in own.items()}
     except SpectraError as error:

@@ -1,8 +1,8 @@
 """The plane through a checkpoint that is nearest to a trajectory of checkpoints, and their places in it.
 
-With M (k, n) of rows theta_i - theta, the plane is spanned by the two leading right singular vectors of M, and the share
-of the squared distances |theta_i - theta|^2 that lies in it is what they explain. Both come from M M' (k, k), so that no
-more rows are held at once than memory has room for.
+With M (k, n) of rows theta_i - theta, it is spanned by the two leading right singular vectors of M, which explain a
+share of the squared distances |theta_i - theta|^2. Both come from M M' (k, k), so that no more rows are held at once
+than memory has room for.
 
 Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*, section 7, take the components
 about the mean of the trajectory and draw them through its end. Here they are about the checkpoint through which the
