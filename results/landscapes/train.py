@@ -1,7 +1,8 @@
 """Train the demonstration network on digits by Adam, from one start with two orders of the examples, and from later on.
 
-Writes checkpoints/first/step-*.pt (a training, from its start to its end), and the ends of trainings that saw the examples
-in another order: from the start (second.pt), and from step 100 of the first (sibling.pt).
+Writes checkpoints/first/step-*.pt, a training from its start to its end, and the ends of three others: from the same
+start with the examples in another order (second.pt), from step 100 of the first on in another order (sibling.pt), and
+from another start (stranger.pt).
 """
 
 from pathlib import Path
@@ -24,6 +25,8 @@ def main() -> None:
     first = Path("checkpoints/first")
     train(images, labels, start, None, order=0, steps=range(STEPS), folder=first)
     train(images, labels, start, None, order=1, steps=range(STEPS), file=Path("checkpoints/second.pt"))
+    torch.manual_seed(1)
+    train(images, labels, mlp().state_dict(), None, order=0, steps=range(STEPS), file=Path("checkpoints/stranger.pt"))
     held = torch.load(first / f"step-{SPLIT}.pt", weights_only=True)
     steps = range(SPLIT, STEPS)
     train(images, labels, held["model"], held["optimizer"], order=2, steps=steps, file=Path("checkpoints/sibling.pt"))

@@ -35,7 +35,7 @@ AHEAD = (GRADIENT, UPDATE, MOMENTUM)  # kinds that are looked along rather forwa
 class Direction:
     """d, and what is known of it; an eigenvector has norm 1, so that t in theta + t d is a distance."""
 
-    name: str  # `1`, `lowest`, `random 2`, `gradient`, `checkpoint:late.pt`, `component 1`
+    name: str  # `1`, `lowest`, `random 2`, `gradient`, `checkpoint:late.pt`, `PC 1`
     kind: str
     source: str  # the file of an earlier `eig`, another checkpoint, or `computed` or `drawn`
     vector: Tensor  # (n,), whole on every process
@@ -64,7 +64,7 @@ def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 def components(globs: Sequence[str], path: str) -> list[str]:
     """The names of the two components of one of the globs; they are numbered where there are several."""
     of = f" of path {globs.index(path) + 1}" if len(globs) > 1 else ""
-    return [f"{COMPONENT} {i}{of}" for i in (1, 2)]
+    return [f"PC {i}{of}" for i in (1, 2)]
 
 
 def find_directions(

@@ -64,7 +64,7 @@ class Names:
 
     def __init__(self, results: Sequence[LandscapeResult]):
         ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if d.kind == CHECKPOINT]
-        self.files = short_paths([*[entry.checkpoint for entry in results if entry.checkpoint], *ways])
+        self.files = short_paths(ways) | short_paths([entry.checkpoint for entry in results if entry.checkpoint])
 
     def file(self, path: str | None) -> str:
         """A checkpoint."""
@@ -116,9 +116,9 @@ def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
     if not found:
         return []
     several = len({entry.checkpoint for entry, _ in found}) > 1
-    table = new_table(
-        *["from"] * several, "to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", ""
-    )  # the last: whether there is one
+    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    table = new_table(*["from"] * several, *ends)
     for entry, line in found:
         one = line.barrier
         error = math.nan if one.standard_error is None else one.standard_error
@@ -130,7 +130,7 @@ def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
             f"{one.t:.3f}",
             f"{one.start:.4g}",
             f"{one.end:.4g}",
-            {True: "", False: "none", None: "not finite"}[one.present],
+            {True: "yes", False: "no", None: "not finite"}[one.present],
         )
     reasons = dict.fromkeys(line.barrier.without_error for _, line in found if line.barrier.without_error)
     return [BARRIER, table, *[f"no standard error: {reason}" for reason in reasons if "finite" not in reason]]
