@@ -133,9 +133,9 @@ def axis_title(panel: Panel, place: int, called: Names) -> str:
     """The label of a side of a plane."""
     plane, direction = panel.found, panel.directions[place]
     if plane.trajectory:
-        return f"{direction.name}, {plain(100 * plane.trajectory.shares[place], 3)} % of squared distance"
+        return f"{direction.name} ({plain(100 * plane.trajectory.shares[place], 3)} %)"
     text = title(direction, called)
-    return f"{text}, less its part along x" if place and plane.orthogonal else text
+    return f"{text.partition(',')[0]}, orthogonal part" if place and plane.orthogonal else text
 
 
 def head(axes: Axes, text: str, width: float) -> None:
@@ -163,11 +163,13 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
     parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
     if lines:
         grid = parts[0].add_gridspec(2 * bands, columns, height_ratios=[2.2, 1.1] * bands)
-        for i, group in enumerate(groups.values()):
+        row = list(groups.values())
+        for i, group in enumerate(row):
             band, column = divmod(i, columns)
+            told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_lines(above, below, group, PAGE / columns - 0.7, not column, checkpoints, called)
+            draw_lines(above, below, group, PAGE / columns - 0.7, not column, told, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
         draw_spread(parts[-1].add_subplot(), spread)
@@ -195,7 +197,8 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> t
             ("10 % of the quadratic term", Patch(color=BAND)),
         ]
     if not checkpoints and any(panel.found.holds for panel in lines):
-        found.append(("where it is within that", Patch(color=HOLDS)))
+        text = "where it is within that" if departs else "where it is within 10 % of the quadratic term"
+        found.append((text, Patch(color=HOLDS)))
     if barrier:
         found.append(("chord between checkpoints", Line2D([], [], color=CHORD, linewidth=1.2, linestyle=(0, (1, 1)))))
         if not checkpoints:
@@ -214,6 +217,7 @@ def draw_lines(
     group: Sequence[Panel],
     width: float,
     first: bool,
+    told: bool,
     checkpoints: Sequence[str],
     called: Names,
 ) -> None:
@@ -254,9 +258,10 @@ def draw_lines(
     below.set_xlabel(UNITS.get(direction.kind, "t"))
     if first:
         above.set_ylabel("loss")
-    if first or group[0].found.barrier:
+    if told:
         below.set_ylabel("above chord" if group[0].found.barrier else "departure")
-    lines = [group[0].matrix, short_title(direction, called) if len(group) == 1 else called(direction.name)]
+    name = f"eigenvector {direction.name}" if direction.name.isdigit() else called(direction.name)
+    lines = [group[0].matrix, name if checkpoints else short_title(direction, called)]
     if group[0].found.barrier and len(group) == 1:
         lines.append(barrier_title(group[0].found.barrier))
     head(above, "\n".join(lines), width)
@@ -395,8 +400,9 @@ def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
         side = "left" if mark.x < middle else "right"
         name = settable(mark.name) if panel.found.trajectory else called.file(mark.name)
         (text,) = shortened([name], 72 * 1.2, 7)
-        shift = (4 if side == "left" else -4, 4)
-        look = {"fontsize": 7, "ha": side, "va": "bottom", "zorder": 8}
+        shift = (5 if side == "left" else -5, 5)
+        behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+        look = {"fontsize": 7, "ha": side, "va": "bottom", "zorder": 8, "bbox": behind}
         axes.annotate(text, (mark.x, mark.y), xytext=shift, textcoords="offset points", **look)
 
 

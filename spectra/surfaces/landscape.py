@@ -44,6 +44,7 @@ BEYOND = 1 / 6  # of the way to another checkpoint, which a line goes on beyond 
 BEHIND = 4  # points ahead for each one behind, along directions of training
 ROOM = 1.25  # times the critical step of the quadratic model, up to which a line along them goes
 PARALLEL = 1e-9  # of the cosine of two directions, within which they span no plane
+FAR = 4.0  # times |theta|, up to which that step is shown
 STEPS = 2.0  # of the optimizer, which its line holds at least
 Step = Callable[[Callable[[], Any]], Any]  # how a part of the work is done: at once, or taken from a run cut off
 
@@ -311,5 +312,5 @@ def default_radius(direction: Direction, curvature: float, point: Point, slope: 
     height = RISE * max(point.loss, FLOOR)
     radius = (2 * height / abs(curvature)) ** 0.5 if curvature else furthest
     if direction.kind in AHEAD and slope * curvature < 0:
-        radius = ROOM * 2 * abs(slope / curvature)
+        radius, furthest = ROOM * 2 * abs(slope / curvature), FAR * furthest
     return max(min(radius, furthest), STEPS if direction.kind == UPDATE else 0.0)
