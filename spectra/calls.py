@@ -1,4 +1,4 @@
-"""`spectra.eig`, `spectra.trace` and `spectra.density`: the commands as calls from Python.
+"""`spectra.eig`, `spectra.trace`, `spectra.density` and `spectra.step`: the commands as calls from Python.
 
 They check, resume, deflate and record as the commands do, since both hand a request to `spectra.run`. A call prints
 nothing, and leaves the caller's model as it was found.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from numbers import Real
 from pathlib import Path
@@ -50,6 +50,7 @@ from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
 from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
+from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.run.density import DensitySettings
 from spectra.run.density import density as densities
@@ -60,8 +61,12 @@ from spectra.run.request import Request, S
 from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
 from spectra.run.trace import trace as traces
+from spectra.steps.run import StepSettings
+from spectra.steps.run import step as steps
 
 ENDS = ("LM", "LA", "SA", "BE")
+OF_STEPS = ("hessian", "ggn")  # matrices of a step, unless others are asked for
+OF_EXACT = {"precision": IEEE, "products": EXACT, "difference_step": None}  # of calls that have no other products
 # Keywords that name the problem, beside model, loss, data and seed.
 PROBLEM = tuple(
     name
@@ -258,7 +263,86 @@ def density(
         return as_asked(densities(session, draw).results, curvature)
 
 
-CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density}
+def step(
+    model: Any,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    optimizer: Any = None,
+    to: Any = (),
+    curvature: str | Sequence[str] = OF_STEPS,
+    k: int = K,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    out: str | Path | None = None,
+    eigenvectors: str | Path | None = None,
+    max_products: int | None = None,
+    basis: str = "auto",
+    check: bool = True,
+    compile: bool | None = None,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | bool | None = None,
+    **problem: Any,
+) -> Record:
+    """Look at what the next step of an optimizer meets: slope, curvature and loss along it, and where it points.
+
+    The directions d are -g of the gradient g, the optimizer's own update, its momentum, and the ways to other
+    checkpoints, as far as they are there.
+
+    Args:
+        model, loss, data, seed, out, max_products, basis, check, compile, save_every, progress, problem: as
+            `spectra.eig`'s, of networks. With `out` the figure step.png is written too.
+        optimizer: a torch.optim optimizer of the model, what its `state_dict()` returned, or a file that holds that;
+            None: the state in the checkpoint, if any.
+        to: another checkpoint of the same model, as a file, a module or a mapping of its parameters; or several.
+        curvature: the matrices A in d'Ad, by name. Those that the loss does not have are left out by default.
+        k: the number of leading eigenvectors in which the share of d is given; 0 leaves them out.
+        tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
+        eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
+
+    Returns:
+        The record: `point` has the loss along each direction, with the best and the critical step, and `results` an
+        entry for each matrix, with the curvature along each direction and its share in the leading eigenvectors.
+
+    Raises:
+        SpectraError, TypeError: as `spectra.eig`.
+    """
+    given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
+    if stands_for_matrix(model):
+        raise SpectraError("`model`: step takes a network, not a matrix; give a module, a name or a Problem")
+    for name in named_matrices(curvature):
+        among("curvature", name, MATRICES)
+    others = tuple(to) if isinstance(to, list | tuple) else (to,)
+    optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
+    settings = StepSettings(whole("k", k, 0), positive("tolerance", tolerance), optimizer, others)
+    asked = {"optimizer": optimizer if isinstance(optimizer, str) else None, "k": settings.k, "tol": settings.tolerance}
+    asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
+    request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.by_inputs:
+        raise SpectraError("`wrt` inputs: a step is one of the parameters; leave it out")
+    options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
+    lenient = curvature == OF_STEPS
+    request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
+    with Session(request, Caller(heard(progress))) as session:
+        record = with_figure(session, steps(session))
+        session.keep(record)
+        return record
+
+
+def with_figure(session: Session[StepSettings], record: Record) -> Record:
+    """The record with the path of its figure, which is written to `out`; without one there is none."""
+    if (out := session.request.out) is None:
+        return record.changed(figures=[])
+    from spectra.plots.files import write_png  # matplotlib, which a call without `out` does not need
+    from spectra.plots.step import step_figures
+
+    figures = step_figures(record)
+    for name, figure in figures.items() if session.first else ():
+        write_png(figure, out / f"{name}.png")
+    return record.changed(figures=[str(out / f"{name}.png") for name in figures])
+
+
+CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density, "step": step}
 
 
 def draw(measures: dict[str, Any], path: Path) -> None:

@@ -37,7 +37,7 @@ UNITS = {GRADIENT: RATE, UPDATE: STEP, MOMENTUM: RATE, CHECKPOINT: WAY}
 class Direction:
     """d, which is not zero, in the order of `problem.parameters`; its length is what makes t a learning rate or so."""
 
-    name: str  # `gradient`, `update`, `momentum`, `checkpoint`, or `checkpoint last.pt` where there are several
+    name: str  # as its kind, or `checkpoint last.pt` where there are several of them
     kind: str  # of UNITS
     vector: Tensor  # (n,), whole on every process, of the problem's dtype on the device of its vectors
     norm: float
@@ -57,10 +57,13 @@ def gradient_direction(gradient: Tensor) -> Direction:
     )
 
 
-def update_direction(problem: Problem, gradient: Tensor, optimizer: Any, name: str | None = None) -> Direction:
+def update_direction(
+    problem: Problem, gradient: Tensor, optimizer: Any, name: str | None = None, model: nn.Module | None = None
+) -> Direction:
     """The next step of an optimizer with this gradient, as `spectra.optimizer.update.next_update` makes it.
 
-    Raises SpectraError as that does, where it is zero, and where weight decay is both in the loss and the optimizer's.
+    The optimizer's `model` is that of the problem, or one of the same names, of which the problem's is a copy. Raises
+    SpectraError as that does, where the step is zero, and where weight decay is both in the loss and the optimizer's.
     """
     groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) and "param_groups" in optimizer else ()
     groups = groups or getattr(optimizer, "param_groups", ())
@@ -69,18 +72,20 @@ def update_direction(problem: Problem, gradient: Tensor, optimizer: Any, name: s
             f"`weight_decay` {problem.weight_decay:g}: the optimizer has weight decay of its own, which its update "
             "holds; leave `weight_decay` out"
         )
-    made = next_update(optimizer, problem.model, problem.parameters, gradient, name=name)
+    made = next_update(optimizer, model or problem.model, problem.parameters, gradient, name=name)
     return direction(
         UPDATE, like(problem, made), "update: the optimizer's next step is zero; look at its learning rate"
     )
 
 
-def momentum_direction(problem: Problem, optimizer: Any, name: str | None = None) -> Direction:
+def momentum_direction(
+    problem: Problem, optimizer: Any, name: str | None = None, model: nn.Module | None = None
+) -> Direction:
     """-m for the momentum m that an optimizer keeps, see `spectra.optimizer.update.momentum`.
 
-    Raises SpectraError as that does, and where it is zero.
+    Arguments are those of `update_direction`. Raises SpectraError as that does, and where it is zero.
     """
-    kept = momentum(optimizer, problem.model, problem.parameters, name=name)
+    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name)
     return direction(MOMENTUM, like(problem, kept), "momentum: it is zero; leave it out")
 
 

@@ -1,0 +1,44 @@
+"""spectra step."""
+
+from __future__ import annotations
+
+import click
+
+from spectra.cli.figures import drawn
+from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Named, Positive, with_data
+from spectra.cli.requests import request
+from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
+from spectra.defaults import TOLERANCE, K
+
+
+@click.command()
+@click.option("--optimizer", metavar="PATH", help="A file that holds the optimizer's state; ?name=AdamW names its class where the state does not tell.  [default: the state in the checkpoint]")  # fmt: skip
+@click.option("--to", metavar="PATH", multiple=True, default=(), type=Named(), help="Look along the way to this checkpoint of the same model too; repeatable.")  # fmt: skip
+@click.option("-k", "k", metavar="K", type=Count(min=0), default=K, show_default=True, help="The share of a direction in the K leading eigenvectors; 0 leaves it out.")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
+@EIGENVECTORS
+@with_data(SAVE_EVERY, curvature=("hessian", "ggn"), required=True)
+def step(optimizer, to, k, tol, **options) -> int:
+    """What the next step of the optimizer meets.
+
+    Along the gradient, the optimizer's own update, its momentum, and the way
+    to another checkpoint: slope and curvature, the best step, the step at
+    which the loss is back where it was, the curvature within and between
+    layers, and the share of the direction in the leading eigenvectors.
+
+    \b
+    spectra step --model nets.py:build --checkpoint last.pt --data digits
+    spectra step ... --optimizer optimizer.pt --to later.pt --out run1
+    """
+    with prints_to_stderr():
+        from spectra.plots.step import step_figures
+        from spectra.run.session import Session
+        from spectra.steps.run import StepSettings
+        from spectra.steps.run import step as steps
+        from spectra.tables.step import step_text
+
+        settings = StepSettings(k, tol, optimizer, to)
+        with Session(request(settings), TERMINAL) as session:
+            record = drawn(session, steps(session), step_figures)
+            session.keep(record)
+    return finish(record, options["as_json"], step_text(record))
