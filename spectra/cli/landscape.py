@@ -88,7 +88,7 @@ def alone(context, parameter, value):
 
 @click.command()
 @click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="A line along one direction or a plane of two; repeatable. 1, 2, ...: eigenvectors by |eigenvalue|; lowest: that of the lowest one; random: filter-normalised; gradient: its negative; update, momentum: the optimizer's next step and its momentum; checkpoint:PATH: the way to another checkpoint; path:GLOB: the plane of two principal components of many.")  # fmt: skip
-@click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|; between two, how far beyond either.  [default: where the quadratic term is 4 times the loss; random: 1]")  # fmt: skip
+@click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|; between two, how far beyond either.  [default: where the quadratic term is 4 times the loss; along the next step beyond where the loss is back; random: 1]")  # fmt: skip
 @click.option("--points", metavar="P", type=Odd(), help="How many on a line or a side of a plane, odd.  [default: 41; of a plane 25]")  # fmt: skip
 @click.option("--optimizer", metavar="PATH", help="The file of the optimizer's state, for update and momentum; ?name=AdamW behind it names torch's class where the state does not tell.  [default: the checkpoint]")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip

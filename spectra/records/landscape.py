@@ -14,6 +14,11 @@ from spectra.records.fields import Matrix, Stored, Vector, stored, written
 LINE, PLANE = ("t", "loss", "prediction"), ("x", "y", "loss", "prediction")  # what is kept as arrays
 
 
+def unless(name: str) -> dict[str, Any]:
+    """The metadata of a field that is left out where it is None or False."""
+    return written(omitted=lambda whole: not getattr(whole, name))
+
+
 @stored
 class Direction(Stored):
     """A direction d in parameter space."""
@@ -64,7 +69,7 @@ class Line(Stored):
     prediction: Vector  # nan where buffers change on the way
     departure: Vector  # loss less prediction
     holds: Holds | None  # None where nothing is predicted
-    barrier: Barrier | None = None  # on the way to another checkpoint
+    barrier: Barrier | None = field(default=None, metadata=unless("barrier"))  # on the way to another checkpoint
 
     @property
     def origin(self) -> int:
@@ -100,13 +105,13 @@ class Plane(Stored):
 
     along: list[str]  # two
     cosine: float  # between the two directions
-    orthogonal: bool = False  # whether e is what of the second direction is orthogonal to the first
+    orthogonal: bool = field(default=False, metadata=unless("orthogonal"))  # e is that part of the second direction
     x: Vector
     y: Vector
     loss: Matrix  # (y, x)
     prediction: Matrix  # (y, x); nan where buffers change too
-    marks: list[Mark] | None = None
-    trajectory: TrajectoryRecord | None = None
+    marks: list[Mark] | None = field(default=None, metadata=unless("marks"))
+    trajectory: TrajectoryRecord | None = field(default=None, metadata=unless("trajectory"))
 
 
 @stored
@@ -136,7 +141,7 @@ class LandscapeResult(Entry):
     """The loss around a point, along lines and in planes, beside the prediction by one matrix."""
 
     method: str
-    checkpoint: str | None = None  # where there are several
+    checkpoint: str | None = field(default=None, metadata=unless("checkpoint"))  # where there are several
     loss: float
     gradient_norm: float
     parameter_norm: float
