@@ -112,8 +112,18 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         top.plot(steps, [row.smallest for row in rows], color=COLOURS[2], linestyle=(0, (5, 2)), label="fifth")
         top.set(ylabel="Hessian eigenvalue", ylim=(0, None))
         top.legend(frameon=False, fontsize=8)
-        bottom.plot(steps, [row.fresh_products for row in rows], ".", color=COLOURS[1], ms=3, label="afresh, others searched for")
-        for searched, marker, label in ((True, "s", "from the last, others searched for"), (False, "o", "from the last")):
+        bottom.plot(
+            steps,
+            [row.fresh_products for row in rows],
+            ".",
+            color=COLOURS[1],
+            ms=3,
+            label="afresh, others searched for",
+        )
+        for searched, marker, label in (
+            (True, "s", "from the last, others searched for"),
+            (False, "o", "from the last"),
+        ):
             some = [row for row in rows if row.searched == searched]
             look = {"color": COLOURS[0], "ms": 3, "mfc": COLOURS[0] if searched else "white", "linestyle": "none"}
             bottom.plot([r.step for r in some], [r.warm_products for r in some], marker, label=label, **look)

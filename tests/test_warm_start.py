@@ -83,7 +83,7 @@ def test_an_eigenvalue_that_rises_from_below(blind, monkeypatch):
     From old eigenvectors alone no other search can see it.
     """
     if blind:
-        monkeypatch.setattr(WarmStart, "starts", lambda start, operator: start.vectors)
+        monkeypatch.setattr(WarmStart, "starts", lambda start, *_: start.vectors)
     start = WarmStart(5, 1e-3)
     assert search(start, BASE).complete
     assert search(start, BASE).complete is None
