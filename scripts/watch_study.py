@@ -23,7 +23,7 @@ from torch import nn
 import spectra
 from scripts.benchmarks.record import git, installed, machine
 from spectra.demo import mlp
-from spectra.inputs.data import load_data
+from spectra.inputs.data import digits
 from spectra.plots.style import COLOURS, STYLE, save_figure
 from spectra.training.watch import Recording
 
@@ -78,8 +78,8 @@ def compare(warm: Recording, fresh: Recording, rate: float) -> Row:
 
 def train(out: Path) -> list[Row]:
     """Train the network on the digits, its rate falling to zero as a cosine, and record in both ways."""
-    digits = load_data("digits", None, 0)
-    x, y = digits.inputs, digits.targets
+    images, labels = digits()
+    x, y = images.flatten(1), labels
     torch.manual_seed(0)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
@@ -93,7 +93,7 @@ def train(out: Path) -> list[Row]:
     rows = []
     for step in range(STEPS + 1):
         if (one := warm(step)) and (other := fresh(step)):
-            rows.append(compare(one, other, schedule.get_last_lr()[0]))
+            rows.append(compare(one, other, float(schedule.get_last_lr()[0])))
         batch = torch.randint(len(x), (BATCH,))
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
