@@ -43,6 +43,7 @@ class Entry:
     shape: torch.Size
     options: Mapping[str, Any]
     state: Mapping[str, Any]
+    values: Tensor | None = None  # of the parameter now, by which some optimizers scale their steps
 
     def number(self, option: str) -> float:
         """An option that is a number. Raises SpectraError where it is none, or is missing."""
@@ -76,13 +77,19 @@ class Entry:
             raise NotStepped(text)
         return count
 
-    def tensor(self, key: str) -> Tensor:
-        """A tensor of the state, of the parameter's shape, in float64 on the CPU. Raises SpectraError."""
+    def root_mean_square(self) -> float:
+        """That of the parameter's entries now. Raises SpectraError where they are not known."""
+        if self.values is None or self.values.is_meta:
+            raise refusal(f"its steps scale with {foreign(self.name)}, whose values are not there; load them first")
+        return full_tensor(self.values.detach()).double().square().mean().sqrt().item()
+
+    def tensor(self, key: str, shape: torch.Size | None = None) -> Tensor:
+        """A tensor of the state, of the parameter's shape or another, in float64 on the CPU. Raises SpectraError."""
         value = self._held(key)
         if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
             raise refusal(f"{key} of {foreign(self.name)} is no dense tensor that holds values; save it as one")
         value = full_tensor(value.detach())
-        if value.shape != self.shape:
+        if value.shape != (self.shape if shape is None else shape):
             shapes = f"{tuple(value.shape)}, the parameter {tuple(self.shape)}"
             raise refusal(f"{key} of {foreign(self.name)} has shape {shapes}; check `model`")
         return value.cpu().double()

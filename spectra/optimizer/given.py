@@ -39,8 +39,8 @@ OPTION = "`precondition`"
 IN_THE_CHECKPOINT = "optimizer"  # the name that stands for the state there
 OF_STATES = ("name", "key")
 FORMS = (
-    "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) that "
-    "multiplies by P^-1/2"
+    "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) "
+    "that multiplies by P^-1/2"
 )
 
 
