@@ -112,7 +112,8 @@ class WarmStart:
 
         def doubt() -> bool:
             converged.append(search.products + 1)  # one checks the answer
-            return self.vectors is None or self.due or self.jumped(search)
+            left = search.state.dimension - search.state.size
+            return self.vectors is None or self.due or left <= self.k or self.jumped(search)
 
         search.doubt = doubt
         pairs = serve_products(search.solve(), operator)
