@@ -29,6 +29,7 @@ from spectra.training.watch import Recording
 
 OUT = Path("results/watch")
 STEPS, EVERY, K, WATCHED = 3000, 20, 5, 500
+PARTS = {"first 200 steps": (1, 200), "200 to 2400": (201, 2400), "last 600 steps": (2401, STEPS)}
 RATE, MOMENTUM, BATCH = 0.05, 0.9, 128
 
 
@@ -161,7 +162,6 @@ def main(out: Path = OUT) -> None:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    parts = {"first 200 steps": (1, 200), "200 to 2400": (201, 2400), "last 600 steps": (2401, STEPS)}
     facts = {
         "torch": installed("torch"),
         "python": platform.python_version(),
@@ -169,7 +169,7 @@ def main(out: Path = OUT) -> None:
         "threads": 1,
         "commit": git("rev-parse", "--short", "HEAD"),
         "all": summary(rows),
-    } | {name: summary([row for row in rows if low <= row.step <= high]) for name, (low, high) in parts.items()}
+    } | {name: summary([row for row in rows if low <= row.step <= high]) for name, (low, high) in PARTS.items()}
     (out / "made.json").write_text(json.dumps(facts, indent=1) + "\n")
     draw(rows, out / "figure.png")
     print(json.dumps(facts, indent=1))
