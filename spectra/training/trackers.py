@@ -15,7 +15,7 @@ from spectra.inputs.spec import input_error, resolve
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.records.precondition import PreconditionRecord
 from spectra.sweeps.eigenspaces import ranks
-from spectra.sweeps.tracked import names_of
+from spectra.sweeps.tracked import named, names_of
 
 Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
 GIVE = (
@@ -105,7 +105,7 @@ def scalars(
     """
     found: dict[str, float] = {"loss": loss, "products": products, "seconds": seconds}
     for name, pairs in eigenpairs.items():
-        matrix = named(name, precondition)
+        matrix = named(name, precondition is not None)
         values, threshold = pairs.values.cpu().numpy(), precondition and precondition.threshold_of(name)
         for rank, value, residual in zip(ranks(values, "LM").tolist(), values, pairs.residuals.tolist(), strict=True):
             numbers = {"eigenvalue": (value, residual)}
@@ -118,14 +118,9 @@ def scalars(
         if (step := (searched or {}).get(name)) is not None:
             found[f"{matrix}/searched"] = step
     for name, trace in traces.items():
-        matrix = named(name, precondition)
+        matrix = named(name, precondition is not None)
         found |= {f"{matrix}/trace": trace.value, f"{matrix}/trace_error": trace.standard_error}
     return {f"spectra/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
-
-
-def named(matrix: str, precondition: PreconditionRecord | None) -> str:
-    """The name of a matrix in a tracker, another where it is preconditioned."""
-    return f"{matrix}_preconditioned" if precondition else matrix
 
 
 @contextmanager

@@ -315,8 +315,11 @@ class Watch:
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
-        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold."""
-        near = 0 if threshold is None else int((values >= NEAR * threshold).sum())
+        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold.
+
+        Negative ones count by their magnitude, as behind them positive ones are hidden.
+        """
+        near = 0 if threshold is None else int((values.abs() >= NEAR * threshold).sum())
         most, share = MOST * self.k, self.products // len(self.curvature)
         while most > self.k and least(most, self.trace) > share:
             most -= 1
