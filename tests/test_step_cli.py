@@ -250,3 +250,14 @@ def test_in_python():
         spectra.step(torch.eye(3))
     with pytest.raises(TypeError, match="unexpected keyword argument 'gird'"):
         spectra.step(model, loss, data, gird=1)
+
+
+def test_a_matrix_that_is_no_curvature_of_the_loss_gives_no_step(record):
+    found = record(f"{LINE} -k 0 --curvature gradient-covariance --curvature fisher")
+    other, fisher = found.results
+    assert (other.of_the_loss, fisher.of_the_loss) == (False, True)
+    assert all(one.best_step is None and one.sharpness >= 0 for one in other.along)
+    assert all(one.best_step > 0 for one in fisher.along[:1])
+    assert len(step_figures(found)["step"].axes[0].lines) > len(
+        step_figures(found.changed(results=[other]))["step"].axes[0].lines
+    )
