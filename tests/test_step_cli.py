@@ -176,7 +176,7 @@ def test_a_budget_of_products(call):
 
 def test_products_are_all_counted(record):
     """Each vector of the matrix counts one, a product of the diagonal blocks as many as there are layers."""
-    (entry,) = record(f"{LINE} -k 0 --curvature hessian").results
+    (entry,) = record(f"{LINE} -k 0 --no-noise --ascent-steps 0 --curvature hessian").results
     assert entry.products == 3 + 3 * (1 + 2)  # three checks, and three directions of a matrix of two layers
 
 
@@ -209,7 +209,7 @@ def test_refusals(options, named, call):
 def test_figures_of_what_was_found(record):
     found = record(f"{LINE} --to later.pt")
     figure = step_figures(found)["step"]
-    assert sum(axes.axison for axes in figure.axes) == 5
+    assert sum(axes.axison for axes in figure.axes) == 6
     shares = figure.axes[4]
     assert [line.get_label() for line in shares.lines][-1] == "chance, j/n"
     np.testing.assert_allclose(shares.lines[-1].get_ydata(), np.array([1, 2]) / N)

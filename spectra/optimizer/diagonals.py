@@ -30,7 +30,7 @@ from spectra.product_checks import check_operator
 from spectra.quoting import foreign
 
 SUFFIXES = (".npz", ".safetensors")
-WITHOUT = Threshold(reason="P was given without its optimizer, so no threshold of stability is known")
+WITHOUT = Threshold(reason="P was given without its optimizer")
 POSITIVE = "P has to be positive and finite"
 
 
@@ -87,6 +87,8 @@ def of_diagonal(diagonal: Tensor, matched: str | None = None) -> Preconditioner:
 
 def of_vector(diagonal: Any, size: int) -> Preconditioner:
     """The preconditioner of a diagonal P in one vector. Raises SpectraError where it is not of this size."""
+    if len(diagonal) != size:
+        raise refusal(f"its P has {len(diagonal):,} entries, and there are {size:,} parameters; give as many")
     return of_diagonal(_part("all parameters", diagonal, torch.Size([size])))
 
 

@@ -55,7 +55,9 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
         holds = some([str(entry) for entry in content]) if isinstance(content, Mapping) else type(content).__name__
         text = f"holds no state of an optimizer, but {holds or 'nothing'}; name a file of {SAVE}"
         raise refusal(f"{shown} {text}")
-    raise refusal(f"{shown} holds the states {some(list(every))}; choose one of them by `key`")
+    raise refusal(
+        f"{shown} holds the states {some(list(every))}; choose one by its key, as {shown}?key={next(iter(every))}"
+    )
 
 
 def _states(content: Mapping, depth: int = 2) -> Iterator[tuple[str, Mapping]]:

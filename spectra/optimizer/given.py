@@ -28,6 +28,7 @@ from spectra.inputs.operators import builds
 from spectra.inputs.origin import is_code, is_path, place_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, told_missing
 from spectra.optimizer.diagonals import SUFFIXES, of_arrays, of_operator, of_vector, read_diagonal
+from spectra.optimizer.entry import refusal
 from spectra.optimizer.files import read_state
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
 from spectra.optimizer.saved import is_optimizer_state
@@ -37,6 +38,10 @@ from spectra.records.precondition import PreconditionRecord
 OPTION = "`precondition`"
 IN_THE_CHECKPOINT = "optimizer"  # the name that stands for the state there
 OF_STATES = ("name", "key")
+FORMS = (
+    "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) "
+    "that multiplies by P^-1/2"
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Paramete
         return preconditioner(value, model, parameters)
     if isinstance(value, Mapping):
         return of_arrays(value, model, parameters)
+    if isinstance(value, str) or not (hasattr(value, "shape") or callable(value) or isinstance(value, tuple)):
+        raise refusal(f"it is {type(value).__name__}, and no preconditioner; give {FORMS}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:
         return of_vector(value, size)
@@ -134,5 +141,6 @@ def errors_about(spec: str) -> Iterator[None]:
         text = str(error)
         if not text.startswith("`optimizer`"):
             raise
-        told = text.removeprefix("`optimizer`").lstrip(": ").removeprefix(f"{quoted(spec.partition('?')[0])}: ")
+        told, path = text.removeprefix("`optimizer`").lstrip(": "), quoted(spec.partition("?")[0])
+        told = told.removeprefix(f"{path}: ").removeprefix(f"{path} ")
         raise SpectraError(f"{OPTION} {quoted(spec)}: {told}") from error

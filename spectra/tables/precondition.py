@@ -60,9 +60,9 @@ def threshold_text(found: PreconditionRecord) -> str:
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
     """What the largest eigenvalue known is called, itself, and its residual, nan where that is not known."""
-    nodes, values = getattr(entry, "nodes", None), getattr(entry, "values", None)
-    if nodes is not None:
-        held = nodes[entry.weights != 0]
+    values = getattr(entry, "values", None)
+    if record.command == "density":
+        held = entry.nodes[entry.weights != 0]
         return ("the largest node", float(held.max()), float("nan")) if np.isfinite(held).all() and len(held) else None
     if values is None or not len(values) or not np.isfinite(values).all():
         return None
