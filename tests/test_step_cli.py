@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
+from spectra.curvature.operator import Curvature
 from spectra.plots.step import step_figures
 from spectra.records.record import Record
 from spectra.tables.step import step_text
@@ -250,3 +253,44 @@ def test_in_python():
         spectra.step(torch.eye(3))
     with pytest.raises(TypeError, match="unexpected keyword argument 'gird'"):
         spectra.step(model, loss, data, gird=1)
+
+
+def test_a_matrix_that_is_no_curvature_of_the_loss_gives_no_step(record):
+    found = record(f"{LINE} -k 0 --curvature gradient-covariance --curvature fisher")
+    other, fisher = found.results
+    assert (other.of_the_loss, fisher.of_the_loss) == (False, True)
+    assert all(one.best_step is None and one.sharpness >= 0 for one in other.along)
+    assert all(one.best_step > 0 for one in fisher.along[:1])
+    assert len(step_figures(found)["step"].axes[0].lines) > len(
+        step_figures(found.changed(results=[other]))["step"].axes[0].lines
+    )
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
+def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
+    calls, last, multiply = 0, math.inf, Curvature.__matmul__
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > last:
+            raise KeyboardInterrupt
+        return multiply(*arguments)
+
+    monkeypatch.setattr(Curvature, "__matmul__", counted)
+    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
+    line = [*shlex.split(LINE), "--save-every", "1e-9", "--out"]
+    assert run([*line, "whole"]) == 0
+    whole, last, calls = calls, int(part * calls), 0
+    assert run([*line, "cut"]) == 130
+    assert "step.state holds what is done" in capfd.readouterr().err
+    last, done, calls = math.inf, calls, 0
+    assert run([*line, "cut"]) == 0
+    assert calls <= whole - done + 10
+    first, again = (json.loads(Path(name, "step.json").read_text()) for name in ("whole", "cut"))
+    for entry in (*first["results"], *again["results"]):
+        del entry["seconds"], entry["setup_seconds"]
+    assert again["results"] == first["results"]
+    assert again["point"] == first["point"]
+    assert not Path("cut/step.state").exists()

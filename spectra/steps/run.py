@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from spectra.cluster.distributed import distributed
+from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
 from spectra.inputs.spec import parse_spec
@@ -96,7 +97,7 @@ def step(session: Session[StepSettings]) -> Record:
         found = []
         while matrices:  # each gives its memory back in the end
             found.append(look(matrices.pop(0)))
-        guesses = found[0].answer.curvatures
+        guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
             for d, slope in zip(directions, along[0], strict=True):
