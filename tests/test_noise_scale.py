@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import seeded
-from networks import BY_NAME, floats, labels, mlp
+from networks import BY_NAME, DEVICES, floats, labels, mlp
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -141,6 +141,7 @@ def test_linear_regression(seed):
         assert one.standard_error < 0.15 * expected
         low, high = one.interval
         assert low < one.value < high
+        assert str(one).endswith(f" 95 %: {low:.3g} to {high:.3g}")
 
 
 def test_additive_noise():
@@ -193,6 +194,17 @@ def test_batches_and_order_change_nothing():
             assert one.ratio.covariance == pytest.approx(two.ratio.covariance, rel=1e-8, abs=1e-16)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_devices_change_nothing(device):
+    case = BY_NAME["convolution, BatchNorm"]
+    found, reference = (spectra.noise_scale(case.problem(device=place)) for place in (device, "cpu"))
+    for one, two in ((found.simple, reference.simple), (found.full, reference.full)):
+        assert one.ratio.numerator == pytest.approx(two.ratio.numerator, rel=1e-9)
+        assert one.ratio.covariance == pytest.approx(two.ratio.covariance, rel=1e-7, abs=1e-16)
+    balls = [spectra.worst_case(case.problem(device=place), adaptive=True) for place in (device, "cpu")]
+    assert balls[0].rises == pytest.approx(balls[1].rises, rel=1e-8)
+
+
 def test_the_scale_of_the_loss_changes_nothing():
     x, y, model = floats(12, 3), floats(12, 3), network()
     found = []
@@ -231,6 +243,7 @@ def test_a_gradient_that_is_noise():
                 assert "not resolved" in one.reason
                 bounds.append(one.interval[0])
                 assert one.interval[1] == math.inf
+                assert str(one).startswith(f"{one.reason}; at least ")
     assert len(bounds) >= 12
     assert np.median(bounds) > 20
 

@@ -32,6 +32,7 @@ from spectra.steps.deviations import BetweenExamples, Deviations, images
 from spectra.steps.ratio import Ratio
 from spectra.steps.sampled import Sampled
 from spectra.vectors import dot, without_autocast
+from spectra.wording import with_error
 
 RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
 MOST = 100  # products with a matrix over examples
@@ -51,6 +52,14 @@ class NoiseScale:
     ratio: Ratio
     signal: float  # |g|^2 or g'Hg as it is on these examples
     without_sampling: str | None = None  # why the error over examples is not known
+
+    def __str__(self) -> str:
+        """The noise scale with its error, or the reason why there is none, and the interval."""
+        low, high = self.interval
+        found = self.reason or with_error(self.value or 0.0, self.standard_error or 0.0, most=4)
+        if math.isnan(low) or low == high:
+            return found
+        return f"{found}; at least {low:.3g}" if math.isinf(high) else f"{found}; 95 %: {low:.3g} to {high:.3g}"
 
     @property
     def value(self) -> float | None:
