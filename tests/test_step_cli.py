@@ -142,7 +142,7 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     found = record(LINE.replace("last.pt", "weights.pt"))
     assert [d.name for d in found.point.directions] == ["gradient"]
     (reason,) = found.point.left_out
-    assert reason.startswith("update and momentum: `optimizer`: weights.pt holds no state of an optimizer")
+    assert reason.startswith("update and momentum: weights.pt holds no state of an optimizer")
     status, _, err = call(LINE.replace("last.pt", "weights.pt") + " --optimizer weights.pt")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("spectra: --optimizer")
@@ -176,7 +176,7 @@ def test_a_budget_of_products(call):
 
 def test_products_are_all_counted(record):
     """Each vector of the matrix counts one, a product of the diagonal blocks as many as there are layers."""
-    (entry,) = record(f"{LINE} -k 0 --no-noise --ascent-steps 0 --curvature hessian").results
+    (entry,) = record(f"{LINE} -k 0 --curvature hessian").results
     assert entry.products == 3 + 3 * (1 + 2)  # three checks, and three directions of a matrix of two layers
 
 
@@ -207,7 +207,7 @@ def test_refusals(options, named, call):
 
 
 def test_figures_of_what_was_found(record):
-    found = record(f"{LINE} --to later.pt")
+    found = record(f"{LINE} --noise --to later.pt")
     figure = step_figures(found)["step"]
     assert sum(axes.axison for axes in figure.axes) == 6
     shares = figure.axes[4]
@@ -244,7 +244,7 @@ def test_in_python():
         assert one.slope == pytest.approx(other.slope, rel=1e-6)
         assert one.critical.step == pytest.approx(other.critical.step, rel=1e-4)
     assert spectra.step(model, loss, data, k=0).point.left_out == [
-        "update and momentum: no optimizer is given: name a file that holds its state by `optimizer`"
+        "update and momentum: no state of an optimizer is given"
     ]
     for wrong, text in (({"k": -1}, "`k`"), ({"wrt": "inputs"}, "`wrt` inputs"), ({"curvature": "ntk"}, "`curvature`")):
         with pytest.raises(spectra.SpectraError, match=text):

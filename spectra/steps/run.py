@@ -47,7 +47,7 @@ from spectra.surfaces.landscape import Point
 from spectra.vectors import take_rows
 
 NEARBY = 0.01  # of |theta|: as far as is gone first where curvature tells nothing
-NO_OPTIMIZER = "no optimizer is given: name a file that holds its state by `optimizer`"
+NO_OPTIMIZER = "no state of an optimizer is given"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         except SpectraError as error:
             if asked_for:
                 raise
-            left_out.append(f"{what}: {str(error).removeprefix(f'{what}: ')}")
+            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     own = own_model(session)
@@ -150,7 +150,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     except SpectraError as error:
         if asked.optimizer is not None:
             raise
-        left_out.append(f"update and momentum: {error}")
+        left_out.append(f"update and momentum: {told(error)}")
     else:
         given = asked.optimizer is not None
         take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
@@ -161,6 +161,11 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def told(error: SpectraError) -> str:
+    """The reason in an error, for a record: it names no argument, since none was given."""
+    return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
 
 def own_model(session: Session[StepSettings]) -> nn.Module:
