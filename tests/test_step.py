@@ -119,6 +119,15 @@ def test_rounding_is_in_the_errors(dtype):
     assert found.rounding < 1e3 * torch.finfo(dtype).eps
 
 
+def test_a_large_constant_hides_digits_of_the_loss():
+    """Of a loss that float32 knows to 1e-3 the steps are known no better, and their errors say so."""
+    found = line_of(scalar(lambda f: 1e4 + (f - 1) ** 2, 4.0, torch.float32), torch.tensor([-1.0]), 2.0)
+    assert 1e-4 < found.rounding < 1e-2
+    assert abs(found.critical.t - 6) <= found.critical.error < 1e-2
+    assert found.critical.error > 5e-5
+    assert abs(found.best.t - 3) <= found.best.error < 0.3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_slopes_and_their_errors(dtype):
     problem, exact = linear(30, 200, seed=2, dtype=dtype), linear(30, 200, seed=2)
