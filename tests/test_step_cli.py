@@ -226,9 +226,9 @@ def test_in_python():
     optimizer.load_state_dict(saved["optimizer"])
     before = {name: p.clone() for name, p in model.state_dict().items()}
     model.train()
-    loss = nn.CrossEntropyLoss()
+    loss, alone = nn.CrossEntropyLoss(), {"noise": False, "ascent_steps": 0}
     found = spectra.step(
-        model, loss, data, optimizer=optimizer, to=["later.pt"], k=2, dtype="float64", out="py", eigenvectors=None
+        model, loss, data, optimizer=optimizer, to=["later.pt"], k=2, dtype="float64", out="py", **alone
     )
     assert model.training
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
@@ -237,12 +237,12 @@ def test_in_python():
     assert len(found.to_dataframe()) == 8
     assert spectra.load_result("py").figures == ["py/step.png"]
     by_name = spectra.step(
-        "nets.py:mlp", "cross_entropy", "points.npz", checkpoint="last.pt", to="later.pt", k=2, dtype="float64"
+        "nets.py:mlp", "cross_entropy", "points.npz", checkpoint="last.pt", to="later.pt", k=2, dtype="float64", **alone
     )
     for one, other in zip(found.point.directions, by_name.point.directions, strict=True):
         assert one.slope == pytest.approx(other.slope, rel=1e-6)
         assert one.critical.step == pytest.approx(other.critical.step, rel=1e-4)
-    assert spectra.step(model, loss, data, k=0).point.left_out == [
+    assert spectra.step(model, loss, data, k=0, **alone).point.left_out == [
         "update and momentum: no state of an optimizer is given"
     ]
     for wrong, text in (({"k": -1}, "`k`"), ({"wrt": "inputs"}, "`wrt` inputs"), ({"curvature": "ntk"}, "`curvature`")):
