@@ -102,8 +102,8 @@ def entries_of(
 
     Raises SpectraError where a chosen one is not certainly among those that it moves.
     """
-    read = read_entries if isinstance(optimizer, Mapping) else _live
-    held = read(optimizer, model, name)
+    is_saved = isinstance(optimizer, Mapping)
+    held = read_entries(optimizer, model, name) if is_saved else _live(optimizer, model, name)
     if missing := [own for own in chosen if own not in held.by_name]:
         rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise refusal(

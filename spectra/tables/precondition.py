@@ -53,9 +53,8 @@ def threshold_lines(record: Record) -> Iterator[str]:
 def threshold_text(found: PreconditionRecord) -> str:
     """The threshold with what it is of: `38000 (AdamW, eta 0.001)`."""
     rate = "without eta" if found.get("rate") is None else f"eta {found.rate:g}"
-    lower, upper = found.threshold, found.get("threshold_upper")
-    shown = number(lower) if upper is None or number(lower) == number(upper) else f"{number(lower)} to {number(upper)}"
-    return f"{shown} ({found.optimizer}, {rate})"
+    ends = dict.fromkeys(number(end) for end in (found.get("threshold"), found.get("threshold_upper")) if end is not None)
+    return f"{' to '.join(ends)} ({found.optimizer}, {rate})"
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
