@@ -70,7 +70,12 @@ from spectra.steps.run import step as steps
 
 ENDS = ("LM", "LA", "SA", "BE")
 OF_STEPS = ("hessian", "ggn")  # matrices of a step, unless others are asked for
-OF_EXACT = {"precision": IEEE, "products": EXACT, "difference_step": None}  # of calls that have no other products
+OF_EXACT = {
+    "precision": IEEE,
+    "products": EXACT,
+    "difference_step": None,
+    "precondition": None,
+}  # of calls without them
 # Keywords that name the problem, beside model, loss, data and seed.
 PROBLEM = tuple(
     name

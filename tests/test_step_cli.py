@@ -30,7 +30,9 @@ def loss(model, batch):
     x, y = batch
     return cross_entropy(model(x), y, reduction="none")
 """
-LINE = "step --model nets.py:mlp --checkpoint last.pt --data points.npz --dtype float64 -k 2"
+LINE = (
+    "step --model nets.py:mlp --checkpoint last.pt --data points.npz --dtype float64 -k 2 --no-noise --ascent-steps 0"
+)
 N = 43
 
 
@@ -146,7 +148,9 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
 
 
 def test_eigenvectors_of_an_earlier_run(record, call):
-    assert call(f"eig{LINE.removeprefix('step')} --tol 1e-6 --out run")[0] == 0  # two of them
+    assert (
+        call(f"eig{LINE.removeprefix('step').partition(' --no-noise')[0]} --tol 1e-6 --out run")[0] == 0
+    )  # two of them
     own, taken = record(f"{LINE} --curvature hessian --tol 1e-6"), record(f"{LINE} --curvature hessian --out run")
     (own,), (taken,) = own.results, taken.results
     assert (own.source, taken.source) == ("computed", "run/eig.json")
@@ -169,7 +173,7 @@ def test_a_budget_of_products(call):
 
 def test_products_are_all_counted(record):
     """Each vector of the matrix counts one, a product of the diagonal blocks as many as there are layers."""
-    (entry,) = record(f"{LINE} -k 0 --curvature hessian").results
+    (entry,) = record(f"{LINE} -k 0 --no-noise --ascent-steps 0 --curvature hessian").results
     assert entry.products == 3 + 3 * (1 + 2)  # three checks, and three directions of a matrix of two layers
 
 
@@ -202,7 +206,7 @@ def test_refusals(options, named, call):
 def test_figures_of_what_was_found(record):
     found = record(f"{LINE} --to later.pt")
     figure = step_figures(found)["step"]
-    assert sum(axes.axison for axes in figure.axes) == 5
+    assert sum(axes.axison for axes in figure.axes) == 6
     shares = figure.axes[4]
     assert [line.get_label() for line in shares.lines][-1] == "chance, j/n"
     np.testing.assert_allclose(shares.lines[-1].get_ydata(), np.array([1, 2]) / N)

@@ -384,7 +384,6 @@ def test_a_wrong_bulk_beside_zeros_does_not_fit():
     for a in (semicircle(), with_spectrum(10 ** uniform(200, -2, 0))):
         found = marchenko_pastur(spectral_measure(with_zeros(a, 300), steps=40, probes=10), semidefinite=True)
         assert found.fits is False
-        assert found.zeros
 
 
 @pytest.mark.parametrize(("examples", "inputs", "outputs"), [(200, 80, 1), (80, 200, 1), (400, 200, 2)])

@@ -140,9 +140,11 @@ class OfNetwork(click.Option):
             raise
 
 
+WEIGHTS = "Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."  # fmt: skip
+CHECKPOINT = {"metavar": "PATH", "type": Named(path_type=Path)}
 BEFORE_DATA = [
     click.option("--model", cls=OfNetwork, metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
-    click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."),
+    click.option("--checkpoint", **CHECKPOINT, help=WEIGHTS),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
 
@@ -235,6 +237,7 @@ def with_data(
     kernels: Iterable[str] = (),
     parts: bool = False,
     operators: int = 0,
+    checkpoints: Callable | None = None,
     **settings,
 ) -> Callable:
     """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
@@ -242,14 +245,19 @@ def with_data(
     Args:
         kernels: matrices over examples, beside those of the register.
         operators: how many --operator may be given in place of the problem: none, 1, or any number.
+        checkpoints: --checkpoint may be given several times, and this is its callback.
     """
     data = click.option("--data", cls=OfNetwork, **DATA, **settings)
     repeatable = {"multiple": True, "help": f"{OPERATOR['help']} Repeatable."} if operators > 1 else {}
     operator = [click.option("--operator", **OPERATOR | repeatable)] if operators else []
+    before = list(BEFORE_DATA)
+    if checkpoints:
+        many = {"multiple": True, "callback": checkpoints, "help": f"{WEIGHTS} Repeatable."}
+        before[1] = click.option("--checkpoint", **CHECKPOINT, **many)
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
         *operator,
-        *BEFORE_DATA,
+        *before,
         data,
         *AFTER_DATA,
         loss_part(parts),

@@ -17,7 +17,7 @@ from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 @click.option("-k", "k", metavar="K", type=Count(min=0), default=K, show_default=True, help="The share of a direction in the K leading eigenvectors; 0 leaves it out.")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @click.option("--noise/--no-noise", default=True, show_default=True, help="Estimate the noise scales of the gradient: the batch sizes for which its noise and its signal weigh alike.")  # fmt: skip
-@click.option("--population", is_flag=True, help="Take the data for all there are, and not for a sample of more, in noise scales.")  # fmt: skip
+@click.option("--population", is_flag=True, default=False, help="Take the data for all there are, and not for a sample of more, in noise scales.")  # fmt: skip
 @click.option("--rho", metavar="R", type=Positive(), default=RHO, show_default=True, help="Radius of the ball in which the loss is raised by gradient ascent.")  # fmt: skip
 @click.option("--adaptive-rho", metavar="R", type=Positive(), default=ADAPTIVE_RHO, show_default=True, help="Radius of the ball whose distances are relative to each parameter's size.")  # fmt: skip
 @click.option("--ascent-steps", metavar="N", type=Count(min=0), default=ASCENT_STEPS, show_default=True, help="Steps of ascent in each ball, the first of which is SAM's; 0 leaves the balls out.")  # fmt: skip

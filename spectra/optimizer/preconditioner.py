@@ -15,7 +15,7 @@ from spectra.operator import SymmetricOperator, find_on, placed
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
 from spectra.optimizer.preconditioned import Preconditioned
-from spectra.optimizer.rules import RULES, recognise
+from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, of_class, recognise, refuse_others
 from spectra.optimizer.saved import Entries, read_entries
 from spectra.problem.choice import choose_parameters
 from spectra.quoting import foreign
@@ -118,15 +118,16 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise refusal(f"{type(optimizer).__name__} is no optimizer; give one of torch.optim, or its state_dict()")
-    kind = type(optimizer)
-    if name is None and not (kind.__module__.startswith("torch.optim.") and kind.__name__ in RULES):
-        shown = f"{kind.__module__}.{kind.__name__}"
-        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-    rule = recognise(optimizer.param_groups, states, name or kind.__name__)
+    known = name or of_class(type(optimizer))
+    if known is None:
+        refuse_others(names_in(optimizer.param_groups), names_in(states))
+        shown = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
+    rule = recognise(optimizer.param_groups, states, known)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     held = {
-        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}))
+        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}), p)
         for own, p in model.named_parameters()
         if id(p) in groups
     }
@@ -135,13 +136,13 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
 
 def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditioner:
     rule = RULES[kind]
-    rates = [entry.number("lr") for entry in entries]
+    rates = [rule.rate(entry) for entry in entries]
     rate = rates[0] if len(set(rates)) == 1 else None
     signs = {entry.on("maximize") for entry in entries}
     if len(signs) > 1:
         raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
     decoupled = [is_decoupled(entry, kind, name) for entry in entries]
-    decays = [entry.number("weight_decay") for entry in entries]
+    decays = [rule.decay(entry) for entry in entries]
     roots, added, shares = [], [], []
     for entry, eta, apart, decay in zip(entries, rates, decoupled, decays, strict=True):
         unit = 1.0 if rate is not None else eta
@@ -171,7 +172,7 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
     """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
-    if kind == "AdamW":
+    if kind in ALWAYS_DECOUPLED:
         return True
     told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
     if not told and entry.number("weight_decay"):

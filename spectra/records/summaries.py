@@ -51,7 +51,7 @@ class MarchenkoPastur(Stored):
     distance: float  # the largest of the two distributions
     resolution: float  # half the width of the band for it, at its widest
     count: int  # of eigenvalues in the bulk
-    zeros: int = 0  # eigenvalues that are zero beside those of the bulk, which has none then
+    zeros: int = 0  # eigenvalues not told from zero, beside those of the bulk, which has none then
 
 
 @stored

@@ -166,6 +166,7 @@ class Session(Generic[S]):
             **self.asked(),
             "version": (record.versions or {})["spectra"],
             **self.subject.fingerprint(),
+            **getattr(self.request.settings, "fingerprint", dict)(),  # of further files
             "device": (record.device or "").partition(":")[0],  # whichever of its cards
             "ranks": record.ranks,
         }

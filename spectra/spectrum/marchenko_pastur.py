@@ -42,7 +42,7 @@ class MarchenkoPastur:
     distance: float  # the largest of its distribution to that of the bulk, in parts of one
     resolution: float  # half the width of the band, at its widest
     count: int  # of eigenvalues in the bulk
-    zeros: int = 0  # eigenvalues that are zero beside those of the bulk, which has none then
+    zeros: int = 0  # eigenvalues that steps do not tell from zero, beside those of the bulk, which has none then
 
 
 def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
@@ -65,7 +65,7 @@ def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoP
         other = fitted(without(above, end), semidefinite)
     except ArgumentError:  # a single eigenvalue of many copies
         return found
-    return replace(other, zeros=measure.dimension - above.dimension)
+    return found if other.fits is False else replace(other, zeros=measure.dimension - above.dimension)
 
 
 def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:

@@ -182,16 +182,8 @@ def optimizer_of(session: Session[StepSettings]) -> tuple[Any, str | None]:
         name, key = options.pop("name", None), options.pop("key", None)
         if options:
             raise SpectraError(f"`optimizer` {given}: takes ?name=AdamW and ?key=optimizer, not {', '.join(options)}")
-        return state_in(given, key), name
-    return (state_in(given), None) if isinstance(given, Path) else (given, None)
-
-
-def state_in(path: str | Path, key: str | None = None) -> Mapping:
-    """The state of the optimizer in a file. Raises SpectraError, which names `optimizer`."""
-    try:
-        return read_optimizer(path, key)
-    except SpectraError as error:
-        raise SpectraError(str(error).replace("`checkpoint`", "`optimizer`", 1)) from error
+        return read_optimizer(given, key), name
+    return (read_optimizer(given), None) if isinstance(given, Path) else (given, None)
 
 
 def names_of(others: Sequence[Any]) -> list[str]:

@@ -13,7 +13,7 @@ from spectra.wording import brief, counted
 
 NOISE = "simple: tr C / |g|²; full: tr(AC) / g'Ag"
 WORST = (
-    "rise of the loss within rho: at least what SAM's first step and more of them find;\n"
+    "rise of the loss within rho: at least what SAM's first step and more find;\n"
     "by quadratic models; adaptive: |d / theta| <= rho, entry by entry"
 )
 

@@ -77,8 +77,13 @@ def reasons(point: StepPoint) -> Iterator[str]:
     for d in point.directions:
         for what, found in (("best", d.best), ("critical", d.critical)):
             if found.reason and not (what == "critical" and found.reason == d.best.reason):
-                yield f"{d.name}: no {what} step (t up to {d.searched:.3g}): {found.reason}"
+                yield f"{d.name}: no {what} step, {found.reason}{far(d, found)}"
     yield from (f"left out: {text}" for text in point.left_out)
+
+
+def far(d: StepDirection, found: StepFound) -> str:
+    """How far was looked, where that is why there is no step."""
+    return f" (t up to {d.searched:.3g})" if "range" in (found.reason or "") else ""
 
 
 def shares_told(entry: StepResult) -> str:

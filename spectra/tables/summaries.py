@@ -8,7 +8,7 @@ from typing import Any
 from spectra.records.density import DensityResult
 from spectra.records.summaries import MarchenkoPastur, PowerLaw, Summaries, Summary
 from spectra.tables.results import new_table
-from spectra.wording import brief, counted, with_error
+from spectra.wording import brief, with_error
 
 RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp of the entropy; ± both errors"
 RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank")
@@ -62,11 +62,11 @@ def power_law_line(law: PowerLaw) -> str:
 def marchenko_pastur_line(law: MarchenkoPastur) -> str:
     """Whether the bulk follows the law of Marchenko and Pastur, and its edge if so."""
     distance = f"distance {law.distance:.2f}, resolved {law.resolution:.2f}"
-    bulk = f"the bulk of {law.count:,} beside {counted(law.zeros, 'zero')}" if law.zeros else "the bulk"
     if law.fits is None:
-        return f"Marchenko-Pastur not tested: probes and steps are too few for {bulk} ({distance})"
+        return f"Marchenko-Pastur not tested: too few probes or steps ({distance})"
     if not law.fits:
-        return f"Marchenko-Pastur does not fit {bulk} ({distance})"
+        return f"Marchenko-Pastur does not fit the bulk ({distance})"
+    bulk = f"the bulk of {law.count:,} beside {law.zeros:,} at zero" if law.zeros else "the bulk"
     return f"Marchenko-Pastur fits {bulk}: edge {cell(law.edge)}, ratio {cell(law.ratio)} ({distance})"
 
 
