@@ -58,7 +58,9 @@ class Preconditioner:
             raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {rows:,} rows")
         if of_loss is None:
             of_loss = getattr(find_on("definition", operator), "loss_power", 1) == 1
-        root = placed(self.root, operator) if self.diagonal else self.root
+        root = self.root
+        if isinstance(root, Tensor):
+            root = placed(root, operator) if self.diagonal else root.to(operator.device)
         if not of_loss:
             return Preconditioned(operator, root)
         decay = None if self.decay is None else placed(self.decay, operator)
