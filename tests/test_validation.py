@@ -1,4 +1,4 @@
-"""The gallery of published numbers: a fast group agrees, a row that does not stays, and its files hold what it prints."""
+"""The gallery of published numbers: its rows agree, one that does not is kept, and its files hold what it prints."""
 
 import csv
 import json

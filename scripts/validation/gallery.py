@@ -15,7 +15,7 @@ import numpy as np
 from scripts.validation.row import Row
 from spectra.plots.files import save_figure
 from spectra.plots.style import COLOURS, STYLE, Figure
-from spectra.wording import brief, counted
+from spectra.wording import counted, with_error
 
 TITLES = {  # by module, in the order in which they are shown
     "spiked": "Outliers of spiked random matrices",
@@ -38,7 +38,7 @@ def published(row: Row) -> str:
 def found(row: Row) -> str:
     """What is found, with its error."""
     if row.error:
-        return brief(row.found, row.error)
+        return with_error(row.found, row.error, most=7, digits=1)
     return f"{row.found:.6g}"
 
 
