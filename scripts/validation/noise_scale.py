@@ -27,6 +27,9 @@ def rows(examples: int = 5000, inputs: int = 20) -> Iterator[Row]:
     model = nn.Linear(inputs, 1, bias=False).double()
     nn.init.zeros_(model.weight)
     found = spectra.noise_scale(spectra.load_problem(model=model, loss=nn.MSELoss(), data=(x, y)).problem)
-    expected, note = inputs * (1 + SIGMA**2) + 1, f"d = {inputs}, sigma = {SIGMA:g}, |w - w*| = 1, {examples:,} examples"
+    expected, note = (
+        inputs * (1 + SIGMA**2) + 1,
+        f"d = {inputs}, sigma = {SIGMA:g}, |w - w*| = 1, {examples:,} examples",
+    )
     for name, scale in (("simple", found.simple), ("full", found.full)):
         yield Row(f"{name} noise scale", SOURCE, expected, scale.value, scale.standard_error, 0.0, note, found.products)

@@ -11,7 +11,7 @@ import spectra
 from scripts.validation.digits import digits
 from scripts.validation.row import Row
 
-SOURCE = "closed form (Böhning 1992)"
+SOURCE = "closed form"
 CLASSES = 10
 
 
