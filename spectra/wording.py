@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,6 +17,17 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
         plural: the plural, where it is not formed with s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def short_paths(paths: Sequence[str]) -> dict[str, str]:
+    """Each path without its suffix, below the folder that they share, where they stay different so; else the path."""
+    every = list(dict.fromkeys(paths))
+    parts = [path.split("/") for path in every]
+    while every and all(len(part) > 1 for part in parts) and (len({part[0] for part in parts}) == 1):
+        parts = [part[1:] for part in parts]
+    names = ["/".join(part) for part in parts]
+    short = [name[: name.rindex(".")] if "." in name.rpartition("/")[2].lstrip(".") else name for name in names]
+    return dict(zip(every, short if len(set(short)) == len(every) else names, strict=True))
 
 
 def outline(self: Any) -> str:

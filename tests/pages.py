@@ -27,6 +27,7 @@ LINES = {  # by command: its options
     " --curvature hessian --curvature ggn",
     "layers": f"{PROBLEM} --curvature hessian --density --steps 5",
     "landscape": PROBLEM,
+    "step": PROBLEM,
 }
 FIGURES = {  # by command: how many
     "inspect": 0,
@@ -36,6 +37,7 @@ FIGURES = {  # by command: how many
     "compare": 3,
     "layers": 2,
     "landscape": 1,
+    "step": 1,
 }
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

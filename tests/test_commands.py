@@ -62,7 +62,7 @@ def test_every_command_is_in_the_register():
 
 
 def test_what_is_known_of_commands():
-    assert with_results() == ["inspect", "eig", "trace", "density", "compare", "layers", "landscape"]
+    assert with_results() == ["inspect", "eig", "trace", "density", "compare", "layers", "landscape", "step"]
     assert of_sweeps() == ("eig", "trace", "density")
 
 

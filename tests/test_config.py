@@ -178,6 +178,7 @@ LINES = {
     "compare": "-k 3 --probes 4 --steps 6 --subsample 8,16 --curvature hessian --curvature ggn --seed 4",
     "layers": "--by channel -k 1 --sort trace --method hutchinson --rtol 0.5 --density --steps 3 --curvature ggn",
     "landscape": "--along 1 --along random,2 --points 5 --radius 0.3 --curvature ggn --seed 1",
+    "step": "-k 2 --tol 1e-2 --curvature ggn --curvature fisher --seed 3",
 }
 
 

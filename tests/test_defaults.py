@@ -21,6 +21,7 @@ SETTINGS = {
     "compare": "spectra.comparison.run:CompareSettings",
     "layers": "spectra.layerwise.run:LayersSettings",
     "landscape": "spectra.surfaces.run:LandscapeSettings",
+    "step": "spectra.steps.run:StepSettings",
 }
 # What takes the settings of a command, beside the command: calls, methods and forecasts.
 TAKERS = {
@@ -35,6 +36,7 @@ TAKERS = {
     "compare": ["spectra:compare"],
     "layers": ["spectra:layers", "spectra.layerwise.layers:layers"],
     "landscape": [],
+    "step": ["spectra:step"],
 }
 OTHERWISE = {  # a default that stands for what suits, or for nothing at all, and what a function takes by itself
     ("layers", "k"): 1,

@@ -216,7 +216,7 @@ def test_commands_on_another_device(tmp_path, without, capfd):
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("line", [
     "eig -k 2 --method gram --curvature fisher-empirical", "trace --method hutchinson --probes 3 --curvature fisher",
-    "density --steps 6 --probes 2", "landscape --along 1 --along random --points 5", "inspect",
+    "density --steps 6 --probes 2", "landscape --along 1 --along random --points 5", "inspect", "step -k 2",
     "compare -k 1 --steps 4 --probes 2", "layers -k 1 --rtol 1",
 ])  # fmt: skip
 def test_every_command_runs_without_float64(tmp_path, line):

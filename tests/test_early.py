@@ -86,6 +86,8 @@ def call(capfd):
         ("density --weight-decay 0.1 --curvature fisher-empirical", "--weight-decay 0.1"),
         ("landscape --eigenvectors nothing.json", "--eigenvectors nothing.json"),
         ("landscape --along 1,44", "--along 44"),
+        ("step -k 44", "-k"),
+        ("step --eigenvectors nothing.json", "--eigenvectors nothing.json"),
         ("layers --eigenvectors nothing.json", "--eigenvectors nothing.json"),
         ("eig --curvature fisher --loss own.py:loss", "--curvature fisher"),
         ("compare --curvature ggn --curvature ggn", "--curvature ggn"),
@@ -268,6 +270,7 @@ OURS = {
     f"compare {SMALL}": ("spectra.comparison.comparison.common_basis", "-k"),
     "layers": ("spectra.layerwise.run.layers", "-k"),
     "landscape": ("spectra.surfaces.landscape.Grid.axis", "--along"),
+    "step": ("spectra.steps.run.curvature_along", "-k"),
 }
 
 

@@ -146,7 +146,14 @@ def test_names_of_files_and_layers(name, shown):
     np.savez(f"{safe}.npz", x=np.ones((7, 4), "f4"), y=np.arange(7) % 3)
     np.savez("arrays.npz", **{"x": np.ones(3)} | ({name: np.ones(3)} if name != "\udcff" else {}))
     line = ["--model", "plain.py:build", "--data", f"{safe}.npz", "--out", f"out{safe}"]
-    for command in (["inspect"], ["eig", "-k", "1"], ["trace", "--method", "dense"], ["layers"], ["landscape"]):
+    for command in (
+        ["inspect"],
+        ["eig", "-k", "1"],
+        ["trace", "--method", "dense"],
+        ["layers"],
+        ["landscape"],
+        ["step", "-k", "1"],
+    ):
         assert shown([*command, *line]) in (0, 1)
     assert shown(["plot", f"out{safe}/layers.json", "--out", f"a{safe}.png"]) == 0
     assert shown(["report", f"out{safe}", "--out", "a.html"]) == 0
@@ -175,6 +182,7 @@ LINES = {
     "compare": "-k 2 --probes 3 --steps 4 --curvature hessian --curvature ggn",
     "layers": "-k 1 --method hutchinson --rtol 1",
     "landscape": "--along 1 --along random --points 3",
+    "step": "-k 2",
 }
 PROBLEM = "--model spectra.demo:mlp --data digits --samples 30 --seed 1"
 

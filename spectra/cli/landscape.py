@@ -10,7 +10,12 @@ from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.defaults import TOLERANCE
 
-NAMES = "name 1, 2, ... (eigenvectors by |eigenvalue|), lowest or random; one, or two with a comma"
+NAMES = (
+    "name 1, 2, ... (eigenvectors), lowest or random, gradient, update, momentum, checkpoint:PATH or path:GLOB; one, or "
+    "two with a comma"
+)
+WORDS = ("lowest", "random", "gradient", "update", "momentum")
+OF_FILES = ("checkpoint:", "path:")
 FURTHEST = 1e6  # far beyond |theta| of any network
 
 
@@ -19,7 +24,7 @@ class Along(str):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.split(","))
+        return parts(self)
 
 
 class Directions(click.ParamType):
@@ -28,7 +33,7 @@ class Directions(click.ParamType):
     name = "directions"
 
     def convert(self, value, param, ctx):
-        names = [part.strip() for part in str(value).split(",")]
+        names = parts(str(value))
         if not (len(names) < 3 and all(map(known, names))):
             self.fail(f"{value!r} is no direction and no two; {NAMES}.", param, ctx)
         names = [str(int(name)) if name.isdigit() else name for name in names]
@@ -37,9 +42,22 @@ class Directions(click.ParamType):
         return Along(",".join(names))
 
 
+def parts(text: str) -> tuple[str, ...]:
+    """The names of directions in what was typed; a comma that none follows belongs to the name of a file."""
+    names: list[str] = []
+    for part in text.split(","):
+        if names and names[-1].startswith(OF_FILES) and not known(part.strip()):
+            names[-1] += f",{part}"
+        else:
+            names.append(part.strip())
+    return tuple(names)
+
+
 def known(name: str) -> bool:
-    """Whether this names a direction: lowest, random or a rank."""
-    return name in ("lowest", "random") or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
+    """Whether this names a direction: a word, a rank, or a file or glob behind what it is."""
+    if name.startswith(OF_FILES):
+        return bool(name.partition(":")[2].strip())
+    return name in WORDS or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
 
 
 class Odd(click.ParamType):
@@ -63,23 +81,31 @@ class Radius(Positive):
         return 0 < number <= FURTHEST
 
 
+def alone(context, parameter, value):
+    """The only checkpoint, or all of several."""
+    return value if len(value) > 1 else next(iter(value), None)
+
+
 @click.command()
-@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="A line along one direction or a plane of two; repeatable. 1, 2, ...: eigenvectors by |eigenvalue|; lowest: that of the lowest one; random: filter-normalised.")  # fmt: skip
-@click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|.  [default: where the quadratic term is 4 times the loss; random: 1]")  # fmt: skip
+@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="A line along one direction or a plane of two; repeatable. 1, 2, ...: eigenvectors by |eigenvalue|; lowest: that of the lowest one; random: filter-normalised; gradient: its negative; update, momentum: the optimizer's next step and its momentum; checkpoint:PATH: the way to another checkpoint; path:GLOB: the plane of two principal components of many.")  # fmt: skip
+@click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|; between two, how far beyond either.  [default: where the quadratic term is 4 times the loss; along the next step beyond where the loss is back; random: 1]")  # fmt: skip
 @click.option("--points", metavar="P", type=Odd(), help="How many on a line or a side of a plane, odd.  [default: 41; of a plane 25]")  # fmt: skip
+@click.option("--optimizer", metavar="PATH", help="The file of the optimizer's state, for update and momentum; ?name=AdamW behind it names torch's class where the state does not tell.  [default: the checkpoint]")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
-@with_data(SAVE_EVERY, required=True)
-def landscape(along, radius, points, tol, **options) -> int:
-    """The loss along eigenvectors, and how far its quadratic form holds.
+@with_data(SAVE_EVERY, required=True, checkpoints=alone)
+def landscape(along, radius, points, optimizer, tol, **options) -> int:
+    """The loss along eigenvectors, along the next step, and between checkpoints.
 
     The mean loss on lines and planes through the checkpoint, in eval mode (so
     BatchNorm keeps its running statistics), with what slope and curvature
-    predict there, and how the curvature spreads over the examples.
+    predict there, and how the curvature spreads over the examples. On the way
+    to another checkpoint also the barrier between the two.
 
     \b
     spectra landscape --model nets.py:build --checkpoint last.pt --data digits
     spectra landscape ... --along 1 --along lowest --along 1,2 --out run1
+    spectra landscape ... --along checkpoint:other.pt --along 'path:run1/*.pt'
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures
@@ -88,7 +114,9 @@ def landscape(along, radius, points, tol, **options) -> int:
         from spectra.surfaces.run import LandscapeSettings, landscapes
         from spectra.tables.landscape import landscape_text
 
-        settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol)
+        several = options["checkpoint"] if isinstance(options["checkpoint"], tuple) else ()
+        others = tuple(map(str, several[1:]))
+        settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol, others, optimizer)
         with Session(request(settings), TERMINAL) as session:
             record = drawn(session, landscapes(session), landscape_figures)
             session.keep(record)

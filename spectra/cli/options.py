@@ -140,9 +140,11 @@ class OfNetwork(click.Option):
             raise
 
 
+WEIGHTS = "Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."  # fmt: skip
+CHECKPOINT = {"metavar": "PATH", "type": Named(path_type=Path)}
 BEFORE_DATA = [
     click.option("--model", cls=OfNetwork, metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
-    click.option("--checkpoint", metavar="PATH", type=Named(path_type=Path), help="Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."),
+    click.option("--checkpoint", **CHECKPOINT, help=WEIGHTS),
     click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
 ]  # fmt: skip
 
@@ -175,6 +177,7 @@ NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivat
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
 PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are made: exactly, or as central or forward differences of gradients, whose error is measured and stands beside the result.")  # fmt: skip
 DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="How far differences displace the parameters, over their norm.  [default: the best for the dtype]")  # fmt: skip
+PRECONDITION = click.option("--precondition", metavar="SPEC", callback=vouched, help="Take P^-1/2 A P^-1/2, which an optimizer meets: optimizer (its state in --checkpoint), a file or folder of its state, a diagonal P as .npz or .safetensors, or file.py:name; options as ?key=value.")  # fmt: skip
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -234,6 +237,7 @@ def with_data(
     kernels: Iterable[str] = (),
     parts: bool = False,
     operators: int = 0,
+    checkpoints: Callable | None = None,
     **settings,
 ) -> Callable:
     """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
@@ -241,14 +245,19 @@ def with_data(
     Args:
         kernels: matrices over examples, beside those of the register.
         operators: how many --operator may be given in place of the problem: none, 1, or any number.
+        checkpoints: --checkpoint may be given several times, and this is its callback.
     """
     data = click.option("--data", cls=OfNetwork, **DATA, **settings)
     repeatable = {"multiple": True, "help": f"{OPERATOR['help']} Repeatable."} if operators > 1 else {}
     operator = [click.option("--operator", **OPERATOR | repeatable)] if operators else []
+    before = list(BEFORE_DATA)
+    if checkpoints:
+        many = {"multiple": True, "callback": checkpoints, "help": f"{WEIGHTS} Repeatable."}
+        before[1] = click.option("--checkpoint", **CHECKPOINT, **many)
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
         *operator,
-        *BEFORE_DATA,
+        *before,
         data,
         *AFTER_DATA,
         loss_part(parts),
@@ -269,6 +278,6 @@ def with_data(
 WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
 
 problem_and_output = with_data(
-    PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, WRT, kernels=KERNELS, required=True, operators=1
+    PRECONDITION, PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, WRT, kernels=KERNELS, required=True, operators=1
 )
 model_and_output = with_data()

@@ -35,6 +35,8 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
     if options.get("operator"):
         return of_operators(context, settings, home)
     named = {name: options[name] for name in PROBLEM} | {name: options[name] for name in SOME if name in options}
+    if isinstance(named["checkpoint"], tuple):
+        named["checkpoint"] = named["checkpoint"][0]  # the command has the others among its settings
     if isinstance(named["loss_part"], tuple):
         named["loss_part"] = None  # the command has them among its settings, each beside the sum
     option = next((name for name in EARLIER if name in options), None)
@@ -50,6 +52,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
         products=options.get("products", EXACT),
+        precondition=options.get("precondition"),
         difference_step=options.get("difference_step"),
         compile=options["compile"],
         out=options["out"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from spectra.optimizer.rules import recognise
 from spectra.quoting import foreign
 
 STATE, GROUPS = "state", "param_groups"
-SCALARS = {"step", "mu_product"}  # names in a state whose tensors are not of the parameter's shape
+SCALARS = {"step", "mu_product", "RMS"}  # names in a state whose tensors are not of the parameter's shape
+# Names of what Adafactor averages over rows and over columns, and whether the averages over rows keep a dimension of 1.
+FACTORS = (("row_var", "col_var", True), ("exp_avg_sq_row", "exp_avg_sq_col", False))
 
 
 def is_optimizer_state(value: Any) -> bool:
@@ -31,8 +34,17 @@ def is_optimizer_state(value: Any) -> bool:
     return flat or (isinstance(value.get(STATE), Mapping) and isinstance(value.get(GROUPS), list | tuple))
 
 
-def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> tuple[str, dict[str, Entry]]:
-    """The optimizer's name in RULES, and the Entry of each parameter that it has, under its name in the model.
+@dataclass(frozen=True)
+class Entries:
+    """What an optimizer holds of each parameter that it has, by its name in the model."""
+
+    kind: str  # the optimizer's name in RULES
+    by_name: dict[str, Entry]
+    matched: str | None  # how a saved state's parameters were told: names, or order; None: the optimizer has them
+
+
+def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> Entries:
+    """What a saved optimizer holds of each of a model's parameters.
 
     Args:
         state_dict: what `optimizer.state_dict()` returned.
@@ -50,12 +62,15 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
     if any(count > 1 for count in Counter(key for own in keys for key in own).values()):
         raise refusal("a parameter is in two of its groups; save it again")
     named = dict(model.named_parameters())
-    return rule, {
-        own: Entry(own, named[own].shape, group, state.get(key) or {})
-        for group, under, written in zip(groups, keys, _names(groups, keys, state, model), strict=True)
-        for key, own in zip(under, written, strict=True)
+    written = _written(groups, keys)
+    names = in_model(written, model) if written else _by_order(keys, state, model)
+    found = {
+        own: Entry(own, named[own].shape, group, state.get(key) or {}, named[own])
+        for group, under, of_group in zip(groups, keys, names, strict=True)
+        for key, own in zip(under, of_group, strict=True)
         if own in named
     }
+    return Entries(rule, found, "names" if written else "order")
 
 
 def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
@@ -83,19 +98,24 @@ def _unflattened(flat: Mapping) -> tuple[dict[str, dict], list[dict]]:
     return parts[STATE], [options | {"params": [own]} for own, options in parts[GROUPS].items()]
 
 
-def _names(groups: Sequence[Mapping], keys: list[list], state: Mapping, model: nn.Module) -> list[list[str]]:
-    """The names in the model of the parameters of each group; those that the model lacks as they are written."""
+def _written(groups: Sequence[Mapping], keys: list[list]) -> list[list[str]] | None:
+    """The names of the parameters of each group as the file has them; None where it has numbers alone."""
     if all(isinstance(key, str) for own in keys for key in own):
-        return _in_model(keys, model)
-    if all("param_names" in group for group in groups):
-        written = [list(dict.fromkeys(group["param_names"])) for group in groups]
-        if [len(own) for own in written] != [len(own) for own in keys]:
-            raise refusal("its param_names and params differ in number; save optimizer.state_dict() again")
-        return _in_model(written, model)
+        return keys
+    if not all("param_names" in group for group in groups):
+        return None
+    written = [list(dict.fromkeys(group["param_names"])) for group in groups]
+    if [len(own) for own in written] != [len(own) for own in keys]:
+        raise refusal("its param_names and params differ in number; save optimizer.state_dict() again")
+    return written
+
+
+def _by_order(keys: list[list], state: Mapping[Any, Mapping], model: nn.Module) -> list[list[str]]:
+    """The names in the model of the parameters of each group, by their order and shapes."""
     return by_order([[_shape(state.get(key) or {}) for key in own] for own in keys], model)
 
 
-def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
+def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
     """The names of the model for those in a file, whatever wrapper stood around the model there.
 
     Of tied parameters it is the first name. Raises SpectraError where several prefixes would do.
@@ -113,4 +133,8 @@ def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
 
 def _shape(state: Mapping[str, Any]) -> torch.Size | None:
     """The shape of the parameter that a state is of; None where no tensor tells it."""
-    return next((v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)), None)
+    shapes = {key: v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)}
+    for row, column, keeps in FACTORS:
+        if row in shapes and column in shapes:
+            return torch.Size([*(shapes[row][:-1] if keeps else shapes[row]), *shapes[column][-1:]])
+    return next(iter(shapes.values()), None)

@@ -14,15 +14,26 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
+from spectra.plots.names import settable
 from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
+from spectra.wording import short_paths, with_error
 
 PAGE = 6.5  # width in inches
 LOSS, PREDICTION, DEPARTURE = COLOURS[0], COLOURS[1], "0.15"
 DASHED = (0, (5, 2))
 BAND, HOLDS = "0.82", "0.94"
+CHORD, PATH = COLOURS[2], "0.15"
 LABELS = ["loss", "prediction from slope and curvature"]
+UNITS = {  # of t, by kind of direction
+    "eigenvector": "distance t",
+    "gradient": "t (learning rate)",
+    "update": "t (1: the next step)",
+    "momentum": "t (learning rate)",
+    "checkpoint": "t (1: the other)",
+}
+END = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
 BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
 EXPLODES = 1e4  # times the lowest loss, beyond which heights are logarithmic
 CUT = 5.0  # times what nine tenths of a plane stay below, where a surface is cut off
@@ -35,20 +46,53 @@ class Panel(NamedTuple):
     matrix: str
     found: Any  # a Line or a Plane of the record
     directions: list[Direction]
+    of: str | None  # the checkpoint, where there are several
+
+
+class Names:
+    """Names of files by what tells them apart."""
+
+    def __init__(self, record: Record):
+        ways = [d.name.partition(":")[2] for entry in record.results for d in entry.directions if is_way(d.name)]
+        here = [entry.checkpoint for entry in record.results if entry.checkpoint]
+        self.files = short_paths(ways) | short_paths(here)
+
+    def file(self, path: str) -> str:
+        """A checkpoint."""
+        return settable(self.files.get(path, path))
+
+    def __call__(self, name: str) -> str:
+        """A direction."""
+        return f"to {self.file(name.partition(':')[2])}" if is_way(name) else name
+
+
+def is_way(name: str) -> bool:
+    """Whether a direction leads to another checkpoint."""
+    return name.startswith("checkpoint:")
 
 
 def landscape_figures(record: Record) -> dict[str, Figure]:
-    """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such."""
-    lines, planes = panels(record, "lines"), panels(record, "planes")
-    spread = [(entry.curvature, one) for entry in record.results for one in entry.spread or ()]
+    """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such.
+
+    Lines of several checkpoints along one direction share a panel.
+    """
+    lines, planes, called = panels(record, "lines"), panels(record, "planes"), Names(record)
+    spread = [(entry, one) for entry in record.results for one in entry.spread or ()]
+    rows = [(", ".join([*of(entry, called), entry.curvature, called(one.along)]), one) for entry, one in spread]
     figures = {}
     with matplotlib.style.context(STYLE):
         if lines or spread:
-            figures["landscape"] = lines_figure(lines, spread)
+            figures["landscape"] = lines_figure(lines, rows, called)
         if planes:
-            figures["landscape-plane"] = plane_figure(planes)
-            figures["landscape-surface"] = surface_figure(planes)
+            figures["landscape-plane"] = plane_figure(planes, called)
+            figures["landscape-surface"] = surface_figure(planes, called)
     return figures
+
+
+def of(entry: Any, called: Names) -> list[str]:
+    """The checkpoint of a result or a panel, where there are several."""
+    path = entry.of if isinstance(entry, Panel) else entry.checkpoint
+    return [called.file(path)] if path else []
 
 
 def panels(record: Record, kind: str) -> list[Panel]:
@@ -59,7 +103,7 @@ def panels(record: Record, kind: str) -> list[Panel]:
         for one in getattr(entry, kind):
             names = one.along if isinstance(one.along, list) else [one.along]
             if np.isfinite(numbers(one.loss)).any():
-                found.append(Panel(entry.curvature, one, [known[name] for name in names]))
+                found.append(Panel(entry.curvature, one, [known[name] for name in names], entry.checkpoint))
     return found
 
 
@@ -69,20 +113,29 @@ def numbers(values: Any) -> np.ndarray:
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
-def title(direction: Direction) -> str:
+def title(direction: Direction, called: Names) -> str:
     """A direction, and how much the loss bends along it or how long it is."""
-    name = direction.name
+    name = called(direction.name)
     if direction.eigenvalue is None:
         return f"{name}, |d| = {plain(direction.norm, 3)}"
     return f"{f'eigenvector {name}' if name.isdigit() else name}, λ = {plain(direction.eigenvalue, 3)}"
 
 
-def short_title(direction: Direction) -> str:
+def short_title(direction: Direction, called: Names) -> str:
     """The title of a panel where there is less room."""
     name = direction.name
     if direction.eigenvalue is None:
-        return title(direction)
+        return title(direction, called)
     return f"{f'λ$_{{{name}}}$' if name.isdigit() else f'{name} λ'} = {plain(direction.eigenvalue, 4)}"
+
+
+def axis_title(panel: Panel, place: int, called: Names) -> str:
+    """The label of a side of a plane."""
+    plane, direction = panel.found, panel.directions[place]
+    if plane.trajectory:
+        return f"{direction.name} ({plain(100 * plane.trajectory.shares[place], 3)} %)"
+    text = title(direction, called)
+    return f"{text.partition(',')[0]}, orthogonal part" if place and plane.orthogonal else text
 
 
 def head(axes: Axes, text: str, width: float) -> None:
@@ -93,59 +146,148 @@ def head(axes: Axes, text: str, width: float) -> None:
 # Lines
 
 
-def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]]) -> Figure:
+def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: Names) -> Figure:
     """Loss and prediction along every line, their difference below; at the foot the spread over the examples."""
-    columns = min(3, max(len(lines), 1))
-    bands = -(-len(lines) // columns)
+    groups: dict[tuple[str, str], list[Panel]] = {}
+    for panel in lines:
+        groups.setdefault((panel.matrix, panel.found.along), []).append(panel)
+    checkpoints = list(dict.fromkeys(panel.of for panel in lines if panel.of))
+    columns = min(3, max(len(groups), 1))
+    bands = -(-len(groups) // columns)
     foot = 0.55 + 0.22 * len(spread) if spread else 0.0
-    labels = [*LABELS, "departure", "10 % of the quadratic term", "where it is within that"]
-    handles = [
-        Line2D([], [], color=LOSS, linewidth=1.8),
-        Line2D([], [], color=PREDICTION, linewidth=1.4, linestyle=DASHED),
-        Line2D([], [], color=DEPARTURE, linewidth=1.2),
-        Patch(color=BAND),
-        Patch(color=HOLDS),
-    ]
+    labels, handles = keys(lines, checkpoints, called)
     legend = lay_out_legend(labels, None, PAGE)
-    heights = [3.6 * bands + legend.height()] * bool(lines) + [foot + 0.5] * bool(spread)
+    tall = 0.18 * any(panel.found.barrier for panel in lines)  # inches of a third line of titles
+    heights = [(3.6 + tall) * bands + legend.height()] * bool(lines) + [foot + 0.5] * bool(spread)
     figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
     if lines:
         grid = parts[0].add_gridspec(2 * bands, columns, height_ratios=[2.2, 1.1] * bands)
-        for i, panel in enumerate(lines):
+        row = list(groups.values())
+        for i, group in enumerate(row):
             band, column = divmod(i, columns)
+            told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_line(above, below, panel, PAGE / columns - 0.7, first=not column)
+            draw_lines(above, below, group, PAGE / columns - 0.7, not column, told, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
         draw_spread(parts[-1].add_subplot(), spread)
     return figure
 
 
-def draw_line(above: Axes, below: Axes, panel: Panel, width: float, first: bool) -> None:
-    """Draw loss and prediction along a line, and below them their difference."""
-    keys = ("t", "loss", "prediction", "departure")
-    t, loss, prediction, departure = (numbers(getattr(panel.found, key)) for key in keys)
-    holds, curvature = panel.found.holds, panel.directions[0].curvature
+def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> tuple[list[str], list[Any]]:
+    """Entries of the legend, and samples of what they name."""
+    barrier = [panel for panel in lines if panel.found.barrier]
+    departs = any(not panel.found.barrier for panel in lines)
+    found: list[tuple[str, Any]] = []
+    if checkpoints:
+        found += [
+            (called.file(path), Line2D([], [], color=colour(i), linewidth=1.8)) for i, path in enumerate(checkpoints)
+        ]
+        found.append((LABELS[1], Line2D([], [], color="0.3", linewidth=1.0, linestyle=DASHED)))
+    else:
+        found = [
+            (LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8)),
+            (LABELS[1], Line2D([], [], color=PREDICTION, linewidth=1.4, linestyle=DASHED)),
+        ]
+    if departs and not checkpoints:
+        found += [
+            ("departure", Line2D([], [], color=DEPARTURE, linewidth=1.2)),
+            ("10 % of the quadratic term", Patch(color=BAND)),
+        ]
+    if not checkpoints and any(panel.found.holds for panel in lines):
+        text = "where it is within that" if departs else "where it is within 10 % of the quadratic term"
+        found.append((text, Patch(color=HOLDS)))
+    if barrier:
+        found.append(("chord between checkpoints", Line2D([], [], color=CHORD, linewidth=1.2, linestyle=(0, (1, 1)))))
+        if not checkpoints:
+            found.append(("loss above the chord", Line2D([], [], color=CHORD, linewidth=1.4)))
+    return [text for text, _ in found], [handle for _, handle in found]
+
+
+def colour(place: int) -> str:
+    """The colour of a checkpoint among several."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def draw_lines(
+    above: Axes,
+    below: Axes,
+    group: Sequence[Panel],
+    width: float,
+    first: bool,
+    told: bool,
+    checkpoints: Sequence[str],
+    called: Names,
+) -> None:
+    """Draw loss and prediction along a line from each checkpoint, and below them what is left.
+
+    That is the departure from the prediction, or on the way to another checkpoint the loss above the chord.
+    """
+    direction, alone = group[0].directions[0], not checkpoints
     for axes in (above, below):
-        axes.axvspan(holds.start, holds.stop, color=HOLDS, zorder=0, linewidth=0)
         axes.margins(x=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    above.plot(t, loss, color=LOSS, linewidth=1.8, zorder=3)
-    above.plot(t, prediction, color=PREDICTION, linewidth=1.4, linestyle=DASHED, zorder=4)
-    above.plot(0, loss[len(t) // 2], "o", color="black", markersize=4, zorder=5)
     above.tick_params(labelbottom=False)
-    around_loss(above, loss, prediction)
-    allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
-    below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
     below.axhline(0, color="0.6", linewidth=0.7, zorder=2)
-    below.plot(t, departure, color=DEPARTURE, linewidth=1.2, zorder=3)
-    below.set_xlabel("t" if panel.directions[0].eigenvalue is None else "distance t")
+    every = []
+    for panel in group:
+        keys = ("t", "loss", "prediction", "departure")
+        t, loss, prediction, departure = (numbers(getattr(panel.found, key)) for key in keys)
+        every.append((loss, prediction))
+        place = 0 if panel.of is None else checkpoints.index(panel.of)
+        holds, curvature = panel.found.holds, panel.directions[0].curvature
+        if holds and alone:
+            for axes in (above, below):
+                axes.axvspan(holds.start, holds.stop, color=HOLDS, zorder=0, linewidth=0)
+        dashed = {"color": PREDICTION, "linewidth": 1.4} if alone else {"color": colour(place), "linewidth": 1.0}
+        above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
+        above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
+        above.plot(0, loss[panel.found.origin], "o", color="black", markersize=4, zorder=5)
+        if direction.kind in ("checkpoint", "update") and t[-1] >= 1:
+            above.plot(1, np.interp(1.0, t, loss), "o", **END, zorder=6)
+        if panel.found.barrier:
+            draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))
+            continue
+        if holds and alone:
+            allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
+            below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
+        below.plot(t, departure, color=DEPARTURE if alone else colour(place), linewidth=1.2, zorder=3)
+    around_loss(above, *map(np.concatenate, zip(*every, strict=True)))
+    below.set_xlabel(UNITS.get(direction.kind, "t"))
     if first:
         above.set_ylabel("loss")
-        below.set_ylabel("departure")
-    head(above, f"{panel.matrix}\n{short_title(panel.directions[0])}", width)
+    if told:
+        below.set_ylabel("above chord" if group[0].found.barrier else "departure")
+    name = f"eigenvector {direction.name}" if direction.name.isdigit() else called(direction.name)
+    lines = [group[0].matrix, name if checkpoints else short_title(direction, called)]
+    if group[0].found.barrier and len(group) == 1:
+        lines.append(barrier_title(group[0].found.barrier))
+    head(above, "\n".join(lines), width)
+
+
+def draw_barrier(above: Axes, below: Axes, panel: Panel, t: np.ndarray, loss: np.ndarray, look: str) -> None:
+    """Draw the chord between two checkpoints, and the loss above it with the barrier and twice its standard error."""
+    found = panel.found.barrier
+    above.plot([0, 1], [found.start, found.end], color=look, linewidth=1.2, linestyle=(0, (1, 1)), zorder=4)
+    between = (t >= 0) & (t <= 1)
+    chord = (1 - t) * found.start + t * found.end
+    below.plot(t[between], (loss - chord)[between], color=look, linewidth=1.4, zorder=3)
+    if np.isfinite(found.height) and 0 < found.t < 1:
+        error = 2 * (found.standard_error or 0.0)
+        below.errorbar(found.t, found.height, yerr=error, color="black", marker="D", markersize=3.5, zorder=5)
+
+
+def barrier_title(found: Any) -> str:
+    """The height of a barrier with its standard error, or that there is none."""
+    if found.present is None:
+        return "barrier: loss not finite"
+    if not found.height > 0:
+        return "no barrier"
+    error = np.nan if found.standard_error is None else found.standard_error
+    told = with_error(found.height, error, most=3)
+    return f"barrier {told}" if found.present else f"no barrier: {told}"
 
 
 def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
@@ -155,6 +297,7 @@ def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
         axes.set(yscale="log", ylim=(low / 1.5, 1.5 * high))
     elif high > low:
         room = BEYOND * (high - low)
+        prediction = prediction if np.isfinite(prediction).any() else loss
         ends = min(low, max(np.nanmin(prediction), low - room)), max(high, min(np.nanmax(prediction), high + room))
         axes.set_ylim(ends[0] - 0.04 * (ends[1] - ends[0]), ends[1] + 0.04 * (ends[1] - ends[0]))
 
@@ -166,7 +309,7 @@ def explodes(low: float, high: float) -> bool:
 
 def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
     """Draw a row for each direction: quantiles of single examples as a box, the mean as a diamond with its error."""
-    rows = [(f"{matrix}, {one.along}", one.curvature) for matrix, one in spread]
+    rows = [(name, one.curvature) for name, one in spread]
     every = numbers([found.quantiles for _, found in rows])
     ends = [abs(found.mean) + 2 * found.standard_error for _, found in rows]
     largest = max(np.abs(every).max(), *ends) or 1.0
@@ -201,36 +344,66 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
 # Planes
 
 
-def plane_figure(planes: Sequence[Panel]) -> Figure:
-    """Contours of the loss, those of the prediction at the same heights dashed over them."""
+def plane_figure(planes: Sequence[Panel], called: Names) -> Figure:
+    """Contours of the loss, those of the prediction at the same heights dashed over them; checkpoints as points."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
-    handles = [Line2D([], [], color=LOSS, linewidth=1.2), Line2D([], [], color=PREDICTION, linestyle=DASHED)]
-    legend, wide = lay_out_legend(LABELS, None, PAGE), PAGE if columns == 2 else 4.8
+    samples = [
+        (LABELS[0], Line2D([], [], color=LOSS, linewidth=1.2)),
+        (LABELS[1], Line2D([], [], color=PREDICTION, linestyle=DASHED)),
+    ]
+    if any(panel.found.trajectory for panel in planes):
+        samples.append(("checkpoints in order", Line2D([], [], color=PATH, marker="o", markersize=3, linewidth=1.0)))
+    labels, handles = [text for text, _ in samples], [handle for _, handle in samples]
+    legend, wide = lay_out_legend(labels, None, PAGE), PAGE if columns == 2 else 4.8
     figure = Figure(figsize=(wide, 3.1 * rows * (1 if columns == 2 else 1.25) + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, planes, strict=False):
-        draw_plane(axes, panel, wide / columns - 1.0)
+        draw_plane(axes, panel, wide / columns - 1.0, called)
     for axes in grid.flat[len(planes) :]:
         axes.set_axis_off()
     legend.draw(figure, handles)
     return figure
 
 
-def draw_plane(axes: Axes, panel: Panel, width: float) -> None:
+def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
     """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
     look = {"cmap": "Blues", "extend": "both", "alpha": 0.75, "norm": BoundaryNorm(heights, 256, extend="both")}
     shades = axes.contourf(x, y, np.ma.masked_invalid(loss), heights, **look)
     axes.contour(x, y, np.ma.masked_invalid(loss), heights, colors=LOSS, linewidths=0.9)
-    axes.contour(x, y, prediction, heights, colors=PREDICTION, linewidths=1.1, linestyles=[DASHED])
-    axes.plot(0, 0, "o", color="black", markersize=4, zorder=5)
+    if np.isfinite(prediction).any():
+        axes.contour(x, y, prediction, heights, colors=PREDICTION, linewidths=1.1, linestyles=[DASHED])
+    axes.plot(0, 0, "o", color="black", markersize=4, zorder=7)
+    draw_marks(axes, panel, called)
     bar = axes.figure.colorbar(shades, ax=axes, format=lambda value, _: plain(value, 2), aspect=30, pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.ax.set_title("loss", fontsize=7.5, loc="left")
-    axes.set(xlabel=title(panel.directions[0]), ylabel=title(panel.directions[1]))
-    head(axes, panel.matrix, width)
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    texts = [axis_title(panel, i, called) for i in (0, 1)]
+    axes.set(xlabel=shortened(texts[:1], 72 * width, 9)[0], ylabel=shortened(texts[1:], 72 * 2.4, 9)[0])
+    head(axes, ", ".join([*of(panel, called), panel.matrix]), width)
+
+
+def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
+    """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
+    marks = panel.found.marks or []
+    if panel.found.trajectory:
+        x, y = [mark.x for mark in marks], [mark.y for mark in marks]
+        axes.plot(x, y, "-o", color=PATH, markersize=3, linewidth=1.0, zorder=6)
+        marks = [marks[0], marks[-1]]
+    else:
+        axes.plot([mark.x for mark in marks], [mark.y for mark in marks], "o", **END, zorder=6)
+    middle = sum(axes.get_xlim()) / 2
+    for mark in marks:
+        side = "left" if mark.x < middle else "right"
+        name = settable(mark.name) if panel.found.trajectory else called.file(mark.name)
+        (text,) = shortened([name], 72 * 1.2, 7)
+        shift = (5 if side == "left" else -5, 5)
+        behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+        look = {"fontsize": 7, "ha": side, "va": "bottom", "zorder": 8, "bbox": behind}
+        axes.annotate(text, (mark.x, mark.y), xytext=shift, textcoords="offset points", **look)
 
 
 def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
@@ -244,31 +417,32 @@ def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
     return low + (high - low) * (np.arange(1, count + 1) / count) ** 2
 
 
-def surface_figure(planes: Sequence[Panel]) -> Figure:
+def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
     """The loss as a surface, with the prediction as a net."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
     figure = Figure(figsize=(PAGE if columns == 2 else 4.6, 3.4 * rows * (1 if columns == 2 else 1.1)))
     for i, panel in enumerate(planes):
-        draw_surface(figure.add_subplot(rows, columns, i + 1, projection="3d"), panel)
+        draw_surface(figure.add_subplot(rows, columns, i + 1, projection="3d"), panel, called)
     figure.subplots_adjust(left=0.0, right=0.93, bottom=0.08, top=1 - 0.45 / figure.get_figheight(), wspace=0.12)
     handles = [Patch(facecolor="#9dc6e0", edgecolor=LOSS), Line2D([], [], color=PREDICTION, linewidth=1.0)]
     figure.legend(handles, LABELS, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
     return figure
 
 
-def draw_surface(axes: Any, panel: Panel) -> None:
+def draw_surface(axes: Any, panel: Panel, called: Names) -> None:
     """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)
     loss, prediction = (np.where(np.abs(z) <= top, z, np.nan) for z in (loss, prediction))
     axes.plot_surface(*sides, loss, cmap="Blues", edgecolor=LOSS, linewidth=0.25, alpha=0.6)
-    axes.plot_wireframe(*sides, prediction, color=PREDICTION, linewidth=0.8, rcount=9, ccount=9)
+    if np.isfinite(prediction).any():
+        axes.plot_wireframe(*sides, prediction, color=PREDICTION, linewidth=0.8, rcount=9, ccount=9)
     axes.tick_params(labelsize=6.5, pad=-2)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    names = [title(direction) for direction in panel.directions]
+    names = shortened([axis_title(panel, i, called) for i in (0, 1)], 72 * 1.8, 7.5)
     axes.set_xlabel(names[0], fontsize=7.5, labelpad=-4)
     axes.set_ylabel(names[1], fontsize=7.5, labelpad=-4)
     axes.set_zlabel("loss", fontsize=7.5, labelpad=-4)
-    axes.set_title(panel.matrix, fontsize=8.5, pad=0)
+    axes.set_title(", ".join([*of(panel, called), panel.matrix]), fontsize=8.5, pad=0)

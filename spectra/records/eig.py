@@ -19,6 +19,11 @@ def of_one_matrix(entry: EigResult) -> bool:
     return entry.spread is None
 
 
+def not_watched(entry: EigResult) -> bool:
+    """Whether the result is none of a training loop, in which missed eigenvalues are looked for now and then."""
+    return entry.last_search is None
+
+
 def of_many(entry: EigResult) -> bool:
     """Whether the numbers of single examples are left to the NPZ file."""
     return entry.values_by_example is None or entry.values_by_example.size > MOST_BY_EXAMPLE
@@ -34,6 +39,7 @@ class EigResult(Entry):
     error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
     sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
+    last_search: int | None = field(default=None, metadata=written(omitted=not_watched))  # step when last looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
     localisation: Localisation | None = field(  # of the eigenvectors; None where they were not in memory
         default=None, metadata=written(omitted=lambda entry: entry.localisation is None)
@@ -49,8 +55,11 @@ class EigResult(Entry):
     vectors_by_example: Any = field(default=None, metadata=written(None, array="eigenvectors_by_example"))  # (N, k, d)
 
     @classmethod
-    def of(cls, measurement: Any, method: str, vectors: bool = True) -> EigResult:
-        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors."""
+    def of(cls, measurement: Any, method: str, vectors: bool = True, last_search: int | None = None) -> EigResult:
+        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors.
+
+        `last_search` is the step of a training loop at which eigenvalues beside these were last searched for.
+        """
         pairs = measurement.answer
         return cls(
             method=method,
@@ -59,6 +68,7 @@ class EigResult(Entry):
             error_estimates=pairs.error_estimates.numpy(),
             sampling_errors=None if pairs.sampling_errors is None else pairs.sampling_errors.numpy(),
             complete=pairs.complete,
+            last_search=last_search,
             vectors=pairs.vectors.cpu().numpy() if vectors else None,
             **cost_of(measurement),
         )

@@ -14,13 +14,18 @@ from spectra.records.fields import Matrix, Stored, Vector, stored, written
 LINE, PLANE = ("t", "loss", "prediction"), ("x", "y", "loss", "prediction")  # what is kept as arrays
 
 
+def unless(name: str) -> dict[str, Any]:
+    """The metadata of a field that is left out where it is None or False."""
+    return written(omitted=lambda whole: not getattr(whole, name))
+
+
 @stored
 class Direction(Stored):
     """A direction d in parameter space."""
 
     name: str
     kind: str
-    source: str = field(metadata=written("from"))  # the file of an earlier eig, or `computed` or `drawn`
+    source: str = field(metadata=written("from"))  # a file: of an earlier eig, a checkpoint; or `computed` or `drawn`
     eigenvalue: float | None  # None where d is no eigenvector
     residual: float | None
     norm: float
@@ -40,15 +45,58 @@ class Holds(Stored):
 
 
 @stored
+class Barrier(Stored):
+    """The largest rise of the loss above the chord between the losses of two checkpoints, at t = 0 and t = 1."""
+
+    t: float  # where it is
+    height: float  # nan where a loss between is not finite
+    standard_error: float | None  # of the height at t, over the examples, paired
+    grid_error: float  # how much higher it may be between the points that were looked at
+    rounding: float  # of the losses
+    start: float  # the loss at t = 0
+    end: float  # at t = 1
+    present: bool | None  # whether the height is beyond its errors; None where it is not finite
+    without_error: str | None  # why there is no standard error
+
+
+@stored
 class Line(Stored):
     """Losses at theta + t d; nan where they were not finite."""
 
     along: str
-    t: Vector  # (points,), 0 in the middle
+    t: Vector  # (points,), 0 among them
     loss: Vector
-    prediction: Vector
+    prediction: Vector  # nan where buffers change on the way
     departure: Vector  # loss less prediction
-    holds: Holds
+    holds: Holds | None  # None where nothing is predicted
+    barrier: Barrier | None = field(default=None, metadata=unless("barrier"))  # on the way to another checkpoint
+
+    @property
+    def origin(self) -> int:
+        """The place of t = 0."""
+        return int(np.abs(self.t).argmin())
+
+
+@stored
+class Mark(Stored):
+    """A point of interest in or beside a plane, with its nearest point (x, y) in it."""
+
+    name: str
+    x: float
+    y: float
+    distance: float  # from the plane
+    loss: float | None  # of the point itself; None where it lies in the plane
+    loss_in_plane: float  # at (x, y)
+    step: float | None  # of training
+
+
+@stored
+class TrajectoryRecord(Stored):
+    """The checkpoints whose two components span a plane; they are its marks, in the order of training."""
+
+    glob: str
+    counts: str  # `training step` or `epoch`, which the steps of the marks are; `checkpoint`: natural order of names
+    shares: list[float]  # of the squared distances from the checkpoint, along the first component and the second
 
 
 @stored
@@ -56,11 +104,14 @@ class Plane(Stored):
     """Losses at theta + x d + y e; nan where they were not finite."""
 
     along: list[str]  # two
-    cosine: float  # between d and e
+    cosine: float  # between the two directions
+    orthogonal: bool = field(default=False, metadata=unless("orthogonal"))  # e is that part of the second direction
     x: Vector
     y: Vector
     loss: Matrix  # (y, x)
-    prediction: Matrix  # (y, x)
+    prediction: Matrix  # (y, x); nan where buffers change too
+    marks: list[Mark] | None = field(default=None, metadata=unless("marks"))
+    trajectory: TrajectoryRecord | None = field(default=None, metadata=unless("trajectory"))
 
 
 @stored
@@ -90,6 +141,7 @@ class LandscapeResult(Entry):
     """The loss around a point, along lines and in planes, beside the prediction by one matrix."""
 
     method: str
+    checkpoint: str | None = field(default=None, metadata=unless("checkpoint"))  # where there are several
     loss: float
     gradient_norm: float
     parameter_norm: float
@@ -101,13 +153,14 @@ class LandscapeResult(Entry):
     evaluations: int  # forward passes over the data
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Coordinates, losses and predictions, named `<what>_<matrix>_<direction>[_<direction>]`."""
+        """Coordinates, losses and predictions, named `<what>_<matrix>[_<checkpoint>]_<direction>[_<direction>]`."""
         lines = {self._name(key, [one.along]): getattr(one, key) for one in self.lines for key in LINE}
         planes = {self._name(key, one.along): getattr(one, key) for one in self.planes for key in PLANE}
         return lines | planes
 
     def _name(self, key: str, along: Sequence[str]) -> str:
-        return "_".join([key, self.curvature, *along]).replace(" ", "-")
+        of = [self.checkpoint] if self.checkpoint else []
+        return "_".join([key, self.curvature, *of, *along]).replace(" ", "-").replace("/", ":")
 
     def is_finite(self) -> bool:
         """Whether all numbers are finite, but for losses far away, which may well overflow."""
@@ -118,10 +171,12 @@ class LandscapeResult(Entry):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a point, of a line, whose t is `x`, or of a plane."""
+        of = {"checkpoint": self.checkpoint} if self.checkpoint else {}
         for line in self.lines:
             for x, loss, prediction in zip(line.t, line.loss, line.prediction, strict=True):
-                yield {"along": line.along, "x": x, "y": None, "loss": loss, "prediction": prediction}
+                yield {**of, "along": line.along, "x": x, "y": None, "loss": loss, "prediction": prediction}
         for plane in self.planes:
             for y, losses, predictions in zip(plane.y, plane.loss, plane.prediction, strict=True):
                 for x, loss, prediction in zip(plane.x, losses, predictions, strict=True):
-                    yield {"along": ",".join(plane.along), "x": x, "y": y, "loss": loss, "prediction": prediction}
+                    at = {"along": ",".join(plane.along), "x": x, "y": y}
+                    yield {**of, **at, "loss": loss, "prediction": prediction}

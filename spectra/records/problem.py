@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar
 
 from spectra.records.fields import Stored, stored
+from spectra.records.precondition import PreconditionRecord
 from spectra.wording import counted
 
 
@@ -92,6 +93,7 @@ class ProblemRecord(Stored):
     params: list[str] | None = None  # globs
     mc_samples: int | None = None
     weight_decay: float | None = None
+    precondition: PreconditionRecord | None = None  # None: the matrices are as they are named
     device: str | None = None
     dtype: str | None = None
     seed: int

@@ -20,6 +20,7 @@ from spectra.records.inspect import InspectResult
 from spectra.records.landscape import LandscapeResult
 from spectra.records.layers import LayersResult
 from spectra.records.problem import ProblemRecord
+from spectra.records.step import StepPoint, StepResult
 from spectra.records.trace import TraceResult
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
     "compare": CompareResult,
     "layers": LayersResult,
     "landscape": LandscapeResult,
+    "step": StepResult,
     "inspect": InspectResult,
 }
 
@@ -54,8 +56,9 @@ class Record(Stored):
     held_out: HeldOut | None = field(default=None, metadata=given("held_out", "compare"))
     subsample: list[Subsample] | None = field(default=None, metadata=given("subsample", "compare"))
     class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure", "compare"))
+    point: StepPoint | None = field(default=None, metadata=given("point", "step"))
     # Paths of figures.
-    figures: list[str] | None = field(default=None, metadata=given("figures", "compare", "layers", "landscape"))
+    figures: list[str] | None = field(default=None, metadata=given("figures", "compare", "layers", "landscape", "step"))
 
     def __repr__(self) -> str:
         return "\n".join([f"spectra {self.command}:", *(f"  {entry!r}" for entry in self.results)])
@@ -80,10 +83,11 @@ class Record(Stored):
         """A table of the numbers, for statistics and plots.
 
         One row an eigenvalue (eig), a trace (trace), a node of a probe (density), a pair of matrices (compare), a block
-        of parameters (layers), a point of a line or plane (landscape), or an estimate of cost (inspect). The first
-        columns say what it is of: command, checkpoint, step, seed, curvature. The last ones say how good it is and what
-        it cost: converged, products, seconds; products and seconds are those of all rows of a matrix together. Rows of
-        `compare` end with the numbers of the pair, `first` against `second`, each beside its error.
+        of parameters (layers), a point of a line or plane (landscape), a direction (step), or an estimate of cost
+        (inspect). The first columns say what it is of: command, checkpoint, step, seed, curvature. The last ones say
+        how good it is and what it cost: converged, products, seconds; products and seconds are those of all rows of a
+        matrix together. Rows of `compare` end with the numbers of the pair, `first` against `second`, each beside its
+        error.
 
         Raises SpectraError where pandas is not installed.
         """
@@ -143,7 +147,7 @@ def load_result(path: Path | str) -> Record:
 
     Args:
         path: a file such as `run/eig.json`, or a directory, of which the first result there is is taken: eig.json,
-            trace.json, density.json, compare.json, layers.json, landscape.json, inspect.json.
+            trace.json, density.json, compare.json, layers.json, landscape.json, step.json, inspect.json.
 
     Returns:
         the record, with `command`, `problem`, `results` (an entry for each matrix: `EigResult`, `TraceResult`, ...) and

@@ -1,9 +1,13 @@
-"""Directions in parameter space along which a loss is looked at: eigenvectors, and random ones scaled by filters."""
+"""Directions in parameter space along which a loss is looked at.
+
+Eigenvectors and random ones scaled by filters are found here. Those of training are given: the gradient, the
+optimizer's step, the way to another checkpoint, components of a trajectory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,34 +20,51 @@ from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows
+from spectra.steps.directions import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
-EIGENVECTOR, RANDOM, LOWEST = "eigenvector", "random", "lowest"
+EIGENVECTOR, RANDOM, LOWEST, COMPONENT = "eigenvector", "random", "lowest", "component"
+TRAINED = (GRADIENT, UPDATE, MOMENTUM)  # names of directions of training
+OTHER, PATH = f"{CHECKPOINT}:", "path:"  # what names begin with that a file or a glob follows
+TO_A_POINT = (UPDATE, CHECKPOINT)  # kinds of directions whose t = 1 is a point of its own
+AHEAD = (GRADIENT, UPDATE, MOMENTUM)  # kinds that are looked along rather forwards than backwards
 
 
 @dataclass(frozen=True)
 class Direction:
     """d, and what is known of it; an eigenvector has norm 1, so that t in theta + t d is a distance."""
 
-    name: str  # `1`, `lowest`, `random 2`
+    name: str  # `1`, `lowest`, `random 2`, `gradient`, `checkpoint:late.pt`, `PC 1`
     kind: str
-    source: str  # the file of an earlier `eig`, or `computed` or `drawn`
+    source: str  # the file of an earlier `eig`, another checkpoint, or `computed` or `drawn`
     vector: Tensor  # (n,), whole on every process
     eigenvalue: float | None = None
     residual: float | None = None  # |A d - eigenvalue d|
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, and by what they change up to t = 1
 
 
 def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of lines and planes, each once, every `random` with a number of its own."""
-    found, drawn = [], 0
+    """The names of lines and planes, each once, every `random` with a number of its own.
+
+    A glob of checkpoints is the plane of its two components.
+    """
+    found, drawn, globs = [], 0, list(dict.fromkeys(name for names in along for name in names if name.startswith(PATH)))
     for names in along:
         told = []
         for name in names:
             drawn += name == RANDOM
             told.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
+        if told[0].startswith(PATH):
+            told = components(globs, told[0])
         found.append(tuple(told))
     return list(dict.fromkeys(found))
+
+
+def components(globs: Sequence[str], path: str) -> list[str]:
+    """The names of the two components of one of the globs; they are numbered where there are several."""
+    of = f" of path {globs.index(path) + 1}" if len(globs) > 1 else ""
+    return [f"PC {i}{of}" for i in (1, 2)]
 
 
 def find_directions(
@@ -55,12 +76,14 @@ def find_directions(
     tolerance: float,
     max_products: int | None,
     progress: Progress | None,
+    given: Mapping[str, Direction] | None = None,
 ) -> tuple[dict[str, Direction], bool]:
     """Find the vectors of the names, in their order; also return whether all were found, each within the tolerance.
 
-    `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA).
+    `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA); `given`
+    the directions that are no eigenvectors and not drawn.
     """
-    found, good = {}, True
+    found, good, given = {}, True, given or {}
     ranks = [int(name) for name in names if name.isdigit()]
     refuse_ranks(ranks, problem.size)
     wanted = {"LM": max(ranks, default=0), "SA": int(LOWEST in names)}
@@ -73,6 +96,9 @@ def find_directions(
             pairs[which], good = (computed, "computed"), good and computed.converged
     drawing = torch.Generator().manual_seed(problem.seed)  # the same directions for every matrix
     for name in names:
+        if name in given:
+            found[name] = given[name]
+            continue
         if name.startswith(RANDOM):
             found[name] = random_direction(name, problem, drawing)
             continue

@@ -4,19 +4,22 @@
 
 Coordinates are explicit: t multiplies a direction of known norm. With the Hessian for A the departure is of third
 order.
+
+The way to another checkpoint may change buffers too, as running statistics of BatchNorm. Slope and curvature are of
+the parameters alone, so nothing is predicted there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spectra.curvature.displacement import losses, square
+from spectra.curvature.displacement import displaced, losses, square
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import definition
@@ -24,13 +27,25 @@ from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
-from spectra.surfaces.directions import EIGENVECTOR, Direction
+from spectra.steps.directions import CHECKPOINT, UPDATE
+from spectra.surfaces.barrier import Barrier, barrier
+from spectra.surfaces.directions import AHEAD, COMPONENT, EIGENVECTOR, Direction
+from spectra.surfaces.elsewhere import Statistics, tensors_of
+from spectra.surfaces.example_losses import example_losses
+from spectra.surfaces.plane import Plane, Trajectory, frame, marked, side
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
 from spectra.surfaces.spread import Spread, per_example, spread
+from spectra.vectors import norm
 
 FLOOR = 1e-3  # nats: of a loss smaller than that, the default radius is that of this one
 ON_A_LINE, ON_A_SIDE = 41, 25  # points
 RISE = 4.0  # losses that the quadratic term comes to at the default radius
+BEYOND = 1 / 6  # of the way to another checkpoint, which a line goes on beyond either
+BEHIND = 4  # points ahead for each one behind, along directions of training
+ROOM = 1.25  # times the critical step of the quadratic model, up to which a line along them goes
+PARALLEL = 1e-9  # of the cosine of two directions, within which they span no plane
+FAR = 4.0  # times |theta|, up to which that step is shown
+STEPS = 2.0  # of the optimizer, which its line holds at least
 Step = Callable[[Callable[[], Any]], Any]  # how a part of the work is done: at once, or taken from a run cut off
 
 
@@ -55,26 +70,17 @@ class Point:
 class Line:
     """Losses at theta + t d."""
 
-    t: np.ndarray  # (points,), 0 in the middle
+    t: np.ndarray  # (points,), 0 among them, in the middle along eigenvectors and random directions
     loss: np.ndarray  # (points,), nan where it is not finite
-    prediction: np.ndarray
-    holds: Range
+    prediction: np.ndarray  # nan where buffers change too
+    holds: Range | None  # None where nothing is predicted
+    barrier: Barrier | None = None  # on the way to another checkpoint
+    more: int = 0  # losses that it took besides
 
     @property
     def departure(self) -> np.ndarray:
         """The loss less its prediction, at each point."""
         return self.loss - self.prediction
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Losses at theta + x d + y e."""
-
-    x: np.ndarray  # (points,)
-    y: np.ndarray  # (points,)
-    loss: np.ndarray  # (y, x)
-    prediction: np.ndarray  # (y, x)
-    cosine: float  # between d and e
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,45 @@ class Grid:
     radius: float | None
     points: int | None
 
-    def axis(self, direction: Direction, curvature: float, point: Point, points: int) -> np.ndarray:
-        """The coordinates (points,) from -radius to radius, 0.0 in the middle."""
-        radius = default_radius(direction, curvature, point) if self.radius is None else self.radius
-        half = (self.points or points) // 2
-        return radius * np.arange(-half, half + 1) / half
+    def line(self, direction: Direction, model: Quadratic, point: Point) -> np.ndarray:
+        """The coordinates (points,) of a line, 0.0 among them; `model` in the one coordinate."""
+        points = self.points or ON_A_LINE
+        if direction.kind == CHECKPOINT:
+            return between(points, BEYOND if self.radius is None else self.radius)
+        behind = (points - 1) // (BEHIND + 1) if direction.kind in AHEAD else points // 2
+        ahead = points - 1 - behind
+        return self.reach(direction, model, point) * np.arange(-behind, ahead + 1) / ahead
+
+    def side(self, direction: Direction, model: Quadratic, point: Point, marks: Sequence[float]) -> np.ndarray:
+        """The coordinates (points,) of a side of a plane, which by default holds the marks in it."""
+        points = self.points or ON_A_SIDE
+        if self.radius is not None or not (marks or direction.kind in AHEAD):
+            return self.reach(direction, model, point) * np.arange(-(points // 2), points // 2 + 1) / (points // 2)
+        radius = 0.0 if direction.kind in (CHECKPOINT, COMPONENT) else self.reach(direction, model, point)
+        behind = radius / BEHIND if direction.kind in AHEAD else radius
+        return side(points, -behind, radius, marks)
+
+    def reach(self, direction: Direction, model: Quadratic, point: Point) -> float:
+        """How far from the checkpoint, in units of |d|."""
+        if self.radius is not None:
+            return self.radius
+        return default_radius(direction, float(model.curvatures[0, 0]), point, float(model.slopes[0]))
+
+
+def between(points: int, beyond: float) -> np.ndarray:
+    """Coordinates (points,) from -beyond to 1 + beyond, 0 and 1 among them, about as dense everywhere."""
+    outside = min(round((points - 1) * beyond / (1 + 2 * beyond)), (points - 3) // 2)
+    inside = np.linspace(0, 1, points - 2 * outside)
+    past = beyond * np.arange(1, outside + 1) / max(outside, 1)
+    return np.concatenate([0.0 - past[::-1], inside, 1 + past])
+
+
+class Task(NamedTuple):
+    """The coordinates, what does a part of the work, and what is called before each pass over the data."""
+
+    grid: Grid
+    step: Step
+    watch: Callable[[], None]
 
 
 def landscape(
@@ -117,12 +157,15 @@ def landscape(
     grid: Grid,
     step: Step = lambda compute: compute(),
     watch: Callable[[], None] = lambda: None,
+    paths: Mapping[tuple[str, ...], Trajectory] | None = None,
 ) -> Landscape:
     """Lines and planes `along` the directions named, beside what the matrix `name`, the operator, predicts there.
 
-    One product for each direction; `watch` is called before each pass over the data. Lines and planes of directions
-    that are not there, or not finite, are left out. Raises SpectraError where the model fails.
+    One product for each direction; `watch` is called before each pass over the data; `paths` has the trajectories
+    behind directions that are components. Lines and planes of directions that are not there, or not finite, are left
+    out. Raises SpectraError where the model fails.
     """
+    task = Task(grid, step, watch)
     used = [key for key, d in directions.items() if d.vector.isfinite().all()]
     vectors = [directions[key].vector for key in used]
     model = quadratic(operator, point.loss, point.gradient, vectors)
@@ -130,19 +173,13 @@ def landscape(
     for names in along:
         if not set(names) <= set(used):
             continue
-        places = [used.index(key) for key in names]
-        those, sides = [vectors[i] for i in places], model.along(*places)
-        points = ON_A_LINE if len(names) == 1 else ON_A_SIDE
-        axes = [
-            grid.axis(directions[key], curvature, point, points)
-            for key, curvature in zip(names, np.diag(sides.curvatures), strict=True)
-        ]
+        those, sides = [directions[key] for key in names], model.along(*[used.index(key) for key in names])
         if len(names) == 1:
-            lines[names[0]] = line(problem, those[0], axes[0], sides, step, watch)
+            lines[names[0]] = line(problem, those[0], sides, point, task)
         else:
-            planes[names] = plane(problem, those, axes[0], axes[1], sides, step, watch)
-    spreads, without = spread_along(problem, name, used, vectors, step)
-    evaluations = sum(found.loss.size for found in (*lines.values(), *planes.values()))
+            planes[names] = plane(problem, those, sides, point, task, (paths or {}).get(names))
+    spreads, without = spread_along(problem, name, used, vectors, task.step)
+    evaluations = sum(found.loss.size + found.more for found in (*lines.values(), *planes.values()))
     found = {"lines": lines, "planes": planes, "spread": spreads, "without": without, "evaluations": evaluations}
     return Landscape(point, directions, model, used, converged=len(lines) + len(planes) == len(along), **found)
 
@@ -171,39 +208,109 @@ def values_along(problem: Problem, name: str, vectors: Sequence[Tensor]) -> tupl
     return curvatures.tolist(), slopes.tolist(), ""
 
 
-def line(problem: Problem, d: Tensor, t: np.ndarray, model: Quadratic, step: Step, watch: Callable[[], None]) -> Line:
-    """A forward pass over the data for each t; `model` in the one coordinate."""
+class Losses:
+    """The mean losses at coordinates along some directions, with the buffers that go with them."""
+
+    def __init__(self, problem: Problem, directions: Sequence[Direction], task: Task):
+        self.problem, self.task = problem, task
+        self.vectors = torch.stack([d.vector for d in directions])
+        self.statistics = Statistics(tensors_of(problem.model), tuple(d.buffers for d in directions))
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        """The losses at z (points, k), by a forward pass over the data each, as one part of the work."""
+        return np.array(self.task.step(lambda: self.at(z)))
+
+    def at(self, z: np.ndarray) -> list[float]:
+        """The losses at z (points, k); nan where one is not finite."""
+        if not self.statistics:
+            return losses(self.problem, self.vectors, z, self.task.watch)
+        found = []
+        for one in z:
+            with self.statistics.at(one):
+                found += losses(self.problem, self.vectors, one[None], self.task.watch)
+        return found
+
+    def by_example(self, t: float) -> list[float] | None:
+        """The losses of all examples at t along the first direction, as one part; None where they have none."""
+
+        def compute() -> list[float] | None:
+            self.task.watch()
+            shift = torch.as_tensor(t).to(self.vectors) * self.vectors[0]
+            with self.statistics.at([t]), displaced(self.problem.leaves, self.problem.tensors(shift)):
+                found = example_losses(self.problem)
+            return None if found is None else found.tolist()
+
+        return self.task.step(compute)
+
+
+def line(problem: Problem, d: Direction, model: Quadratic, point: Point, task: Task) -> Line:
+    """The losses along d, beside `model` in the one coordinate; to another checkpoint with the barrier on the way."""
+    t, along = task.grid.line(d, model, point), Losses(problem, [d], task)
     coordinates = t[:, None]
-    loss = np.array(step(lambda: losses(problem, d[None], coordinates, watch)))
-    prediction = model(coordinates)
-    return Line(t, loss, prediction, range_of_validity(t, loss - prediction, model.bend(coordinates)))
+    loss = along(coordinates)
+    if d.buffers:
+        prediction, holds = np.full_like(loss, np.nan), None
+    else:
+        prediction = model(coordinates)
+        holds = range_of_validity(t, loss - prediction, model.bend(coordinates))
+    if d.kind != CHECKPOINT:
+        return Line(t, loss, prediction, holds)
+    epsilon = torch.finfo(problem.dtype).eps
+    looked = []
+
+    def evaluate(more: Sequence[float]) -> np.ndarray:
+        looked.extend(more)
+        return along(np.array(more)[:, None])
+
+    found = barrier(t, loss, evaluate, along.by_example, epsilon)
+    more = len(looked) + (0 if found.standard_error == 0.0 or not np.isfinite(found.height) else 3)
+    return Line(t, loss, prediction, holds, found, more)
 
 
 def plane(
     problem: Problem,
-    directions: Sequence[Tensor],
-    x: np.ndarray,
-    y: np.ndarray,
+    directions: Sequence[Direction],
     model: Quadratic,
-    step: Step,
-    watch: Callable[[], None],
+    point: Point,
+    task: Task,
+    path: Trajectory | None,
 ) -> Plane:
-    """A forward pass over the data for each (x, y), a step for each row; `model` in both coordinates."""
-    both = torch.stack(list(directions))
-    rows = [np.stack([x, np.full_like(x, value)], axis=1) for value in y]
-    loss = np.array([step(lambda row=row: losses(problem, both, row, watch)) for row in rows])
-    d, e = both.double()
-    cosine = (d @ e / (d.norm() * e.norm())).item()
-    return Plane(x, y, loss, np.stack([model(row) for row in rows]), cosine)
+    """The losses in the plane of two directions, a part of the work for each row; `model` in both coordinates.
 
-
-def default_radius(direction: Direction, curvature: float, point: Point) -> float:
-    """The radius where the quadratic term is RISE times the loss (or FLOOR), at most |theta|; 1 along random ones.
-
-    So the picture is the same whatever the loss is scaled by and the parameters are called.
+    Where a direction is one of training, the second coordinate is orthogonal to the first.
     """
-    if direction.kind != EIGENVECTOR:
+    along = Losses(problem, directions, task)
+    d, e = along.vectors.double()
+    cosine = (d @ e / (d.norm() * e.norm())).item()
+    if not abs(cosine) < 1 - PARALLEL:
+        names = ",".join(one.name for one in directions)
+        raise SpectraError(f"`along` {names}: both lead along one line, so there is no plane; name one, or others")
+    place = frame(directions, (d @ e / (d @ d)).item())
+    marks = marked(problem, directions, place, path, along, task.watch)
+    own = [Quadratic(model.loss, place @ model.slopes, place @ model.curvatures @ place.T).along(i) for i in (0, 1)]
+    grid, spots = task.grid, np.array([[mark.x, mark.y] for mark in marks]).reshape(-1, 2)
+    x, y = (grid.side(directions[i], own[i], point, list(spots[:, i])) for i in (0, 1))
+    rows = [np.stack([x, np.full_like(x, value)], axis=1) @ place for value in y]
+    loss = np.array([along(row) for row in rows])
+    prediction = np.full_like(loss, np.nan) if along.statistics else np.stack([model(row) for row in rows])
+    more = sum(1 for mark in marks if mark.loss is not None) + len(marks)
+    return Plane(x, y, loss, prediction, cosine, bool((place != np.eye(2)).any()), marks, path, more)
+
+
+def default_radius(direction: Direction, curvature: float, point: Point, slope: float = 0.0) -> float:
+    """The distance, in units of |d|, up to which a line goes, from d'Ad and g'd.
+
+    Along eigenvectors where the quadratic term is RISE times the loss (or FLOOR), at most |theta|: so the picture is
+    the same whatever the loss is scaled by and the parameters are called. Along directions of training somewhat beyond
+    the step at which the quadratic model is back at the loss; where it never is, as along eigenvectors. Else 1.
+    """
+    if direction.kind not in (EIGENVECTOR, *AHEAD):
         return 1.0
     furthest = point.norm or 1.0
+    if direction.kind in AHEAD:
+        furthest /= norm(direction.vector) or 1.0
     height = RISE * max(point.loss, FLOOR)
-    return min((2 * height / abs(curvature)) ** 0.5, furthest) if curvature else furthest
+    radius = (2 * height / abs(curvature)) ** 0.5 if curvature else furthest
+    if direction.kind in AHEAD and slope * curvature < 0:
+        radius, furthest = ROOM * 2 * abs(slope / curvature), FAR * furthest
+    return max(min(radius, furthest), STEPS if direction.kind == UPDATE else 0.0)

@@ -61,7 +61,7 @@ def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) ->
     """
     ratio = np.divide(np.abs(departure), SHARE * np.abs(bend), out=np.full(len(t), np.inf), where=bend != 0)
     ratio[np.isnan(ratio)] = np.inf
-    zero = len(t) // 2
+    zero = int(np.abs(t).argmin())
     stop, to_the_end = reach(t[zero:], ratio[zero:])
     start, to_the_start = reach(-t[zero::-1], ratio[zero::-1])
     return Range(0.0 - start, stop, to_the_start, to_the_end)

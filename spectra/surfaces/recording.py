@@ -6,7 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from spectra.records.entry import cost_of
-from spectra.records.landscape import Direction, Holds, LandscapeResult, Line, Plane, Spread, SpreadAlong
+from spectra.records.landscape import (
+    Barrier,
+    Direction,
+    Holds,
+    LandscapeResult,
+    Line,
+    Mark,
+    Plane,
+    Spread,
+    SpreadAlong,
+    TrajectoryRecord,
+)
 from spectra.surfaces.landscape import Landscape
 from spectra.surfaces.quadratic import SHARE
 from spectra.surfaces.spread import QUANTILES
@@ -56,12 +67,19 @@ def directions(found: Landscape) -> Iterator[Direction]:
 def line_record(name: str, line: Any) -> Line:
     """Make the record of a line along this direction."""
     numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
-    return Line(along=name, holds=Holds(share=SHARE, **line.holds._asdict()), **numbers)
+    holds = None if line.holds is None else Holds(share=SHARE, **line.holds._asdict())
+    barrier = None if line.barrier is None else Barrier(**vars(line.barrier), present=line.barrier.present)
+    return Line(along=name, holds=holds, barrier=barrier, **numbers)
 
 
 def plane_record(names: Sequence[str], plane: Any) -> Plane:
     """Make the record of a plane along these directions."""
-    return Plane(along=list(names), **vars(plane))
+    numbers = {key: getattr(plane, key) for key in ("x", "y", "loss", "prediction", "cosine", "orthogonal")}
+    marks = [Mark(**vars(mark)) for mark in plane.marks] or None
+    path = plane.path and TrajectoryRecord(
+        glob=plane.path.glob, counts=plane.path.counts, shares=plane.path.shares.tolist()
+    )
+    return Plane(along=list(names), marks=marks, trajectory=path, **numbers)
 
 
 def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:

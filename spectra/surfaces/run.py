@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -12,39 +13,72 @@ from typing import Any
 import torch
 
 from spectra.defaults import TOLERANCE
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint_folder import parts, sha256, together
 from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed
+from spectra.problem.problem import Problem
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.surfaces.directions import LOWEST, find_directions, numbered, refuse_ranks
+from spectra.surfaces.directions import EIGENVECTOR, LOWEST, PATH, find_directions, numbered, refuse_ranks
+from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
+from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
 from spectra.surfaces.recording import landscape_results
 
 
 @dataclass(frozen=True)
 class LandscapeSettings:
-    """Lines and planes, each by the names of its directions; coordinates; the tolerance of eigenvectors."""
+    """Lines and planes, each by the names of its directions; coordinates; the tolerance of eigenvectors.
+
+    Attributes:
+        others: checkpoints that are looked at beside the problem's own.
+        optimizer: the file of an optimizer's state, for its step and momentum; None: the checkpoint.
+    """
 
     along: tuple[tuple[str, ...], ...]
     grid: Grid
     tolerance: float = TOLERANCE
+    others: tuple[str, ...] = ()
+    optimizer: str | None = None
 
     command = "landscape"
     less_memory = ("`along`", "name fewer at a time, or choose fewer parameters with `params`")
+
+    @property
+    def named(self) -> list[str]:
+        """The names of all directions, each once."""
+        return list(dict.fromkeys(name for names in self.along for name in names))
+
+    @property
+    def files(self) -> list[str]:
+        """The files that are read beside the problem's own."""
+        return [
+            *self.others,
+            *files_of(self.named),
+            *filter(None, [self.optimizer and self.optimizer.partition("?")[0]]),
+        ]
 
     @property
     def ranks(self) -> list[int]:
         """The eigenvectors that are asked for, by |eigenvalue|."""
         return [int(name) for names in self.along for name in names if name.isdigit()]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these files from others of the same names, for a run that is taken up again."""
+        return {f"sha256 of {file}": digest for file, digest in digests(self.files).items()}
+
     def refuse(self, matrices: Sequence[str]) -> None:
-        pass
+        for names in self.along:
+            if len(names) > 1 and any(name.startswith(PATH) for name in names):
+                raise SpectraError(f"`along` {','.join(names)}: a trajectory is a plane of its own; name it alone")
+        refuse_missing(self.named)
 
     def refuse_size(self, size: int, products: int | None) -> None:
         refuse_ranks(self.ranks, size)
@@ -55,45 +89,103 @@ class LandscapeSettings:
 
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:
-    """Look at the loss along the directions that are asked for, beside each matrix, and return the record."""
+    """Look at the loss along the directions that are asked for, beside each matrix, and return the record.
+
+    Of several checkpoints each is looked at in its turn, in the place of the first.
+    """
     session.load()
-    problem, asked = session.problem, session.request.settings
+    problem, others = session.problem, session.request.settings.others
+    key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
-        together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
-        matrices = [together.matrix(problem, name, products) for name in session.names]
-        earlier, found = session.arrays_of_earlier(), []
-        look = Look(session, Point.of(problem), earlier)
-        while matrices:  # each gives its memory back in the end
-            found.append(look(matrices.pop(0)))
-        record = session.record([], landscape_results(found))
-    if earlier and any(d.source not in ("computed", "drawn") for m in found for d in m.answer.directions.values()):
+        earlier = session.arrays_of_earlier()
+        first = session.about.checkpoint
+        for place, path in enumerate([first, *others]):
+            there = elsewhere(problem, path, key, "`checkpoint` ") if place and path else None
+            with standing(tensors_of(problem.model), there.values) if there else nullcontext():
+                look = Look(session, path, earlier if not place else None, f" {place + 1}" if place else "")
+                measured, told = look()
+            found += measured
+            results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
+            notes += told
+        session.about = session.about.changed(notes=[*(session.about.notes or ()), *dict.fromkeys(notes)])
+        record = session.record([], results)
+    used = [d for m in found for d in m.answer.directions.values() if d.kind == EIGENVECTOR]
+    if earlier and any(d.source != "computed" for d in used):
         options = (record.problem.options or {}) | {"eigenvectors": str(earlier.with_suffix(".json"))}
         return record.changed(problem=record.problem.changed(options=options))  # for --config elsewhere
     return record
 
 
+def digests(files: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of files and folders of weights, by their paths; empty where one cannot be read."""
+    found = {}
+    for file in files:
+        try:
+            found[file] = together({part.name: sha256(part) for part in parts(Path(file))})
+        except OSError:
+            found[file] = ""
+    return found
+
+
 @dataclass(frozen=True)
 class Look:
-    """A look at the loss from one point, beside one matrix after the other."""
+    """A look at the loss from one checkpoint, at which the problem stands, beside one matrix after the other."""
 
     session: Session[LandscapeSettings]
-    point: Point
+    checkpoint: str | None
     earlier: Path | None  # arrays of an earlier eig
+    mark: str  # behind the names of the matrices, where this is not the first checkpoint
 
-    def __call__(self, matrix: Prepared) -> Measurement:
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+        return self.session.problem
+
+    def __call__(self) -> tuple[list[Measurement], list[str]]:
+        """The landscapes of all matrices, with what they cost; and notes on the directions."""
+        session, asked = self.session, self.session.request.settings
+        together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
+        matrices = [
+            together.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
+            for name in session.names
+        ]
+        point, found = Point.of(self.problem), []
+        given = self.given(point)
+        while matrices:  # each gives its memory back in the end
+            found.append(self.beside(matrices.pop(0), point, given))
+        return found, given.notes
+
+    def given(self, point: Point) -> Given:
+        """The directions of training among those that are asked for."""
+        session, asked = self.session, self.session.request.settings
+        if not any(is_given(name) for name in asked.named):
+            return Given()
+        with session.listener.work("directions") as line:
+            read = 0
+
+            def watch() -> None:
+                nonlocal read
+                read += 1
+                line.stage(f"checkpoint {read}")
+
+            key = session.request.named.get("checkpoint_key")
+            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch)
+            return giver(asked.named)
+
+    def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
         """The landscape of one matrix, with what it cost."""
-        problem, name, limit = self.session.problem, matrix.curvature.name, self.session.request.max_products
+        name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
         along = numbered(asked.along)
         wanted = list(dict.fromkeys(direction for one in along for direction in one))
         matrix.check(generator, limit)
         start, counted = time.perf_counter(), Counting(matrix.operator)
         left = None if limit is None else max(0, limit - matrix.checks - len(wanted))
-        with self.session.listener.work(name) as progress:
+        with self.session.listener.work(f"{name}{self.mark}") as progress:
             room = None if left is None else left // 2  # for the checks of known eigenpairs
             known = {} if room == 0 else self.taken(counted, name, wanted, room)
             directions, good = find_directions(
-                problem, counted, wanted, known, generator, asked.tolerance, left, progress
+                self.problem, counted, wanted, known, generator, asked.tolerance, left, progress, given.directions
             )
             if limit is not None and matrix.checks + counted.products + len(directions) > limit:
                 directions = {}
@@ -104,7 +196,8 @@ class Look:
             def watch() -> None:
                 progress(products=counted.products)
 
-            found = landscape(problem, counted, name, self.point, directions, along, asked.grid, step, watch)
+            asked_of = (along, asked.grid, step, watch, given.paths)
+            found = landscape(self.problem, counted, name, point, directions, *asked_of)
         found = replace(found, converged=found.converged and good)
         return matrix.measured(found, counted.products, time.perf_counter() - start)
 
@@ -114,7 +207,7 @@ class Look:
         """Eigenpairs of an earlier `eig` that serve all names of a kind, and their file, by end of the spectrum."""
         earlier, note = self.earlier, self.session.listener.note
         ranks = [int(direction) for direction in wanted if direction.isdigit()]
-        needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int("lowest" in wanted))) if k}
+        needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int(LOWEST in wanted))) if k}
         if earlier is None or not needed:
             return {}
         which, agree = end_of(earlier), self.session.processes.least

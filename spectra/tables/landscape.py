@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,12 @@ from spectra.quoting import readable
 from spectra.records.landscape import LandscapeResult, Line, Plane
 from spectra.records.record import Record
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
-from spectra.wording import brief
+from spectra.wording import brief, short_paths, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
+BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
+CHECKPOINT = "checkpoint"  # the kind of a direction to another one
+MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
 SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
 
@@ -25,15 +29,24 @@ def landscape_text(record: Record) -> str:
 def landscape_parts(record: Record) -> list[Any]:
     """Texts and tables: for each matrix its directions, then how curvature spreads over examples; then the cost."""
     results: list[LandscapeResult] = record.results
-    parts = [heading(record.problem), sizes(results[0])]
-    parts += [MEANING.format(100 * line.holds.share) for entry in results for line in entry.lines][:1]
+    parts = [heading(record.problem)]
+    if len({entry.checkpoint for entry in results}) == 1:
+        parts.append(sizes(results[0]))
+    held = [line.holds for entry in results for line in entry.lines if line.holds]
+    parts += [MEANING.format(100 * one.share) for one in held[:1]]
+    shown, called = None, Names(results)
     for entry in results:
-        parts += [f"\n{entry.curvature}, directions d", direction_table(entry)]
+        if entry.checkpoint and entry.checkpoint != shown:
+            shown = entry.checkpoint
+            parts.append(f"\n{called.file(shown)}: loss {entry.loss:.6g}, {sizes(entry)}")
+        parts += [f"\n{entry.curvature}, directions d", direction_table(entry, called)]
         if entry.spread:
-            parts += [f"{entry.curvature}: {SPREAD}", spread_table(entry)]
+            parts += [f"{entry.curvature}: {SPREAD}", spread_table(entry, called)]
     parts += [entry.without_spread for entry in results if entry.without_spread]
-    parts += [plane_line(entry, plane) for entry in results for plane in entry.planes]
-    return [*parts, cost_table(results), *remarks(record)]
+    parts += barriers(results, called)
+    parts += [plane_line(entry, plane, called) for entry in results for plane in entry.planes]
+    parts += marks(results)
+    return [*parts, cost_table(results, called), *remarks(record)]
 
 
 def sizes(entry: LandscapeResult) -> str:
@@ -41,16 +54,44 @@ def sizes(entry: LandscapeResult) -> str:
     return f"|theta| {cell(entry.parameter_norm)}, gradient norm {cell(entry.gradient_norm)}"
 
 
-def direction_table(entry: LandscapeResult) -> Any:
+def tail(name: str, most: int = NAME) -> str:
+    """A name, or its end where it is long."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+class Names:
+    """Names of checkpoints and directions as tables call them: files by what tells them apart."""
+
+    def __init__(self, results: Sequence[LandscapeResult]):
+        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if d.kind == CHECKPOINT]
+        self.files = short_paths(ways) | short_paths([entry.checkpoint for entry in results if entry.checkpoint])
+
+    def file(self, path: str | None) -> str:
+        """A checkpoint."""
+        return tail(self.files.get(path or "", path or ""))
+
+    def __call__(self, direction: str) -> str:
+        """A direction."""
+        kind, colon, path = direction.partition(":")
+        return f"to {self.file(path)}" if colon and kind == CHECKPOINT else direction
+
+
+def first_of_each(results: Sequence[LandscapeResult]) -> list[LandscapeResult]:
+    """The results of the first matrix at each checkpoint: what is no matter of matrices is in each of them."""
+    return list({entry.checkpoint: entry for entry in reversed(results)}.values())[::-1]
+
+
+def direction_table(entry: LandscapeResult, called: Names) -> Any:
     """The table of directions: eigenvalue, norm, slope, curvature, and where the prediction holds."""
-    reach = ["holds from", "to"] if entry.lines else []
-    table = new_table("", "λ ± residual", "|d|", "slope g'd", "d'Ad", *reach)
+    reach = ["holds from", "to"] if any(line.holds for line in entry.lines) else []
+    valued = ["λ ± residual"] if any(d.eigenvalue is not None for d in entry.directions) else []
+    table = new_table("", *valued, "|d|", "slope g'd", "d'Ad", *reach)
     lines = {line.along: line for line in entry.lines}
     for d in entry.directions:
         value = "" if d.eigenvalue is None or d.residual is None else brief(d.eigenvalue, d.residual)
         table.add_row(
-            d.name,
-            value,
+            called(d.name),
+            *[value] * len(valued),
             *map(cell, (d.norm, d.slope, d.curvature)),
             *(range_cells(lines.get(d.name)) if reach else []),
         )
@@ -59,23 +100,81 @@ def direction_table(entry: LandscapeResult) -> Any:
 
 def range_cells(line: Line | None) -> list[str]:
     """The ends of the range in which the prediction holds."""
-    if line is None:
+    if line is None or line.holds is None:
         return ["", ""]
-    holds, first = line.holds, line.t[len(line.t) // 2 + 1]
+    holds, zero = line.holds, line.origin
+    before, after = (f"{abs(line.t[min(max(i, 0), len(line.t) - 1)]):.2g}" for i in (zero - 1, zero + 1))
     start, stop = (f"{end:.2g}" for end in (holds.start, holds.stop))
-    start = f"≤ {start}" if holds.to_the_start else start if holds.start else f"> {-first:.2g}"
-    stop = f"≥ {stop}" if holds.to_the_end else stop if holds.stop else f"< {first:.2g}"
+    start = f"≤ {start}" if holds.to_the_start else start if holds.start else f"> -{before}"
+    stop = f"≥ {stop}" if holds.to_the_end else stop if holds.stop else f"< {after}"
     return [start, stop]
 
 
-def spread_table(entry: LandscapeResult) -> Any:
+def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
+    """The table of barriers on ways to other checkpoints, below what they are."""
+    found = [(entry, line) for entry in first_of_each(results) for line in entry.lines if line.barrier]
+    if not found:
+        return []
+    several = len({entry.checkpoint for entry, _ in found}) > 1
+    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    table = new_table(*["from"] * several, *ends)
+    for entry, line in found:
+        one = line.barrier
+        error = math.nan if one.standard_error is None else one.standard_error
+        table.add_row(
+            *[called.file(entry.checkpoint)] * several,
+            called.file(line.along.partition(":")[2]),
+            with_error(one.height, error, most=4) if one.height > 0 else "-",
+            f"{one.grid_error:.0e}" if math.isfinite(one.grid_error) else "-",
+            f"{one.t:.3f}",
+            f"{one.start:.4g}",
+            f"{one.end:.4g}",
+            {True: "yes", False: "no", None: "not finite"}[one.present],
+        )
+    reasons = dict.fromkeys(line.barrier.without_error for _, line in found if line.barrier.without_error)
+    return [BARRIER, table, *[f"no standard error: {reason}" for reason in reasons if "finite" not in reason]]
+
+
+def marks(results: Sequence[LandscapeResult]) -> list[Any]:
+    """The tables of trajectories: where their checkpoints are, and how far from the plane."""
+    parts = []
+    for entry in first_of_each(results):
+        for plane in entry.planes:
+            if not plane.trajectory or not plane.marks:
+                continue
+            path, steps = plane.trajectory, plane.trajectory.counts != "checkpoint"
+            order = f"by {path.counts}" if steps else "by name"
+            parts.append(
+                f"{path.glob}, {order}: the plane holds {share(sum(path.shares))} of the squared distances from the "
+                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])})"
+            )
+            table = new_table("", *[path.counts] * steps, "x", "y", "from the plane", "loss", "in the plane")
+            shown = plane.marks if len(plane.marks) <= MOST else [*plane.marks[: MOST - 2], None, plane.marks[-1]]
+            for one in shown:
+                if one is None:
+                    table.add_row("...", *[""] * (5 + steps))
+                    continue
+                step = [f"{one.step:g}"] if steps else []
+                numbers = (one.x, one.y, one.distance, one.loss, one.loss_in_plane)
+                table.add_row(tail(one.name), *step, *map(cell, numbers))
+            parts.append(table)
+    return parts
+
+
+def share(value: float) -> str:
+    """A share in per cent."""
+    return f"{100 * value:.3g} %"
+
+
+def spread_table(entry: LandscapeResult, called: Names) -> Any:
     """The table of how curvature and slope spread over examples."""
     table = new_table("", "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
     for one in entry.spread or []:
         bend, slope = one.curvature, one.slope
         at = dict(zip(one.quantiles_at, bend.quantiles, strict=True))
         table.add_row(
-            one.along,
+            called(one.along),
             brief(bend.mean, bend.standard_error),
             cell(bend.signal_to_noise),
             f"{100 * bend.negative:.1f}",
@@ -85,12 +184,15 @@ def spread_table(entry: LandscapeResult) -> Any:
     return table
 
 
-def plane_line(entry: LandscapeResult, plane: Plane) -> str:
+def plane_line(entry: LandscapeResult, plane: Plane, called: Names) -> str:
     """The line on a plane, with what its figure does not tell."""
     losses = plane.loss[np.isfinite(plane.loss)]
     lowest = f"{losses.min():.4g}" if losses.size else "none finite"
-    first, second = plane.along
-    return f"{entry.curvature}, plane of {first} and {second}: cosine {plane.cosine:.2g}, lowest loss {lowest}"
+    first, second = map(called, plane.along)
+    made = ", second coordinate made orthogonal" if plane.orthogonal else ""
+    of = f"{called.file(entry.checkpoint)}, " if entry.checkpoint else ""
+    told = f"cosine {plane.cosine:.2g}{made}, lowest loss {lowest}"
+    return f"{of}{entry.curvature}, plane of {first} and {second}: {told}"
 
 
 def cell(value: float | None) -> str:
@@ -98,9 +200,12 @@ def cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def cost_table(results: Sequence[LandscapeResult]) -> Any:
+def cost_table(results: Sequence[LandscapeResult], called: Names) -> Any:
     """The table of costs."""
-    table = new_table("", "evaluations", "products", "s", "set-up s", "converged")
+    several = any(entry.checkpoint for entry in results)
+    table = new_table(*["of"] * several, "", "evaluations", "products", "s", "set-up s", "converged")
     for entry in results:
-        table.add_row(entry.curvature, str(entry.evaluations), *cost_cells(entry))
+        table.add_row(
+            *[called.file(entry.checkpoint)] * several, entry.curvature, str(entry.evaluations), *cost_cells(entry)
+        )
     return table

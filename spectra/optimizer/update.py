@@ -1,0 +1,129 @@
+"""The next step of an optimizer of torch, and its momentum, as vectors in the order of the chosen parameters.
+
+The update is what torch's own class does: it is run on float64 copies of the parameters, one at a time, with the saved
+state and options and a given gradient. Whatever that class does is in it, as decoupled weight decay and the correction
+of averages for the number of steps; what a training loop does before, as the clipping of gradients, is not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spectra.errors import describe
+from spectra.optimizer.entry import Entry, as_number, refusal
+from spectra.optimizer.preconditioner import entries_of, is_decoupled
+from spectra.optimizer.saved import SCALARS
+from spectra.quoting import foreign
+
+BY_SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options that say how fast, not what is computed
+MOMENTA = ("exp_avg", "momentum_buffer")  # names in a state; steps go against it
+
+
+def next_update(
+    optimizer: Optimizer | Mapping,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    gradient: Tensor,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """The change of the parameters that the optimizer's next step makes, given the gradient.
+
+    Args:
+        optimizer: a torch.optim optimizer, or what its `state_dict()` returned. Neither it nor the model is changed.
+        model: the model whose parameters were optimized.
+        parameters: those that are looked at, by their names in the model.
+        gradient: (n,), of the loss by these parameters, one after the other.
+        name: the name of torch's class, as `AdamW`, where a state dict does not tell.
+
+    Returns:
+        The update (n,), after less before, in float64 on the CPU. A parameter that has had no step takes its first.
+
+    Raises:
+        SpectraError: the optimizer is not known, a parameter is not certainly among those that it moves, or its state
+            is not one that torch's class can go on from.
+    """
+    held = entries_of(optimizer, model, parameters, name)
+    given = gradient.detach().cpu().double().split([p.numel() for p in parameters.values()])
+    parts = zip(parameters.items(), given, strict=True)
+    return torch.cat([_stepped(held.by_name[own], held.kind, name, p, g).flatten() for (own, p), g in parts])
+
+
+def momentum(
+    optimizer: Optimizer | Mapping,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """The direction into which the optimizer's momentum goes: -m, with its average or sum m of gradients.
+
+    That is `exp_avg` of Adam and its kin, and `momentum_buffer` of SGD and RMSprop (there of gradients that are
+    preconditioned already). Where gradients are steady it points as -g, along which the loss falls.
+
+    Args:
+        optimizer, model, parameters, name: as `next_update` takes them.
+
+    Returns:
+        The direction (n,), in float64 on the CPU.
+
+    Raises:
+        SpectraError: as `next_update`, and where the optimizer keeps no momentum, or none yet of a parameter.
+    """
+    held = entries_of(optimizer, model, parameters, name)
+    entries = [held.by_name[own] for own in parameters]
+    keys = {key for entry in entries for key in MOMENTA if entry.state.get(key) is not None}
+    if not keys:
+        raise refusal(f"{held.kind} keeps no momentum with these options, or has had no step yet; leave momentum out")
+    (key,) = keys if len(keys) == 1 else (MOMENTA[0],)
+    return -torch.cat([entry.tensor(key).flatten() for entry in entries])
+
+
+def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Tensor) -> Tensor:
+    """The change of one parameter by a step of torch's class."""
+    own = nn.Parameter(p.detach().cpu().double().clone())
+    before = own.detach().clone()
+    own.grad = gradient.view_as(own).clone()
+    made = _optimizer(entry, kind, name, own)
+    try:
+        made.step()
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = f"torch's {kind} takes no step from the state of {foreign(entry.name)} ({describe(error)})"
+        raise refusal(f"{text}; save the whole of optimizer.state_dict()") from error
+    return own.detach() - before
+
+
+def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> Optimizer:
+    """An optimizer of torch of one parameter, in the state in which it was found."""
+    options = dict(entry.options)
+    if kind in ("Adam", "AdamW"):  # one class in all but this
+        kind, options["decoupled_weight_decay"] = "Adam", is_decoupled(entry, kind, name)
+    cls: Any = getattr(torch.optim, kind, None)
+    if cls is None:
+        raise refusal(f"{kind} is not one of torch's, so its next update is not known; leave update out")
+    known = inspect.signature(cls).parameters.keys() - BY_SPEED
+    try:
+        made = cls([own], **{key: _plain(value, key) for key, value in options.items() if key in known - {"params"}})
+    except ValueError as error:
+        raise refusal(f"torch's {kind} refuses its options ({describe(error)}); save it again") from error
+    if state := {key: value for key, value in entry.state.items() if value is not None}:
+        made.state[own] = {key: _restored(entry, key) for key in state}
+    return made
+
+
+def _plain(value: Any, key: str) -> Any:
+    """An option without tensors, in which `capturable` optimizers hold numbers."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(part, key) for part in value)
+    return value if value is None or isinstance(value, bool | str) else as_number(value, key)
+
+
+def _restored(entry: Entry, key: str) -> Tensor:
+    """A copy of a value of the state, in float64."""
+    return torch.tensor(entry.scalar(key), dtype=torch.float64) if key in SCALARS else entry.tensor(key).clone()

@@ -1,0 +1,116 @@
+"""The figure of a step, from its record: the loss along each direction, and shares in the leading eigenvectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from spectra.plots.landscape import DASHED, LOSS, PAGE, PREDICTION, around_loss, head, numbers
+from spectra.plots.names import settable
+from spectra.plots.noise import draw_noise, scales_of
+from spectra.plots.style import COLOURS, MARKERS, STYLE, Figure, lay_out_legend
+from spectra.records.record import Record
+from spectra.records.step import StepAlong, StepDirection, StepResult
+
+LOWEST, ROOM = 1e-9, 0.4  # of shares: the least that is shown, and the part of their axis that is left for the legend
+BEYOND = 1.3  # critical steps that are shown
+LABELS = [
+    "loss",
+    "quadratic model",
+    "best step",
+    "critical step",
+    "t = 1",
+]
+MARK = {"markersize": 6, "zorder": 6, "markeredgecolor": "white", "linestyle": "none"}
+BEST, CRITICAL, ONE = (
+    {"marker": m, "color": c, **MARK} for m, c in (("o", "#009E73"), ("^", "#D55E00"), ("D", "0.15"))
+)
+
+
+def step_figures(record: Record) -> dict[str, Figure]:
+    """The figure `step`: a panel for each direction, one for shares where there are eigenvectors, and one for noise."""
+    if record.point is None or not record.point.directions:
+        return {}
+    entry: StepResult = record.results[0]
+    known = {one.direction: one for one in entry.along}
+    panels, shares = record.point.directions, [one for one in entry.along if len(one.share)]
+    scales = scales_of(record.point.noise, record.results)
+    count = len(panels) + bool(shares) + bool(scales)
+    columns = 2 if count == 4 else min(3, count)
+    rows = -(-count // columns)
+    with matplotlib.style.context(STYLE):
+        legend = lay_out_legend(LABELS, None, PAGE)
+        figure = Figure(figsize=(PAGE, 2.4 * rows + 0.4 + legend.height()), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, d in zip(grid.flat, panels, strict=False):
+            axes.set_axis_on()
+            draw_line(axes, d, known.get(d.name), record.point.loss, entry.curvature, PAGE / columns - 0.7)
+        if shares:
+            axes = grid.flat[len(panels)]
+            axes.set_axis_on()
+            draw_shares(axes, shares, entry, PAGE / columns - 0.7)
+        if scales and record.point.noise:
+            axes = grid.flat[len(panels) + bool(shares)]
+            axes.set_axis_on()
+            draw_noise(axes, scales, record.point.noise.unit, PAGE / columns - 0.7)
+        handles = [Line2D([], [], color=LOSS, linewidth=1.8), Line2D([], [], color=PREDICTION, linestyle=DASHED)]
+        legend.draw(figure, [*handles, *(Line2D([], [], **look) for look in (BEST, CRITICAL, ONE))])
+    return {"step": figure}
+
+
+def draw_line(axes: Axes, d: StepDirection, along: StepAlong | None, start: float, matrix: str, width: float) -> None:
+    """Draw the loss along a direction, the quadratic model of one matrix, and the steps."""
+    end = shown_end(d)
+    t, loss = numbers(d.t), numbers(d.loss)
+    some = t <= end
+    t, loss = t[some], loss[some]
+    axes.axhline(start, color="0.6", linewidth=0.7, zorder=1)
+    axes.plot(t, loss, color=LOSS, linewidth=1.8, zorder=3)
+    prediction = np.full_like(t, start)
+    if along is not None:
+        prediction = start + d.slope * t + along.curvature * t**2 / 2
+        fine = np.linspace(0.0, float(t[-1]), 200)
+        model = start + d.slope * fine + along.curvature * fine**2 / 2
+        axes.plot(fine, model, color=PREDICTION, linewidth=1.4, linestyle=DASHED, zorder=4)
+    for found, look in ((d.best, BEST), (d.critical, CRITICAL)):
+        if found.step is not None and found.step <= end:
+            axes.plot(found.step, found.loss, **look)
+    if d.loss_at_one is not None and end >= 1:
+        axes.plot(1.0, d.loss_at_one, **ONE)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    if np.isfinite(loss).any():
+        around_loss(axes, loss, prediction)
+    axes.set(xlabel=f"t ({d.unit})", ylabel="loss")
+    head(axes, f"{settable(d.name)}\nmodel by {settable(matrix)}" if along else settable(d.name), width)
+
+
+def shown_end(d: StepDirection) -> float:
+    """The t up to which the loss is drawn: a little beyond the critical step, and to t = 1 of a step or a way."""
+    last = float(d.t[-1])
+    end = BEYOND * d.critical.step if d.critical.step else 4 * d.best.step if d.best.step else last
+    return min(last, max(end, 1.0 if d.loss_at_one is not None else 0.0))
+
+
+def draw_shares(axes: Axes, shares: list[StepAlong], entry: StepResult, width: float) -> None:
+    """Draw the share of each direction in the first j eigenvectors against j, with its bounds, and that of chance."""
+    ranks = np.arange(1, len(shares[0].share) + 1)
+    for i, one in enumerate(shares):
+        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        share, lower, upper = (numbers(values) for values in (one.share, one.share_lower, one.share_upper))
+        axes.fill_between(ranks, lower, upper, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(ranks, share, label=settable(one.direction), linewidth=1.3, markersize=3.5, zorder=4 + i, **look)
+    axes.plot(ranks, ranks / entry.parameters, color="0.4", linestyle=DASHED, linewidth=1.0, label="chance, j/n")
+    axes.set(yscale="log", xlabel="eigenvectors j", ylabel="share of d in the first j")
+    low = min(1 / entry.parameters, *(float(one.share[0]) for one in shares))
+    low = max(low, LOWEST)
+    axes.set_ylim(low ** (1 + ROOM), 1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.legend(fontsize=6.5, frameon=False, handlelength=1.6, ncols=2, columnspacing=0.8, loc="lower center")
+    head(axes, f"{settable(entry.curvature)}\nits eigenvectors", width)

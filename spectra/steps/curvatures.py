@@ -1,0 +1,84 @@
+"""The curvature of one matrix along a direction, d'Ad, and how it splits within and between layers.
+
+    d'Ad  =  sum_l d_l'A_ll d_l  +  sum_(l != m) d_l'A_lm d_m
+
+with d_l the part of d that belongs to layer l. The first sum is what the layers' steps meet one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectra.layerwise.parameter_blocks import ParameterBlock
+from spectra.operator import SymmetricOperator, placed
+from spectra.steps.directions import Direction
+from spectra.vectors import full_tensor, norm
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """One layer's part in a direction and in the curvature along it."""
+
+    name: str
+    share: float  # |d_l|^2 / |d|^2
+    part: float  # d_l'(A d)_l, which add up to d'Ad
+    own: float | None  # d_l'A_ll d_l; None where it was not computed
+
+
+@dataclass(frozen=True)
+class DirectionalCurvature:
+    """d'Ad with its rounding error, and its split; `within` and `between` are None where they were not computed."""
+
+    value: float
+    error: float
+    within: float | None
+    between: float | None
+    split_error: float | None  # of both
+    layers: list[LayerPart]
+
+
+def curvature_along(
+    operator: SymmetricOperator,
+    diagonal_blocks: SymmetricOperator | None,
+    blocks: Sequence[ParameterBlock],
+    direction: Direction,
+    noise: float,
+) -> DirectionalCurvature:
+    """The curvature along a direction, by one product of the matrix and one of its diagonal blocks.
+
+    Args:
+        operator: A (n, n).
+        diagonal_blocks: diag(A_11, ..., A_LL), as `parameter_blocks.diagonal_blocks` makes it; None leaves the split
+            within and between layers out.
+        blocks: the layers, a partition of the parameters.
+        direction: d.
+        noise: of a product, relative: d'Ad may be off by noise |d| |Ad|.
+    """
+    d = direction.vector
+    image = full_tensor(operator @ placed(d, operator))
+    value, error = in_all(d, image), noise * direction.norm * norm(image)
+    own = None if diagonal_blocks is None else full_tensor(diagonal_blocks @ placed(d, diagonal_blocks))
+    if len(blocks) == 1:
+        own = image
+    layers = [part_of(block, direction, image, own) for block in blocks]
+    if own is None:
+        return DirectionalCurvature(value, error, None, None, None, layers)
+    within, more = sum(layer.own or 0.0 for layer in layers), noise * direction.norm * norm(own)
+    return DirectionalCurvature(value, error, within, value - within, error + more, layers)
+
+
+def part_of(block: ParameterBlock, direction: Direction, image: Tensor, own: Tensor | None) -> LayerPart:
+    """The part of one layer, from A d and diag(A_ll) d."""
+    index = block.index.to(image.device)
+    d, whole = direction.vector[index], image[index]
+    alone = None if own is None else in_all(d, own[index])
+    return LayerPart(block.name, in_all(d, d) / direction.norm**2, in_all(d, whole), alone)
+
+
+def in_all(u: Tensor, v: Tensor) -> float:
+    """The inner product of plain vectors, in float64."""
+    return torch.dot(u.double(), v.double()).item()

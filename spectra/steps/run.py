@@ -1,0 +1,316 @@
+"""`spectra step`: its settings, and the function that takes a request to its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.cluster.distributed import distributed
+from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
+from spectra.errors import SpectraError
+from spectra.inputs.spec import parse_spec
+from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
+from spectra.krylov.limits import refuse_k
+from spectra.krylov.placement import Placement
+from spectra.krylov.results import Eigenpairs
+from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
+from spectra.operator import Counting, Deflated, Shaped
+from spectra.optimizer.files import read_optimizer
+from spectra.problem.problem import Problem
+from spectra.records.record import Record
+from spectra.run.known import eigenpairs, end_of
+from spectra.run.measurement import Measurement
+from spectra.run.session import Session
+from spectra.run.together import Prepared, Together
+from spectra.steps.alignment import Alignment, alignment
+from spectra.steps.beside import Beside
+from spectra.steps.curvatures import DirectionalCurvature, curvature_along
+from spectra.steps.directions import (
+    RATE,
+    Direction,
+    checkpoint_direction,
+    gradient_direction,
+    momentum_direction,
+    update_direction,
+)
+from spectra.steps.line_search import Line, search_line
+from spectra.steps.recording import point_record, step_result
+from spectra.steps.slopes import slopes
+from spectra.surfaces.landscape import Point
+from spectra.vectors import take_rows
+
+NEARBY = 0.01  # of |theta|: as far as is gone first where curvature tells nothing
+NO_OPTIMIZER = "no optimizer is given: name a file that holds its state by `optimizer`"
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The number of leading eigenvectors, their tolerance, the optimizer, other checkpoints, noise, and balls.
+
+    The optimizer is one of torch.optim, what its `state_dict()` returned, or a file, with `?name=AdamW` behind it where
+    the state does not tell; None: that in the checkpoint, if any. Without `ascent_steps` there are no balls.
+    """
+
+    k: int = K
+    tolerance: float = TOLERANCE
+    optimizer: Any = None
+    to: tuple[Any, ...] = ()
+    noise: bool = True
+    population: bool = False
+    rho: float = RHO
+    adaptive_rho: float = ADAPTIVE_RHO
+    ascent_steps: int = ASCENT_STEPS
+
+    command = "step"
+    less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
+
+    def refuse(self, matrices: Sequence[str]) -> None:
+        pass
+
+    def refuse_size(self, size: int, products: int | None) -> None:
+        if self.k:
+            refuse_k(self.k, size)
+
+    def basis(self, space: Shaped) -> Placement | None:
+        return basis_of(space, self.k + 1) if self.k else None
+
+
+def step(session: Session[StepSettings]) -> Record:
+    """Look at the next step along each direction, beside each matrix, and return the record."""
+    session.load()
+    problem = session.problem
+    with session.resumable():
+        point = Point.of(problem)
+        directions, left_out = found_directions(session, point)
+        along = slopes(problem, point.gradient, [d.vector for d in directions])
+        together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
+        beside = Beside.of(session)
+        look = Look(session, together, blocks, directions, beside)
+        matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
+        found = []
+        while matrices:  # each gives its memory back in the end
+            found.append(look(matrices.pop(0)))
+        guesses = found[0].answer.curvatures
+        lines = {}
+        with session.listener.work("loss along directions") as line:
+            for d, slope in zip(directions, along[0], strict=True):
+                line.stage(d.name)
+                curvature = guesses[d.name].value if d.name in guesses else None
+                lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
+    results = [step_result(measurement, directions, along, problem.size) for measurement in found]
+    record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    return with_earlier(record, found)
+
+
+def loss_along(problem: Problem, d: Direction, slope: float, curvature: float | None, size: float) -> Line:
+    """The loss along a direction; `size` is |theta|."""
+    show = 0.0 if d.unit == RATE else 1.0
+    return search_line(problem, d.vector, slope, curvature, radius=NEARBY * (size or 1.0) / d.norm, show=show)
+
+
+def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
+    """The record with the file of eigenvectors that were taken among its options, for --config elsewhere."""
+    taken = [m.answer.source for m in found if m.answer.source not in (None, "computed")]
+    if not taken:
+        return record
+    options = (record.problem.options or {}) | {"eigenvectors": taken[0]}
+    return record.changed(problem=record.problem.changed(options=options))
+
+
+# Directions
+
+
+def found_directions(session: Session[StepSettings], point: Point) -> tuple[list[Direction], list[str]]:
+    """The directions that there are, and why others are not.
+
+    Raises SpectraError where there is none, and where one that was asked for cannot be told.
+    """
+    problem, asked = session.problem, session.request.settings
+    found, left_out = [], []
+
+    def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
+        try:
+            found.append(make())
+        except SpectraError as error:
+            if asked_for:
+                raise
+            left_out.append(f"{what}: {str(error).removeprefix(f'{what}: ')}")
+
+    take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
+    own = own_model(session)
+    try:
+        optimizer, name = optimizer_of(session)
+    except SpectraError as error:
+        if asked.optimizer is not None:
+            raise
+        left_out.append(f"update and momentum: {error}")
+    else:
+        given = asked.optimizer is not None
+        take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
+        take("momentum", lambda: momentum_direction(problem, optimizer, name, own), asked_for=False)
+    key = session.request.named.get("checkpoint_key")
+    for other, name in zip(asked.to, names_of(asked.to), strict=True):
+        found.append(checkpoint_direction(problem, other, key, name))
+    if not found:
+        raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
+    return found, left_out
+
+
+def own_model(session: Session[StepSettings]) -> nn.Module:
+    """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
+    given = session.request.problem
+    own = given.model if isinstance(given, Problem) else session.request.named.get("model")
+    return own if isinstance(own, nn.Module) else session.problem.model
+
+
+def optimizer_of(session: Session[StepSettings]) -> tuple[Any, str | None]:
+    """The optimizer that is given, or its saved state, and the name of torch's class where one is given.
+
+    Raises SpectraError where there is none, or a file holds none.
+    """
+    given, name = session.request.settings.optimizer, None
+    if given is None and (given := session.request.named.get("checkpoint")) is None:
+        raise SpectraError(NO_OPTIMIZER)
+    if isinstance(given, str):
+        given, options = parse_spec(given, "`optimizer`")
+        name, key = options.pop("name", None), options.pop("key", None)
+        if options:
+            raise SpectraError(f"`optimizer` {given}: takes ?name=AdamW and ?key=optimizer, not {', '.join(options)}")
+        return read_optimizer(given, key), name
+    return (read_optimizer(given), None) if isinstance(given, Path) else (given, None)
+
+
+def names_of(others: Sequence[Any]) -> list[str]:
+    """Names of the ways to other checkpoints: by their files, or numbers, where there are several."""
+    if len(others) == 1:
+        return ["checkpoint"]
+    files = [Path(other).name if isinstance(other, str | Path) else "" for other in others]
+    distinct = len({*files}) == len(files) and all(files)
+    return [f"checkpoint {files[i] if distinct else i + 1}" for i in range(len(others))]
+
+
+# Matrices
+
+
+@dataclass(frozen=True)
+class Met:
+    """What the directions meet of one matrix."""
+
+    curvatures: Mapping[str, DirectionalCurvature]
+    pairs: Eigenpairs | None
+    k: int
+    shares: Mapping[str, Alignment]
+    source: str | None
+    converged: bool
+    noise: Mapping[str, Any]  # fields of the record on noise and balls
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look along the same directions, beside one matrix after the other."""
+
+    session: Session[StepSettings]
+    together: Together
+    blocks: list[ParameterBlock]
+    directions: Sequence[Direction]
+    beside: Beside
+
+    def __call__(self, matrix: Prepared) -> Measurement:
+        """What the directions meet of one matrix, with what that cost."""
+        session, name = self.session, matrix.curvature.name
+        limit, k = session.request.max_products, session.request.settings.k
+        generator = torch.Generator().manual_seed(session.request.seed)
+        with session.listener.work(name) as progress:
+            matrix.check(generator, limit)
+            start, counted = time.perf_counter(), Counting(matrix.operator)
+            own = Counting(self.blocks_of(matrix)) if len(self.blocks) > 1 else None
+            each, left = len(self.blocks) if own else 0, None if limit is None else limit - matrix.checks
+            some = self.directions if left is None else self.directions[: max(0, left)]
+            whole = left is None or left >= len(self.directions) * (1 + each)
+            noise = max(matrix.noise or 0.0, torch.finfo(counted.dtype).eps)
+            curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
+            spent = counted.products + each * (own.products if own else 0)
+            left = None if left is None else left - spent
+            pairs, source = self.leading(counted, name, generator, left, progress) if k else (None, None)
+        shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
+        left = None if limit is None else limit - matrix.checks - counted.products - each * (own.products if own else 0)
+        noise_found, apart = self.beside.matrix(counted, name, left)
+        good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
+        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, noise_found)
+        spent = counted.products + each * (own.products if own else 0) + apart
+        return matrix.measured(met, spent, time.perf_counter() - start)
+
+    def blocks_of(self, matrix: Prepared) -> Any:
+        """The diagonal blocks of the layers."""
+        name, problem = matrix.curvature.name, self.session.problem
+        made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.together.memory)
+        return self.session.remembered(made, f"{name}-blocks")
+
+    def leading(
+        self, operator: Counting, name: str, generator: torch.Generator, left: int | None, progress: Any
+    ) -> tuple[Eigenpairs | None, str | None]:
+        """The leading eigenpairs, one more than asked for where there is one, and where they are from."""
+        asked, n = self.session.request.settings, operator.shape[0]
+        wanted, before = min(asked.k + 1, n), operator.products
+        known = self.taken(operator, name, None if left is None else left // 2)
+        if left is not None:
+            left = max(0, left - (operator.products - before))
+        search = {"which": "LM", "tolerance": asked.tolerance, "generator": generator, "progress": progress}
+        if known is None:
+            return eigenpairs_unchecked(operator, wanted, max_products=left, **search), "computed"
+        pairs, source = known
+        if len(pairs.values) >= wanted:
+            return pairs, source
+        rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - asked.k, max_products=left, **search)
+        return followed_by(pairs, rest), source
+
+    def taken(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
+        """Eigenpairs of an earlier `eig`, as many as are asked for or one more, and its file; None for too few."""
+        earlier, note = self.session.arrays_of_earlier(), self.session.listener.note
+        asked, agree = self.session.request.settings, self.session.processes.least
+        if earlier is None:
+            return None
+        if not agree(end_of(earlier) == "LM"):
+            note(
+                f"{name}: {earlier} holds eigenvectors of `which` {end_of(earlier) or 'unknown'}, so they are computed"
+            )
+            return None
+        if room is not None and room < asked.k:
+            return None
+        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=asked.k + 1)
+        if pairs is None:
+            return None
+        good = int((pairs.residuals <= asked.tolerance * pairs.values.abs()).long().cumprod(0).sum())
+        if good < min(asked.k, operator.shape[0]):
+            note(f"{name}: {earlier} holds {good} eigenvectors within `tolerance`, not {asked.k}, so they are computed")
+            return None
+        return first_of(pairs, good), str(earlier.with_suffix(".json"))
+
+
+def first_of(pairs: Eigenpairs, count: int) -> Eigenpairs:
+    """The first pairs."""
+    rows = list(range(count))
+    numbers = {name: getattr(pairs, name)[rows] for name in ("values", "residuals", "error_estimates")}
+    return replace(pairs, vectors=take_rows(pairs.vectors, rows), **numbers)
+
+
+def followed_by(pairs: Eigenpairs, rest: Eigenpairs) -> Eigenpairs:
+    """The pairs, and behind them the values of those that a search beside them has found, without their vectors.
+
+    A value of the matrix lies within its residual and those of the pairs that were projected out.
+    """
+    residuals = rest.residuals + pairs.residuals.square().sum().sqrt()
+    return replace(
+        pairs,
+        values=torch.cat([pairs.values, rest.values]),
+        residuals=torch.cat([pairs.residuals, residuals]),
+        error_estimates=torch.cat([pairs.error_estimates, residuals]),
+        complete=rest.complete,
+        converged=rest.converged,
+    )

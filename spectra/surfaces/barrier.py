@@ -1,0 +1,112 @@
+"""The barrier of linear mode connectivity: how far the loss between two checkpoints rises above the chord of theirs.
+
+    height  =  max over t in (0, 1) of  L(theta_t) - ((1 - t) L(theta_0) + t L(theta_1)),   theta_t on the way
+
+Frankle, Dziugaite, Roy, Carbin 2020, *Linear mode connectivity and the lottery ticket hypothesis*; with the loss at the
+ends weighed by t: Entezari, Sedghi, Saukh, Neyshabur 2022, *The role of permutation invariance in linear mode
+connectivity of neural networks*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spectra.surfaces.example_losses import NO_EXAMPLES
+
+ROUNDS, PARTS = 2, 4  # the maximum is looked for ROUNDS times, each time on a grid PARTS times as fine
+ERRORS = 2.0  # standard errors that a barrier has to be higher than
+ROUNDING = 8  # units of the last place of the losses, which a sum over examples may be off by
+NOT_FINITE = "the loss is not finite somewhere between"
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The largest rise of the loss above the chord between the two checkpoints."""
+
+    t: float  # where it is, 0 at this checkpoint and 1 at the other
+    height: float  # above the chord; nan where a loss between is not finite
+    standard_error: float | None  # of the height at t, over the examples, paired; None where there is none
+    grid_error: float  # how much higher the maximum may be between the points looked at, by a parabola
+    rounding: float  # of the losses
+    start: float  # the loss at t = 0
+    end: float  # at t = 1
+    without_error: str | None  # why there is no standard error
+
+    @property
+    def present(self) -> bool | None:
+        """Whether the height is beyond its errors; None where it is not known."""
+        if not np.isfinite(self.height):
+            return None
+        return self.height > ERRORS * (self.standard_error or 0.0) + self.grid_error + self.rounding
+
+
+def barrier(
+    t: np.ndarray,
+    loss: np.ndarray,
+    evaluate: Callable[[Sequence[float]], Sequence[float]],
+    by_example: Callable[[float], Sequence[float] | None],
+    epsilon: float,
+) -> Barrier:
+    """Find the barrier from losses at t (points,), among them 0 and 1, and from 12 more, at most, around the largest.
+
+    Args:
+        evaluate: the losses at other t.
+        by_example: the losses of the examples (N,) at t, or None where they have none.
+        epsilon: the rounding of the losses, relative.
+    """
+    between = (t >= 0) & (t <= 1)
+    t, loss = t[between], loss[between]
+    start, end = float(loss[0]), float(loss[-1])
+    rounding = ROUNDING * epsilon * float(np.nanmax(np.abs(loss)))
+    if not np.isfinite(loss).all():
+        place = float(t[~np.isfinite(loss)][0])
+        return Barrier(place, np.nan, None, np.nan, rounding, start, end, NOT_FINITE)
+    for _ in range(ROUNDS):
+        best = int(np.argmax(rise(t, loss)))
+        sides = [(t[best], t[i]) for i in (best - 1, best + 1) if 0 <= i < len(t)]
+        more = [a + (b - a) * j / PARTS for a, b in sides for j in range(1, PARTS)]
+        found = np.array(evaluate(more))
+        order = np.argsort([*t, *more])
+        t, loss = np.array([*t, *more])[order], np.array([*loss, *found])[order]
+    if not np.isfinite(loss).all():
+        return Barrier(float(t[~np.isfinite(loss)][0]), np.nan, None, np.nan, rounding, start, end, NOT_FINITE)
+    above = rise(t, loss)
+    best = int(np.argmax(above))
+    place, height = float(t[best]), float(above[best])
+    ends = [by_example(0.0), by_example(place), by_example(1.0)] if 0 < place < 1 else []
+    error, without = None, None
+    if not ends:
+        error = 0.0  # there the difference is nothing by definition
+    elif any(one is None for one in ends):
+        without = NO_EXAMPLES
+    else:
+        here, there, other = map(np.array, ends)
+        error = standard_error(there - (1 - place) * here - place * other)
+        without = None if error is not None else "there is one example"
+    return Barrier(place, height, error, vertex(t, above, best), rounding, start, end, without)
+
+
+def rise(t: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """The losses (points,) less the chord from the first to the last, at t from 0 to 1; zeros at the ends."""
+    above = loss - ((1 - t) * loss[0] + t * loss[-1])
+    above[[0, -1]] = 0.0
+    return above
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """The standard error of the mean of values (N,), as if the examples were drawn at random; None for one."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def vertex(t: np.ndarray, height: np.ndarray, best: int) -> float:
+    """How far a parabola through the highest point and its neighbours rises above it; 0 at either end."""
+    if not 0 < best < len(t) - 1:
+        return 0.0
+    left, right = t[best] - t[best - 1], t[best + 1] - t[best]
+    down, up = (height[best] - height[best - 1]) / left, (height[best + 1] - height[best]) / right
+    bend = 2 * (up - down) / (left + right)
+    slope = (down * right + up * left) / (left + right)
+    return float(-(slope**2) / (2 * bend)) if bend < 0 else 0.0

@@ -1,0 +1,127 @@
+"""Planes of parameter space: orthogonal coordinates, and the points of interest in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spectra.curvature.displacement import displaced_losses
+from spectra.problem.problem import Problem
+from spectra.steps.directions import CHECKPOINT
+from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, TO_A_POINT, Direction
+from spectra.surfaces.elsewhere import Elsewhere, standing, tensors_of
+
+MARGIN = 0.25  # of the extent of points of interest, which a side goes on beyond them
+OBLIQUE = (EIGENVECTOR, RANDOM)  # kinds of directions whose coordinates are as they are
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of interest in or beside a plane, x, y that of its nearest point in it."""
+
+    name: str
+    x: float
+    y: float
+    distance: float  # of the point from the plane
+    loss: float | None  # at the point itself, with its own buffers; None where it is the loss in the plane
+    loss_in_plane: float  # at (x, y)
+    step: float | None = None  # of training
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints in the order of training, with their places in the plane of two components."""
+
+    glob: str
+    counts: str  # what tells the order: `training step`, `epoch`, or `checkpoint` for the natural order of names
+    names: list[str]
+    steps: list[float]
+    coordinates: np.ndarray  # (k, 2)
+    distances: np.ndarray  # (k,)
+    shares: np.ndarray  # (2,) of the squared distances from the checkpoint
+    read: Callable[[int], Elsewhere]  # the checkpoint of this place
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Losses at theta + x d + y e; where coordinates are orthogonal, e is what of the second direction is so."""
+
+    x: np.ndarray  # (points,)
+    y: np.ndarray  # (points,)
+    loss: np.ndarray  # (y, x)
+    prediction: np.ndarray  # (y, x); nan where buffers change too
+    cosine: float  # between the two directions
+    orthogonal: bool  # whether they were made so
+    marks: list[Mark]
+    path: Trajectory | None = None
+    more: int = 0  # losses that it took besides
+
+
+def frame(directions: Sequence[Direction], share: float) -> np.ndarray:
+    """The directions of the coordinates as rows (2, 2) of coefficients of the two directions.
+
+    Eigenvectors and random directions are taken as they are. With a direction of training the second is made orthogonal
+    to the first, of which it holds `share`: one that leads to a point keeps that at y = 1, another its length.
+    """
+    if all(d.kind in OBLIQUE for d in directions) or all(d.kind == COMPONENT for d in directions):
+        return np.eye(2)
+    d, e = (one.vector.double() for one in directions)
+    left = (e - share * d).norm().item()
+    scale = 1.0 if directions[1].kind in TO_A_POINT or not left else e.norm().item() / left
+    return np.array([[1.0, 0.0], [-scale * share, scale]])
+
+
+def marked(
+    problem: Problem,
+    directions: Sequence[Direction],
+    place: np.ndarray,
+    path: Trajectory | None,
+    losses: Any,
+    watch: Callable[[], None],
+) -> list[Mark]:
+    """The points of interest: those that directions lead to, and those of a trajectory.
+
+    Args:
+        place: the coordinates' directions, see `frame`.
+        losses: gives the losses at coefficients (points, 2) of the two directions.
+    """
+    if path is not None:
+        inside = losses(path.coordinates)
+        own = losses.task.step(lambda: [loss_at(problem, path.read(i), watch) for i in range(len(path.names))])
+        rows = zip(path.names, path.coordinates, path.distances, own, inside, path.steps, strict=True)
+        return [
+            Mark(n, float(x), float(y), float(far), *map(float, both), step) for n, (x, y), far, *both, step in rows
+        ]
+    ends = [(i, d) for i, d in enumerate(directions) if d.kind in TO_A_POINT]
+    if not ends:
+        return []
+    at = np.eye(2)[[i for i, _ in ends]]
+    spots = at @ np.linalg.inv(place)
+    inside = losses(at)
+    return [
+        Mark(d.source if d.kind == CHECKPOINT else d.name, float(x), float(y), 0.0, None, float(loss))
+        for (_, d), (x, y), loss in zip(ends, spots, inside, strict=True)
+    ]
+
+
+def loss_at(problem: Problem, there: Elsewhere, watch: Callable[[], None]) -> float:
+    """The mean loss at another checkpoint, all of it its own, weight decay of the chosen parameters included."""
+    own = tensors_of(problem.model)
+    with standing(own, there.values) if there.values else nullcontext():
+        return displaced_losses(problem, [0 * problem.vector([p.data for p in problem.leaves])], watch)[0]
+
+
+def side(points: int, start: float, stop: float, marks: Sequence[float]) -> np.ndarray:
+    """Coordinates (points,) from start to stop, and further so that 0 and the marks lie well inside; 0.0 is one."""
+    low, high = min([0.0, *marks]), max([0.0, *marks])
+    room = MARGIN * (high - low)
+    low, high = min(start, low - room), max(stop, high + room)
+    if not high > low:
+        low, high = -1.0, 1.0
+    behind = min(max(round((points - 1) * -low / (high - low)), 1), points - 2)
+    step = max(-low / behind, high / (points - 1 - behind))
+    return step * np.arange(-behind, points - behind)
