@@ -27,7 +27,7 @@ NAMES = {
 def rows() -> Iterator[Row]:
     """The mean over checkpoints late in training; the error is the deviation between them, which is the oscillation."""
     held = [one for one in table("edge-of-stability") if one["curvature"] == "hessian" and is_largest(one)][-LAST:]
-    note = f"results/edge-of-stability and results/adaptive-edge, late in training ± deviation between checkpoints"
+    note = "results/edge-of-stability and results/adaptive-edge, late in training ± deviation between checkpoints"
     yield row("gradient descent", SOURCE, 2.0, [RATE * float(one["value"]) for one in held], held, note)
     every = table("adaptive-edge")
     for prefix, name in NAMES.items():
