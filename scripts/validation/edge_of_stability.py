@@ -29,8 +29,8 @@ def rows() -> Iterator[Row]:
     held = [one for one in table("edge-of-stability") if one["curvature"] == "hessian" and is_largest(one)][-LAST:]
     note = "results/edge-of-stability and results/adaptive-edge, late in training ± deviation between checkpoints"
     yield row("gradient descent", SOURCE, 2.0, [RATE * float(one["value"]) for one in held], held, note)
-    every = table("adaptive-edge")
-    for prefix, name in NAMES.items():
+    every = table("adaptive-edge") if (RESULTS / "adaptive-edge" / "table.csv").exists() else []
+    for prefix, name in NAMES.items() if every else ():
         late = [one for one in every if one["checkpoint"].startswith(f"{prefix}/") and int(one["step"]) >= SETTLED]
         rates, thresholds = (
             {one["step"]: float(one["value"]) for one in late if one["quantity"] == quantity}
