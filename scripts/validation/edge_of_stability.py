@@ -45,11 +45,8 @@ def rows() -> Iterator[Row]:
 
 def row(name: str, source: str, expected: float, values: list[float], held: list[dict[str, str]], note: str) -> Row:
     """The row of one optimizer."""
-    mean, deviation, products = (
-        float(np.mean(values)),
-        float(np.std(values, ddof=1)),
-        sum(int(one["products"]) for one in held),
-    )
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    products = sum(int(one["products"]) for one in held)
     return Row(f"rate times sharpness, {name}", source, expected, mean, deviation, 0.0, note, products)
 
 
