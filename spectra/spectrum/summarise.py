@@ -100,15 +100,13 @@ def with_summaries(record: Record) -> Record:
     """The record of `density` with summaries of all matrices, which files of older versions do not hold."""
     if record.problem.get("wrt") == INPUTS:  # the spectra of single examples
         return record
-    results = [
-        entry if entry.summaries or not np.isfinite(entry.nodes).all() else summarised(entry)
-        for entry in record.results
-    ]
-    return replace(record, results=results)
+    return replace(record, results=[summarised(entry) for entry in record.results])
 
 
 def summarised(entry: DensityResult) -> DensityResult:
-    """The result with summaries of its nodes and weights."""
+    """The result with summaries of its nodes and weights, if they are finite."""
+    if entry.summaries or not (np.isfinite(entry.nodes).all() and np.isfinite(entry.weights).all()):
+        return entry
     return entry.changed(summaries=summarise(entry, entry.damping))
 
 
