@@ -18,7 +18,7 @@ from spectra.errors import SpectraError
 from spectra.records.files import finite
 from spectra.records.record import Record, load
 from spectra.records.sweep import Evolution, Number, Row
-from spectra.sweeps.checkpoints import Trajectory, training_steps, update_rows
+from spectra.sweeps.checkpoints import PLACES, Trajectory, training_steps, update_rows
 from spectra.sweeps.eigenspaces import eigenspace_rows
 from spectra.sweeps.plan import COMMANDS, Plan, natural
 from spectra.sweeps.rows import QUANTITIES, Found, problem_rows
@@ -43,6 +43,10 @@ def collect(plan: Plan) -> Evolution:
     evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
+    folders = {home.label.rpartition("/")[0] for home in homes}
+    if evolution.axis == PLACES and len(folders) > 1:
+        note = f"checkpoints of {len(folders)} folders are drawn as one training; give each training a plan of its own"
+        evolution = replace(evolution, notes=(*evolution.notes, note))
     return with_rate(evolution, plan.learning_rate)
 
 
