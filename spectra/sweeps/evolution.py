@@ -95,13 +95,13 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
     rows += between_checkpoints(found, notes.setdefault)
-    of = [f.problem.precondition for f in found if f.command == "eig" and f.problem.get("precondition")]
-    for reason in dict.fromkeys(one.get("threshold_reason") for one in of if one.get("threshold_reason")):
+    of = [p for f in found if f.command == "eig" and (p := f.problem.get("precondition"))]
+    for reason in dict.fromkeys(p.get("threshold_reason") for p in of if p.get("threshold_reason")):
         notes.setdefault(f"threshold: none of stability, as {reason}")
     return Evolution(
         rows=tuple(in_order(rows)),
         axis=axis,
-        precondition=tuple(dict.fromkeys(one.get("optimizer") or one.spec for one in of)),
+        precondition=tuple(dict.fromkeys(p.get("optimizer") or p.spec for p in of)),
         unfinished=tuple(unfinished),
         notes=tuple(notes),
     )
