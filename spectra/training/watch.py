@@ -61,6 +61,7 @@ class Recording:
     searched: dict[str, int | None]  # the last step at which eigenvalues beside the listed ones were searched for
     following: dict[str, int]  # how many eigenvalues the next recording lists: more than k near the threshold
     threshold: float | None = None  # of stability of the optimizer, in the units of the eigenvalues
+    precondition: PreconditionRecord | None = None  # of that optimizer, which the eigenvalues are preconditioned by
 
     @property
     def edge(self) -> dict[str, Tensor]:
@@ -69,8 +70,8 @@ class Recording:
 
     def scalars(self) -> dict[str, float]:
         """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
-        thresholds = {} if self.threshold is None else dict.fromkeys(self.eigenpairs, self.threshold)
-        return scalars(self.loss, self.seconds, self.products, self.eigenpairs, self.traces, thresholds)
+        found = self.eigenpairs, self.traces, self.searched, self.precondition
+        return scalars(self.loss, self.seconds, self.products, *found)
 
     __repr__ = outline
 
@@ -310,11 +311,15 @@ class Watch:
             {name: searched.get(name) for name in found},
             {name: self._warm_starts[name].k for name in found},
             threshold,
+            about.get("precondition"),
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
-        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold."""
-        near = 0 if threshold is None else int((values >= NEAR * threshold).sum())
+        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold.
+
+        Negative ones count by their magnitude, as behind them positive ones are hidden.
+        """
+        near = 0 if threshold is None else int((values.abs() >= NEAR * threshold).sum())
         most, share = MOST * self.k, self.products // len(self.curvature)
         while most > self.k and least(most, self.trace) > share:
             most -= 1
