@@ -389,20 +389,21 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
 def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
     """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
     marks = panel.found.marks or []
+    ends = [(mark, True) for mark in marks]
     if panel.found.trajectory:
         x, y = [mark.x for mark in marks], [mark.y for mark in marks]
         axes.plot(x, y, "-o", color=PATH, markersize=3, linewidth=1.0, zorder=6)
-        marks = [marks[0], marks[-1]]
+        ends = [(marks[0], y[0] >= y[1]), (marks[-1], y[-1] >= y[-2])]  # names above or below, away from the line
     else:
         axes.plot([mark.x for mark in marks], [mark.y for mark in marks], "o", **END, zorder=6)
     middle = sum(axes.get_xlim()) / 2
-    for mark in marks:
+    for mark, above in ends:
         side = "left" if mark.x < middle else "right"
         name = settable(mark.name) if panel.found.trajectory else called.file(mark.name)
         (text,) = shortened([name], 72 * 1.2, 7)
-        shift = (5 if side == "left" else -5, 5)
+        shift = (5 if side == "left" else -5, 5 if above else -5)
         behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-        look = {"fontsize": 7, "ha": side, "va": "bottom", "zorder": 8, "bbox": behind}
+        look = {"fontsize": 7, "ha": side, "va": "bottom" if above else "top", "zorder": 8, "bbox": behind}
         axes.annotate(text, (mark.x, mark.y), xytext=shift, textcoords="offset points", **look)
 
 

@@ -125,7 +125,7 @@ def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
         table.add_row(
             *[called.file(entry.checkpoint)] * several,
             called.file(line.along.partition(":")[2]),
-            with_error(one.height, error, most=4) if one.height > 0 else "-",
+            with_error(one.height, error, most=4) if one.height > 0 else f"{one.height:.0f}".replace("nan", "-"),
             f"{one.grid_error:.0e}" if math.isfinite(one.grid_error) else "-",
             f"{one.t:.3f}",
             f"{one.start:.4g}",
