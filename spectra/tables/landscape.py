@@ -16,7 +16,7 @@ from spectra.wording import brief, short_paths, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
-CHECKPOINT = "checkpoint"  # the kind of a direction to another one
+WAY = "checkpoint:"  # what the name of a direction to another checkpoint begins with
 MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
 SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
@@ -63,7 +63,7 @@ class Names:
     """Names of checkpoints and directions as tables call them: files by what tells them apart."""
 
     def __init__(self, results: Sequence[LandscapeResult]):
-        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if d.kind == CHECKPOINT]
+        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if is_way(d.name)]
         self.files = short_paths(ways) | short_paths([entry.checkpoint for entry in results if entry.checkpoint])
 
     def file(self, path: str | None) -> str:
@@ -72,8 +72,12 @@ class Names:
 
     def __call__(self, direction: str) -> str:
         """A direction."""
-        kind, colon, path = direction.partition(":")
-        return f"to {self.file(path)}" if colon and kind == CHECKPOINT else direction
+        return f"to {self.file(direction.removeprefix(WAY))}" if is_way(direction) else direction
+
+
+def is_way(direction: str) -> bool:
+    """Whether a direction leads to another checkpoint."""
+    return direction.startswith(WAY)
 
 
 def first_of_each(results: Sequence[LandscapeResult]) -> list[LandscapeResult]:
