@@ -58,6 +58,8 @@ from spectra.records.trace import TraceResult as TraceResult
 from spectra.spectrum.localisation import localisation as localisation
 from spectra.spectrum.log_determinant import log_determinant as log_determinant
 from spectra.spectrum.summarise import summarise as summarise
+from spectra.steps.noise_scale import noise_scale as noise_scale
+from spectra.steps.worst_case import worst_case as worst_case
 from spectra.sweeps.evolution import evolution_of as evolution_of
 from spectra.systems.boltzmann import BoltzmannMachine as BoltzmannMachine
 from spectra.systems.equilibrium import Equilibrium as Equilibrium

@@ -10,6 +10,7 @@ nothing, and leaves the caller's model as it was found.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
@@ -22,12 +23,15 @@ from torch import nn
 from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, wrong
 from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import (
+    ADAPTIVE_RHO,
+    ASCENT_STEPS,
     DENSITY_PROBES,
     DENSITY_STEPS,
     EXACT,
     IEEE,
     PRECISIONS,
     PRODUCTS,
+    RHO,
     RTOL,
     SAVE_EVERY,
     TOLERANCE,
@@ -66,7 +70,12 @@ from spectra.steps.run import step as steps
 
 ENDS = ("LM", "LA", "SA", "BE")
 OF_STEPS = ("hessian", "ggn")  # matrices of a step, unless others are asked for
-OF_EXACT = {"precision": IEEE, "products": EXACT, "difference_step": None}  # of calls that have no other products
+OF_EXACT = {
+    "precision": IEEE,
+    "products": EXACT,
+    "difference_step": None,
+    "precondition": None,
+}  # of calls without them
 # Keywords that name the problem, beside model, loss, data and seed.
 PROBLEM = tuple(
     name
@@ -94,6 +103,7 @@ def eig(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_vectors: bool = False,
@@ -127,6 +137,10 @@ def eig(
             noise in their errors.
         products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
             forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
+        precondition: P of P^-1/2 A P^-1/2, which an optimizer meets in place of A, plus its weight decay: an optimizer
+            of torch, or its state; a diagonal P as a mapping from names of parameters, or a vector (n,) in their order;
+            an operator (n, n) that multiplies by P^-1/2; what `spectra.preconditioner` returns; or a name as on the
+            command line, a file of such. None: A itself.
         difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
         compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
             that takes.
@@ -175,6 +189,7 @@ def trace(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
@@ -184,8 +199,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
-            compile, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
+            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -227,6 +242,7 @@ def density(
     check: bool = True,
     precision: str = IEEE,
     products: str = EXACT,
+    precondition: Any = None,
     difference_step: float | None = None,
     compile: bool | None = None,
     save_every: float = SAVE_EVERY,
@@ -236,9 +252,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, difference_step,
-            compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure density.png is written
-            too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
+            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure
+            density.png is written too; without, nothing is.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
@@ -273,6 +289,11 @@ def step(
     curvature: str | Sequence[str] = OF_STEPS,
     k: int = K,
     tolerance: float = TOLERANCE,
+    noise: bool = True,
+    population: bool = False,
+    rho: float = RHO,
+    adaptive_rho: float = ADAPTIVE_RHO,
+    ascent_steps: int = ASCENT_STEPS,
     seed: int = 0,
     out: str | Path | None = None,
     eigenvectors: str | Path | None = None,
@@ -298,6 +319,11 @@ def step(
         curvature: the matrices A in d'Ad, by name. Those that the loss does not have are left out by default.
         k: the number of leading eigenvectors in which the share of d is given; 0 leaves them out.
         tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
+        noise: whether the noise scales of the gradient are estimated, as by `spectra.noise_scale`.
+        population: whether the data are all there are for these, and no sample of more.
+        rho: the radius of the ball in which the loss is raised by gradient ascent, as by `spectra.worst_case`.
+        adaptive_rho: the radius of the ball whose distances are relative to each parameter's size.
+        ascent_steps: the number of steps of ascent in each ball; 0 leaves the balls out.
         eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
 
     Returns:
@@ -314,8 +340,21 @@ def step(
         among("curvature", name, MATRICES)
     others = tuple(to) if isinstance(to, list | tuple) else (to,)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
-    settings = StepSettings(whole("k", k, 0), positive("tolerance", tolerance), optimizer, others)
+    settings = StepSettings(
+        whole("k", k, 0),
+        positive("tolerance", tolerance),
+        optimizer,
+        others,
+        noise,
+        population,
+        positive("rho", rho),
+        positive("adaptive_rho", adaptive_rho),
+        whole("ascent_steps", ascent_steps, 0),
+    )
+    require_boolean("noise", noise)
+    require_boolean("population", population)
     asked = {"optimizer": optimizer if isinstance(optimizer, str) else None, "k": settings.k, "tol": settings.tolerance}
+    asked |= {name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")}
     asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
@@ -345,11 +384,11 @@ def with_figure(session: Session[StepSettings], record: Record) -> Record:
 CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density, "step": step}
 
 
-def draw(measures: dict[str, Any], path: Path) -> None:
+def draw(measures: dict[str, Any], path: Path, thresholds: Sequence[float | None] = ()) -> None:
     """Write the figure of densities."""
     from spectra.plots.files import draw_density  # matplotlib, which a call without `out` does not need
 
-    draw_density(measures, path)
+    draw_density(measures, path, thresholds)
 
 
 @dataclass(frozen=True)
@@ -368,6 +407,7 @@ class Arguments:
     check: bool
     precision: str
     products: str
+    precondition: Any
     difference_step: float | None
     compile: bool | None
     save_every: float
@@ -403,6 +443,8 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         problem, recorded = problem_of(settings.command, given.model, given.loss, given.data, given.problem, seed)
         recorded |= {"curvature": list(names), "no_check": not given.check, "compile": given.compile}
         recorded |= {"precision": given.precision, "products": given.products, "difference_step": given.difference_step}
+        if given.precondition is None or isinstance(given.precondition, str | os.PathLike):  # an object has no name
+            recorded["precondition"] = given.precondition and os.fspath(given.precondition)
     max_products = None if given.max_products is None else whole("max_products", given.max_products, 1)
     step = None if given.difference_step is None else positive("difference_step", given.difference_step)
     require_boolean("compile", given.compile, optional=True)
@@ -419,6 +461,7 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         check=bool(given.check),
         precision=among("precision", given.precision, PRECISIONS),
         products=among("products", given.products, PRODUCTS),
+        precondition=given.precondition,
         difference_step=step,
         compile=given.compile,
         out=as_path(given.out),
@@ -436,7 +479,7 @@ def stands_for_matrix(model: Any) -> bool:
 
 def refuse_of_networks(command: str, given: Arguments) -> None:
     """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
-    named = {"loss": given.loss, "data": given.data, **given.problem}
+    named = {"loss": given.loss, "data": given.data, "precondition": given.precondition, **given.problem}
     there = [name for name, value in named.items() if value is not None and name not in ("device", "dtype")]
     there += [name for name, default in OF_NETWORKS.items() if getattr(given, name) != default]
     if there:

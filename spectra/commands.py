@@ -38,7 +38,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
     "eig": Command(
         "spectra.cli.eig:eig",
         title="Eigenvalues",
-        tables="spectra.tables.results:eig_parts",
+        tables="spectra.tables.localisation:eig_parts",
         captions={"eig": "Eigenvalues by rank, with residuals"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
         rows="spectra.sweeps.eigenspaces:eigenvalue_rows",

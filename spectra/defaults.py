@@ -6,6 +6,7 @@ RTOL = 0.01  # of a trace: standard error over |trace|
 DENSITY_STEPS, DENSITY_PROBES = 80, 10  # of density: products a probe, and random vectors
 COMPARE_STEPS, COMPARE_PROBES = 40, 16  # of compare, likewise
 LAYERS_STEPS, LAYERS_PROBES = 40, 4  # of a density of layers, likewise
+RHO, ADAPTIVE_RHO, ASCENT_STEPS = 0.05, 0.5, 5  # of step: radii of balls, those of SAM and ASAM, and steps of ascent
 SAVE_EVERY = 5.0  # minutes between two savings of what is done
 IEEE = "ieee"
 PRECISIONS = (IEEE, "tf32", "bf16")  # of products

@@ -46,13 +46,15 @@ ROOMS = [
     {"tables"},
     {"page"},
     {"calls", "cli", "training"},
+    {"integrations"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 ALONE = {
     "click": {"cli"},
     "matplotlib": {"plots"},
     "torchvision": {"inputs"},
-    "transformers": {"inputs"},
+    "transformers": {"inputs", "integrations"},
+    "lightning": {"integrations"},
     "timm": {"inputs"},
     "rich": {"tables"},
 }
@@ -125,14 +127,14 @@ def test_no_circles():
 def test_every_module_imports():
     """Without circles each imports alone, too, if it imports at all."""
     for path in TREES:
-        import_module(module_name(path))
+        if room(path) != "integrations":  # of packages that are slow to import, in tests of their own
+            import_module(module_name(path))
 
 
 @pytest.mark.parametrize("module", ["spectra", "spectra.cli"])
 def test_help_needs_nothing_heavy(module):
-    script = (
-        f"import {module}, sys; print({{'torch', 'torchvision', 'matplotlib', 'numpy', 'rich'}} & set(sys.modules))"
-    )
+    heavy = {"torch", "torchvision", "matplotlib", "numpy", "rich", "lightning", "transformers"}
+    script = f"import {module}, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -178,10 +178,11 @@ def cost(curvature, products, converged=True):
     }
 
 
-def write_results(directory, curvature, t, checkpoint=None, values=VALUES, options=None):
+def write_results(directory, curvature, t, checkpoint=None, values=VALUES, options=None, precondition=None):
     """What eig, trace and density would leave of one matrix at place t."""
     directory.mkdir(parents=True, exist_ok=True)
-    problem = {"seed": 0, "loss_value": 0.5**t, "accuracy": None if t else 0.9}
+    problem = {"precondition": precondition} if precondition else {}
+    problem |= {"seed": 0, "loss_value": 0.5**t, "accuracy": None if t else 0.9}
     if checkpoint:
         problem["checkpoint_sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         known = {"model": "nets.py:build", "params": [], "checkpoint_key": None, "seed": 0, "which": "LM"}
@@ -489,6 +490,90 @@ def test_the_limit_of_stability_is_drawn_where_it_is_in_reach(plan):
     figure = evolution_figure(far)
     assert figure.axes[0].get_ylim()[1] < 30
     assert "2 / learning rate = 20000 (beyond)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+RATES, LIMITS, UPPER = (0.1, 0.2, 0.4), (30.0, 14.0, 6.0), (31.0, 14.5, 6.25)
+
+
+def preconditioned(directory, change=lambda t: {}):
+    """Three checkpoints of an optimizer with a schedule, whose eigenvalues are VALUES times 1, 2 and 3."""
+    for t in range(3):
+        known = {"spec": "optimizer", "optimizer": "AdamW", "rate": RATES[t], "threshold": LIMITS[t]}
+        precondition = known | {"threshold_upper": UPPER[t]} | change(t)
+        write_results(directory / f"step-{t}", "hessian", t, precondition=precondition)
+    return evolution_of(directory)
+
+
+def test_preconditioned_eigenvalues_stand_beside_the_threshold(tmp_path):
+    evolution = preconditioned(tmp_path)
+    assert evolution.precondition == ("AdamW",)
+    assert values(evolution.select("learning_rate")) == list(RATES)
+    assert [(row.value, row.upper) for row in evolution.select("threshold")] == list(zip(LIMITS, UPPER, strict=True))
+    for i, value in enumerate(VALUES):
+        rows = evolution.select("over_threshold", index=i + 1)
+        assert values(rows) == pytest.approx([(1 + t) * value / LIMITS[t] for t in range(3)])
+        assert [row.error for row in rows] == pytest.approx([RESIDUALS[i] / limit for limit in LIMITS])
+    text = evolution_text(evolution)
+    assert "hessian, preconditioned by AdamW; threshold of stability: 6 to 30" in text
+    assert "2.5000 ±" in text  # 15 of 6
+
+
+def test_the_figure_draws_them_times_the_learning_rate(tmp_path):
+    figure = evolution_figure(preconditioned(tmp_path))
+    axes = figure.axes[0]
+    drawn = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3]
+    for expected in ([0.5, 2.0, 6.0], [rate * limit for rate, limit in zip(RATES, LIMITS, strict=True)]):
+        assert any(np.allclose(heights, expected) for heights in drawn), expected
+    (band,) = [shape for shape in axes.collections if shape.get_paths()[0].vertices.shape[0] > 6]
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(0.1 * 31)
+    assert "learning rate × eigenvalues of" in axes.get_title("left")
+    assert "threshold of AdamW, 2.4 to 3" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert_readable(figure)
+
+
+def test_rates_that_differ_between_parameters_are_in_the_eigenvalues(tmp_path):
+    """P / rate stands for P then, and nothing is multiplied by a rate; so it is in a checkpoint, and not in others."""
+    figure = evolution_figure(preconditioned(tmp_path, lambda t: {"rate": None} if t == 1 else {}))
+    drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata()) == 3]
+    assert any(np.allclose(heights, [0.5, 10.0, 6.0]) for heights in drawn)
+
+
+@pytest.mark.parametrize("reason", ["momentum differs between parameters", None])
+def test_preconditioned_eigenvalues_without_a_threshold(tmp_path, reason):
+    """There is none where momenta differ, which is told; nor for a diagonal that is given itself."""
+    given = {"threshold": None, "threshold_upper": None, "rate": None, "threshold_reason": reason}
+    evolution = preconditioned(tmp_path, lambda t: given | ({} if reason else {"optimizer": None, "spec": "p.npz"}))
+    assert not evolution.select("threshold")
+    assert not evolution.select("over_threshold")
+    assert evolution.precondition == (("AdamW" if reason else "p.npz"),)
+    told = [note for note in evolution.notes if note.startswith("threshold: none of stability")]
+    assert told == ([f"threshold: none of stability, as {reason}"] if reason else [])
+    assert evolution_figure(evolution).axes[0].get_title("left").startswith("eigenvalues of")
+    assert "threshold of stability: none" in evolution_text(evolution)
+
+
+def test_the_rate_of_gradient_descent_is_no_limit_of_preconditioned_eigenvalues(tmp_path):
+    preconditioned(tmp_path)
+    evolution = evolution_of(tmp_path, learning_rate=0.1)
+    assert evolution.learning_rate is None
+    assert any("2 / learning rate is no limit" in note for note in evolution.notes)
+
+
+@pytest.mark.parametrize(("name", "shares"), [("AdamW", 0), ("SGD", 3)])
+def test_the_share_of_an_update_in_eigenspaces_of_other_coordinates_is_left_out(plan, name, shares):
+    for t in range(4):
+        home, point = plan.parent / "plan" / f"p{t}" / "hessian", plan.parent / "points" / f"p{t}.pt"
+        write_results(home, "hessian", t, point, precondition={"spec": "optimizer", "optimizer": name})
+    evolution = collect(read_plan(plan))
+    assert len(evolution.select("update_share", curvature="hessian")) == shares
+    assert len(evolution.select("update_share", curvature="ggn")) == 3
+    assert any("share of updates" in note for note in evolution.notes) == (not shares)
+
+
+def test_a_threshold_out_of_reach_is_told_in_the_legend_alone(tmp_path):
+    figure = evolution_figure(preconditioned(tmp_path, lambda t: {"threshold": 1e6, "threshold_upper": 1e6}))
+    assert figure.axes[0].get_ylim()[1] < 10
+    assert any("(beyond)" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_eigenpairs_of_a_matrix_in_place_of_results(tmp_path):

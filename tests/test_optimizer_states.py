@@ -259,6 +259,13 @@ def factored(state):
         held["exp_avg_sq_row"] = held.pop("exp_avg_sq")
 
 
+def of_lion(state):
+    for group in state["param_groups"]:
+        del group["eps"]
+    for held in state["state"].values():
+        del held["exp_avg_sq"], held["step"]
+
+
 def label(**options):
     return lambda state: [group.update(options) for group in state["param_groups"]]
 
@@ -271,6 +278,8 @@ REFUSED = {
     "8 bits": (of_8_bits, {}, "bitsandbytes, whose state may be of 8 bits, which is not read; read are those of"),
     "factored": (factored, {}, "Adafactor, whose state is factored"),
     "Muon": (label(ns_steps=5), {}, "Muon, whose preconditioner is not diagonal"),
+    "Shampoo": (label(max_preconditioner_dim=8192), {}, "Shampoo, whose preconditioner is not diagonal"),
+    "Lion": (of_lion, {}, "Lion, whose step is a sign, which is not read; read are those of torch's Adam, "),
     "an option that is not known": (label(caution=True), {}, "not those of an optimizer that is known"),
     "a state that is not known": (
         lambda s: s["state"][0].update(ema=torch.ones(5, 3)),
@@ -338,6 +347,54 @@ def test_optimizers_in_memory():
             self.optimizer = optimizer
 
     assert preconditioner(Wrapped(), model, name="Adam").optimizer == "Adam"
+
+
+OF_OTHERS = {
+    "torch.optim:Muon": "Muon, whose preconditioner is not diagonal",
+    "torch.optim:Adamax": "Adamax",
+    "torch.optim:Rprop": "Rprop",
+    "torch.optim:ASGD": "ASGD",
+    "timm.optim:Lion": "Lion, whose step is a sign",
+    "timm.optim:Muon": "Muon, whose preconditioner is not diagonal",
+    "timm.optim:Adan": "Adan",
+    "timm.optim:AdaBelief": "AdaBelief",
+    "timm.optim:Lamb": "LAMB, which scales the step of each layer by its norm",
+    "timm.optim:Lars": "LARS, which scales the step of each layer by its norm",
+    "timm.optim:Adafactor": None,
+    "timm.optim:AdafactorBigVision": None,
+    "timm.optim:AdamP": None,
+    "timm.optim:MADGRAD": None,
+    "timm.optim:LaProp": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of timm's own
+@pytest.mark.parametrize("place", OF_OTHERS)
+def test_real_optimizers_that_are_not_read_are_named(place):
+    """In memory and saved; those that are not known by name are not taken for one that is."""
+    module, name = place.split(":")
+    kind = getattr(pytest.importorskip(module), name)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    optimizer = trained(model, model.parameters(), kind, lr=1e-3)
+    for given in (optimizer, optimizer.state_dict()):
+        reason = f"its state is that of {OF_OTHERS[place]}" if OF_OTHERS[place] else "is not known|are not"
+        with pytest.raises(SpectraError, match=reason):
+            preconditioner(given, model)
+
+
+def test_adafactor_scales_by_the_parameters_of_the_model():
+    """Which a model without values does not tell."""
+    model = network()
+    state = trained(model, model.parameters(), torch.optim.Adafactor).state_dict()
+    before = preconditioner(state, model).root
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4)
+    found = preconditioner(state, model).root
+    after = torch.cat([p.new_full((p.numel(),), p.square().mean().sqrt().item()) for p in model.parameters()])
+    torch.testing.assert_close(found**2 / before**2, after.clamp(min=1e-3) / (after / 4).clamp(min=1e-3))
+    with pytest.raises(SpectraError, match=r"scale with 0\.weight, whose values are not there"):
+        preconditioner(state, model.to("meta"))
 
 
 def test_groups_that_differ():

@@ -77,6 +77,31 @@ OPTIMIZERS = {
 EVERYWHERE = {"weight_decay": (0.0, 0.2), "maximize": (False, True)}
 
 
+FACTORED = {
+    "Adafactor": {
+        "lr": (0.03, 0.9),  # below the relative step 1/sqrt(t), and above it
+        "eps": ((None, 1e-3), (0.5, 10.0)),
+        "d": (1.0, 1e9),
+        "weight_decay": (0.0, 0.2),
+        "maximize": (False, True),
+    },
+    "transformers.Adafactor": {
+        "lr": (None, 0.03),
+        "beta1": (None, 0.6),
+        "clip_threshold": (1.0, 1e9),
+        "weight_decay": (0.0, 0.2),
+        "scale_parameter": (False, True),
+        "warmup_init": (False, True),
+    },
+}
+
+
+def factored_cases():
+    for name, options in FACTORED.items():
+        for values in product(*options.values()):
+            yield name, dict(zip(options, values, strict=True))
+
+
 def cases():
     for name, (_, options) in OPTIMIZERS.items():
         every = options | EVERYWHERE
@@ -139,6 +164,57 @@ def test_the_step_of_the_optimizer_is_the_preconditioned_momentum(name, options)
     torch.testing.assert_close(torch.zeros_like(start) if found.decay is None else found.decay, wanted)
 
 
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize(("name", "options"), [pytest.param(*case, id=str(case)) for case in factored_cases()])
+def test_the_step_of_adafactor_is_the_preconditioned_gradient(name, options):
+    """But for the clipping of its update, which is taken from that update; parameters have two, one and three axes."""
+    kind = torch.optim.Adafactor
+    if name.startswith("transformers"):
+        kind = pytest.importorskip("transformers.optimization").Adafactor
+        options = options | {"relative_step": options["lr"] is None}
+        options["warmup_init"] = options["warmup_init"] and options["relative_step"]
+    model, generator = Two(), seeded(5)
+    model.third = nn.Parameter(torch.randn(2, 3, 5, generator=generator, dtype=torch.float64))
+    optimizer = kind(model.parameters(), **options)
+    for _ in range(STEPS):
+        give_gradients(model, generator)
+        optimizer.step()
+    averages = [copy.deepcopy(optimizer.state[p].get("exp_avg")) for p in model.parameters()]
+    start = model.flat
+    give_gradients(model, generator)
+    gradients = [p.grad for p in model.parameters()]
+    optimizer.step()
+    moved, state = model.flat - start, copy.deepcopy(optimizer.state_dict())
+    with torch.no_grad():  # what the last step began with, to which the averages belong that it made
+        for p, values in zip(model.parameters(), start.split([p.numel() for p in model.parameters()]), strict=True):
+            p.copy_(values.view_as(p))
+    for held in state["state"].values():
+        held["step"] = held["step"] - 1
+    found = preconditioner(state, model)
+    assert found.optimizer == name
+    decay = torch.zeros_like(start) if found.decay is None else found.decay
+    expected, first = -decay * found.rate * start, 0
+    for gradient, average in zip(gradients, averages, strict=True):
+        part = slice(first, first := first + gradient.numel())
+        step = found.root[part] ** 2 * gradient.flatten()
+        # the update that is clipped is the gradient over sqrt(v), without the scale by the parameter's own size
+        scaled = options.get("scale_parameter", True)
+        smallest = options.get("eps", (None, 1e-3))[1]
+        scale = max(smallest, start[part].square().mean().sqrt().item()) if scaled else 1.0
+        size = (step / scale).square().mean().sqrt().item()
+        step = step / max(1.0, size / options.get("d", options.get("clip_threshold")))
+        if options.get("beta1"):
+            step = (1 - options["beta1"]) * step + options["beta1"] * average.flatten() / found.rate
+        expected[part] -= found.sign * found.rate * step
+    torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-14)
+    if not options["weight_decay"]:
+        b = options.get("beta1") or 0
+        assert found.threshold.value * found.rate == pytest.approx((2 + 2 * b) / (1 - b))
+    live, saved = preconditioner(optimizer, model), preconditioner(optimizer.state_dict(), model)
+    assert torch.equal(live.root, saved.root)
+    assert live.rate == saved.rate
+
+
 @pytest.mark.parametrize("decay", [4e-3, 0.3])
 def test_nadam_has_the_coefficients_of_its_last_step(decay):
     """They change from step to step, and with them its threshold: fitted to a step that it takes."""
@@ -158,6 +234,7 @@ def test_nadam_has_the_coefficients_of_its_last_step(decay):
 
 # Settings in which the preconditioner stays as it is: averages that hardly forget, after 1e11 steps.
 LONG = {"betas": (0.9, 1 - 1e-9)}
+NOT_CLIPPED = {"d": 1e12, "eps": (None, 10.0)}
 HELD = {
     "gradient descent": ("SGD", {}, 2),
     "heavy ball": ("SGD", {"momentum": 0.8}, 2 + 1.6),
@@ -175,6 +252,8 @@ HELD = {
     "RMSprop": ("RMSprop", {"alpha": 1 - 1e-9, "centered": True}, 2),
     "RMSprop with momentum": ("RMSprop", {"alpha": 1 - 1e-9, "momentum": 0.8}, 3.6),
     "Adadelta": ("Adadelta", {"rho": 1.0}, 2),
+    "Adafactor": ("Adafactor", NOT_CLIPPED, None),
+    "Adafactor, decoupled decay": ("Adafactor", NOT_CLIPPED | {"weight_decay": 0.7}, None),
 }
 
 
@@ -189,7 +268,7 @@ def held(name: str, options: dict, groups=None, start: float = 1e-9):
             p.mul_(start)
     for state in optimizer.state.values():
         for key, value in state.items():
-            if key in ("exp_avg_sq", "square_avg", "sum", "acc_delta"):
+            if key in ("exp_avg_sq", "square_avg", "sum", "acc_delta", "row_var", "col_var", "variance"):
                 value.copy_(torch.rand(value.shape, generator=generator, dtype=value.dtype) + 0.3)
             elif key == "step":
                 value.fill_(1e11)

@@ -154,6 +154,7 @@ def test_torchrun_writes_once_what_one_process_writes(tmp_path, capfd):
     for here, there in zip(one["results"], two["results"], strict=True):
         assert there["eigenvalues"] == pytest.approx(here["eigenvalues"], rel=1e-9)
         assert there["products"] == here["products"]
+        np.testing.assert_allclose(there["localisation"]["shares"], here["localisation"]["shares"], rtol=1e-6)
     with np.load(tmp_path / "one/eig.npz") as here, np.load(tmp_path / "two/eig.npz") as there:
         assert set(here) == set(there)
         for name in ("eigenvectors_hessian", "eigenvectors_ggn"):

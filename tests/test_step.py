@@ -102,7 +102,7 @@ def test_reasons_where_there_is_no_step():
     lost = line_of(low, down.float(), 2.0)
     assert lost.best.reason == lost.critical.reason == LOST
     assert None is lost.best.t is lost.critical.error
-    overflows = line_of(scalar(lambda f: (f - 1) ** 2 + (-(f**3)).exp(), 8.0), down, radius=0.1)
+    overflows = line_of(scalar(lambda f: (f - 1) ** 2 + (-(f**5)).exp(), 8.0), down, radius=0.1)
     assert np.isnan(overflows.loss).any()
     assert 0 < overflows.critical.t < math.inf
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from helpers import TABLE, matrix, not_finite, seeded, uniform, with_spectrum
 from scipy.integrate import quad
-from scipy.stats import kstest
+from scipy.optimize import minimize
+from scipy.stats import expon, kstest, norm
 from scipy.stats import pareto as law
 from torch import nn
 
@@ -117,6 +119,23 @@ def test_the_entropy_lies_between_two_quadratures(steps):
     assert 0 < abs(found.value - truth(spectrum)["entropy"]) <= found.quadrature_error * (1 + 1e-9)
 
 
+def test_outliers_that_are_not_resolved_have_no_share():
+    """Nothing is said of them but what could hide them; where all eigenvalues are known there are none."""
+    spectrum = np.concatenate([GGN[:5], uniform(115, 0, 0.5)])
+    found = summarise(spectral_measure(with_spectrum(spectrum), steps=3, probes=4), semidefinite=True)
+    assert found.outlier_share is None
+    reason = found.left_out["outlier_share"]
+    assert "no outlier is resolved; the outermost node of a probe has up to" in reason
+    assert float(re.search(r"up to ([\d.e+]+) %", reason)[1]) > 60  # of 74.6
+    smooth = summarise(spectral_measure(with_spectrum(uniform(300)), steps=20, probes=4), semidefinite=True)
+    assert float(re.search(r"up to ([\d.e+]+) %", smooth.left_out["outlier_share"])[1]) < 3
+    assert vars(summarise(exact(np.linspace(0, 1, 50)), semidefinite=True).outlier_share) == {
+        "value": 0.0,
+        "standard_error": 0.0,
+        "quadrature_error": 0.0,
+    }
+
+
 def test_too_few_steps_tell_of_the_largest_eigenvalue():
     spectrum = np.concatenate([[1.5], np.linspace(0, 1, 199)])
     a = with_spectrum(spectrum)
@@ -178,6 +197,73 @@ def test_the_estimate_is_that_of_the_formula_and_the_distance_that_of_scipy():
         assert (found.distance, found.count) == (pytest.approx(expected), 50)
 
 
+def reference_fit(values: np.ndarray) -> tuple[float, float, float]:
+    """Exponent, x_min and distance by the definitions of Clauset, Shalizi and Newman, for every x_min in turn."""
+    found = []
+    for smallest in np.sort(values)[: len(values) - 9]:
+        tail = values[values >= smallest]
+        shape = len(tail) / np.log(tail / smallest).sum()
+        found.append((kstest(tail, law(shape, scale=smallest).cdf).statistic, smallest, shape + 1))
+    distance, smallest, exponent = min(found)
+    return exponent, smallest, distance
+
+
+def reference_ratios(tail: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Vuong's statistic and p-value against other laws cut off at the least of the tail, with SciPy's distributions."""
+    smallest, count = tail.min(), len(tail)
+    power = law(count / np.log(tail / smallest).sum(), scale=smallest).logpdf(tail)
+
+    def densities(parameters):
+        other = norm(parameters[0], np.exp(parameters[1]))
+        return other.logpdf(np.log(tail)) - np.log(tail) - other.logsf(np.log(smallest))
+
+    precise = {"xatol": 1e-6, "fatol": 1e-8, "maxiter": 4000, "maxfev": 4000}
+    found = [  # the likelihood is flat where the law tends to a power law
+        minimize(lambda p: -densities(p).sum(), start, method="Nelder-Mead", options=precise)
+        for start in ([0.0, 0.0], [-6.0, 1.0], [-140.0, 2.3])
+    ]
+    best = min(found, key=lambda one: one.fun).x
+    others = {"lognormal": densities(best), "exponential": expon(smallest, tail.mean() - smallest).logpdf(tail)}
+    ratios = {}
+    for name, other in others.items():
+        ratio = (power - other).mean() / (power - other).std() * count**0.5
+        ratios[name] = (ratio, 2 * norm.sf(abs(ratio)))
+    return ratios
+
+
+LAWS = {
+    "pareto": lambda seed: pareto(55, 2.5, seed),
+    "lognormal": lambda seed: np.random.default_rng(seed).lognormal(0, 0.7, 55),
+    "exponential": lambda seed: np.random.default_rng(seed).exponential(size=55),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fits_are_those_of_an_independent_reference(name, seed):
+    values = LAWS[name](seed)
+    found = power_law(values)
+    assert (found.exponent, found.smallest, found.distance) == pytest.approx(reference_fit(values), rel=1e-9)
+    tail = values[values >= found.smallest]
+    assert found.count == len(tail)
+    ratios = reference_ratios(values)
+    for one in power_law(values, smallest=values.min()).alternatives:
+        ratio, p_value = ratios[one.name]
+        assert (one.ratio, one.p_value) == (pytest.approx(ratio, abs=0.01), pytest.approx(p_value, abs=0.01))
+
+
+@pytest.mark.sampled(0)
+@pytest.mark.parametrize("exponent", [1.7, 2.5, 4.0])
+def test_the_levels_of_the_tests_hold(exponent):
+    """Samples of a power law have p-values below 0.1 in a tenth of the cases, and few are rejected by either test."""
+    found = [power_law(pareto(100, exponent, seed)) for seed in range(200)]
+    assert np.mean([one.p_value < 0.1 for one in found]) <= 0.1 + 3 * (0.09 / 200) ** 0.5
+    for name in ("lognormal", "exponential"):
+        others = [other for one in found for other in one.alternatives if other.name == name]
+        assert np.mean([one.ratio < 0 and one.p_value < 0.1 for one in others]) <= 0.1
+    assert np.mean([one.rejected for one in found]) <= 0.2
+
+
 def test_where_the_law_begins():
     """Below 1 eigenvalues are evenly spread: x_min is found there."""
     values = np.concatenate([uniform(200), pareto(200, 2.5, seed=1)])
@@ -236,8 +322,8 @@ def test_marchenko_pastur_of_a_wishart_matrix(ratio, steps, probes):
         assert number.value == pytest.approx(value, rel=0.05, abs=3 * number.standard_error)
 
 
-def semicircle(n: int) -> torch.Tensor:
-    z = torch.randn(n, n, generator=seeded(), dtype=torch.float64)
+def semicircle(seed: int = 0, n: int = 200) -> torch.Tensor:
+    z = torch.randn(n, n, generator=seeded(seed), dtype=torch.float64)
     return (z + z.T) / (2 * n) ** 0.5 + 3 * torch.eye(n, dtype=torch.float64)
 
 
@@ -245,7 +331,7 @@ def semicircle(n: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "bulk",
     [
-        lambda: semicircle(200),
+        semicircle,
         lambda: with_spectrum(uniform(200)),
         lambda: with_spectrum(10 ** uniform(200, -4, 0)),
         lambda: with_spectrum(np.repeat([1.0, 2.0], 100)),
@@ -254,6 +340,64 @@ def semicircle(n: int) -> torch.Tensor:
 )
 def test_marchenko_pastur_does_not_fit(bulk, steps):
     assert not marchenko_pastur(spectral_measure(bulk(), steps=steps, probes=10), semidefinite=True).fits
+
+
+def gamma(seed: int) -> torch.Tensor:
+    return with_spectrum(np.random.default_rng(seed).gamma(2, size=200))
+
+
+@pytest.mark.parametrize(
+    "bulk",
+    [semicircle, lambda seed: with_spectrum(uniform(200, seed=seed)), gamma],
+    ids=["semicircle", "uniform", "gamma"],
+)
+def test_probes_that_are_too_few_test_nothing(bulk):
+    """Where a wrong bulk is not found to be wrong it is said to be untested: few fits, with any number of probes."""
+    found = [
+        marchenko_pastur(spectral_measure(bulk(seed), steps=40, probes=probes, generator=seeded(seed)), True).fits
+        for seed in range(6)
+        for probes in (1, 2, 3)
+    ]
+    assert found.count(True) <= 2
+    assert found.count(None) >= 3
+
+
+def with_zeros(a: torch.Tensor, zeros: int) -> torch.Tensor:
+    return torch.block_diag(a, torch.zeros(zeros, zeros, dtype=a.dtype))
+
+
+@pytest.mark.parametrize("spikes", [0, 3])
+def test_marchenko_pastur_beside_more_zeros_than_it_has(spikes):
+    """As of a network with more parameters than outputs on all examples."""
+    a = wishart(200, 0.2)
+    a = 2 * a + torch.diag(torch.tensor([60.0, 50, 40][:spikes] + [0.0] * (200 - spikes), dtype=torch.float64))
+    measure = spectral_measure(with_zeros(a, 300), steps=40, probes=10)
+    found = marchenko_pastur(measure, semidefinite=True)
+    assert found.fits
+    assert (found.count, found.zeros) == (pytest.approx(200 - spikes, abs=12), pytest.approx(300, abs=12))
+    for number, value in ((found.variance, 2), (found.ratio, 0.2), (found.edge, 2 * (1 + 0.2**0.5) ** 2)):
+        assert number.value == pytest.approx(value, rel=0.05, abs=3 * number.standard_error)
+    assert summarise(measure, semidefinite=True).marchenko_pastur.zeros == found.zeros
+
+
+def test_a_wrong_bulk_beside_zeros_does_not_fit():
+    for a in (semicircle(), with_spectrum(10 ** uniform(200, -2, 0))):
+        found = marchenko_pastur(spectral_measure(with_zeros(a, 300), steps=40, probes=10), semidefinite=True)
+        assert found.fits is False
+
+
+@pytest.mark.parametrize(("examples", "inputs", "outputs"), [(200, 80, 1), (80, 200, 1), (400, 200, 2)])
+def test_the_bulk_of_a_linear_regression(examples, inputs, outputs):
+    """Its GGN is 2/(N K) I (x) X'X: variance 2/K and ratio d/N, with d - N zeros an output where d > N."""
+    random = seeded()
+    x = torch.randn(examples, inputs, generator=random, dtype=torch.float64)
+    y = torch.randn(examples, outputs, generator=random, dtype=torch.float64)
+    model = nn.Linear(inputs, outputs, bias=False).double()
+    entry = spectra.density(model, nn.MSELoss(), (x, y), curvature="ggn", steps=40, probes=10)
+    found = summarise(entry).marchenko_pastur
+    assert found.fits
+    for number, value in ((found.variance, 2 / outputs), (found.ratio, inputs / examples)):
+        assert number.value == pytest.approx(value, rel=0.05, abs=3 * number.standard_error)
 
 
 @pytest.mark.parametrize("ratio", [0.2, 1.0, 3.0])
@@ -315,6 +459,7 @@ def test_saved_results(saved):
     entry = spectra.load_result(saved / "density.json").results[0]
     again = summarise(entry, damping=0.01)
     assert again.to_dict() == entry.summaries.to_dict() == tree
+    assert summarise(spectra.load_result(saved / "density.json"), damping=0.01).to_dict() == tree
     assert "log_determinant" in summarise(entry).left_out
     problem = spectra.load_problem(model="spectra.demo:mlp", data="digits", samples=60, dtype="float64").problem
     gram = torch.linalg.eigvalsh(spectra.Curvature(problem, "ggn").factor().gram()).clamp(min=0).cpu().numpy()
@@ -325,6 +470,23 @@ def test_saved_results(saved):
     determinant = np.log(spectrum + 0.01).sum()
     number = tree["log_determinant"]
     assert abs(number["value"] - determinant) <= 4 * number["standard_error"] + number["quadrature_error"]
+
+
+def test_a_result_of_before_there_were_summaries(saved, tmp_path, capfd):
+    """Its report and its summaries are read from its nodes and weights alone."""
+    tree = json.loads((saved / "density.json").read_text())
+    kept = tree["results"][0].pop("summaries")
+    (tmp_path / "density.json").write_text(json.dumps(tree))
+    record = spectra.load_result(tmp_path)
+    assert record.results[0].summaries is None
+    assert summarise(record, damping=0.01).to_dict() == kept
+    pages = []
+    for directory in (saved, tmp_path):
+        page = tmp_path / "page.html"
+        assert run(["report", str(directory / "density.json"), "--out", str(page)]) == 0
+        pages.append(re.sub(r"\s+", " ", page.read_text()))
+    for line in ("effective rank", "Marchenko-Pastur", "log-determinant"):
+        assert pages[0].count(line) == pages[1].count(line) > 0
 
 
 def test_localisation_of_saved_eigenvectors(saved):
@@ -355,7 +517,8 @@ def test_results_that_are_refused(saved):
     a = with_spectrum(GGN)
     density = spectra.load_result(saved / "density.json")
     eig = spectra.load_result(saved / "eig.json")
-    for given in (a, density, eig.results[0], nn.Linear(1, 1)):
+    several = replace(density, results=2 * density.results)
+    for given in (a, several, eig.results[0], eig, nn.Linear(1, 1)):
         with pytest.raises(SpectraError, match="`result`"):
             summarise(given)
     with pytest.raises(SpectraError, match="`semidefinite` True"):

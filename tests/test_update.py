@@ -54,6 +54,7 @@ def theta(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("steps", [0, 1, 7])
 @pytest.mark.parametrize("case", CASES)
 def test_the_update_is_the_step_that_training_takes(case, steps):

@@ -166,7 +166,7 @@ def test_training_is_unchanged_bit_for_bit(around, tmp_path):
 
 def test_autocast_is_left_out_of_recordings(tmp_path):
     """It casts what is in float32 alone."""
-    watch = spectra.watch(network().float(), LOSS, (X, Y), tmp_path, every=1, k=2)
+    watch = spectra.watch(network().float(), LOSS, (X, Y), tmp_path, every=1, k=2, warm=False)
     usual = watch(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = watch(1)
@@ -389,7 +389,8 @@ def test_products_stay_within_the_budget(products, curvature, tmp_path, monkeypa
 
 
 def test_the_same_point_gives_the_same_numbers(tmp_path):
-    watch = spectra.watch(network(), LOSS, (X, Y), tmp_path, every=1, products=30, k=2)
+    """Where recordings do not start from each other."""
+    watch = spectra.watch(network(), LOSS, (X, Y), tmp_path, every=1, products=30, k=2, warm=False)
     one, two = watch(0), watch(1)
     assert torch.equal(one.eigenpairs["hessian"].values, two.eigenpairs["hessian"].values)
     assert one.traces == two.traces

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spectra.cli.figures import drawn
-from spectra.cli.options import LARGEST, SAVE_EVERY, Count, with_data
+from spectra.cli.options import LARGEST, PRECONDITION, SAVE_EVERY, Count, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.cli.trust import vouched
@@ -45,7 +45,7 @@ class Sizes(click.ParamType):
     "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
 )
 @click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Leading eigenvalues on so many examples, and where they tend to.")  # fmt: skip
-@with_data(SAVE_EVERY, required=True, curvature=MATRICES, parts=True, operators=2)
+@with_data(PRECONDITION, SAVE_EVERY, required=True, curvature=MATRICES, parts=True, operators=2)
 def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
     """How far matrices are from each other, and why.
 
@@ -72,10 +72,11 @@ def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
 
 def figures(found: Compared) -> dict[str, Any]:
     """All figures of a comparison, by the names of their files."""
+    from spectra.plots.compared import title_of
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure
 
-    made = {"compare": comparison_figure(found.comparison)}
+    made = {"compare": comparison_figure(found.comparison, title_of(found.record))}
     if found.held_out:
         made["compare-held-out"] = held_out_figure(found.held_out)
     if found.record.subsample:

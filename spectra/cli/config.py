@@ -27,7 +27,7 @@ SETTLED = ("batch_size", "device")
 OF_NETWORKS = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
     *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature", "wrt"),
-    *("no_check", "precision", "products", "difference_step", "compile", "held_out", "subsample"),
+    *("no_check", "precision", "products", "difference_step", "compile", "precondition", "held_out", "subsample"),
 )
 NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
 LARGEST = 10**300  # what float64 holds
@@ -109,7 +109,8 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-    if record.command == "eig" and options.get("wrt", "parameters") == "parameters":
+    same = not problem.get("precondition") or "precondition" in options_of(context)  # matrix as that of the command
+    if record.command == "eig" and options.get("wrt", "parameters") == "parameters" and same:
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
@@ -141,6 +142,16 @@ def refuse_changed(context: click.Context, now) -> None:
             f"--config {path}: {now.checkpoint} has changed since that result (its SHA-256 was {before}, is {after}); "
             "restore it, or name it by --checkpoint to take it as it is"
         )
+    before, after = then.get("precondition"), now.get("precondition")
+    if before and "precondition" in context.params and "precondition" not in typed:
+        if after is None:
+            text = f"P was {quoted(before.spec)}, which has no name here; name it by --precondition"
+            raise SpectraError(f"--config {path}: {text}")
+        if before.get("sha256") != after.sha256:
+            raise SpectraError(
+                f"--config {path}: {quoted(after.spec)} of --precondition has changed since that result (its SHA-256 was "
+                f"{before.get('sha256')}, is {after.sha256}); restore it, or name it by --precondition to take it as it is"
+            )
     before, after = then.get("loss_value"), now.loss_value
     if not overridden and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
         raise SpectraError(

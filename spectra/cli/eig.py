@@ -28,11 +28,13 @@ def eig(k, which, method, tol, save_vectors, **options) -> int:
     spectra eig ... --curvature hessian --curvature ggn -k 20 --out run1
     """
     with prints_to_stderr():
+        from spectra.quoting import readable
         from spectra.run.eig import EigSettings
         from spectra.run.eig import eig as eigenvalues
         from spectra.run.session import Session
-        from spectra.tables.results import eig_text
+        from spectra.tables.localisation import eig_parts
+        from spectra.tables.results import rendered
 
         with Session(request(EigSettings(k, which, method, tol)), TERMINAL) as session:
             record = eigenvalues(session, save_vectors)
-    return finish(record, options["as_json"], eig_text(record))
+    return finish(record, options["as_json"], rendered(*eig_parts(readable(record))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from spectra.cli.figures import drawn
-from spectra.cli.options import EIGENVECTORS, PRECISION, SAVE_EVERY, Count, Positive, with_data
+from spectra.cli.options import EIGENVECTORS, PRECISION, PRECONDITION, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
@@ -24,7 +24,7 @@ SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 @click.option("--steps", metavar="M", type=Count(min=2), default=LAYERS_STEPS, show_default=True, help="Products a probe of a density.")  # fmt: skip
 @click.option("--probes", metavar="P", type=Count(min=1), default=LAYERS_PROBES, show_default=True, help="Random vectors of a density.")  # fmt: skip
 @EIGENVECTORS
-@with_data(PRECISION, SAVE_EVERY, required=True)
+@with_data(PRECONDITION, PRECISION, SAVE_EVERY, required=True)
 def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) -> int:
     """The same, layer by layer.
 

@@ -18,9 +18,12 @@ COMMANDS = {name: cli_command(name) for name in with_results()}
 def ways(path: Path, record: Record) -> list[list[str]]:
     """The command lines that make a result again: its options, where they are understood alike, and --config.
 
-    There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now.
+    There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now,
+    or a preconditioner that has no name.
     """
     command, asked = COMMANDS[record.command], record.problem.options
+    if record.problem.get("precondition") and isinstance(asked, dict) and not asked.get("precondition"):
+        return []
     if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
         return []
     named = [(name, text) for name in RUN for text in as_list(asked.get(name))]

@@ -52,6 +52,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         check=not options["no_check"],
         precision=options.get("precision", IEEE),
         products=options.get("products", EXACT),
+        precondition=options.get("precondition"),
         difference_step=options.get("difference_step"),
         compile=options["compile"],
         out=options["out"],

@@ -84,8 +84,13 @@ def status(path, as_json) -> int:
 
 @sweep.command()
 @PLAN
+@click.option(
+    "--log",
+    metavar="SPEC",
+    help="Log the table to a tracker: tensorboard:DIR, wandb:PROJECT, trackio:PROJECT, or file.py:name of a function (values, step) or of an object with .log(values, step). Each checkpoint is a step.",
+)
 @JSON
-def collect(path, as_json) -> int:
+def collect(path, log, as_json) -> int:
     """One table and figures of what is finished.
 
     Writes table.csv, table.json, evolution.png and evolution.pdf beside the
@@ -98,6 +103,8 @@ def collect(path, as_json) -> int:
     plan = understood(path)
     evolution = collected(plan)
     files = evolution_files(evolution, plan.out)
+    if log:
+        track(evolution, log)
     for text in evolution.notes:
         note(text)
     if evolution.unfinished:
@@ -105,6 +112,16 @@ def collect(path, as_json) -> int:
     paths = "\n".join(quoted(os.path.relpath(file), None) for file in files)
     answer(evolution.to_json() if as_json else f"{evolution_text(evolution)}\n\n{paths}")
     return 0
+
+
+def track(evolution, log: str) -> None:
+    """Hand the numbers of each checkpoint to the tracker of this name."""
+    from spectra.sweeps.tracked import scalars_by_step
+    from spectra.training.trackers import named_tracker
+
+    with named_tracker(log) as tell:
+        for step, values in scalars_by_step(evolution):
+            tell(values, step)
 
 
 def all_standings(plan, patient: bool = False) -> list:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_integer, require_number
+from spectra.arguments import chosen_generator, require_integer, require_number, wrong
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
 from spectra.comparison.pairs import Ends, Pair, compare_pair
 from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
@@ -27,6 +27,7 @@ from spectra.given_operator import as_operator
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator
+from spectra.optimizer.preconditioner import Preconditioner
 from spectra.vectors import without_autocast
 from spectra.wording import outline
 
@@ -72,6 +73,7 @@ def compare(
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     known: Mapping[str, Portrait] = MappingProxyType({}),
+    precondition: Preconditioner | None = None,
     watch: Watch = quiet,
 ) -> Comparison:
     """Compare matrices of one shape, by name: some 5 k + (1 + probes) steps products of each, and those of pairs.
@@ -86,11 +88,15 @@ def compare(
         seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
         max_products: the most products with one matrix; what it leaves no room for is None or missing.
         known: portraits that an earlier comparison, with the same settings and seed, made of some of the matrices.
+        precondition: P, as `spectra.preconditioner` returns it: each matrix A is compared as P^-1/2 A P^-1/2, plus the
+            optimizer's weight decay.
         watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
     """
     operators = of_one_size(operators)
+    if precondition is not None:
+        operators = {name: preconditioned(precondition, operator) for name, operator in operators.items()}
     n = next(iter(operators.values())).shape[0]
     refuse_k(k, n)
     require_integer("probes", probes)
@@ -142,6 +148,13 @@ def of_one_size(operators: Mapping[str, Any]) -> dict[str, SymmetricOperator]:
     if len(set(sizes.values())) > 1:
         raise ArgumentError(f"`operators` of different sizes, {sizes}: compare matrices of one problem")
     return found
+
+
+def preconditioned(precondition: Any, operator: SymmetricOperator) -> SymmetricOperator:
+    """The preconditioned matrix of an operator. Raises ArgumentError where `precondition` is of another type."""
+    if not isinstance(precondition, Preconditioner):
+        raise wrong("precondition", precondition, "what spectra.preconditioner returns")
+    return precondition.around(operator)
 
 
 def refuse_alone(names: Collection[str]) -> None:

@@ -146,7 +146,7 @@ class ComparingNetworks(Comparing):
         found = self.measured(matrices, comparison)
         there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
         by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
-        classes = class_count(problem)
+        classes = None if self.session.request.preconditioner else class_count(problem)
         structure = self.levels(comparison) if classes else None
 
         results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
@@ -177,7 +177,7 @@ class ComparingNetworks(Comparing):
 
     def explained(self, comparison: Comparison) -> list[Reason]:
         """The reasons why the matrices differ, without that of batches where it would take too many products."""
-        if not comparison.pairs:
+        if not comparison.pairs or self.session.request.preconditioner:  # they are told of matrices as they are
             return []
         problem, batch, probes = self.session.problem, None, self.asked.probes
         gradient = mean_gradient(problem)

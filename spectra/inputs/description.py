@@ -53,6 +53,7 @@ def problem_record(
     return ProblemRecord.known(
         **sizes_of(problem),
         examples=problem.examples,
+        precondition=None,
         **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": device},
         device_name=name_of_device(place),
         threads=torch.get_num_threads(),

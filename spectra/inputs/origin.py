@@ -23,7 +23,7 @@ from spectra.inputs.registers import MODELS, is_added
 
 # What comes with Python makes no network, and os:system, subprocess:run or builtins:exec do what nobody asked for.
 STANDARD = sys.stdlib_module_names | {"__main__", "test", "pip", "setuptools", "pkg_resources"}
-RUN = ("model", "data", "transform", "loss", "held_out", "operator")  # options whose values name code
+RUN = ("model", "data", "transform", "loss", "held_out", "operator", "precondition")  # options whose values name code
 OURS = ("spectra.demo:mlp",)
 PACKAGES = ("torchvision", "transformers", "timm")
 PREFIXES = tuple(f"{package}:" for package in PACKAGES)  # of names that make a network of their own options and data

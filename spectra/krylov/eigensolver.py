@@ -5,6 +5,9 @@ have converged, a fresh random direction is sent into the orthogonal complement 
 copy lies there whole; and what a few steps from a random start can still overlook is bounded
 (`spectra.krylov.bounds.complement_bounds`).
 
+A search may begin from given vectors (`starts`), as near to the eigenvectors as they are, and leave out the search of
+the complement (`doubt`), which then excludes nothing (`spectra.krylov.warm_start`).
+
 The solver works by reverse communication (`spectra.krylov.reverse_communication`), so several solvers may share one
 product (`spectra.krylov.block_diagonal`).
 """
@@ -12,6 +15,7 @@ product (`spectra.krylov.block_diagonal`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +82,8 @@ class Eigensolver:
     progress: Progress | None
     place: torch.device | None = None  # whose memory holds the basis; None: the operator's device
     floor: float = 0.0  # of residuals: where it is above 0, products are noisy, and others measure what is left
+    starts: Tensor | None = None  # (j, n), rows; None: one random vector
+    doubt: Callable[[], bool] = lambda: True  # whether to search the complement, once the wanted pairs have converged
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
 
@@ -115,13 +121,16 @@ class Eigensolver:
         refuse_k(self.k, n)
         self.capacity = min(n, max(self.capacity, least_basis(self.k)))
         self.kept = kept_vectors(self.k, self.capacity)
-        self.state = self.begin(self.capacity)
+        if self.warm:
+            yield from self.begin_warm()
+        else:
+            self.state = self.begin(self.capacity)
         self.values, self.coordinates, self.residuals = self.state.ritz()
 
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
-            if searched is not None and self.unchanged(values, searched):
+            if not self.doubt() if searched is None else self.unchanged(values, searched):
                 break
             self.multiple |= searched is not None
             searched = values
@@ -131,9 +140,32 @@ class Eigensolver:
             yield from self.finish()
         return (yield from self.result(bounds))
 
-    def begin(self, capacity: int, known: tuple[Tensor, Tensor] | None = None) -> Lanczos:
-        """A run from a random start, with memory for as many vectors as usually do, or for all that there may be."""
-        start = random_start(self.operator, self.generator)
+    @property
+    def warm(self) -> bool:
+        """Whether there are starts, and the basis has room for them and a residual of each."""
+        return self.starts is not None and min(2 * len(self.starts), self.operator.shape[0]) <= self.capacity
+
+    def begin_warm(self) -> ReverseCommunication:
+        """Take the starts into the basis, by products that are made together."""
+        assert self.starts is not None
+        starts = self.starts[: self.max_products - 1]
+        self.state = self.begin(self.capacity, start=starts[0])
+        for vector in starts[1:]:
+            self.state.start(vector)
+        widest = columns(fitting_vectors(self.operator), EACH)
+        for first in range(0, len(starts), widest):
+            for _ in starts[first : first + widest]:
+                self.state.take(0)
+            images = yield from self.multiply(on_device(self.state.basis[first:], self.operator.device).T)
+            for index, image in enumerate(images.T, start=first):
+                self.state.correct(index, image)
+            del images
+
+    def begin(self, capacity: int, known: tuple[Tensor, Tensor] | None = None, start: Tensor | None = None) -> Lanczos:
+        """A run from a start, by default random, with memory for as many vectors as usually do, or for all that there
+        may be.
+        """
+        start = random_start(self.operator, self.generator) if start is None else start
         rows = min(capacity, usual_products(self.k)) + PENDING
         return begin(self.operator, start, known=known, rows=rows, capacity=capacity, place=self.place)
 
@@ -308,6 +340,9 @@ class Eigensolver:
         if self.state.size == 0 or len(self.state.pending) == 1:
             return -1
         held = self.state.coupling @ self.coordinates[:, self.wanted()]
+        if self.warm and held.any():  # there is one for each start: turn them, so that one holds most
+            self.state.align(torch.linalg.svd(held).U[:, 0])
+            return -1
         return int(held.square().sum(dim=1).argmax())
 
     def restart(self, kept: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from spectra.arguments import chosen_generator, require_choice, require_integer, require_number
@@ -12,7 +14,8 @@ from spectra.defaults import IEEE, LAYERS_PROBES, RTOL, TOLERANCE
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
-from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks
+from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks, root_of
+from spectra.optimizer.given import Given
 from spectra.problem.problem import Problem
 from spectra.vectors import without_autocast
 
@@ -35,6 +38,7 @@ def layers(
     generator: torch.Generator | None = None,
     max_products: int | None = None,
     precision: str = IEEE,
+    precondition: Any = None,
     watch: Watch = quiet,
 ) -> Layers:
     """Compute traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
@@ -54,6 +58,8 @@ def layers(
         seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
         max_products: the most products with the whole matrix; one with each block counts as many as there are blocks.
         precision: ieee, tf32 or bf16: of products with the whole matrix; those with blocks are in ieee.
+        precondition: an optimizer of torch or its state, a `spectra.Preconditioner`, or a diagonal P as a mapping by
+            names or a vector (n,): the blocks are those of P^-1/2 A P^-1/2, plus the optimizer's weight decay.
         watch: a function from the name of what is done next to a context in which methods report their progress.
 
     Raises SpectraError as Curvature does, and where an argument is not one of these.
@@ -67,13 +73,20 @@ def layers(
     require_integer("probes", probes)
     require_integer("max_products", max_products, optional=True)
     generator = chosen_generator(seed, generator)
+    preconditioner = None
+    if precondition is not None:
+        preconditioner, _ = Given(precondition).load(problem.model, problem.parameters)
+    root = root_of(preconditioner)
     matrix = distributed(Curvature(problem, name, precision=precision))
     blocks = parameter_blocks(problem, by)
+    own = diagonal_blocks(matrix, blocks, problem, name)
+    if preconditioner:
+        matrix, own = preconditioner.around(matrix), preconditioner.around(own)
     return blockwise.layers(
         matrix,
-        diagonal_blocks(matrix, blocks, problem, name),
+        own,
         blocks,
-        block_sums(problem, blocks, matrix),
+        block_sums(problem, blocks, matrix, root),
         k=k,
         method=method,
         rtol=rtol,

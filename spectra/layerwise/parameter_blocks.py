@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spectra.curvature.leaf_blocks import LeafBlocks, leaf_slices
+from spectra.errors import SpectraError
 from spectra.krylov.block_diagonal import BlockDiagonal
 from spectra.krylov.diagonal import Sums
 from spectra.operator import SymmetricOperator, in_ieee, mesh_of
+from spectra.optimizer.preconditioner import Preconditioner
 from spectra.problem.problem import Problem
 from spectra.vectors import shard_of, sum_shards
 from spectra.wording import outline
@@ -115,11 +117,24 @@ def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
     return own.view(*own.shape, *[1] * (p.ndim - own.ndim)).expand(p.shape).reshape(-1)
 
 
-def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator) -> Sums:
+def root_of(preconditioner: Preconditioner | None) -> Tensor | None:
+    """The diagonal of P^-1/2 (n,), or None without P. Raises SpectraError where P is not diagonal: it mixes blocks."""
+    if preconditioner is None:
+        return None
+    if not preconditioner.diagonal:
+        raise SpectraError("`precondition`: P^-1/2 is an operator, which mixes layers; give a diagonal P, or ask eig")
+    return preconditioner.root
+
+
+def block_sums(
+    problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator, root: Tensor | None = None
+) -> Sums:
     """A function from a diagonal (n,) to (2 L,): its sums over L blocks, then the sums of d theta^2 / 2.
 
     The first are traces. The second is what the loss would rise by, were the parameters of the block set to zero, if
     the matrix were diagonal and the gradient zero: the saliency of LeCun, Denker, Solla (1990, *Optimal brain damage*).
+    Of a preconditioned matrix R A R with R = diag(root), theta / root takes the place of theta: saliencies are those of
+    A.
     """
     part = shard_of(mesh_of(operator), problem.size)
     ids = torch.empty(problem.size, dtype=torch.int64)
@@ -128,7 +143,8 @@ def block_sums(problem: Problem, blocks: Iterable[ParameterBlock], operator: Sym
         ids[block.index] = count - 1
     ids = ids[part]
     theta = problem.vector([p.detach() for p in problem.leaves])[part]
-    halves = theta.cpu().double().square() / 2
+    theta = theta.cpu().double()
+    halves = (theta if root is None else theta / root[part]).square() / 2
 
     def own(diagonal: Tensor) -> Tensor:
         entries = diagonal.cpu().double()  # where sums are the same each time

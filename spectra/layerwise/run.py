@@ -15,7 +15,14 @@ from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.layers import layers
-from spectra.layerwise.parameter_blocks import ParameterBlock, block_sums, diagonal_blocks, parameter_blocks, tied
+from spectra.layerwise.parameter_blocks import (
+    ParameterBlock,
+    block_sums,
+    diagonal_blocks,
+    parameter_blocks,
+    root_of,
+    tied,
+)
 from spectra.layerwise.recording import layers_results
 from spectra.operator import Shaped
 from spectra.records.record import Record
@@ -71,6 +78,7 @@ def layerwise(session: Session[LayersSettings]) -> Record:
     session.load()
     asked, problem = session.request.settings, session.problem
     blocks = parameter_blocks(problem, asked.by)
+    root_of(session.network.preconditioner)  # refused before anything is computed
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
     record = session.record([], layers_results(found, asked.by, asked.settled().sort, asked.method))
@@ -86,13 +94,15 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
     matrix = together.matrix(problem, name, 200)
     with session.listener.work(name):
         matrix.check(generator, limit)
+    network = session.network
     own = diagonal_blocks(distributed(matrix.curvature), blocks, problem, name, together.memory)
+    own = network.preconditioned(own)
     start = time.perf_counter()
     found = layers(
         matrix.counted,
         session.remembered(own, f"{name}-blocks"),
         blocks,
-        block_sums(problem, blocks, matrix.operator),
+        block_sums(problem, blocks, matrix.operator, root_of(network.preconditioner)),
         k=settled.k,
         method=asked.method,
         rtol=settled.rtol,
@@ -111,7 +121,7 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
 
 def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
     """The leading eigenpair that an earlier eig has left, if there is one."""
-    path, agree = session.request.arrays_of_earlier(), session.processes.least
+    path, agree = session.arrays_of_earlier(), session.processes.least
     if not agree(path is not None and end_of(path) in LEADING) or path is None:
         return None
     room = None if limit is None else max(0, limit - matrix.checks) // 4

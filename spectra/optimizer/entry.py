@@ -21,6 +21,10 @@ def refusal(text: str) -> SpectraError:
     return SpectraError(f"`optimizer`: {text}")
 
 
+class NotStepped(SpectraError):
+    """The error for a parameter that its optimizer has no state of yet."""
+
+
 def as_number(value: Any, what: str) -> float:
     """A number that is saved as one, or as a tensor of one entry. Raises SpectraError for anything else."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
@@ -39,6 +43,7 @@ class Entry:
     shape: torch.Size
     options: Mapping[str, Any]
     state: Mapping[str, Any]
+    values: Tensor | None = None  # of the parameter now, by which some optimizers scale their steps
 
     def number(self, option: str) -> float:
         """An option that is a number. Raises SpectraError where it is none, or is missing."""
@@ -68,24 +73,31 @@ class Entry:
     def step(self) -> float:
         """The number of steps that the parameter has had. Raises SpectraError where it has had none."""
         if (count := self.scalar("step")) < 1:
-            raise refusal(f"{foreign(self.name)} has had no step yet; take a checkpoint from later in training")
+            text = f"`optimizer`: {foreign(self.name)} has had no step yet; take a checkpoint from later in training"
+            raise NotStepped(text)
         return count
 
-    def tensor(self, key: str) -> Tensor:
-        """A tensor of the state, of the parameter's shape, in float64 on the CPU. Raises SpectraError."""
+    def root_mean_square(self) -> float:
+        """That of the parameter's entries now. Raises SpectraError where they are not known."""
+        if self.values is None or self.values.is_meta:
+            raise refusal(f"its steps scale with {foreign(self.name)}, whose values are not there; load them first")
+        return full_tensor(self.values.detach()).double().square().mean().sqrt().item()
+
+    def tensor(self, key: str, shape: torch.Size | None = None) -> Tensor:
+        """A tensor of the state, of the parameter's shape or another, in float64 on the CPU. Raises SpectraError."""
         value = self._held(key)
         if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
             raise refusal(f"{key} of {foreign(self.name)} is no dense tensor that holds values; save it as one")
         value = full_tensor(value.detach())
-        if value.shape != self.shape:
+        if value.shape != (self.shape if shape is None else shape):
             shapes = f"{tuple(value.shape)}, the parameter {tuple(self.shape)}"
             raise refusal(f"{key} of {foreign(self.name)} has shape {shapes}; check `model`")
         return value.cpu().double()
 
     def _held(self, key: str) -> Any:
         if self.state.get(key) is None:
-            raise refusal(
-                f"{foreign(self.name)} has no state ({key} is missing): it has had no step, or was added later; take a "
-                "later checkpoint, or leave it out by `params`"
+            raise NotStepped(
+                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has had no step, or was added "
+                "later; take a later checkpoint, or leave it out by `params`"
             )
         return self.state[key]

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint_file import OPTION as CHECKPOINT
 from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.inputs.foreign import RESAVE
 from spectra.inputs.state_dict import some
 from spectra.optimizer.entry import refusal
 from spectra.optimizer.saved import is_optimizer_state
 from spectra.quoting import quoted
 
+SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'
 IN_A_FOLDER = ("optimizer.pt", "optimizer.bin")  # of Hugging Face's Trainer, and of Accelerate
 
 
@@ -27,21 +31,33 @@ def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
     Raises:
         SpectraError: the file cannot be read, or holds no state of an optimizer, or several.
     """
+    return read_state(path, key)[0]
+
+
+def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
+    """What `read_optimizer` returns, and the SHA-256 of the file. Raises SpectraError as it does."""
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in IN_A_FOLDER if (file / name).is_file()), file)
-    content, _ = read_checkpoint(file)
+    try:
+        content, digest = read_checkpoint(file)
+    except SpectraError as error:
+        text = str(error).replace(CHECKPOINT, "`optimizer`", 1).replace("re-save its weights", "save it again")
+        raise SpectraError(text.replace(RESAVE, SAVE)) from error
     if key is None and is_optimizer_state(content):
-        return content
+        return content, digest
     every = dict(_states(content)) if isinstance(content, Mapping) else {}
     found = every if key is None else {where: state for where, state in every.items() if where == key}
     if len(found) == 1:
-        return next(iter(found.values()))
+        return next(iter(found.values())), digest
     shown = quoted(str(path))
     if not every:
         holds = some([str(entry) for entry in content]) if isinstance(content, Mapping) else type(content).__name__
-        raise refusal(f"{shown} holds no state of an optimizer, but {holds or 'nothing'}; save optimizer.state_dict()")
-    raise refusal(f"{shown} holds the states {some(list(every))}; choose one of them")
+        text = f"holds no state of an optimizer, but {holds or 'nothing'}; name a file of {SAVE}"
+        raise refusal(f"{shown} {text}")
+    raise refusal(
+        f"{shown} holds the states {some(list(every))}; choose one by its key, as {shown}?key={next(iter(every))}"
+    )
 
 
 def _states(content: Mapping, depth: int = 2) -> Iterator[tuple[str, Mapping]]:

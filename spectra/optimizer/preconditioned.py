@@ -1,4 +1,4 @@
-"""The matrix P^-1/2 A P^-1/2 for a positive diagonal P, as an operator around A.
+"""The matrix P^-1/2 A P^-1/2 for a positive definite P, most often diagonal, as an operator around A.
 
 It has the eigenvalues of P^-1 A. Its trace and density are those of the curvature in the coordinates P^1/2 x, in which
 the optimizer's step is a step of gradient descent.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +21,14 @@ from spectra.wording import outline
 
 @dataclass
 class Preconditioned(Wrapper):
-    """The matrix sign R A R + diag(shift) with R = diag(root); a Counting goes around it, not inside.
+    """The matrix sign R A R + diag(shift) with R = diag(root), or R = root; a Counting goes around it, not inside.
 
-    The vectors `root` and `shift` (n,) are of the operator's dtype, and sharded as its vectors are. Where A is itself
-    an estimate, its errors are those of R A R.
+    The vectors `root` and `shift` (n,) are of the operator's dtype, and sharded as its vectors are. A `root` that is an
+    operator (n, n) is symmetric, and may multiply vectors of another dtype. Where A is itself an estimate, its errors
+    are those of R A R.
     """
 
-    root: Tensor
+    root: Any
     shift: Tensor | None = None  # None: zero
     sign: float = 1.0
 
@@ -41,7 +43,10 @@ class Preconditioned(Wrapper):
 
     def rooted(self, vectors: Tensor) -> Tensor:
         """R v for vectors (n,) or (n, k)."""
-        return map_shards(_times, vectors, self.root)
+        if isinstance(self.root, Tensor) and self.root.ndim == 1:
+            return map_shards(_times, vectors, self.root)
+        given = map_shards(lambda part: part.to(self.root.device, self.root.dtype), vectors)
+        return map_shards(lambda part: part.to(vectors.device, vectors.dtype), self.root @ given)
 
     @property
     def standard_errors(self) -> Callable[[Tensor], Tensor] | None:

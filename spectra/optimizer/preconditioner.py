@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectra.errors import ArgumentError
-from spectra.operator import SymmetricOperator, placed
+from spectra.operator import SymmetricOperator, find_on, placed
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
 from spectra.optimizer.preconditioned import Preconditioned
-from spectra.optimizer.rules import RULES, recognise
+from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, of_class, recognise, refuse_others
 from spectra.optimizer.saved import Entries, read_entries
 from spectra.problem.choice import choose_parameters
 from spectra.quoting import foreign
@@ -24,28 +24,45 @@ from spectra.wording import outline
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """A diagonal P as P^-1/2, and what an optimizer adds to the curvature A of the loss.
+    """A P as P^-1/2, and what an optimizer adds to the curvature A of the loss.
 
     The optimizer meets P^-1/2 A P^-1/2 + diag(decay), or with -A where it maximizes. Where learning rates differ
     between parameters, P / eta stands for P throughout, and `threshold` is without eta.
     """
 
-    optimizer: str  # the name of torch's class
-    root: Tensor  # (n,), float64 on the CPU: P^-1/2
-    decay: Tensor | None  # (n,), the same; None: zero
-    rate: float | None  # eta; None where rates differ
+    optimizer: str | None  # the name of torch's class; None: P was given itself
+    root: Any  # P^-1/2: (n,), float64 on the CPU, of a diagonal P; else a SymmetricOperator (n, n)
+    decay: Tensor | None  # (n,), float64 on the CPU; None: zero
+    rate: float | None  # eta; None where rates differ, or there is no optimizer
     threshold: Threshold  # of the eigenvalues of the whole
     sign: float = 1.0
     matched: str | None = None  # how a saved state's parameters were told: names, or order; None: they were known
 
     __repr__ = outline
 
-    def around(self, operator: SymmetricOperator) -> Preconditioned:
-        """The preconditioned matrix of an operator (n, n) at the same parameters."""
-        if operator.shape[0] != len(self.root):
-            raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {len(self.root):,} rows")
+    @property
+    def diagonal(self) -> bool:
+        """Whether P is diagonal."""
+        return isinstance(self.root, Tensor) and self.root.ndim == 1
+
+    def around(self, operator: SymmetricOperator, of_loss: bool | None = None) -> Preconditioned:
+        """The preconditioned matrix of an operator (n, n) at the same parameters.
+
+        Args:
+            operator: the matrix A.
+            of_loss: whether A is made of second derivatives, to which weight decay and the sign of `maximize` belong.
+                Matrices of products of gradients, as their covariance, have neither. None: as a `Curvature` tells.
+        """
+        rows = len(self.root) if self.diagonal else self.root.shape[0]
+        if operator.shape[0] != rows:
+            raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {rows:,} rows")
+        if of_loss is None:
+            of_loss = getattr(find_on("definition", operator), "loss_power", 1) == 1
+        root = placed(self.root, operator) if self.diagonal else self.root
+        if not of_loss:
+            return Preconditioned(operator, root)
         decay = None if self.decay is None else placed(self.decay, operator)
-        return Preconditioned(operator, placed(self.root, operator), decay, self.sign)
+        return Preconditioned(operator, root, decay, self.sign)
 
 
 def preconditioner(
@@ -101,15 +118,16 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise refusal(f"{type(optimizer).__name__} is no optimizer; give one of torch.optim, or its state_dict()")
-    kind = type(optimizer)
-    if name is None and not (kind.__module__.startswith("torch.optim.") and kind.__name__ in RULES):
-        shown = f"{kind.__module__}.{kind.__name__}"
-        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-    rule = recognise(optimizer.param_groups, states, name or kind.__name__)
+    known = name or of_class(type(optimizer))
+    if known is None:
+        refuse_others(names_in(optimizer.param_groups), names_in(states))
+        shown = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
+    rule = recognise(optimizer.param_groups, states, known)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     held = {
-        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}))
+        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}), p)
         for own, p in model.named_parameters()
         if id(p) in groups
     }
@@ -118,13 +136,13 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
 
 def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditioner:
     rule = RULES[kind]
-    rates = [entry.number("lr") for entry in entries]
+    rates = [rule.rate(entry) for entry in entries]
     rate = rates[0] if len(set(rates)) == 1 else None
     signs = {entry.on("maximize") for entry in entries}
     if len(signs) > 1:
         raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
     decoupled = [is_decoupled(entry, kind, name) for entry in entries]
-    decays = [entry.number("weight_decay") for entry in entries]
+    decays = [rule.decay(entry) for entry in entries]
     roots, added, shares = [], [], []
     for entry, eta, apart, decay in zip(entries, rates, decoupled, decays, strict=True):
         unit = 1.0 if rate is not None else eta
@@ -154,11 +172,12 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
     """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
-    if kind == "AdamW":
+    if kind in ALWAYS_DECOUPLED:
         return True
     told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
     if not told and entry.number("weight_decay"):
         raise refusal(
-            "its weight decay is Adam's or AdamW's, and a state of torch before 2.7 does not tell which; give `name`"
+            "its weight decay is Adam's or AdamW's, and a state of torch before 2.7 does not tell which; give `name`, "
+            "or write ?name=AdamW behind a path"
         )
     return entry.on("decoupled_weight_decay")

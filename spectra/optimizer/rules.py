@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spectra.optimizer import adafactor
 from spectra.optimizer.accumulators import adadelta, adagrad, none, rmsprop, summed_steps
 from spectra.optimizer.adam import adam, averaged, look_ahead, nadam, radam
 from spectra.optimizer.entry import Entry, refusal
@@ -21,14 +22,27 @@ from spectra.quoting import foreign
 from spectra.wording import counted
 
 
+def rate_of(entry: Entry) -> float:
+    """The learning rate."""
+    return entry.number("lr")
+
+
+def decay_of(entry: Entry) -> float:
+    """The weight decay."""
+    return entry.number("weight_decay")
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How an optimizer of torch makes its steps."""
+    """How an optimizer makes its steps."""
 
     options: frozenset[str]  # of its groups, without those that say how a step is computed or are in all
     kept: frozenset[str]  # names of its state
     diagonal: Callable[[Entry], Tensor]  # of P, in float64
     recurrence: Callable[[Entry], Recurrence]
+    rate: Callable[[Entry], float] = rate_of
+    decay: Callable[[Entry], float] = decay_of
+    mark: str = "foreach"  # an option that every one of its groups has: torch's, or one that is its own
 
 
 AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -72,7 +86,26 @@ RULES = {
         identity,
         heavy_ball,
     ),
+    "Adafactor": Rule(
+        frozenset({"lr", "beta2_decay", "eps", "d", "weight_decay"}),
+        frozenset({"step", "row_var", "col_var", "variance"}),
+        adafactor.torch_diagonal,
+        none,
+        adafactor.torch_rate,
+        adafactor.torch_decay,
+    ),
+    "transformers.Adafactor": Rule(
+        frozenset({"lr", "eps", "clip_threshold", "decay_rate", "beta1", "weight_decay"})
+        | {"scale_parameter", "relative_step", "warmup_init"},
+        frozenset({"step", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "exp_avg", "RMS"}),
+        adafactor.transformers_diagonal,
+        adafactor.averaged_updates,
+        adafactor.transformers_rate,
+        adafactor.transformers_decay,
+        mark="relative_step",
+    ),
 }
+ALWAYS_DECOUPLED = {"AdamW", "Adafactor", "transformers.Adafactor"}
 # How a step is computed; and what schedulers, trackers and users write into groups beside the options.
 COMPUTED = {"foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 BESIDE = {
@@ -83,18 +116,41 @@ BESIDE = {
 OTHERS = {
     "state1": "an optimizer of bitsandbytes, whose state may be of 8 bits",
     "qmap1": "an 8-bit optimizer of bitsandbytes",
-    "exp_avg_sq_row": "Adafactor, whose state is factored",
-    "row_var": "Adafactor, whose state is factored",
-    "beta2_decay": "Adafactor, whose state is factored",
     "ns_steps": "Muon, whose preconditioner is not diagonal",
+    "use_muon": "Muon, whose preconditioner is not diagonal",
     "factor_matrices": "Shampoo, whose preconditioner is not diagonal",
+    "pre_conds": "Shampoo, whose preconditioner is not diagonal",
+    "max_preconditioner_dim": "Shampoo, whose preconditioner is not diagonal",
     "GG": "SOAP, whose preconditioner is not diagonal",
+    "precond_lr": "PSGD, whose preconditioner is not diagonal",
+    "update_proj_gap": "GaLore, whose preconditioner is not diagonal",
+    "exp_avg_res_row": "CAME, whose state is factored",
+    "exp_avg_diff": "Adan",
+    "exp_avg_var": "AdaBelief",
+    "exp_hessian_diag_sq": "AdaHessian",
+    "hessian": "Sophia, which clips each entry of its step",
+    "trust_coeff": "LARS, which scales the step of each layer by its norm",
+    "trust_clip": "LAMB, which scales the step of each layer by its norm",
+    "d_coef": "Prodigy, which estimates its own learning rate",
+    "train_mode": "a schedule-free optimizer, which takes gradients at another point",
     "exp_inf": "Adamax",
     "etas": "Rprop",
     "lambd": "ASGD",
     "max_iter": "L-BFGS",
 }
-KNOWN = f"read are those of torch's {', '.join(list(RULES)[:-1])} and {list(RULES)[-1]}"
+FACTORED = {"exp_avg_sq_row", "exp_avg_sq_r", "row_var"}  # names of a state of Adafactor's, whoever wrote it
+KNOWN = (
+    f"read are those of torch's {', '.join([name for name in RULES if '.' not in name][:-1])} and Adafactor, and "
+    "transformers' Adafactor"
+)
+
+
+def of_class(kind: type) -> str | None:
+    """The name in RULES of an optimizer's class, if it is one of those."""
+    package, _, module = kind.__module__.partition(".")
+    torchs = package == "torch" and module.partition(".")[0] == "optim"
+    name = kind.__name__ if torchs else f"{package}.{kind.__name__}"
+    return name if name in RULES else None
 
 
 def recognise(groups: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str, Any]], name: str | None = None) -> str:
@@ -102,21 +158,39 @@ def recognise(groups: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str,
 
     Raises SpectraError where it is none of them.
     """
-    options = {key for group in groups for key in group}
+    options, kept = names_in(groups), names_in(states)
     # What users label their groups with is text.
     labels = {key for group in groups for key, value in group.items() if isinstance(value, str)}
-    kept = {key for state in states for key in state}
-    for mark, other in OTHERS.items():
-        if mark in options | kept:
-            raise refusal(f"its state is that of {other}, which is not read; {KNOWN}")
+    refuse_others(options, kept)
     if name is not None and name not in RULES:
         raise refusal(f"{foreign(name)} is not known; {KNOWN}")
     for one, rule in RULES.items():
         if name in (None, one) and rule.options <= options and kept <= rule.kept:
             strange = options - rule.options - COMPUTED - BESIDE - labels
-            if name or ("foreach" in options and not strange):  # all of torch's have it
+            if name or (rule.mark in options and not strange):
                 return one
+    if kept & FACTORED:
+        raise refusal(
+            "its state is that of Adafactor, whose state is factored, but as neither torch nor transformers saves it; "
+            f"{KNOWN}"
+        )
     seen = f"{counted(len(options), 'option')} ({foreign(', '.join(sorted(map(str, options))[:12]))})"
     if name:
-        raise refusal(f"its groups have {seen}, which are not those of torch's {name}; check the name")
+        whose = name if "." in name else f"torch's {name}"
+        raise refusal(f"its groups have {seen}, which are not those of {whose}; check the name")
     raise refusal(f"its groups have {seen}, which are not those of an optimizer that is known; {KNOWN}")
+
+
+def refuse_others(options: set[str], kept: set[str]) -> None:
+    """Raise SpectraError where the names of options and states are those of an optimizer that is known not to be read.
+
+    Lion has no name of its own: it has decays as Adam does, no eps, and an average of gradients alone.
+    """
+    lion = "Lion, whose step is a sign" if "betas" in options and "eps" not in options and kept == {"exp_avg"} else None
+    if other := lion or next((other for mark, other in OTHERS.items() if mark in options | kept), None):
+        raise refusal(f"its state is that of {other}, which is not read; {KNOWN}")
+
+
+def names_in(mappings: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of options of groups, or of what states hold."""
+    return {key for one in mappings for key in one}

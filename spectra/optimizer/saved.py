@@ -21,7 +21,9 @@ from spectra.optimizer.rules import recognise
 from spectra.quoting import foreign
 
 STATE, GROUPS = "state", "param_groups"
-SCALARS = {"step", "mu_product"}  # names in a state whose tensors are not of the parameter's shape
+SCALARS = {"step", "mu_product", "RMS"}  # names in a state whose tensors are not of the parameter's shape
+# Names of what Adafactor averages over rows and over columns, and whether the averages over rows keep a dimension of 1.
+FACTORS = (("row_var", "col_var", True), ("exp_avg_sq_row", "exp_avg_sq_col", False))
 
 
 def is_optimizer_state(value: Any) -> bool:
@@ -61,9 +63,9 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
         raise refusal("a parameter is in two of its groups; save it again")
     named = dict(model.named_parameters())
     written = _written(groups, keys)
-    names = _in_model(written, model) if written else _by_order(keys, state, model)
+    names = in_model(written, model) if written else _by_order(keys, state, model)
     found = {
-        own: Entry(own, named[own].shape, group, state.get(key) or {})
+        own: Entry(own, named[own].shape, group, state.get(key) or {}, named[own])
         for group, under, of_group in zip(groups, keys, names, strict=True)
         for key, own in zip(under, of_group, strict=True)
         if own in named
@@ -113,7 +115,7 @@ def _by_order(keys: list[list], state: Mapping[Any, Mapping], model: nn.Module) 
     return by_order([[_shape(state.get(key) or {}) for key in own] for own in keys], model)
 
 
-def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
+def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
     """The names of the model for those in a file, whatever wrapper stood around the model there.
 
     Of tied parameters it is the first name. Raises SpectraError where several prefixes would do.
@@ -131,4 +133,8 @@ def _in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
 
 def _shape(state: Mapping[str, Any]) -> torch.Size | None:
     """The shape of the parameter that a state is of; None where no tensor tells it."""
-    return next((v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)), None)
+    shapes = {key: v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)}
+    for row, column, keeps in FACTORS:
+        if row in shapes and column in shapes:
+            return torch.Size([*(shapes[row][:-1] if keeps else shapes[row]), *shapes[column][-1:]])
+    return next(iter(shapes.values()), None)

@@ -8,6 +8,7 @@ from typing import Any
 from spectra.quoting import LINE, quoted
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
+from spectra.tables.precondition import precondition_line, threshold_text
 from spectra.wording import counted
 
 DIGITS = 12  # of a SHA-256
@@ -50,6 +51,7 @@ def of_network(record: Record) -> dict[str, Any]:
         "Loss": evaluated(problem),
         "Part of the loss": problem.loss_part,
         "Weight decay": problem.weight_decay or None,
+        "Preconditioner": preconditioner(problem),
         "Parameters": parameters(problem),
         "Derivatives": by_inputs(problem),
         "Labels drawn": labels(record),
@@ -102,6 +104,14 @@ def parameters(problem: ProblemRecord) -> str | None:
     of = f" of {every:,}" if every and every > chosen else ""
     which = f" ({', '.join(map(str, params))})" if params else ""
     return f"{chosen:,}{of}{which}"
+
+
+def preconditioner(problem: ProblemRecord) -> str | None:
+    """The preconditioner in words, with the threshold of stability."""
+    if not (found := problem.get("precondition")):
+        return None
+    threshold = "" if found.get("threshold") is None else f"; threshold of stability {threshold_text(found)}"
+    return f"{precondition_line(found).partition(': ')[2]}{threshold}"
 
 
 def by_inputs(problem: ProblemRecord) -> str | None:

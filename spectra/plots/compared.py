@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure, subsample_figure
+from spectra.plots.names import settable
 from spectra.records.compare import CompareResult, Pair, on_held_out_data
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
@@ -25,11 +26,17 @@ def compare_figures(record: Record) -> dict[str, Figure]:
     names = [entry.curvature for entry in own]
     again = {name: comparison(record, two) for name in names if len(two := both(record, name)) == 2}
     figures = {
-        "compare": comparison_figure(comparison(record, own)),
+        "compare": comparison_figure(comparison(record, own), title_of(record)),
         "compare-held-out": held_out_figure(again),
         "compare-subsample": subsample_figure(record.subsample or []),
     }
     return {name: figure for name, figure in figures.items() if figure}
+
+
+def title_of(record: Record) -> str | None:
+    """The title of a figure of preconditioned matrices; None for matrices as they are named."""
+    found = record.problem.get("precondition")
+    return f"preconditioned by {settable(found.optimizer or found.spec)}" if found else None
 
 
 def both(record: Record, name: str) -> list[CompareResult]:

@@ -21,8 +21,8 @@ WIDE = 30  # largest over smallest distance, from which that axis is logarithmic
 Looks = dict[str, dict[str, Any]]
 
 
-def comparison_figure(comparison: Any) -> Figure | None:
-    """The figure of a `comparison.comparison.Comparison`; None where its numbers are not finite.
+def comparison_figure(comparison: Any, title: str | None = None) -> Figure | None:
+    """The figure of a `comparison.comparison.Comparison`, with a title or none; None where its numbers are not finite.
 
     A colour, dash pattern and marker a matrix. Eigenvalues by rank with residuals; distances of pairs with standard
     errors, as they are and at the best scale; distributions of eigenvalues with bands that hold the whole true curve;
@@ -38,7 +38,7 @@ def comparison_figure(comparison: Any) -> Figure | None:
     pairs = [pair for pair in comparison.pairs if np.isfinite(pair.distance.value)]
     with matplotlib.style.context(STYLE):
         handles = [Line2D([], [], **look, markersize=4) for look in looks.values()]
-        legend = lay_out_legend(list(looks), None, PAGE)
+        legend = lay_out_legend(list(looks), title, PAGE)
         heights = 2.3, 1.9, 0.3 + 0.24 * len(pairs)
         figure = Figure(figsize=(PAGE, sum(heights) + legend.height() + 1.5), layout="constrained")
         grid = figure.add_gridspec(3, 2, height_ratios=heights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from matplotlib.axes import Axes
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, plain, scientific
 from spectra.plots.style import STYLE, Figure, figure_of, lay_out_legend, line_style, shortened, text_width
+from spectra.plots.threshold import LOOK, entries, near
 from spectra.spectrum.curves import (
     NOISE,
     Band,
@@ -22,20 +25,28 @@ from spectra.spectrum.curves import (
 
 
 def density_figure(
-    measures: dict[str, SpectralMeasure], log: bool = False, title: str | None = None, width: float = 6.5
+    measures: dict[str, SpectralMeasure],
+    log: bool = False,
+    title: str | None = None,
+    width: float = 6.5,
+    thresholds: Iterable[float | None] = (),
 ) -> Figure:
     """The figure of named spectral measures: density over cumulative distribution, 95 % bands; `width` in inches.
 
     Between the panels stand the eigenvalues that are known one by one, as many with their value as there is
     room for. `log` draws the eigenvalue axis in asinh, and the legend then states the mass near zero; without
-    it, a bulk that is a sliver of the axis is drawn a second time, enlarged.
+    it, a bulk that is a sliver of the axis is drawn a second time, enlarged. Of the `thresholds` of stability, those
+    that lie among the eigenvalues or not far above are dashed lines.
     """
     scale = asinh_scale(measures.values()) if log else None
     grid = asinh_grid(measures.values(), scale) if scale is not None else linear_grid(measures.values())
+    marked = near(thresholds, max(float(measure.nodes[measure.weights > 0].max()) for measure in measures.values()))
+    grid = _with_room(grid, marked, scale)
     styles = {name: line_style(index, len(measures)) for index, name in enumerate(measures)}
     known = {name: atoms for name, measure in measures.items() if (atoms := _deflated(measure)).size}
     with matplotlib.style.context(STYLE):
-        legend = lay_out_legend([_legend_entry(*item, scale) for item in measures.items()], title, width)
+        lines, named = entries(marked)
+        legend = lay_out_legend([_legend_entry(*item, scale) for item in measures.items()] + named, title, width)
         label = _axis_label(scale, width)
         strip, panels = 0.19 * len(known) or 0.05, 4.6 * (width / 6.5) ** 0.4 + 0.25 * label.count("\n")
         figure = Figure(figsize=(width, panels + strip + legend.height()), layout="constrained")
@@ -45,13 +56,26 @@ def density_figure(
             _draw(bottom, cumulative(measure, grid), styles[name])
         bottom.set(ylim=(-0.02, 1.02), yticks=np.linspace(0, 1, 5), ylabel="fraction of\neigenvalues ≤ λ")
         bottom.set(xlim=(grid[0], grid[-1]), xlabel=label)
-        legend.draw(figure, top.lines)
+        legend.draw(figure, [*top.lines, *lines])
+        for axes in (top, bottom):
+            for value in marked:
+                axes.axvline(value, **LOOK)
         if scale:
             asinh_axis((top, bottom), grid, scale)
         elif (bulk := _sliver(measures, grid)) is not None:
             _draw_enlarged((top, bottom), measures, styles, bulk)
         _draw_known(rug, known, {name: style["color"] for name, style in styles.items()})
     return figure
+
+
+def _with_room(grid: np.ndarray, thresholds: Sequence[float], scale: float | None) -> np.ndarray:
+    """The grid, longer where a threshold lies beyond its end; even, or even in asinh(x / scale)."""
+    last = 1.05 * max(thresholds, default=grid[-1])
+    if last <= grid[-1]:
+        return grid
+    if scale is None:
+        return np.linspace(grid[0], last, len(grid))
+    return scale * np.sinh(np.linspace(*np.arcsinh(np.array([grid[0], last]) / scale), len(grid)))
 
 
 def _draw(axes: Axes, curve: Band, style: dict, label: str | None = None) -> None:

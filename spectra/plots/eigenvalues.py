@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import matplotlib.style
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from spectra.plots.axes import magnitude_axis
 from spectra.plots.style import STYLE, Figure, lay_out_legend, marker_style
+from spectra.plots.threshold import LOOK, entries, near
 
 SPREAD = 0.7  # of the step from rank to rank, which the points of one rank share
 LARGEST, SMALLEST = 4.2, 2.0  # markers, points
@@ -42,21 +43,26 @@ def eigenvalue_figure(
     title: str | None = None,
     width: float = 6.5,
     rank: str = "rank",
+    thresholds: Iterable[float | None] = (),
 ) -> Figure:
     """The figure of named eigenvalues by rank, in the order given, with residuals as bars; `width` in inches.
+
+    Of the `thresholds` of stability, those that lie among the eigenvalues or not far above are dashed lines.
 
     `log` draws magnitudes on a logarithmic axis, where negative values are hollow and the legend counts zeros.
     """
     values = [np.asarray(found.values) for found in spectra.values()]
     every, longest, count = np.concatenate(values), max(map(len, values)), len(values)
-    negative = bool((every < 0).any())
+    negative, marked = bool((every < 0).any()), near(thresholds, every.max())
     with matplotlib.style.context(STYLE):
         handles = [Line2D([], [], **marker_style(index), markersize=LARGEST) for index in range(count)]
         labels = [_legend_entry(*item, log) for item in zip(spectra, values, strict=True)]
         if log and negative:
             handles.append(Line2D([], [], color="0.4", marker="o", markersize=LARGEST, mfc="white", linestyle="none"))
             labels.append("hollow: λ < 0")
-        legend = lay_out_legend(labels, title, width, handle=1.2)
+        lines, named = entries(marked)
+        handles, labels = handles + lines, labels + named
+        legend = lay_out_legend(labels, title, width, handle=2.4 if lines else 1.2)
         height = float(np.clip(0.55 * width, 2.2, 4.2)) + 0.3 + legend.height()
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
@@ -66,8 +72,10 @@ def eigenvalue_figure(
             ranks = 1 + np.arange(len(values[index])) + share * (index - (count - 1) / 2)
             style = marker_style(index) | {"markersize": size, "zorder": 3 + index}
             _draw(axes, ranks, values[index], bars(found), style, log)
+        for value in marked:
+            axes.axhline(value, **LOOK)
         if log:
-            magnitude_axis(axes, "y", np.abs(every))
+            magnitude_axis(axes, "y", np.abs(np.append(every, marked)))
         elif negative:
             axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
         error = named_bars(spectra.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.style
@@ -27,10 +28,11 @@ TITLES = {  # the small panels, in their order
     "update_cosine": "update, cos with previous one",
 }
 OF_ALL = {"color": "0.25", "linestyle": "solid", "linewidth": 1.4, "marker": "o", "zorder": 3}  # the same for matrices
+PRECONDITIONED = "$P^{-1/2}AP^{-1/2}$"
 LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 20}
 HEAD = {"loc": "left", "fontsize": 8, "pad": 4}  # of a title
 MARKS = 14  # on a curve
-FARTHEST = 3  # times the largest eigenvalue: beyond, 2 / learning rate is told in the legend alone
+FARTHEST = 3  # times the largest eigenvalue: beyond, the threshold of stability is told in the legend alone
 MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
 LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
 
@@ -39,8 +41,10 @@ def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
     """The figure of an evolution: a panel for each quantity in the table, over training steps; `width` in inches.
 
     A colour, dash pattern and marker a matrix, which its seeds share. Hollow marks: not converged, or eigenspaces
-    without a gap. 2 / learning rate is drawn among the eigenvalues, where it is known.
+    without a gap. 2 / learning rate is drawn among the eigenvalues, where it is known. Eigenvalues of preconditioned
+    matrices are drawn times the learning rate, with the threshold of stability at each checkpoint.
     """
+    evolution = times_rate(evolution)
     matrices = list(dict.fromkeys(name for name, _ in evolution.series()))
     looks = {name: marker_style(i) | line_style(i, len(matrices)) for i, name in enumerate(matrices)}
     small = [quantity for quantity in TITLES if evolution.select(quantity)]
@@ -59,6 +63,32 @@ def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
         legend.draw(figure, handles)
         figure.supxlabel(evolution.axis, fontsize=9)
     return figure
+
+
+def times_rate(evolution: Evolution) -> Evolution:
+    """Multiply preconditioned eigenvalues and their thresholds by the learning rate, where they do not hold it yet."""
+    rates = {place(row): row.value for row in evolution.select("learning_rate")}
+
+    def scaled(row: Row) -> Row:
+        rate = rates.get(place(row))
+        if rate is None or row.quantity not in ("eigenvalue", "threshold"):
+            return row
+        numbers = {name: getattr(row, name) for name in ("value", "error", "upper")}
+        return replace(row, **{name: None if number is None else rate * number for name, number in numbers.items()})
+
+    return replace(evolution, rows=tuple(scaled(row) for row in evolution.rows))
+
+
+def place(row: Row) -> tuple[str, str | None, int | None]:
+    """Where a row is: its checkpoint, matrix and seed."""
+    return row.checkpoint, row.curvature, row.seed
+
+
+def limits(evolution: Evolution) -> list[Row]:
+    """The thresholds of stability of preconditioned eigenvalues that lie in reach of them."""
+    rows = evolution.select("threshold")
+    least = min((row.value for row in rows if row.value is not None), default=np.inf)
+    return rows if least <= farthest(evolution) else []
 
 
 def step_ticks(evolution: Evolution, most: int) -> Locator:
@@ -80,6 +110,12 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
         beyond = "" if limit <= farthest(evolution) else " (beyond)"
         handles.append(Line2D([], [], **LIMIT))
         labels.append(f"2 / learning rate = {plain(limit, 5)}{beyond}")
+    if heights := [row.value for row in evolution.select("threshold") if row.value is not None]:
+        whose = f" of {settable(evolution.precondition[0])}" if len(evolution.precondition) == 1 else ""
+        ends = dict.fromkeys(plain(end, 3) for end in (min(heights), max(heights)))
+        beyond = "" if limits(evolution) else " (beyond)"
+        handles.append(Line2D([], [], **LIMIT))
+        labels.append(f"threshold{whose}, {' to '.join(ends)}{beyond}")
     if any(row.converged is False for row in evolution.rows):
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=3.5, mfc="white", linestyle="none"))
         labels.append("hollow: not converged, or no gap")
@@ -129,8 +165,22 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
     if evolution.learning_rate and 2 / evolution.learning_rate <= farthest(evolution):
         axes.axhline(2 / evolution.learning_rate, **LIMIT)
+    for curvature, seed in evolution.series():
+        draw_limit(axes, [row for row in limits(evolution) if (row.curvature, row.seed) == (curvature, seed)])
     most = len({row.index for row in evolution.select("eigenvalue")})
-    axes.set_title(f"eigenvalues ± residual, {most} of each matrix" if most > 1 else "eigenvalue ± residual", **HEAD)
+    what = "eigenvalues" if most > 1 else "eigenvalue"
+    if evolution.precondition:
+        rate = "learning rate × " if evolution.select("learning_rate") or evolution.select("threshold") else ""
+        what = f"{rate}{what} of {PRECONDITIONED}"
+    axes.set_title(f"{what} ± residual{f', {most} of each matrix' if most > 1 else ''}", **HEAD)
+
+
+def draw_limit(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw the threshold of stability over the steps; where it is an interval, shaded."""
+    if rows:
+        steps, values, upper = columns(rows, "step", "value", "upper")
+        axes.plot(steps, values, **LIMIT)
+        axes.fill_between(steps, values, upper, color="black", alpha=0.15, linewidth=0)
 
 
 def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict]) -> None:

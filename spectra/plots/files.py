@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ def write_png(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: save_figure(figure, file, "png"))
 
 
-def draw_density(measures: dict[str, SpectralMeasure], path: Path, log: bool = False) -> None:
-    """Draw the spectral densities of named matrices, and write the figure."""
-    write_png(density_figure(measures, log=log), path)
+def draw_density(
+    measures: dict[str, SpectralMeasure], path: Path, thresholds: Iterable[float | None] = (), log: bool = False
+) -> None:
+    """Draw the spectral densities of named matrices, and write the figure; see `density_figure`."""
+    write_png(density_figure(measures, log=log, thresholds=thresholds), path)

@@ -15,6 +15,7 @@ from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
 from spectra.plots.names import settable
 from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style, shortened
 from spectra.records.layers import Block
+from spectra.records.precondition import titled
 from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density
 from spectra.wording import counted
@@ -30,8 +31,9 @@ Looks = dict[str, dict[str, Any]]
 
 def layers_figures(record: Record) -> dict[str, Figure]:
     """The figures by name: bars of all blocks, or curves of all channels; densities where there are any."""
-    results = {entry.curvature: entry.blocks for entry in record.results}
-    leading = {entry.curvature: entry.leading for entry in record.results}
+    found = record.problem.get("precondition")
+    results = {titled(entry.curvature, found): entry.blocks for entry in record.results}
+    leading = {titled(entry.curvature, found): entry.leading for entry in record.results}
     with matplotlib.style.context(STYLE):
         if record.results[0].by == "channel":
             figures = {"layers": channel_figure(results)}

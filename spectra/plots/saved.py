@@ -23,6 +23,7 @@ from spectra.plots.style import MOST_CURVES
 from spectra.plots.trace import trace_figure
 from spectra.records.fields import Lacks, key_of
 from spectra.records.files import read
+from spectra.records.precondition import titled
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 
@@ -105,6 +106,17 @@ def measure(result: Result) -> SpectralMeasure:
     return result.entry.measure()
 
 
+def named(result: Result) -> str:
+    """The name of an entry's matrix in a figure."""
+    return settable(titled(result.curvature, result.problem.get("precondition")))
+
+
+def threshold(result: Result) -> float | None:
+    """The threshold of stability of an entry's eigenvalues, where there is one."""
+    found = result.problem.get("precondition")
+    return found.threshold_of(result.curvature) if found else None
+
+
 def eig_figure(spectra: dict[str, Spectrum], **options: Any) -> Figure:
     """The figure of eigenvalues, its axis named by their order where all have one."""
     orders = {found.which for found in spectra.values()}
@@ -119,11 +131,16 @@ class Kind(NamedTuple):
     figure: Callable[..., Figure]
     most: float  # answers that a reader can tell apart
     drawn: tuple[str, ...]  # numbers of an entry
+    marked: bool = False  # by thresholds of stability
+
+    def more(self, results: Sequence[Result]) -> dict[str, Any]:
+        """Further options of the figure."""
+        return {"thresholds": [threshold(result) for result in results]} if self.marked else {}
 
 
 KINDS = {  # by command, in the order in which a directory is searched
-    "density": Kind(measure, density_figure, MOST_CURVES, ("nodes", "weights")),
-    "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("values", "residuals")),
+    "density": Kind(measure, density_figure, MOST_CURVES, ("nodes", "weights"), True),
+    "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("values", "residuals"), True),
     "trace": Kind(trace, trace_figure, 100, ("trace", "standard_error")),
 }
 # Commands whose figures, by file name, are of one record as it stands.
@@ -163,9 +180,10 @@ def saved_figure(
     if (count := sum(map(len, results))) > kind.most:
         text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or `curvature`"
         raise input_error("RESULT", files[-1], text)
-    known = names(labels, default_labels(files), [[settable(result.curvature) for result in some] for some in results])
-    answers = [kind.answer(result) for some in results for result in some]
-    return kind.figure(dict(zip(known, answers, strict=True)), log=log, title=title, width=width), list(files)
+    known = names(labels, default_labels(files), [[named(result) for result in some] for some in results])
+    every = [result for some in results for result in some]
+    options: dict[str, Any] = {"log": log, "title": title, "width": width} | kind.more(every)
+    return kind.figure(dict(zip(known, map(kind.answer, every), strict=True)), **options), list(files)
 
 
 def whole_figure(files: Sequence[Path], record: Record, changed: Sequence[str]) -> Figure:
@@ -194,10 +212,10 @@ def record_figures(path: Path, record: Record) -> dict[str, Figure]:
             return resolve_name(WHOLE[command])(all_settable(record))
         kind = KINDS[command]
         held = [r for r in results_of(path, record) if all(is_finite(r.entry, name) for name in kind.drawn)]
-        answers = {settable(result.curvature): kind.answer(result) for result in held}
-        figures = {command: kind.figure(answers)} if answers else {}
+        answers, options = {named(result): kind.answer(result) for result in held}, kind.more(held)
+        figures = {command: kind.figure(answers, **options)} if answers else {}
         if answers and command == "density" and record.problem.option("log"):
-            figures["density-log"] = kind.figure(answers, log=True)
+            figures["density-log"] = kind.figure(answers, log=True, **options)
         return figures
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.landscape import DASHED, LOSS, PAGE, PREDICTION, around_loss, head, numbers
 from spectra.plots.names import settable
+from spectra.plots.noise import draw_noise, scales_of
 from spectra.plots.style import COLOURS, MARKERS, STYLE, Figure, lay_out_legend
 from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepResult
@@ -32,13 +33,14 @@ BEST, CRITICAL, ONE = (
 
 
 def step_figures(record: Record) -> dict[str, Figure]:
-    """The figure `step`: a panel for each direction, and one for shares where there are eigenvectors."""
+    """The figure `step`: a panel for each direction, one for shares where there are eigenvectors, and one for noise."""
     if record.point is None or not record.point.directions:
         return {}
     entry: StepResult = record.results[0]
     known = {one.direction: one for one in entry.along}
     panels, shares = record.point.directions, [one for one in entry.along if len(one.share)]
-    count = len(panels) + bool(shares)
+    scales = scales_of(record.point.noise, record.results)
+    count = len(panels) + bool(shares) + bool(scales)
     columns = 2 if count == 4 else min(3, count)
     rows = -(-count // columns)
     with matplotlib.style.context(STYLE):
@@ -54,6 +56,10 @@ def step_figures(record: Record) -> dict[str, Figure]:
             axes = grid.flat[len(panels)]
             axes.set_axis_on()
             draw_shares(axes, shares, entry, PAGE / columns - 0.7)
+        if scales and record.point.noise:
+            axes = grid.flat[len(panels) + bool(shares)]
+            axes.set_axis_on()
+            draw_noise(axes, scales, record.point.noise.unit, PAGE / columns - 0.7)
         handles = [Line2D([], [], color=LOSS, linewidth=1.8), Line2D([], [], color=PREDICTION, linestyle=DASHED)]
         legend.draw(figure, [*handles, *(Line2D([], [], **look) for look in (BEST, CRITICAL, ONE))])
     return {"step": figure}

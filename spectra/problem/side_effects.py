@@ -45,8 +45,7 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
         finally:
             if any(isinstance(x, Tensor) for pair in before if changed(*pair) for x in pytree.tree_leaves(new(*pair))):
                 for container, had in before:
-                    container.clear()
-                    (container.extend if isinstance(container, list | deque) else container.update)(had)
+                    put_back(container, had)
 
 
 def modules(model: nn.Module) -> list[nn.Module]:
@@ -58,6 +57,12 @@ def modules(model: nn.Module) -> list[nn.Module]:
                 found[id(child)] = child
                 stack.append(child)
     return list(found.values())
+
+
+def put_back(container: Any, entries: Any) -> None:
+    """Give a container the entries that it had."""
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(entries)
 
 
 def is_cache(value: Any) -> bool:

@@ -6,24 +6,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectra.problem.hooks import without_gradient_hooks
-from spectra.problem.side_effects import generators_restored
+from spectra.problem.side_effects import CONTAINERS, changed, generators_restored, put_back
 from spectra.vectors import without_autocast
 
 TABLES = ("_parameters", "_buffers", "_modules")
+LARGEST = 1 << 24  # entries of a tensor that is an attribute: a metric, and no data set
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, with autograd on, and without autocast and gradient hooks, inside this context.
 
-    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes and buffers, and the
-    gradients in `grad`, which are absent inside: a loss of one's own may call `backward` or `zero_grad`. The mode is
-    set as an attribute: an `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters are
-    not copied: nothing inside may write to them. What else a forward pass changes (an object that modules share, a
-    file) stays changed.
+    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes (with the entries of
+    lists and the like, and tensors written in place, as metrics are) and buffers, and the gradients in `grad`, which
+    are absent inside: a loss of one's own may call `backward` or `zero_grad`. The mode is set as an attribute: an
+    `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters are not copied: nothing
+    inside may write to them. What else a forward pass changes (an object that modules share, a file) stays changed.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # autograd on, under no_grad too
@@ -42,7 +43,9 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
     """
     training, attributes = module.training, dict(module.__dict__)
     tables = [(table, dict(table)) for name in TABLES if isinstance(table := attributes.get(name), dict)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
+    containers = [(value, value.copy()) for value in attributes.values() if type(value) in CONTAINERS]
+    buffers = [*module.buffers(recurse=False), *filter(is_plain, attributes.values())]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters(recurse=False) if parameter.is_leaf]
     try:
         module.training = False
@@ -54,9 +57,18 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
         for table, before in [(module.__dict__, attributes), *tables]:
             table.clear()
             table.update(before)
+        for container, before in containers:
+            if changed(container, before):
+                put_back(container, before)
         for parameter, before in gradients:
             parameter.grad = before
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+def is_plain(value: object) -> bool:
+    """Whether a module's attribute is a tensor that can be copied and compared, and no parameter."""
+    small = type(value) is Tensor and value.numel() <= LARGEST
+    return small and value.layout is torch.strided and not value.is_meta

@@ -8,6 +8,7 @@ from typing import Any
 
 from spectra.records.entry import MOST_BY_EXAMPLE, Entry, cost_of, with_errors
 from spectra.records.fields import Matrix, Vector, stored, written
+from spectra.records.localisation import Localisation
 
 MOST_ROWS = 20  # that a notebook shows
 LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
@@ -16,6 +17,11 @@ LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
 def of_one_matrix(entry: EigResult) -> bool:
     """Whether the result is of one matrix, and not of those of single examples."""
     return entry.spread is None
+
+
+def not_watched(entry: EigResult) -> bool:
+    """Whether the result is none of a training loop, in which missed eigenvalues are looked for now and then."""
+    return entry.last_search is None
 
 
 def of_many(entry: EigResult) -> bool:
@@ -33,7 +39,11 @@ class EigResult(Entry):
     error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
     sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
+    last_search: int | None = field(default=None, metadata=written(omitted=not_watched))  # step when last looked for
     vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
+    localisation: Localisation | None = field(  # of the eigenvectors; None where they were not in memory
+        default=None, metadata=written(omitted=lambda entry: entry.localisation is None)
+    )
     # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
     spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))  # (k,) standard deviation
     values_by_example: Matrix | None = field(
@@ -45,8 +55,11 @@ class EigResult(Entry):
     vectors_by_example: Any = field(default=None, metadata=written(None, array="eigenvectors_by_example"))  # (N, k, d)
 
     @classmethod
-    def of(cls, measurement: Any, method: str, vectors: bool = True) -> EigResult:
-        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors."""
+    def of(cls, measurement: Any, method: str, vectors: bool = True, last_search: int | None = None) -> EigResult:
+        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors.
+
+        `last_search` is the step of a training loop at which eigenvalues beside these were last searched for.
+        """
         pairs = measurement.answer
         return cls(
             method=method,
@@ -55,6 +68,7 @@ class EigResult(Entry):
             error_estimates=pairs.error_estimates.numpy(),
             sampling_errors=None if pairs.sampling_errors is None else pairs.sampling_errors.numpy(),
             complete=pairs.complete,
+            last_search=last_search,
             vectors=pairs.vectors.cpu().numpy() if vectors else None,
             **cost_of(measurement),
         )
@@ -80,6 +94,9 @@ class EigResult(Entry):
     def exact(self) -> bool:
         """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
         return self.sampling_errors is None
+
+    def is_finite(self) -> bool:
+        return Entry.is_finite(self.changed(localisation=None))  # in which nan is what gaps do not tell
 
     def summary(self) -> str:
         if self.spread is not None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from spectra.records.fields import Matrix, Stored, Vector, stored
+
+
+def nothing() -> np.ndarray:
+    """No error of any eigenvector."""
+    return np.empty(0)
 
 
 @stored
@@ -22,6 +28,9 @@ class Localisation(Stored):
     shares: Matrix  # (k, layers) of |u|^2
     inverse_participation_by_layer: Matrix  # (k, layers), of the part in the layer, at unit norm; nan for no part
     random_by_layer: Vector  # (layers,), the mean of such a part of random vectors
+    # Bounds on the error, of what residuals and gaps allow; nan where no gap next to the eigenvalue is resolved.
+    inverse_participation_error: Vector = field(default_factory=nothing)  # (k,)
+    share_error: Vector = field(default_factory=nothing)  # (k,), of the share of any layer
 
     def participants(self) -> np.ndarray:
         """How many entries of one size have the same ratio (k,)."""
@@ -34,6 +43,10 @@ class Localisation(Stored):
             for layer, size, random, share, ratio in zip(*columns, shares.tolist(), ratios.tolist(), strict=True):
                 parts = {"share": share, "chance": size / sum(self.sizes), "inverse_participation": ratio}
                 yield {"index": i, "layer": layer, "parameters": size, **parts, "random": random}
+
+    def main_layer(self, i: int) -> int:
+        """The index of the layer that holds most of eigenvector i."""
+        return int(np.argmax(self.shares[i]))
 
     def __str__(self) -> str:
         """A table of 80 columns: each eigenvector, and the layers that hold most of it."""

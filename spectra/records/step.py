@@ -7,6 +7,7 @@ from typing import Any
 
 from spectra.records.entry import Entry
 from spectra.records.fields import Stored, Vector, stored
+from spectra.records.noise import BallMaximum, Noise, NoiseScale, WorstCase
 
 
 @stored
@@ -50,6 +51,9 @@ class StepPoint(Stored):
     directions: list[StepDirection]
     left_out: list[str]  # directions that there are not, each with the reason
     evaluations: int  # forward passes over the data
+    noise: Noise | None  # None: not asked for, or there is none
+    without_noise: str | None  # the reason why there is none
+    worst: list[WorstCase]  # in balls, one an entry
 
 
 @stored
@@ -93,6 +97,9 @@ class StepResult(Entry):
     complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
     source: str | None  # the file of an earlier eig, or `computed`; None: there are no eigenvectors
     along: list[StepAlong]
+    full_noise: NoiseScale | None  # tr(AC) / g'Ag; None: not asked for, or there is none
+    without_full: str | None  # the reason why there is none
+    balls: list[BallMaximum]  # of the quadratic model, one an entry
 
     def summary(self) -> str:
         return ", ".join(f"{one.direction} {one.sharpness:.4g}" for one in self.along)

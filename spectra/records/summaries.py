@@ -44,13 +44,14 @@ class PowerLaw(Stored):
 class MarchenkoPastur(Stored):
     """The law of Marchenko and Pastur with the bulk's mean v and variance, and whether the bulk follows it."""
 
-    fits: bool  # within chance, at the resolution of so many steps
+    fits: bool | None  # within chance, at the resolution of so many steps; None: too few probes or steps to tell
     variance: Summary  # v
     ratio: Summary  # q, of rows to columns
     edge: Summary  # v (1 + sqrt q)^2
     distance: float  # the largest of the two distributions
     resolution: float  # half the width of the band for it, at its widest
     count: int  # of eigenvalues in the bulk
+    zeros: int = 0  # eigenvalues not told from zero, beside those of the bulk, which has none then
 
 
 @stored

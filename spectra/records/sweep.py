@@ -92,7 +92,8 @@ class Evolution(Stored):
     schema: int = SCHEMA
     command: str = "collect"
     axis: str  # what steps count: "training step", "epoch", or "checkpoint", their place in the order
-    learning_rate: float | None = None
+    learning_rate: float | None = None  # of gradient descent
+    precondition: tuple[str, ...] = ()  # optimizers, or specs, by whose P eigenvalues are of P^-1/2 A P^-1/2
     unfinished: tuple[str, ...] = ()  # names of tasks that lack a result
     notes: tuple[str, ...] = ()  # what could not be read, and what the table lacks for it
     rows: tuple[Row, ...]

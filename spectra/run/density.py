@@ -13,6 +13,7 @@ from spectra.krylov.placement import Placement
 from spectra.krylov.quadrature import basis_of, spectral_measure
 from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
+from spectra.records.precondition import titled
 from spectra.records.record import Record
 from spectra.run import by_inputs
 from spectra.run.kernels import exact_kernels, kernels
@@ -20,7 +21,8 @@ from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.recording import density_result
 
-Draw = Callable[[dict[str, SpectralMeasure], Path], None]  # the measures of matrices, and the file for their figure
+# The measures of matrices by name, the file for their figure, and the thresholds of stability of their eigenvalues.
+Draw = Callable[[dict[str, SpectralMeasure], Path, list[float | None]], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
-    classes = None if session.request.by_inputs else session.subject.classes
+    other = session.request.by_inputs or session.request.preconditioner
+    classes = None if other else session.subject.classes  # which tell of the matrix as it is
     of_one = not session.request.by_inputs
     results = [
         density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)
@@ -68,6 +71,8 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     ]
     record = session.record(found, [r.changed(method=methods.get(r.curvature, r.method)) for r in results])
     if path and session.first:
-        draw(finite, path)
+        found = session.about.get("precondition")
+        thresholds = [found.threshold_of(name) if found else None for name in finite]
+        draw({titled(name, found): measure for name, measure in finite.items()}, path, thresholds)
     session.keep(record)
     return record

@@ -23,6 +23,7 @@ from spectra.run import by_inputs
 from spectra.run.kernels import exact_method, kernels
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
+from spectra.spectrum.localisation import localisation_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     found += pairs(session, over_examples, method, KERNEL_EIG if method == "gram" else EIG[method], save_vectors)
     found.sort(key=lambda one: session.names.index(one.curvature))
     results = eig_results(found, asked.method, save_vectors)
-    record = session.record(found, [r.changed(method=method) if r.curvature in over_examples else r for r in results])
+    results = [r.changed(method=method) if r.curvature in over_examples else r for r in results]
+    shapes = session.about.get("shapes")
+    for i, one in enumerate(found):
+        held = localisation_of(one.answer, asked.which, None if one.curvature in over_examples else shapes)
+        results[i] = results[i].changed(localisation=held)
+    record = session.record(found, results)
     session.keep(record)
     return record
 

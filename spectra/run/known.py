@@ -12,6 +12,7 @@ from spectra.krylov.deflation import known_pairs
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import SymmetricOperator
 from spectra.records.files import read_arrays
+from spectra.records.precondition import PreconditionRecord
 from spectra.records.record import load
 
 
@@ -23,6 +24,23 @@ def source(named: Path | None, option: str, out: Path | None) -> Path | None:
     if out and (out / "eig.npz").exists():
         return out / "eig.npz"
     return None
+
+
+def of_another_matrix(arrays: Path, now: PreconditionRecord | None) -> str | None:
+    """How an earlier result's matrices are preconditioned, in words, where that is not as it is now; else None."""
+    try:
+        _, record = load(arrays.with_suffix(".json"), ("eig",))
+    except SpectraError:  # that its vectors are of this matrix is tested all the same
+        return None
+    then = record.problem.get("precondition")
+    if then is None or now is None:
+        other = then is not now
+    else:
+        told = [key for key in vars(now) if key != "spec" or now.sha256 is None]
+        other = any(getattr(then, key, None) != getattr(now, key) for key in told)
+    if not other:
+        return None
+    return "not preconditioned" if then is None else f"preconditioned by {then.spec}"
 
 
 def eigenpairs(

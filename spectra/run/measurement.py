@@ -16,7 +16,7 @@ from spectra.krylov import results
 from spectra.krylov.results import Eigenpairs, Progress
 from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
-from spectra.operator import Counting, Noise, SymmetricOperator, reference
+from spectra.operator import Counting, Noise, SymmetricOperator, find_on, reference
 from spectra.product_checks import check_operator, measure_noise
 from spectra.run.subject import Matrix
 from spectra.vectors import gather_on_first
@@ -121,6 +121,7 @@ def measure(
     seconds = time.perf_counter() - start
     return measured(
         matrix,
+        counted,
         gathered(answer),
         products=spent + answer.products,
         seconds=seconds,
@@ -145,8 +146,14 @@ def gathered(answer: Any) -> Any:
     return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
-def measured(matrix: Matrix, answer: Any, noise_found: Noise | None = None, **cost: Any) -> Measurement:
-    """The answer beside what a matrix tells of itself, and of the noise that was found of its products."""
+def measured(
+    matrix: Matrix, operator: SymmetricOperator, answer: Any, noise_found: Noise | None = None, **cost: Any
+) -> Measurement:
+    """The answer beside what a matrix tells of itself, and of the noise that was found of its products.
+
+    Args:
+        operator: what the method multiplied by: the matrix, or one around it.
+    """
     return Measurement(
         curvature=matrix.name,
         answer=answer,
@@ -154,7 +161,7 @@ def measured(matrix: Matrix, answer: Any, noise_found: Noise | None = None, **co
         precision=matrix.precision,
         kept_bytes=matrix.kept_bytes,
         peak_bytes=matrix.peak_bytes,
-        semidefinite=matrix.semidefinite,
+        semidefinite=matrix.semidefinite and find_on("sign", operator) != -1,
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
         finite_difference=noise_found and told_of(matrix, noise_found),
         **cost,

@@ -5,18 +5,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectra.cluster.distributed import distributed
+from spectra.cluster.replicated import Replicated
 from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.factor.tangent_kernel import TangentKernelOperator
 from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
+from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
-from spectra.operator import SymmetricOperator
+from spectra.operator import SymmetricOperator, mesh_of
+from spectra.optimizer.given import Given
+from spectra.optimizer.preconditioner import Preconditioner
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
@@ -38,6 +43,7 @@ class Network:
         self.about: ProblemRecord
         self.told: tuple[str, ...] = ()
         self.loaded: Loaded
+        self.preconditioner: Preconditioner | None = None  # once loaded, where one is asked for
 
     @property
     def problem(self) -> Problem:
@@ -66,6 +72,18 @@ class Network:
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
         self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.told
+        if given := self.request.preconditioner:
+            begins("the preconditioner")
+            self._load_preconditioner(given)
+
+    def _load_preconditioner(self, given: Given) -> None:
+        self.preconditioner, record = given.load(self.problem.model, self.problem.parameters)
+        self.about = self.about.changed(precondition=record)
+        if self.preconditioner.decay is not None and (decay := self.problem.weight_decay):
+            raise SpectraError(
+                f"`weight_decay` {decay:g}: the optimizer of `precondition` has a weight decay of its own, which would "
+                "count twice; leave `weight_decay` out"
+            )
 
     @property
     def space(self) -> ShardedSpace:
@@ -85,6 +103,9 @@ class Network:
         if isinstance(self._own_model(), nn.Module):
             found["parameters_checksum"] = checksum_of(state_of(self.problem.model))
             found["labels_seed"] = self.problem.seed
+        if self.preconditioner:
+            held = (self.preconditioner.root, self.preconditioner.decay)
+            found["preconditioner_checksum"] = checksum_of(part for part in held if isinstance(part, Tensor))
         return found
 
     def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> Any:
@@ -93,7 +114,17 @@ class Network:
         return session.matrix(self.problem, name, products, memory, precision)
 
     def distributed(self, matrix: Any) -> SymmetricOperator:
-        return distributed(matrix) if isinstance(matrix, Curvature) else matrix  # a kernel each process makes whole
+        if not isinstance(matrix, Curvature):
+            return matrix  # a kernel, which each process makes whole
+        return self.preconditioned(distributed(matrix))
+
+    def preconditioned(self, operator: SymmetricOperator, of_loss: bool | None = None) -> SymmetricOperator:
+        """The preconditioned matrix of an operator at the problem's parameters; itself where none is asked for."""
+        if (found := self.preconditioner) is None:
+            return operator
+        if not found.diagonal and (mesh := mesh_of(operator)) is not None:
+            found = replace(found, root=Replicated(found.root, mesh, operator.device))
+        return found.around(operator, of_loss)
 
 
 def data_of(problem: Problem) -> Iterator[Tensor]:

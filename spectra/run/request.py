@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spectra.curvature.finite_differences import refuse_products
-from spectra.curvature.matrices import definition, refuse_weight_decay
+from spectra.curvature.matrices import KERNELS, definition, refuse_weight_decay
 from spectra.defaults import EXACT, IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.operators import Operators
 from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
+from spectra.optimizer.given import Given
 from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
@@ -87,6 +88,7 @@ class Request(Generic[S]):
         check: compare derivatives with differences first.
         precision: of products: ieee, tf32 or bf16.
         products: how those of the Hessian are made: exact, or by differences of gradients.
+        precondition: the preconditioner P of P^-1/2 A P^-1/2, as `spectra.optimizer.given` takes it; None: A itself.
         difference_step: the length of a displacement over |w|; None: the best for the dtype.
         compile: compile products; None: where that pays.
         out: the directory of the files; None: nothing is written.
@@ -110,6 +112,7 @@ class Request(Generic[S]):
     check: bool = True
     precision: str = IEEE
     products: str = EXACT
+    precondition: Any = None
     difference_step: float | None = None
     compile: bool | None = None
     out: Path | None = None
@@ -145,10 +148,30 @@ class Request(Generic[S]):
         self.settings.refuse(self.curvature)
         if self.by_inputs:
             self._refuse_by_inputs()
+        if self.preconditioner:
+            self._refuse_preconditioner(self.preconditioner)
         refuse_products(self.products, self.difference_step, self.curvature)
         self._refuse_noisy()
         if self.earlier:
             self.arrays_of_earlier()
+
+    @property
+    def preconditioner(self) -> Given | None:
+        """The preconditioner, as it is named or given."""
+        return None if self.precondition is None else Given(self.precondition, self.named.get("checkpoint"))
+
+    def _refuse_preconditioner(self, given: Given) -> None:
+        """Raise SpectraError where what is asked for is of no preconditioned matrix, or P is none."""
+        if getattr(self.settings, "method", None) == "gram":
+            text = "needs a factor of the matrix, which a preconditioned one has not; take another, or leave"
+            raise SpectraError(f"`method` gram: {text} `precondition` out")
+        if self.by_inputs:
+            raise SpectraError("`precondition`: an optimizer moves parameters, not inputs; leave it or `wrt` out")
+        for name in self.curvature:
+            if name in KERNELS:
+                text = "is a matrix over examples, and P is over parameters; leave `precondition` out"
+                raise SpectraError(f"`curvature` {name}: {text}")
+        given.refuse()
 
     @property
     def by_inputs(self) -> bool:

@@ -28,6 +28,7 @@ from spectra.krylov.results import Eigenpairs
 from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
+from spectra.quoting import quoted
 from spectra.records.entry import Entry
 from spectra.records.files import prepare_directory, remove_empty
 from spectra.records.problem import ProblemRecord
@@ -35,7 +36,7 @@ from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
 from spectra.run.basis import name_of, told
-from spectra.run.known import eigenpairs
+from spectra.run.known import eigenpairs, of_another_matrix
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, idle_cards
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
@@ -222,8 +223,18 @@ class Session(Generic[S]):
         return found
 
     def arrays_of_earlier(self) -> Path | None:
-        """The file of arrays that an earlier `eig` has left, where every process finds it."""
-        earlier = self.request.arrays_of_earlier()
+        """The file of arrays that an earlier `eig` has left, where every process finds it.
+
+        Raises SpectraError where the one that is named is of matrices with another preconditioner, or none.
+        """
+        request, now = self.request, self.about.get("precondition")
+        earlier = request.arrays_of_earlier()
+        if earlier and (how := of_another_matrix(earlier, now)):
+            text = f"its matrices are {quoted(how)}, and not as those asked for"
+            if request.earlier:
+                raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; name another result of eig")
+            self.listener.note(f"{earlier}: {text}, so its eigenvectors are not used")
+            earlier = None
         return earlier if self.processes.least(earlier is not None) else None
 
     def _measure_resumable(self, matrix: Matrix, *how) -> Measurement:

@@ -97,5 +97,7 @@ class Subject(Protocol):
         ...
 
     def distributed(self, matrix: Any) -> SymmetricOperator:
-        """The matrix on vectors sharded over the processes; of a single process, the matrix itself."""
+        """The matrix on vectors sharded over the processes, preconditioned where that is asked for; of a single
+        process, and as it is, the matrix itself.
+        """
         ...

@@ -53,7 +53,9 @@ class Prepared:
         told = noise_fields(self.counted, self.noise)
         if self.counted.noise:
             told["ieee_products"] += apart
-        return measured(self.curvature, answer, setup_seconds=self.curvature.setup_seconds, **told, **cost)
+        return measured(
+            self.curvature, self.operator, answer, setup_seconds=self.curvature.setup_seconds, **told, **cost
+        )
 
 
 @dataclass

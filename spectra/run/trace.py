@@ -86,7 +86,8 @@ def refuse_dense_differences(request: Request[TraceSettings]) -> None:
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
     """The method for each matrix's trace, by name of the matrix. Settings that are XTrace's own ask for it."""
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
-    if asked.method or asked.probes or session.request.earlier:
+    without_factor = session.request.preconditioner  # whatever the matrix itself has
+    if asked.method or asked.probes or session.request.earlier or without_factor:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
     usual = {
         matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)

@@ -32,23 +32,79 @@ def localisation(
             holds; without any there is one layer. Parameters of one module are one layer.
 
     Returns:
-        The ratios, which have no error but that of the eigenvectors.
+        The ratios, with bounds on what the error of an eigenvector changes in them. Such a bound takes residuals, and
+        the order asked for (`which`), which a record holds.
 
     Raises:
         SpectraError: no eigenvectors were saved, they are not finite, or shapes do not fit them.
     """
+    which = None
     if isinstance(result, Record):
-        shapes = shapes or result.problem.get("shapes")
+        shapes, which = shapes or result.problem.get("shapes"), result.problem.option("which")
         if len(result.results) != 1:
             raise wrong("result", f"a record of {len(result.results)} matrices", "one entry, and `shapes`")
         (result,) = result.results
     given: Any = result.vectors if isinstance(result, (EigResult, Eigenpairs)) else result
     if given is None:
         raise ArgumentError("`result`: holds no eigenvectors; `eig` keeps them with `save_vectors`")
-    vectors = np.atleast_2d(np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.float64))
-    if not np.isfinite(vectors).all() or not (lengths := np.linalg.norm(vectors, axis=1, keepdims=True)).all():
-        raise ArgumentError("`result`: an eigenvector is zero or not finite")
-    return of_unit_vectors(vectors / lengths, layer_sizes(shapes, vectors.shape[1]))
+    vectors = np.atleast_2d(np.asarray(given.cpu() if hasattr(given, "cpu") else given))
+    turned = np.full(len(vectors), np.nan)
+    if which and isinstance(result, (EigResult, Eigenpairs)):
+        turned = turning(*map(np.asarray, (result.values, result.residuals)), which, vectors.shape[1])
+    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), turned)
+
+
+def localisation_of(pairs: Eigenpairs, which: str, shapes: Mapping[str, Sequence[int]] | None) -> Localisation | None:
+    """The localisation of eigenpairs whose order is `which`; None where there are no finite vectors."""
+    vectors = pairs.vectors.numpy()
+    if not pairs.holds_vectors or not vectors.size or not all(np.isfinite(row).all() for row in vectors):
+        return None
+    turned = turning(pairs.values.numpy(), pairs.residuals.numpy(), which, vectors.shape[1], pairs.complement)
+    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), turned)
+
+
+def turning(
+    values: np.ndarray,
+    residuals: np.ndarray,
+    which: str,
+    size: int,
+    complement: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Bounds of the sines of the angles (k,) between computed eigenvectors and true ones; nan where there is none.
+
+    A residual over the distance of the value from all other eigenvalues (Davis, Kahan 1970), if none was missed.
+    Eigenvalues that were not computed lie inside of those that were, and, where it is known, in `complement`. So
+    nothing bounds the angle of the innermost eigenvector but `complement`.
+
+    Args:
+        values: eigenvalues (k,) in the order of `which`.
+        residuals: (k,), |A u - lambda u|.
+        which: LM, LA, SA or BE.
+        size: n.
+        complement: an interval that the eigenvalues which were not computed lie in.
+    """
+    apart = np.abs(values[:, None] - values) - residuals
+    np.fill_diagonal(apart, np.inf)
+    distance = apart.min(axis=1)
+    if len(values) < size:
+        low, high = inside_of(values, residuals, which)
+        if complement:
+            low, high = max(low, complement[0]), min(high, complement[1])
+        distance = np.minimum(distance, np.maximum(low - values, values - high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sines = residuals / distance
+    return np.where((distance > 0) & (sines < 1), sines, np.nan)
+
+
+def inside_of(values: np.ndarray, residuals: np.ndarray, which: str) -> tuple[float, float]:
+    """The interval of the eigenvalues that were not computed."""
+    if which == "LM":
+        last = int(np.argmin(np.abs(values)))
+        most = float(np.abs(values[last]) + residuals[last])
+        return -most, most
+    top = {"LA": len(values), "SA": 0, "BE": (len(values) + 1) // 2}[which]
+    high = (values + residuals)[:top].min(initial=np.inf)
+    return float((values - residuals)[top:].max(initial=-np.inf)), float(high)
 
 
 def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[str, int]:
@@ -65,15 +121,28 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
     return sizes
 
 
-def of_unit_vectors(vectors: np.ndarray, sizes: Mapping[str, int]) -> Localisation:
-    """The localisation of unit vectors (k, n) whose entries lie layer by layer."""
-    size = vectors.shape[1]
-    ends = np.cumsum([0, *sizes.values()])[:-1]
-    shares, fourths = (np.add.reduceat(vectors**power, ends, axis=1) for power in (2, 4))
+def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], turned: np.ndarray) -> Localisation:
+    """The localisation of vectors (k, n) whose entries lie layer by layer, of any norm above zero.
+
+    `turned` (k,) bounds the sine s of the angle to the true eigenvector u. With v of norm 1 it has
+    |u'Pu - v'Pv| <= s for every projector P.
+    """
+    size, ends = vectors.shape[1], np.cumsum([0, *sizes.values()])[:-1]
+    seconds, fourths, largest = [], [], []
+    for row in vectors:  # one at a time: in float64 all may be more than there is room for
+        squares = np.square(row, dtype=np.float64)
+        length = squares.sum()
+        if not (np.isfinite(length) and length):
+            raise ArgumentError("`result`: an eigenvector is zero or not finite")
+        squares /= length
+        seconds.append(np.add.reduceat(squares, ends))
+        largest.append(squares.max())
+        fourths.append(np.add.reduceat(np.square(squares, out=squares), ends))
+    shares, parts = np.array(seconds), np.array(fourths)
     with np.errstate(divide="ignore", invalid="ignore"):
-        by_layer = np.where(shares > 0, fourths / shares**2, np.nan)
+        by_layer = np.where(shares > 0, parts / shares**2, np.nan)
     return Localisation(
-        inverse_participation=fourths.sum(axis=1),
+        inverse_participation=parts.sum(axis=1),
         random=3 / (size + 2),
         random_deviation=deviation(size),
         layers=list(sizes),
@@ -81,7 +150,19 @@ def of_unit_vectors(vectors: np.ndarray, sizes: Mapping[str, int]) -> Localisati
         shares=shares,
         inverse_participation_by_layer=by_layer,
         random_by_layer=3 / (np.array(list(sizes.values())) + 2),
+        inverse_participation_error=fourths_error(parts.sum(axis=1), np.array(largest), turned),
+        share_error=turned,
     )
+
+
+def fourths_error(ratios: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios and largest v_i^2; the better of two.
+
+    One takes sum |u_i^2 - v_i^2| <= 2 s, the other that |u|_4 is a norm, with |u - v|_4 <= |u - v|_2.
+    """
+    by_squares = 4 * largest * turned + 2 * turned**2
+    by_norm = (ratios**0.25 + 2 * np.sin(np.arcsin(turned) / 2)) ** 4 - ratios
+    return np.minimum(by_squares, by_norm)
 
 
 def deviation(size: int) -> float:

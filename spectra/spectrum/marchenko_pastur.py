@@ -4,6 +4,9 @@ It is that of XX'/m for X (n, m) with independent entries of variance v, with q 
 v (1 - sqrt q)^2 and v (1 + sqrt q)^2, and for q > 1 a share 1 - 1/q of zeros. The mean is v and tr A^2 / n is
 v^2 (1 + q), both of which quadrature has without error: they give v and q. The test is what is left: the third moment,
 v^3 (1 + 3 q + q^2), and the distribution, which is to lie in the band that 95 % of true ones lie in.
+
+A symmetric bulk, whose third central moment is zero, is q^2 v^3 off. Where chance leaves more room than a part of that,
+as with one probe or two, wrong bulks would pass as often as not: then nothing is tested.
 """
 
 from __future__ import annotations
@@ -23,30 +26,50 @@ from spectra.spectrum.ranks import Summary, refuse_indefinite, refuse_zero, roun
 POINTS = 2001  # at which distributions are compared
 STRAY = 5.0  # eigenvalues by which the n of a random matrix stray from their law: in 760, 5.3 at most
 CHANCE = 3.0  # standard errors
+ALIKE = 0.02  # of the eigenvalues: a law so near fits, be it told apart or not, and
+CLOSE = 0.1  # of q^2, in the third moment: eigenvalues that all come K times stray K times as far
+POWER = 0.6  # of q^2, the most room for a test: 3 standard errors of 5 leave 97 % of wrong bulks to be found
 
 
 @dataclass(frozen=True)
 class MarchenkoPastur:
     """The law with the bulk's mean and variance, and whether the bulk follows it."""
 
-    fits: bool  # within chance, at the resolution of so many steps
+    fits: bool | None  # within chance, at the resolution of so many steps; None: such would leave room for wrong bulks
     variance: Summary  # v, of entries
     ratio: Summary  # q
     edge: Summary  # v (1 + sqrt q)^2, above which there are outliers alone
     distance: float  # the largest of its distribution to that of the bulk, in parts of one
     resolution: float  # half the width of the band, at its widest
     count: int  # of eigenvalues in the bulk
+    zeros: int = 0  # eigenvalues that steps do not tell from zero, beside those of the bulk, which has none then
 
 
 def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
     """Fit the law of Marchenko and Pastur to a spectrum without the outliers above it.
+
+    Where it does not fit, and zero is an eigenvalue, it is fitted to those above zero alone: a network with more
+    parameters than outputs on all examples has more zeros than the law allows.
 
     Raises:
         ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, or a probe has a
             single node.
     """
     refuse_indefinite(measure, semidefinite)
-    bulk = without(measure, outliers(without_zeros(measure)).above)
+    above = without_zeros(measure)
+    end = outliers(above).above
+    found = fitted(without(measure, end), semidefinite)
+    if found.fits is not False or above is measure:
+        return found
+    try:
+        other = fitted(without(above, end), semidefinite)
+    except ArgumentError:  # a single eigenvalue of many copies
+        return found
+    return found if other.fits is False else replace(other, zeros=measure.dimension - above.dimension)
+
+
+def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
+    """The law with the mean and variance of a bulk, and the test of it."""
     refuse_zero(bulk)
     if single(bulk):
         raise ArgumentError("`measure`: a probe has a single node, which tells the mean alone")
@@ -56,9 +79,10 @@ def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoP
     edge, third = (summary(some, bulk, semidefinite) for some in (edge_of, third_moment))
     inside, distance, resolution = compared(bulk, variance.value, ratio.value)
     chance = np.hypot(third.standard_error, of_one_matrix(ratio.value, bulk.dimension))
-    room = CHANCE * chance + third.quadrature_error
+    room = max(CHANCE * chance + third.quadrature_error, CLOSE * ratio.value**2)
+    near = inside and bool(abs(third.value) <= room)
     return MarchenkoPastur(
-        fits=inside and bool(abs(third.value) <= room),
+        fits=None if near and room > POWER * ratio.value**2 else near,
         variance=variance,
         ratio=ratio,
         edge=edge,
@@ -76,29 +100,24 @@ def of_one_matrix(ratio: float, size: int) -> float:
 def without_zeros(measure: SpectralMeasure) -> SpectralMeasure:
     """The measure without zero eigenvalues, which would else be taken for the bulk; the same if there are no others."""
     held = measure.nodes > rounding(measure)
-    known, weights = measure.deflated, torch.where(held, measure.weights, 0.0)
-    share = weights.sum(dim=1).mean().item()
-    size = round(share * measure.dimension)
-    if size in (0, measure.dimension):
-        return measure
-    atoms = held[0, :known]
-    return replace(
-        measure,
-        nodes=torch.cat([measure.nodes[:, :known][:, atoms], measure.nodes[:, known:]], dim=1),
-        weights=torch.cat([weights[:, :known][:, atoms], weights[:, known:]], dim=1) / share,
-        dimension=size,
-        deflated=int(atoms.sum()),
-    )
+    size = round(torch.where(held, measure.weights, 0.0).sum(dim=1).mean().item() * measure.dimension)
+    return measure if size in (0, measure.dimension) else restricted(measure, held, size)
 
 
 def without(measure: SpectralMeasure, end: End) -> SpectralMeasure:
     """The measure of the eigenvalues below the outliers above the bulk."""
     if end.smallest is None or end.gap is None:
         return measure
-    inside, known = measure.nodes < end.smallest - end.gap / 2, measure.deflated
-    kept, size = int(inside[0, :known].sum()), measure.dimension - end.count
+    return restricted(measure, measure.nodes < end.smallest - end.gap / 2, measure.dimension - end.count)
+
+
+def restricted(measure: SpectralMeasure, inside: Tensor, size: int) -> SpectralMeasure:
+    """The measure of the `size` eigenvalues that the nodes `inside` (probes, steps) stand for."""
+    known = measure.deflated
+    kept = int(inside[0, :known].sum())
+    size = max(size, kept)
     rest = torch.where(inside, measure.weights, 0.0)[:, known:]
-    rest = rest / rest.sum(dim=1, keepdim=True) * (size - kept) / size if size > kept else rest
+    rest = (rest / rest.sum(dim=1, keepdim=True)).nan_to_num(0.0) * (size - kept) / size
     nodes = torch.where(inside, measure.nodes, measure.nodes[inside].min())
     atoms = nodes[:, :known][:, inside[0, :known]]
     return replace(
@@ -116,7 +135,7 @@ def compared(bulk: SpectralMeasure, variance: float, ratio: float) -> tuple[bool
     top = max(nodes.max(), variance * (1 + ratio**0.5) ** 2)
     grid = np.union1d(np.linspace(0, top, POINTS)[1:], nodes[nodes > NOISE * top])
     band, law = cumulative(bulk, grid), distribution(grid, variance, ratio)
-    room = STRAY / bulk.dimension
+    room = max(STRAY / bulk.dimension, ALIKE)
     inside = bool((law >= band.lower - room).all() and (law <= band.upper + room).all())
     return inside, float(np.abs(law - band.value).max()), float((band.upper - band.lower).max() / 2)
 

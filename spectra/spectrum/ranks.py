@@ -83,15 +83,26 @@ def entropy_rank(measure: SpectralMeasure, semidefinite: bool) -> Summary:
 def outlier_share(measure: SpectralMeasure, semidefinite: bool) -> Summary:
     """The share of the trace that the outliers above the bulk have, of those that the steps have resolved.
 
-    Raises ArgumentError as `effective_rank`.
+    Raises ArgumentError as `effective_rank`, and where no outlier is resolved though some eigenvalue is not known.
     """
     refuse_indefinite(measure, semidefinite)
     refuse_zero(measure)
     end = outliers(measure).above
     if end.smallest is None or end.gap is None:
-        return Summary(0.0, 0.0, 0.0)
+        if known_exactly(measure):
+            return Summary(0.0, 0.0, 0.0)
+        raise ArgumentError(f"`measure`: no outlier is resolved; {hidden(measure)}")
     least = end.smallest - end.gap / 2
     return summary(lambda x, w: (w * (x > least)) @ x / (w @ x), measure, semidefinite)
+
+
+def hidden(measure: SpectralMeasure) -> str:
+    """What could hide outliers that are not resolved: the outermost node stands for all eigenvalues around it."""
+    if measure.probes == 1:
+        return "one probe does not tell whether nodes are converged; take two"
+    shares = torch.where(measure.nodes >= measure.nodes.max(dim=1, keepdim=True).values, measure.weights, 0.0)
+    most = (shares * measure.nodes).sum(dim=1) / (measure.weights * measure.nodes).sum(dim=1)
+    return f"the outermost node of a probe has up to {100 * most.max().item():.2g} % of the trace"
 
 
 def over_largest(measure: SpectralMeasure, semidefinite: bool, power: int) -> Summary:

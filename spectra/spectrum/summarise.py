@@ -6,9 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from spectra.arguments import wrong
 from spectra.errors import ArgumentError
 from spectra.krylov.results import SpectralMeasure
+from spectra.problem.by_inputs import INPUTS
 from spectra.records import summaries as records
 from spectra.records.density import DensityResult
 from spectra.records.files import finite
@@ -25,14 +28,15 @@ RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy", "ent
 
 
 def summarise(
-    result: DensityResult | SpectralMeasure, damping: float | None = None, *, semidefinite: bool | None = None
+    result: Record | DensityResult | SpectralMeasure, damping: float | None = None, *, semidefinite: bool | None = None
 ) -> Summaries:
     """Read ranks, entropy, power law and Marchenko-Pastur edge from a spectral density; it makes no products.
 
     A number that the spectrum does not have, or that so few nodes do not tell, is None, and `left_out` has the reason.
 
     Args:
-        result: an entry of what `spectra.density` or `spectra.load_result` returns, or a spectral measure.
+        result: what `spectra.density` returns; a saved record of it for one matrix, as `spectra.load_result` returns
+            it, or an entry of one; or a spectral measure.
         damping: the number added to each eigenvalue in the log-determinant; None leaves it out.
         semidefinite: the matrix has no negative eigenvalue by definition. If None, what the result tells, and of a
             measure False.
@@ -45,9 +49,12 @@ def summarise(
             `semidefinite` is True.
     """
     if isinstance(result, Record):
-        raise wrong("result", "a record of several", "one of its entries, as `record.results[0]`")
+        if len(result.results) != 1:
+            count = len(result.results)
+            raise wrong("result", f"a record of {count} matrices", "one of its entries, as `record.results[0]`")
+        (result,) = result.results
     if isinstance(result, DensityResult):
-        negative = result.negative
+        negative = vars(result).get("negative")
         semidefinite = bool(negative and not negative.upper) if semidefinite is None else semidefinite
         result = result.measure()
     if not isinstance(result, SpectralMeasure):
@@ -88,6 +95,20 @@ def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: 
     )
 
 
+def completed(record: Record) -> list[DensityResult]:
+    """The results of a record of `density`, those of older versions with summaries of their nodes and weights."""
+    if record.problem.get("wrt") == INPUTS:  # the spectra of single examples
+        return record.results
+    return [with_summaries(entry) for entry in record.results]
+
+
+def with_summaries(entry: DensityResult) -> DensityResult:
+    """The result with summaries, which files of older versions do not hold; without them where a node is not finite."""
+    if entry.summaries or not np.isfinite(entry.nodes).all():
+        return entry
+    return entry.changed(summaries=summarise(entry, entry.damping))
+
+
 def recorded(number: Summary) -> records.Summary:
     """The record of a number with its errors."""
     return records.Summary(**finite(number._asdict()))
@@ -109,4 +130,5 @@ def recorded_bulk(bulk: MarchenkoPastur) -> records.MarchenkoPastur:
         distance=bulk.distance,
         resolution=bulk.resolution,
         count=bulk.count,
+        zeros=bulk.zeros,
     )

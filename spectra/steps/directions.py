@@ -99,7 +99,7 @@ def checkpoint_direction(
     """
     named = dict(problem.model.named_parameters())
     if isinstance(other, str | Path):
-        held, shown = read_parameters(other, {own: p.shape for own, p in named.items()}, key), quoted(other)
+        held, shown = _in_file(other, {own: p.shape for own, p in named.items()}, key), quoted(other)
     else:
         held = dict(other.named_parameters()) if isinstance(other, nn.Module) else dict(other)
         shown = type(other).__name__
@@ -113,6 +113,14 @@ def checkpoint_direction(
         raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
     same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
     return direction(CHECKPOINT, like(problem, way), same, name)
+
+
+def _in_file(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> dict[str, Tensor]:
+    """The parameters in a file. Raises SpectraError, which names `to`."""
+    try:
+        return read_parameters(path, shapes, key)
+    except SpectraError as error:
+        raise SpectraError(str(error).replace("`checkpoint`", "`to`", 1)) from error
 
 
 def directions(

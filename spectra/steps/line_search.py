@@ -27,10 +27,10 @@ ASIDE = 0.05  # of a step: the distance of the points that tell slope and curvat
 TIGHT = 1e-6  # of a step, to which searches go
 FAR = 1000.0  # radii, as far as is looked
 LONGER = 8.0  # times the best step of the quadratic model, as far as is looked at least
-RISES = "no direction of descent: the loss rises along it at first"
-LOST = "the fall of the loss along it is lost in rounding"
-NEVER = "the loss is not back within the range searched"
-FALLS = "the loss still falls at the end of the range searched"
+RISES = "as the loss rises along it at first"
+LOST = "as the fall of the loss along it is lost in rounding"
+NEVER = "as the loss is not back within the range searched"
+FALLS = "as the loss still falls at the end of the range searched"
 
 
 @dataclass(frozen=True)

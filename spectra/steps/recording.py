@@ -16,9 +16,14 @@ from spectra.vectors import norm
 
 
 def point_record(
-    point: Any, directions: Sequence[Direction], slopes: Any, lines: Mapping[str, Line], left_out: Sequence[str]
+    point: Any,
+    directions: Sequence[Direction],
+    slopes: Any,
+    lines: Mapping[str, Line],
+    left_out: Sequence[str],
+    noise: Mapping[str, Any],
 ) -> StepPoint:
-    """The record of the checkpoint and of the loss along its directions."""
+    """The record of the checkpoint and of the loss along its directions; `noise` has the fields of its other parts."""
     return StepPoint(
         loss=point.loss,
         gradient_norm=norm(point.gradient),
@@ -29,6 +34,7 @@ def point_record(
         ],
         left_out=list(left_out),
         evaluations=sum(line.evaluations for line in lines.values()),
+        **noise,
     )
 
 
@@ -73,6 +79,7 @@ def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, 
         along=[
             along_record(*told[name], curvature, met.shares.get(name)) for name, curvature in met.curvatures.items()
         ],
+        **met.noise,
         **cost_of(measurement),
     )
 

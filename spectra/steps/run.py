@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spectra.cluster.distributed import distributed
-from spectra.defaults import TOLERANCE, K
+from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
 from spectra.inputs.spec import parse_spec
 from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
@@ -29,6 +29,7 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.steps.alignment import Alignment, alignment
+from spectra.steps.beside import Beside
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.directions import (
     RATE,
@@ -50,16 +51,21 @@ NO_OPTIMIZER = "no optimizer is given: name a file that holds its state by `opti
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The number of leading eigenvectors, their tolerance, the optimizer, and other checkpoints.
+    """The number of leading eigenvectors, their tolerance, the optimizer, other checkpoints, noise, and balls.
 
     The optimizer is one of torch.optim, what its `state_dict()` returned, or a file, with `?name=AdamW` behind it where
-    the state does not tell; None: that in the checkpoint, if any.
+    the state does not tell; None: that in the checkpoint, if any. Without `ascent_steps` there are no balls.
     """
 
     k: int = K
     tolerance: float = TOLERANCE
     optimizer: Any = None
     to: tuple[Any, ...] = ()
+    noise: bool = True
+    population: bool = False
+    rho: float = RHO
+    adaptive_rho: float = ADAPTIVE_RHO
+    ascent_steps: int = ASCENT_STEPS
 
     command = "step"
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
@@ -84,7 +90,8 @@ def step(session: Session[StepSettings]) -> Record:
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
-        look = Look(session, together, blocks, directions)
+        beside = Beside.of(session)
+        look = Look(session, together, blocks, directions, beside)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
         while matrices:  # each gives its memory back in the end
@@ -97,7 +104,7 @@ def step(session: Session[StepSettings]) -> Record:
                 curvature = guesses[d.name].value if d.name in guesses else None
                 lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
-    record = session.record([], results, point=point_record(point, directions, along, lines, left_out))
+    record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
     return with_earlier(record, found)
 
 
@@ -201,6 +208,7 @@ class Met:
     shares: Mapping[str, Alignment]
     source: str | None
     converged: bool
+    noise: Mapping[str, Any]  # fields of the record on noise and balls
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,7 @@ class Look:
     together: Together
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
+    beside: Beside
 
     def __call__(self, matrix: Prepared) -> Measurement:
         """What the directions meet of one matrix, with what that cost."""
@@ -230,9 +239,11 @@ class Look:
             left = None if left is None else left - spent
             pairs, source = self.leading(counted, name, generator, left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
+        left = None if limit is None else limit - matrix.checks - counted.products - each * (own.products if own else 0)
+        noise_found, apart = self.beside.matrix(counted, name, left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
-        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good)
-        spent = counted.products + each * (own.products if own else 0)
+        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, noise_found)
+        spent = counted.products + each * (own.products if own else 0) + apart
         return matrix.measured(met, spent, time.perf_counter() - start)
 
     def blocks_of(self, matrix: Prepared) -> Any:

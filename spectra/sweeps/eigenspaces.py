@@ -20,7 +20,7 @@ from spectra.spectrum.subspaces import (
     share_inside,
     widest_gap,
 )
-from spectra.sweeps.rows import Found
+from spectra.sweeps.rows import Found, threshold_rows
 
 Weights = Callable[[Found], np.ndarray | None]
 
@@ -43,11 +43,13 @@ def ranks(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def eigenvalue_rows(found: Found) -> Iterator[Row]:
-    """Rows of the eigenvalues of one result, by rank."""
+    """Rows of the eigenvalues of one result, by rank, and of the threshold of stability where there is one."""
     values, residuals, which = numbers(found)
     order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
-    for i in sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i]))):
-        yield found.row("eigenvalue", int(order[i]), float(values[i]), error=float(residuals[i]))
+    ranked = sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i])))
+    rows = [found.row("eigenvalue", int(order[i]), float(values[i]), error=float(residuals[i])) for i in ranked]
+    yield from rows
+    yield from threshold_rows(found, rows)
 
 
 def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
@@ -134,7 +136,10 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
             yield from compared("next", pairs, following, *both)
         if k and (ends := comparable(here, final)):
             yield from compared("last", pairs, last, *ends)
-        if k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
+        if scaled(pairs.found):
+            name = pairs.found.curvature
+            note(f"{name}: the share of updates in leading spaces is left out, as P gives these other coordinates")
+        elif k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
             yield derived(
                 pairs, "update_share", k, share, min(pairs.gap_within(k).bound, 1.0), gap_is_reliable(k, pairs)
@@ -150,6 +155,12 @@ def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray,
     yield derived(pairs, f"overlap_{which}", k, overlap(here, there), error, reliable)
     for i, angle in enumerate(principal_angles(here, there), start=1):
         yield derived(pairs, f"angle_{which}", i, float(angle), None, reliable)
+
+
+def scaled(found: Found) -> bool:
+    """Whether eigenvectors are in coordinates P^1/2 x, not in those of the parameters; SGD has P = I."""
+    of = found.problem.get("precondition")
+    return of is not None and of.get("optimizer") != "SGD"
 
 
 def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -43,7 +43,7 @@ def collect(plan: Plan) -> Evolution:
     evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
-    return replace(evolution, learning_rate=plan.learning_rate)
+    return with_rate(evolution, plan.learning_rate)
 
 
 def label_of(task: Any) -> str:
@@ -63,7 +63,15 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     evolution = evolve(homes, COMMANDS)
     if not evolution.rows:
         raise SpectraError(f"{directory}: no folder in it holds a result; name the one that results were written to")
-    return replace(evolution, learning_rate=learning_rate, unfinished=())
+    return replace(with_rate(evolution, learning_rate), unfinished=())
+
+
+def with_rate(evolution: Evolution, rate: float | None) -> Evolution:
+    """The evolution with the learning rate of gradient descent, unless eigenvalues are preconditioned."""
+    if rate and evolution.precondition:
+        note = "learning_rate: 2 / learning rate is no limit of preconditioned eigenvalues, and is not drawn"
+        return replace(evolution, notes=(*evolution.notes, note))
+    return replace(evolution, learning_rate=rate)
 
 
 def record_in(directory: Path, command: str) -> Record | None:
@@ -83,7 +91,16 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
     rows += between_checkpoints(found, notes.setdefault)
-    return Evolution(rows=tuple(in_order(rows)), axis=axis, unfinished=tuple(unfinished), notes=tuple(notes))
+    of = [f.problem.precondition for f in found if f.command == "eig" and f.problem.get("precondition")]
+    for reason in dict.fromkeys(one.get("threshold_reason") for one in of if one.get("threshold_reason")):
+        notes.setdefault(f"threshold: none of stability, as {reason}")
+    return Evolution(
+        rows=tuple(in_order(rows)),
+        axis=axis,
+        precondition=tuple(dict.fromkeys(one.get("optimizer") or one.spec for one in of)),
+        unfinished=tuple(unfinished),
+        notes=tuple(notes),
+    )
 
 
 def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ QUANTITIES = {  # in the table's order, with what `index` and `error` are
     "loss": "mean loss",
     "accuracy": "share of right classes",
     "eigenvalue": "index: 1 the largest, 2 the second; -1 the smallest, -2 the second; error: residual",
+    "learning_rate": "of the optimizer by whose preconditioner eigenvalues are; empty where P / rate stands for P",
+    "threshold": "of stability of that optimizer, in the units of eigenvalues; upper: where it lies in an interval",
+    "over_threshold": "eigenvalue over threshold, above 1 at an unstable direction; index: as of eigenvalues",
     "trace": "error: standard error",
     "negative_share": "share of eigenvalues below zero, between its 95 % limits",
     "gap": "(lambda_k - lambda_k+1) / lambda_k; index: k of the leading eigenspace; error: from residuals",
@@ -52,6 +55,22 @@ class Found:
         entry = self.entry
         cost = {"products": entry.products, "converged": entry.converged, "command": self.command}
         return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
+
+
+def threshold_rows(found: Found, eigenvalues: Sequence[Row]) -> Iterator[Row]:
+    """Rows of the threshold of stability, and of eigenvalues over it, where they are of a preconditioned matrix."""
+    if (of := found.problem.get("precondition")) is None:
+        return
+    untaken = {"products": None, "converged": None}  # what no product was made for
+    if (rate := of.get("rate")) is not None:
+        yield found.row("learning_rate", None, rate, **untaken)
+    if (threshold := of.threshold_of(found.curvature)) is None:
+        return
+    yield found.row("threshold", None, threshold, upper=of.get("threshold_upper"), **untaken)
+    for row in eigenvalues:
+        if row.value is not None and row.error is not None:
+            value, error = (number / threshold for number in (row.value, row.error))
+            yield replace(row, quantity="over_threshold", value=value, error=error)
 
 
 def trace_rows(found: Found) -> Iterator[Row]:

@@ -162,6 +162,8 @@ def examined(task: Task, command: str) -> tuple[Record | None, str]:
     asked, options = task.recorded.get(command, {}), record.problem.options or {}
     if any(asked[name] != options[name] for name in (asked.keys() & options.keys()) - FREE):
         return None, ""
+    if asked.get("precondition") != options.get("precondition"):  # which older results do not list
+        return None, ""
     return (record if same_checkpoint(task, path, record) else None), ""
 
 

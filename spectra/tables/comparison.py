@@ -12,7 +12,7 @@ from spectra.records.compare import Agreement, CompareResult, Pair, Subsample
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
 from spectra.tables.outliers import class_table, outlier_table
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import corner, cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, counted
 
 MOST_OVERLAPS = 6  # columns of the short table
@@ -28,7 +28,7 @@ def compare_text(record: Record) -> str:
 def compare_parts(record: Record) -> list[Any]:
     """Matrices, pairs by what is asked of them, causes; then what other data and fewer examples give; the cost."""
     results, pairs = record.results, record.pairs or []
-    parts = [heading(record.problem), matrix_table(results)]
+    parts = [heading(record.problem), matrix_table(record)]
     if pairs:
         parts += ["A against B: distance |A - B| / |A|, best scale c* = <A, B> / |B|²", distance_table(pairs)]
         parts += [
@@ -76,10 +76,10 @@ def subsample_table(entry: Subsample):
     return table
 
 
-def matrix_table(results: Sequence[CompareResult]):
+def matrix_table(record: Record):
     """The table of norms, traces and leading eigenvalues."""
-    table = new_table("", "|A|", "trace", "leading λ ± residual")
-    for r in results:
+    table = new_table(corner(record), "|A|", "trace", "leading λ ± residual")
+    for r in record.results:
         leading = brief(r.values[0], r.residuals[0]) if len(r.values) else ""
         table.add_row(r.curvature, estimate(r.norm), estimate(r.trace), leading)
     return table

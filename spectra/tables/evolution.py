@@ -7,10 +7,12 @@ from typing import Any
 
 from spectra.quoting import quoted
 from spectra.records.density import Share
+from spectra.records.precondition import number
 from spectra.records.sweep import Evolution, Row
 from spectra.tables.results import new_table, percentage, rendered
 from spectra.wording import with_error
 
+CERTAIN = 5e-4  # of a number whose first three digits are shown without their error
 MOST_LINES = 12  # of a matrix in the short table
 
 
@@ -24,15 +26,26 @@ def evolution_parts(evolution: Evolution) -> list[Any]:
     parts: list[Any] = []
     seeds = len({seed for _, seed in evolution.series()}) > 1
     for curvature, seed in evolution.series():
-        name = quoted(curvature)
-        parts += [f"{name}, seed {seed}" if seeds else name, short_table(evolution, curvature, seed)]
+        name = f"{quoted(curvature)}, seed {seed}" if seeds else quoted(curvature)
+        parts += [f"{name}{threshold_text(evolution, curvature, seed)}", short_table(evolution, curvature, seed)]
     return parts
+
+
+def threshold_text(evolution: Evolution, curvature: str, seed: int) -> str:
+    """Whose preconditioner a matrix has, and the threshold of stability, or the least and the greatest of them."""
+    if not evolution.precondition:
+        return ""
+    rows = evolution.select("threshold", curvature=curvature, seed=seed)
+    values = [row.value for row in rows if row.value is not None]
+    ends = " to ".join(dict.fromkeys(map(number, (min(values), max(values))))) if values else "none"
+    return f", preconditioned by {', '.join(map(quoted, evolution.precondition))}; threshold of stability: {ends}"
 
 
 def short_table(evolution: Evolution, curvature: str, seed: int):
     """The table of the main numbers of one matrix over the checkpoints."""
     cells = {
         "λ1": one_of(evolution.select("eigenvalue", curvature=curvature, seed=seed, index=1)),
+        "λ1 / threshold": one_of(evolution.select("over_threshold", curvature=curvature, seed=seed, index=1)),
         "trace": one_of(evolution.select("trace", curvature=curvature, seed=seed)),
         "% < 0": one_of(evolution.select("negative_share", curvature=curvature, seed=seed)),
         "overlap": one_of(evolution.select("overlap_next", curvature=curvature, seed=seed)),
@@ -71,4 +84,6 @@ def cell(row: Row | None) -> str:
         return percentage(Share.known(value=row.value, lower=row.lower, upper=row.upper))
     if row.quantity == "overlap_next":
         return f"{row.value:.3f}" if row.converged else f"{row.value:.3f} (no gap)"
+    if row.quantity == "over_threshold" and row.error is not None and row.error < CERTAIN * abs(row.value):
+        return f"{row.value:.3g}"
     return f"{row.value:.4g}" if row.error is None else with_error(row.value, row.error, most=6)

@@ -10,7 +10,7 @@ from rich.table import Table
 from spectra.quoting import readable
 from spectra.records.layers import Block, LayersResult
 from spectra.records.record import Record
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered, title
 from spectra.wording import brief
 
 MOST = 40  # rows of a table
@@ -36,7 +36,7 @@ def layers_parts(record: Record) -> list[str | Table]:
     parts: list[str | Table] = [heading(record.problem), TRACES]
     for entry in record.results:
         blocks, left_out = sorted_blocks(entry)
-        parts += [subject(entry), trace_table(blocks, entry)]
+        parts += [subject(record, entry), trace_table(blocks, entry)]
         if any(block.leading for block in blocks):
             parts += [MEANING, eigenvector_table(blocks)]
         if left_out:
@@ -49,9 +49,9 @@ def layers_parts(record: Record) -> list[str | Table]:
     return [*parts, notes, *remarks(record)]
 
 
-def subject(entry: LayersResult) -> str:
+def subject(record: Record, entry: LayersResult) -> str:
     """The line on what the tables below it are of."""
-    text = f"\n{entry.curvature}, by {entry.by}: trace {cell(entry.trace, entry.standard_error)}"
+    text = f"\n{title(record, entry)}, by {entry.by}: trace {cell(entry.trace, entry.standard_error)}"
     if entry.leading:
         text += f", leading eigenvalue {cell(*entry.leading)}"
     return text + order(entry)

@@ -16,9 +16,11 @@ from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.records.density import Share
 from spectra.records.eig import EigResult
 from spectra.records.entry import Entry
+from spectra.records.precondition import titled
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
+from spectra.tables.precondition import precondition_line, threshold_lines
 from spectra.wording import counted, with_error
 
 WIDTH = 80
@@ -42,11 +44,6 @@ UNPROVEN = (
 )
 
 
-def eig_text(record: Record) -> str:
-    """The record of `eig` as text of 80 columns."""
-    return rendered(*eig_parts(readable(record)))
-
-
 def eig_parts(record: Record) -> list[str | Table]:
     """Eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
@@ -60,7 +57,7 @@ def eig_parts(record: Record) -> list[str | Table]:
         meaning = EIGENVALUES
     for first in range(0, len(results), 2 if single else 3):  # as many matrices as fit 80 columns
         some = results[first : first + (2 if single else 3)]
-        table = new_table("", *(mean_columns(some) if single else [r.curvature for r in some]))
+        table = new_table("", *(mean_columns(some) if single else [title(record, r) for r in some]))
         rows = mean_rows(some) if single else eigenvalue_rows(some)
         for i, cells in enumerate(rows, start=1):
             table.add_row(str(i), *cells)
@@ -120,7 +117,7 @@ def trace_parts(record: Record) -> list[str | Table]:
             table.add_row(r.curvature, *trace_cells(r))
             costs.add_row(r.curvature, *cost_cells(r))
         return [heading(record.problem), TRACES, table, costs, *remarks(record)]
-    table = new_table("", "trace", "products", "s", "set-up s", "converged")
+    table = new_table(corner(record), "trace", "products", "s", "set-up s", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
     return [heading(record.problem), "trace ± standard error", table, *remarks(record)]
@@ -128,7 +125,7 @@ def trace_parts(record: Record) -> list[str | Table]:
 
 def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
     """The distribution of each matrix; below it `more`, of the same measures."""
-    table = new_table("", "min", "max", "mean", "% < 0", "products")
+    table = new_table(corner(record), "min", "max", "mean", "% < 0", "products")
     for r in record.results:
         held = r.nodes[r.weights != 0]
         means = (r.weights * r.nodes).sum(1)
@@ -162,12 +159,25 @@ def heading(problem: ProblemRecord) -> str:
     sizes = f"{some}{counted(total, 'parameter')}, {counted(problem.examples, 'example')}"
     if size := problem.get("input_size"):
         sizes = f"by inputs of {counted(size, 'number')}, {counted(problem.samples or problem.examples, 'example')}"
-    return f"{where} on {data}{transform}: {sizes}, {loss}{part} {problem.loss_value:.4g}"
+    line = f"{where} on {data}{transform}: {sizes}, {loss}{part} {problem.loss_value:.4g}"
+    found = problem.get("precondition")
+    return f"{line}\n{precondition_line(found)}" if found else line
+
+
+def corner(record: Record) -> str:
+    """The head of a column of names of matrices, empty where they are as they are named."""
+    return "preconditioned" if record.problem.get("precondition") else ""
+
+
+def title(record: Record, entry: Entry) -> str:
+    """The name of a matrix at the head of its numbers."""
+    return titled(entry.curvature, record.problem.get("precondition"))
 
 
 def remarks(record: Record) -> list[str]:
     """The lines below the tables on what a reader of the numbers has to know besides."""
-    lines = [
+    lines = [*threshold_lines(record)]
+    lines += [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
         for r in record.results
         if r.projected_from

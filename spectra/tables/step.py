@@ -9,6 +9,7 @@ from spectra.quoting import readable
 from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.tables.landscape import cell
+from spectra.tables.noise import noise_parts, worst_parts
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
@@ -34,6 +35,7 @@ def step_parts(record: Record) -> list[Any]:
     if (entry := next((one for one in results if has_layers(one)), None)) is not None:
         one = entry.along[min(1, len(entry.along) - 1)]
         parts += [f"{entry.curvature} along {one.direction}, {OF_LAYERS}", layer_table(one)]
+    parts += [*noise_parts(point, results), *worst_parts(point, results)]
     return [*parts, cost_table(results), *remarks(record)]
 
 
@@ -75,8 +77,13 @@ def reasons(point: StepPoint) -> Iterator[str]:
     for d in point.directions:
         for what, found in (("best", d.best), ("critical", d.critical)):
             if found.reason and not (what == "critical" and found.reason == d.best.reason):
-                yield f"{d.name}: no {what} step (t up to {d.searched:.3g}): {found.reason}"
+                yield f"{d.name}: no {what} step, {found.reason}{far(d, found)}"
     yield from (f"left out: {text}" for text in point.left_out)
+
+
+def far(d: StepDirection, found: StepFound) -> str:
+    """How far was looked, where that is why there is no step."""
+    return f" (t up to {d.searched:.3g})" if "range" in (found.reason or "") else ""
 
 
 def shares_told(entry: StepResult) -> str:

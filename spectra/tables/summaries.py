@@ -62,9 +62,12 @@ def power_law_line(law: PowerLaw) -> str:
 def marchenko_pastur_line(law: MarchenkoPastur) -> str:
     """Whether the bulk follows the law of Marchenko and Pastur, and its edge if so."""
     distance = f"distance {law.distance:.2f}, resolved {law.resolution:.2f}"
+    if law.fits is None:
+        return f"Marchenko-Pastur not tested: too few probes or steps ({distance})"
     if not law.fits:
         return f"Marchenko-Pastur does not fit the bulk ({distance})"
-    return f"Marchenko-Pastur fits the bulk: edge {cell(law.edge)}, ratio {cell(law.ratio)} ({distance})"
+    bulk = f"the bulk of {law.count:,} beside {law.zeros:,} at zero" if law.zeros else "the bulk"
+    return f"Marchenko-Pastur fits {bulk}: edge {cell(law.edge)}, ratio {cell(law.ratio)} ({distance})"
 
 
 def reasons(found: Summaries) -> list[str]:

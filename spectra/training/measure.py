@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from spectra.curvature.operator import Curvature
 from spectra.krylov.deflation import with_deflation
-from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.methods import TRACE
+from spectra.krylov.warm_start import WarmStart
+from spectra.optimizer.preconditioner import Preconditioner
 from spectra.product_checks import CHECKS
 from spectra.run.measurement import Measurement
 from spectra.run.measurement import measure as measure_by
@@ -21,35 +22,65 @@ FEWEST = 4  # products for a trace: of fewer there is no standard error
 
 
 class Found(NamedTuple):
-    """The measurements of eigenpairs and of the trace, and the method for the latter."""
+    """The measurements of eigenpairs and, where it is asked for, of the trace, with the method for that."""
 
     eigenpairs: Measurement
-    trace: Measurement
-    trace_method: str
+    trace: Measurement | None
+    trace_method: str = ""
+
+    @property
+    def products(self) -> int:
+        """The products of both."""
+        return self.eigenpairs.products + (self.trace.products if self.trace else 0)
 
 
-def least(k: int) -> int:
+def least(k: int, trace: bool) -> int:
     """The fewest products that `measure` can do with."""
-    return CHECKS + 2 * max(k + 1, FEWEST)
+    return CHECKS + (1 + trace) * max(k + 1, FEWEST)
 
 
-def measure(matrix: Curvature, products: int, k: int, tolerance: float, rtol: float, seed: int, vectors: Path) -> Found:
+def measure(
+    matrix: Curvature,
+    found: Preconditioner | None,
+    warm_start: WarmStart,
+    products: int,
+    rtol: float | None,
+    seed: int,
+    vectors: Path,
+) -> Found:
     """Measure top eigenvalues and the trace of one matrix for at most so many products in all, checks included.
 
     At most half of what the checks leave goes to the eigenvalues, the rest to the trace of the complement of their
     eigenvectors. Where the exact trace costs no more it is taken instead. The set-up and the checks count with the
-    eigenvalues. `vectors` is where the eigenvectors will lie that are projected out.
+    eigenvalues.
+
+    Products are checked by `check_operator` where the complement is searched too. In between, the one product by which
+    the search checks its answer takes their place: it shows whether the matrix is repeatable, linear and symmetric.
+
+    Args:
+        matrix: the matrix.
+        found: the preconditioner that is put around it; None: the matrix itself.
+        warm_start: the searches for its eigenpairs, from recording to recording.
+        products: the most in all.
+        rtol: the relative standard error of the trace; None: no trace.
+        seed: of probes, and of the first search's starting vector.
+        vectors: where the eigenvectors will lie that are projected out.
     """
-    half = (products - CHECKS) // 2
-    solve = partial(eigenpairs, k=k, tolerance=tolerance)
-    pairs = measure_by(matrix, solve, seed=seed, left=lambda spent: half)
+    operator = found and found.around(matrix)
+    check = warm_start.due
+    most = products - CHECKS * check
+    share = most if rtol is None else most // 2
+    pairs = measure_by(matrix, warm_start.eigenpairs, operator, seed=seed, check=check, left=lambda spent: share)
+    if rtol is None:
+        return Found(pairs, None)
 
     left = products - pairs.products
-    method = usual_method(matrix, left)
+    method = "xtrace" if found else usual_method(matrix, left)  # a preconditioned matrix has no factor
     known = pairs.answer if method == "xtrace" and pairs.answer.values.isfinite().all() else None
     trace = measure_by(
         matrix,
         partial(with_deflation(resolve_name(TRACE[method])), rtol=rtol),
+        operator,
         seed=seed,
         check=False,
         known=lambda _: known,

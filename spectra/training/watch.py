@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectra.arguments import require_integer, require_number
 from spectra.curvature.evaluation import evaluate
@@ -24,19 +24,27 @@ from spectra.inputs.devices import DTYPES, brought, recorded_device
 from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.krylov.warm_start import WarmStart
+from spectra.optimizer.entry import NotStepped
+from spectra.optimizer.preconditioner import Preconditioner, preconditioner
 from spectra.problem.problem import Problem
+from spectra.problem.side_effects import generators_restored
 from spectra.problem.undisturbed import undisturbed
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
+from spectra.records.precondition import PreconditionRecord
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.training.examples import examples_of
 from spectra.training.measure import Found, least, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
+from spectra.training.trackers import scalars, tracker
 from spectra.wording import outline
 
 log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
+NEAR = 0.8  # of the threshold, from which on an eigenvalue is near it
+MOST = 4  # times k: the most eigenvalues that are listed near the threshold
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,22 @@ class Recording:
     directory: Path
     loss: float  # the mean over the examples watched, in eval mode
     eigenpairs: dict[str, Eigenpairs]
-    traces: dict[str, TraceEstimate]
+    traces: dict[str, TraceEstimate]  # empty where none is asked for
+    products: int  # in all, checks included
     seconds: float  # in all
+    searched: dict[str, int | None]  # the last step at which eigenvalues beside the listed ones were searched for
+    following: dict[str, int]  # how many eigenvalues the next recording lists: more than k near the threshold
+    threshold: float | None = None  # of stability of the optimizer, in the units of the eigenvalues
+
+    @property
+    def edge(self) -> dict[str, Tensor]:
+        """The eigenvalues over the threshold (k,), by matrix: beyond 1 a quadratic diverges. Empty without one."""
+        return {} if self.threshold is None else {n: p.values / self.threshold for n, p in self.eigenpairs.items()}
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
+        thresholds = {} if self.threshold is None else dict.fromkeys(self.eigenpairs, self.threshold)
+        return scalars(self.loss, self.seconds, self.products, self.eigenpairs, self.traces, thresholds)
 
     __repr__ = outline
 
@@ -63,9 +85,14 @@ class Watch:
             watch(step)
 
     A call at a step that `every` divides leaves OUT/step-000100/eig.json, eig.npz and trace.json and returns a
-    Recording, others return None. Training is unchanged, bit for bit (see `undisturbed`). Starting vectors and probes
-    are the same at every step: a curve over training shows the matrix and not the draws. Forward hooks that only look
-    on, as those that log activations, are left out of recordings, but for one call each, which shows that they do.
+    Recording, others return None. Training is unchanged, bit for bit (see `undisturbed`). Probes of traces are the same
+    at every step: a curve over training shows the matrix and not the draws. Forward hooks that only look on, as those
+    that log activations, are left out of recordings, but for one call each, which shows that they do.
+
+    A recording starts from the eigenvectors of the last one, and takes as many products as residuals ask for. Each
+    value is an eigenvalue within its residual. Whether others are larger is searched for at every fifth recording, and
+    at once where eigenvalues or eigenvectors have changed by much (`spectra.krylov.warm_start`): `complete` tells what
+    that search has excluded, and is None where there was none; `searched` is the step of the last one.
 
     A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is reported in one line
     by Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
@@ -83,15 +110,26 @@ class Watch:
         out: the directory in which each recording makes its own.
         every: the number of steps from one recording to the next.
         products: the most matrix-vector products of a recording, all matrices and checks included, shared equally by
-            the matrices. Up to half of a matrix's share goes to eigenvalues, and what they leave to the trace.
+            the matrices. Up to half of a matrix's share goes to eigenvalues, and what they leave to the trace; without
+            a trace, all of it.
         k: the number of eigenvalues of largest magnitude.
         curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
         tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
         rtol: the standard error over |trace| at which the trace has converged. Products are spared where tolerances
             are met sooner; `converged` says whether they were.
-        seed: seed of starting vectors, probes and drawn labels, the same at every step.
+        trace: whether to record the trace too.
+        warm: start from the eigenvectors of the last recording, of which k n numbers are kept in the host's memory.
+            Without it every recording starts afresh, and the same point gives the same numbers, bit for bit.
+        optimizer: the optimizer of torch that trains the model. The matrix is then what that optimizer meets, its
+            preconditioner around the named one (`spectra.preconditioner`), as it is at each recording; its threshold of
+            stability is recorded too, and up to 4 k eigenvalues where some are near that. Before its first step nothing
+            can be recorded, unless it has no state, as plain SGD.
+        seed: seed of starting vectors, probes and drawn labels.
         memory: bytes that products may take besides model and data, by default a quarter of the device's.
         save_vectors: leave eigenvectors in eig.npz, k n numbers a recording: overlaps between steps need them.
+        log: where each recording's numbers go besides files: an object with .log(values, step), as wandb's run, a
+            SummaryWriter of TensorBoard, a logger of Lightning's, or a function (values, step). Where it fails, that is
+            one line too.
         options: further fields of spectra.Problem, as weight_decay or output_key.
     """
 
@@ -108,9 +146,13 @@ class Watch:
         curvature: str | Sequence[str] = "hessian",
         tolerance: float = TOLERANCE,
         rtol: float = 0.05,
+        trace: bool = True,
+        warm: bool = True,
+        optimizer: Any = None,
         seed: int = 0,
         memory: int | None = None,
         save_vectors: bool = False,
+        log: Any = None,
         **options: Any,
     ):
         if not isinstance(model, nn.Module):
@@ -119,13 +161,16 @@ class Watch:
         self.out, self.every, self.products, self.k = Path(out), every, products, k
         self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
         self.tolerance, self.rtol, self.seed, self.memory = tolerance, rtol, seed, memory
+        self.trace, self.warm, self.optimizer = trace, warm, optimizer
         self.save_vectors, self.options = save_vectors, options
+        self.tracker = None if log is None else tracker(log)
         self._refuse_numbers()
         with undisturbed(self.model):
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
         if output:
             self.options = {"output_key": output, **options}
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
+        self._warm_starts, self._searched = {name: self._warm_start() for name in self.curvature}, {}
         with undisturbed(self.model), self._unobserved():
             self._first_look()
 
@@ -135,11 +180,22 @@ class Watch:
             return None
         try:
             with undisturbed(self.model), self._unobserved():
-                return self._record(step)
+                recording = self._record(step)
         except Exception as error:
             told = error if isinstance(error, SpectraError) else describe(error)
             log.warning("spectra.watch: step %d is not recorded: %s", step, told)
             return None
+        self._track(recording)
+        return recording
+
+    def _track(self, recording: Recording) -> None:
+        if self.tracker is None:
+            return
+        try:
+            with generators_restored():
+                self.tracker(recording.scalars(), recording.step)
+        except Exception as error:
+            log.warning("spectra.watch: step %d is not logged: %s", recording.step, describe(error))
 
     def _refuse_numbers(self) -> None:
         for name, number in {"every": self.every, "k": self.k, "products": self.products}.items():
@@ -148,7 +204,7 @@ class Watch:
             require_number(name, number)
         if not self.curvature:
             raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
-        count, fewest = len(self.curvature), len(self.curvature) * least(self.k)
+        count, fewest = len(self.curvature), len(self.curvature) * least(self.k, self.trace)
         if self.products < fewest:
             what = "a matrix" if count == 1 else f"{count} matrices"
             raise SpectraError(f"`products` {self.products}: {what} with k = {self.k} takes {fewest}; give as many")
@@ -158,7 +214,10 @@ class Watch:
         problem = self._problem()
         if self.k > problem.size:
             raise SpectraError(f"`k` {self.k}: the matrix has {problem.size} rows; ask for at most as many eigenvalues")
+        self._size = problem.size
         evaluate(problem)
+        if self.optimizer is not None:
+            self._refuse_optimizer(problem)
         for name in self.curvature:
             Curvature(problem, name, self.memory, products=0).prepare()
         prepare_directory(self.out)
@@ -187,41 +246,96 @@ class Watch:
             )
         return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
 
+    def _warm_start(self) -> WarmStart:
+        return WarmStart(self.k, self.tolerance)
+
+    def _refuse_optimizer(self, problem: Problem) -> None:
+        """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
+        if decay := problem.weight_decay:
+            raise SpectraError(
+                f"`weight_decay` {decay:g}: `optimizer` has a weight decay of its own, which would count twice; leave "
+                "`weight_decay` out"
+            )
+        try:
+            preconditioner(self.optimizer, problem.model, problem.parameters)
+        except NotStepped:
+            if stepped(self.optimizer):
+                raise
+
+    def _preconditioner(self, problem: Problem) -> Preconditioner | None:
+        """The preconditioner as it is now, where there is an optimizer. Raises SpectraError before its first step."""
+        if self.optimizer is None:
+            return None
+        try:
+            return preconditioner(self.optimizer, problem.model, problem.parameters)
+        except NotStepped as error:
+            if stepped(self.optimizer):
+                raise
+            raise SpectraError("`optimizer`: it has had no step yet, so that it has no state") from error
+
     def _record(self, step: int) -> Recording:
         start, directory = time.perf_counter(), self.out / f"step-{step:06d}"
         problem = self._problem()
-        about = self._about(step, problem)
+        met = self._preconditioner(problem)
+        about = self._about(step, problem, met)
         share = self.products // len(self.curvature)
-        found = [
-            measure(
+        if not self.warm:
+            self._warm_starts = {name: self._warm_start() for name in self.curvature}
+        found = {
+            name: measure(
                 Curvature(problem, name, self.memory, share),
+                met,
+                self._warm_starts[name],
                 share,
-                self.k,
-                self.tolerance,
-                self.rtol,
+                self.rtol if self.trace else None,
                 self.seed,
                 directory / "eig.npz",
             )
             for name in self.curvature
-        ]
-        self._write(directory, about, found)
+        }
+        searched = self._searched | {n: step for n, f in found.items() if f.eigenpairs.answer.complete is not None}
+        self._write(directory, about, list(found.values()), searched)
+        self._searched = searched
+        threshold = met and met.threshold.value
+        for name, one in found.items():
+            self._warm_starts[name].k = self._following(one.eigenpairs.answer.values, threshold)
         return Recording(
             step,
             directory,
             about.loss_value,
-            {m.curvature: m.answer for m, _, _ in found},
-            {m.curvature: m.answer for _, m, _ in found},
+            {name: one.eigenpairs.answer for name, one in found.items()},
+            {name: one.trace.answer for name, one in found.items() if one.trace},
+            sum(one.products for one in found.values()),
             time.perf_counter() - start,
+            {name: searched.get(name) for name in found},
+            {name: self._warm_starts[name].k for name in found},
+            threshold,
         )
 
-    def _write(self, directory: Path, about: ProblemRecord, found: list[Found]) -> None:
-        pairs = [EigResult.of(f.eigenpairs, "lanczos", vectors=self.save_vectors) for f in found]
-        traces = [TraceResult.of(f.trace, f.trace_method) for f in found]
+    def _following(self, values: Tensor, threshold: float | None) -> int:
+        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold."""
+        near = 0 if threshold is None else int((values >= NEAR * threshold).sum())
+        most, share = MOST * self.k, self.products // len(self.curvature)
+        while most > self.k and least(most, self.trace) > share:
+            most -= 1
+        return max(self.k, min(near + 2, most, self._size)) if near else self.k
+
+    def _write(
+        self, directory: Path, about: ProblemRecord, found: list[Found], searched: dict[str, int | None]
+    ) -> None:
+        pairs = [
+            EigResult.of(
+                f.eigenpairs, "lanczos", vectors=self.save_vectors, last_search=searched.get(f.eigenpairs.curvature)
+            )
+            for f in found
+        ]
+        traces = [TraceResult.of(f.trace, f.trace_method) for f in found if f.trace]
         prepare_directory(directory)
         Record(command="eig", problem=about, results=pairs).save(directory)
-        Record(command="trace", problem=about, results=traces).save(directory)
+        if traces:
+            Record(command="trace", problem=about, results=traces).save(directory)
 
-    def _about(self, step: int, problem: Problem) -> ProblemRecord:
+    def _about(self, step: int, problem: Problem, met: Preconditioner | None) -> ProblemRecord:
         """The problem as results of the command line tell it, as far as it has such names."""
         value, name, device = evaluate(problem), type(self.model).__name__, problem.device
         return ProblemRecord.known(
@@ -237,6 +351,7 @@ class Watch:
             samples=sum(map(len, problem.batches)),
             batch_size=max(map(len, problem.batches)),
             weight_decay=problem.weight_decay,
+            precondition=met and PreconditionRecord.of(type(self.optimizer).__name__, met),
             mc_samples=problem.mc_samples,
             output=problem.output_key,
             memory=self.memory,
@@ -257,6 +372,11 @@ class Watch:
 
 
 watch = Watch  # as a loop calls it
+
+
+def stepped(optimizer: Any) -> bool:
+    """Whether an optimizer, or what is given as one, has a state already."""
+    return bool(getattr(optimizer, "state", True))
 
 
 def first_process() -> bool:

@@ -146,22 +146,45 @@ class Factor:
 
     def trace(self) -> float:
         """The trace of F'F, the sum of all squares in F: for any number of rows, as none is stored."""
-        total = passes = 0.0
         with self._settings():
-            for part in self._parts(own_batches(self.problem)):
-                found = linear_squares(self.problem, part)
-                total += sum(found.values())
-                known = {i for key in found for i in key}
-                if rest := self._besides(known):
-                    total += sum(row_squares(row[None]).item() for row in self._gradients(part, rest))
-                passes += self._share(part) * self._passes_of(part, bool(known), bool(rest))
-
-        total, passes = self.problem.processes.totals(total, passes)
+            total, passes = self._totals([(squares.sum().item(), passes) for _, squares, passes in self._squares()])
         self._passes += passes
         if self.definition.subtracts_mean_gradient:
             total -= row_squares(mean_gradient(self.problem)[None]).item()
             self._passes += 1
         return total
+
+    def squares(self) -> Tensor:
+        """The sum of |row|^2 over the rows of F of each of this process's examples (N,), in float64.
+
+        Nothing is subtracted for a mean gradient. It is not there for a matrix that is made of batches.
+        """
+        found, spent = [torch.zeros(0, dtype=torch.float64)], []
+        with self._settings():
+            for part, squares, passes in self._squares():
+                every = torch.zeros(part.kept.shape, dtype=torch.float64)
+                every[part.kept.cpu()] = squares.cpu()
+                examples = self.problem.counted(part.kept.sum(dim=1).flatten(), part.batch).cpu()
+                found.append(every.sum(dim=1).flatten()[examples])
+                spent.append((0.0, passes))
+        self._passes += self._totals(spent)[1]
+        return torch.cat(found)
+
+    def _squares(self) -> Iterator[tuple[BatchRoot, Tensor, float]]:
+        """Yield this process's parts, with |row|^2 (size,) of their rows of F and the passes that these took."""
+        for part in self._parts(own_batches(self.problem)):
+            found = linear_squares(self.problem, part)
+            known = {i for key in found for i in key}
+            squares = torch.zeros(part.size, dtype=torch.float64, device=device_of_vectors(self.problem.device))
+            for more in found.values():
+                squares += more
+            if (rest := self._besides(known)) and part.size:
+                squares += torch.cat([row_squares(row[None]) for row in self._gradients(part, rest)])
+            yield part, squares, self._share(part) * self._passes_of(part, bool(known), bool(rest))
+
+    def _totals(self, numbers: list[tuple[float, float]]) -> list[float]:
+        """The sums of both numbers, over all processes."""
+        return self.problem.processes.totals(sum(x for x, _ in numbers), sum(y for _, y in numbers))
 
     def times(self, vectors: Tensor) -> Tensor:
         """F v for each row v of `vectors` (k, n): (k, rows)."""

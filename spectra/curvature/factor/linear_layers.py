@@ -111,20 +111,19 @@ def linear_features(problem: Problem, part: BatchRoot, keys: Container[tuple[int
     }
 
 
-def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], float]:
-    """The sum of squares of the rows of F by each linear layer, without storing a row."""
+def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], Tensor]:
+    """|row|^2 (size,) of the part's rows of F by each linear layer, in float64, without storing a row."""
     rows, calls = linear_calls(problem, part.batch, len(part.roots))
     sums = [torch.zeros_like(call.added) for call in calls]
-    squares = [
-        torch.zeros(len(call.added), dtype=torch.float64, device=device_of_vectors(call.added.device)) for call in calls
-    ]
-    for _, found in by_kind(rows, calls, part):
+    kept = part.kept.to(device_of_vectors(part.kept.device))
+    squares = [torch.zeros(kept.shape, dtype=torch.float64, device=kept.device) for _ in calls]
+    for (i, position), found in by_kind(rows, calls, part):
         for total, square, slope in zip(sums, squares, found, strict=True):
             total += slope
-            square += row_squares(slope)
+            square[:, i, position] = row_squares(slope)
     sound = by_unit(rows, calls, part, sums)
     return {
-        call.key: (row_squares(call.features) @ square).item()
+        call.key: (row_squares(call.features)[:, None, None] * square)[kept]
         for call, square, good in zip(calls, squares, sound, strict=True)
         if good
     }

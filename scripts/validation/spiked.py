@@ -1,0 +1,72 @@
+"""Spiked random matrices: outliers and the edge of the bulk, as Papyan (2020) has them in figure 15a; and Wigner's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import spectra
+from scripts.validation.row import Row
+
+SPIKES = (5.0, 4.0, 3.0)
+SOURCE = "Papyan 2020, fig. 15a"
+WIGNER = "Péché 2006; Benaych-Georges, Nadakuditi 2011"
+
+
+def rows(size: int = 2000) -> Iterator[Row]:
+    """The rows of both matrices."""
+    yield from papyan(size)
+    yield from wigner(size)
+
+
+def papyan(size: int) -> Iterator[Row]:
+    """diag(5, 4, 3, 0, ...) + ZZ'/n: outliers spike + spike / (spike - 1), edge 4, by 128 steps and 10 probes."""
+    z = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = z @ z.T / size
+    matrix.diagonal()[: len(SPIKES)] += torch.tensor(SPIKES, dtype=torch.float64)
+    found = spectra.density(matrix, steps=min(128, size // 2), probes=10)
+    above = found.outliers.above
+    note = f"n = {size:,}, 128 steps, 10 probes"
+    yield Row(
+        "number of outliers", SOURCE, len(SPIKES), above.count, above.count_error, note=note, products=found.products
+    )
+    pairs = spectra.eig(matrix, k=len(SPIKES), which="LA", tolerance=1e-6)
+    for spike, value, residual in zip(SPIKES, pairs.values, pairs.residuals, strict=True):
+        expected, chance = spike + spike / (spike - 1), deviation(spike, size)
+        yield Row(
+            f"outlier of the spike {spike:g}", SOURCE, expected, value, residual, 3 * chance, note, pairs.products
+        )
+    # Tracy and Widom: the largest of the bulk is 1.2 units below the edge on average, with a deviation of 1.3.
+    unit = 2 ** (4 / 3) * size ** (-2 / 3)
+    yield Row("edge of the bulk", SOURCE, 4.0, above.edge, above.edge_error, 5 * unit, note, found.products)
+
+
+def deviation(spike: float, size: int) -> float:
+    """The standard deviation of an outlier over random matrices, from the fluctuation of u'ZZ'u / n = 1 ± sqrt(2/n)."""
+    slope = 1 - 1 / (spike - 1) ** 2  # of spike + spike / (spike - 1)
+    return slope * (2 / size) ** 0.5 + 2 / size
+
+
+def wigner(size: int) -> Iterator[Row]:
+    """theta uu' + W with entries of variance s^2 / n: an eigenvalue theta + s^2/theta, and one's overlap with u."""
+    theta, s = 3.0, 1.0
+    matrix = symmetric(size) * s
+    matrix[0, 0] += theta
+    pairs = spectra.eig(matrix, k=2, which="LA", tolerance=1e-6)
+    note, unit = f"n = {size:,}, theta = 3, s = 1", size ** (-2 / 3)
+    expected, residual = theta + s**2 / theta, float(pairs.residuals[0])
+    yield Row("outlier", WIGNER, expected, pairs.values[0], residual, 3 * (2 / size) ** 0.5, note, pairs.products)
+    overlap = float(pairs.vectors[0, 0] ** 2)
+    bound = residual / (pairs.values[0] - pairs.values[1])
+    at_chance = 6 / size**0.5 * (s / theta)
+    yield Row("squared overlap", WIGNER, 1 - s**2 / theta**2, overlap, bound, at_chance, note, pairs.products)
+    residual = float(pairs.residuals[1])
+    yield Row("edge of the bulk", WIGNER, 2 * s, pairs.values[1], residual, 5 * unit, note, pairs.products)
+
+
+def symmetric(size: int) -> Tensor:
+    """A matrix of Wigner's with entries of variance 1/n."""
+    z = torch.randn(size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (z + z.T) / (2 * size) ** 0.5

@@ -1,0 +1,95 @@
+"""Adafactor of torch and of transformers: preconditioners from sums over rows and columns of squared gradients.
+
+With the mean r of squared gradients over each row of a matrix, the mean c over each column, and the root mean square
+RMS(x) of the parameter, the step is -rho P^-1 g with (Shazeer and Stern 2018)
+
+    P = sqrt(v) / max(eps2, RMS(x))        v = r c' / mean(r), or the average of g^2 itself where x is a vector
+
+and the relative step rho. RMS(x) and rho are those of the next step, which the state and the model tell; those of the
+last step are lost. The optimizer also shortens an update whose root mean square is above a limit, which depends on the
+gradient: this is left out, as the clipping of gradients is for every optimizer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectra.optimizer.entry import Entry, refusal
+from spectra.optimizer.momentum import Recurrence
+
+LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, and how much that grows a step
+
+
+def torch_diagonal(entry: Entry) -> Tensor:
+    """The diagonal of the preconditioner of torch's Adafactor."""
+    least, smallest = _pair_of_eps(entry)
+    if len(entry.shape) > 1:
+        row = entry.tensor("row_var", torch.Size([*entry.shape[:-1], 1]))
+        column = entry.tensor("col_var", torch.Size([*entry.shape[:-2], 1, entry.shape[-1]]))
+        least = _eps_of(entry.state["row_var"]) if least is None else least
+        v = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=least)
+    else:
+        v = entry.tensor("variance")
+        least = _eps_of(entry.state["variance"]) if least is None else least
+    return v.sqrt().clamp(min=least) / max(smallest, entry.root_mean_square())
+
+
+def torch_rate(entry: Entry) -> float:
+    """The relative step of torch's Adafactor at its next step."""
+    return min(entry.number("lr"), (entry.step + 1) ** -0.5)
+
+
+def torch_decay(entry: Entry) -> float:
+    """The w for which torch's Adafactor shrinks parameters by 1 - rho w; in torch it is 1 - lr weight_decay."""
+    rho = torch_rate(entry)
+    return entry.number("lr") * entry.number("weight_decay") / rho if rho else 0.0
+
+
+def transformers_diagonal(entry: Entry) -> Tensor:
+    """The diagonal of the preconditioner of transformers' Adafactor."""
+    if len(entry.shape) > 1:
+        row = entry.tensor("exp_avg_sq_row", entry.shape[:-1])
+        column = entry.tensor("exp_avg_sq_col", torch.Size([*entry.shape[:-2], entry.shape[-1]]))
+        v = (row / row.mean(dim=-1, keepdim=True))[..., None] * column[..., None, :]
+    else:
+        v = entry.tensor("exp_avg_sq")
+    return v.sqrt() / _scale(entry)
+
+
+def transformers_rate(entry: Entry) -> float:
+    """The learning rate of transformers' Adafactor; where it has none, its relative step at the next step."""
+    if not entry.on("relative_step"):
+        return entry.number("lr")
+    after = entry.step + 1
+    return min(WARMUP * after if entry.on("warmup_init") else LARGEST_STEP, after**-0.5)
+
+
+def transformers_decay(entry: Entry) -> float:
+    """The w for which transformers' Adafactor shrinks parameters by 1 - rho w: it scales as the step does."""
+    return entry.number("weight_decay") * _scale(entry)
+
+
+def averaged_updates(entry: Entry) -> Recurrence:
+    """The average m' = b1 m + (1 - b1) g that transformers' Adafactor takes where `beta1` is given."""
+    first = entry.number("beta1") if entry.options.get("beta1") is not None else 0.0
+    return Recurrence(decay=first, gain=1 - first)
+
+
+def _scale(entry: Entry) -> float:
+    """What transformers' Adafactor multiplies a step by."""
+    _, smallest = _pair_of_eps(entry)
+    return max(smallest, entry.root_mean_square()) if entry.on("scale_parameter") else 1.0
+
+
+def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
+    """The two eps; the first may be None in torch. Raises SpectraError where there are not two."""
+    given = entry.options.get("eps")
+    if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
+        raise refusal("its eps are no pair of numbers; save the whole of optimizer.state_dict()")
+    return given
+
+
+def _eps_of(saved: Tensor) -> float:
+    """The eps that torch takes where none is given: that of the parameter's type, which the state was saved in."""
+    return torch.finfo(saved.dtype).eps

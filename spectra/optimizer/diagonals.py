@@ -1,0 +1,109 @@
+"""A preconditioner that is given itself: a diagonal P, or an operator that multiplies by P^-1/2.
+
+P.npz, P.safetensors    a diagonal P: a positive array for each parameter, under its name and of its shape
+a mapping               the same in memory
+(n,)                    the same in one vector, in the order of the problem's parameters
+(n, n)                  P^-1/2 itself, for any symmetric positive definite P, as `spectra.as_operator` takes it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectra.errors import ArgumentError, SpectraError
+from spectra.files import open_regular
+from spectra.given_operator import as_operator
+from spectra.inputs.checkpoint_folder import sha256
+from spectra.inputs.safetensors_file import read_safetensors
+from spectra.inputs.state_dict import some
+from spectra.optimizer.entry import refusal
+from spectra.optimizer.momentum import Threshold
+from spectra.optimizer.preconditioner import Preconditioner
+from spectra.optimizer.saved import in_model
+from spectra.product_checks import check_operator
+from spectra.quoting import foreign
+
+SUFFIXES = (".npz", ".safetensors")
+WITHOUT = Threshold(reason="P was given without its optimizer")
+POSITIVE = "P has to be positive and finite"
+
+
+def read_diagonal(path: Path) -> tuple[dict[str, Any], str]:
+    """The arrays of a file by name, and its SHA-256. Raises SpectraError; no pickle is read."""
+    try:
+        with open_regular(path) as file:
+            if path.suffix == ".safetensors":
+                return read_safetensors(file)
+            with np.load(file, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays}
+        return found, sha256(path)
+    except FileNotFoundError:
+        raise refusal("no such file; check the path") from None
+    except OSError as error:
+        raise refusal(f"{error.strerror or 'it cannot be read'}; check the path") from error
+    except Exception as error:  # NumPy's own message speaks of pickles
+        text = f"it is damaged, or no {path.suffix[1:]} file of numbers ({type(error).__name__}); save it again"
+        raise refusal(text) from error
+
+
+def of_arrays(arrays: Mapping, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
+    """The preconditioner of a diagonal P by names of parameters. Raises SpectraError where one is missing or wrong."""
+    written = [str(name) for name in arrays]
+    (names,) = in_model([written], model)
+    held = dict(zip(names, arrays.values(), strict=True))
+    if missing := [name for name in parameters if name not in held]:
+        text = f"it has no P of {some(missing)}; it holds {some(written) or 'nothing'}"
+        raise refusal(f"{text}: give one array a parameter, under its name")
+    parts = [_part(foreign(name), held[name], p.shape) for name, p in parameters.items()]
+    return of_diagonal(torch.cat(parts), matched="names")
+
+
+def _part(name: str, array: Any, shape: torch.Size) -> Tensor:
+    """The flat P of one parameter, in float64. Raises SpectraError."""
+    try:
+        part = torch.as_tensor(array).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise refusal(f"its P of {name} is {type(array).__name__}; give an array of numbers") from None
+    if part.is_complex():
+        raise refusal(f"its P of {name} is complex; {POSITIVE}")
+    if part.shape != shape:
+        raise refusal(f"its P of {name} has shape {tuple(part.shape)}, the parameter {tuple(shape)}; give that shape")
+    part = part.double()
+    if not (part.isfinite() & (part > 0)).all():
+        raise refusal(f"its P of {name} is zero, negative or not finite somewhere; {POSITIVE}")
+    return part.flatten()
+
+
+def of_diagonal(diagonal: Tensor, matched: str | None = None) -> Preconditioner:
+    """The preconditioner of a positive diagonal P (n,)."""
+    return Preconditioner(None, diagonal.rsqrt(), None, None, WITHOUT, matched=matched)
+
+
+def of_vector(diagonal: Any, size: int) -> Preconditioner:
+    """The preconditioner of a diagonal P in one vector. Raises SpectraError where it is not of this size."""
+    if len(diagonal) != size:
+        raise refusal(f"its P has {len(diagonal):,} entries, and there are {size:,} parameters; give as many")
+    return of_diagonal(_part("all parameters", diagonal, torch.Size([size])))
+
+
+def of_operator(root: Any, size: int) -> Preconditioner:
+    """The preconditioner of an operator that multiplies by P^-1/2, once it is seen to be symmetric."""
+    try:
+        found = as_operator(root, "optimizer")
+        if found.shape[0] != size:
+            raise refusal(f"its P^-1/2 has {found.shape[0]:,} rows, and there are {size:,} parameters; give as many")
+        if not isinstance(found, Tensor):  # whose entries have been looked at
+            check_operator(found)
+    except ArgumentError as error:
+        raise refusal(f"its P^-1/2: {str(error).removeprefix('`optimizer`').lstrip(': ')}") from error
+    except SpectraError as error:
+        if str(error).startswith("`optimizer`"):
+            raise
+        raise refusal(f"its P^-1/2: {error}") from error
+    return Preconditioner(None, found, None, None, WITHOUT)

@@ -1,0 +1,146 @@
+"""Preconditioners as a user names or gives them, and the record of each.
+
+    optimizer                       the state of the optimizer in the checkpoint itself
+    checkpoint-500/, optimizer.pt   a state elsewhere; ?name=AdamW is torch's class, ?key=optimizer_states.0 its place
+    P.npz, P.safetensors            a diagonal P: one positive array a parameter, under its name
+    file.py:name                    an object, or a function that returns it (?key=value): an optimizer or its state, a
+                                    mapping of such arrays, a vector P (n,), or an operator (n, n) of P^-1/2
+
+Whatever is read from a file of numbers or of a state runs no code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from spectra.errors import SpectraError
+from spectra.inputs.checkpoint_folder import sha256
+from spectra.inputs.given import GIVEN
+from spectra.inputs.operators import builds
+from spectra.inputs.origin import is_code, is_path, place_of
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, told_missing
+from spectra.optimizer.diagonals import SUFFIXES, of_arrays, of_operator, of_vector, read_diagonal
+from spectra.optimizer.entry import refusal
+from spectra.optimizer.files import read_state
+from spectra.optimizer.preconditioner import Preconditioner, preconditioner
+from spectra.optimizer.saved import is_optimizer_state
+from spectra.quoting import quoted
+from spectra.records.precondition import PreconditionRecord
+
+OPTION = "`precondition`"
+IN_THE_CHECKPOINT = "optimizer"  # the name that stands for the state there
+OF_STATES = ("name", "key")
+FORMS = (
+    "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) "
+    "that multiplies by P^-1/2"
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A preconditioner as it is named, in the forms above, or given as an object.
+
+    Attributes:
+        value: a name, a path, or an object; a `Preconditioner` too.
+        checkpoint: the file of the model's weights, where `optimizer` is looked for.
+    """
+
+    value: Any
+    checkpoint: str | Path | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether it is a name or a path, and no object."""
+        return isinstance(self.value, str | os.PathLike)
+
+    @property
+    def spec(self) -> str:
+        """What a record calls it: the name, or the type of an object."""
+        if self.named:
+            return os.fspath(self.value)
+        kind = self.value.optimizer if isinstance(self.value, Preconditioner) else None
+        return f"{kind or type(self.value).__name__} {GIVEN}"
+
+    def refuse(self) -> None:
+        """Raise SpectraError for what is wrong whatever the model is: the form of a name, a file that is missing."""
+        if not self.named:
+            return
+        name, options = parse_spec(self.spec, OPTION)
+        if is_code(name):
+            return
+        known = () if name.endswith(SUFFIXES) else OF_STATES
+        if unknown := sorted(options.keys() - set(known)):
+            more = f"it takes {' and '.join(known)}" if known else "it takes none"
+            raise input_error(OPTION, self.spec, f"it has no option {unknown[0]}; {more}")
+        if name == IN_THE_CHECKPOINT:
+            if self.checkpoint is None:
+                text = "there is no `checkpoint` that may hold it; name one, or the file that holds the state"
+                raise input_error(OPTION, self.spec, text)
+        elif not Path(name).exists():
+            absent = f"there is no such file; write {IN_THE_CHECKPOINT}, a file or folder, or file.py:name"
+            raise input_error(OPTION, self.spec, told_missing(name, absent))
+
+    def load(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter]
+    ) -> tuple[Preconditioner, PreconditionRecord]:
+        """The preconditioner of these parameters of a model, and its record. Raises SpectraError."""
+        self.refuse()
+        with errors_about(self.spec):
+            found, digest = self._named(model, parameters) if self.named else (self.value, None)
+            if not isinstance(found, Preconditioner):
+                found = of_object(found, model, parameters)
+        return found, PreconditionRecord.of(self.spec, found, digest)
+
+    def _named(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[Any, str | None]:
+        """What the name stands for, and the SHA-256 of its file."""
+        name, options = parse_spec(self.spec, OPTION)
+        if is_code(name):
+            value = resolve(name, OPTION)
+            if options or builds(value):
+                value = call(value, name, options, OPTION)
+            place = place_of(name)
+            return value, sha256(Path(place)) if is_path(place) else None
+        if name.endswith(SUFFIXES):
+            arrays, digest = read_diagonal(Path(name))
+            return of_arrays(arrays, model, parameters), digest
+        path = self.checkpoint if name == IN_THE_CHECKPOINT else name
+        assert path is not None  # or it has been refused
+        state, digest = read_state(path, options.get("key"))
+        return preconditioner(state, model, parameters, name=options.get("name")), digest
+
+
+def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
+    """The preconditioner that an object stands for. Raises SpectraError."""
+    optimizer = isinstance(value, Optimizer) or isinstance(getattr(value, "optimizer", None), Optimizer)
+    if optimizer or is_optimizer_state(value):
+        return preconditioner(value, model, parameters)
+    if isinstance(value, Mapping):
+        return of_arrays(value, model, parameters)
+    if isinstance(value, str) or not (hasattr(value, "shape") or callable(value) or isinstance(value, tuple)):
+        raise refusal(f"it is {type(value).__name__}, and no preconditioner; give {FORMS}")
+    size = sum(p.numel() for p in parameters.values())
+    if getattr(value, "ndim", None) == 1:
+        return of_vector(value, size)
+    return of_operator(value, size)
+
+
+@contextmanager
+def errors_about(spec: str) -> Iterator[None]:
+    """A context in which errors about `optimizer` name what was typed or given."""
+    try:
+        yield
+    except SpectraError as error:
+        text = str(error)
+        if not text.startswith("`optimizer`"):
+            raise
+        told, path = text.removeprefix("`optimizer`").lstrip(": "), quoted(spec.partition("?")[0])
+        told = told.removeprefix(f"{path}: ").removeprefix(f"{path} ")
+        raise SpectraError(f"{OPTION} {quoted(spec)}: {told}") from error

@@ -1,0 +1,77 @@
+"""What a step is looked at beside its directions: the noise of the gradient, and balls around the parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from spectra.curvature.matrices import definition
+from spectra.errors import SpectraError
+from spectra.krylov.streams import stream
+from spectra.operator import Counting
+from spectra.records.noise import Noise, WorstCase
+from spectra.run.session import Session
+from spectra.steps import noise_scale, worst_case
+from spectra.steps.noise_recording import ball_record, noise_record, scale_record, worst_record
+from spectra.steps.noise_scale import NoiseAt
+from spectra.steps.worst_case import Ball, search_ball
+
+PURPOSE = "noise scale"  # of its stream of random numbers
+FEWEST = 4  # products with a matrix over examples, from which its trace is estimated
+NO_ROOM = "`max_products` leaves no room for it"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Noise and balls at a problem's parameters, and what was found of them without any matrix."""
+
+    noise: NoiseAt | None
+    simple: Noise | None
+    without: str | None
+    balls: list[Ball]
+    worst: list[WorstCase]
+
+    @classmethod
+    def of(cls, session: Session) -> Beside:
+        """What the session's settings ask for. Raises SpectraError where the model fails away from its parameters."""
+        asked, problem, noise, simple, without = session.request.settings, session.problem, None, None, None
+        if asked.noise:
+            try:
+                generator = stream(session.request.seed, PURPOSE)
+                noise = NoiseAt.of(problem, generator, asked.population, memory=session.request.memory)
+                simple = noise_record(noise)
+            except SpectraError as error:
+                noise, without = None, str(error).removeprefix("`curvature` gradient-covariance: ")
+        balls = [Ball(problem, asked.rho, False), Ball(problem, asked.adaptive_rho, True)]
+        balls = balls if asked.ascent_steps else []
+        worst = [worst_record(search_ball(ball, asked.ascent_steps)) for ball in balls]
+        return cls(noise, simple, without, balls, worst)
+
+    def found(self) -> dict[str, Any]:
+        """What belongs to no matrix, as the record of the point has it."""
+        return {"noise": self.simple, "without_noise": self.without, "worst": self.worst}
+
+    def matrix(self, operator: Counting, name: str, left: int | None) -> tuple[dict[str, Any], int]:
+        """What belongs to a matrix, as its record has it, and the products spent besides the operator's own.
+
+        `left` products may be spent in all; None: any number.
+        """
+        before, balls = operator.products, []
+        for i, ball in enumerate(self.balls):
+            room = worst_case.MOST if left is None else (left - operator.products + before) // (len(self.balls) - i)
+            if room > 0 and (found := ball.model(operator, min(room, worst_case.MOST))) is not None:
+                balls.append(ball_record(ball, found))
+        full, without, apart = None, None, 0
+        if self.noise is not None and definition(name).loss_power == 1:
+            room = None if left is None else left - operator.products + before
+            full, without, apart = self._full(self.noise, operator, name, room)
+        return {"balls": balls, "full_noise": full, "without_full": without}, apart
+
+    def _full(self, noise: NoiseAt, operator: Counting, name: str, room: int | None) -> tuple[Any, str | None, int]:
+        spent = noise.deviations.products
+        most = noise_scale.MOST if room is None else min(noise_scale.MOST, (room - noise.rest()) // 2)
+        if most < FEWEST:
+            return None, NO_ROOM, 0
+        found = scale_record(noise.full(operator, name, most))
+        return found, None, math.ceil(noise.deviations.products - spent)

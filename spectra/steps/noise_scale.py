@@ -1,0 +1,277 @@
+"""The noise scale of the gradient: the batch for which noise and signal weigh alike.
+
+With C the covariance of the gradients of single examples, the gradient of B examples has mean g and covariance C / B:
+
+    simple    tr C / |g|^2           the batch whose noise is as long as the gradient
+    full      tr(HC) / g'Hg          the batch with which the best step lowers the loss by half of what g itself would
+
+(McCandlish, Kaplan, Amodei et al. 2018, *An empirical model of large-batch training*). The data are taken for a sample
+of N examples: then C N / (N - 1), |g|^2 - tr C / (N - 1) and g'Hg - tr(HC) / (N - 1) are free of bias, the last for H
+as it is on these data. Errors over examples are to first order, by each example's influence (Efron 1982).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectra.arguments import chosen_generator, require_boolean, require_integer, require_number
+from spectra.cluster.distributed import distributed
+from spectra.curvature.matrices import definition
+from spectra.curvature.operator import Curvature
+from spectra.errors import SpectraError
+from spectra.krylov.diagonal import DiagonalEstimate, xdiag
+from spectra.krylov.results import Progress
+from spectra.operator import Counting, SymmetricOperator, random_signs
+from spectra.problem.problem import Problem
+from spectra.steps.deviations import BetweenExamples, Deviations, images
+from spectra.steps.ratio import Ratio
+from spectra.steps.sampled import Sampled
+from spectra.vectors import dot, without_autocast
+
+RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
+MOST = 100  # products with a matrix over examples
+EXACT_WORK = 100  # products that the squares of single gradients may take, else tr C is estimated too
+VECTORS = 8  # random sums of the x_i, by which influences are estimated that need no precision
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """A noise scale in examples, of what it is a ratio, and what is known of it.
+
+    `value` is None where the data do not tell it; `reason` says why, and `interval` what they tell all the same.
+    """
+
+    kind: str  # simple, or full
+    curvature: str | None  # the matrix H of the full one
+    ratio: Ratio
+    signal: float  # |g|^2 or g'Hg as it is on these examples
+    without_sampling: str | None = None  # why the error over examples is not known
+
+    @property
+    def value(self) -> float | None:
+        """The noise scale."""
+        return self.ratio.value
+
+    @property
+    def standard_error(self) -> float | None:
+        """Its standard error, of the sample of data and of random vectors."""
+        return self.ratio.standard_error
+
+    @property
+    def sampling_error(self) -> float | None:
+        """The part of the standard error that the sample of data has; 0 for a whole population."""
+        return self.ratio.sampling_error
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval; its upper end is infinite where the data give a lower bound alone, nan where none."""
+        return self.ratio.interval
+
+    @property
+    def reason(self) -> str | None:
+        """The reason why there is no value; None where there is one."""
+        if self.value is not None:
+            return None
+        noise, signal = ("tr C", "|g|^2") if self.kind == "simple" else ("tr(HC)", "g'Hg")
+        if not (math.isfinite(self.ratio.numerator) and math.isfinite(self.ratio.denominator)):
+            return f"{noise} or {signal} is not finite"
+        if self.ratio.resolved:
+            return f"{noise} is below zero: noise lowers the loss to second order"
+        if not math.isnan(self.interval[1]):
+            return f"not resolved: these examples do not tell {signal} from zero"
+        if self.signal < 0:
+            return f"{signal} is below zero: the loss curves down along the gradient, and bounds no step"
+        return (
+            f"{signal} is smaller than the noise of a sample makes it, as after training on these examples; take "
+            "others, or these as the `population`"
+        )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of the gradient at one point: its noise scales, and how they were found."""
+
+    examples: int  # N
+    population: bool
+    simple: NoiseScale
+    full: NoiseScale | None
+    products: int  # a pass over the data counts as half of one
+    unit: str  # what an example is
+    note: str | None = None
+
+
+@without_autocast()
+def noise_scale(
+    problem: Problem,
+    name: str | None = "hessian",
+    *,
+    population: bool = False,
+    rtol: float = RTOL,
+    max_products: int = MOST,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    memory: int | None = None,
+    check: bool = True,
+) -> Noise:
+    """Estimate the noise scales of the gradient: the batch sizes for which its noise and its signal weigh alike.
+
+    An example is what the mean loss is a mean over: a target of cross entropy, each token of a sequence too, and a row
+    of other losses. Weight decay moves g and H, and leaves C. The trace of C is exact where squares of single gradients
+    come cheap, as for models of linear and convolutional layers; tr(HC) is estimated by XDiag over the examples.
+
+    Args:
+        problem: the model, loss and data.
+        name: the matrix H of the full noise scale, a second derivative in `spectra.MATRICES`; None leaves it out.
+        population: whether the data are all there are, and no sample of more: nothing is corrected then, and there is
+            no error over examples.
+        rtol: the standard error of an estimated trace, by random vectors, over the trace, at which it is taken.
+        max_products: the most products with X H X', for each trace; each takes one with H and two passes over the data.
+        seed, generator: seed of the random vectors; a CPU `generator`, where one is given, takes its place.
+        memory: bytes for products beyond model and data.
+        check: whether derivatives are first compared with finite differences.
+
+    Returns:
+        The noise scales `simple` and `full`, each with `value`, `standard_error`, `interval` and `reason`, and the cost
+        in products.
+
+    Raises:
+        SpectraError: single examples have no gradients of their own, there is only one, or the matrix does not suit.
+    """
+    require_boolean("population", population)
+    require_number("rtol", rtol)
+    require_integer("max_products", max_products, least=4)
+    generator = chosen_generator(seed, generator)
+    point = NoiseAt.of(problem, generator, population, rtol=rtol, max_products=max_products, memory=memory, check=check)
+    full, spent = None, 0
+    if name is not None:
+        refuse_matrix(name)
+        operator = Counting(distributed(Curvature(problem, name, memory, products=4 * VECTORS, check=check)))
+        full = point.full(operator, name)
+        spent = operator.products
+    simple, (unit, note) = point.simple(), unit_of(problem)
+    products = math.ceil(spent + point.deviations.products)
+    return Noise(point.deviations.count, population, simple, full, products, unit, note)
+
+
+def refuse_matrix(name: str) -> None:
+    """Raise SpectraError for a matrix that is no second derivative of the loss."""
+    if definition(name).loss_power != 1:
+        raise SpectraError(f"`name` {name}: is no second derivative of the loss; name hessian, ggn or fisher, or None")
+
+
+@dataclass
+class NoiseAt:
+    """The noise of the gradient at one point, from which both kinds of noise scale are found."""
+
+    deviations: Deviations
+    gradient: Tensor  # (n,), of the mean loss with weight decay
+    generator: torch.Generator
+    population: bool
+    rtol: float = RTOL
+    max_products: int = MOST  # with a matrix over examples
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        generator: torch.Generator,
+        population: bool,
+        *,
+        memory: int | None = None,
+        check: bool = False,
+        **settings: Any,
+    ) -> NoiseAt:
+        """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
+        deviations = Deviations.of(problem, memory, check)
+        return cls(deviations, mean_with_decay(problem, deviations.mean), generator, population, **settings)
+
+    def simple(self) -> NoiseScale:
+        """tr C / |g|^2, with the influence of each example."""
+        deviations, n = self.deviations, self.deviations.count
+        error = 0.0
+        if deviations.factor.trace_work() <= EXACT_WORK:
+            squares = deviations.squares()
+        else:
+            estimate = self._diagonal(BetweenExamples(deviations), self.max_products)
+            squares, error = n * estimate.values.cpu().double(), estimate.sum_errors.item()
+        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error)
+        if not self.population:
+            along = deviations.times([self.gradient, *self._random_sums()])
+            found = replace(found, influences=squares[None].numpy(), about=2 * along[0].numpy())
+            found = replace(found, second_order=second_order(along[1:]))
+        return NoiseScale("simple", None, found.ratio(self.population), found.signal)
+
+    def full(self, operator: SymmetricOperator, name: str, max_products: int | None = None) -> NoiseScale:
+        """tr(HC) / g'Hg for the matrix `name`, with the influence of each example, or why that is not known.
+
+        An example enters tr(HC) by x_i'H x_i, which the diagonal of the matrix over examples holds, and by tr(H_i C),
+        which is E w'H_i w over random sums w. Besides those of the diagonal it takes VECTORS + 1 products with H.
+        """
+        deviations, n = self.deviations, self.deviations.count
+        estimate = self._diagonal(BetweenExamples(deviations, operator), max_products or self.max_products)
+        sums = self.gradient.new_zeros(0, len(self.gradient)) if self.population else self._random_sums()
+        image, *others = images(operator, torch.cat([self.gradient[None], sums]))
+        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item())
+        without = None
+        if not self.population:
+            along = deviations.times([image, *others])
+            try:
+                curvatures = deviations.curvatures(name, [self.gradient, *sums])
+            except SpectraError as error:
+                without = f"the curvature of single examples takes third derivatives: {error}"
+            else:
+                influences = n * estimate.values.cpu().double() + curvatures[1:]
+                about = 2 * along[0] + curvatures[0]
+                found = replace(found, influences=influences.numpy(), about=about.numpy())
+                found = replace(found, second_order=second_order(along[1:]))
+        return NoiseScale("full", name, found.ratio(self.population), found.signal, without)
+
+    def rest(self) -> int:
+        """The products that `full` takes beside two for each product with the matrix over examples."""
+        return 1 if self.population else 4 * VECTORS + 5
+
+    def _diagonal(self, matrix: BetweenExamples, max_products: int) -> DiagonalEstimate:
+        def enough(sums: Tensor, errors: Tensor) -> bool:
+            return bool(errors <= self.rtol * sums.abs())
+
+        def sums(diagonal: Tensor) -> Tensor:
+            return diagonal.double().sum()[None].cpu()
+
+        limits = {"max_products": max_products, "progress": self.progress}
+        return xdiag(matrix, sums, enough, generator=self.generator, **limits)
+
+    def _random_sums(self) -> Tensor:
+        """Vectors w = X'e / sqrt N for random signs e, with E w w' = C: (VECTORS, n)."""
+        signs = random_signs(BetweenExamples(self.deviations), VECTORS, self.generator)
+        return self.deviations.transposed_times(signs) / self.deviations.count**0.5
+
+
+def second_order(along: Tensor) -> float:
+    """2 tr(HCHC) / N^2 from the x_i'H w (K, N), as E (Hw)'C(Hw) = tr(HCHC)."""
+    return 2 * along.square().mean().item() / along.shape[1] ** 2
+
+
+def mean_with_decay(problem: Problem, mean: Tensor) -> Tensor:
+    """The gradient (n,) of the mean loss with weight decay, from that without."""
+    if not problem.weight_decay:
+        return mean
+    theta = problem.vector([p.detach() for p in problem.leaves]).to(mean.device)
+    return mean + problem.weight_decay * theta
+
+
+def unit_of(problem: Problem) -> tuple[str, str | None]:
+    """What an example is, and a caution where several of them come together."""
+    items = sum(map(len, problem.batches))
+    if problem.examples <= items:
+        return "example", None
+    each = problem.examples / items
+    return "target", (
+        f"an example is a target here, {each:.3g} of them in each item of the data; those of one item are not drawn "
+        "independently, as the noise scale takes them to be"
+    )

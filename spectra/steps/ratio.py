@@ -1,0 +1,85 @@
+"""The ratio of two estimated numbers, with its error and Fieller's interval, which may have no upper end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NORMAL = 1.96  # standard errors on either side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """T / q of two estimates, with the covariances of their errors from two independent sources.
+
+    One source is the sample of data, the other the random vectors. `sampling` is None where the first is not known.
+    """
+
+    numerator: float  # T
+    denominator: float  # q
+    probes: np.ndarray = field(repr=False)  # (2, 2), of (T, q)
+    sampling: np.ndarray | None = field(repr=False)  # (2, 2)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The covariance (2, 2) of the errors of (T, q), from both sources."""
+        return self.probes if self.sampling is None else self.probes + self.sampling
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """The standard errors of T and of q."""
+        first, second = np.sqrt(np.diag(self.covariance).clip(min=0)).tolist()
+        return first, second
+
+    @property
+    def resolved(self) -> bool:
+        """Whether q is above zero by more than its error allows for chance (95 %)."""
+        return self.denominator > NORMAL * self.errors[1]
+
+    @property
+    def value(self) -> float | None:
+        """T / q; None where q is not resolved, or the ratio is below zero."""
+        return self.numerator / self.denominator if self.resolved and self.numerator >= 0 else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of T / q to first order, from both sources; None where there is no value."""
+        return None if self.value is None else self._error(self.covariance)
+
+    @property
+    def sampling_error(self) -> float | None:
+        """The part of the standard error that the sample of data has; None where it is not known."""
+        return None if self.value is None or self.sampling is None else self._error(self.sampling)
+
+    def _error(self, covariance: np.ndarray) -> float:
+        along = np.array([1.0, -self.numerator / self.denominator]) / self.denominator
+        return math.sqrt(max(0.0, along @ covariance @ along))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ratios from 0 on that are within two standard errors of the data, by Fieller's theorem.
+
+        A ratio r is in it where |T - r q| <= 1.96 times the standard error of T - r q (Fieller 1954). The upper end is
+        infinite where q may be zero: then the data tell only that the ratio is at least the lower end. Both are nan
+        where q is below zero, or the ratio is, by more than chance.
+        """
+        (tt, tq), (_, qq) = (NORMAL**2 * self.covariance).tolist()
+        a, b, c = self.denominator**2 - qq, self.numerator * self.denominator - tq, self.numerator**2 - tt
+        roots = roots_of(a, b, c)
+        if a <= 0:  # q may be zero: what is left lies beyond the larger root, where T is not zero too
+            return (0.0 if c <= 0 else max(roots, default=math.inf)), math.inf
+        low, high = roots or (b / a, b / a)
+        return (max(0.0, low), high) if self.resolved and high >= 0 else (math.nan, math.nan)
+
+
+def roots_of(a: float, b: float, c: float) -> tuple[float, ...]:
+    """The real roots of a r^2 - 2 b r + c, in rising order."""
+    if a == 0:
+        return (c / (2 * b),) if b else ()
+    inside = b**2 - a * c
+    if inside < 0:
+        return ()
+    far = b + math.copysign(math.sqrt(inside), b)  # without the difference that cancels
+    return tuple(sorted((far / a, c / far))) if far else (0.0,)

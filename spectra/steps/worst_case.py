@@ -1,0 +1,188 @@
+"""Worst-case sharpness: how far the loss rises at most within a distance rho of the parameters.
+
+    max of  L(theta + d) - L(theta)   over  |d| <= rho,   or  |d / theta| <= rho  entry by entry (adaptive)
+
+With t = 1, or |theta| entry by entry, and d = t e, the first step of ascent is e = rho (t g) / |t g|: that of SAM
+(Foret, Kleiner, Mobahi, Neyshabur 2021), and of ASAM (Kwon, Kim, Park, Choi 2021), whose ball is the same whichever way
+layers of ReLU networks are scaled against each other. Each further step takes the gradient where the last one led.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from spectra.arguments import require_boolean, require_integer, require_number
+from spectra.cluster.distributed import distributed
+from spectra.curvature.displacement import displaced, displaced_losses
+from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.operator import Curvature
+from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO
+from spectra.devices import device_of_vectors
+from spectra.krylov.trust_region import BallMaximum, largest_in_ball
+from spectra.operator import Counting, SymmetricOperator, placed
+from spectra.optimizer.preconditioned import Preconditioned
+from spectra.problem.problem import Problem
+from spectra.steps.line_search import Losses, rounding_of
+from spectra.vectors import norm, without_autocast
+from spectra.wording import outline
+
+RTOL, MOST = 0.01, 30  # of the quadratic model: relative error, products
+STATIONARY = "the gradient is zero, so that it names no direction of ascent"
+NOT_FINITE = "the loss is not finite at the first step of ascent"
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """How far the loss was found to rise in a ball: lower bounds of the most that it rises.
+
+    `rises` are nan, and `direction` is None, where there is no step of ascent, for the reason that is given.
+    """
+
+    rho: float
+    adaptive: bool
+    rises: list[float]  # L(theta + d) - L(theta) after each step of ascent, the largest so far
+    rounding: float  # standard deviation of a rise
+    direction: Tensor | None  # d (n,) of the largest
+    forward: int  # passes over the data
+    backward: int
+    model: BallMaximum | None = None  # the most that the quadratic model rises, in coordinates e
+    reason: str | None = None
+
+    __repr__ = outline
+
+    @property
+    def first(self) -> float:
+        """The rise at the first step of ascent, which is SAM's."""
+        return self.rises[0]
+
+    @property
+    def rise(self) -> float:
+        """The largest rise that was found."""
+        return self.rises[-1]
+
+
+@without_autocast()
+def worst_case(
+    problem: Problem,
+    rho: float | None = None,
+    *,
+    adaptive: bool = False,
+    steps: int = ASCENT_STEPS,
+    name: str | None = "hessian",
+    memory: int | None = None,
+    check: bool = True,
+) -> WorstCase:
+    """Search a ball around the parameters for the largest rise of the mean loss, by steps of gradient ascent.
+
+    What is found is a lower bound of the largest rise. All data are in each pass, where SAM itself takes a batch.
+
+    Args:
+        problem: the model, loss and data.
+        rho: the radius of the ball; None: 0.05, or 0.5 where it is adaptive.
+        adaptive: whether distances are relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
+        steps: the number of ascent steps, 1 or more; the first alone is SAM's.
+        name: the matrix of the quadratic model in `spectra.MATRICES`, or None for no such model.
+        memory: bytes for products beyond model and data.
+        check: whether derivatives are first compared with finite differences.
+
+    Returns:
+        The rises after each step, with their rounding, the direction, and the `model`'s own largest rise.
+
+    Raises:
+        SpectraError: the model or the loss fails, or there is no such matrix.
+    """
+    rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho
+    require_number("rho", rho, above=0.0, finite=True)
+    require_boolean("adaptive", adaptive)
+    require_integer("steps", steps)
+    ball = Ball(problem, rho, adaptive)
+    found = search_ball(ball, steps)
+    if name is None:
+        return found
+    operator = Counting(distributed(Curvature(problem, name, memory, MOST, check=check)))
+    return replace(found, model=ball.model(operator))
+
+
+def search_ball(ball: Ball, steps: int) -> WorstCase:
+    """The largest rise that so many steps of ascent find in a ball, without the quadratic model."""
+    nothing, length = [math.nan] * steps, norm(ball.origin)
+    if length == 0:
+        return ball.result(nothing, math.nan, None, STATIONARY)
+    best = ball.origin * (ball.rho / length)
+    along = Losses(ball.problem, ball.displacement(best), ball.watch)
+    start, eps = along(0.0), torch.finfo(ball.problem.dtype).eps
+    rounding = math.sqrt(2) * rounding_of(along, 1.0, eps)
+    ball.forward += len(along.known)
+    rise = ball.rise(best, start)
+    if not math.isfinite(rise):
+        return ball.result(nothing, rounding, None, NOT_FINITE)
+    rises, shift, here = [rise], 0.0, None
+    for _ in range(steps - 1):
+        here = ball.slope(best) if here is None else here
+        towards = shift * best + here
+        if (length := norm(towards)) > 0:
+            candidate = towards * (ball.rho / length)
+            found = ball.rise(candidate, start)
+            if found > rise:
+                best, rise, here = candidate, found, None
+            else:
+                shift = max(2 * shift, norm(here) / ball.rho)  # a shorter step along the same gradient
+        rises.append(rise)
+    return ball.result(rises, rounding, ball.displacement(best), None)
+
+
+@dataclass
+class Ball:
+    """The ball |e| <= rho around the parameters, in coordinates e with d = t e, and the passes spent in it."""
+
+    problem: Problem
+    rho: float
+    adaptive: bool
+    watch: Callable[[], None] = lambda: None
+    forward: int = 0
+    backward: int = 0
+
+    def __post_init__(self) -> None:
+        theta = self.problem.vector([p.detach() for p in self.problem.leaves])
+        self.theta = theta.to(device_of_vectors(theta.device), copy=True)
+        self.scale = self.theta.abs() if self.adaptive else torch.ones_like(self.theta)
+
+    @cached_property
+    def origin(self) -> Tensor:
+        """The gradient (n,) by e at the parameters."""
+        return self.slope(torch.zeros_like(self.scale))
+
+    def model(self, operator: SymmetricOperator, max_products: int = MOST) -> BallMaximum | None:
+        """The most that the quadratic model with this matrix rises; None where the gradient is zero."""
+        if norm(self.origin) == 0:
+            return None
+        matrix = Preconditioned(operator, placed(self.scale, operator)) if self.adaptive else operator
+        return largest_in_ball(matrix, placed(self.origin, operator), self.rho, rtol=RTOL, max_products=max_products)
+
+    def displacement(self, e: Tensor) -> Tensor:
+        """d = t e (n,)."""
+        return self.scale * e
+
+    def slope(self, e: Tensor) -> Tensor:
+        """The gradient (n,) by e, by a forward and a backward pass."""
+        self.watch()
+        d, problem = self.displacement(e), self.problem
+        with displaced(problem.leaves, problem.tensors(d)):
+            gradient = mean_gradient(problem)
+        self.forward, self.backward = self.forward + 1, self.backward + 1
+        return self.scale * (gradient + problem.weight_decay * (self.theta + d))
+
+    def rise(self, e: Tensor, start: float) -> float:
+        """L(theta + d) - L(theta), by a forward pass; nan where it is not finite."""
+        self.forward += 1
+        return displaced_losses(self.problem, [self.displacement(e)], self.watch)[0] - start
+
+    def result(self, rises: list[float], rounding: float, d: Tensor | None, reason: str | None) -> WorstCase:
+        """What was found, with the passes that it took."""
+        return WorstCase(self.rho, self.adaptive, rises, rounding, d, self.forward, self.backward, reason=reason)

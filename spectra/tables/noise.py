@@ -1,0 +1,83 @@
+"""Tables of noise scales and of the worst case in a ball, from a record of `spectra step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from spectra.records.noise import NoiseScale
+from spectra.records.step import StepPoint, StepResult
+from spectra.tables.landscape import cell
+from spectra.tables.results import new_table
+from spectra.wording import brief, counted
+
+NOISE = "simple: tr C / |g|²; full: tr(AC) / g'Ag"
+WORST = (
+    "rise of the loss within rho: at least what SAM's first step and more find;\n"
+    "by quadratic models; adaptive: |d / theta| <= rho, entry by entry"
+)
+
+
+def noise_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any]:
+    """Text and table of noise scales; nothing where they were left out."""
+    noise = point.noise
+    if point.without_noise:
+        yield f"left out: noise: {point.without_noise}"
+    if noise is None:
+        return
+    data = "all there are" if noise.population else "a sample"
+    examples = counted(noise.examples, noise.unit)
+    yield f"\nNoise scale, in {noise.unit}s, of {examples} taken for {data}\n{NOISE}"
+    table = new_table("", "noise scale", "95 %", "noise", "signal")
+    rows = [("simple", noise.simple)]
+    rows += [(f"full, {entry.curvature}", entry.full_noise) for entry in results if entry.full_noise]
+    for name, scale in rows:
+        table.add_row(name, value_cell(scale), interval_cell(scale), *number_cells(scale))
+    yield table
+    for name, scale in rows:
+        if scale.reason:
+            yield f"{name}: {scale.reason}"
+        if scale.without_sampling:
+            yield f"{name}: errors are those of random vectors alone: {scale.without_sampling}"
+    yield from (f"full, {entry.curvature}: {entry.without_full}" for entry in results if entry.without_full)
+    if noise.note:
+        yield noise.note
+
+
+def value_cell(scale: NoiseScale) -> str:
+    """A noise scale with its error, or a dash."""
+    if scale.value is None or scale.standard_error is None:
+        return "-"
+    return brief(scale.value, scale.standard_error)
+
+
+def interval_cell(scale: NoiseScale) -> str:
+    """The interval, as `62 to 110` or `at least 62`; a dash where no ratio is in it."""
+    if scale.lower is None:
+        return "-"
+    return f"at least {cell(scale.lower)}" if scale.upper is None else f"{cell(scale.lower)} to {cell(scale.upper)}"
+
+
+def number_cells(scale: NoiseScale) -> tuple[str, str]:
+    """Noise and signal, each with its error."""
+    return brief(scale.noise, scale.noise_error), brief(scale.signal, scale.signal_error)
+
+
+def worst_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any]:
+    """Text and table of the worst case in balls; nothing where it was left out."""
+    if not point.worst:
+        return
+    matrices = [entry for entry in results if entry.balls]
+    yield f"\nWorst case in a ball\n{WORST}"
+    table = new_table("rho", "first step", counted(len(point.worst[0].rises), "step"), *(m.curvature for m in matrices))
+    for worst in point.worst:
+        rises = [cell(None)] * 2
+        if worst.reason is None and worst.rounding is not None:
+            rises = [brief(float(rise), worst.rounding) for rise in (worst.rises[0], worst.rises[-1])]
+        models = []
+        for entry in matrices:
+            found = next((one for one in entry.balls if (one.rho, one.adaptive) == (worst.rho, worst.adaptive)), None)
+            models.append("-" if found is None else brief(found.value, found.error))
+        table.add_row(f"{worst.rho:g}{' adaptive' if worst.adaptive else ''}", *rises, *models)
+    yield table
+    yield from (f"rho {worst.rho:g}: {worst.reason}" for worst in point.worst if worst.reason)

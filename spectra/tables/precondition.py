@@ -1,0 +1,73 @@
+"""What tables say of a preconditioner: whose P it is, and how near eigenvalues are to the threshold of stability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from spectra.quoting import quoted
+from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord, number
+from spectra.records.record import Record
+from spectra.wording import brief
+
+FROM_THE_TOP = ("LM", "LA", "BE")  # eigenvalues of eig among which the largest is
+
+
+def precondition_line(found: PreconditionRecord) -> str:
+    """The line on which matrices stand below it, and where P comes from."""
+    sign = "-" if found.get("maximize") else ""
+    decay = " + weight decay" if found.get("decay") else ""
+    where = "the checkpoint" if found.spec.partition("?")[0] == "optimizer" else quoted(found.spec)
+    whose = f"P of {found.optimizer} in {where}" if found.get("optimizer") else f"P from {where}"
+    told = [f"its parameters told by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
+    if found.get("rate") is not None:
+        told.append(f"eta {found.rate:g}")
+    elif found.get("optimizer"):
+        told.append("P/eta for P, as rates differ")
+    behind = f" ({', '.join(told)})" if told else ""
+    return f"preconditioned: {sign}P^-1/2 A P^-1/2{decay} for each matrix A, {whose}{behind}"
+
+
+def threshold_lines(record: Record) -> Iterator[str]:
+    """The threshold of stability, and the largest eigenvalue of each matrix over it."""
+    found = record.problem.get("precondition")
+    if not found:
+        return
+    if found.get("threshold") is None:
+        if reason := found.get("threshold_reason"):
+            yield f"no threshold of stability: {quoted(reason)}"
+        return
+    yield f"threshold of stability {threshold_text(found)}"
+    for entry in record.results:
+        limit = found.threshold_of(entry.curvature)
+        if limit and (largest := largest_of(record, entry)):
+            what, value, error = largest
+            share = brief(value / limit, error / limit)
+            yield f"{entry.curvature}: {what} is at {share} of it"
+    if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
+        yield f"{', '.join(names)}: of products of gradients, to which weight decay is not added"
+
+
+def threshold_text(found: PreconditionRecord) -> str:
+    """The threshold with what it is of: `38000 (AdamW, eta 0.001)`."""
+    rate = "without eta" if found.get("rate") is None else f"eta {found.rate:g}"
+    lower, upper = found.threshold, found.get("threshold_upper")
+    shown = number(lower) if upper is None or number(lower) == number(upper) else f"{number(lower)} to {number(upper)}"
+    return f"{shown} ({found.optimizer}, {rate})"
+
+
+def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
+    """What the largest eigenvalue known is called, itself, and its residual, nan where that is not known."""
+    values = getattr(entry, "values", None)
+    if record.command == "density":
+        held = entry.nodes[entry.weights != 0]
+        return ("the largest node", float(held.max()), float("nan")) if np.isfinite(held).all() and len(held) else None
+    if values is None or not len(values) or not np.isfinite(values).all():
+        return None
+    first = int(np.argmax(values))
+    if (record.command == "eig" and record.problem.option("which") not in FROM_THE_TOP) or values[first] <= 0:
+        return None
+    name = f"eigenvalue {first + 1}" if record.command == "eig" else "the largest eigenvalue"
+    return name, float(values[first]), float(entry.residuals[first])

@@ -1,0 +1,161 @@
+"""Where recordings go besides files: an experiment tracker, TensorBoard, a logger of Lightning's, or a function."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from spectra.errors import SpectraError, describe
+from spectra.inputs.spec import input_error, resolve
+from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.sweeps.eigenspaces import ranks
+from spectra.sweeps.tracked import names_of
+
+Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
+GIVE = (
+    "give an object with .log(values, step), as wandb's run, a SummaryWriter of TensorBoard, a logger of Lightning's, "
+    "or a function (values, step)"
+)
+
+
+def tracker(log: Any) -> Tracker:
+    """The function (values, step) that hands named numbers to a tracker.
+
+    Args:
+        log: an object with `log_metrics(values, step)` (loggers of Lightning, mlflow), with `add_scalar(name, value,
+            step)` (TensorBoard's SummaryWriter) or with `log(values, step)` (a run of wandb, the modules wandb and
+            trackio, accelerate); or a function (values, step).
+
+    Raises:
+        SpectraError: it is none of these.
+    """
+    if isinstance(log, type):
+        raise SpectraError(f"`log`: {log.__name__} is a class; call it first: {log.__name__}(...)")
+    for name, adapted in ADAPTERS.items():
+        if callable(getattr(log, name, None)):
+            return adapted(log)
+    if callable(log):
+        return log
+    raise SpectraError(f"`log`: {type(log).__name__} is no tracker; {GIVE}")
+
+
+def by_log_metrics(log: Any) -> Tracker:
+    """Hand over all values at once, the step by its name."""
+    return lambda values, step: log.log_metrics(values, step=step)
+
+
+def by_add_scalar(log: Any) -> Tracker:
+    """Hand over one value after another."""
+
+    def tell(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            log.add_scalar(name, value, step)
+
+    return tell
+
+
+def by_log(log: Any) -> Tracker:
+    """Hand over all values at once, the step by its name where `log` has an argument of that name."""
+    named = has_step(log.log)
+    # wandb.log is another function once wandb.init() has been called: it is looked up each time.
+    return lambda values, step: log.log(values, step=step) if named else log.log(values, step)
+
+
+ADAPTERS: dict[str, Callable[[Any], Tracker]] = {
+    "log_metrics": by_log_metrics,
+    "add_scalar": by_add_scalar,
+    "log": by_log,
+}
+
+
+def has_step(function: Callable[..., Any]) -> bool:
+    """Whether a function has an argument `step`, or takes arguments of any name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of what is written in C
+        return True
+    return "step" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def scalars(
+    loss: float,
+    seconds: float,
+    products: int,
+    eigenpairs: Mapping[str, Eigenpairs],
+    traces: Mapping[str, TraceEstimate],
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """The numbers of a recording by the names under which they are tracked, those left out that are not finite.
+
+    They group as `spectra/hessian/...`: `eigenvalue_1` is the largest, `smallest_eigenvalue_1` the smallest of those
+    below zero, each with its residual; the trace comes with its standard error.
+
+    Args:
+        eigenpairs, traces: by the name of the matrix.
+        thresholds: the threshold of stability of the optimizer, in the units of the eigenvalues, by that name.
+    """
+    found = {"loss": loss, "products": products, "seconds": seconds}
+    for name, pairs in eigenpairs.items():
+        values, threshold = pairs.values.cpu().numpy(), (thresholds or {}).get(name)
+        for rank, value, residual in zip(ranks(values, "LM").tolist(), values, pairs.residuals.tolist(), strict=True):
+            told, error = names_of("eigenvalue", rank)
+            found |= {f"{name}/{told}": value, f"{name}/{error}": residual}
+            if threshold and rank == 1:
+                found |= {f"{name}/threshold": threshold, f"{name}/eigenvalue_1_over_threshold": value / threshold}
+    for name, trace in traces.items():
+        found |= {f"{name}/trace": trace.value, f"{name}/trace_error": trace.standard_error}
+    return {f"spectra/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+@contextmanager
+def named_tracker(spec: str) -> Iterator[Tracker]:
+    """The tracker of a name, inside this context: it is opened at the start, and closed at the end.
+
+    Args:
+        spec: `tensorboard:DIR`, `wandb:PROJECT`, `trackio:PROJECT`, or `path/to/file.py:name` or `package.module:name`
+            of what `tracker` takes.
+
+    Raises:
+        SpectraError: there is no such tracker, its package is not installed, or it fails.
+    """
+    kind, _, place = spec.partition(":")
+    try:
+        if kind in PACKAGES:
+            with opened(kind, place, spec) as log:
+                yield tracker(log)
+        else:
+            yield tracker(resolve(spec, OPTION))
+    except SpectraError:
+        raise
+    except Exception as error:
+        raise input_error(OPTION, spec, f"it failed with {describe(error)}; put that right, and try again") from error
+
+
+@contextmanager
+def opened(kind: str, place: str, spec: str) -> Iterator[Any]:
+    """The tracker of a package, opened in a directory or for a project, and closed at the end. Raises SpectraError."""
+    if not place:
+        raise input_error(
+            OPTION, spec, f"it names no place; write {kind}:{'DIR' if kind == TENSORBOARD else 'PROJECT'}"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the package's own, where it is imported
+            package = import_module(PACKAGES[kind])
+    except ImportError as error:
+        raise input_error(OPTION, spec, f"the package {kind} is not installed; pip install {kind}") from error
+    if kind == TENSORBOARD:
+        with package.SummaryWriter(place) as writer:
+            yield writer
+    else:
+        package.init(project=place)
+        yield package
+        package.finish()
+
+
+OPTION, TENSORBOARD = "`log`", "tensorboard"
+PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # with their modules

@@ -1,0 +1,87 @@
+"""The gallery of published numbers: a fast group agrees, a row that does not stays, and its files hold what it prints."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from scripts.validation import deep_linear, gallery
+from scripts.validation.row import Row
+
+ROOT = Path(__file__).parent.parent
+MADE = {"date": "2026-01-01", "seconds": 1.0, "machine": "one", "cores": 2, "torch": "2", "commit": "abc"}
+
+
+def test_ranks_of_deep_linear_hessians():
+    """The formula is that of one hidden layer, counted by hand too: 2qm - 2q^2 + q(d + K)."""
+    assert deep_linear.expected_rank((6, 5, 3)) == 2 * 3 * 5 - 2 * 9 + 3 * 9
+    rows = list(deep_linear.rows(((6, 5, 3), (5, 4, 6, 4, 3))))
+    assert [row.found for row in rows] == [39, 72]
+    assert all(row.agrees for row in rows)
+
+
+@pytest.mark.sampled(0)
+@pytest.mark.parametrize("name", gallery.TITLES)
+def test_every_row_agrees(name):
+    rows = list(import_module(f"scripts.validation.{name}").rows())
+    assert rows
+    assert [row.name for row in rows if not row.agrees] == []
+
+
+def row(**changes) -> Row:
+    return replace(Row("edge", "Someone 2000", 4.0, 4.1, 0.04, note="n = 10"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "agrees"),
+    [
+        ({}, False),
+        ({"error": 0.06}, True),
+        ({"finite": 0.05}, True),
+        ({"relation": ">"}, True),
+        ({"relation": ">", "error": 0.06}, False),
+        ({"relation": "<"}, False),
+        ({"relation": "<", "found": 3.8}, True),
+    ],
+)
+def test_what_agrees(changes, agrees):
+    assert row(**changes).agrees is agrees
+
+
+def test_files_hold_what_is_printed(tmp_path):
+    rows = {"spiked": [row(), row(name="outlier", found=4.0, error=0.0)], "mup": [row(relation="<", found=1.0)]}
+    shown = gallery.text(rows)
+    assert "2 of 3 rows agree" in shown
+    gallery.save(rows, MADE, tmp_path)
+    listed = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [one["agrees"] for one in listed] == [False, True, True]
+    with (tmp_path / "table.csv").open() as file:
+        assert [line["name"] for line in csv.DictReader(file)] == ["edge", "outlier", "edge"]
+    page = (tmp_path / "README.md").read_text()
+    assert "2 of 3 rows agree" in page
+    assert "| edge | 4 |  | 4.10 ± 0.04 | no |" in page
+    assert (tmp_path / "validation.png").stat().st_size > 5000
+
+
+def test_the_program_prints_one_group():
+    ended = subprocess.run(
+        [sys.executable, "-m", "scripts.validation", "--only", "edge_of_stability"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "1 of 1 row agree" in ended.stdout
+
+
+def test_the_page_is_that_of_the_table():
+    """What is kept in results/ has every group, and a row that does not agree has a reason."""
+    listed = json.loads((ROOT / "results/validation/table.json").read_text())["rows"]
+    assert {one["group"] for one in listed} == {*gallery.TITLES}
+    page = (ROOT / "results/validation/README.md").read_text()
+    assert all(one["name"] in page for one in listed)
