@@ -14,6 +14,7 @@ import torch
 from test_landscape_cli import NETS, plain
 from torch import nn
 
+import spectra
 from spectra.cli import run
 from spectra.curvature import displacement
 from spectra.curvature.operator import Curvature
@@ -223,3 +224,43 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     found, whole = (plain(json.loads(Path(name, "landscape.json").read_text())) for name in ("cut", "whole"))
     assert found == whole
     assert calls <= whole_calls - done + 20
+
+
+def test_the_call_has_the_numbers_of_the_command(record):
+    """spectra.landscape gives what the command prints, from a name and from a module with its optimizer."""
+    along = ["1", "gradient,1", "checkpoint:b,c.pt", "update"]
+    line = f"{LINE} --checkpoint a-2.pt --checkpoint a-10.pt {' '.join(f'--along {names}' for names in along)}"
+    found = record(line)
+    problem = {"data": "points.npz", "loss": "cross_entropy", "dtype": "float64"}
+    made = spectra.landscape("nets.py:mlp", checkpoint="a-2.pt", others="a-10.pt", along=along, points=7, **problem)
+    made = json.loads(made.to_json())
+    assert made["figures"] == []
+    assert plain(made)["results"] == plain(found)["results"]
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = torch.optim.AdamW(model.parameters())
+    held = torch.load("a-2.pt")
+    model.load_state_dict(held["model"])
+    optimizer.load_state_dict(held["optimizer"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = (model, "cross_entropy", "points.npz")
+    own = spectra.landscape(*given, along="update", points=7, optimizer=optimizer, out="own")
+    assert own.results[0].lines[0].loss.tolist() == pytest.approx(found["results"][0]["lines"][2]["loss"], rel=1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert own.figures == ["own/landscape.png"]
+    assert Path("own/landscape.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"along": "x"}, "^`along` 'x' is no direction"),
+        ({"along": ["1", "1,1"]}, "^`along` '1,1' is one direction twice"),
+        ({"points": 4}, "^`points` 4: is even"),
+        ({"radius": 0}, "^`radius` 0"),
+        ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
+        ({"along": "update"}, "^`optimizer`: update needs the state"),
+    ],
+)
+def test_what_the_call_refuses(options, told):
+    with pytest.raises(spectra.SpectraError, match=told):
+        spectra.landscape("nets.py:mlp", "cross_entropy", "points.npz", **{"points": 3, **options})

@@ -162,7 +162,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     return found, left_out
 
 
-def own_model(session: Session[StepSettings]) -> nn.Module:
+def own_model(session: Session[Any]) -> nn.Module:
     """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
     given = session.request.problem
     own = given.model if isinstance(given, Problem) else session.request.named.get("model")
