@@ -146,6 +146,29 @@ def test_a_trajectory(record):
         assert mark["loss_in_plane"] == pytest.approx(own, rel=1e-6)  # two points and this one span the plane
         assert mark["distance"] < 1e-6
     assert "100 % of the squared distances" in landscape_text(load_result("here"))
+    axes = landscape_figures(load_result("here"))["landscape-plane"].axes[0]
+    through = [[mark["x"], mark["y"]] for mark in plane["marks"]]
+    assert through in [line.get_xydata().tolist() for line in axes.lines]
+    assert [text.get_text() for text in axes.texts] == ["a-2", "a-10"]
+    assert axes.get_xlabel().startswith("PC 1 (")
+
+
+def test_the_figure_of_a_barrier(record):
+    """The chord above, and the loss above it below, with a diamond at the barrier; other checkpoints open."""
+    found = record(f"{LINE} --checkpoint a-2.pt --along checkpoint:b,c.pt")
+    (way,), barrier = found["results"][0]["lines"], found["results"][0]["lines"][0]["barrier"]
+    barrier |= {"t": 0.4, "height": 0.25, "present": True}  # between such networks there is none
+    above, below = landscape_figures(Record.of(found))["landscape"].axes[:2]
+    drawn = [line.get_xydata().tolist() for line in above.lines]
+    assert [[0, barrier["start"]], [1, barrier["end"]]] in drawn
+    assert [[1, barrier["end"]]] in [[[x, pytest.approx(y)]] for line in drawn for x, y in line[:1] if len(line) == 1]
+    rise = [
+        [t, loss - (1 - t) * barrier["start"] - t * barrier["end"]]
+        for t, loss in zip(way["t"], way["loss"], strict=True)
+    ]
+    rise = [[t, pytest.approx(value, abs=1e-12)] for t, value in rise if 0 <= t <= 1]
+    assert rise == below.lines[1].get_xydata().tolist()
+    assert [[barrier["t"], barrier["height"]]] in [line.get_xydata().tolist() for line in below.lines]
 
 
 def test_tables_fit_the_page(call):
