@@ -168,7 +168,7 @@ def told(error: SpectraError) -> str:
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
 
-def own_model(session: Session[StepSettings]) -> nn.Module:
+def own_model(session: Session[Any]) -> nn.Module:
     """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
     given = session.request.problem
     own = given.model if isinstance(given, Problem) else session.request.named.get("model")
