@@ -106,6 +106,8 @@ def step(session: Session[StepSettings]) -> Record:
                 lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
     record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    if notes := [d.note for d in directions if d.note]:
+        record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *notes]))
     return with_earlier(record, found)
 
 
