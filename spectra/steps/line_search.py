@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ NEAR = 1e-3  # of a first step: the distance of the points that tell the roundin
 ASIDE = 0.05  # of a step: the distance of the points that tell slope and curvature there
 TIGHT = 1e-6  # of a step, to which searches go
 FAR = 1000.0  # radii, as far as is looked
+NOT_FAR = 100.0  # radii, of a first step where the curvature is next to nothing
 LONGER = 8.0  # times the best step of the quadratic model, as far as is looked at least
 RISES = "as the loss rises along it at first"
 LOST = "as the fall of the loss along it is lost in rounding"
@@ -110,7 +112,7 @@ def search_line(
     loss = Losses(problem, direction, watch)
     guess = -slope / curvature if curvature and curvature > 0 > slope else radius
     furthest, start = max(FAR * radius, LONGER * guess), loss(0.0)
-    rounding = rounding_of(loss, guess, torch.finfo(problem.dtype).eps)
+    rounding = rounding_of(loss, min(guess, NOT_FAR * radius), torch.finfo(problem.dtype).eps)
     low, high, none = 0.0, None, RISES
     if slope < 0:
         low, high = bracket(loss, guess, furthest, SEEN * rounding, slope)
@@ -175,11 +177,13 @@ def critical_step(loss: Losses, t: np.ndarray, crossing: int | None, rounding: f
         return Step(reason=NEVER)
     start, low, high = loss(0.0), t[crossing - 1], t[crossing]
     most = start - min(loss(one) for one in t)  # beyond which heights say nothing of the root
-    root = brentq(lambda t: min(loss(t) - start, most), low, high, xtol=TIGHT * high) if loss(high) > start else high
+    root = float(high)
+    if loss(high) > start:
+        root = cast(float, brentq(lambda t: min(loss(t) - start, most), low, high, xtol=TIGHT * high))
     aside = min(ASIDE * root, (high - low) / 2)
     slope = (loss(root + aside) - loss(root - aside)) / (2 * aside)
     error = TIGHT * high + (2 * rounding / slope if 0 < slope < math.inf else high - low)
-    return Step(float(root), float(min(error, high - low)), loss(root))
+    return Step(root, float(min(error, high - low)), loss(root))
 
 
 def best_step(loss: Losses, t: np.ndarray, rounding: float) -> Step:
@@ -192,7 +196,7 @@ def best_step(loss: Losses, t: np.ndarray, rounding: float) -> Step:
     if lowest == len(t) - 1:
         return Step(reason=FALLS)
     low, high = t[lowest - 1], t[lowest + 1]
-    search = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TIGHT * high})
+    search: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TIGHT * high})
     best = search.x if search.fun <= values[lowest] else t[lowest]
     aside = min(ASIDE * best, (high - low) / 2)
     bend = (loss(best + aside) - 2 * loss(best) + loss(best - aside)) / aside**2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,6 +252,8 @@ class Watch:
 
     def _refuse_optimizer(self, problem: Problem) -> None:
         """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
+        if isinstance(self.optimizer, Mapping):  # which would stay as it is, while training goes on
+            raise SpectraError("`optimizer`: a state does not change with training; give the optimizer itself")
         if decay := problem.weight_decay:
             raise SpectraError(
                 f"`weight_decay` {decay:g}: `optimizer` has a weight decay of its own, which would count twice; leave "
