@@ -133,6 +133,22 @@ def test_the_names_of_a_recording():
     )
 
 
+def test_gradients_have_no_threshold(tmp_path):
+    """Of a matrix of their products the threshold of an optimizer says nothing."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1).double()
+    optimizer, log = torch.optim.SGD(model.parameters(), 0.1), Run()
+    names = ("hessian", "fisher-empirical")
+    options = {"curvature": names, "products": 30, "k": 1, "optimizer": optimizer, "log": log}
+    found = spectra.watch(model, nn.MSELoss(), (X, Y), tmp_path, every=1, **options)(0)
+    assert list(found.edge) == ["hessian"]
+    assert found.edge["hessian"].item() == found.eigenpairs["hessian"].values.item() / 20
+    ((values, _),) = log.told
+    assert values["spectra/hessian_preconditioned/threshold"] == pytest.approx(20)
+    assert values["spectra/hessian_preconditioned/over_threshold_1"] == found.edge["hessian"].item()
+    assert not [name for name in values if name.startswith("spectra/fisher") and "threshold" in name]
+
+
 def assert_named(found: dict[str, float], expected: dict[str, float]) -> None:
     assert {name.removeprefix("spectra/"): value for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
     assert all(type(value) is float for value in found.values())

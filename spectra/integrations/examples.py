@@ -59,7 +59,7 @@ def batch_size(loader: Any) -> int | None:
 def items_of(dataset: Any, indices: list[int]) -> list[Any]:
     """The items of a data set, fetched as PyTorch's loaders do."""
     fetch: Any = getattr(dataset, "__getitems__", None)
-    return fetch(indices) if callable(fetch) else [dataset[index] for index in indices]
+    return fetch(indices) if fetch else [dataset[index] for index in indices]
 
 
 @contextmanager
