@@ -2,6 +2,7 @@
 
 from spectra.calls import density as density
 from spectra.calls import eig as eig
+from spectra.calls import landscape as landscape
 from spectra.calls import step as step
 from spectra.calls import trace as trace
 from spectra.comparison.comparison import compare as compare

@@ -1,4 +1,4 @@
-"""`spectra.eig`, `spectra.trace`, `spectra.density` and `spectra.step`: the commands as calls from Python.
+"""`spectra.eig`, `trace`, `density`, `step` and `landscape`: the commands as calls from Python.
 
 They check, resume, deflate and record as the commands do, since both hand a request to `spectra.run`. A call prints
 nothing, and leaves the caller's model as it was found.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from inspect import signature
 from numbers import Real
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from torch import nn
@@ -67,6 +68,9 @@ from spectra.run.trace import TraceSettings
 from spectra.run.trace import trace as traces
 from spectra.steps.run import StepSettings
 from spectra.steps.run import step as steps
+from spectra.surfaces.landscape import Grid
+from spectra.surfaces.names import named as directions_named
+from spectra.surfaces.run import LandscapeSettings, landscapes
 
 ENDS = ("LM", "LA", "SA", "BE")
 OF_STEPS = ("hessian", "ggn")  # matrices of a step, unless others are asked for
@@ -363,25 +367,122 @@ def step(
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
     with Session(request, Caller(heard(progress))) as session:
-        record = with_figure(session, steps(session))
+        record = with_figures(session, steps(session), "spectra.plots.step:step_figures")
         session.keep(record)
         return record
 
 
-def with_figure(session: Session[StepSettings], record: Record) -> Record:
-    """The record with the path of its figure, which is written to `out`; without one there is none."""
+def landscape(
+    model: Any,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    along: str | Sequence[str] = "1",
+    radius: float | None = None,
+    points: int | None = None,
+    optimizer: Any = None,
+    others: str | Path | Sequence[str | Path] = (),
+    curvature: str | Sequence[str] = "hessian",
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    out: str | Path | None = None,
+    eigenvectors: str | Path | None = None,
+    max_products: int | None = None,
+    basis: str = "auto",
+    check: bool = True,
+    compile: bool | None = None,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | bool | None = None,
+    **problem: Any,
+) -> Record:
+    """Look at the loss on lines and in planes through a network's weights, beside what slope and curvature predict.
+
+    Args:
+        model, loss, data, seed, out, max_products, basis, check, compile, save_every, progress, problem: as
+            `spectra.eig`'s, of networks. With `out` the figures are written too.
+        along: names of directions, of each line one, of each plane two with a comma between them: 1, 2, ...
+            (eigenvectors by magnitude), lowest, random, gradient (its negative), update and momentum (of the
+            optimizer), checkpoint:PATH (the way to another checkpoint, with the barrier between the two); or
+            path:GLOB, the plane of two principal components of many.
+        radius: how far from the weights, in units of |d|; between checkpoints how far beyond either. None: by the
+            direction.
+        points: how many on a line or a side of a plane, odd; None: 41, of a plane 25.
+        optimizer: a torch.optim optimizer of the model, what its `state_dict()` returned, or a file that holds that;
+            None: the state in the checkpoint.
+        others: further checkpoints of the model, each of which is looked at in its turn.
+        curvature: the matrices A that predict, by name.
+        tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
+        eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
+
+    Returns:
+        The record: `results` has an entry for each matrix, and each checkpoint, with `directions`, `lines` and
+        `planes`; a line to another checkpoint has its `barrier`.
+
+    Raises:
+        SpectraError, TypeError: as `spectra.eig`.
+    """
+    given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
+    if stands_for_matrix(model):
+        raise SpectraError("`model`: landscape takes a network, not a matrix; give a module, a name or a Problem")
+    for name in named_matrices(curvature):
+        among("curvature", name, MATRICES)
+    optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
+    texts = [along] if isinstance(along, str) else list(along)
+    more = tuple(map(str, [others] if isinstance(others, str | Path) else others))
+    grid = Grid(None if radius is None else positive("radius", radius), None if points is None else odd(points))
+    settings = LandscapeSettings(tuple(map(named, texts)), grid, positive("tolerance", tolerance), more, optimizer)
+    asked = {"along": [",".join(names) for names in settings.along], "radius": radius, "points": points}
+    asked |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
+    request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.by_inputs:
+        raise SpectraError("`wrt` inputs: a landscape is over the parameters; leave it out")
+    options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
+    if more:
+        options["checkpoint"] = [*filter(None, [options.get("checkpoint")]), *more]
+    request = replace(request, options=options, earlier_option="eigenvectors")
+    with Session(request, Caller(heard(progress))) as session:
+        record = with_figures(session, landscapes(session), "spectra.plots.landscape:landscape_figures")
+        session.keep(record)
+        return record
+
+
+def named(text: Any) -> tuple[str, ...]:
+    """The directions of a line or a plane by their names. Raises SpectraError."""
+    try:
+        return directions_named(str(text))
+    except ValueError as error:
+        raise SpectraError(f"`along` {error}") from None
+
+
+def odd(points: Any) -> int:
+    """An odd number of points, 3 or more. Raises SpectraError."""
+    if whole("points", points, 3) % 2 == 0:
+        raise SpectraError(f"`points` {points}: is even; give an odd number, so that one of them is the weights")
+    return int(points)
+
+
+def with_figures(session: Session[Any], record: Record, place: str) -> Record:
+    """The record with the paths of its figures, which are written to `out`; without one there are none.
+
+    `place` names what draws them, `module:function`, which loads matplotlib.
+    """
     if (out := session.request.out) is None:
         return record.changed(figures=[])
     from spectra.plots.files import write_png  # matplotlib, which a call without `out` does not need
-    from spectra.plots.step import step_figures
 
-    figures = step_figures(record)
+    figures = resolve_name(place)(record)
     for name, figure in figures.items() if session.first else ():
         write_png(figure, out / f"{name}.png")
     return record.changed(figures=[str(out / f"{name}.png") for name in figures])
 
 
-CALLS: dict[str, Callable[..., Any]] = {"eig": eig, "trace": trace, "density": density, "step": step}
+CALLS: dict[str, Callable[..., Any]] = {
+    "eig": eig,
+    "trace": trace,
+    "density": density,
+    "step": step,
+    "landscape": landscape,
+}
 
 
 def draw(measures: dict[str, Any], path: Path, thresholds: Sequence[float | None] = ()) -> None:

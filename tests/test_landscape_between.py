@@ -141,7 +141,9 @@ def test_a_convex_loss_has_no_barrier():
 
 
 def test_a_loss_that_is_not_finite_between():
-    found = barrier(np.linspace(0, 1, 5), np.array([1.0, 2, np.nan, 2, 1]), lambda _: [], lambda _: None, 1e-16)
+    found = barrier(
+        np.linspace(0, 1, 5), np.array([1.0, 2, np.nan, 2, 1]), lambda _: np.zeros(0), lambda _: None, 1e-16
+    )
     assert np.isnan(found.height)
     assert (found.t, found.present) == (0.5, None)
 

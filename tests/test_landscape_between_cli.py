@@ -14,6 +14,7 @@ import torch
 from test_landscape_cli import NETS, plain
 from torch import nn
 
+import spectra
 from spectra.cli import run
 from spectra.curvature import displacement
 from spectra.curvature.operator import Curvature
@@ -145,6 +146,29 @@ def test_a_trajectory(record):
         assert mark["loss_in_plane"] == pytest.approx(own, rel=1e-6)  # two points and this one span the plane
         assert mark["distance"] < 1e-6
     assert "100 % of the squared distances" in landscape_text(load_result("here"))
+    axes = landscape_figures(load_result("here"))["landscape-plane"].axes[0]
+    through = [[mark["x"], mark["y"]] for mark in plane["marks"]]
+    assert through in [line.get_xydata().tolist() for line in axes.lines]
+    assert [text.get_text() for text in axes.texts] == ["a-2", "a-10"]
+    assert axes.get_xlabel().startswith("PC 1 (")
+
+
+def test_the_figure_of_a_barrier(record):
+    """The chord above, and the loss above it below, with a diamond at the barrier; other checkpoints open."""
+    found = record(f"{LINE} --checkpoint a-2.pt --along checkpoint:b,c.pt")
+    (way,), barrier = found["results"][0]["lines"], found["results"][0]["lines"][0]["barrier"]
+    barrier |= {"t": 0.4, "height": 0.25, "present": True}  # between such networks there is none
+    above, below = landscape_figures(Record.of(found))["landscape"].axes[:2]
+    drawn = [line.get_xydata().tolist() for line in above.lines]
+    assert [[0, barrier["start"]], [1, barrier["end"]]] in drawn
+    assert [[1, barrier["end"]]] in [[[x, pytest.approx(y)]] for line in drawn for x, y in line[:1] if len(line) == 1]
+    rise = [
+        [t, loss - (1 - t) * barrier["start"] - t * barrier["end"]]
+        for t, loss in zip(way["t"], way["loss"], strict=True)
+    ]
+    rise = [[t, pytest.approx(value, abs=1e-12)] for t, value in rise if 0 <= t <= 1]
+    assert rise == below.lines[1].get_xydata().tolist()
+    assert [[barrier["t"], barrier["height"]]] in [line.get_xydata().tolist() for line in below.lines]
 
 
 def test_tables_fit_the_page(call):
@@ -223,3 +247,43 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     found, whole = (plain(json.loads(Path(name, "landscape.json").read_text())) for name in ("cut", "whole"))
     assert found == whole
     assert calls <= whole_calls - done + 20
+
+
+def test_the_call_has_the_numbers_of_the_command(record):
+    """spectra.landscape gives what the command prints, from a name and from a module with its optimizer."""
+    along = ["1", "gradient,1", "checkpoint:b,c.pt", "update"]
+    line = f"{LINE} --checkpoint a-2.pt --checkpoint a-10.pt {' '.join(f'--along {names}' for names in along)}"
+    found = record(line)
+    problem = {"data": "points.npz", "loss": "cross_entropy", "dtype": "float64"}
+    made = spectra.landscape("nets.py:mlp", checkpoint="a-2.pt", others="a-10.pt", along=along, points=7, **problem)
+    made = json.loads(made.to_json())
+    assert made["figures"] == []
+    assert plain(made)["results"] == plain(found)["results"]
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = torch.optim.AdamW(model.parameters())
+    held = torch.load("a-2.pt")
+    model.load_state_dict(held["model"])
+    optimizer.load_state_dict(held["optimizer"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = (model, "cross_entropy", "points.npz")
+    own = spectra.landscape(*given, along="update", points=7, optimizer=optimizer, out="own")
+    assert own.results[0].lines[0].loss.tolist() == pytest.approx(found["results"][0]["lines"][2]["loss"], rel=1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert own.figures == ["own/landscape.png"]
+    assert Path("own/landscape.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"along": "x"}, "^`along` 'x' is no direction"),
+        ({"along": ["1", "1,1"]}, "^`along` '1,1' is one direction twice"),
+        ({"points": 4}, "^`points` 4: is even"),
+        ({"radius": 0}, "^`radius` 0"),
+        ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
+        ({"along": "update"}, "^`optimizer`: update needs the state"),
+    ],
+)
+def test_what_the_call_refuses(options, told):
+    with pytest.raises(spectra.SpectraError, match=told):
+        spectra.landscape("nets.py:mlp", "cross_entropy", "points.npz", **{"points": 3, **options})

@@ -1,10 +1,4 @@
-"""Train the demonstration network on digits by Adam, from one start with two orders of the examples, and from later on.
-
-Writes checkpoints/first/step-*.pt, a training from its start to its end, and the ends of three others: from the same
-start with the examples in another order (second.pt), from step 100 of the first on in another order (sibling.pt), and
-from another start (stranger.pt).
-"""
-
+# train.py
 from pathlib import Path
 
 import torch
@@ -13,50 +7,33 @@ from torch import nn
 import spectra
 from spectra.demo import mlp
 
-STEPS, BATCH, RATE, SPLIT = 600, 128, 3e-3, 100
-KEPT = sorted({0, 5, 10, 20, 40, 70, *range(SPLIT, STEPS + 1, 50)})
+STEPS = 400
+(data,) = spectra.load_problem(model="spectra.demo:mlp", data="digits", batch_size=2000).problem.batches
 
 
-def main() -> None:
-    (batch,) = spectra.load_problem(model="spectra.demo:mlp", data="digits", batch_size=2000).problem.batches
-    images, labels = batch.inputs, batch.targets
-    torch.manual_seed(0)
-    start = {name: tensor.clone() for name, tensor in mlp().state_dict().items()}
-    first = Path("checkpoints/first")
-    train(images, labels, start, None, order=0, steps=range(STEPS), folder=first)
-    train(images, labels, start, None, order=1, steps=range(STEPS), file=Path("checkpoints/second.pt"))
-    torch.manual_seed(1)
-    train(images, labels, mlp().state_dict(), None, order=0, steps=range(STEPS), file=Path("checkpoints/stranger.pt"))
-    held = torch.load(first / f"step-{SPLIT}.pt", weights_only=True)
-    steps = range(SPLIT, STEPS)
-    train(images, labels, held["model"], held["optimizer"], order=2, steps=steps, file=Path("checkpoints/sibling.pt"))
-
-
-def train(images, labels, weights, state, order, steps, folder=None, file=None) -> None:
-    """Train from these weights and this state of Adam, with the examples in the order of a seed."""
-    model, generator = mlp(), torch.Generator().manual_seed(order)
-    model.load_state_dict(weights)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+def train(order, start=0, begin=0, state=None, keep=()):
+    """Train by Adam from this start, or from a checkpoint, with the examples in this order."""
+    torch.manual_seed(start)
+    model, generator, batches = mlp(), torch.Generator().manual_seed(order), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     if state:
-        optimizer.load_state_dict(state)
-    batches: list[torch.Tensor] = []
-    for step in steps:
-        if folder and step in KEPT:
-            save(folder / f"step-{step}.pt", model, optimizer, step)
-        if not batches:
-            batches = list(torch.randperm(len(labels), generator=generator).split(BATCH))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(begin, STEPS + 1):
+        if step in keep:
+            held = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            torch.save(held, f"run/step-{step}.pt")
+        batches = batches or list(torch.randperm(len(data.targets), generator=generator).split(128))
         chosen = batches.pop()
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        nn.functional.cross_entropy(model(data.inputs[chosen]), data.targets[chosen]).backward()
         optimizer.step()
-    save(folder / f"step-{STEPS}.pt" if folder else file, model, optimizer, STEPS)
+    return model.state_dict()
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write a checkpoint with the optimizer's state."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
-
-
-if __name__ == "__main__":
-    main()
+Path("run").mkdir(exist_ok=True)
+train(order=0, keep=(0, 10, 20, 30, 45, 60, 80, 100, 150, 200, 250, 300, 350, 400))
+middle = torch.load("run/step-100.pt")
+torch.save(train(order=1, begin=100, state=middle), "sibling.pt")  # another order of examples from step 100 on
+torch.save(train(order=1), "second.pt")  # another order from the same start
+torch.save(train(order=0, start=1), "stranger.pt")  # another start

@@ -9,13 +9,8 @@ from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Positive, with_
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.defaults import TOLERANCE
+from spectra.surfaces.names import named
 
-NAMES = (
-    "name 1, 2, ... (eigenvectors), lowest or random, gradient, update, momentum, checkpoint:PATH or path:GLOB; one, or "
-    "two with a comma"
-)
-WORDS = ("lowest", "random", "gradient", "update", "momentum")
-OF_FILES = ("checkpoint:", "path:")
 FURTHEST = 1e6  # far beyond |theta| of any network
 
 
@@ -24,7 +19,7 @@ class Along(str):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return parts(self)
+        return named(self)
 
 
 class Directions(click.ParamType):
@@ -33,31 +28,10 @@ class Directions(click.ParamType):
     name = "directions"
 
     def convert(self, value, param, ctx):
-        names = parts(str(value))
-        if not (len(names) < 3 and all(map(known, names))):
-            self.fail(f"{value!r} is no direction and no two; {NAMES}.", param, ctx)
-        names = [str(int(name)) if name.isdigit() else name for name in names]
-        if len(set(names)) < len(names) and names[0] != "random":
-            self.fail(f"{value!r} is one direction twice, and no plane; name two.", param, ctx)
-        return Along(",".join(names))
-
-
-def parts(text: str) -> tuple[str, ...]:
-    """The names of directions in what was typed; a comma that none follows belongs to the name of a file."""
-    names: list[str] = []
-    for part in text.split(","):
-        if names and names[-1].startswith(OF_FILES) and not known(part.strip()):
-            names[-1] += f",{part}"
-        else:
-            names.append(part.strip())
-    return tuple(names)
-
-
-def known(name: str) -> bool:
-    """Whether this names a direction: a word, a rank, or a file or glob behind what it is."""
-    if name.startswith(OF_FILES):
-        return bool(name.partition(":")[2].strip())
-    return name in WORDS or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
+        try:
+            return Along(",".join(named(str(value))))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 class Odd(click.ParamType):

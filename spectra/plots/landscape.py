@@ -26,12 +26,10 @@ DASHED = (0, (5, 2))
 BAND, HOLDS = "0.82", "0.94"
 CHORD, PATH = COLOURS[2], "0.15"
 LABELS = ["loss", "prediction from slope and curvature"]
-UNITS = {  # of t, by kind of direction
-    "eigenvector": "distance t",
+UNITS = {  # of t, by direction
     "gradient": "t (learning rate)",
     "update": "t (1: the next step)",
     "momentum": "t (learning rate)",
-    "checkpoint": "t (1: the other)",
 }
 END = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
 BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
@@ -185,12 +183,11 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> t
         found += [
             (called.file(path), Line2D([], [], color=colour(i), linewidth=1.8)) for i, path in enumerate(checkpoints)
         ]
-        found.append((LABELS[1], Line2D([], [], color="0.3", linewidth=1.0, linestyle=DASHED)))
     else:
-        found = [
-            (LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8)),
-            (LABELS[1], Line2D([], [], color=PREDICTION, linewidth=1.4, linestyle=DASHED)),
-        ]
+        found = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8))]
+    if predicted(lines):
+        look = {"color": "0.3", "linewidth": 1.0} if checkpoints else {"color": PREDICTION, "linewidth": 1.4}
+        found.append((LABELS[1], Line2D([], [], **look, linestyle=DASHED)))
     if departs and not checkpoints:
         found += [
             ("departure", Line2D([], [], color=DEPARTURE, linewidth=1.2)),
@@ -204,6 +201,12 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> t
         if not checkpoints:
             found.append(("loss above the chord", Line2D([], [], color=CHORD, linewidth=1.4)))
     return [text for text, _ in found], [handle for _, handle in found]
+
+
+def unit(direction: Direction) -> str:
+    """The label of an axis along a direction."""
+    usual = "t" if direction.eigenvalue is None else "distance t"
+    return "t (1: the other)" if is_way(direction.name) else UNITS.get(direction.name, usual)
 
 
 def colour(place: int) -> str:
@@ -245,7 +248,7 @@ def draw_lines(
         above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
         above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
         above.plot(0, loss[panel.found.origin], "o", color="black", markersize=4, zorder=5)
-        if direction.kind in ("checkpoint", "update") and t[-1] >= 1:
+        if (is_way(direction.name) or direction.name == "update") and t[-1] >= 1:
             above.plot(1, np.interp(1.0, t, loss), "o", **END, zorder=6)
         if panel.found.barrier:
             draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))
@@ -255,7 +258,7 @@ def draw_lines(
             below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
         below.plot(t, departure, color=DEPARTURE if alone else colour(place), linewidth=1.2, zorder=3)
     around_loss(above, *map(np.concatenate, zip(*every, strict=True)))
-    below.set_xlabel(UNITS.get(direction.kind, "t"))
+    below.set_xlabel(unit(direction))
     if first:
         above.set_ylabel("loss")
     if told:
@@ -286,7 +289,7 @@ def barrier_title(found: Any) -> str:
     if not found.height > 0:
         return "no barrier"
     error = np.nan if found.standard_error is None else found.standard_error
-    told = with_error(found.height, error, most=3)
+    told = with_error(found.height, error, most=4)
     return f"barrier {told}" if found.present else f"no barrier: {told}"
 
 
@@ -348,10 +351,9 @@ def plane_figure(planes: Sequence[Panel], called: Names) -> Figure:
     """Contours of the loss, those of the prediction at the same heights dashed over them; checkpoints as points."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
-    samples = [
-        (LABELS[0], Line2D([], [], color=LOSS, linewidth=1.2)),
-        (LABELS[1], Line2D([], [], color=PREDICTION, linestyle=DASHED)),
-    ]
+    samples = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.2))]
+    if predicted(planes):
+        samples.append((LABELS[1], Line2D([], [], color=PREDICTION, linestyle=DASHED)))
     if any(panel.found.trajectory for panel in planes):
         samples.append(("checkpoints in order", Line2D([], [], color=PATH, marker="o", markersize=3, linewidth=1.0)))
     labels, handles = [text for text, _ in samples], [handle for _, handle in samples]
@@ -364,6 +366,11 @@ def plane_figure(planes: Sequence[Panel], called: Names) -> Figure:
         axes.set_axis_off()
     legend.draw(figure, handles)
     return figure
+
+
+def predicted(panels: Sequence[Panel]) -> bool:
+    """Whether something is predicted in any of the panels: not where buffers change on all ways."""
+    return any(np.isfinite(numbers(panel.found.prediction)).any() for panel in panels)
 
 
 def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
@@ -389,20 +396,21 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
 def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
     """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
     marks = panel.found.marks or []
+    ends = [(mark, True) for mark in marks]
     if panel.found.trajectory:
         x, y = [mark.x for mark in marks], [mark.y for mark in marks]
         axes.plot(x, y, "-o", color=PATH, markersize=3, linewidth=1.0, zorder=6)
-        marks = [marks[0], marks[-1]]
+        ends = [(marks[0], y[0] >= y[1]), (marks[-1], y[-1] >= y[-2])]  # names above or below, away from the line
     else:
         axes.plot([mark.x for mark in marks], [mark.y for mark in marks], "o", **END, zorder=6)
     middle = sum(axes.get_xlim()) / 2
-    for mark in marks:
+    for mark, above in ends:
         side = "left" if mark.x < middle else "right"
         name = settable(mark.name) if panel.found.trajectory else called.file(mark.name)
         (text,) = shortened([name], 72 * 1.2, 7)
-        shift = (5 if side == "left" else -5, 5)
+        shift = (5 if side == "left" else -5, 5 if above else -5)
         behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-        look = {"fontsize": 7, "ha": side, "va": "bottom", "zorder": 8, "bbox": behind}
+        look = {"fontsize": 7, "ha": side, "va": "bottom" if above else "top", "zorder": 8, "bbox": behind}
         axes.annotate(text, (mark.x, mark.y), xytext=shift, textcoords="offset points", **look)
 
 
@@ -426,7 +434,8 @@ def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
         draw_surface(figure.add_subplot(rows, columns, i + 1, projection="3d"), panel, called)
     figure.subplots_adjust(left=0.0, right=0.93, bottom=0.08, top=1 - 0.45 / figure.get_figheight(), wspace=0.12)
     handles = [Patch(facecolor="#9dc6e0", edgecolor=LOSS), Line2D([], [], color=PREDICTION, linewidth=1.0)]
-    figure.legend(handles, LABELS, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
+    shown = 1 + predicted(planes)
+    figure.legend(handles[:shown], LABELS[:shown], loc="upper center", ncols=2, fontsize=8.5, frameon=False)
     return figure
 
 

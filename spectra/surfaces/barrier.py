@@ -46,7 +46,7 @@ class Barrier:
 def barrier(
     t: np.ndarray,
     loss: np.ndarray,
-    evaluate: Callable[[Sequence[float]], Sequence[float]],
+    evaluate: Callable[[Sequence[float]], np.ndarray],
     by_example: Callable[[float], Sequence[float] | None],
     epsilon: float,
 ) -> Barrier:

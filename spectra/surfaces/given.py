@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectra.errors import SpectraError
 from spectra.inputs.spec import parse_spec
@@ -18,7 +18,14 @@ from spectra.memory import memory_share
 from spectra.optimizer.files import read_optimizer
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
-from spectra.steps.directions import CHECKPOINT, GRADIENT, directions
+from spectra.steps.directions import (
+    CHECKPOINT,
+    GRADIENT,
+    UPDATE,
+    gradient_direction,
+    momentum_direction,
+    update_direction,
+)
 from spectra.surfaces.directions import COMPONENT, OTHER, PATH, TRAINED, Direction, components
 from spectra.surfaces.elsewhere import Elsewhere, elsewhere
 from spectra.surfaces.plane import Trajectory
@@ -49,7 +56,8 @@ class Giver:
         gradient: (n,), of the mean loss, weight decay included.
         checkpoint: the file that the problem's weights are from, in which an optimizer's state may be; None: none.
         key: as `checkpoint_key`.
-        optimizer: a file with an optimizer's state, options as ?name=AdamW behind it; None: the checkpoint.
+        optimizer: an optimizer, its state, or a file with that, options as ?name=AdamW behind it; None: the checkpoint.
+        model: the model that the optimizer knows, of which the problem's may be a copy; None: the problem's.
         watch: is called before each checkpoint that is read.
     """
 
@@ -57,8 +65,9 @@ class Giver:
     gradient: Tensor
     checkpoint: str | None
     key: str | None
-    optimizer: str | None
+    optimizer: Any
     watch: Callable[[], None] = lambda: None
+    model: nn.Module | None = None
 
     def __call__(self, names: Iterable[str]) -> Given:
         """The directions of these names, as they are typed; others are left out. Raises SpectraError."""
@@ -81,20 +90,31 @@ class Giver:
 
     def trained(self, name: str) -> Direction:
         """The direction of the gradient, the optimizer's next step, or its momentum."""
-        needed = {} if name == GRADIENT else self.state(name)
-        (found,) = directions(self.problem, [name], self.gradient, **needed)
-        source = "computed" if name == GRADIENT else str(self.optimizer or self.checkpoint)
-        return Direction(name, found.kind, source, found.vector)
+        if name == GRADIENT:
+            return Direction(name, name, "computed", gradient_direction(self.gradient).vector)
+        optimizer, kind, source = self.state(name)
+        if name == UPDATE:
+            found = update_direction(self.problem, self.gradient, optimizer, kind, self.model)
+        else:
+            found = momentum_direction(self.problem, optimizer, kind, self.model)
+        return Direction(name, name, source, found.vector)
 
-    def state(self, name: str) -> dict[str, Any]:
-        """The optimizer's state and its name, where that is told. Raises SpectraError where there is none."""
+    def state(self, name: str) -> tuple[Any, str | None, str]:
+        """The optimizer or its state, the name of its class where that is told, and where it is from.
+
+        Raises SpectraError where there is none.
+        """
         if self.optimizer is None and self.checkpoint is None:
             text = f"{name} needs the state of an optimizer; name its file, or a `checkpoint` that holds it"
             raise SpectraError(f"{OPTIMIZER}: {text}")
-        path, options = (self.checkpoint, {}) if self.optimizer is None else parse_spec(self.optimizer, OPTIMIZER)
+        if self.optimizer is None:
+            return read_optimizer(str(self.checkpoint)), None, str(self.checkpoint)
+        if not isinstance(self.optimizer, str):
+            return self.optimizer, None, type(self.optimizer).__name__
+        path, options = parse_spec(self.optimizer, OPTIMIZER)
         if unknown := sorted(options.keys() - {"name", "key"}):
             raise SpectraError(f"{OPTIMIZER} {self.optimizer}: it has no option {unknown[0]}; it takes name and key")
-        return {"optimizer": read_optimizer(str(path), options.get("key")), "optimizer_name": options.get("name")}
+        return read_optimizer(path, options.get("key")), options.get("name"), self.optimizer
 
     def read(self, path: str, option: str) -> Elsewhere:
         """Another checkpoint, of which `option` is the beginning in messages."""

@@ -106,7 +106,7 @@ class Grid:
     radius: float | None
     points: int | None
 
-    def line(self, direction: Direction, model: Quadratic, point: Point) -> np.ndarray:
+    def axis(self, direction: Direction, model: Quadratic, point: Point) -> np.ndarray:
         """The coordinates (points,) of a line, 0.0 among them; `model` in the one coordinate."""
         points = self.points or ON_A_LINE
         if direction.kind == CHECKPOINT:
@@ -245,7 +245,7 @@ class Losses:
 
 def line(problem: Problem, d: Direction, model: Quadratic, point: Point, task: Task) -> Line:
     """The losses along d, beside `model` in the one coordinate; to another checkpoint with the barrier on the way."""
-    t, along = task.grid.line(d, model, point), Losses(problem, [d], task)
+    t, along = task.grid.axis(d, model, point), Losses(problem, [d], task)
     coordinates = t[:, None]
     loss = along(coordinates)
     if d.buffers:

@@ -92,9 +92,9 @@ def marked(
     if path is not None:
         inside = losses(path.coordinates)
         own = losses.task.step(lambda: [loss_at(problem, path.read(i), watch) for i in range(len(path.names))])
-        rows = zip(path.names, path.coordinates, path.distances, own, inside, path.steps, strict=True)
         return [
-            Mark(n, float(x), float(y), float(far), *map(float, both), step) for n, (x, y), far, *both, step in rows
+            Mark(name, float(x), float(y), float(path.distances[i]), float(own[i]), float(inside[i]), path.steps[i])
+            for i, (name, (x, y)) in enumerate(zip(path.names, path.coordinates, strict=True))
         ]
     ends = [(i, d) for i, d in enumerate(directions) if d.kind in TO_A_POINT]
     if not ends:

@@ -26,6 +26,7 @@ from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
+from spectra.steps.run import own_model
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, PATH, find_directions, numbered, refuse_ranks
 from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
 from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
@@ -39,14 +40,14 @@ class LandscapeSettings:
 
     Attributes:
         others: checkpoints that are looked at beside the problem's own.
-        optimizer: the file of an optimizer's state, for its step and momentum; None: the checkpoint.
+        optimizer: an optimizer, its state, or the file of that, for its step and momentum; None: the checkpoint.
     """
 
     along: tuple[tuple[str, ...], ...]
     grid: Grid
     tolerance: float = TOLERANCE
     others: tuple[str, ...] = ()
-    optimizer: str | None = None
+    optimizer: Any = None
 
     command = "landscape"
     less_memory = ("`along`", "name fewer at a time, or choose fewer parameters with `params`")
@@ -62,7 +63,7 @@ class LandscapeSettings:
         return [
             *self.others,
             *files_of(self.named),
-            *filter(None, [self.optimizer and self.optimizer.partition("?")[0]]),
+            *([self.optimizer.partition("?")[0]] if isinstance(self.optimizer, str) else []),
         ]
 
     @property
@@ -98,11 +99,12 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
         earlier = session.arrays_of_earlier()
-        first = session.about.checkpoint
+        first = session.about.checkpoint or (session.about.model if others else None)
         for place, path in enumerate([first, *others]):
-            there = elsewhere(problem, path, key, "`checkpoint` ") if place and path else None
+            there = elsewhere(problem, str(path), key, "`checkpoint` ") if place else None
             with standing(tensors_of(problem.model), there.values) if there else nullcontext():
-                look = Look(session, path, earlier if not place else None, f" {place + 1}" if place else "")
+                source = path if place else session.about.checkpoint
+                look = Look(session, source, earlier if not place else None, f" {place + 1}" if place else "")
                 measured, told = look()
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
@@ -169,7 +171,8 @@ class Look:
                 line.stage(f"checkpoint {read}")
 
             key = session.request.named.get("checkpoint_key")
-            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch)
+            own = own_model(session)
+            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, own)
             return giver(asked.named)
 
     def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:

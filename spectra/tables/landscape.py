@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from spectra.quoting import readable
-from spectra.records.landscape import LandscapeResult, Line, Plane
+from spectra.records.landscape import Barrier, LandscapeResult, Line, Plane
 from spectra.records.record import Record
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, short_paths, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
-CHECKPOINT = "checkpoint"  # the kind of a direction to another one
+WAY = "checkpoint:"  # what the name of a direction to another checkpoint begins with
 MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
 SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
@@ -63,7 +63,7 @@ class Names:
     """Names of checkpoints and directions as tables call them: files by what tells them apart."""
 
     def __init__(self, results: Sequence[LandscapeResult]):
-        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if d.kind == CHECKPOINT]
+        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if is_way(d.name)]
         self.files = short_paths(ways) | short_paths([entry.checkpoint for entry in results if entry.checkpoint])
 
     def file(self, path: str | None) -> str:
@@ -72,8 +72,12 @@ class Names:
 
     def __call__(self, direction: str) -> str:
         """A direction."""
-        kind, colon, path = direction.partition(":")
-        return f"to {self.file(path)}" if colon and kind == CHECKPOINT else direction
+        return f"to {self.file(direction.removeprefix(WAY))}" if is_way(direction) else direction
+
+
+def is_way(direction: str) -> bool:
+    """Whether a direction leads to another checkpoint."""
+    return direction.startswith(WAY)
 
 
 def first_of_each(results: Sequence[LandscapeResult]) -> list[LandscapeResult]:
@@ -112,28 +116,33 @@ def range_cells(line: Line | None) -> list[str]:
 
 def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
     """The table of barriers on ways to other checkpoints, below what they are."""
-    found = [(entry, line) for entry in first_of_each(results) for line in entry.lines if line.barrier]
+    found = [(entry, line, line.barrier) for entry in first_of_each(results) for line in entry.lines if line.barrier]
     if not found:
         return []
-    several = len({entry.checkpoint for entry, _ in found}) > 1
-    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    several = len({entry.checkpoint for entry, _, _ in found}) > 1
     ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
     table = new_table(*["from"] * several, *ends)
-    for entry, line in found:
-        one = line.barrier
-        error = math.nan if one.standard_error is None else one.standard_error
+    for entry, line, one in found:
         table.add_row(
             *[called.file(entry.checkpoint)] * several,
-            called.file(line.along.partition(":")[2]),
-            with_error(one.height, error, most=4) if one.height > 0 else "-",
+            called.file(line.along.removeprefix(WAY)),
+            height(one),
             f"{one.grid_error:.0e}" if math.isfinite(one.grid_error) else "-",
             f"{one.t:.3f}",
             f"{one.start:.4g}",
             f"{one.end:.4g}",
             {True: "yes", False: "no", None: "not finite"}[one.present],
         )
-    reasons = dict.fromkeys(line.barrier.without_error for _, line in found if line.barrier.without_error)
-    return [BARRIER, table, *[f"no standard error: {reason}" for reason in reasons if "finite" not in reason]]
+    reasons = dict.fromkeys(one.without_error for _, _, one in found if one.without_error and one.present is not None)
+    return [BARRIER, table, *[f"no standard error: {reason}" for reason in reasons]]
+
+
+def height(barrier: Barrier) -> str:
+    """The height of a barrier with its standard error; 0 where the loss is nowhere above the chord."""
+    if not math.isfinite(barrier.height):
+        return "-"
+    error = math.nan if barrier.standard_error is None else barrier.standard_error
+    return with_error(barrier.height, error, most=4) if barrier.height else "0"
 
 
 def marks(results: Sequence[LandscapeResult]) -> list[Any]:

@@ -1,0 +1,41 @@
+"""Names of directions as they are typed: `1`, `lowest`, `random`, `gradient`, `checkpoint:late.pt`, `path:run/*.pt`.
+
+No torch is loaded here.
+"""
+
+from __future__ import annotations
+
+NAMES = (
+    "name 1, 2, ... (eigenvectors), lowest or random, gradient, update, momentum, checkpoint:PATH or path:GLOB; one, "
+    "or two with a comma"
+)
+WORDS = ("lowest", "random", "gradient", "update", "momentum")
+OF_FILES = ("checkpoint:", "path:")
+
+
+def named(text: str) -> tuple[str, ...]:
+    """The direction of a line, or the two of a plane. Raises ValueError, with what is wrong and the way out."""
+    names = [str(int(name)) if name.isdigit() else name for name in parts(text)]
+    if not (len(names) < 3 and all(map(known, names))):
+        raise ValueError(f"{text!r} is no direction and no two; {NAMES}")
+    if len(set(names)) < len(names) and names[0] != "random":
+        raise ValueError(f"{text!r} is one direction twice, and no plane; name two")
+    return tuple(names)
+
+
+def parts(text: str) -> list[str]:
+    """The names in a text; a comma that none follows belongs to the name of a file."""
+    names: list[str] = []
+    for part in text.split(","):
+        if names and names[-1].startswith(OF_FILES) and not known(part.strip()):
+            names[-1] += f",{part}"
+        else:
+            names.append(part.strip())
+    return names
+
+
+def known(name: str) -> bool:
+    """Whether this names a direction: a word, a rank, or a file or glob behind what it is."""
+    if name.startswith(OF_FILES):
+        return bool(name.partition(":")[2].strip())
+    return name in WORDS or (name.isascii() and name.isdigit() and len(name) < 10 and int(name) > 0)
