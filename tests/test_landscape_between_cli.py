@@ -130,6 +130,8 @@ def test_several_checkpoints(record):
     labels = [text.get_text() for legend in figure.subfigs[0].legends for text in legend.get_texts()]
     assert labels[:2] == ["a-2", "a-10"]
     assert plain(record("landscape --trust --config both/landscape.json")) == plain(found)
+    other = record("inspect --trust --config both/landscape.json")  # another command takes the first
+    assert other["problem"]["checkpoint"] == "a-2.pt"
 
 
 def test_a_trajectory(record):
