@@ -91,7 +91,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.landscape:landscape_parts",
         figures="spectra.plots.landscape:landscape_figures",
         captions={
-            "landscape": "Loss along directions, and its quadratic model; to another checkpoint the rise above the chord",
+            "landscape": "Loss along directions, its quadratic model, and the rise above the chord to a checkpoint",
             "landscape-plane": "Loss in the planes of two directions, with other checkpoints as points",
             "landscape-surface": "The same planes as surfaces",
         },
