@@ -23,12 +23,13 @@ from torch import nn
 import spectra
 from scripts.benchmarks.record import git, installed, machine
 from spectra.demo import mlp
-from spectra.inputs.data import load_data
+from spectra.inputs.data import digits
 from spectra.plots.style import COLOURS, STYLE, save_figure
 from spectra.training.watch import Recording
 
 OUT = Path("results/watch")
 STEPS, EVERY, K, WATCHED = 3000, 20, 5, 500
+PARTS = {"first 200 steps": (1, 200), "200 to 2400": (201, 2400), "last 600 steps": (2401, STEPS)}
 RATE, MOMENTUM, BATCH = 0.05, 0.9, 128
 
 
@@ -78,8 +79,8 @@ def compare(warm: Recording, fresh: Recording, rate: float) -> Row:
 
 def train(out: Path) -> list[Row]:
     """Train the network on the digits, its rate falling to zero as a cosine, and record in both ways."""
-    digits = load_data("digits", None, 0)
-    x, y = digits.inputs, digits.targets
+    images, labels = digits()
+    x, y = images.flatten(1), labels
     torch.manual_seed(0)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
@@ -93,7 +94,7 @@ def train(out: Path) -> list[Row]:
     rows = []
     for step in range(STEPS + 1):
         if (one := warm(step)) and (other := fresh(step)):
-            rows.append(compare(one, other, schedule.get_last_lr()[0]))
+            rows.append(compare(one, other, float(schedule.get_last_lr()[0])))
         batch = torch.randint(len(x), (BATCH,))
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
@@ -161,7 +162,6 @@ def main(out: Path = OUT) -> None:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    parts = {"first 200 steps": (1, 200), "200 to 2400": (201, 2400), "last 600 steps": (2401, STEPS)}
     facts = {
         "torch": installed("torch"),
         "python": platform.python_version(),
@@ -169,7 +169,7 @@ def main(out: Path = OUT) -> None:
         "threads": 1,
         "commit": git("rev-parse", "--short", "HEAD"),
         "all": summary(rows),
-    } | {name: summary([row for row in rows if low <= row.step <= high]) for name, (low, high) in parts.items()}
+    } | {name: summary([row for row in rows if low <= row.step <= high]) for name, (low, high) in PARTS.items()}
     (out / "made.json").write_text(json.dumps(facts, indent=1) + "\n")
     draw(rows, out / "figure.png")
     print(json.dumps(facts, indent=1))

@@ -38,6 +38,16 @@ class Dense:
         return j.T @ inner @ j
 
 
+def met_by_adam(matrix: Tensor, optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensor:
+    """P^-1/2 A P^-1/2 with Adam's P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps), for the model that it has trained."""
+    group = optimizer.param_groups[0]
+    states = [optimizer.state[p] for p in model.parameters() if p.requires_grad]
+    (b1, b2), t = group["betas"], float(states[0]["step"])
+    v = torch.cat([state["exp_avg_sq"].double().reshape(-1) for state in states])
+    root = ((1 - b1**t) * ((v / (1 - b2**t)).sqrt() + group["eps"])).rsqrt()
+    return root[:, None] * matrix * root
+
+
 def largest(matrix: Tensor, k: int) -> list[float]:
     """The k eigenvalues of largest magnitude, in falling magnitude."""
     return sorted(torch.linalg.eigvalsh(matrix).tolist(), key=abs, reverse=True)[:k]

@@ -181,11 +181,15 @@ def inverse_products(operator) -> dict:
 
 
 def preconditioned(operator) -> dict:
-    """Products, errors and eigenvalues of R A R plus a diagonal."""
+    """Products, errors and eigenvalues of R A R plus a diagonal, and of R A R with an R that is a whole matrix."""
     n = operator.shape[0]
     root, shift = (placed(torch.linspace(low, 2, n, dtype=torch.float64), operator) for low in (0.5, -1))
     around = Preconditioned(operator, root, shift, sign=-1.0)
-    return products(around) | {"values": eigenpairs(around, 2, generator=seeded()).values}
+    full = torch.randn(n, n, generator=seeded(), dtype=torch.float64)
+    full, mesh = full + full.T, mesh_of(operator)
+    mixed = Preconditioned(operator, full if mesh is None else Replicated(full, mesh, operator.device))
+    values = {"values": eigenpairs(around, 2, generator=seeded()).values}
+    return products(around) | values | {"mixed": mixed @ vectors_of(operator, 2)}
 
 
 def noise(operator) -> dict:

@@ -27,6 +27,7 @@ from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.lanczos import begin, lanczos, random_start, remove
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.reverse_communication import serve_products
+from spectra.krylov.warm_start import WarmStart
 from spectra.krylov.xtrace import xtrace
 from spectra.memory import basis_place, products_share, settled_basis, settled_share
 from spectra.operator import Counting
@@ -98,8 +99,17 @@ def blocks_of(operator, **options):
     return [x for found in pairs for x in (found.values, found.vectors)] + [m.nodes for m in measures]
 
 
+def warm_pairs_of(operator, **options):
+    """Of searches that start from each other: from a sum of old vectors, and from each."""
+    with settled_basis(options.get("basis", "auto")):
+        start = WarmStart(5, 1e-5)
+        found = [start.eigenpairs(operator, generator=seeded()) for _ in range(4)]
+    return [x for pairs in found for x in (pairs.values, pairs.vectors, pairs.products)]
+
+
 WAYS = {
     "eigenpairs": pairs_of,
+    "eigenpairs from the last": warm_pairs_of,
     "density": measure_of,
     "xtrace": partial(estimate_of, xtrace),
     "hutch++": partial(estimate_of, hutch_plus_plus),

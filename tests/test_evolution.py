@@ -399,6 +399,23 @@ def test_the_step_of_a_checkpoint(tmp_path, entries, names, meaning, steps):
     assert training_steps(paths) == (meaning, dict(zip(names, steps, strict=True)))
 
 
+@pytest.mark.parametrize("steps", [(5, 50, 5, 50), (5, 50, 500, 5000)])
+def test_several_trainings_in_one_plan_are_told(plan, steps):
+    """Their steps are the same, and tell no order; where they are not, one training may have gone on in a folder."""
+    home, points = plan.parent, plan.parent / "points"
+    for t, (step, folder) in enumerate(zip(steps, "aabb", strict=True)):
+        (points / folder).mkdir(exist_ok=True)
+        (points / f"p{t}.pt").unlink()
+        file = points / folder / f"p{t % 2}.pt"
+        torch.save({"model": {"weight": torch.zeros(1, 6)}, "step": step}, file)
+        write_results(home / "plan" / folder / f"p{t % 2}" / "hessian", "hessian", t, file)
+    plan.write_text(plan.read_text().replace("points/*.pt", "points/*/*.pt"))
+    evolution = collect(read_plan(plan))
+    assert [row.step for row in evolution.select("loss")] == ([0, 1, 2, 3] if steps[2] == 5 else list(steps))
+    told = any("of 2 folders are drawn as one training" in note for note in evolution.notes)
+    assert told == (steps[2] == 5)
+
+
 def test_weights_are_not_read_to_find_a_step(tmp_path, monkeypatch):
     """Neither is a file hashed: mapped, it is as good as free."""
     paths = {}

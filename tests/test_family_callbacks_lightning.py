@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import Dense, largest
+from dense import Dense, largest, met_by_adam
 from helpers import WHOLE, seeded
 from test_watch import assert_same_bits
 from torch import nn
@@ -129,12 +129,10 @@ def trained(make, callback=None, prepare=lambda model: model, **options):
     return (model.state_dict(), optimizer, chance, model.seen, model.states, told, trainer.global_step), recorded
 
 
-VARIANTS = {
-    "accumulated": (Net, {"accumulate_grad_batches": 3}),
-    "bf16": (Net, {"precision": "bf16-mixed"}),
-    "checkpointed": (Checkpointed, {}),
-}
-if WHOLE:  # slow to compile
+VARIANTS = {"all at once": (Checkpointed, {"accumulate_grad_batches": 3, "precision": "bf16-mixed"})}
+if WHOLE:
+    VARIANTS["plain"] = (Net, {})
+    VARIANTS["checkpointed"] = (Checkpointed, {})
     VARIANTS["compiled"] = (Net, {"prepare": lambda model: torch.compile(model, backend="aot_eager")})
 
 
@@ -160,13 +158,13 @@ def test_the_comparison_above_would_notice():
         assert_same_bits(trained(Net)[0], trained(Net, Draws())[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=["float32", "bf16"])
-def test_what_is_recorded_is_the_matrix_of_training(options, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"] if WHOLE else ["bf16-mixed"])
+def test_what_is_recorded_is_the_matrix_of_training(precision, tmp_path):
     """Of all the examples, in eval mode, with the weights at the end; autocast is left out."""
     torch.manual_seed(0)
     model = Net()
     callback = SpectraCallback(tmp_path, every=8, examples=99, products=60, k=2, curvature=("hessian", "ggn"))
-    _, logger = fit(model, callback, TensorDataset(X, Y), **options)
+    _, logger = fit(model, callback, TensorDataset(X, Y), precision=precision)
     (step, values) = [told for told in logger.told if "spectra/loss" in told[1]][-1]
     assert step == 8
     exact = Dense(model.double().eval(), lambda call: call(X.double()), lambda z: F.cross_entropy(z, Y))
@@ -175,6 +173,27 @@ def test_what_is_recorded_is_the_matrix_of_training(options, tmp_path):
         error = abs(values[f"spectra/{name}/trace"] - matrix.trace().item())
         assert error <= 5 * values[f"spectra/{name}/trace_error"] + 1e-4
     assert spectra.load_result(tmp_path / "step-000008/eig.json").problem.examples == 40
+
+
+class ByAdam(Net):
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+
+
+def test_what_the_optimizer_meets(tmp_path):
+    """At the end of a training, beside its threshold; before the first step there is no state, and no recording."""
+    torch.manual_seed(0)
+    model = ByAdam()
+    callback = SpectraCallback(tmp_path, every=4, examples=99, products=60, k=2, precondition=True)
+    trainer, logger = fit(model, callback, TensorDataset(X, Y))
+    recorded = [told for told in logger.told if "spectra/loss" in told[1]]
+    assert [step for step, _ in recorded] == [4, 8]
+    exact = Dense(model.double().eval(), lambda call: call(X.double()), lambda z: F.cross_entropy(z, Y))
+    expected = largest(met_by_adam(exact.hessian(), trainer.optimizers[0], model), 1)[0]
+    values = {name.removeprefix("spectra/hessian_preconditioned/"): value for name, value in recorded[-1][1].items()}
+    assert values["eigenvalue_1"] == pytest.approx(expected, rel=1e-4)
+    assert values["threshold"] == pytest.approx(38 / 0.01)
+    assert values["over_threshold_1"] == pytest.approx(expected * 0.01 / 38, rel=1e-4)
 
 
 class Manual(Net):
@@ -201,6 +220,7 @@ class Stream(torch.utils.data.IterableDataset):
         return zip(X, Y, strict=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("make", "loader", "message"),
     [

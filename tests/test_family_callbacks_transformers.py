@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import Dense, largest
+from dense import Dense, largest, met_by_adam
 from helpers import WHOLE, seeded
 from test_watch import assert_same_bits
 from torch import nn
@@ -142,12 +142,10 @@ def trained(place, callback=None, make=network, **options):
     return (*state, chance, seen.states, without_times(history), trainer.state.global_step), recorded
 
 
-VARIANTS = {
-    "accumulated": {"gradient_accumulation_steps": 2},
-    "bf16": {"bf16": True},
-    "checkpointed": {"gradient_checkpointing": True, "make": bert, "max_steps": 5},
-}
-if WHOLE:  # slow to compile
+VARIANTS = {"accumulated, bf16": {"gradient_accumulation_steps": 2, "bf16": True}}
+if WHOLE:
+    VARIANTS["plain"] = {}
+    VARIANTS["checkpointed"] = {"gradient_checkpointing": True, "make": bert, "max_steps": 5}
     VARIANTS["compiled"] = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
@@ -200,6 +198,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("options", "loss"), LOSSES.values(), ids=LOSSES)
 def test_what_is_recorded_is_the_matrix_of_training(options, loss, tmp_path):
     """Of all the examples, in eval mode, with the weights at the end; autocast is left out."""
@@ -225,6 +224,23 @@ def test_what_is_recorded_is_the_matrix_of_training(options, loss, tmp_path):
         assert error <= 5 * values["spectra/hessian/trace_error"] + 1e-4
     logged = [entry["step"] for entry in trainer.state.log_history if "mean" in entry]
     assert logged == ([0, 1, 2] if "kind" in options else []), "a recording has logged"
+
+
+def test_what_the_optimizer_meets(tmp_path):
+    """At the end of a training by AdamW, beside its threshold; before the first step there is no state."""
+    data = [{"input_ids": x, "labels": y} for x, y in zip(X, Y, strict=True)]
+    callback = SpectraCallback(tmp_path / "out", every=3, examples=99, products=60, k=2, precondition=True)
+    options = {"per_device_train_batch_size": 24, "num_train_epochs": 3, "lr_scheduler_type": "constant"}
+    trainer = trainer_of(tmp_path, callback, data=data, **options)
+    trainer.train()
+    (values,) = (entry for entry in trainer.state.log_history if "spectra/loss" in entry)
+    assert values["step"] == 3
+    model = network()
+    model.load_state_dict(trainer.model.state_dict())
+    exact = Dense(model.double().eval(), lambda call: call(X)["logits"], lambda z: F.cross_entropy(z, Y))
+    expected = max(largest(met_by_adam(exact.hessian(), trainer.optimizer.optimizer, trainer.model), 2))
+    assert values["spectra/hessian_preconditioned/eigenvalue_1"] == pytest.approx(expected, rel=1e-3)
+    assert values["spectra/hessian_preconditioned/threshold"] == pytest.approx(38 / 0.05)
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import seeded
-from networks import BY_NAME, floats, labels, mlp
+from networks import BY_NAME, DEVICES, floats, labels, mapped, mlp
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -141,6 +141,7 @@ def test_linear_regression(seed):
         assert one.standard_error < 0.15 * expected
         low, high = one.interval
         assert low < one.value < high
+        assert str(one).endswith(f" 95 %: {low:.3g} to {high:.3g}")
 
 
 def test_additive_noise():
@@ -193,6 +194,17 @@ def test_batches_and_order_change_nothing():
             assert one.ratio.covariance == pytest.approx(two.ratio.covariance, rel=1e-8, abs=1e-16)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_devices_change_nothing(device):
+    case = BY_NAME["convolution, BatchNorm"]
+    found, reference = (spectra.noise_scale(case.problem(device=place)) for place in (device, "cpu"))
+    for one, two in ((found.simple, reference.simple), (found.full, reference.full)):
+        assert one.ratio.numerator == pytest.approx(two.ratio.numerator, rel=1e-9)
+        assert one.ratio.covariance == pytest.approx(two.ratio.covariance, rel=1e-7, abs=1e-16)
+    balls = [spectra.worst_case(case.problem(device=place), adaptive=True) for place in (device, "cpu")]
+    assert balls[0].rises == pytest.approx(balls[1].rises, rel=1e-8)
+
+
 def test_the_scale_of_the_loss_changes_nothing():
     x, y, model = floats(12, 3), floats(12, 3), network()
     found = []
@@ -231,6 +243,7 @@ def test_a_gradient_that_is_noise():
                 assert "not resolved" in one.reason
                 bounds.append(one.interval[0])
                 assert one.interval[1] == math.inf
+                assert str(one).startswith(f"{one.reason}; at least ")
     assert len(bounds) >= 12
     assert np.median(bounds) > 20
 
@@ -273,6 +286,35 @@ def test_estimated_and_exact_squares_agree(name, monkeypatch):
     assert ratio.numerator == pytest.approx(other.numerator, rel=1e-10)
     assert ratio.sampling == pytest.approx(other.sampling, rel=1e-10)
     assert (found.unit == "target") == (found.note is not None) == name.startswith("sequence")
+
+
+@pytest.mark.parametrize("name", ["sequence, classes last", "transformer layer, tied head"])
+def test_whole_sequences(name):
+    """The covariance of the gradients of sequences, each M times its share in the mean loss over all targets."""
+    case = BY_NAME[name]
+    model, (inputs, targets) = case.model(), case.data()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    each = []
+    for i in range(len(targets)):
+        chosen = mapped(lambda x, i=i: x[i : i + 1], inputs)
+        output = model(**chosen) if isinstance(chosen, dict) else model(chosen)
+        each.append(
+            parameters_to_vector(torch.autograd.grad(case.values(output, targets[i : i + 1]).sum(), parameters))
+        )
+    problem = case.problem()
+    counted = [i for i in range(len(targets)) if (targets[i] != -100).any()]
+    gradients = torch.stack(each)[counted] * len(counted) / problem.weight
+    found = spectra.noise_scale(problem, by="item", population=True)
+    g, c = gradients.mean(0), torch.cov(gradients.T, correction=0)
+    assert (found.examples, found.unit, found.note) == (len(counted), "item", None)
+    assert torch.allclose(g, spectra.mean_gradient(problem), rtol=1e-8)
+    assert found.simple.ratio.numerator == pytest.approx(c.trace().item(), rel=1e-9)
+    assert found.simple.ratio.denominator == pytest.approx((g @ g).item(), rel=1e-9)
+    hessian = Curvature(problem, "hessian") @ torch.eye(problem.size).double()
+    assert found.full.ratio.numerator == pytest.approx((hessian @ c).trace().item(), rel=1e-8, abs=1e-12)
+    order = torch.arange(len(targets)).flip(0)
+    sampled = [spectra.noise_scale(case.problem(order=some), by="item").full.ratio for some in (order, order.flip(0))]
+    assert sampled[0].covariance == pytest.approx(sampled[1].covariance, rel=1e-7, abs=1e-14)
 
 
 def test_random_vectors_tell_their_error(monkeypatch):
@@ -318,6 +360,8 @@ def test_refusals():
         spectra.noise_scale(regression(1, 0))
     with pytest.raises(SpectraError, match="`name` fisher-empirical: is no second derivative"):
         spectra.noise_scale(classifier(), "fisher-empirical")
+    with pytest.raises(SpectraError, match="`by` token: give one of example, item"):
+        spectra.noise_scale(classifier(), by="token")
     with pytest.raises(SpectraError, match="`max_products` 3: give"):
         spectra.noise_scale(classifier(), max_products=3)
     loss = CustomLoss(lambda output, target: (output - output.mean(0)).square().sum() / len(output))

@@ -17,10 +17,13 @@ from torch import nn
 import spectra
 from spectra.cli import run
 from spectra.errors import SpectraError
+from spectra.page.problem import facts
 from spectra.plots.density import density_figure
 from spectra.plots.eigenvalues import eigenvalue_figure
 from spectra.plots.threshold import LOOK
+from spectra.records.record import Record
 from spectra.run.session import Session
+from spectra.tables.comparison import compare_text
 
 FILE = """
 import torch
@@ -202,7 +205,7 @@ FORMS = (in_checkpoint, lightning, trainer, beside, with_names)
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(6)
 def test_the_spectrum_that_an_optimizer_meets(found, name, form):
     options, diagonal, decay, threshold = OPTIMIZERS[name]
     model = network()
@@ -291,10 +294,10 @@ def test_traces_and_densities(found):
     estimate = found(f"trace {MEETS} --rtol 0.05")["results"][0]
     assert estimate["method"] == "xtrace"
     assert abs(estimate["trace"] - trace) < 5 * estimate["standard_error"] + 1e-9 * abs(trace)
-    density = found(f"density {MEETS} --steps 8 --probes 60 --out d")["results"][0]
+    density = found(f"density {MEETS} --steps 8 --probes 20 --out d")["results"][0]
     nodes, weights = np.array(density["nodes"]), np.array(density["weights"])
     means = (nodes * weights).sum(axis=1)
-    assert abs(means.mean() * 31 - trace) < 5 * 31 * means.std(ddof=1) / 60**0.5
+    assert abs(means.mean() * 31 - trace) < 5 * 31 * means.std(ddof=1) / 20**0.5
     assert nodes.max() == pytest.approx(by_falling(matrix)[0], rel=1e-3)
 
 
@@ -316,11 +319,11 @@ def test_layers_are_blocks_of_the_preconditioned_matrix(found):
     assert [trace.value for trace in held.traces] == pytest.approx([b["trace"] for b in entry["blocks"]], rel=1e-8)
 
 
-def test_comparisons_have_one_preconditioner(found, call):
+def test_comparisons_have_one_preconditioner(found):
     """P around every matrix; weight decay is of the loss, and not of products of gradients."""
     model, p, matrix = saved("AdamW")
     names = ("hessian", "ggn", "gradient-covariance")
-    line = f"compare {MEETS} -k 4 --probes 40 --steps 8 " + " ".join(f"--curvature {name}" for name in names)
+    line = f"compare {MEETS} -k 4 --probes 8 --steps 6 " + " ".join(f"--curvature {name}" for name in names)
     record = found(line)
     x, y = data()
     rows = []
@@ -338,7 +341,7 @@ def test_comparisons_have_one_preconditioner(found, call):
         norm, error = expected.norm().item(), entry["norm"]["standard_error"]
         assert abs(entry["norm"]["value"] - norm) < 5 * error + 1e-9 * norm
     assert record["causes"] == []
-    text = " ".join(call(line)[1].split())
+    text = " ".join(compare_text(Record.of(record)).split())
     assert "gradient-covariance: of products of gradients, to which weight decay is not added" in text
     curvatures = {
         name: spectra.Curvature(
@@ -449,7 +452,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
 
 
 @pytest.fixture
-def files(found):
+def files():
     model, _, _ = saved("Adam")
     torch.save(model.state_dict(), "w.pt")
     parts = {name: part.numpy() for name, part in by_names(diagonal_of()).items()}
@@ -459,13 +462,14 @@ def files(found):
     for name in ("text.npz", "text.pt"):
         with open(name, "w") as file:
             file.write("no numbers")
-    found(f"eig {LINE} -k 2 --out plain")
 
 
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("typed", REFUSED)
 def test_refusals(call, files, typed):
     command = "trace" if "--deflate" in typed else "eig"
+    if command == "trace":
+        assert call(f"eig {LINE} -k 2 --out plain")[0] == 0
     status, out, err = call(f"{command} {LINE} {typed}")
     assert (status, out) == (2, "")
     (line,) = [told for told in err.splitlines() if not told.startswith("PyTorch")]
@@ -486,17 +490,10 @@ def test_the_threshold_stands_beside_eigenvalues(call):
     assert "threshold of stability 300 (RMSprop, eta 0.01)" in text
     assert f"hessian: eigenvalue 1 is at {by_falling(matrix)[0] / 300:.4f} ± " in text
     assert "is at" not in call(f"eig {MEETS} -k 2 --which SA")[1]  # the largest eigenvalue is not known there
-    lines = (
-        f"layers {MEETS}",
-        f"trace {MEETS}",
-        f"density {MEETS} --steps 5 --out d",
-        f"compare {MEETS} -k 1 --probes 2 --steps 4",
-    )
+    lines = (f"layers {MEETS} --rtol 0.1", f"density {MEETS} --steps 5 --probes 2 --out d")
     for line in lines:
         assert "threshold of stability 300" in call(line)[1]
-    call("report d --out r.html")
-    with open("r.html") as page:
-        assert "threshold of stability 300" in page.read()
+    assert "threshold of stability 300" in facts(spectra.load_result("d"))["Preconditioner"]
 
 
 def test_groups_whose_rates_or_momenta_differ(call, found):
@@ -528,14 +525,14 @@ def test_a_figure_marks_a_threshold_that_is_near(found):
         values, residuals = record.results[0].values, record.results[0].residuals
 
     for threshold, count in ((1.5 * top, 1), (0.5 * top, 1), (3 * top, 0), (None, 0)):
-        for log in (False, True):
+        for log in (False, True)[: 1 + count]:
             (axes,) = eigenvalue_figure({"hessian": Found}, log=log, thresholds=[threshold]).axes
             assert len(dashed(axes)) == count
             low, high = axes.get_ylim()
             assert not count or low < threshold < high
     measure = spectra.spectral_measure(torch.diag(torch.arange(30.0)).double(), steps=8, probes=3)
-    for threshold, count in ((40.0, 1), (10.0, 1), (100.0, 0)):
-        for log in (False, True):
+    for threshold, count in ((40.0, 1), (100.0, 0)):
+        for log in (False, True)[: 1 + count]:
             figure = density_figure({"hessian": measure}, log=log, thresholds=[threshold])
             panels = (figure.axes[0], figure.axes[2])
             assert [len(dashed(axes)) for axes in panels] == [count, count]

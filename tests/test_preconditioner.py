@@ -80,7 +80,7 @@ EVERYWHERE = {"weight_decay": (0.0, 0.2), "maximize": (False, True)}
 FACTORED = {
     "Adafactor": {
         "lr": (0.03, 0.9),  # below the relative step 1/sqrt(t), and above it
-        "eps": ((None, 1e-3), (0.5, 10.0)),
+        "eps": ((None, 1e-3), (1.2, 10.0)),  # 1.2: below the root of v at some entries, above it at others
         "d": (1.0, 1e9),
         "weight_decay": (0.0, 0.2),
         "maximize": (False, True),

@@ -238,6 +238,7 @@ LAWS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_fits_are_those_of_an_independent_reference(name, seed):
@@ -346,6 +347,7 @@ def gamma(seed: int) -> torch.Tensor:
     return with_spectrum(np.random.default_rng(seed).gamma(2, size=200))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "bulk",
     [semicircle, lambda seed: with_spectrum(uniform(200, seed=seed)), gamma],
@@ -386,6 +388,7 @@ def test_a_wrong_bulk_beside_zeros_does_not_fit():
         assert found.fits is False
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("examples", "inputs", "outputs"), [(200, 80, 1), (80, 200, 1), (400, 200, 2)])
 def test_the_bulk_of_a_linear_regression(examples, inputs, outputs):
     """Its GGN is 2/(N K) I (x) X'X: variance 2/K and ratio d/N, with d - N zeros an output where d > N."""

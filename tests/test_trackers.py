@@ -17,6 +17,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import digest_of
 from spectra.inputs.spec import resolve
 from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.records.precondition import PreconditionRecord
 from spectra.records.sweep import Evolution, Row
 from spectra.sweeps.plan import read_plan
 from spectra.sweeps.tracked import scalars_by_step
@@ -106,16 +107,32 @@ def test_what_is_no_tracker(log, message, tmp_path):
 
 
 def test_the_names_of_a_recording():
-    """The largest and the smallest eigenvalues by rank, each with its error; a threshold beside the matrix it is of."""
+    """Eigenvalues of both ends by rank, each with its error; beside a threshold, what they are over that."""
     numbers = torch.tensor([-9.0, 5.0, 4.0, -3.0], dtype=torch.float64), torch.tensor([0.4, 0.3, 0.2, 0.1])
     pairs = Eigenpairs(numbers[0], torch.zeros(4, 6), numbers[1].double(), numbers[1], 30, True)
-    found = scalars(1.5, 0.25, 42, {"hessian": pairs}, {"hessian": TraceEstimate(7.0, 0.5, 12, True)}, {"hessian": 10})
+    estimate = {"hessian": TraceEstimate(7.0, 0.5, 12, True)}
+    found = scalars(1.5, 0.25, 42, {"hessian": pairs}, estimate, {"hessian": 30})
     expected = {"loss": 1.5, "seconds": 0.25, "products": 42, "hessian/trace": 7.0, "hessian/trace_error": 0.5}
-    expected |= {"hessian/eigenvalue_1": 5.0, "hessian/eigenvalue_2": 4.0}
+    expected |= {"hessian/eigenvalue_1": 5.0, "hessian/eigenvalue_2": 4.0, "hessian/searched": 30}
     expected |= {"hessian/residual_1": 0.3, "hessian/residual_2": 0.2}
     expected |= {"hessian/smallest_eigenvalue_1": -9.0, "hessian/smallest_eigenvalue_2": -3.0}
     expected |= {"hessian/smallest_residual_1": 0.4, "hessian/smallest_residual_2": 0.1}
-    expected |= {"hessian/threshold": 10.0, "hessian/eigenvalue_1_over_threshold": 0.5}
+    assert_named(found, expected)
+    by = PreconditionRecord(spec="AdamW", optimizer="AdamW", rate=0.1, threshold=10.0)
+    met = {name.replace("hessian/", "hessian_preconditioned/"): value for name, value in expected.items()}
+    for quantity in ("over_threshold", "over_threshold_error"):
+        like = "eigenvalue" if quantity == "over_threshold" else "residual"
+        for end in ("1", "2"):
+            for sign in ("", "smallest_"):
+                met[f"hessian_preconditioned/{sign}{quantity}_{end}"] = expected[f"hessian/{sign}{like}_{end}"] / 10
+    met["hessian_preconditioned/threshold"] = 10
+    assert_named(scalars(1.5, 0.25, 42, {"hessian": pairs}, estimate, {"hessian": 30}, by), met)
+    assert "spectra/fisher-empirical_preconditioned/threshold" not in scalars(
+        1, 1, 1, {"fisher-empirical": pairs}, {}, {}, by
+    )
+
+
+def assert_named(found: dict[str, float], expected: dict[str, float]) -> None:
     assert {name.removeprefix("spectra/"): value for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
     assert all(type(value) is float for value in found.values())
 
@@ -145,10 +162,11 @@ def test_watch_tells_its_tracker_what_it_records(tmp_path):
     for values, recording in zip([values for values, _ in run.told], recordings[::2], strict=True):
         assert values == recording.scalars()
         for name in ("hessian", "ggn"):
-            assert values[f"spectra/{name}/eigenvalue_1"] == pytest.approx(spectrum[-1].item(), rel=1e-6)
-            assert values[f"spectra/{name}/eigenvalue_2"] == pytest.approx(spectrum[-2].item(), rel=1e-6)
+            for rank in (1, 2):
+                error = abs(values[f"spectra/{name}/eigenvalue_{rank}"] - spectrum[-rank].item())
+                assert error <= values[f"spectra/{name}/residual_{rank}"] + 1e-12
             assert values[f"spectra/{name}/trace"] == pytest.approx(spectrum.sum().item(), rel=1e-6)
-        assert 2 * 11 <= values["spectra/products"] <= 30
+        assert 2 * 4 <= values["spectra/products"] == recording.products <= 30  # the second starts from the first
         assert values["spectra/loss"] == recording.loss
         assert values["spectra/seconds"] == recording.seconds
 
@@ -293,6 +311,26 @@ def test_a_tracker_that_cannot_be_had_is_one_line(spec, message, plan, drawn, ca
     assert (out, err.count("\n")) == ("", 1), err
     assert message in err
     assert [folder.name for folder in drawn] == ["plan"]
+
+
+def test_preconditioned_matrices_have_names_of_their_own():
+    rows = [
+        Row("a", 5, "hessian", 0, "eigenvalue", 1, 30.0, 0.5, products=9, converged=True, command="eig"),
+        Row("a", 5, "hessian", 0, "threshold", None, 40.0, command="eig"),
+        Row("a", 5, "hessian", 0, "over_threshold", 1, 0.75, 0.0125, products=9, converged=True, command="eig"),
+    ]
+    ((step, found),) = scalars_by_step(Evolution(axis="training step", precondition=("AdamW",), rows=tuple(rows)))
+    assert step == 5
+    by = "spectra/hessian_preconditioned"
+    assert found == {
+        "spectra/products": 9,
+        f"{by}/eigenvalue_1": 30,
+        f"{by}/residual_1": 0.5,
+        f"{by}/threshold": 40,
+    } | {
+        f"{by}/over_threshold_1": 0.75,
+        f"{by}/over_threshold_error_1": 0.0125,
+    }
 
 
 def test_steps_that_are_no_whole_numbers_count_checkpoints():

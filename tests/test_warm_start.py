@@ -83,7 +83,7 @@ def test_an_eigenvalue_that_rises_from_below(blind, monkeypatch):
     From old eigenvectors alone no other search can see it.
     """
     if blind:
-        monkeypatch.setattr(WarmStart, "starts", lambda start, operator: start.vectors)
+        monkeypatch.setattr(WarmStart, "starts", lambda start, *_: start.vectors)
     start = WarmStart(5, 1e-3)
     assert search(start, BASE).complete
     assert search(start, BASE).complete is None
@@ -180,9 +180,10 @@ def test_the_same_seed_gives_the_same_numbers():
 
 @pytest.mark.parametrize("n", [6, 9])
 def test_small_matrices(n):
-    """All of the space is in the basis, so nothing can be missed."""
+    """What is left of the space is taken into the basis, so that nothing can be missed."""
     matrix = with_spectrum([*TOP, 0.5, 0.25, 0.1, 0.0][:n])
     start = WarmStart(5, 1e-3)
     for _ in range(3):
         pairs = search(start, matrix)
         assert_right(pairs, matrix)
+        assert pairs.complete

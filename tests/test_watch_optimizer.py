@@ -9,6 +9,7 @@ from networks import DEVICES
 from torch import nn
 
 import spectra
+from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.records.files import read
@@ -75,6 +76,8 @@ def test_a_slow_phase_takes_few_products(tmp_path):
         assert not (found.directory / "trace.json").exists()
     assert last == 5
     assert {row.quantity for row in evolution_of(tmp_path).rows} >= {"eigenvalue", "loss"}
+    assert run(["report", str(tmp_path / "step-000004"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "searched at step 0" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_recording_that_fails_does_not_end_the_chain(tmp_path, caplog):
@@ -173,6 +176,19 @@ def test_more_eigenvalues_are_listed_near_the_threshold(tmp_path):
     assert record(6, 0) == (2, 2)
 
 
+def test_negative_eigenvalues_hide_no_large_positive_one(tmp_path):
+    """All are negative, where the optimizer maximizes; those of a magnitude near the threshold count too."""
+    model = network()
+    values = leading(dense(model, "ggn"), 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.6 / ((values[2] + values[3]) / 2).item(), maximize=True)
+    options = {"k": 2, "curvature": "ggn", "optimizer": optimizer, "trace": False}
+    watch = spectra.watch(model, LOSS, (X, Y), tmp_path, every=1, **options)
+    found = watch(0)
+    torch.testing.assert_close(found.eigenpairs["ggn"].values, -values[:2], rtol=1e-5, atol=0)
+    assert found.following == {"ggn": 4}
+    assert watch(1).following == {"ggn": 5}
+
+
 class Other(torch.optim.SGD):
     """A class that is not torch's."""
 
@@ -184,6 +200,8 @@ def test_optimizers_that_cannot_be_read_are_refused_before_training(tmp_path):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=Other(model.parameters(), lr=1.0), **call)
     with pytest.raises(SpectraError, match="`optimizer`: int is no optimizer"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=3, **call)
+    with pytest.raises(SpectraError, match="`optimizer`: a state does not change with training"):
+        spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=torch.optim.SGD(model.parameters()).state_dict(), **call)
     part = torch.optim.Adam(model[0].parameters())
     with pytest.raises(SpectraError, match=r"`optimizer`: 2.weight and 1 more are not among its parameters"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=part, **call)

@@ -104,6 +104,29 @@ def test_quadratic_losses(rho, adaptive):
     assert np.diff(found.rises).min() >= 0
 
 
+def test_where_the_loss_curves_down_most():
+    """With eigenvalues -10 to 1 full steps of ascent overshoot; shorter ones find the maximum."""
+    a, b = torch.tensor([-10.0, -6.0, 1.0, 0.5], dtype=torch.float64), torch.tensor([1.0, 2.0, 0.3, 0.1]).double()
+
+    class Quadratic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.theta = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+        def forward(self, x):
+            return (x @ self.theta + a @ self.theta.square() / 2)[:, None]
+
+    loss = CustomLoss(lambda output, target: output.flatten())
+    problem = Problem(Quadratic(), loss, cut_batches(b.repeat(2, 1), torch.zeros(2), torch.arange(2), 2))
+    found = spectra.worst_case(problem, 1.0, steps=200)
+    order = a.argsort()
+    y, _ = in_ball(a[order].numpy(), b[order].numpy(), 1.0)
+    largest = b[order].numpy() @ y + a[order].numpy() @ y**2 / 2
+    assert found.rise == pytest.approx(largest, rel=1e-6)
+    assert found.first < 0.5 * largest
+    assert found.model.value == pytest.approx(largest, rel=1e-9)
+
+
 def test_larger_balls_and_more_steps():
     problem = classifier()
     before = [p.detach().clone() for p in problem.leaves]

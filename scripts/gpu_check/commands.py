@@ -33,6 +33,7 @@ COMMANDS = {
     "layers": "-k 1 --method hutchinson --rtol 1 --curvature hessian",
     "compare": "-k 2 --steps 6 --probes 2 --curvature hessian --curvature ggn",
     "landscape": "--along 1 --along random --points 5 --tol 1e-8 --curvature hessian",
+    "step": "-k 3 --tol 1e-8 --curvature hessian --no-noise --ascent-steps 0",
 }
 TOLERANCE = 1e-6  # relative to the largest number of a kind; what the tolerances above leave is less
 HEAD = f"{'command':<10} {'network':<12} {'deviation':>10} {'of':<15} {'device s':>9} {'CPU s':>7}"
@@ -116,6 +117,9 @@ def pairs_of_numbers(command: str, found: dict, expected: dict) -> Iterator[tupl
     if command == "compare":
         pairs = zip(found["pairs"], expected["pairs"], strict=True)
         yield from (("distance", a["distance"]["value"], b["distance"]["value"]) for a, b in pairs)
+    if command == "step":
+        for what in ("best", "critical"):
+            yield f"{what} step", *([d[what]["step"] for d in x["point"]["directions"]] for x in (found, expected))
     for a, b in zip(found["results"], expected["results"], strict=True):
         if command in ("eig", "compare"):
             yield "eigenvalues", a["eigenvalues"], b["eigenvalues"]
@@ -128,6 +132,10 @@ def pairs_of_numbers(command: str, found: dict, expected: dict) -> Iterator[tupl
         elif command == "layers":
             yield "traces", *([block["trace"] for block in x["blocks"]] for x in (a, b))
             yield "eigenvalues", *([block["eigenvalues"][0] for block in x["blocks"]] for x in (a, b))
+        elif command == "step":
+            for what in ("curvature", "within"):
+                yield what, *([one[what] for one in x["along"]] for x in (a, b))
+            yield "share", *([one["share"] for one in x["along"]] for x in (a, b))
         else:
             for one, other in zip(a["lines"], b["lines"], strict=True):
                 yield f"loss, {one['along']}", one["loss"], other["loss"]

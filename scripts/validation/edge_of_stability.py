@@ -1,4 +1,4 @@
-"""The edge of stability: where eigenvalues settle over training, times the rate, from the studies in results/."""
+"""The edges of stability: where eigenvalues settle over training, times the rate, from the studies in results/."""
 
 from __future__ import annotations
 
@@ -11,16 +11,51 @@ import numpy as np
 from scripts.validation.row import Row
 
 SOURCE = "Cohen, Kaur, Li, Kolter, Talwalkar 2021"
-TABLE = Path(__file__).parents[2] / "results" / "edge-of-stability" / "table.csv"
-RATE, LAST = 0.02, 20  # of the checkpoints, those in which the sharpness has settled
+ADAPTIVE = "Cohen et al. 2022"
+RESULTS = Path(__file__).parents[2] / "results"
+RATE, LAST, SETTLED = 0.02, 20, 4000  # gradient descent: checkpoints in which it has settled; others: the step
+NAMES = {
+    "heavy-ball-0.5": "heavy ball 0.5",
+    "heavy-ball-0.9": "heavy ball 0.9",
+    "nesterov-0.9": "Nesterov 0.9",
+    "rmsprop-0.001": "RMSProp",
+    "adam-0.0003": "Adam, rate 0.0003",
+    "adam-0.01": "Adam, rate 0.01",
+}
 
 
 def rows() -> Iterator[Row]:
-    """Full-batch gradient descent: the mean of the last checkpoints, with the standard error over them."""
-    with TABLE.open() as file:
-        held = [row for row in csv.DictReader(file) if (row["curvature"], row["quantity"]) == ("hessian", "eigenvalue")]
-    values = RATE * np.array([float(row["value"]) for row in held if row["index"] == "1"][-LAST:])
-    products = sum(int(row["products"]) for row in held if row["index"] == "1")
-    error = float(values.std(ddof=1) / LAST**0.5)
-    note = f"results/edge-of-stability: tanh network, rate {RATE:g}, last {LAST} of 41 checkpoints"
-    yield Row("rate times sharpness, gradient descent", SOURCE, 2.0, float(values.mean()), error, 0.0, note, products)
+    """The mean over checkpoints late in training; the error is the deviation between them, which is the oscillation."""
+    held = [one for one in table("edge-of-stability") if one["curvature"] == "hessian" and is_largest(one)][-LAST:]
+    note = "results/edge-of-stability and results/adaptive-edge, late in training ± deviation between checkpoints"
+    yield row("gradient descent", SOURCE, 2.0, [RATE * float(one["value"]) for one in held], held, note)
+    every = table("adaptive-edge") if (RESULTS / "adaptive-edge" / "table.csv").exists() else []
+    for prefix, name in NAMES.items() if every else ():
+        late = [one for one in every if one["checkpoint"].startswith(f"{prefix}/") and int(one["step"]) >= SETTLED]
+        rates, thresholds = (
+            {one["step"]: float(one["value"]) for one in late if one["quantity"] == quantity}
+            for quantity in ("learning_rate", "threshold")
+        )
+        held = [one for one in late if is_largest(one)]
+        values = [rates[one["step"]] * float(one["value"]) for one in held]
+        expected = float(np.mean([rates[step] * thresholds[step] for step in rates]))
+        source = ADAPTIVE if name.startswith(("RMSProp", "Adam")) else SOURCE
+        yield row(name, source, round(expected, 2), values, held, note)
+
+
+def row(name: str, source: str, expected: float, values: list[float], held: list[dict[str, str]], note: str) -> Row:
+    """The row of one optimizer."""
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    products = sum(int(one["products"]) for one in held)
+    return Row(f"rate times sharpness, {name}", source, expected, mean, deviation, 0.0, note, products)
+
+
+def is_largest(one: dict[str, str]) -> bool:
+    """Whether a row of a table holds the largest eigenvalue."""
+    return (one["quantity"], one["index"]) == ("eigenvalue", "1")
+
+
+def table(study: str) -> list[dict[str, str]]:
+    """The rows that a study has left."""
+    with (RESULTS / study / "table.csv").open() as file:
+        return list(csv.DictReader(file))

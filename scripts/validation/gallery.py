@@ -15,7 +15,7 @@ import numpy as np
 from scripts.validation.row import Row
 from spectra.plots.files import save_figure
 from spectra.plots.style import COLOURS, STYLE, Figure
-from spectra.wording import brief, counted
+from spectra.wording import counted, with_error
 
 TITLES = {  # by module, in the order in which they are shown
     "spiked": "Outliers of spiked random matrices",
@@ -27,6 +27,7 @@ TITLES = {  # by module, in the order in which they are shown
     "batch_norm": "BatchNorm and outliers",
     "tiny_subspace": "Training in a tiny subspace",
     "edge_of_stability": "Edges of stability",
+    "noise_scale": "Noise scale of linear regression",
 }
 
 
@@ -38,7 +39,7 @@ def published(row: Row) -> str:
 def found(row: Row) -> str:
     """What is found, with its error."""
     if row.error:
-        return brief(row.found, row.error)
+        return with_error(row.found, row.error, most=7, digits=1)
     return f"{row.found:.6g}"
 
 
@@ -50,7 +51,7 @@ def text(rows: dict[str, Sequence[Row]]) -> str:
     """The table for the terminal."""
     lines = []
     for name, some in rows.items():
-        lines += ["", f"{TITLES[name]} ({some[0].source})"]
+        lines += ["", TITLES[name]]
         for row in some:
             theory = f" (theory ± {row.finite:.2g})" if row.finite > 1e-6 else ""
             told = f"{published(row) + theory:<24} {found(row):<18} {verdict(row)}"
@@ -84,7 +85,8 @@ def page(rows: dict[str, Sequence[Row]], made: dict[str, Any]) -> str:
         parts.append(f"## {TITLES[name]}\n")
         for source in dict.fromkeys(row.source for row in some):
             same = [row for row in some if row.source == source]
-            parts.append(f"{source}. {'; '.join(dict.fromkeys(row.note for row in same))}.\n")
+            notes = "; ".join(dict.fromkeys(row.note for row in same))
+            parts.append(f"{source[:1].upper()}{source[1:]}. {notes[:1].upper()}{notes[1:]}.\n")
             parts.append(
                 "| number | published | theory at this size ± | found | agrees |\n| --- | --- | --- | --- | --- |"
             )
@@ -106,7 +108,7 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
         places.append(place)
         last = name
     with matplotlib.style.context(STYLE):
-        drawn = Figure(figsize=(6.5, 0.17 * (place + 3)))
+        drawn = Figure(figsize=(6.5, 0.17 * (place + 4)), layout="constrained")
         axes = drawn.subplots()
         axes.axvline(1.0, color="0.6", linewidth=0.8, zorder=1)
         for at, (_, row) in zip(places, flat, strict=True):
@@ -133,5 +135,5 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
             )
         axes.set_ylim(place + 1, -1)
         axes.set_xlim(-0.05, max(2.1, 1.05 * np.max([row.found / row.expected for _, row in flat])))
-        axes.set_xlabel("found over published; bars: theory at this size; open: published as a bound at 1")
+        axes.set_xlabel("found over published\ngrey: theory at this size; open: a bound at 1")
     return drawn

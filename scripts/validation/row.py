@@ -24,5 +24,5 @@ class Row:
         """Whether the relation holds: equal to two errors and what the size accounts for, or two errors apart."""
         apart = self.found - self.expected
         if self.relation == "=":
-            return abs(apart) <= 2 * self.error + self.finite
-        return (apart if self.relation == ">" else -apart) > 2 * self.error
+            return bool(abs(apart) <= 2 * self.error + self.finite)
+        return bool((apart if self.relation == ">" else -apart) > 2 * self.error)

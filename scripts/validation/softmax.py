@@ -11,7 +11,7 @@ import spectra
 from scripts.validation.digits import digits
 from scripts.validation.row import Row
 
-SOURCE = "closed form (Böhning 1992)"
+SOURCE = "closed form"
 CLASSES = 10
 
 
@@ -23,9 +23,11 @@ def rows() -> Iterator[Row]:
     exact = np.linalg.eigvalsh((images.T @ images / len(images)).numpy())[::-1] / CLASSES
     problem = (model, nn.CrossEntropyLoss(), (images, labels))
     for pairs in spectra.eig(*problem, curvature=["hessian", "ggn"], k=CLASSES, which="LA", tolerance=1e-8):
-        note = f"digits, {pairs.curvature}"
+        note, name = "digits, 10 classes", {"hessian": "Hessian", "ggn": "GGN"}[pairs.curvature]
         residual = float(pairs.residuals[0])
         rounding = 1e-12 * exact[0]
-        yield Row("largest eigenvalue", SOURCE, exact[0], pairs.values[0], residual, rounding, note, pairs.products)
+        yield Row(
+            f"largest eigenvalue, {name}", SOURCE, exact[0], pairs.values[0], residual, rounding, note, pairs.products
+        )
         copies = int(np.sum(np.abs(pairs.values - exact[0]) < 1e-6 * exact[0]))
-        yield Row("its multiplicity", SOURCE, CLASSES - 1, copies, 0.0, 0.0, note, pairs.products)
+        yield Row(f"its multiplicity, {name}", SOURCE, CLASSES - 1, copies, 0.0, 0.0, note, pairs.products)

@@ -29,15 +29,12 @@ def papyan(size: int) -> Iterator[Row]:
     found = spectra.density(matrix, steps=min(128, size // 2), probes=10)
     above = found.outliers.above
     note = f"n = {size:,}, 128 steps, 10 probes"
-    yield Row(
-        "number of outliers", SOURCE, len(SPIKES), above.count, above.count_error, note=note, products=found.products
-    )
+    count, error = above.count, above.count_error
+    yield Row("number of outliers", SOURCE, len(SPIKES), count, error, 0.0, note, found.products)
     pairs = spectra.eig(matrix, k=len(SPIKES), which="LA", tolerance=1e-6)
     for spike, value, residual in zip(SPIKES, pairs.values, pairs.residuals, strict=True):
-        expected, chance = spike + spike / (spike - 1), deviation(spike, size)
-        yield Row(
-            f"outlier of the spike {spike:g}", SOURCE, expected, value, residual, 3 * chance, note, pairs.products
-        )
+        name, expected = f"outlier of the spike {spike:g}", spike + spike / (spike - 1)
+        yield Row(name, SOURCE, expected, value, residual, 3 * deviation(spike, size), note, pairs.products)
     # Tracy and Widom: the largest of the bulk is 1.2 units below the edge on average, with a deviation of 1.3.
     unit = 2 ** (4 / 3) * size ** (-2 / 3)
     yield Row("edge of the bulk", SOURCE, 4.0, above.edge, above.edge_error, 5 * unit, note, found.products)
@@ -57,13 +54,15 @@ def wigner(size: int) -> Iterator[Row]:
     pairs = spectra.eig(matrix, k=2, which="LA", tolerance=1e-6)
     note, unit = f"n = {size:,}, theta = 3, s = 1", size ** (-2 / 3)
     expected, residual = theta + s**2 / theta, float(pairs.residuals[0])
-    yield Row("outlier", WIGNER, expected, pairs.values[0], residual, 3 * (2 / size) ** 0.5, note, pairs.products)
+    yield Row(
+        "Wigner: outlier", WIGNER, expected, pairs.values[0], residual, 3 * (2 / size) ** 0.5, note, pairs.products
+    )
     overlap = float(pairs.vectors[0, 0] ** 2)
     bound = residual / (pairs.values[0] - pairs.values[1])
     at_chance = 6 / size**0.5 * (s / theta)
-    yield Row("squared overlap", WIGNER, 1 - s**2 / theta**2, overlap, bound, at_chance, note, pairs.products)
+    yield Row("Wigner: squared overlap", WIGNER, 1 - s**2 / theta**2, overlap, bound, at_chance, note, pairs.products)
     residual = float(pairs.residuals[1])
-    yield Row("edge of the bulk", WIGNER, 2 * s, pairs.values[1], residual, 5 * unit, note, pairs.products)
+    yield Row("Wigner: edge of the bulk", WIGNER, 2 * s, pairs.values[1], residual, 5 * unit, note, pairs.products)
 
 
 def symmetric(size: int) -> Tensor:

@@ -60,8 +60,8 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
 
     A RESULT is a file that eig, trace or density wrote, or a directory, of which
     density.json, else eig.json, else trace.json is drawn. Several of a kind
-    share one figure. Those of compare, layers and landscape are drawn as they
-    stand, one at a time.
+    share one figure. Those of compare, layers, landscape and step are drawn as
+    they stand, one at a time.
 
     \b
     spectra plot run1 --out run1.pdf --width 3.25

@@ -37,8 +37,8 @@ def report(results, out, title, as_json) -> int:
     """One HTML file from results.
 
     Tables, figures, the problem and how to repeat it, in one file that needs no
-    network. A RESULT is a file that eig, trace, density, inspect, compare, layers
-    or landscape wrote, or a directory, of which all are taken.
+    network. A RESULT is a file that eig, trace, density, inspect, compare, layers,
+    landscape or step wrote, or a directory, of which all are taken.
 
     \b
     spectra report run1 --out run1.html

@@ -38,6 +38,8 @@ class SpectraCallback(Callback):
         loss: a loss as `spectra.watch` takes it, in place of `training_step`.
         data: the examples as `spectra.watch` takes them (`batches`), in place of those of the training loader.
         log: a tracker as `spectra.watch` takes it, in place of the trainer's loggers.
+        precondition: whether matrices are what the trainer's optimizer meets (`optimizer` of `spectra.watch`), beside
+            its threshold of stability; step 0 is left out then, where the optimizer has no state.
         options: further arguments of `spectra.watch`, as products, k and curvature.
 
     Raises:
@@ -53,9 +55,10 @@ class SpectraCallback(Callback):
         loss: Any = None,
         data: Any = None,
         log: Any = None,
+        precondition: bool = False,
         **options: Any,
     ):
-        self.recorder = Recorder(out, every, examples, loss, data, log, options)
+        self.recorder = Recorder(out, every, examples, loss, data, log, precondition, options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.recorder.loss is None and not pl_module.automatic_optimization:
@@ -67,8 +70,8 @@ class SpectraCallback(Callback):
                 logger.log_metrics(values, step=step)
 
         with aside(trainer, pl_module):
-            self.recorder.begin(pl_module, "model", trainer.train_dataloader, log)
-            self.recorder.at(trainer.global_step)
+            self.recorder.begin(pl_module, "model", trainer.train_dataloader, log, trainer.optimizers)
+            self.recorder.first(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         with aside(trainer, pl_module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra.arguments import require_integer
+from spectra.arguments import require_boolean, require_integer
 from spectra.errors import SpectraError
+from spectra.inputs.devices import cast_tensors
 from spectra.inputs.given import device_and_dtype
 from spectra.integrations.examples import some_batches
 from spectra.problem.model_loss import returned_loss
 from spectra.problem.undisturbed import undisturbed
 from spectra.training.trackers import Tracker, tracker
-from spectra.training.watch import Watch
+from spectra.training.watch import Watch, stepped
 
 
 class Recorder:
@@ -26,35 +28,64 @@ class Recorder:
     others go on and wait for it where they next need it.
     """
 
-    def __init__(self, out: str | Path, every: int, examples: int, loss: Any, data: Any, log: Any, options: dict):
+    def __init__(
+        self,
+        out: str | Path,
+        every: int,
+        examples: int,
+        loss: Any,
+        data: Any,
+        log: Any,
+        precondition: bool,
+        options: dict[str, Any],
+    ):
         require_integer("every", every)
         require_integer("examples", examples)
+        require_boolean("precondition", precondition)
         self.out, self.every, self.examples = out, every, examples
-        self.loss, self.data, self.options = loss, data, options
+        self.loss, self.data, self.precondition, self.options = loss, data, precondition, options
         self.log = None if log is None else tracker(log)
         self.watch: Watch | None = None
         self.last: int | None = None  # the step of the last call
 
-    def begin(self, model: nn.Module, loss: Any, loader: Any, log: Tracker, optimizer: Any = None) -> None:
+    def begin(self, model: nn.Module, loss: Any, loader: Any, log: Tracker, optimizers: Sequence[Any]) -> None:
         """Choose the examples and make the watch, of the trainer's loss where the user has given none.
 
         Raises SpectraError where no recording can work.
         """
-        batches = self.data
+        batches, options = self.data, dict(self.options)
         if batches is None:
             batches = some_batches(loader, self.examples, self.options.get("seed", 0))
             if self.loss is None:
                 refuse_collectives(model, loss, batches[0])
             batches = iter(batches)
+        if self.precondition:
+            options["optimizer"] = only(optimizers)
         loss = loss if self.loss is None else self.loss
-        self.watch = Watch(model, loss, batches, self.out, every=self.every, log=self.log or log, **self.options)
+        self.watch = Watch(model, loss, batches, self.out, every=self.every, log=self.log or log, **options)
         self.last = None
+
+    def first(self, step: int) -> None:
+        """Record before the first step, unless the optimizer that is to precondition has no state yet."""
+        assert self.watch is not None
+        if not self.precondition or stepped(self.watch.optimizer):
+            self.at(step)
 
     def at(self, step: int) -> None:
         """Record, where this step is one of those asked for and has not been seen yet."""
         if self.watch is not None and step != self.last:
             self.last = step
             self.watch(step)
+
+
+def only(optimizers: Sequence[Any]) -> Any:
+    """The one optimizer of a trainer, without what a package puts around it. Raises SpectraError."""
+    if len(optimizers) != 1:
+        raise SpectraError(
+            f"`precondition`: the trainer has {len(optimizers)} optimizers; watch what each trains by a call of "
+            "spectra.watch, with its `optimizer`"
+        )
+    return getattr(optimizers[0], "optimizer", optimizers[0])
 
 
 class Collectives(TorchDispatchMode):
@@ -74,8 +105,6 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
-    from spectra.inputs.devices import cast_tensors
-
     batch = cast_tensors(batch, *device_and_dtype(model))
     with undisturbed(model), torch.no_grad(), Collectives():
         (returned_loss if loss == "model" else loss)(model, batch)

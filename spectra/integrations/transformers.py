@@ -44,6 +44,8 @@ class SpectraCallback(TrainerCallback):
         loss: a loss as `spectra.watch` takes it, in place of the trainer's.
         data: the examples as `spectra.watch` takes them (`batches`), in place of those of the training data.
         log: a tracker as `spectra.watch` takes it, in place of the trainer's log.
+        precondition: whether matrices are what the trainer's optimizer meets (`optimizer` of `spectra.watch`), beside
+            its threshold of stability; step 0 is left out then, where the optimizer has no state.
         options: further arguments of `spectra.watch`, as products, k and curvature.
 
     Raises:
@@ -59,9 +61,10 @@ class SpectraCallback(TrainerCallback):
         loss: Any = None,
         data: Any = None,
         log: Any = None,
+        precondition: bool = False,
         **options: Any,
     ):
-        self.recorder = Recorder(out, every, examples, loss, data, log, options)
+        self.recorder = Recorder(out, every, examples, loss, data, log, precondition, options)
         self.trainer: Trainer | None = None
 
     def on_train_begin(
@@ -70,8 +73,8 @@ class SpectraCallback(TrainerCallback):
         self.trainer = calling_trainer()
         with aside(self.trainer):
             loader, log = more["train_dataloader"], partial(into_log, self.trainer)
-            self.recorder.begin(more["model"], loss_of(self.trainer), loader, log)
-        self.on_step_end(args, state, control)
+            self.recorder.begin(more["model"], loss_of(self.trainer), loader, log, [more["optimizer"]])
+            self.recorder.first(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self.trainer is not None

@@ -143,7 +143,8 @@ class Eigensolver:
     @property
     def warm(self) -> bool:
         """Whether there are starts, and the basis has room for them and a residual of each."""
-        return self.starts is not None and min(2 * len(self.starts), self.operator.shape[0]) <= self.capacity
+        room = self.capacity if self.capacity < self.operator.shape[0] else math.inf
+        return self.starts is not None and 2 * len(self.starts) <= room and self.max_products > 1
 
     def begin_warm(self) -> ReverseCommunication:
         """Take the starts into the basis, by products that are made together."""

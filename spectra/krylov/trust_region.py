@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -86,9 +87,9 @@ def in_ball(values: np.ndarray, b: np.ndarray, radius: float) -> tuple[np.ndarra
         return at(0.0), 0.0
     low, high = top + abs(float(b[-1])) / radius, top + size / radius
     if low < high and low > top and np.linalg.norm(at(low)) > radius:
-        root = brentq(excess, low, high, xtol=4 * np.finfo(float).eps * max(abs(top), size / radius))
-        y = at(float(root))
-        return y * (radius / np.linalg.norm(y)), float(root)
+        root = cast("float", brentq(excess, low, high, xtol=4 * np.finfo(float).eps * max(abs(top), size / radius)))
+        y = at(root)
+        return y * (radius / np.linalg.norm(y)), root
     y = at(low)
     y[-1] = math.copysign(math.sqrt(max(0.0, radius**2 - float(y[:-1] @ y[:-1]))), b[-1])
     return y, low

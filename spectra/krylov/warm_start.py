@@ -2,10 +2,10 @@
 
 A Lanczos run from the sum of the old vectors has their span, but for the change, after k products. A few more bring
 down all residuals together. (While a network was trained, five pairs took 12 products to a residual of 1e-3, and 17
-from a random start.) One run sees one copy of a multiple eigenvalue, so vectors whose eigenvalues are close go into sums
-of their own. Where the matrix hardly changes, each old vector goes into the basis instead: Rayleigh-Ritz on their span
-takes k products and measures their residuals, and further products go along those that are too large, one after the
-other. Which way takes fewer products is told by the search before.
+from a random start.) One run sees one copy of a multiple eigenvalue, so vectors whose eigenvalues are close go into
+sums of their own. Where the matrix hardly changes, each old vector goes into the basis instead: Rayleigh-Ritz on their
+span takes k products and measures their residuals, and further products go along those that are too large, one after
+the other. Which way takes fewer products is told by the search before.
 
 What a search from old vectors may not see is an eigenvalue that has risen from below with another eigenvector. Two
 things meet that. A random vector, in which such an eigenvector has its share, goes along, and with it the best Ritz
@@ -93,6 +93,8 @@ class WarmStart:
             residuals, since the gaps that smaller ones rest on are not known either.
         """
         self.generator = self.generator or generator
+        if self.vectors is not None and self.vectors.shape[1] != operator.shape[0]:
+            self.values = self.vectors = None
         place = basis_of(operator, self.k)
         search = Eigensolver(
             operator,
@@ -104,54 +106,52 @@ class WarmStart:
             place.vectors,
             progress,
             place.device,
+            starts=None if self.vectors is None else self.starts(operator, self.generator),
         )
-        if self.vectors is not None and self.vectors.shape[1] != operator.shape[0]:
-            self.values = self.vectors = None
-        if self.vectors is not None:
-            search.starts = self.starts(operator)
-        found = []  # by how many products
+        converged = []  # after how many products
 
         def doubt() -> bool:
-            found.append(search.products + 1)
-            return self.vectors is None or self.due or self.jumped(search)
+            converged.append(search.products + 1)  # one checks the answer
+            left = search.state.dimension - search.state.size
+            return self.vectors is None or self.due or left <= self.k or self.jumped(search)
 
         search.doubt = doubt
         pairs = serve_products(search.solve(), operator)
         if not len(pairs.values) or not pairs.values.isfinite().all():
             self.values = self.vectors = None
             return pairs
-        by_sum = not self.one_by_one
+        self.keep(search, pairs, next(iter(converged), pairs.products))
+        return pairs if pairs.complete is not None else replace(pairs, error_estimates=pairs.residuals)
+
+    def keep(self, search: Eigensolver, pairs: Eigenpairs, spent: int) -> None:
+        """Keep for the next search what this one has found, the pairs themselves by so many products."""
+        if not self.one_by_one:
+            self.by_sum = spent
         if self.vectors is not None:
             self.by_each = self.expected(search)
-        if by_sum:
-            self.by_sum = found[0] if found else pairs.products
         self.values, self.vectors, self.beside = pairs.values, pairs.vectors.cpu(), best_beside(search)
         if pairs.complete is not None:
             self.since = 0
-            return pairs
-        self.since = None if self.since is None else self.since + 1
-        return replace(pairs, error_estimates=pairs.residuals)
+        elif self.since is not None:
+            self.since += 1
 
-    def starts(self, operator: SymmetricOperator) -> Tensor:
+    def starts(self, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
         """The starts (j, n): the old eigenvectors and one vector more, or sums of them with two small parts more."""
         assert self.values is not None
         assert self.vectors is not None
         old = placed(self.vectors[: self.k], operator)
-        beside = [] if self.beside is None else [placed(self.beside, operator)]
+        beside = None if self.beside is None else placed(self.beside, operator)
         if self.one_by_one:
-            return torch.cat([old, self.added(torch.zeros_like(old[:1]), [(1.0, v) for v in beside], CHANCE, operator)])
-        weights = apart(self.values[: self.k]).to(old)
-        return self.added(map_shards(weights.matmul, old), [(BESIDE, v) for v in beside], BESIDE, operator)
-
-    def added(
-        self, starts: Tensor, parts: list[tuple[float, Tensor]], chance: float, operator: SymmetricOperator
-    ) -> Tensor:
-        """The starts with so much of each part added to them, and of a random vector of norm 1 for each."""
-        random = random_vectors(operator, len(starts), self.generator)
-        unit = map_shards(torch.div, random, norms(random, dtype=random.dtype)[:, None])
-        for share, part in [*parts, (chance, unit)]:
-            starts = map_shards(lambda start, more, share=share: start + share * more, starts, part)
-        return starts
+            further = random_unit(operator, 1, generator)
+            further = (
+                further if beside is None else map_shards(lambda part, chance: part + CHANCE * chance, beside, further)
+            )
+            return torch.cat([old, further])
+        sums = map_shards(apart(self.values[: self.k]).to(old).matmul, old)
+        for part in (random_unit(operator, len(sums), generator), beside):
+            if part is not None:
+                sums = map_shards(lambda rows, more: rows + BESIDE * more, sums, part)
+        return sums
 
     def inside(self, search: Eigensolver) -> Tensor:
         """The coordinates (m, k) of the old eigenvectors in the basis of a search."""
@@ -179,6 +179,12 @@ class WarmStart:
         beyond = torch.linalg.vector_norm(state.coupling @ inside, dim=0)
         residuals = (within.square() + beyond.square() + outside.square()).sqrt()
         return self.k + 2 + AGAIN * int((residuals > search.allowed(values)).sum())
+
+
+def random_unit(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    """Random vectors (count, n) of norm 1."""
+    rows = random_vectors(operator, count, generator)
+    return map_shards(torch.div, rows, norms(rows, dtype=rows.dtype)[:, None])
 
 
 def best_beside(search: Eigensolver) -> Tensor | None:

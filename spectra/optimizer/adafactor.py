@@ -87,7 +87,7 @@ def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
     given = entry.options.get("eps")
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
         raise refusal("its eps are no pair of numbers; save the whole of optimizer.state_dict()")
-    return given
+    return given[0], given[1]
 
 
 def _eps_of(saved: Tensor) -> float:

@@ -58,7 +58,9 @@ class Preconditioner:
             raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {rows:,} rows")
         if of_loss is None:
             of_loss = getattr(find_on("definition", operator), "loss_power", 1) == 1
-        root = placed(self.root, operator) if self.diagonal else self.root
+        root = self.root
+        if isinstance(root, Tensor):
+            root = placed(root, operator) if self.diagonal else root.to(operator.device)
         if not of_loss:
             return Preconditioned(operator, root)
         decay = None if self.decay is None else placed(self.decay, operator)
@@ -102,8 +104,8 @@ def entries_of(
 
     Raises SpectraError where a chosen one is not certainly among those that it moves.
     """
-    read = read_entries if isinstance(optimizer, Mapping) else _live
-    held = read(optimizer, model, name)
+    is_saved = isinstance(optimizer, Mapping)
+    held = read_entries(optimizer, model, name) if is_saved else _live(optimizer, model, name)
     if missing := [own for own in chosen if own not in held.by_name]:
         rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise refusal(

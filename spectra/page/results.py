@@ -11,6 +11,7 @@ from spectra.commands import COMMANDS, with_results
 from spectra.inputs.spec import input_error
 from spectra.plots.saved import read_modest
 from spectra.records.record import Record
+from spectra.spectrum.summarise import with_summaries
 
 
 class Kind(NamedTuple):
@@ -25,7 +26,7 @@ KINDS = {name: Kind(COMMANDS[name].title, COMMANDS[name].tables) for name in wit
 
 
 def read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """Files and their records: of a directory all results in it.
+    """Files and their records: of a directory all results in it. Densities of older versions are summarised.
 
     Raises SpectraError: what cannot be read, a directory without results, a file that comes twice.
     """
@@ -34,7 +35,8 @@ def read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
         for file in files(path):
             if os.path.realpath(file) in found:
                 raise input_error("RESULT", file, "comes twice; name it once")
-            found[os.path.realpath(file)] = read_modest(file, list(KINDS))
+            path, record = read_modest(file, list(KINDS))
+            found[os.path.realpath(file)] = path, with_summaries(record) if record.command == "density" else record
     return list(found.values())
 
 

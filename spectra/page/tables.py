@@ -31,11 +31,16 @@ def blocks(parts: Sequence[Any]) -> Iterator[str | Table]:
         if not isinstance(part, str):
             yield table(part, before if isinstance(before, str) else "")
         elif part.strip() and isinstance(after, str):
-            yield part.strip()
+            yield on_a_line(part)
 
 
 def table(rich: Any, caption: str) -> Table:
     """A `rich.table.Table` as its text."""
     rows = zip(*(column.cells for column in rich.columns), strict=True)
     columns = [(str(column.header), column.justify == "right") for column in rich.columns]
-    return Table(caption.strip(), columns, [[str(cell) for cell in cells] for cells in rows])
+    return Table(on_a_line(caption), columns, [[str(cell) for cell in cells] for cells in rows])
+
+
+def on_a_line(text: str) -> str:
+    """The text without the line breaks that a terminal needs."""
+    return " ".join(text.strip().split("\n"))

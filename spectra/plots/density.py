@@ -75,7 +75,8 @@ def _with_room(grid: np.ndarray, thresholds: Sequence[float], scale: float | Non
         return grid
     if scale is None:
         return np.linspace(grid[0], last, len(grid))
-    return scale * np.sinh(np.linspace(*np.arcsinh(np.array([grid[0], last]) / scale), len(grid)))
+    low, high = np.arcsinh(np.array([grid[0], last]) / scale)
+    return scale * np.sinh(np.linspace(low, high, len(grid)))
 
 
 def _draw(axes: Axes, curve: Band, style: dict, label: str | None = None) -> None:

@@ -37,7 +37,8 @@ def step_figures(record: Record) -> dict[str, Figure]:
     if record.point is None or not record.point.directions:
         return {}
     entry: StepResult = record.results[0]
-    known = {one.direction: one for one in entry.along}
+    model = next((one for one in record.results if one.of_the_loss), entry)
+    known = {one.direction: one for one in model.along if model.of_the_loss}
     panels, shares = record.point.directions, [one for one in entry.along if len(one.share)]
     scales = scales_of(record.point.noise, record.results)
     count = len(panels) + bool(shares) + bool(scales)
@@ -51,7 +52,7 @@ def step_figures(record: Record) -> dict[str, Figure]:
             axes.set_axis_off()
         for axes, d in zip(grid.flat, panels, strict=False):
             axes.set_axis_on()
-            draw_line(axes, d, known.get(d.name), record.point.loss, entry.curvature, PAGE / columns - 0.7)
+            draw_line(axes, d, known.get(d.name), record.point.loss, model.curvature, PAGE / columns - 0.7)
         if shares:
             axes = grid.flat[len(panels)]
             axes.set_axis_on()
@@ -80,7 +81,7 @@ def draw_line(axes: Axes, d: StepDirection, along: StepAlong | None, start: floa
         model = start + d.slope * fine + along.curvature * fine**2 / 2
         axes.plot(fine, model, color=PREDICTION, linewidth=1.4, linestyle=DASHED, zorder=4)
     for found, look in ((d.best, BEST), (d.critical, CRITICAL)):
-        if found.step is not None and found.step <= end:
+        if found.step is not None and found.loss is not None and found.step <= end:
             axes.plot(found.step, found.loss, **look)
     if d.loss_at_one is not None and end >= 1:
         axes.plot(1.0, d.loss_at_one, **ONE)

@@ -90,6 +90,7 @@ class StepAlong(Stored):
 class StepResult(Entry):
     """What the directions meet of one matrix."""
 
+    of_the_loss: bool  # A is a curvature of the loss, so that -g'd / d'Ad is a step
     k: int  # eigenvectors, of which shares are given
     parameters: int  # n: by chance the share in j eigenvectors is j / n
     eigenvalues: Vector  # (k + 1,) by falling magnitude; the last one tells the gap

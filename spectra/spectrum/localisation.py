@@ -50,7 +50,7 @@ def localisation(
     vectors = np.atleast_2d(np.asarray(given.cpu() if hasattr(given, "cpu") else given))
     turned = np.full(len(vectors), np.nan)
     if which and isinstance(result, (EigResult, Eigenpairs)):
-        turned = turning(*map(np.asarray, (result.values, result.residuals)), which, vectors.shape[1])
+        turned = turning(np.asarray(result.values), np.asarray(result.residuals), which, vectors.shape[1])
     return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), turned)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,16 +96,16 @@ def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: 
     )
 
 
-def completed(record: Record) -> list[DensityResult]:
-    """The results of a record of `density`, those of older versions with summaries of their nodes and weights."""
+def with_summaries(record: Record) -> Record:
+    """The record of `density` with summaries of all matrices, which files of older versions do not hold."""
     if record.problem.get("wrt") == INPUTS:  # the spectra of single examples
-        return record.results
-    return [with_summaries(entry) for entry in record.results]
+        return record
+    return replace(record, results=[summarised(entry) for entry in record.results])
 
 
-def with_summaries(entry: DensityResult) -> DensityResult:
-    """The result with summaries, which files of older versions do not hold; without them where a node is not finite."""
-    if entry.summaries or not np.isfinite(entry.nodes).all():
+def summarised(entry: DensityResult) -> DensityResult:
+    """The result with summaries of its nodes and weights, if they are finite."""
+    if entry.summaries or not (np.isfinite(entry.nodes).all() and np.isfinite(entry.weights).all()):
         return entry
     return entry.changed(summaries=summarise(entry, entry.damping))
 

@@ -10,7 +10,7 @@ from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.krylov.streams import stream
 from spectra.operator import Counting
-from spectra.records.noise import Noise, WorstCase
+from spectra.records.noise import Noise, NoiseScale, WorstCase
 from spectra.run.session import Session
 from spectra.steps import noise_scale, worst_case
 from spectra.steps.noise_recording import ball_record, noise_record, scale_record, worst_record
@@ -68,10 +68,16 @@ class Beside:
             full, without, apart = self._full(self.noise, operator, name, room)
         return {"balls": balls, "full_noise": full, "without_full": without}, apart
 
-    def _full(self, noise: NoiseAt, operator: Counting, name: str, room: int | None) -> tuple[Any, str | None, int]:
+    def _full(
+        self, noise: NoiseAt, operator: Counting, name: str, room: int | None
+    ) -> tuple[NoiseScale | None, str | None, int]:
         spent = noise.deviations.products
         most = noise_scale.MOST if room is None else min(noise_scale.MOST, (room - noise.rest()) // 2)
         if most < FEWEST:
             return None, NO_ROOM, 0
-        found = scale_record(noise.full(operator, name, most))
-        return found, None, math.ceil(noise.deviations.products - spent)
+        found, without = None, None
+        try:
+            found = scale_record(noise.full(operator, name, most))
+        except SpectraError as error:  # as of memory
+            without = str(error)
+        return found, without, math.ceil(noise.deviations.products - spent)

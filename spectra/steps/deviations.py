@@ -4,6 +4,7 @@
 
 No x_i is stored. X v takes one pass over the data, and so does X'w. Squares |x_i|^2 come from the factor of C.
 Examples are in the order of their indices, so that random vectors over them depend neither on batches nor on ranks.
+Where whole items of the data are looked at, as sequences of tokens, g_i is an item's share in g, times their number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
 from spectra.devices import device_of_vectors
+from spectra.errors import SpectraError
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.operator import SymmetricOperator, placed
 from spectra.problem.problem import Problem
@@ -45,10 +47,11 @@ class Deviations:
     kept: list[Tensor]  # booleans (E,) of each of this process's batches: which rows are examples
     order: Tensor  # (N,), of all examples by index
     passes: float
+    items: Tensor | None = None  # (N,), the item of each example in this order, from 0 on; None: of single examples
 
     @classmethod
-    def of(cls, problem: Problem, memory: int | None = None, check: bool = True) -> Deviations:
-        """The deviations at the parameters as they are now.
+    def of(cls, problem: Problem, memory: int | None = None, check: bool = True, by_item: bool = False) -> Deviations:
+        """The deviations at the parameters as they are now, of single examples or of whole items.
 
         Raises SpectraError where single examples have no gradients of their own, or there is only one.
         """
@@ -66,13 +69,18 @@ class Deviations:
                 places = torch.arange(len(rows) // len(batch)) / max(1, len(rows))  # of a sequence, in their order
                 each = batch.indices.cpu().double()[:, None] + places
                 indices.append(each.flatten()[kept[-1]])
-        order = joined(torch.cat(indices)[None], plain)[0].argsort(stable=True)
-        return cls(plain, mean_gradient(plain), factor, kept, order, passes=1)
+        places = joined(torch.cat(indices)[None], plain)[0]
+        order, items = places.argsort(stable=True), None
+        if by_item:
+            items = places[order].floor().unique(return_inverse=True)[1]
+            if not items[-1]:
+                raise SpectraError("`by` item: one item has no covariance; take more `samples`")
+        return cls(plain, mean_gradient(plain), factor, kept, order, passes=1, items=items)
 
     @property
     def count(self) -> int:
-        """The number N of examples."""
-        return len(self.order)
+        """The number N of examples, or of items."""
+        return len(self.order) if self.items is None else int(self.items[-1]) + 1
 
     @property
     def products(self) -> float:
@@ -80,7 +88,7 @@ class Deviations:
         return self.passes / 2 + self.factor.products
 
     def squares(self) -> Tensor:
-        """|x_i|^2 (N,), exact, in float64."""
+        """|x_i|^2 (N,) of single examples, exact, in float64."""
         squares = self.count * joined(self.factor.squares()[None], self.problem)[0, self.order]
         return (squares - 2 * self._slopes([self.mean])[0] + dot(self.mean, self.mean)).clamp(min=0)
 
@@ -92,7 +100,8 @@ class Deviations:
     def transposed_times(self, weights: Tensor) -> Tensor:
         """X'w for each row w of `weights` (k, N): (k, n), whole on every process."""
         problem = self.problem
-        own = self._own(weights.cpu().double())
+        given = weights.cpu().double()
+        own = self._own(given if self.items is None else given[:, self.items])
         totals = torch.zeros(len(weights), problem.size, dtype=problem.dtype, device=problem.device)
         with twice_differentiable(problem.model), explained():
             for batch, kept in zip(own_batches(problem), self.kept, strict=True):
@@ -112,11 +121,19 @@ class Deviations:
         Raises SpectraError where a layer has no third derivative, which those of the Hessian take.
         """
         self.passes += 4 * len(directions)
-        return torch.from_numpy(per_example(self.problem, name, directions)[0])[:, self.order]
+        return self._by_unit(torch.from_numpy(per_example(self.problem, name, directions)[0])[:, self.order])
 
     def _slopes(self, directions: Sequence[Tensor]) -> Tensor:
         self.passes += len(directions)
-        return torch.from_numpy(per_example(self.problem, "fisher-empirical", directions)[1])[:, self.order]
+        slopes = per_example(self.problem, "fisher-empirical", directions)[1]
+        return self._by_unit(torch.from_numpy(slopes)[:, self.order])
+
+    def _by_unit(self, values: Tensor) -> Tensor:
+        """Values (k, N) of single examples as they are, or added up by item, with the mean that they have."""
+        if self.items is None:
+            return values
+        sums = values.new_zeros(len(values), self.count).index_add(1, self.items, values)
+        return sums * (self.count / values.shape[1])
 
     def _own(self, numbers: Tensor) -> Tensor:
         """The numbers (k, N) of this process's examples, in its order."""

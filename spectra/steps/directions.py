@@ -130,7 +130,7 @@ def directions(
     *,
     optimizer: Any = None,
     optimizer_name: str | None = None,
-    to: str | Path | nn.Module | Mapping[str, Tensor] | None = None,
+    to: Any = None,
     to_key: str | None = None,
 ) -> list[Direction]:
     """The directions of these names, in their order.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -175,11 +176,13 @@ def critical_step(loss: Losses, t: np.ndarray, crossing: int | None, rounding: f
         return Step(reason=NEVER)
     start, low, high = loss(0.0), t[crossing - 1], t[crossing]
     most = start - min(loss(one) for one in t)  # beyond which heights say nothing of the root
-    root = brentq(lambda t: min(loss(t) - start, most), low, high, xtol=TIGHT * high) if loss(high) > start else high
+    root = float(high)
+    if loss(high) > start:
+        root = cast(float, brentq(lambda t: min(loss(t) - start, most), low, high, xtol=TIGHT * high))
     aside = min(ASIDE * root, (high - low) / 2)
     slope = (loss(root + aside) - loss(root - aside)) / (2 * aside)
     error = TIGHT * high + (2 * rounding / slope if 0 < slope < math.inf else high - low)
-    return Step(float(root), float(min(error, high - low)), loss(root))
+    return Step(root, float(min(error, high - low)), loss(root))
 
 
 def best_step(loss: Losses, t: np.ndarray, rounding: float) -> Step:
@@ -192,7 +195,7 @@ def best_step(loss: Losses, t: np.ndarray, rounding: float) -> Step:
     if lowest == len(t) - 1:
         return Step(reason=FALLS)
     low, high = t[lowest - 1], t[lowest + 1]
-    search = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TIGHT * high})
+    search: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TIGHT * high})
     best = search.x if search.fun <= values[lowest] else t[lowest]
     aside = min(ASIDE * best, (high - low) / 2)
     bend = (loss(best + aside) - 2 * loss(best) + loss(best - aside)) / aside**2

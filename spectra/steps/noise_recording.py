@@ -33,7 +33,7 @@ def scale_record(found: noise_scale.NoiseScale) -> NoiseScale:
 
 def noise_record(point: noise_scale.NoiseAt) -> Noise:
     """Find the simple noise scale, and make its record."""
-    simple, (unit, note) = point.simple(), noise_scale.unit_of(point.deviations.problem)
+    simple, (unit, note) = point.simple(), noise_scale.unit_of(point.deviations)
     return Noise(
         examples=point.deviations.count,
         unit=unit,

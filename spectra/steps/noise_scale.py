@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectra.arguments import chosen_generator, require_boolean, require_integer, require_number
+from spectra.arguments import chosen_generator, require_boolean, require_choice, require_integer, require_number
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.curvature.operator import Curvature
@@ -32,10 +32,12 @@ from spectra.steps.deviations import BetweenExamples, Deviations, images
 from spectra.steps.ratio import Ratio
 from spectra.steps.sampled import Sampled
 from spectra.vectors import dot, without_autocast
+from spectra.wording import with_error
 
 RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
 MOST = 100  # products with a matrix over examples
 EXACT_WORK = 100  # products that the squares of single gradients may take, else tr C is estimated too
+UNITS = ("example", "item")
 VECTORS = 8  # random sums of the x_i, by which influences are estimated that need no precision
 
 
@@ -51,6 +53,14 @@ class NoiseScale:
     ratio: Ratio
     signal: float  # |g|^2 or g'Hg as it is on these examples
     without_sampling: str | None = None  # why the error over examples is not known
+
+    def __str__(self) -> str:
+        """The noise scale with its error, or the reason why there is none, and the interval."""
+        low, high = self.interval
+        found = self.reason or with_error(self.value or 0.0, self.standard_error or 0.0, most=4)
+        if math.isnan(low) or low == high:
+            return found
+        return f"{found}; at least {low:.3g}" if math.isinf(high) else f"{found}; 95 %: {low:.3g} to {high:.3g}"
 
     @property
     def value(self) -> float | None:
@@ -96,7 +106,7 @@ class NoiseScale:
 class Noise:
     """The noise of the gradient at one point: its noise scales, and how they were found."""
 
-    examples: int  # N
+    examples: int  # N, or the number of items
     population: bool
     simple: NoiseScale
     full: NoiseScale | None
@@ -110,6 +120,7 @@ def noise_scale(
     problem: Problem,
     name: str | None = "hessian",
     *,
+    by: str = "example",
     population: bool = False,
     rtol: float = RTOL,
     max_products: int = MOST,
@@ -127,6 +138,8 @@ def noise_scale(
     Args:
         problem: the model, loss and data.
         name: the matrix H of the full noise scale, a second derivative in `spectra.MATRICES`; None leaves it out.
+        by: example, or item: what is drawn for a batch and counted, where an item of the data holds several examples,
+            as a sequence its tokens.
         population: whether the data are all there are, and no sample of more: nothing is corrected then, and there is
             no error over examples.
         rtol: the standard error of an estimated trace, by random vectors, over the trace, at which it is taken.
@@ -142,18 +155,20 @@ def noise_scale(
     Raises:
         SpectraError: single examples have no gradients of their own, there is only one, or the matrix does not suit.
     """
+    require_choice("by", by, UNITS)
     require_boolean("population", population)
     require_number("rtol", rtol)
     require_integer("max_products", max_products, least=4)
     generator = chosen_generator(seed, generator)
-    point = NoiseAt.of(problem, generator, population, rtol=rtol, max_products=max_products, memory=memory, check=check)
+    limits = {"rtol": rtol, "max_products": max_products, "memory": memory, "check": check}
+    point = NoiseAt.of(problem, generator, population, by_item=by == "item", **limits)
     full, spent = None, 0
     if name is not None:
         refuse_matrix(name)
         operator = Counting(distributed(Curvature(problem, name, memory, products=4 * VECTORS, check=check)))
         full = point.full(operator, name)
         spent = operator.products
-    simple, (unit, note) = point.simple(), unit_of(problem)
+    simple, (unit, note) = point.simple(), unit_of(point.deviations)
     products = math.ceil(spent + point.deviations.products)
     return Noise(point.deviations.count, population, simple, full, products, unit, note)
 
@@ -185,17 +200,18 @@ class NoiseAt:
         *,
         memory: int | None = None,
         check: bool = False,
+        by_item: bool = False,
         **settings: Any,
     ) -> NoiseAt:
         """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
-        deviations = Deviations.of(problem, memory, check)
+        deviations = Deviations.of(problem, memory, check, by_item)
         return cls(deviations, mean_with_decay(problem, deviations.mean), generator, population, **settings)
 
     def simple(self) -> NoiseScale:
         """tr C / |g|^2, with the influence of each example."""
         deviations, n = self.deviations, self.deviations.count
         error = 0.0
-        if deviations.factor.trace_work() <= EXACT_WORK:
+        if deviations.items is None and deviations.factor.trace_work() <= EXACT_WORK:
             squares = deviations.squares()
         else:
             estimate = self._diagonal(BetweenExamples(deviations), self.max_products)
@@ -265,13 +281,15 @@ def mean_with_decay(problem: Problem, mean: Tensor) -> Tensor:
     return mean + problem.weight_decay * theta
 
 
-def unit_of(problem: Problem) -> tuple[str, str | None]:
+def unit_of(deviations: Deviations) -> tuple[str, str | None]:
     """What an example is, and a caution where several of them come together."""
-    items = sum(map(len, problem.batches))
-    if problem.examples <= items:
+    if deviations.items is not None:
+        return "item", None
+    items = sum(map(len, deviations.problem.batches))
+    if deviations.count <= items:
         return "example", None
-    each = problem.examples / items
     return "target", (
-        f"an example is a target here, {each:.3g} of them in each item of the data; those of one item are not drawn "
-        "independently, as the noise scale takes them to be"
+        f"an example is a target here, {deviations.count / items:.3g} of them in each item of the data; those of one "
+        'item are not drawn independently, as the noise scale takes them to be: spectra.noise_scale(..., by="item") '
+        "counts whole items"
     )

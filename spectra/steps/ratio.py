@@ -65,20 +65,21 @@ class Ratio:
         infinite where q may be zero: then the data tell only that the ratio is at least the lower end. Both are nan
         where q is below zero, or the ratio is, by more than chance.
         """
+        top, bottom = self.numerator, self.denominator
         (tt, tq), (_, qq) = (NORMAL**2 * self.covariance).tolist()
-        a, b, c = self.denominator**2 - qq, self.numerator * self.denominator - tq, self.numerator**2 - tt
-        roots = roots_of(a, b, c)
+        a, b, c = bottom**2 - qq, top * bottom - tq, top**2 - tt
+        inside = top**2 * qq - 2 * top * bottom * tq + bottom**2 * tt - (tt * qq - tq**2)  # b^2 - a c, not cancelled
+        roots = roots_of(a, b, c, inside)
         if a <= 0:  # q may be zero: what is left lies beyond the larger root, where T is not zero too
             return (0.0 if c <= 0 else max(roots, default=math.inf)), math.inf
         low, high = roots or (b / a, b / a)
         return (max(0.0, low), high) if self.resolved and high >= 0 else (math.nan, math.nan)
 
 
-def roots_of(a: float, b: float, c: float) -> tuple[float, ...]:
-    """The real roots of a r^2 - 2 b r + c, in rising order."""
+def roots_of(a: float, b: float, c: float, inside: float) -> tuple[float, ...]:
+    """The real roots of a r^2 - 2 b r + c, in rising order, given b^2 - a c."""
     if a == 0:
         return (c / (2 * b),) if b else ()
-    inside = b**2 - a * c
     if inside < 0:
         return ()
     far = b + math.copysign(math.sqrt(inside), b)  # without the difference that cancels

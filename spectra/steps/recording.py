@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from spectra.curvature.matrices import definition
 from spectra.records.entry import cost_of
 from spectra.records.step import LayerShare, StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.steps.curvatures import DirectionalCurvature
@@ -68,8 +69,10 @@ def found(step: Step) -> StepFound:
 def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, n: int) -> StepResult:
     """The record of one measurement whose answer is a `steps.run.Met`."""
     met, pairs = measurement.answer, measurement.answer.pairs
+    of_the_loss = definition(measurement.curvature).loss_power == 1
     told = {d.name: (d, slope, error) for d, slope, error in zip(directions, *slopes, strict=True)}
     return StepResult(
+        of_the_loss=of_the_loss,
         k=met.k,
         parameters=n,
         eigenvalues=np.zeros(0) if pairs is None else pairs.values.numpy(),
@@ -77,16 +80,19 @@ def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, 
         complete=None if pairs is None else pairs.complete,
         source=met.source,
         along=[
-            along_record(*told[name], curvature, met.shares.get(name)) for name, curvature in met.curvatures.items()
+            along_record(*told[name], curvature, met.shares.get(name), of_the_loss)
+            for name, curvature in met.curvatures.items()
         ],
         **met.noise,
         **cost_of(measurement),
     )
 
 
-def along_record(d: Direction, slope: float, error: float | None, c: DirectionalCurvature, shares: Any) -> StepAlong:
+def along_record(
+    d: Direction, slope: float, error: float | None, c: DirectionalCurvature, shares: Any, of_the_loss: bool
+) -> StepAlong:
     """The record of one direction beside one matrix."""
-    best, best_error = quadratic_step(slope, error, c)
+    best, best_error = quadratic_step(slope, error, c) if of_the_loss else (None, None)
     none = np.zeros(0)
     return StepAlong(
         direction=d.name,

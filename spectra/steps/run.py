@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from spectra.cluster.distributed import distributed
+from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
 from spectra.inputs.spec import parse_spec
@@ -46,7 +47,7 @@ from spectra.surfaces.landscape import Point
 from spectra.vectors import take_rows
 
 NEARBY = 0.01  # of |theta|: as far as is gone first where curvature tells nothing
-NO_OPTIMIZER = "no optimizer is given: name a file that holds its state by `optimizer`"
+NO_OPTIMIZER = "no state of an optimizer is given"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def step(session: Session[StepSettings]) -> Record:
         found = []
         while matrices:  # each gives its memory back in the end
             found.append(look(matrices.pop(0)))
-        guesses = found[0].answer.curvatures
+        guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
             for d, slope in zip(directions, along[0], strict=True):
@@ -140,7 +141,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         except SpectraError as error:
             if asked_for:
                 raise
-            left_out.append(f"{what}: {str(error).removeprefix(f'{what}: ')}")
+            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     own = own_model(session)
@@ -149,7 +150,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     except SpectraError as error:
         if asked.optimizer is not None:
             raise
-        left_out.append(f"update and momentum: {error}")
+        left_out.append(f"update and momentum: {told(error)}")
     else:
         given = asked.optimizer is not None
         take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
@@ -160,6 +161,11 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def told(error: SpectraError) -> str:
+    """The reason in an error, for a record: it names no argument, since none was given."""
+    return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
 
 def own_model(session: Session[Any]) -> nn.Module:

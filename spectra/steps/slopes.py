@@ -10,6 +10,7 @@ from torch import Tensor
 from spectra.curvature.definition import loss_gradient
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, twice_differentiable
+from spectra.curvature.engine.economy import LARGE, largest_logits
 from spectra.devices import in_float64
 from spectra.errors import SpectraError
 from spectra.problem.problem import Problem
@@ -20,13 +21,15 @@ def slopes(problem: Problem, gradient: Tensor, vectors: Sequence[Tensor]) -> tup
     """The slopes g'd of the loss along vectors (n,), each with its rounding error.
 
     The error is the difference from (dl/df)'(J d), with the model's outputs f and their derivative J, of which other
-    sums are made; at least one unit in the last place of |g||d|. Of a model or loss that has no such product it is
-    None.
+    sums are made; at least one unit in the last place of |g||d|. It is None for a model or loss that has no such
+    product, and where the logits of a batch are large.
 
     Args:
         gradient: g (n,), of the mean loss with the problem's weight decay.
     """
     found, eps = [dot(gradient, d) for d in vectors], torch.finfo(problem.dtype).eps
+    if largest_logits(problem) > LARGE:
+        return found, [None for _ in vectors]
     try:
         again = by_outputs(problem, vectors)
     except SpectraError:

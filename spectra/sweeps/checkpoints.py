@@ -19,6 +19,7 @@ from spectra.spectrum.subspaces import cosine
 from spectra.sweeps.rows import Found
 
 ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
+PLACES = "checkpoint"  # what numbers count that are places in the order
 
 
 def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[str, Number]]:
@@ -38,7 +39,7 @@ def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[st
         epochs = all("epoch" in word.lower() for word, _ in numbers.values())
         meaning = "epoch" if epochs else "training step"
         return meaning, {name: int(digits) for name, (_, digits) in numbers.items()}
-    return "checkpoint", {name: place for place, name in enumerate(checkpoints)}
+    return PLACES, {name: place for place, name in enumerate(checkpoints)}
 
 
 def _entries(path: Path) -> dict[str, Number]:

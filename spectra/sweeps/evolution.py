@@ -18,7 +18,7 @@ from spectra.errors import SpectraError
 from spectra.records.files import finite
 from spectra.records.record import Record, load
 from spectra.records.sweep import Evolution, Number, Row
-from spectra.sweeps.checkpoints import Trajectory, training_steps, update_rows
+from spectra.sweeps.checkpoints import PLACES, Trajectory, training_steps, update_rows
 from spectra.sweeps.eigenspaces import eigenspace_rows
 from spectra.sweeps.plan import COMMANDS, Plan, natural
 from spectra.sweeps.rows import QUANTITIES, Found, problem_rows
@@ -43,6 +43,10 @@ def collect(plan: Plan) -> Evolution:
     evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
+    folders = {home.label.rpartition("/")[0] for home in homes}
+    if evolution.axis == PLACES and len(folders) > 1:
+        note = f"checkpoints of {len(folders)} folders are drawn as one training; give each training a plan of its own"
+        evolution = replace(evolution, notes=(*evolution.notes, note))
     return with_rate(evolution, plan.learning_rate)
 
 
@@ -91,13 +95,13 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
     rows += between_checkpoints(found, notes.setdefault)
-    of = [f.problem.precondition for f in found if f.command == "eig" and f.problem.get("precondition")]
-    for reason in dict.fromkeys(one.get("threshold_reason") for one in of if one.get("threshold_reason")):
+    of = [p for f in found if f.command == "eig" and (p := f.problem.get("precondition"))]
+    for reason in dict.fromkeys(p.get("threshold_reason") for p in of if p.get("threshold_reason")):
         notes.setdefault(f"threshold: none of stability, as {reason}")
     return Evolution(
         rows=tuple(in_order(rows)),
         axis=axis,
-        precondition=tuple(dict.fromkeys(one.get("optimizer") or one.spec for one in of)),
+        precondition=tuple(dict.fromkeys(p.get("optimizer") or p.spec for p in of)),
         unfinished=tuple(unfinished),
         notes=tuple(notes),
     )

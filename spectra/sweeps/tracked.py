@@ -15,7 +15,8 @@ def scalars_by_step(evolution: Evolution) -> list[tuple[int, dict[str, float]]]:
 
     A step is that of the table; where these are no whole numbers, as parts of an epoch, it is the place in the order,
     and the table's own stands beside it. What has no value is left out, and so is what the table says nothing by.
-    Where there are several seeds, their names follow the matrix.
+    Where there are several seeds, their names follow the matrix. Preconditioned matrices are called
+    `hessian_preconditioned`.
     """
     places = list(dict.fromkeys((row.step, row.checkpoint) for row in evolution.rows))
     steps = [step for step, _ in places]
@@ -27,18 +28,17 @@ def scalars_by_step(evolution: Evolution) -> list[tuple[int, dict[str, float]]]:
         values = {} if whole else {f"spectra/{evolution.axis.replace(' ', '_')}": float(step)}
         values |= {"spectra/products": float(products(rows))}
         for row in rows:
-            values |= scalars_of(row, several)
+            matrix = row.curvature and named(row.curvature, bool(evolution.precondition))
+            parts = (matrix, f"seed-{row.seed}" if several and row.seed is not None else None)
+            values |= scalars_of(row, "/".join(filter(None, ("spectra", *parts))))
         found.append((int(step) if whole else place, values))
     return found
 
 
-def scalars_of(row: Row, seeds: bool) -> dict[str, float]:
-    """The value, error and limits of one row by their names."""
+def scalars_of(row: Row, where: str) -> dict[str, float]:
+    """The value, error and limits of one row by their names behind `where`."""
     if row.converged is False and row.products is None:  # a comparison without a gap
         return {}
-    where = "/".join(
-        filter(None, ("spectra", row.curvature, f"seed-{row.seed}" if seeds and row.seed is not None else None))
-    )
     name, error = names_of(row.quantity, row.index)
     numbers = {name: row.value, error: row.error, f"{name}_lower": row.lower, f"{name}_upper": row.upper}
     return {
@@ -46,6 +46,11 @@ def scalars_of(row: Row, seeds: bool) -> dict[str, float]:
         for key, number in numbers.items()
         if number is not None and math.isfinite(number)
     }
+
+
+def named(matrix: str, preconditioned: bool) -> str:
+    """The name of a matrix in a tracker."""
+    return f"{matrix}_preconditioned" if preconditioned else matrix
 
 
 def names_of(quantity: str, index: int | None) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 from spectra.records.compare import ClassStructure, CompareResult
 from spectra.records.density import CLEAR, DEPTH, DensityResult, End
 from spectra.records.record import Record
-from spectra.spectrum.summarise import completed
 from spectra.tables.results import density_parts as distribution_parts
 from spectra.tables.results import new_table
 from spectra.tables.summaries import damped_table, summary_table
@@ -46,7 +45,7 @@ def beside_classes(count: int, classes: int) -> str:
 
 def density_parts(record: Record) -> list[Any]:
     """All that is shown of densities: distributions, outliers, summaries, and what a damping makes of them."""
-    results = completed(record)
+    results = record.results
     return distribution_parts(record, *outlier_table(results), *summary_table(results), *damped_table(results))
 
 

@@ -12,6 +12,7 @@ from spectra.records.precondition import OF_GRADIENTS, PreconditionRecord, numbe
 from spectra.records.record import Record
 from spectra.wording import brief
 
+GIVEN = "given in Python"  # behind the type of an object, in records
 FROM_THE_TOP = ("LM", "LA", "BE")  # eigenvalues of eig among which the largest is
 
 
@@ -21,6 +22,8 @@ def precondition_line(found: PreconditionRecord) -> str:
     decay = " + weight decay" if found.get("decay") else ""
     where = "the checkpoint" if found.spec.partition("?")[0] == "optimizer" else quoted(found.spec)
     whose = f"P of {found.optimizer} in {where}" if found.get("optimizer") else f"P from {where}"
+    if found.spec in (found.get("optimizer"), f"{found.get('optimizer')} {GIVEN}"):
+        whose = f"P of {where}"
     told = [f"its parameters told by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
     if found.get("rate") is not None:
         told.append(f"eta {found.rate:g}")
@@ -53,9 +56,10 @@ def threshold_lines(record: Record) -> Iterator[str]:
 def threshold_text(found: PreconditionRecord) -> str:
     """The threshold with what it is of: `38000 (AdamW, eta 0.001)`."""
     rate = "without eta" if found.get("rate") is None else f"eta {found.rate:g}"
-    lower, upper = found.threshold, found.get("threshold_upper")
-    shown = number(lower) if upper is None or number(lower) == number(upper) else f"{number(lower)} to {number(upper)}"
-    return f"{shown} ({found.optimizer}, {rate})"
+    ends = dict.fromkeys(
+        number(end) for end in (found.get("threshold"), found.get("threshold_upper")) if end is not None
+    )
+    return f"{' to '.join(ends)} ({found.optimizer}, {rate})"
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:

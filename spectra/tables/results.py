@@ -66,7 +66,8 @@ def eig_parts(record: Record) -> list[str | Table]:
         tables += [SAMPLED, sampling_table([r for r in results if not r.exact])]
     notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
     for r in results:
-        notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: "-"}[r.complete])
+        not_now = "-" if r.last_search is None else f"searched at step {r.last_search}"
+        notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: not_now}[r.complete])
     unproven = any(r.complete is False for r in results)
     return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
 

@@ -13,8 +13,9 @@ from typing import Any
 from spectra.errors import SpectraError, describe
 from spectra.inputs.spec import input_error, resolve
 from spectra.krylov.results import Eigenpairs, TraceEstimate
+from spectra.records.precondition import PreconditionRecord
 from spectra.sweeps.eigenspaces import ranks
-from spectra.sweeps.tracked import names_of
+from spectra.sweeps.tracked import named, names_of
 
 Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
 GIVE = (
@@ -88,27 +89,37 @@ def scalars(
     products: int,
     eigenpairs: Mapping[str, Eigenpairs],
     traces: Mapping[str, TraceEstimate],
-    thresholds: Mapping[str, float] | None = None,
+    searched: Mapping[str, int | None] | None = None,
+    precondition: PreconditionRecord | None = None,
 ) -> dict[str, float]:
     """The numbers of a recording by the names under which they are tracked, those left out that are not finite.
 
     They group as `spectra/hessian/...`: `eigenvalue_1` is the largest, `smallest_eigenvalue_1` the smallest of those
-    below zero, each with its residual; the trace comes with its standard error.
+    below zero, each with its residual; the trace comes with its standard error. A preconditioned matrix is called
+    `hessian_preconditioned`.
 
     Args:
         eigenpairs, traces: by the name of the matrix.
-        thresholds: the threshold of stability of the optimizer, in the units of the eigenvalues, by that name.
+        searched: the last step at which eigenvalues beside these were searched for, by that name.
+        precondition: what the matrices are preconditioned by.
     """
-    found = {"loss": loss, "products": products, "seconds": seconds}
+    found: dict[str, float] = {"loss": loss, "products": products, "seconds": seconds}
     for name, pairs in eigenpairs.items():
-        values, threshold = pairs.values.cpu().numpy(), (thresholds or {}).get(name)
+        matrix = named(name, precondition is not None)
+        values, threshold = pairs.values.cpu().numpy(), precondition and precondition.threshold_of(name)
         for rank, value, residual in zip(ranks(values, "LM").tolist(), values, pairs.residuals.tolist(), strict=True):
-            told, error = names_of("eigenvalue", rank)
-            found |= {f"{name}/{told}": value, f"{name}/{error}": residual}
-            if threshold and rank == 1:
-                found |= {f"{name}/threshold": threshold, f"{name}/eigenvalue_1_over_threshold": value / threshold}
+            numbers = {"eigenvalue": (value, residual)}
+            if threshold:
+                numbers["over_threshold"] = value / threshold, residual / threshold
+            for quantity, both in numbers.items():
+                found |= zip((f"{matrix}/{told}" for told in names_of(quantity, rank)), both, strict=True)
+        if threshold:
+            found[f"{matrix}/threshold"] = threshold
+        if (step := (searched or {}).get(name)) is not None:
+            found[f"{matrix}/searched"] = step
     for name, trace in traces.items():
-        found |= {f"{name}/trace": trace.value, f"{name}/trace_error": trace.standard_error}
+        matrix = named(name, precondition is not None)
+        found |= {f"{matrix}/trace": trace.value, f"{matrix}/trace_error": trace.standard_error}
     return {f"spectra/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
 
 

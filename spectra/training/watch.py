@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,7 @@ class Recording:
     searched: dict[str, int | None]  # the last step at which eigenvalues beside the listed ones were searched for
     following: dict[str, int]  # how many eigenvalues the next recording lists: more than k near the threshold
     threshold: float | None = None  # of stability of the optimizer, in the units of the eigenvalues
+    precondition: PreconditionRecord | None = None  # of that optimizer, which the eigenvalues are preconditioned by
 
     @property
     def edge(self) -> dict[str, Tensor]:
@@ -69,8 +70,8 @@ class Recording:
 
     def scalars(self) -> dict[str, float]:
         """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
-        thresholds = {} if self.threshold is None else dict.fromkeys(self.eigenpairs, self.threshold)
-        return scalars(self.loss, self.seconds, self.products, self.eigenpairs, self.traces, thresholds)
+        found = self.eigenpairs, self.traces, self.searched, self.precondition
+        return scalars(self.loss, self.seconds, self.products, *found)
 
     __repr__ = outline
 
@@ -251,6 +252,8 @@ class Watch:
 
     def _refuse_optimizer(self, problem: Problem) -> None:
         """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
+        if isinstance(self.optimizer, Mapping):  # which would stay as it is, while training goes on
+            raise SpectraError("`optimizer`: a state does not change with training; give the optimizer itself")
         if decay := problem.weight_decay:
             raise SpectraError(
                 f"`weight_decay` {decay:g}: `optimizer` has a weight decay of its own, which would count twice; leave "
@@ -310,11 +313,15 @@ class Watch:
             {name: searched.get(name) for name in found},
             {name: self._warm_starts[name].k for name in found},
             threshold,
+            about.get("precondition"),
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
-        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold."""
-        near = 0 if threshold is None else int((values >= NEAR * threshold).sum())
+        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold.
+
+        Negative ones count by their magnitude, as behind them positive ones are hidden.
+        """
+        near = 0 if threshold is None else int((values.abs() >= NEAR * threshold).sum())
         most, share = MOST * self.k, self.products // len(self.curvature)
         while most > self.k and least(most, self.trace) > share:
             most -= 1
