@@ -16,6 +16,7 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
+from spectra.cli.repeat import command_line
 from spectra.curvature import displacement
 from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
@@ -88,6 +89,9 @@ def test_the_way_to_another_checkpoint(record, call):
         save_figure(figure, f"{name}.png")
         assert Path(f"{name}.png").read_bytes() == Path(f"here/{name}.png").read_bytes()
     assert plain(record("landscape --trust --config here/landscape.json")) == plain(found)
+    words = command_line(load_result("here"))
+    assert words[words.index("--checkpoint") + 1] == "a-2.pt"
+    assert words.count("--checkpoint") == 1
     assert call("plot here --out drawn.png")[0] == 0
 
 
@@ -126,6 +130,8 @@ def test_several_checkpoints(record):
     text = landscape_text(Record.of(found))
     assert max(map(len, text.splitlines())) <= 80
     assert "a-10: loss" in text
+    assert text.startswith("a-2.pt (and 1 other below) on points.npz")
+    assert command_line(load_result("both")).count("--checkpoint") == 2
     figure = landscape_figures(Record.of(found))["landscape"]
     labels = [text.get_text() for legend in figure.subfigs[0].legends for text in legend.get_texts()]
     assert labels[:2] == ["a-2", "a-10"]
