@@ -20,6 +20,7 @@ class Command:
     """The parts of one command and where they are. A command without a title writes no results."""
 
     cli: str  # of the click command
+    group: str = "Analyse"  # what help lists it under
     spends_products: bool = True  # else of several ranks the first does all
     title: str = ""  # of its results on a page
     tables: str = ""  # of a function that makes strings and tables of a record
@@ -64,6 +65,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
     ),
     "compare": Command(
         "spectra.cli.compare:compare",
+        group="Compare",
         title="Comparison of matrices",
         tables="spectra.tables.comparison:compare_parts",
         figures="spectra.plots.compared:compare_figures",
@@ -105,10 +107,10 @@ COMMANDS = {  # those with results in the order in which a page shows them
         captions={"step": "Loss along the next step, and its share in the leading eigenvectors"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
-    "plot": Command("spectra.cli.plot:plot", spends_products=False),
-    "report": Command("spectra.cli.report:report", spends_products=False),
-    "demo": Command("spectra.cli.demo:demo"),
-    "sweep": Command("spectra.cli.sweep:sweep", spends_products=False),
+    "demo": Command("spectra.cli.demo:demo", group="Run many"),
+    "sweep": Command("spectra.cli.sweep:sweep", group="Run many", spends_products=False),
+    "plot": Command("spectra.cli.plot:plot", group="Show", spends_products=False),
+    "report": Command("spectra.cli.report:report", group="Show", spends_products=False),
 }
 
 
