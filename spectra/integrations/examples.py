@@ -58,9 +58,8 @@ def batch_size(loader: Any) -> int | None:
 
 def items_of(dataset: Any, indices: list[int]) -> list[Any]:
     """The items of a data set, fetched as PyTorch's loaders do."""
-    if callable(fetch := getattr(dataset, "__getitems__", None)):
-        return fetch(indices)
-    return [dataset[index] for index in indices]
+    fetch: Any = getattr(dataset, "__getitems__", None)
+    return [dataset[index] for index in indices] if fetch is None else fetch(indices)
 
 
 @contextmanager
