@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 MORE = "raise --max-products"
-CROWDED = "eigenvalues that crowd, as at 0, take the most"
+CROWDED = "clustered eigenvalues (e.g. near 0) converge slowly"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         "spectra.cli.trace:trace",
         title="Trace",
         tables="spectra.tables.results:trace_parts",
-        captions={"trace": "Traces, with two standard errors to either side"},
+        captions={"trace": "Traces, with error bars of two standard errors"},
         way_out=f"{MORE}, or loosen --rtol",
         rows="spectra.sweeps.rows:trace_rows",
     ),
@@ -58,7 +58,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.outliers:density_parts",
         captions={
             "density": "Spectral density, and below it the cumulative distribution, with 95 % bands",
-            "density-log": "The same on an asinh axis: logarithmic, but linear around zero",
+            "density-log": "Spectral density on an asinh axis, which is logarithmic but linear around zero",
         },
         way_out=MORE,
         rows="spectra.sweeps.rows:density_rows",
@@ -71,8 +71,8 @@ COMMANDS = {  # those with results in the order in which a page shows them
         figures="spectra.plots.compared:compare_figures",
         captions={
             "compare": "Eigenvalues, leading eigenspaces, distributions and distances of the matrices",
-            "compare-held-out": "Leading eigenvalues and eigenspaces here and on the held-out data",
-            "compare-subsample": "Largest eigenvalues by number of examples, and where they tend to",
+            "compare-held-out": "Leading eigenvalues and eigenspaces on the data and on the held-out data",
+            "compare-subsample": "Largest eigenvalues on N examples, extrapolated to infinitely many",
         },
         way_out=f"{MORE}, or ask for fewer -k",
     ),
@@ -82,7 +82,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.layers:layers_parts",
         figures="spectra.plots.layers:layers_figures",
         captions={
-            "layers": "What the diagonal blocks of the matrices hold, block by block",
+            "layers": "Trace, eigenvalues and leading eigenvector of each diagonal block",
             "layers-density": "Spectral density of each diagonal block",
         },
         way_out=f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
@@ -93,9 +93,9 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.landscape:landscape_parts",
         figures="spectra.plots.landscape:landscape_figures",
         captions={
-            "landscape": "Loss along directions, its quadratic model, and the rise above the chord to a checkpoint",
+            "landscape": "Loss along directions, its quadratic model, and the barrier on the way to a checkpoint",
             "landscape-plane": "Loss in the planes of two directions, with other checkpoints as points",
-            "landscape-surface": "The same planes as surfaces",
+            "landscape-surface": "Loss in these planes, as surfaces",
         },
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
