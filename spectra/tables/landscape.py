@@ -161,9 +161,9 @@ def marks(results: Sequence[LandscapeResult]) -> list[Any]:
             order = f"by {path.counts}" if steps else "by name"
             parts.append(
                 f"{path.glob}, {order}: the plane captures {share(sum(path.shares))} of the squared distances from the "
-                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])})"
+                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])}); distance: to the plane"
             )
-            table = new_table("", *[path.counts] * steps, "x", "y", "distance to plane", "loss", "loss in plane")
+            table = new_table("", *[path.counts] * steps, "x", "y", "distance", "loss", "loss in plane")
             shown = plane.marks if len(plane.marks) <= MOST else [*plane.marks[: MOST - 2], None, plane.marks[-1]]
             for one in shown:
                 if one is None:
