@@ -26,8 +26,9 @@ from spectra.steps.directions import (
     momentum_direction,
     update_direction,
 )
-from spectra.surfaces.directions import COMPONENT, OTHER, PATH, TRAINED, Direction, components
+from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
 from spectra.surfaces.elsewhere import Elsewhere, elsewhere
+from spectra.surfaces.names import OTHER, PATH
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
