@@ -288,6 +288,7 @@ def test_estimated_and_exact_squares_agree(name, monkeypatch):
     assert (found.unit == "target") == (found.note is not None) == name.startswith("sequence")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["sequence, classes last", "transformer layer, tied head"])
 def test_whole_sequences(name):
     """The covariance of the gradients of sequences, each M times its share in the mean loss over all targets."""
