@@ -16,6 +16,7 @@ from spectra.plots.noise import scales_of
 from spectra.plots.step import step_figures
 from spectra.records.record import Record
 from spectra.tables.step import step_text
+from spectra.wording import rounded
 
 NETS = """
 from torch import nn
@@ -150,7 +151,7 @@ def test_what_is_not_resolved_is_null(record, points, tmp_path):
     assert (simple.lower > 100, simple.upper) == (True, None)
     assert simple.measured > 0 > simple.signal
     assert "simple: not resolved" in step_text(found)
-    assert f"at least {simple.lower:.3g}" in step_text(found)
+    assert f"at least {rounded(simple.lower)}" in step_text(found)
     everything = record(f"{LINE} --checkpoint last.pt --ascent-steps 0 --population").point.noise
     assert everything.population
     assert everything.simple.value > 1e4

@@ -10,7 +10,7 @@ from torch import nn
 import spectra
 from spectra.errors import SpectraError
 from spectra.optimizer.update import momentum, next_update
-from spectra.steps.directions import checkpoint_direction, directions, update_direction
+from spectra.steps.directions import checkpoint_direction, directions, staying, update_direction
 from spectra.surfaces.landscape import Point
 
 CASES = {
@@ -136,6 +136,29 @@ def test_the_way_to_a_checkpoint(tmp_path):
         checkpoint_direction(problem, tmp_path / "same.pt")
     with pytest.raises(SpectraError, match=r"less\.pt"):
         checkpoint_direction(problem, tmp_path / "less.pt")
+
+
+def test_what_stays_on_the_way_to_a_checkpoint(tmp_path):
+    """Running statistics, and parameters that are not chosen, are no part of the way: those that differ are named."""
+    here = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+    there, alike = copy.deepcopy(here), copy.deepcopy(here)
+    with torch.no_grad():
+        there[2].bias += 1
+        there[1].running_var *= 2
+        alike[0].weight += 1
+    for name, model in (("there", there), ("alike", alike)):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    torch.save(dict(there.named_parameters()), tmp_path / "parameters.pt")
+    chosen = {name: p for name, p in here.named_parameters() if name.startswith("0")}
+    every, some = problem_of(here), problem_of(here, parameters=chosen)
+    before = {name: value.clone() for name, value in here.state_dict().items()}
+    for other in (tmp_path / "there.pt", there, there.state_dict()):
+        assert staying(every, other) == ["1.running_var"]
+        assert staying(some, other) == ["2.bias", "1.running_var"]
+    for other in (tmp_path / "alike.pt", alike, alike.state_dict()):
+        assert staying(every, other) == staying(some, other) == []
+    assert staying(every, tmp_path / "parameters.pt") == []
+    assert all(torch.equal(value, before[name]) for name, value in here.state_dict().items())
 
 
 def test_what_is_missing_is_named():

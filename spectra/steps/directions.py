@@ -25,6 +25,7 @@ from spectra.inputs.checkpoint import read_parameters
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
+from spectra.surfaces.elsewhere import elsewhere, tensors_of
 from spectra.vectors import norm
 from spectra.wording import outline
 
@@ -113,6 +114,33 @@ def checkpoint_direction(
         raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
     same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
     return direction(CHECKPOINT, like(problem, way), same, name)
+
+
+def staying(
+    problem: Problem, other: str | Path | nn.Module | Mapping[str, Tensor], key: str | None = None
+) -> list[str]:
+    """The names of what differs in another checkpoint and is no part of the way there, so that t = 1 is not it.
+
+    These are parameters that are not chosen or are frozen, and floating buffers, as running statistics of BatchNorm.
+    What the other does not hold is left out.
+    """
+    own = {n: p for n, p in tensors_of(problem.model).items() if n not in problem.parameters and p.is_floating_point()}
+    if not own:
+        return []
+    if isinstance(other, nn.Module):
+        held: Mapping[str, Any] = tensors_of(other)
+    elif isinstance(other, Mapping):
+        held = other
+    else:
+        try:
+            held = elsewhere(problem, str(other), key, "`to` ").values
+        except SpectraError:  # it holds the parameters alone
+            held = {}
+    return [n for n, p in own.items() if isinstance(there := held.get(n), Tensor) and not _equal(there, p)]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.detach().cpu().double(), other.detach().cpu().double())
 
 
 def _in_file(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, 
 from spectra.operator import Counting, Deflated, Shaped
 from spectra.optimizer.files import read_optimizer
 from spectra.problem.problem import Problem
+from spectra.quoting import foreign
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -38,6 +39,7 @@ from spectra.steps.directions import (
     checkpoint_direction,
     gradient_direction,
     momentum_direction,
+    staying,
     update_direction,
 )
 from spectra.steps.line_search import Line, search_line
@@ -89,6 +91,8 @@ def step(session: Session[StepSettings]) -> Record:
     with session.resumable():
         point = Point.of(problem)
         directions, left_out = found_directions(session, point)
+        if notes := way_notes(session):
+            session.about = session.about.changed(notes=[*(session.about.notes or ()), *notes])
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
         beside = Beside.of(session)
@@ -161,6 +165,16 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def way_notes(session: Session[StepSettings]) -> list[str]:
+    """A line on each way to another checkpoint that does not lead to that checkpoint itself."""
+    asked, key, lines = session.request.settings, session.request.named.get("checkpoint_key"), []
+    for other, name in zip(asked.to, names_of(asked.to), strict=True):
+        if stay := staying(session.problem, other, key):
+            some = ", ".join([*map(foreign, stay[:3]), *["..."] * (len(stay) > 3)])
+            lines.append(f"{name}: {some} differ and stay as they are here, so t = 1 is not that checkpoint itself")
+    return lines
 
 
 def told(error: SpectraError) -> str:
