@@ -224,6 +224,7 @@ def test_no_number_is_broken(call, folder):
         for one in entry.along:
             assert brief(one.sharpness, one.sharpness_error) in words
             assert share_cell(one) in words
+            assert share_cell(one.changed(share_lower=np.zeros(2), share_upper=np.ones(2))) == "-"
         for ball in entry.balls:
             assert brief(ball.value, ball.error) in out
     assert all(f" {name} " in f"{words} " for name in matrices)

@@ -109,6 +109,15 @@ def test_sections_that_are_left_out(record):
     assert "ball" not in step_text(found)
 
 
+def test_a_matrix_of_gradients_is_no_model_of_the_loss(record, points):
+    found = record(f"{LINE} --curvature fisher-empirical --ascent-steps 1")
+    hessian, of_gradients = found.results
+    assert [len(entry.balls) for entry in found.results] == [2, 0]
+    assert (hessian.full_noise is None, of_gradients.full_noise) == (False, None)
+    with pytest.raises(spectra.SpectraError, match="`name` fisher-empirical: is no second derivative of the loss"):
+        spectra.worst_case(problem(points), name="fisher-empirical")
+
+
 def test_a_loss_of_whole_batches_has_no_noise(record):
     found = record(f"{LINE} --loss nets.py:batch_mean --batch-size 90")
     assert found.point.noise is None

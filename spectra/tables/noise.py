@@ -25,7 +25,7 @@ def noise_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any
     """Text and table of noise scales; nothing where they were left out."""
     noise = point.noise
     if point.without_noise:
-        yield f"left out: noise: {point.without_noise}"
+        yield f"\nleft out: noise: {point.without_noise}"
     if noise is None:
         return
     data = "all there are" if noise.population else "a sample"

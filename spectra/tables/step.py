@@ -13,6 +13,7 @@ from spectra.tables.noise import noise_parts, worst_parts
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
+NOTHING_KNOWN = 99.0  # per cent between bounds, as where eigenvectors are not converged
 MOST_LAYERS, MOST_NAME = 12, 16  # layers of which the table tells; characters of the name of a direction
 ALONG = (
     "cos is the cosine between d and -g. The loss is lowest at the best t, and back at its value at t = 0 at the "
@@ -145,10 +146,12 @@ def within_cell(one: StepAlong) -> str:
 
 
 def share_cell(one: StepAlong) -> str:
-    """`63.2 (62.9-63.5)`, the share in all the leading eigenvectors in per cent, with its bounds."""
+    """`63.2 (62.9 to 63.5)`, the share in all the leading eigenvectors in per cent, with its bounds; or a dash."""
     if not len(one.share):
         return "-"
     share, lower, upper = (100 * float(values[-1]) for values in (one.share, one.share_lower, one.share_upper))
+    if upper - lower > NOTHING_KNOWN:
+        return "-"
     return f"{cell(share)} ({cell(lower)} to {cell(upper)})"
 
 
