@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo_run import make_demo_run
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
 from pages import LINES, make, make_files
@@ -102,6 +103,14 @@ def results_of_commands(tmp_path_factory):
                 make(command, "all")
             Path(f"{command}.txt").write_text(printed.getvalue(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    """A directory after `scripts/demo`, which pages of documentation share; a page works on a copy."""
+    place = tmp_path_factory.mktemp("demo")
+    make_demo_run(place)
+    return place
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
 """The pages of docs/ cannot go stale: their files are written, and their commands and their Python run."""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
-from documents import DOCS, blocks, commands, prints
+from documents import DOCS, README, blocks, commands, prints
 
 from spectra.cli import run
+from spectra.cli.plan_options import understood
 from spectra.inputs.loss_options import option_names
 from spectra.inputs.registers import LOSSES
 
@@ -20,12 +24,29 @@ pytestmark = [  # of packages that pages use
 ]
 OUTPUT = "one 1\ntwo\nthree 3\n"
 PAGES = sorted(DOCS.rglob("*.md"))
+OF_DEMO = [page for page in PAGES if "results/demo/" in page.read_text()]  # they share one run of the demonstration
+CLUSTER = DOCS / "how-to/cluster.md"
 NEEDS = ("transformers", "peft", "datasets", "timm", "torchvision", "lightning", "torch_geometric")
 
 
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OF_DEMO], ids=name_of)
 def test_page(page, tmp_path, monkeypatch, capsys):
+    execute_page(page, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("page", OF_DEMO, ids=name_of)
+def test_page_on_the_demonstration(page, demo_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(demo_run, tmp_path, dirs_exist_ok=True)
+    execute_page(page, tmp_path, monkeypatch, capsys)
+
+
+def execute_page(page, tmp_path, monkeypatch, capsys):
     text = "\n".join(block.text for block in blocks(page))
     for package in NEEDS:
         if f"import {package}" in text or f"{package}:" in text or f"from {package}" in text:
@@ -73,8 +94,34 @@ def execute(line: list[str], shown: str, capsys) -> None:
     assert max(map(len, out.splitlines()), default=0) <= 80
 
 
+def test_the_batch_script_runs(demo_run, tmp_path):
+    """As a job of its own, and so a command of the pages once by the name of the program."""
+    shutil.copytree(demo_run, tmp_path, dirs_exist_ok=True)
+    (job,) = (block.text for block in blocks(CLUSTER) if "#SBATCH" in block.text)
+    (tmp_path / "job.sh").write_text(job)
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin/spectra"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m spectra "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(command.parent)])
+    environment = os.environ | {"PATH": path}  # which the program may not be on, nor installed at all
+    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "results/last").iterdir()) == ["eig.json", "eig.npz"]
+
+
+def test_the_plan_is_understood(tmp_path):
+    (plan,) = (block.text for block in blocks(CLUSTER) if block.file == "sweep.toml")
+    (tmp_path / "checkpoints").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoints/step-{step}.pt").touch()
+    (tmp_path / "sweep.toml").write_text(plan)
+    names = [task.name for task in understood(tmp_path / "sweep.toml").tasks]
+    assert names == [f"step-{step}/{matrix}" for step in (9, 10) for matrix in ("hessian", "ggn")]
+
+
 def test_files_and_pages_named_exist():
-    for page in PAGES:
+    for page in [README, *PAGES]:
         for target, _, place in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", page.read_text()):
             named = page.parent / target if target else page
             assert named.exists(), f"{page.name}: {target}"
