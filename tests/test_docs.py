@@ -25,7 +25,7 @@ pytestmark = [  # of packages that pages use
 OUTPUT = "one 1\ntwo\nthree 3\n"
 PAGES = sorted(DOCS.rglob("*.md"))
 OF_DEMO = [page for page in PAGES if "results/demo/" in page.read_text()]  # they share one run of the demonstration
-CLUSTER = DOCS / "how-to/cluster.md"
+TUTORIAL, CLUSTER = DOCS / "tutorial.md", DOCS / "how-to/cluster.md"
 NEEDS = ("transformers", "peft", "datasets", "timm", "torchvision", "lightning", "torch_geometric")
 
 
@@ -39,11 +39,16 @@ def test_page(page, tmp_path, monkeypatch, capsys):
     execute_page(page, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("page", OF_DEMO, ids=name_of)
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("page", [page for page in OF_DEMO if page != TUTORIAL], ids=name_of)
 def test_page_on_the_demonstration(page, demo_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(demo_run, tmp_path, dirs_exist_ok=True)
     execute_page(page, tmp_path, monkeypatch, capsys)
+
+
+def test_the_tutorial(demo_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(demo_run, tmp_path, dirs_exist_ok=True)
+    execute_page(TUTORIAL, tmp_path, monkeypatch, capsys)
 
 
 def execute_page(page, tmp_path, monkeypatch, capsys):
@@ -105,7 +110,8 @@ def test_the_batch_script_runs(demo_run, tmp_path):
     command.chmod(0o755)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(command.parent)])
     environment = os.environ | {"PATH": path}  # which the program may not be on, nor installed at all
-    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "job.sh"], **options, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "results/last").iterdir()) == ["eig.json", "eig.npz"]
 

@@ -30,9 +30,10 @@ def make_photos(place):
     from PIL import Image
     from torchvision.models import resnet18
 
-    for number, kind in enumerate("abcd"):
+    for kind in "abcde":
         (place / "photos" / kind).mkdir(parents=True)
-        Image.effect_noise((32, 32), 10.0 * number).convert("RGB").save(place / f"photos/{kind}/1.png")
+        for number in range(20):
+            Image.effect_noise((32, 32), 5.0 * number).convert("RGB").save(place / f"photos/{kind}/{number}.png")
     torch.save(resnet18(num_classes=10).state_dict(), place / "resnet18.pth")
 
 
