@@ -39,6 +39,7 @@ gc.disable()  # while tests are collected, of which nothing is garbage: it would
 def pytest_addoption(parser):
     most = 1000 if WHOLE else 25
     parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
+    parser.addoption("--write-pages", action="store_true", help="put what commands print now into the pages of docs/")
     parser.addoption("--sample-seed", type=int, default=0, metavar="S", help="seed that chooses among sampled cases")
 
 
