@@ -14,7 +14,7 @@ class Recorder(click.HelpFormatter):
     """The sections of a help text, each with its rows of a term and what it means."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(width=200)  # else what a command does is cut off
         self.sections: list[tuple[str, list[tuple[str, str]]]] = []
 
     @contextmanager
@@ -45,6 +45,11 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
+def linked(term: str, path: str, commands: dict[str, click.Command]) -> str:
+    """An option, or a command with a link to what is said of it."""
+    return f"[`{term}`](#{path.replace(' ', '-')}-{term})" if term in commands else f"`{term}`"
+
+
 def described(command: click.Command, path: str) -> list[str]:
     """The paragraphs of Markdown on a command and on the commands in it."""
     context = click.Context(command, info_name=path)
@@ -53,11 +58,12 @@ def described(command: click.Command, path: str) -> list[str]:
     usage = " ".join(command.collect_usage_pieces(context))
     found = [f"## {path}", f"```text\n{path} {usage}\n```"]
     found += paragraphs(command.help or "") + paragraphs(command.epilog or "")
+    inner = getattr(command, "commands", {})
     for name, rows in recorder.sections:
         found.append(f"**{escaped(name)}**")
-        found += [f"`{term}`\n\n:   {escaped(meaning)}" for term, meaning in rows]
-    for name, inner in getattr(command, "commands", {}).items():
-        found += described(inner, f"{path} {name}")
+        found.append("\n\n".join(f"{linked(term, path, inner)}\n:   {escaped(meaning)}" for term, meaning in rows))
+    for name, one in inner.items():
+        found += described(one, f"{path} {name}")
     return found
 
 

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from spectra.records.drawn import PlotRecord, ReportRecord
+from spectra.records.entry import Entry
 from spectra.records.fields import Slot, layout
 from spectra.records.record import RESULTS, Record
 from spectra.records.sweep import Evolution, SweepStatus
@@ -65,11 +66,21 @@ def type_of(kind: Any, wanted: list[type]) -> str:
 
 def row(cls: type, slot: Slot, wanted: list[type]) -> str:
     """The line of one field in a table."""
-    arrays = f"in the NPZ file, as `{slot.array}_` and the matrix" if slot.array else ""
-    told = meaning(cls, slot.name)
-    told = re.sub(r"([|*<\[\]])", r"\\\1", "; ".join(filter(None, [told[:1].upper() + told[1:], arrays])))
-    key = f"`{slot.key}`" if slot.key else "(NPZ)"
-    return f"| {key} | {type_of(slot.kind, wanted) if slot.key else 'array'} | {told} |"
+    array = f"`{slot.array}_CURVATURE`"
+    told = in_json(meaning(cls, slot.name))
+    if not slot.key:
+        return f"| {array} | array, in the NPZ file alone | {told} |"
+    told += f"; in the NPZ file {array}" if slot.array else ""
+    return f"| `{slot.key}` | {type_of(slot.kind, wanted)} | {told} |"
+
+
+def in_json(text: str) -> str:
+    """A comment as a cell of a table, with the words of JSON for those of Python."""
+    for python, json in {"None": "null", "True": "true", "False": "false"}.items():
+        text = re.sub(rf"\b{python}\b", json, text)
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [re.sub(r"([*<\[\]_])", r"\\\1", part) for part in parts[::2]]  # code stays as it is
+    return "`".join(parts)
 
 
 def table(cls: type, slots: list[Slot], wanted: list[type]) -> str:
@@ -78,18 +89,26 @@ def table(cls: type, slots: list[Slot], wanted: list[type]) -> str:
 
 
 def summary(cls: type) -> str:
-    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("<", "&lt;")
+    """The first paragraph of what a dataclass says of itself."""
+    return in_json(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " "))
 
 
 def described() -> list[str]:
     """The paragraphs of Markdown on all results."""
     wanted: list[type] = []
-    own = {slot.name for slot in layout(Record) if not slot.of}
-    found = ["## Every result", summary(Record), table(Record, [s for s in layout(Record) if s.name in own], wanted)]
+    common = {slot.name for slot in layout(Entry)}
+    found = [
+        "## Every result",
+        summary(Record),
+        table(Record, [slot for slot in layout(Record) if not slot.of], wanted),
+        "Every entry of `results` has the keys of its command, below, and those of all commands:",
+        table(Entry, list(layout(Entry)), wanted),
+    ]
     for command, cls in RESULTS.items():
-        of_all = [slot for slot in layout(Record) if command in slot.of]
-        found += [f"## {command}", f"Each entry of `results`: {summary(cls)}", table(cls, list(layout(cls)), wanted)]
-        found += ["Beside `results`:", table(Record, of_all, wanted)] * bool(of_all)
+        own = [slot for slot in layout(cls) if slot.name not in common]
+        beside = [slot for slot in layout(Record) if command in slot.of]
+        found += [f"## {command}", f"An entry of `results`. {summary(cls)}", table(cls, own, wanted)]
+        found += ["Beside `results`:", table(Record, beside, wanted)] * bool(beside)
     for command, cls in OTHERS.items():
         found += [f"## {command}", summary(cls), table(cls, list(layout(cls)), wanted)]
     found.append("## Parts")
