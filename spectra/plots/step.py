@@ -113,5 +113,5 @@ def draw_shares(axes: Axes, shares: list[StepAlong], entry: StepResult, width: f
     low = max(low, LOWEST)
     axes.set_ylim(low ** (1 + ROOM), 1.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(fontsize=6.5, frameon=False, handlelength=1.6, ncols=2, columnspacing=0.8, loc="lower center")
+    axes.legend(fontsize=6.5, frameon=False, handlelength=1.4, ncols=2, columnspacing=0.6, loc="lower right")
     head(axes, f"{settable(entry.curvature)}\nits eigenvectors", width)
