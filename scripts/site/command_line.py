@@ -40,14 +40,15 @@ def paragraphs(help_text: str) -> list[str]:
 
 def escaped(text: str) -> str:
     """Text that Markdown and HTML are to leave as it is."""
-    for mark in "\\`*_[]":
+    for mark in "\\`*_[]|":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def linked(term: str, path: str, commands: dict[str, click.Command]) -> str:
     """An option, or a command with a link to what is said of it."""
-    return f"[`{term}`](#{path.replace(' ', '-')}-{term})" if term in commands else f"`{term}`"
+    code = f"<code>{escaped(term)}</code>"
+    return f"[{code}](#{path.replace(' ', '-')}-{term})" if term in commands else code
 
 
 def described(command: click.Command, path: str) -> list[str]:
@@ -60,8 +61,8 @@ def described(command: click.Command, path: str) -> list[str]:
     found += paragraphs(command.help or "") + paragraphs(command.epilog or "")
     inner = getattr(command, "commands", {})
     for name, rows in recorder.sections:
-        found.append(f"**{escaped(name)}**")
-        found.append("\n\n".join(f"{linked(term, path, inner)}\n:   {escaped(meaning)}" for term, meaning in rows))
+        lines = [f"| {linked(term, path, inner)} | {escaped(meaning)} |" for term, meaning in rows]
+        found.append("\n".join([f"| {escaped(name)} | |", "| --- | --- |", *lines]))
     for name, one in inner.items():
         found += described(one, f"{path} {name}")
     return found

@@ -1,4 +1,7 @@
-"""A hook of the site: a pattern in `nav` stands for the pages that fit it and are named nowhere else, by title."""
+"""A hook of the site: a pattern in `nav` stands for the pages that fit it and are named nowhere else, by title.
+
+A page that fits several patterns goes to the longest.
+"""
 
 import re
 from fnmatch import fnmatch
@@ -36,8 +39,10 @@ def filled(entries: list, pages: dict[str, str], named: set[str]) -> list:
             }
             found += [inner] if all(inner.values()) else []  # a section without pages is none
         elif "*" in entry:
-            fit = [page for page in pages if fits(page, entry) and page not in named]
-            found += sorted(fit, key=pages.__getitem__)
+            patterns = sorted((name for name in named if "*" in name), key=len, reverse=True)
+            fit = [page for page in pages if page not in named and fits(page, entry)]
+            own = [page for page in fit if entry == next(name for name in patterns if fits(page, name))]
+            found += sorted(own, key=pages.__getitem__)
         else:
             found.append(entry)
     return found
