@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.names import settable
-from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, shortened
+from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 from spectra.surfaces.names import ShortNames, is_way
@@ -32,6 +32,7 @@ UNITS = {  # of t, by direction
     "update": "t (1: the next step)",
     "momentum": "t (learning rate)",
 }
+MARK = {"markerfacecolor": "black", "markeredgecolor": "black", "markersize": 4}
 END = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
 BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
 EXPLODES = 1e4  # times the lowest loss, beyond which heights are logarithmic
@@ -146,7 +147,7 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
             told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_lines(above, below, group, PAGE / columns - 0.7, not column, told, checkpoints, called)
+            draw_lines(above, below, group, PAGE / columns - 0.5, not column, told, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
         draw_spread(parts[-1].add_subplot(), spread)
@@ -159,9 +160,8 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames)
     departs = any(not panel.found.barrier for panel in lines)
     found: list[tuple[str, Any]] = []
     if checkpoints:
-        found += [
-            (called.file(path), Line2D([], [], color=colour(i), linewidth=1.8)) for i, path in enumerate(checkpoints)
-        ]
+        for i, path in enumerate(checkpoints):
+            found.append((called.file(path), Line2D([], [], color=colour(i), linewidth=1.8, marker=marker(i), **MARK)))
     else:
         found = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8))]
     if predicted(lines):
@@ -191,6 +191,11 @@ def unit(direction: Direction) -> str:
 def colour(place: int) -> str:
     """The colour of a checkpoint among several."""
     return COLOURS[place % len(COLOURS)]
+
+
+def marker(place: int) -> str:
+    """The marker of a checkpoint among several, by which its lines are told apart in grey print."""
+    return marker_style(place)["marker"]
 
 
 def draw_lines(
@@ -226,9 +231,9 @@ def draw_lines(
         dashed = {"color": PREDICTION, "linewidth": 1.4} if alone else {"color": colour(place), "linewidth": 1.0}
         above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
         above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
-        above.plot(0, loss[panel.found.origin], "o", color="black", markersize=4, zorder=5)
+        above.plot(0, loss[panel.found.origin], marker(place), **MARK, zorder=5)
         if (is_way(direction.name) or direction.name == "update") and t[-1] >= 1:
-            above.plot(1, np.interp(1.0, t, loss), "o", **END, zorder=6)
+            above.plot(1, np.interp(1.0, t, loss), marker(place), **END, zorder=6)
         if panel.found.barrier:
             draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))
             continue
@@ -236,6 +241,8 @@ def draw_lines(
             allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
             below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
         below.plot(t, departure, color=DEPARTURE if alone else colour(place), linewidth=1.2, zorder=3)
+        if not alone:
+            below.plot(t[[0, -1]], departure[[0, -1]], marker(place), **MARK, clip_on=False, zorder=4)
     around_loss(above, *map(np.concatenate, zip(*every, strict=True)))
     below.set_xlabel(unit(direction))
     if first:

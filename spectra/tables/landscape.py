@@ -13,7 +13,7 @@ from spectra.records.landscape import Barrier, LandscapeResult, Line, Plane
 from spectra.records.record import Record
 from spectra.surfaces.names import ShortNames
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
-from spectra.wording import brief, with_error
+from spectra.wording import brief, rounded, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
@@ -185,7 +185,7 @@ def plane_line(entry: LandscapeResult, plane: Plane, called: ShortNames) -> str:
 
 def cell(value: float | None) -> str:
     """A number in three digits, or a dash."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else rounded(value)
 
 
 def cost_table(results: Sequence[LandscapeResult], called: ShortNames) -> Any:
