@@ -171,3 +171,23 @@ def test_what_is_missing_is_named():
     del broken["state"][0]["exp_avg_sq"]
     with pytest.raises(SpectraError, match=r"takes no step from the state of 0\.weight.*exp_avg_sq"):
         directions(problem, ["update"], gradient, optimizer=broken)
+
+
+def test_what_stays_on_the_way_is_told(tmp_path):
+    def built(shift: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(shift)
+            model[1].running_mean.add_(shift)
+        return model
+
+    here, there = built(0.0), built(0.1)
+    torch.save(there.state_dict(), tmp_path / "later.pt")
+    chosen = {name: p for name, p in here.named_parameters() if name != "2.bias"}
+    found = checkpoint_direction(problem_of(here, parameters=chosen), tmp_path / "later.pt")
+    assert "2 tensors (2.bias, 1.running_mean) of" in found.note
+    assert found.norm == pytest.approx(0.1 * sum(p.numel() for p in chosen.values()) ** 0.5)
+    assert here[1].running_mean.eq(0).all()
+    assert not checkpoint_direction(problem_of(network()), {n: p + 1 for n, p in network().named_parameters()}).note

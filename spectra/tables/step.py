@@ -91,12 +91,12 @@ def shares_told(entry: StepResult) -> str:
     if not entry.k:
         return ""
     chance = 100 * entry.k / entry.parameters
-    return f"\nshare %: of d in the {entry.k} leading eigenvectors (bounds); by chance {chance:.2g} %"
+    return f"\nshare: of d in {entry.k} leading eigenvectors, the rest in the bulk; by chance {chance:.2g} %"
 
 
 def matrix_table(entry: StepResult) -> Any:
     """The table of curvatures along each direction, and of shares."""
-    table = new_table("", "d'Ad/|d|²", "best t", "within %", *(["share %"] if entry.k else []))
+    table = new_table("", "d'Ad/|d|²", "best t", "within %", *(["share % (bounds)"] if entry.k else []))
     for one in entry.along:
         best = "-" if one.best_step is None else cell(one.best_step)
         if one.best_step is not None and one.best_step_error is not None:
