@@ -235,6 +235,7 @@ LAWS = {
     "pareto": lambda seed: pareto(55, 2.5, seed),
     "lognormal": lambda seed: np.random.default_rng(seed).lognormal(0, 0.7, 55),
     "exponential": lambda seed: np.random.default_rng(seed).exponential(size=55),
+    "a tail alone": lambda seed: np.concatenate([uniform(60, 0.1, 1, seed), pareto(60, 2.5, seed)]),
 }
 
 
@@ -509,7 +510,7 @@ def test_summaries_in_words(capfd, tmp_path):
     out = capfd.readouterr().out
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.startswith("ggn: outliers above hold") for line in lines)
+    assert any(line.startswith("ggn: outliers above the bulk hold") for line in lines)
     assert any(line.startswith("hessian: no effective rank, participation ratio, outlier share,") for line in lines)
     assert "log-determinant" in out
     assert "None" not in out
