@@ -25,6 +25,7 @@ CASES = {
     "Adagrad": ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.2}),
     "RMSprop": ("RMSprop", {"momentum": 0.5, "centered": True}),
     "Adadelta": ("Adadelta", {"weight_decay": 0.1}),
+    "Adafactor": ("Adafactor", {"lr": 0.3, "weight_decay": 0.1}),
 }
 KEPT = {"SGD": "momentum_buffer", "RMSprop": "momentum_buffer"}
 
@@ -74,6 +75,19 @@ def test_the_update_is_the_step_that_training_takes(case, steps):
     assert found.norm == pytest.approx(step.norm().item())
     # NAdam keeps a product in float32.
     torch.testing.assert_close(found.vector, step, rtol=1e-9, atol=1e-9 * step.abs().max().item())
+
+
+def test_an_eps_that_is_not_given_is_that_of_the_type_in_training():
+    """Adafactor's decides the step where gradients are small; a copy in float64 has another."""
+    model = network().float()
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.3)
+    for p in model.parameters():
+        p.grad = 1e-7 * torch.ones_like(p)
+    optimizer.step()
+    before, saved = theta(model), copy.deepcopy(optimizer.state_dict())
+    found = next_update(saved, model, dict(model.named_parameters()), torch.full_like(before, 1e-7))
+    optimizer.step()
+    torch.testing.assert_close(found.float(), theta(model) - before, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", ["heavy ball", "Nesterov", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"])

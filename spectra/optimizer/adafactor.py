@@ -23,16 +23,33 @@ LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, 
 
 def torch_diagonal(entry: Entry) -> Tensor:
     """The diagonal of the preconditioner of torch's Adafactor."""
-    least, smallest = _pair_of_eps(entry)
+    least, smallest = torch_eps(entry)
     if len(entry.shape) > 1:
-        row = entry.tensor("row_var", torch.Size([*entry.shape[:-1], 1]))
-        column = entry.tensor("col_var", torch.Size([*entry.shape[:-2], 1, entry.shape[-1]]))
-        least = _eps_of(entry.state["row_var"]) if least is None else least
+        row, column = (torch_average(entry, key) for key in ("row_var", "col_var"))
         v = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=least)
     else:
-        v = entry.tensor("variance")
-        least = _eps_of(entry.state["variance"]) if least is None else least
+        v = torch_average(entry, "variance")
     return v.sqrt().clamp(min=least) / max(smallest, entry.root_mean_square())
+
+
+def torch_average(entry: Entry, key: str) -> Tensor:
+    """An average of squared gradients of torch's Adafactor, in the shape in which it is kept: `row_var`, or another."""
+    *rest, last = entry.shape or (1,)
+    shapes = {"row_var": torch.Size([*rest, 1]), "col_var": torch.Size([*rest[:-1], 1, last])}
+    return entry.tensor(key, shapes.get(key))
+
+
+def torch_eps(entry: Entry) -> tuple[float, float]:
+    """The two eps of torch's Adafactor.
+
+    The first, where none is given, is that of the parameter's type, in which its state is kept too.
+    """
+    least, smallest = _pair_of_eps(entry)
+    if least is None:
+        kept = (value for key, value in entry.state.items() if key != "step" and isinstance(value, Tensor))
+        like = next(kept, entry.values)
+        least = torch.finfo(torch.float32 if like is None else like.dtype).eps
+    return least, smallest
 
 
 def torch_rate(entry: Entry) -> float:
@@ -88,8 +105,3 @@ def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
         raise refusal("its eps are no pair of numbers; save the whole of optimizer.state_dict()")
     return given[0], given[1]
-
-
-def _eps_of(saved: Tensor) -> float:
-    """The eps that torch takes where none is given: that of the parameter's type, which the state was saved in."""
-    return torch.finfo(saved.dtype).eps

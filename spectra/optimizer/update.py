@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectra.errors import describe
+from spectra.optimizer.adafactor import torch_average, torch_eps
 from spectra.optimizer.entry import Entry, as_number, refusal
 from spectra.optimizer.preconditioner import entries_of, is_decoupled
 from spectra.optimizer.saved import SCALARS
@@ -102,6 +103,8 @@ def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Ten
 def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> Optimizer:
     """An optimizer of torch of one parameter, in the state in which it was found."""
     options = dict(entry.options)
+    if kind == "Adafactor":  # whose eps would be that of the copy's type
+        options["eps"] = torch_eps(entry)
     if kind in ("Adam", "AdamW"):  # one class in all but this
         kind, options["decoupled_weight_decay"] = "Adam", is_decoupled(entry, kind, name)
     cls: Any = getattr(torch.optim, kind, None)
@@ -126,4 +129,4 @@ def _plain(value: Any, key: str) -> Any:
 
 def _restored(entry: Entry, key: str) -> Tensor:
     """A copy of a value of the state, in float64."""
-    return torch.tensor(entry.scalar(key), dtype=torch.float64) if key in SCALARS else entry.tensor(key).clone()
+    return torch.tensor(entry.scalar(key), dtype=torch.float64) if key in SCALARS else torch_average(entry, key).clone()
