@@ -24,6 +24,7 @@ from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, 
 from spectra.operator import Counting, Deflated, Shaped
 from spectra.optimizer.files import read_optimizer
 from spectra.problem.problem import Problem
+from spectra.quoting import quoted
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -133,15 +134,15 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     Raises SpectraError where there is none, and where one that was asked for cannot be told.
     """
     problem, asked = session.problem, session.request.settings
-    found, left_out = [], []
+    found, missing = [], {}  # of each reason, the directions that are left out for it
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
         try:
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise
-            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
+                raise about(error, asked.optimizer) from error
+            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     own = own_model(session)
@@ -150,7 +151,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     except SpectraError as error:
         if asked.optimizer is not None:
             raise
-        left_out.append(f"update and momentum: {told(error)}")
+        missing[told(error)] = ["update", "momentum"]
     else:
         given = asked.optimizer is not None
         take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
@@ -158,9 +159,17 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
+    left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def about(error: SpectraError, optimizer: Any) -> SpectraError:
+    """The error, with the file of the optimizer that it is about."""
+    if not isinstance(optimizer, str | Path):
+        return error
+    return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
 
 
 def told(error: SpectraError) -> str:
