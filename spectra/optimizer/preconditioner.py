@@ -173,8 +173,12 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
-    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
+    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, or denies, what matters."""
     if kind in ALWAYS_DECOUPLED:
+        if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):
+            raise refusal(
+                f"its state says that weight decay is coupled, as Adam's is, and not as {kind}'s; leave the name out"
+            )
         return True
     told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
     if not told and entry.number("weight_decay"):

@@ -22,6 +22,7 @@ from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, 
 from spectra.operator import Counting, Deflated, Shaped
 from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
+from spectra.quoting import quoted
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -135,15 +136,15 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     Raises SpectraError where there is none, and where one that was asked for cannot be told.
     """
     problem, asked = session.problem, session.request.settings
-    found, left_out = [], []
+    found, missing = [], {}  # of each reason, the directions that are left out for it
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
         try:
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise
-            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
+                raise about(error, asked.optimizer) from error
+            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     model, given = session.network.trained_model, asked.optimizer is not None
@@ -154,7 +155,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             raise
         held, without = None, told(error)
     if held is None:
-        left_out.append(f"update and momentum: {without}")
+        missing[without] = ["update", "momentum"]
     else:
         how = held.optimizer, held.name, model
         take("update", lambda: update_direction(problem, point.gradient, *how), given)
@@ -162,9 +163,17 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
+    left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def about(error: SpectraError, optimizer: Any) -> SpectraError:
+    """The error, with the file of the optimizer that it is about."""
+    if not isinstance(optimizer, str | Path):
+        return error
+    return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
 
 
 def told(error: SpectraError) -> str:
