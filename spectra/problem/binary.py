@@ -64,9 +64,15 @@ class BinaryLoss(Elementwise):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(BinaryLoss):
-    """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number.
+    """Binary cross entropy of logits, as `torch.nn.BCEWithLogitsLoss` computes it.
 
-    `pos_weight` multiplies the loss of the label 1, and broadcasts as `element_weights`.
+    As a likelihood, it is -log p of independent Bernoulli outputs, divided by their number.
+
+    Attributes:
+        element_weights: a weight for each output, which broadcasts to the output's shape without the batch dimension;
+            `weight` in PyTorch.
+        reduction: mean or sum.
+        pos_weight: the factor of the loss of label 1, which broadcasts as `element_weights`.
     """
 
     pos_weight: Tensor | None = None

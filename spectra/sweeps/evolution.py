@@ -56,9 +56,19 @@ def label_of(task: Any) -> str:
 
 
 def evolution_of(directory: Path | str, learning_rate: float | None = None) -> Evolution:
-    """The table of all results below a directory, each named by its folder, such as step-000100.
+    """Collect all results below a directory into one table over training steps, one number a row.
 
-    Raises SpectraError where there is none.
+    Each folder that holds results is a checkpoint, and its name tells the step, as `step-000100`.
+
+    Args:
+        directory: the directory, as `spectra.watch` leaves it.
+        learning_rate: the learning rate of gradient descent, with which 2 / learning rate is drawn; None: not drawn.
+
+    Returns:
+        The table, which `spectra.evolution_figure` draws and `spectra.evolution_files` writes.
+
+    Raises:
+        SpectraError: there are no results below the directory.
     """
     directory = Path(directory)
     files = [file for command in COMMANDS for file in directory.rglob(f"{command}.json")]
