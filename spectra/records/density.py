@@ -71,9 +71,6 @@ def undamped(entry: DensityResult) -> bool:
 class DensityResult(Entry):
     """The spectral density of one matrix, as nodes and weights of each random vector (probe).
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
-    `spectra.records.entry.Entry`.
-
     Attributes:
         method: the method, stochastic Lanczos quadrature.
         nodes: the nodes (probes, steps), in units of the eigenvalues.
@@ -88,6 +85,9 @@ class DensityResult(Entry):
         damping: the damping X asked for; None: none.
         effective_dimension: tr A (A + X I)^-1; None without damping.
         condition: the condition number of A + X I; None without damping.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
     """
 
     method: str

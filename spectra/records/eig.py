@@ -33,9 +33,6 @@ def of_many(entry: EigResult) -> bool:
 class EigResult(Entry):
     """Eigenvalues of one matrix in the order asked for, with their errors.
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
-    `spectra.records.entry.Entry`.
-
     Attributes:
         method: the method, such as lanczos.
         values: the eigenvalues (k,). By inputs, these are means over examples.
@@ -50,6 +47,9 @@ class EigResult(Entry):
         values_by_example: by inputs, the eigenvalues of each example (N, k); else None.
         residuals_by_example: by inputs, the residuals of each example (N, k); else None.
         vectors_by_example: by inputs, the eigenvectors of each example (N, k, d), where they were saved; else None.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
     """
 
     method: str

@@ -31,7 +31,7 @@ def schema(strict: bool = False) -> Tree:
     records = {command: of_record(command, types, strict) for command in RESULTS}
     for cls in (PlotRecord, ReportRecord, Evolution, SweepStatus):
         command = next(slot.default for slot in layout(cls) if slot.name == "command")
-        records[command] = of_class(cls, types, strict) | {"description": summary(cls)}
+        records[command] = of_class(cls, types, strict) | {"description": description(cls)}
         fix(records[command], command)
     return {
         "$schema": DIALECT,
@@ -41,9 +41,9 @@ def schema(strict: bool = False) -> Tree:
     }
 
 
-def summary(kind: type) -> str:
-    """The first paragraph of a type's docstring; the rest is about its use in Python."""
-    return (kind.__doc__ or "").partition("\n\n")[0]
+def description(kind: type) -> str:
+    """A type's docstring without the list of its attributes in Python."""
+    return (kind.__doc__ or "").partition("\n\n    Attributes:")[0]
 
 
 def of_record(command: str, types: Tree, strict: bool) -> Tree:
@@ -101,7 +101,7 @@ def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
         raise TypeError(f"no JSON for {kind}")
     if kind.__name__ not in types:
         types[kind.__name__] = {}  # for a type that holds its own kind
-        types[kind.__name__] = {"description": summary(kind)} | of_class(kind, types, strict)
+        types[kind.__name__] = {"description": description(kind)} | of_class(kind, types, strict)
     return {"$ref": f"#/$defs/{kind.__name__}"}
 
 

@@ -25,9 +25,6 @@ def of_many(entry: TraceResult) -> bool:
 class TraceResult(Entry):
     """The trace of one matrix, with its standard error.
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
-    `spectra.records.entry.Entry`.
-
     Attributes:
         method: the method, such as xtrace.
         trace: the trace. By inputs, this is the mean over examples.
@@ -37,6 +34,9 @@ class TraceResult(Entry):
         traces_by_example: by inputs, the trace of each example (N,); else None.
         standard_errors_by_example: by inputs, their standard errors (N,); else None.
         sampling_error: the part of the standard error that comes from a matrix that is itself an estimate; else None.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
     """
 
     method: str
