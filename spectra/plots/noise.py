@@ -37,12 +37,13 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
         colour = COLOURS[i % len(COLOURS)]
         high = batch / (batch + (scale.lower or 0.0))
         low = np.zeros_like(batch) if scale.upper is None else batch / (batch + scale.upper)
-        known = scale.value is not None
-        axes.fill_between(batch, low, high, color=colour, alpha=0.15 if known else 0.08, linewidth=0)
-        line = batch / (batch + scale.value) if known else high
-        look = {"color": colour, "linewidth": 1.4, "linestyle": "solid" if known else DASHED, "zorder": 4 + i}
-        axes.plot(batch, line, label=settable(name) + ("" if known else ", at most"), **look)
-        if known:
+        look = {"color": colour, "linewidth": 1.4, "zorder": 4 + i}
+        if scale.value is None:
+            axes.fill_between(batch, low, high, color=colour, alpha=0.08, linewidth=0)
+            axes.plot(batch, high, label=f"{settable(name)}, at most", linestyle=DASHED, **look)
+        else:
+            axes.fill_between(batch, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(batch, batch / (batch + scale.value), label=settable(name), **look)
             axes.plot(scale.value, 0.5, "o", color=colour, markersize=5, markeredgecolor="white", zorder=8)
     axes.axhline(0.5, color="0.6", linewidth=0.7, zorder=1)
     axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, TOP), xlabel=f"batch ({unit}s)")

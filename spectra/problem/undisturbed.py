@@ -71,5 +71,6 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
 
 def is_plain(value: Any) -> bool:
     """Whether a module's attribute is a tensor that can be copied and compared, and no parameter."""
-    small = type(value) is Tensor and value.numel() <= LARGEST
-    return small and value.layout is torch.strided and not value.is_meta
+    if type(value) is not Tensor:
+        return False
+    return value.numel() <= LARGEST and value.layout is torch.strided and not value.is_meta
