@@ -427,7 +427,7 @@ def step(
     asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
-        raise SpectraError("`wrt` inputs: a step is one of the parameters; leave it out")
+        raise SpectraError("`wrt` inputs: a step moves parameters, not inputs; leave it out")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
@@ -689,7 +689,7 @@ def problem_of(
     if not isinstance(model, str | nn.Module):
         came = getattr(model, "__name__", type(model).__name__)
         way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
-        raise SpectraError(f"`model`: {came} is no model; {way_out}")
+        raise SpectraError(f"`model`: {came} is not a model; {way_out}")
     device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
@@ -745,7 +745,7 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
     for name in names:
         among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
-        raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
+        raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
     return names
 
 

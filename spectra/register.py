@@ -109,7 +109,7 @@ def broken(group: str, entry: Entry, error: BaseException) -> str:
     """The reason why an entry point of a package cannot be used, and the way out."""
     return (
         f"the entry point of {entry.package} ({group}, {entry.path}) fails with {describe(error)}; "
-        f"mend or uninstall {entry.package}"
+        f"fix or uninstall {entry.package}"
     )
 
 

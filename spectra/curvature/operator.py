@@ -90,7 +90,9 @@ class Curvature(Space):
         require_integer("products", products, least=0)
         require_boolean("compile", compile, optional=True)
         if name in KERNELS:
-            raise SpectraError(f"`curvature` {name}: is a matrix over examples; ask eig, trace or density for it")
+            raise SpectraError(
+                f"`curvature` {name}: is a matrix over examples, which only eig, trace and density compute"
+            )
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
         super().__init__(problem)
@@ -330,7 +332,7 @@ class Curvature(Space):
 
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
-            raise SpectraError("`model`: its parameters have changed since this matrix was made; make it anew")
+            raise SpectraError("`model`: its parameters have changed since this matrix was made; make the matrix again")
 
 
 class InIeee(Wrapper):

@@ -136,7 +136,7 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
-        raise refusal(f"{type(optimizer).__name__} is no optimizer; give one of torch.optim, or its state_dict()")
+        raise refusal(f"{type(optimizer).__name__} is not an optimizer; give one of torch.optim, or its state_dict()")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     known = name or of_class(type(optimizer))
     if known is None:

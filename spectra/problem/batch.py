@@ -77,7 +77,8 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
         return tree
     if len(tree) != count:
         raise SpectraError(
-            f"`data`: a batch of {count} examples holds a tensor or list of {len(tree)}; it cannot be cut"
+            f"`data`: a batch of {count} examples holds a tensor or list of length {len(tree)}; give one entry for "
+            "each example"
         )
     if isinstance(tree, Tensor) or isinstance(cut, slice):
         return tree[cut]

@@ -36,7 +36,7 @@ class BinaryLoss(Elementwise):
     def check(self, rows: Tensor, targets: Tensor) -> None:
         """Raise SpectraError where a target is below 0 or above 1."""
         if ((targets < 0) | (targets > 1)).any():
-            raise SpectraError(f"`data`: targets of {self.name} must lie in [0, 1]")
+            raise SpectraError(f"`data`: targets of {self.name} must be in [0, 1], and some are not")
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The weights of the outputs, (E, K) or, without any, ones (E, 1)."""
@@ -156,7 +156,7 @@ class ProbabilityCrossEntropy(BinaryLoss):
         super().check(rows, targets)
         if ((rows < 0) | (rows > 1)).any():
             raise SpectraError(
-                "`loss` bce: outputs of the model lie outside [0, 1]; for logits take bce_with_logits, or let the "
+                "`loss` bce: outputs of the model are outside [0, 1]; for logits take bce_with_logits, or let the "
                 "model end in a sigmoid"
             )
 

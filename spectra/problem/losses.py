@@ -26,7 +26,7 @@ from spectra.memory import out_of_memory
 from spectra.quoting import quoted
 from spectra.wording import counted
 
-MEND = "mend it there, or let it take (model, batch), its first parameter called model"
+MEND = "fix it there, or let it take (model, batch), its first parameter called model"
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
 
@@ -297,16 +297,16 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return False
 
 
-def remedy(error: Exception, otherwise: str = "mend it there") -> str:
+def remedy(error: Exception, otherwise: str = "fix it there") -> str:
     """What to do about a user's loss that fails with this error."""
     text = str(error)
     if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
         return (
-            "mend it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
+            "fix it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
             "networks of a loss that is a torch.nn.Module are"
         )
     if "does not require grad" in text:
-        return "mend it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
+        return "fix it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
     return otherwise
 
 

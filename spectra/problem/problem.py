@@ -154,7 +154,7 @@ class Problem:
         if not weight > 0:
             raise SpectraError(
                 "`data`: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
-                "loss; look at ignore_index and weight of `loss`"
+                "loss; check ignore_index and weight of `loss`"
             )
         return 1.0 if getattr(self.loss, "reduction", "mean") == "sum" else weight
 
@@ -385,11 +385,11 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
     """Raise ArgumentError where an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
         came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
-        raise ArgumentError(f"`model`: {came} is no torch.nn.Module; give one")
+        raise ArgumentError(f"`model`: expected a torch.nn.Module, got {came}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
-            f"`loss`: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+            f"`loss`: {came} is not a loss of spectra; use spectra.MeanSquaredError(), CrossEntropy(), "
             "BinaryCrossEntropy() or CustomLoss(function)"
         )
     if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):

@@ -145,7 +145,7 @@ class Record(Stored):
         begin, again = f"{argument} {path}: ", f"run spectra {command} again"
         for entry in tree["results"]:
             if not (isinstance(entry, dict) and isinstance(entry.get("curvature"), str)):
-                text = f"is no result that spectra {command} writes: an entry names no curvature; {again}"
+                text = f"is not a result of spectra {command}: an entry names no curvature; {again}"
                 raise SpectraError(begin + text)
             try:
                 entries.append(decode(RESULTS[command], entry, "results"))

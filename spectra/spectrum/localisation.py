@@ -116,7 +116,10 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
         return {"": size}
     total = sum(math.prod(shape) for shape in shapes.values())
     if total != size:
-        raise ArgumentError(f"`shapes`: {total:,} parameters, for eigenvectors of {size:,}; give those chosen alone")
+        raise ArgumentError(
+            f"`shapes`: they have {total:,} entries, and eigenvectors have {size:,}; give those of the chosen "
+            "parameters"
+        )
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         layer = name.rpartition(".")[0]

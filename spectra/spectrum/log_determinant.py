@@ -80,7 +80,9 @@ def refuse_negative(measure: SpectralMeasure) -> None:
     """Raise ArgumentError where a node is further below zero than rounding puts those of a semidefinite matrix."""
     lowest = lowest_node(measure, False)
     if lowest < -measure.noise - FAR_BELOW * measure.nodes.abs().max().item():
-        raise ArgumentError(f"`semidefinite` True: a node lies at {lowest:.2g}, by more than rounding; give False")
+        raise ArgumentError(
+            f"`semidefinite` True: a node is {lowest:.2g}, below zero by more than rounding; give False"
+        )
 
 
 def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, semidefinite: bool) -> None:

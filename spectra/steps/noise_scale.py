@@ -180,9 +180,11 @@ def noise_scale(
 
 
 def refuse_matrix(name: str) -> None:
-    """Raise SpectraError for a matrix that is no second derivative of the loss."""
+    """Raise SpectraError for a matrix that is not a second derivative of the loss."""
     if definition(name).loss_power != 1:
-        raise SpectraError(f"`name` {name}: is no second derivative of the loss; name hessian, ggn or fisher, or None")
+        raise SpectraError(
+            f"`name` {name}: is not a second derivative of the loss; name hessian, ggn or fisher, or None"
+        )
 
 
 @dataclass

@@ -83,7 +83,7 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
 def with_rate(evolution: Evolution, rate: float | None) -> Evolution:
     """The evolution with the learning rate of gradient descent, unless eigenvalues are preconditioned."""
     if rate and evolution.precondition:
-        note = "learning_rate: 2 / learning rate is no limit of preconditioned eigenvalues, and is not drawn"
+        note = "learning_rate: 2 / learning rate is not a limit of preconditioned eigenvalues, and is not drawn"
         return replace(evolution, notes=(*evolution.notes, note))
     return replace(evolution, learning_rate=rate)
 
@@ -107,7 +107,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows += between_checkpoints(found, notes.setdefault)
     of = [p for f in found if f.command == "eig" and (p := f.problem.get("precondition"))]
     for reason in dict.fromkeys(p.get("threshold_reason") for p in of if p.get("threshold_reason")):
-        notes.setdefault(f"threshold: none of stability, as {reason}")
+        notes.setdefault(f"threshold: no threshold of stability, because {reason}")
     return Evolution(
         rows=tuple(in_order(rows)),
         axis=axis,

@@ -165,7 +165,7 @@ class Watch:
         **options: Any,
     ):
         if not isinstance(model, nn.Module):
-            raise SpectraError(f"`model`: {type(model).__name__} is no torch.nn.Module; give one")
+            raise SpectraError(f"`model`: expected a torch.nn.Module, got {type(model).__name__}")
         self.model = unwrapped(model)
         self.out, self.every, self.products, self.k = Path(out), every, products, k
         self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
@@ -219,7 +219,7 @@ class Watch:
         for name, number in {"tolerance": self.tolerance, "rtol": self.rtol}.items():
             require_number(name, number)
         if not self.curvature:
-            raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
+            raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
         count, fewest = len(self.curvature), len(self.curvature) * least(self.k, self.trace)
         if self.products < fewest:
             what = "a matrix" if count == 1 else f"{count} matrices"
@@ -289,7 +289,7 @@ class Watch:
         except NotStepped as error:
             if stepped(self.optimizer):
                 raise
-            raise SpectraError("`optimizer`: it has had no step yet, so that it has no state") from error
+            raise SpectraError("`optimizer`: it has not taken a step yet, so it has no state") from error
 
     def _record(self, step: int) -> Recording:
         start, directory = time.perf_counter(), self.out / f"step-{step:06d}"
