@@ -286,7 +286,7 @@ def test_the_call_has_the_numbers_of_the_command(record):
     ("options", "told"),
     [
         ({"along": "x"}, "^`along` 'x' is no direction"),
-        ({"along": ["1", "1,1"]}, "^`along` '1,1' is one direction twice"),
+        ({"along": ["1", "1,1"]}, "^`along` '1,1' names one direction twice"),
         ({"points": 4}, "^`points` 4: is even"),
         ({"radius": 0}, "^`radius` 0"),
         ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),

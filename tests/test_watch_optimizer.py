@@ -114,7 +114,7 @@ def test_what_adam_meets(tmp_path, caplog):
     )
     assert watch(0) is None
     assert caplog.messages == [
-        "spectra.watch: step 0 is not recorded: `optimizer`: it has had no step yet, so that it has no state"
+        "spectra.watch: step 0 is not recorded: `optimizer`: it has not taken a step yet, so it has no state"
     ]
     assert not list(tmp_path.rglob("*.json"))
     for step in (1, 2):

@@ -53,16 +53,20 @@ def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
 
 
 def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
-    """The state dict of the optimizer in a file of torch, or in a folder of a Trainer.
+    """Read the state dict of an optimizer from a checkpoint file of torch, or from a folder of a transformers Trainer.
 
-    It is the whole of the file, or an entry of it, as `optimizer`, or one of a list, as Lightning's `optimizer_states`.
+    The state may be the whole file, an entry of it, such as `optimizer`, or one of a list, such as Lightning's
+    `optimizer_states`.
 
     Args:
         path: the file, or the folder that holds `optimizer.pt`.
-        key: which entry, if there are several: `optimizer`, `optimizer_states.0`.
+        key: which entry, where there are several: `optimizer`, or `optimizer_states.0`.
+
+    Returns:
+        The state dict, with `state` and `param_groups`.
 
     Raises:
-        SpectraError: the file cannot be read, or holds no state of an optimizer, or several.
+        SpectraError: the file cannot be read, or holds no optimizer state, or several.
     """
     return read_state(path, key)[0]
 

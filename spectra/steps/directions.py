@@ -153,7 +153,7 @@ def directions(
         if name in (UPDATE, MOMENTUM) and optimizer is None:
             raise SpectraError(f"`optimizer`: {name} needs its state; name a file that holds it")
         if name == CHECKPOINT and to is None:
-            raise SpectraError("`to`: the way to another checkpoint needs one; name its file")
+            raise SpectraError("`to`: is missing; name the file of another checkpoint")
     make = {
         GRADIENT: lambda: gradient_direction(gradient),
         UPDATE: lambda: update_direction(problem, gradient, optimizer, optimizer_name),
