@@ -87,12 +87,12 @@ COMMANDS = {  # those with results in the order in which a page shows them
     ),
     "landscape": Command(
         "spectra.cli.landscape:landscape",
-        title="Loss along eigenvectors",
+        title="Loss along directions",
         tables="spectra.tables.landscape:landscape_parts",
         figures="spectra.plots.landscape:landscape_figures",
         captions={
-            "landscape": "Loss along directions, and its quadratic model",
-            "landscape-plane": "Loss in the planes of two directions",
+            "landscape": "Loss along directions, its quadratic model, and the rise above the chord to a checkpoint",
+            "landscape-plane": "Loss in the planes of two directions, with other checkpoints as points",
             "landscape-surface": "The same planes as surfaces",
         },
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",

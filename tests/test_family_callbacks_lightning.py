@@ -36,6 +36,7 @@ class Augmented(Dataset):
     def __init__(self):
         self.own, self.numpy, self.python = seeded(3), np.random.default_rng(4), random.Random(5)
         self.count = 0
+        self.rows = [{"row": row} for row in range(12_000)]  # data, among which a generator is not lost
 
     def __len__(self):
         return len(X)

@@ -37,6 +37,17 @@ def test_the_bound_of_a_share_is_met():
     assert np.abs(there.shares - here.shares).max() == pytest.approx(here.share_error[0])
 
 
+def test_the_bound_of_a_ratio_is_met_to_first_order():
+    """In the direction in which sum v_i^4 changes fastest."""
+    v = np.random.default_rng(0).normal(size=30)
+    v /= np.linalg.norm(v)
+    w = v**3 - v * (v**4).sum()
+    u = np.cos(1e-4) * v + np.sin(1e-4) * w / np.linalg.norm(w)
+    there, here = (of_vectors(x[None], {"": 30}, np.sin([1e-4])) for x in (u, v))
+    moved = there.inverse_participation[0] - here.inverse_participation[0]
+    assert 0.99 * here.inverse_participation_error[0] <= moved <= here.inverse_participation_error[0]
+
+
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
 def test_the_angle_to_the_true_eigenvector(which):
     spectrum = np.concatenate([[5, 4.9, 3, 3, -4.5, -4.2], uniform(54, -1, 1)])

@@ -288,12 +288,15 @@ MEETS = f"{LINE} --checkpoint last.pt --precondition optimizer"
 
 def test_traces_and_densities(found):
     """The exact trace, an estimate within its error, and the nodes of a density: moments of the matrix."""
-    _, _, matrix = saved("AdamW")
+    model, p, matrix = saved("AdamW")
     trace = matrix.trace().item()
     assert found(f"trace {MEETS} --method dense")["results"][0]["trace"] == pytest.approx(trace, rel=1e-10)
     estimate = found(f"trace {MEETS} --rtol 0.05")["results"][0]
     assert estimate["method"] == "xtrace"
     assert abs(estimate["trace"] - trace) < 5 * estimate["standard_error"] + 1e-9 * abs(trace)
+    ggn = found(f"trace {MEETS} --curvature ggn --rtol 0.05")["results"][0]  # itself exact by its factor
+    expected = around(dense(model, "ggn"), p).trace().item() + 31 * 0.3
+    assert abs(ggn["trace"] - expected) < 5 * ggn["standard_error"] + 1e-9 * expected
     density = found(f"density {MEETS} --steps 8 --probes 20 --out d")["results"][0]
     nodes, weights = np.array(density["nodes"]), np.array(density["weights"])
     means = (nodes * weights).sum(axis=1)

@@ -211,6 +211,31 @@ def test_curvature_splits_within_and_between_layers(size):
     assert (without.value, without.within, without.layers[0].own) == (found.value, None, None)
 
 
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+def test_rounding_of_curvatures_is_within_what_is_told(name):
+    """Products in float32 against those in float64, along random directions and along a low eigenvector."""
+    exact, single = network(), network()
+    single = spectra.Problem(
+        single.model.float(),
+        single.loss,
+        spectra.cut_batches(single.batches[0].inputs.float(), single.batches[0].targets, torch.arange(15), 15),
+    )
+    low = torch.linalg.eigh(dense_hessian(exact)).eigenvectors[:, 0]
+    for d in (low, *torch.randn(4, 55, generator=seeded(9), dtype=torch.float64)):
+        found = []
+        for problem in (single, exact):
+            own, blocks = d.float().to(problem.dtype), parameter_blocks(problem, "layer")
+            operator = spectra.Curvature(problem, name)
+            noise = max(spectra.check_operator(operator), torch.finfo(problem.dtype).eps)
+            alone = diagonal_blocks(operator, blocks, problem, name)
+            along = Direction("d", "gradient", own, own.double().norm().item())
+            found.append(curvature_along(operator, alone, blocks, along, noise))
+        one, other = found
+        assert abs(one.value - other.value) <= one.error + other.error < 1e-4 * abs(other.value)
+        assert abs(one.within - other.within) <= one.split_error + other.split_error
+        assert abs(one.between - other.between) <= one.split_error + other.split_error
+
+
 # Shares
 
 

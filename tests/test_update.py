@@ -10,7 +10,7 @@ from torch import nn
 import spectra
 from spectra.errors import SpectraError
 from spectra.optimizer.update import momentum, next_update
-from spectra.steps.directions import checkpoint_direction, directions, staying, update_direction
+from spectra.steps.directions import checkpoint_direction, directions, update_direction
 from spectra.surfaces.landscape import Point
 
 CASES = {
@@ -138,29 +138,6 @@ def test_the_way_to_a_checkpoint(tmp_path):
         checkpoint_direction(problem, tmp_path / "less.pt")
 
 
-def test_what_stays_on_the_way_to_a_checkpoint(tmp_path):
-    """Running statistics, and parameters that are not chosen, are no part of the way: those that differ are named."""
-    here = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
-    there, alike = copy.deepcopy(here), copy.deepcopy(here)
-    with torch.no_grad():
-        there[2].bias += 1
-        there[1].running_var *= 2
-        alike[0].weight += 1
-    for name, model in (("there", there), ("alike", alike)):
-        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
-    torch.save(dict(there.named_parameters()), tmp_path / "parameters.pt")
-    chosen = {name: p for name, p in here.named_parameters() if name.startswith("0")}
-    every, some = problem_of(here), problem_of(here, parameters=chosen)
-    before = {name: value.clone() for name, value in here.state_dict().items()}
-    for other in (tmp_path / "there.pt", there, there.state_dict()):
-        assert staying(every, other) == ["1.running_var"]
-        assert staying(some, other) == ["2.bias", "1.running_var"]
-    for other in (tmp_path / "alike.pt", alike, alike.state_dict()):
-        assert staying(every, other) == staying(some, other) == []
-    assert staying(every, tmp_path / "parameters.pt") == []
-    assert all(torch.equal(value, before[name]) for name, value in here.state_dict().items())
-
-
 def test_what_is_missing_is_named():
     problem = problem_of(network())
     gradient = Point.of(problem).gradient
@@ -178,3 +155,23 @@ def test_what_is_missing_is_named():
     del broken["state"][0]["exp_avg_sq"]
     with pytest.raises(SpectraError, match=r"takes no step from the state of 0\.weight.*exp_avg_sq"):
         directions(problem, ["update"], gradient, optimizer=broken)
+
+
+def test_what_stays_on_the_way_is_told(tmp_path):
+    def built(shift: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(shift)
+            model[1].running_mean.add_(shift)
+        return model
+
+    here, there = built(0.0), built(0.1)
+    torch.save(there.state_dict(), tmp_path / "later.pt")
+    chosen = {name: p for name, p in here.named_parameters() if name != "2.bias"}
+    found = checkpoint_direction(problem_of(here, parameters=chosen), tmp_path / "later.pt")
+    assert "2 tensors (2.bias, 1.running_mean) of" in found.note
+    assert found.norm == pytest.approx(0.1 * sum(p.numel() for p in chosen.values()) ** 0.5)
+    assert here[1].running_mean.eq(0).all()
+    assert not checkpoint_direction(problem_of(network()), {n: p + 1 for n, p in network().named_parameters()}).note

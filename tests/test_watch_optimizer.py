@@ -133,7 +133,7 @@ def test_what_adam_meets(tmp_path, caplog):
             told = record["problem"]["precondition"]
             assert (told["spec"], told["optimizer"], told["rate"]) == ("Adam", "Adam", rate)
             assert told["threshold"] == found.threshold
-        assert logged["spectra/hessian/threshold"] == found.threshold
+        assert logged["spectra/hessian_preconditioned/threshold"] == found.threshold
     assert len(caplog.messages) == 1
 
 

@@ -109,6 +109,8 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
+        if isinstance(options.get("checkpoint"), list):  # of landscape: others take the first
+            options["checkpoint"] = problem.get("checkpoint")
     same = not problem.get("precondition") or "precondition" in options_of(context)  # matrix as that of the command
     if record.command == "eig" and options.get("wrt", "parameters") == "parameters" and same:
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them

@@ -89,7 +89,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, DataParallel | DistributedDataParallel):
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
+    marks = ("full_tensor", "ds_tensor")  # of a DTensor, and of DeepSpeed's third stage
+    if fully_sharded or any(hasattr(p, mark) for p in model.parameters() for mark in marks):
         raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
     return model
 

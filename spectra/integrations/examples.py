@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from spectra.inputs.batches import UNCUT
 from spectra.inputs.chance import seeded
 
 MOST = 10_000  # objects in which generators are looked for
+LARGEST = 1000  # entries of a list or a dictionary: more are data
 GIVE = "give `data`, the examples to watch, as batches"
 
 
@@ -58,9 +60,8 @@ def batch_size(loader: Any) -> int | None:
 
 def items_of(dataset: Any, indices: list[int]) -> list[Any]:
     """The items of a data set, fetched as PyTorch's loaders do."""
-    if callable(fetch := getattr(dataset, "__getitems__", None)):
-        return fetch(indices)
-    return [dataset[index] for index in indices]
+    fetch: Any = getattr(dataset, "__getitems__", None)
+    return fetch(indices) if fetch else [dataset[index] for index in indices]
 
 
 @contextmanager
@@ -101,19 +102,20 @@ LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which no
 
 
 def within(objects: Any) -> list[Any]:
-    """Generators, and objects with attributes, in these and in what they hold."""
-    found, seen, stack = [], set(), list(objects)
-    while stack and len(seen) < MOST:
-        one = stack.pop()
+    """Generators, and objects with attributes, in these and in what they hold, the nearest first."""
+    found, seen, waiting = [], set(), deque(objects)
+    while waiting and len(seen) < MOST:
+        one = waiting.popleft()
         if id(one) in seen or isinstance(one, LEAVES):
             continue
         seen.add(id(one))
         if isinstance(one, GENERATORS):
             found.append(one)
         elif isinstance(one, list | tuple | dict):
-            stack += list(one.values() if isinstance(one, dict) else one)[:MOST]
+            if len(one) <= LARGEST:
+                waiting += one.values() if isinstance(one, dict) else one
         elif isinstance(held := getattr(one, "__dict__", None), dict):
             found.append(one)
-            stack += held.values()
-            stack.append(getattr(one, "__self__", None))  # of a method
+            waiting += held.values()
+            waiting.append(getattr(one, "__self__", None))  # of a method
     return found

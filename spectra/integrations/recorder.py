@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectra.arguments import require_boolean, require_integer
 from spectra.errors import SpectraError
 from spectra.inputs.devices import cast_tensors
-from spectra.inputs.given import device_and_dtype
+from spectra.inputs.given import device_and_dtype, unwrapped
+from spectra.inputs.items import plain
 from spectra.integrations.examples import some_batches
 from spectra.problem.model_loss import returned_loss
 from spectra.problem.undisturbed import undisturbed
@@ -106,6 +107,10 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
-    batch = cast_tensors(batch, *device_and_dtype(model))
-    with undisturbed(model), torch.no_grad(), Collectives():
-        (returned_loss if loss == "model" else loss)(model, batch)
+    batch = cast_tensors(plain(batch), *device_and_dtype(unwrapped(model)))
+    try:
+        with undisturbed(model), Collectives():
+            (returned_loss if loss == "model" else loss)(model, batch)
+    except Exception as error:
+        if isinstance(error, SpectraError):
+            raise  # of anything else the watch will tell

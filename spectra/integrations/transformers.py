@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.integrations.recorder import Recorder
@@ -110,9 +110,9 @@ def loss_of(trainer: Trainer) -> Any:
     return "model"
 
 
-def computed_loss(model: nn.Module, batch: Any, trainer: Trainer) -> Tensor:
+def computed_loss(model: nn.Module, batch: Any, trainer: Trainer) -> Any:
     """The loss that a Trainer computes of a batch."""
-    return trainer.compute_loss(model, dict(batch))
+    return cast("Tensor", trainer.compute_loss(model, dict(batch)))  # without outputs, which are not asked for
 
 
 @contextmanager

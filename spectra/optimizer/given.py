@@ -29,7 +29,7 @@ from spectra.inputs.origin import is_code, is_path, place_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, told_missing
 from spectra.optimizer.diagonals import SUFFIXES, of_arrays, of_operator, of_vector, read_diagonal
 from spectra.optimizer.entry import refusal
-from spectra.optimizer.files import read_state
+from spectra.optimizer.files import IN_A_FOLDER, read_state
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
 from spectra.optimizer.saved import is_optimizer_state
 from spectra.quoting import quoted
@@ -111,9 +111,14 @@ class Given:
         if name.endswith(SUFFIXES):
             arrays, digest = read_diagonal(Path(name))
             return of_arrays(arrays, model, parameters), digest
-        path = self.checkpoint if name == IN_THE_CHECKPOINT else name
-        assert path is not None  # or it has been refused
-        state, digest = read_state(path, options.get("key"))
+        path = Path(self.checkpoint if name == IN_THE_CHECKPOINT and self.checkpoint is not None else name)
+        try:
+            state, digest = read_state(path, options.get("key"))
+        except SpectraError as error:
+            beside = path.with_name(IN_A_FOLDER[0])
+            if name != IN_THE_CHECKPOINT or path == beside or not beside.is_file():
+                raise
+            raise SpectraError(f"{error}; or {beside}, if that is of these weights") from error
         return preconditioner(state, model, parameters, name=options.get("name")), digest
 
 

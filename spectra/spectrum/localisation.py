@@ -127,42 +127,49 @@ def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], turned: np.ndarray
     `turned` (k,) bounds the sine s of the angle to the true eigenvector u. With v of norm 1 it has
     |u'Pu - v'Pv| <= s for every projector P.
     """
-    size, ends = vectors.shape[1], np.cumsum([0, *sizes.values()])[:-1]
-    seconds, fourths, largest = [], [], []
-    for row in vectors:  # one at a time: in float64 all may be more than there is room for
-        squares = np.square(row, dtype=np.float64)
-        length = squares.sum()
-        if not (np.isfinite(length) and length):
-            raise ArgumentError("`result`: an eigenvector is zero or not finite")
-        squares /= length
-        seconds.append(np.add.reduceat(squares, ends))
-        largest.append(squares.max())
-        fourths.append(np.add.reduceat(np.square(squares, out=squares), ends))
-    shares, parts = np.array(seconds), np.array(fourths)
+    size, layers = vectors.shape[1], np.array(list(sizes.values()))
+    ends = np.cumsum(layers)[:-1]
+    powers = [powers_of(np.split(row, ends)) for row in vectors]
+    shares, fourths, sixths, largest = (np.array(some) for some in zip(*powers, strict=True))
+    ratios = fourths.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        by_layer = np.where(shares > 0, parts / shares**2, np.nan)
+        by_layer = np.where(shares > 0, fourths / shares**2, np.nan)
     return Localisation(
-        inverse_participation=parts.sum(axis=1),
+        inverse_participation=ratios,
         random=3 / (size + 2),
         random_deviation=deviation(size),
         layers=list(sizes),
         sizes=list(sizes.values()),
         shares=shares,
         inverse_participation_by_layer=by_layer,
-        random_by_layer=3 / (np.array(list(sizes.values())) + 2),
-        inverse_participation_error=fourths_error(parts.sum(axis=1), np.array(largest), turned),
+        random_by_layer=3 / (layers + 2),
+        inverse_participation_error=fourths_error(ratios, sixths, largest, turned),
         share_error=turned,
     )
 
 
-def fourths_error(ratios: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios and largest v_i^2; the better of two.
+def powers_of(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Of a vector in parts, at norm 1: the sums of v_i^2 and of v_i^4 by part, that of v_i^6, and the largest v_i^2."""
+    scale = max(float(np.abs(part).max(initial=0.0)) for part in parts)
+    if not (np.isfinite(scale) and scale):
+        raise ArgumentError("`result`: an eigenvector is zero or not finite")
+    sums = np.zeros((3, len(parts)))
+    for i, part in enumerate(parts):  # one at a time: in float64 all may be more than there is room for
+        squares = np.square(part.astype(np.float64) / scale)
+        sums[:, i] = squares.sum(), squares @ squares, (squares**2) @ squares
+    length = sums[0].sum()
+    return sums[0] / length, sums[1] / length**2, float(sums[2].sum() / length**3), 1 / float(length)
 
-    One takes sum |u_i^2 - v_i^2| <= 2 s, the other that |u|_4 is a norm, with |u - v|_4 <= |u - v|_2.
+
+def fourths_error(ratios: np.ndarray, sixths: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios, sum v_i^6 and largest v_i^2.
+
+    With u = c v + s w and w orthogonal to v, of norm 1, |sum v_i^3 w_i|^2 <= sum v_i^6 - (sum v_i^4)^2.
     """
-    by_squares = 4 * largest * turned + 2 * turned**2
-    by_norm = (ratios**0.25 + 2 * np.sin(np.arcsin(turned) / 2)) ** 4 - ratios
-    return np.minimum(by_squares, by_norm)
+    s, c = turned, np.sqrt(1 - turned**2)
+    slope = np.sqrt(np.maximum(sixths - ratios**2, 0))
+    mixed = 4 * c**3 * s * slope + 6 * (c * s) ** 2 * largest + 4 * c * s**3 * np.sqrt(largest)
+    return (1 - c**4) * ratios + mixed + s**4
 
 
 def deviation(size: int) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint import read_parameters
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
-from spectra.surfaces.elsewhere import elsewhere, tensors_of
+from spectra.surfaces.elsewhere import elsewhere
 from spectra.vectors import norm
-from spectra.wording import outline
+from spectra.wording import counted, outline
 
 GRADIENT, UPDATE, MOMENTUM, CHECKPOINT = "gradient", "update", "momentum", "checkpoint"
 RATE, STEP, WAY = "learning rate", "step of the optimizer", "way to the other checkpoint"  # units of t
@@ -42,6 +41,7 @@ class Direction:
     kind: str  # of UNITS
     vector: Tensor  # (n,), whole on every process, of the problem's dtype on the device of its vectors
     norm: float
+    note: str = ""  # what a reader has to know of it
 
     __repr__ = outline
 
@@ -95,60 +95,34 @@ def checkpoint_direction(
 ) -> Direction:
     """theta_other - theta over the chosen parameters, for a file, a module or a mapping of the same model's parameters.
 
-    Buffers, and parameters that are not chosen, are not part of it. Raises SpectraError where a parameter is missing or
-    of another shape, and where both are the same.
+    Buffers, and parameters that are not chosen, are not part of it; of a file a note tells where they differ. Raises
+    SpectraError where a parameter is missing or of another shape, and where both are the same.
     """
-    named = dict(problem.model.named_parameters())
     if isinstance(other, str | Path):
-        held, shown = _in_file(other, {own: p.shape for own, p in named.items()}, key), quoted(other)
+        shown, there = quoted(other), elsewhere(problem, str(other), key, "`to` ")
+        way, stays = there.step(problem), [*there.staying(problem), *there.buffers(problem)]
     else:
-        held = dict(other.named_parameters()) if isinstance(other, nn.Module) else dict(other)
-        shown = type(other).__name__
+        shown, stays = type(other).__name__, []
+        way = _way(problem, dict(other.named_parameters()) if isinstance(other, nn.Module) else dict(other), shown)
+    if not way.isfinite().all():
+        raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
+    same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
+    found = direction(CHECKPOINT, like(problem, way), same, name)
+    if not stays:
+        return found
+    some = f"{counted(len(stays), 'tensor')} ({', '.join(map(foreign, stays[:3]))}{', ...' if len(stays) > 3 else ''})"
+    note = f"{found.name}: {some} of {shown} differ and stay as they are here, so t = 1 is not that checkpoint itself"
+    return replace(found, note=note)
+
+
+def _way(problem: Problem, held: Mapping[str, Tensor], shown: str) -> Tensor:
+    """The way (n,) to these parameters, in float64 on the CPU. Raises SpectraError where one is missing."""
     parts = []
     for own, p in problem.parameters.items():
         if not isinstance(there := held.get(own), Tensor) or there.shape != p.shape:
             raise SpectraError(f"`to` {shown}: {foreign(own)} of shape {tuple(p.shape)} is missing; check the path")
         parts.append(there.detach().cpu().double().flatten() - in_float64(p.detach()).cpu().flatten())
-    way = torch.cat(parts)
-    if not way.isfinite().all():
-        raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
-    same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
-    return direction(CHECKPOINT, like(problem, way), same, name)
-
-
-def staying(
-    problem: Problem, other: str | Path | nn.Module | Mapping[str, Tensor], key: str | None = None
-) -> list[str]:
-    """The names of what differs in another checkpoint and is no part of the way there, so that t = 1 is not it.
-
-    These are parameters that are not chosen or are frozen, and floating buffers, as running statistics of BatchNorm.
-    What the other does not hold is left out.
-    """
-    own = {n: p for n, p in tensors_of(problem.model).items() if n not in problem.parameters and p.is_floating_point()}
-    if not own:
-        return []
-    if isinstance(other, nn.Module):
-        held: Mapping[str, Any] = tensors_of(other)
-    elif isinstance(other, Mapping):
-        held = other
-    else:
-        try:
-            held = elsewhere(problem, str(other), key, "`to` ").values
-        except SpectraError:  # it holds the parameters alone
-            held = {}
-    return [n for n, p in own.items() if isinstance(there := held.get(n), Tensor) and not _equal(there, p)]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.detach().cpu().double(), other.detach().cpu().double())
-
-
-def _in_file(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> dict[str, Tensor]:
-    """The parameters in a file. Raises SpectraError, which names `to`."""
-    try:
-        return read_parameters(path, shapes, key)
-    except SpectraError as error:
-        raise SpectraError(str(error).replace("`checkpoint`", "`to`", 1)) from error
+    return torch.cat(parts)
 
 
 def directions(

@@ -27,6 +27,7 @@ NEAR = 1e-3  # of a first step: the distance of the points that tell the roundin
 ASIDE = 0.05  # of a step: the distance of the points that tell slope and curvature there
 TIGHT = 1e-6  # of a step, to which searches go
 FAR = 1000.0  # radii, as far as is looked
+NOT_FAR = 100.0  # radii, of a first step where the curvature is next to nothing
 LONGER = 8.0  # times the best step of the quadratic model, as far as is looked at least
 RISES = "as the loss rises along it at first"
 LOST = "as the fall of the loss along it is lost in rounding"
@@ -111,7 +112,7 @@ def search_line(
     loss = Losses(problem, direction, watch)
     guess = -slope / curvature if curvature and curvature > 0 > slope else radius
     furthest, start = max(FAR * radius, LONGER * guess), loss(0.0)
-    rounding = rounding_of(loss, guess, torch.finfo(problem.dtype).eps)
+    rounding = rounding_of(loss, min(guess, NOT_FAR * radius), torch.finfo(problem.dtype).eps)
     low, high, none = 0.0, None, RISES
     if slope < 0:
         low, high = bracket(loss, guess, furthest, SEEN * rounding, slope)

@@ -24,7 +24,6 @@ from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, 
 from spectra.operator import Counting, Deflated, Shaped
 from spectra.optimizer.files import read_optimizer
 from spectra.problem.problem import Problem
-from spectra.quoting import foreign
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -39,7 +38,6 @@ from spectra.steps.directions import (
     checkpoint_direction,
     gradient_direction,
     momentum_direction,
-    staying,
     update_direction,
 )
 from spectra.steps.line_search import Line, search_line
@@ -91,8 +89,6 @@ def step(session: Session[StepSettings]) -> Record:
     with session.resumable():
         point = Point.of(problem)
         directions, left_out = found_directions(session, point)
-        if notes := way_notes(session):
-            session.about = session.about.changed(notes=[*(session.about.notes or ()), *notes])
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
         beside = Beside.of(session)
@@ -110,6 +106,8 @@ def step(session: Session[StepSettings]) -> Record:
                 lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
     record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    if notes := [d.note for d in directions if d.note]:
+        record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *notes]))
     return with_earlier(record, found)
 
 
@@ -167,16 +165,6 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     return found, left_out
 
 
-def way_notes(session: Session[StepSettings]) -> list[str]:
-    """A line on each way to another checkpoint that does not lead to that checkpoint itself."""
-    asked, key, lines = session.request.settings, session.request.named.get("checkpoint_key"), []
-    for other, name in zip(asked.to, names_of(asked.to), strict=True):
-        if stay := staying(session.problem, other, key):
-            some = ", ".join([*map(foreign, stay[:3]), *["..."] * (len(stay) > 3)])
-            lines.append(f"{name}: {some} differ and stay as they are here, so t = 1 is not that checkpoint itself")
-    return lines
-
-
 def told(error: SpectraError) -> str:
     """The reason in an error, for a record: it names no argument, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
@@ -232,6 +220,30 @@ class Met:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """The products of a matrix and of its diagonal blocks, of which one counts as many as there are blocks."""
+
+    matrix: Counting
+    own: Counting | None  # the diagonal blocks, where there are several
+    blocks: int
+    limit: int | None
+
+    @property
+    def spent(self) -> int:
+        """The products made."""
+        return self.matrix.products + (self.blocks * self.own.products if self.own else 0)
+
+    @property
+    def left(self) -> int | None:
+        """The products that may still be made; None: any number."""
+        return None if self.limit is None else max(0, self.limit - self.spent)
+
+    def allows(self, directions: int) -> bool:
+        """Whether there is room for a product of either kind along so many directions."""
+        return self.left is None or self.left >= directions * (1 + (self.blocks if self.own else 0))
+
+
+@dataclass(frozen=True)
 class Look:
     """A look along the same directions, beside one matrix after the other."""
 
@@ -243,28 +255,22 @@ class Look:
 
     def __call__(self, matrix: Prepared) -> Measurement:
         """What the directions meet of one matrix, with what that cost."""
-        session, name = self.session, matrix.curvature.name
-        limit, k = session.request.max_products, session.request.settings.k
-        generator = torch.Generator().manual_seed(session.request.seed)
-        with session.listener.work(name) as progress:
+        name, k, limit = matrix.curvature.name, self.session.request.settings.k, self.session.request.max_products
+        generator = torch.Generator().manual_seed(self.session.request.seed)
+        with self.session.listener.work(name) as progress:
             matrix.check(generator, limit)
             start, counted = time.perf_counter(), Counting(matrix.operator)
             own = Counting(self.blocks_of(matrix)) if len(self.blocks) > 1 else None
-            each, left = len(self.blocks) if own else 0, None if limit is None else limit - matrix.checks
-            some = self.directions if left is None else self.directions[: max(0, left)]
-            whole = left is None or left >= len(self.directions) * (1 + each)
+            cost = Cost(counted, own, len(self.blocks), None if limit is None else limit - matrix.checks)
+            some, whole = self.directions[: cost.left], cost.allows(len(self.directions))
             noise = max(matrix.noise or 0.0, torch.finfo(counted.dtype).eps)
             curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
-            spent = counted.products + each * (own.products if own else 0)
-            left = None if left is None else left - spent
-            pairs, source = self.leading(counted, name, generator, left, progress) if k else (None, None)
+            pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
-        left = None if limit is None else limit - matrix.checks - counted.products - each * (own.products if own else 0)
-        noise_found, apart = self.beside.matrix(counted, name, left)
+        beside, apart = self.beside.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
-        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, noise_found)
-        spent = counted.products + each * (own.products if own else 0) + apart
-        return matrix.measured(met, spent, time.perf_counter() - start)
+        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
+        return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)
 
     def blocks_of(self, matrix: Prepared) -> Any:
         """The diagonal blocks of the layers."""

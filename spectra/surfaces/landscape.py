@@ -111,7 +111,7 @@ class Grid:
         points = self.points or ON_A_LINE
         if direction.kind == CHECKPOINT:
             return between(points, BEYOND if self.radius is None else self.radius)
-        behind = (points - 1) // (BEHIND + 1) if direction.kind in AHEAD else points // 2
+        behind = max(1, (points - 1) // (BEHIND + 1)) if direction.kind in AHEAD else points // 2
         ahead = points - 1 - behind
         return self.reach(direction, model, point) * np.arange(-behind, ahead + 1) / ahead
 

@@ -94,7 +94,7 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
 
     Of several checkpoints each is looked at in its turn, in the place of the first.
     """
-    session.load()
+    session.load(lambda: session.subject.about.changed(options=session.asked()))  # the heading tells how many there are
     problem, others = session.problem, session.request.settings.others
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():

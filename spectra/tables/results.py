@@ -155,6 +155,8 @@ def heading(problem: ProblemRecord) -> str:
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
     seed = "" if problem.model_holds_weights else f", as built with seed {problem.seed}"
     where = checkpoint if problem.checkpoint else f"{model}{seed}"
+    if isinstance(several := problem.option("checkpoint"), list):  # of landscape
+        where = f"{where} (and {counted(len(several) - 1, 'other')} below)"
     chosen, total = problem.parameters, problem.parameters_in_all or problem.parameters
     some = f"{chosen:,} of " if total > chosen else ""
     transform = f" ({quoted(problem.transform)})" if problem.transform else ""

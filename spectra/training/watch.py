@@ -65,8 +65,12 @@ class Recording:
 
     @property
     def edge(self) -> dict[str, Tensor]:
-        """The eigenvalues over the threshold (k,), by matrix: beyond 1 a quadratic diverges. Empty without one."""
-        return {} if self.threshold is None else {n: p.values / self.threshold for n, p in self.eigenpairs.items()}
+        """The eigenvalues over the threshold (k,), by matrix: beyond 1 a quadratic diverges. Empty without one, and
+        without matrices of products of gradients, of which it says nothing.
+        """
+        held = self.precondition
+        thresholds = {name: held.threshold_of(name) for name in self.eigenpairs} if held else {}
+        return {name: self.eigenpairs[name].values / limit for name, limit in thresholds.items() if limit is not None}
 
     def scalars(self) -> dict[str, float]:
         """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
@@ -299,9 +303,9 @@ class Watch:
         searched = self._searched | {n: step for n, f in found.items() if f.eigenpairs.answer.complete is not None}
         self._write(directory, about, list(found.values()), searched)
         self._searched = searched
-        threshold = met and met.threshold.value
+        held = about.get("precondition")
         for name, one in found.items():
-            self._warm_starts[name].k = self._following(one.eigenpairs.answer.values, threshold)
+            self._warm_starts[name].k = self._following(one.eigenpairs.answer.values, held and held.threshold_of(name))
         return Recording(
             step,
             directory,
@@ -312,8 +316,8 @@ class Watch:
             time.perf_counter() - start,
             {name: searched.get(name) for name in found},
             {name: self._warm_starts[name].k for name in found},
-            threshold,
-            about.get("precondition"),
+            met and met.threshold.value,
+            held,
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
