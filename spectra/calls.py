@@ -203,8 +203,8 @@ def trace(
     """Estimate the trace of a matrix of a network, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
-            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
+        model, loss, data, curvature, seed, out, max_products, basis, check: as `spectra.eig`'s.
+        precision, products, precondition, difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
         rtol: the standard error over |trace| at which the estimate has converged.
         method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
@@ -256,9 +256,9 @@ def density(
     """Compute the spectral density of a matrix of a network, as nodes and weights.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check, precision, products, precondition,
-            difference_step, compile, save_every, progress, problem: as `spectra.eig`'s. With `out` the figure
-            density.png is written too; without, nothing is.
+        model, loss, data, curvature, seed, out, max_products, basis, check: as `spectra.eig`'s. With
+            `out` the figure density.png is written too; without, nothing is.
+        precision, products, precondition, difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
         steps: the products that each probe takes, 2 or more.
         probes: the number of random vectors.
         damping: X above 0; the result then has the effective dimension and the condition number of A + X I.

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.names import settable
-from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, shortened
+from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 from spectra.wording import short_paths, with_error
@@ -31,6 +31,7 @@ UNITS = {  # of t, by direction
     "update": "t (1: the next step)",
     "momentum": "t (learning rate)",
 }
+MARK = {"markerfacecolor": "black", "markeredgecolor": "black", "markersize": 4}
 END = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
 BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
 EXPLODES = 1e4  # times the lowest loss, beyond which heights are logarithmic
@@ -180,9 +181,8 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> t
     departs = any(not panel.found.barrier for panel in lines)
     found: list[tuple[str, Any]] = []
     if checkpoints:
-        found += [
-            (called.file(path), Line2D([], [], color=colour(i), linewidth=1.8)) for i, path in enumerate(checkpoints)
-        ]
+        for i, path in enumerate(checkpoints):
+            found.append((called.file(path), Line2D([], [], color=colour(i), linewidth=1.8, marker=marker(i), **MARK)))
     else:
         found = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8))]
     if predicted(lines):
@@ -212,6 +212,11 @@ def unit(direction: Direction) -> str:
 def colour(place: int) -> str:
     """The colour of a checkpoint among several."""
     return COLOURS[place % len(COLOURS)]
+
+
+def marker(place: int) -> str:
+    """The marker of a checkpoint among several, by which its lines are told apart in grey print."""
+    return marker_style(place)["marker"]
 
 
 def draw_lines(
@@ -247,9 +252,9 @@ def draw_lines(
         dashed = {"color": PREDICTION, "linewidth": 1.4} if alone else {"color": colour(place), "linewidth": 1.0}
         above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
         above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
-        above.plot(0, loss[panel.found.origin], "o", color="black", markersize=4, zorder=5)
+        above.plot(0, loss[panel.found.origin], marker(place), **MARK, zorder=5)
         if (is_way(direction.name) or direction.name == "update") and t[-1] >= 1:
-            above.plot(1, np.interp(1.0, t, loss), "o", **END, zorder=6)
+            above.plot(1, np.interp(1.0, t, loss), marker(place), **END, zorder=6)
         if panel.found.barrier:
             draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))
             continue
@@ -257,6 +262,8 @@ def draw_lines(
             allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
             below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
         below.plot(t, departure, color=DEPARTURE if alone else colour(place), linewidth=1.2, zorder=3)
+        if not alone:
+            below.plot(t[[0, -1]], departure[[0, -1]], marker(place), **MARK, clip_on=False, zorder=4)
     around_loss(above, *map(np.concatenate, zip(*every, strict=True)))
     below.set_xlabel(unit(direction))
     if first:

@@ -34,15 +34,15 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
     batch = np.geomspace(max(1.0, min(ends) / 10**LEFT), max(10.0, max(ends) * 10**RIGHT), POINTS)
     for i, (name, scale) in enumerate(scales.items()):
         look = line_style(i, len(scales))
-        colour, high = look["color"], batch / (batch + (scale.lower or 0.0))
+        high = batch / (batch + (scale.lower or 0.0))
         low = np.zeros_like(batch) if scale.upper is None else batch / (batch + scale.upper)
-        if scale.value is None:
-            axes.fill_between(batch, low, high, color=colour, alpha=0.08, linewidth=0)
-            axes.plot(batch, high, label=f"{settable(name)}, at most", **look)
-        else:
-            axes.fill_between(batch, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(batch, batch / (batch + scale.value), label=settable(name), **look)
-            axes.plot(scale.value, 0.5, "o", color=colour, markersize=5, markeredgecolor="white", zorder=8)
+        label = settable(name if name == "simple" else f"full, {name}")
+        told = "" if scale.value is not None else ", at most"
+        axes.fill_between(batch, low, high, color=look["color"], alpha=0.15 if scale.value else 0.08, linewidth=0)
+        line = high if scale.value is None else batch / (batch + scale.value)
+        axes.plot(batch, line, label=f"{label}{told}", **look)
+        if scale.value is not None:
+            axes.plot(scale.value, 0.5, "o", color=look["color"], markersize=5, markeredgecolor="white", zorder=8)
     axes.axhline(0.5, color="0.6", linewidth=0.7, zorder=1)
     axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, 1.02), xlabel=f"batch ({unit}s)")
     axes.set_ylabel("progress of a step")
