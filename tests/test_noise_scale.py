@@ -260,6 +260,11 @@ def test_a_gradient_that_training_has_made_zero():
         assert one.value is None
         assert "as after training on these examples" in one.reason
         assert math.isnan(one.interval[0])
+    found = spectra.noise_scale(problem, population=True)
+    for one in (found.simple, found.full):  # what is left of the gradient is rounding
+        assert one.value is None
+        assert "is lost in rounding" in one.reason
+        assert math.isnan(one.interval[0])
 
 
 def test_negative_curvature_is_no_batch_size():

@@ -168,7 +168,7 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
             told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_lines(above, below, group, PAGE / columns - 0.7, not column, told, checkpoints, called)
+            draw_lines(above, below, group, PAGE / columns - 0.5, not column, told, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
         draw_spread(parts[-1].add_subplot(), spread)

@@ -90,6 +90,8 @@ class NoiseScale:
         noise, signal = ("tr C", "|g|^2") if self.kind == "simple" else ("tr(HC)", "g'Hg")
         if not (math.isfinite(self.ratio.numerator) and math.isfinite(self.ratio.denominator)):
             return f"{noise} or {signal} is not finite"
+        if abs(self.signal) < self.ratio.rounding:
+            return f"{signal} is lost in rounding: it is zero as far as the dtype tells"
         if self.ratio.resolved:
             return f"{noise} is below zero: noise lowers the loss to second order"
         if not math.isnan(self.interval[1]):
@@ -216,7 +218,7 @@ class NoiseAt:
         else:
             estimate = self._diagonal(BetweenExamples(deviations), self.max_products)
             squares, error = n * estimate.values.cpu().double(), estimate.sum_errors.item()
-        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error)
+        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error, self._eps)
         if not self.population:
             along = deviations.times([self.gradient, *self._random_sums()])
             found = replace(found, influences=squares[None].numpy(), about=2 * along[0].numpy())
@@ -233,7 +235,7 @@ class NoiseAt:
         estimate = self._diagonal(BetweenExamples(deviations, operator), max_products or self.max_products)
         sums = self.gradient.new_zeros(0, len(self.gradient)) if self.population else self._random_sums()
         image, *others = images(operator, torch.cat([self.gradient[None], sums]))
-        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item())
+        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item(), self._eps)
         without = None
         if not self.population:
             along = deviations.times([image, *others])
@@ -251,6 +253,10 @@ class NoiseAt:
     def rest(self) -> int:
         """The products that `full` takes beside two for each product with the matrix over examples."""
         return 1 if self.population else 4 * VECTORS + 5
+
+    @property
+    def _eps(self) -> float:
+        return torch.finfo(self.deviations.problem.dtype).eps
 
     def _diagonal(self, matrix: BetweenExamples, max_products: int) -> DiagonalEstimate:
         def enough(sums: Tensor, errors: Tensor) -> bool:

@@ -29,6 +29,7 @@ from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.problem import Problem
 from spectra.steps.line_search import Losses, rounding_of
+from spectra.steps.noise_scale import refuse_matrix
 from spectra.vectors import norm, without_autocast
 from spectra.wording import outline
 
@@ -87,7 +88,7 @@ def worst_case(
         rho: the radius of the ball; None: 0.05, or 0.5 where it is adaptive.
         adaptive: whether distances are relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
         steps: the number of ascent steps, 1 or more; the first alone is SAM's.
-        name: the matrix of the quadratic model in `spectra.MATRICES`, or None for no such model.
+        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None leaves that out.
         memory: bytes for products beyond model and data.
         check: whether derivatives are first compared with finite differences.
 
@@ -95,12 +96,14 @@ def worst_case(
         The rises after each step, with their rounding, the direction, and the `model`'s own largest rise.
 
     Raises:
-        SpectraError: the model or the loss fails, or there is no such matrix.
+        SpectraError: the model or the loss fails, or the matrix does not suit.
     """
     rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho
     require_number("rho", rho, above=0.0, finite=True)
     require_boolean("adaptive", adaptive)
     require_integer("steps", steps)
+    if name is not None:
+        refuse_matrix(name)
     ball = Ball(problem, rho, adaptive)
     found = search_ball(ball, steps)
     if name is None:

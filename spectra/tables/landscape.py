@@ -12,7 +12,7 @@ from spectra.quoting import readable
 from spectra.records.landscape import Barrier, LandscapeResult, Line, Plane
 from spectra.records.record import Record
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
-from spectra.wording import brief, short_paths, with_error
+from spectra.wording import brief, rounded, short_paths, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
@@ -206,7 +206,7 @@ def plane_line(entry: LandscapeResult, plane: Plane, called: Names) -> str:
 
 def cell(value: float | None) -> str:
     """A number in three digits, or a dash."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else rounded(value)
 
 
 def cost_table(results: Sequence[LandscapeResult], called: Names) -> Any:
