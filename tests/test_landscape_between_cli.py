@@ -96,6 +96,15 @@ def test_files_with_commas(record):
     assert [plane["orthogonal"] for plane in found["results"][0]["planes"]] == [True, True]
 
 
+def marks_told_apart(figure) -> bool:
+    """Whether every panel marks the lines of each checkpoint by a shape of its own, the one in the legend."""
+    legend = figure.subfigs[0].legends[0]
+    shown = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
+    shapes = [shown[name].get_marker() for name in ("a-2", "a-10")]
+    panels = [{line.get_marker() for line in axes.lines} for axes in figure.subfigs[0].axes]
+    return len(set(shapes)) == 2 and all({*shapes} <= panel for panel in panels[::2])
+
+
 def test_several_checkpoints(record):
     """Each has the numbers that it has alone; one record, one figure, one table."""
     options = "--along 1 --along checkpoint:b,c.pt --along update"
@@ -121,6 +130,7 @@ def test_several_checkpoints(record):
         assert arrays["loss_ggn_a-10.pt_1"].tolist() == found["results"][3]["lines"][0]["loss"]
     rows = list(load_result("both/landscape.json").rows())
     assert {row["checkpoint"] for row in rows} == {"a-2.pt", "a-10.pt"}
+    assert marks_told_apart(landscape_figures(Record.of(found))["landscape"])
     text = landscape_text(Record.of(found))
     assert max(map(len, text.splitlines())) <= 80
     assert "a-10: loss" in text
