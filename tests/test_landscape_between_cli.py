@@ -96,15 +96,6 @@ def test_files_with_commas(record):
     assert [plane["orthogonal"] for plane in found["results"][0]["planes"]] == [True, True]
 
 
-def marks_told_apart(figure) -> bool:
-    """Whether every panel marks the lines of each checkpoint by a shape of its own, the one in the legend."""
-    legend = figure.subfigs[0].legends[0]
-    shown = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
-    shapes = [shown[name].get_marker() for name in ("a-2", "a-10")]
-    panels = [{line.get_marker() for line in axes.lines} for axes in figure.subfigs[0].axes]
-    return len(set(shapes)) == 2 and all({*shapes} <= panel for panel in panels[::2])
-
-
 def test_several_checkpoints(record):
     """Each has the numbers that it has alone; one record, one figure, one table."""
     options = "--along 1 --along checkpoint:b,c.pt --along update"
@@ -299,3 +290,12 @@ def test_the_call_has_the_numbers_of_the_command(record):
 def test_what_the_call_refuses(options, told):
     with pytest.raises(spectra.SpectraError, match=told):
         spectra.landscape("nets.py:mlp", "cross_entropy", "points.npz", **{"points": 3, **options})
+
+
+def marks_told_apart(figure) -> bool:
+    """Whether every panel marks the lines of each checkpoint by a shape of its own, the one in the legend."""
+    legend = figure.subfigs[0].legends[0]
+    shown = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
+    shapes = [shown[name].get_marker() for name in ("a-2", "a-10")]
+    panels = [{line.get_marker() for line in axes.lines} for axes in figure.subfigs[0].axes]
+    return len(set(shapes)) == 2 and all({*shapes} <= panel for panel in panels[::2])
