@@ -86,6 +86,12 @@ def record(call):
     return record
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures take most of the time of a command on a small network."""
+    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
+
+
 def test_all_directions_with_files(call, record, folder):
     status, out, _ = call(f"{LINE} --to later.pt --out run")
     assert status == 0
@@ -150,6 +156,7 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     assert [d.name for d in found.point.directions] == ["gradient", "update", "momentum"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_eigenvectors_of_an_earlier_run(record, call):
     assert (
         call(f"eig{LINE.removeprefix('step').partition(' --no-noise')[0]} --tol 1e-6 --out run")[0] == 0
@@ -305,6 +312,7 @@ def test_a_matrix_that_is_no_curvature_of_the_loss_gives_no_step(record):
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
 def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
     calls, last, multiply = 0, math.inf, Curvature.__matmul__
@@ -317,7 +325,6 @@ def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
         return multiply(*arguments)
 
     monkeypatch.setattr(Curvature, "__matmul__", counted)
-    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
     line = [*shlex.split(LINE), "--save-every", "1e-9", "--out"]
     assert run([*line, "whole"]) == 0
     whole, last, calls = calls, int(part * calls), 0

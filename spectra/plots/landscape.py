@@ -18,7 +18,8 @@ from spectra.plots.names import settable
 from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
-from spectra.wording import short_paths, with_error
+from spectra.surfaces.names import ShortNames, is_way
+from spectra.wording import with_error
 
 PAGE = 6.5  # width in inches
 LOSS, PREDICTION, DEPARTURE = COLOURS[0], COLOURS[1], "0.15"
@@ -48,34 +49,12 @@ class Panel(NamedTuple):
     of: str | None  # the checkpoint, where there are several
 
 
-class Names:
-    """Names of files by what tells them apart."""
-
-    def __init__(self, record: Record):
-        ways = [d.name.partition(":")[2] for entry in record.results for d in entry.directions if is_way(d.name)]
-        here = [entry.checkpoint for entry in record.results if entry.checkpoint]
-        self.files = short_paths(ways) | short_paths(here)
-
-    def file(self, path: str) -> str:
-        """A checkpoint."""
-        return settable(self.files.get(path, path))
-
-    def __call__(self, name: str) -> str:
-        """A direction."""
-        return f"to {self.file(name.partition(':')[2])}" if is_way(name) else name
-
-
-def is_way(name: str) -> bool:
-    """Whether a direction leads to another checkpoint."""
-    return name.startswith("checkpoint:")
-
-
 def landscape_figures(record: Record) -> dict[str, Figure]:
     """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such.
 
     Lines of several checkpoints along one direction share a panel.
     """
-    lines, planes, called = panels(record, "lines"), panels(record, "planes"), Names(record)
+    lines, planes, called = panels(record, "lines"), panels(record, "planes"), ShortNames(record.results, settable)
     spread = [(entry, one) for entry in record.results for one in entry.spread or ()]
     rows = [(", ".join([*of(entry, called), entry.curvature, called(one.along)]), one) for entry, one in spread]
     figures = {}
@@ -88,7 +67,7 @@ def landscape_figures(record: Record) -> dict[str, Figure]:
     return figures
 
 
-def of(entry: Any, called: Names) -> list[str]:
+def of(entry: Any, called: ShortNames) -> list[str]:
     """The checkpoint of a result or a panel, where there are several."""
     path = entry.of if isinstance(entry, Panel) else entry.checkpoint
     return [called.file(path)] if path else []
@@ -112,7 +91,7 @@ def numbers(values: Any) -> np.ndarray:
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
-def title(direction: Direction, called: Names) -> str:
+def title(direction: Direction, called: ShortNames) -> str:
     """A direction, and how much the loss bends along it or how long it is."""
     name = called(direction.name)
     if direction.eigenvalue is None:
@@ -120,7 +99,7 @@ def title(direction: Direction, called: Names) -> str:
     return f"{f'eigenvector {name}' if name.isdigit() else name}, λ = {plain(direction.eigenvalue, 3)}"
 
 
-def short_title(direction: Direction, called: Names) -> str:
+def short_title(direction: Direction, called: ShortNames) -> str:
     """The title of a panel where there is less room."""
     name = direction.name
     if direction.eigenvalue is None:
@@ -128,7 +107,7 @@ def short_title(direction: Direction, called: Names) -> str:
     return f"{f'λ$_{{{name}}}$' if name.isdigit() else f'{name} λ'} = {plain(direction.eigenvalue, 4)}"
 
 
-def axis_title(panel: Panel, place: int, called: Names) -> str:
+def axis_title(panel: Panel, place: int, called: ShortNames) -> str:
     """The label of a side of a plane."""
     plane, direction = panel.found, panel.directions[place]
     if plane.trajectory:
@@ -145,7 +124,7 @@ def head(axes: Axes, text: str, width: float) -> None:
 # Lines
 
 
-def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: Names) -> Figure:
+def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: ShortNames) -> Figure:
     """Loss and prediction along every line, their difference below; at the foot the spread over the examples."""
     groups: dict[tuple[str, str], list[Panel]] = {}
     for panel in lines:
@@ -175,7 +154,7 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
     return figure
 
 
-def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> tuple[list[str], list[Any]]:
+def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames) -> tuple[list[str], list[Any]]:
     """Entries of the legend, and samples of what they name."""
     barrier = [panel for panel in lines if panel.found.barrier]
     departs = any(not panel.found.barrier for panel in lines)
@@ -227,7 +206,7 @@ def draw_lines(
     first: bool,
     told: bool,
     checkpoints: Sequence[str],
-    called: Names,
+    called: ShortNames,
 ) -> None:
     """Draw loss and prediction along a line from each checkpoint, and below them what is left.
 
@@ -354,7 +333,7 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
 # Planes
 
 
-def plane_figure(planes: Sequence[Panel], called: Names) -> Figure:
+def plane_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
     """Contours of the loss, those of the prediction at the same heights dashed over them; checkpoints as points."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
@@ -380,7 +359,7 @@ def predicted(panels: Sequence[Panel]) -> bool:
     return any(np.isfinite(numbers(panel.found.prediction)).any() for panel in panels)
 
 
-def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
+def draw_plane(axes: Axes, panel: Panel, width: float, called: ShortNames) -> None:
     """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
@@ -400,7 +379,7 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
     head(axes, ", ".join([*of(panel, called), panel.matrix]), width)
 
 
-def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
+def draw_marks(axes: Axes, panel: Panel, called: ShortNames) -> None:
     """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
     marks = panel.found.marks or []
     ends = [(mark, True) for mark in marks]
@@ -432,7 +411,7 @@ def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
     return low + (high - low) * (np.arange(1, count + 1) / count) ** 2
 
 
-def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
+def surface_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
     """The loss as a surface, with the prediction as a net."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
@@ -446,7 +425,7 @@ def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
     return figure
 
 
-def draw_surface(axes: Any, panel: Panel, called: Names) -> None:
+def draw_surface(axes: Any, panel: Panel, called: ShortNames) -> None:
     """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_boolean, require_choice, require_integer, require_number
 from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.gradients import with_weight_decay
 from spectra.curvature.matrices import definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -207,7 +208,7 @@ class NoiseAt:
     ) -> NoiseAt:
         """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
         deviations = Deviations.of(problem, memory, check, by_item)
-        return cls(deviations, mean_with_decay(problem, deviations.mean), generator, population, **settings)
+        return cls(deviations, with_weight_decay(problem, deviations.mean), generator, population, **settings)
 
     def simple(self) -> NoiseScale:
         """tr C / |g|^2, with the influence of each example."""
@@ -277,14 +278,6 @@ class NoiseAt:
 def second_order(along: Tensor) -> float:
     """2 tr(HCHC) / N^2 from the x_i'H w (K, N), as E (Hw)'C(Hw) = tr(HCHC)."""
     return 2 * along.square().mean().item() / along.shape[1] ** 2
-
-
-def mean_with_decay(problem: Problem, mean: Tensor) -> Tensor:
-    """The gradient (n,) of the mean loss with weight decay, from that without."""
-    if not problem.weight_decay:
-        return mean
-    theta = problem.vector([p.detach() for p in problem.leaves]).to(mean.device)
-    return mean + problem.weight_decay * theta
 
 
 def unit_of(deviations: Deviations) -> tuple[str, str | None]:

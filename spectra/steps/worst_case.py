@@ -20,7 +20,7 @@ from torch import Tensor
 from spectra.arguments import require_boolean, require_integer, require_number
 from spectra.cluster.distributed import distributed
 from spectra.curvature.displacement import displaced, displaced_losses
-from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.operator import Curvature
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO
 from spectra.devices import device_of_vectors
@@ -152,9 +152,9 @@ class Ball:
     backward: int = 0
 
     def __post_init__(self) -> None:
-        theta = self.problem.vector([p.detach() for p in self.problem.leaves])
-        self.theta = theta.to(device_of_vectors(theta.device), copy=True)
-        self.scale = self.theta.abs() if self.adaptive else torch.ones_like(self.theta)
+        theta = self.problem.parameter_vector()
+        scale = theta.abs() if self.adaptive else torch.ones_like(theta)
+        self.scale = scale.to(device_of_vectors(theta.device))
 
     @cached_property
     def origin(self) -> Tensor:
@@ -175,11 +175,11 @@ class Ball:
     def slope(self, e: Tensor) -> Tensor:
         """The gradient (n,) by e, by a forward and a backward pass."""
         self.watch()
-        d, problem = self.displacement(e), self.problem
-        with displaced(problem.leaves, problem.tensors(d)):
-            gradient = mean_gradient(problem)
+        problem = self.problem
+        with displaced(problem.leaves, problem.tensors(self.displacement(e))):
+            gradient = with_weight_decay(problem, mean_gradient(problem))
         self.forward, self.backward = self.forward + 1, self.backward + 1
-        return self.scale * (gradient + problem.weight_decay * (self.theta + d))
+        return self.scale * gradient
 
     def rise(self, e: Tensor, start: float) -> float:
         """L(theta + d) - L(theta), by a forward pass; nan where it is not finite."""
