@@ -359,6 +359,7 @@ def test_fieller():
     assert (6 - 0.1 * low) ** 2 == pytest.approx(1.96**2 * (0.04 + 0.01 * low**2), rel=1e-10)
     assert Ratio(0.1, 0.1, np.diag([0.04, 0.01]), zero).interval == (0.0, math.inf)
     assert Ratio(1.0, 0.0, zero, zero).interval == (math.inf, math.inf)
+    assert Ratio(0.0, 2.0, zero, zero).interval == (0.0, 0.0)  # no noise at all
 
 
 def test_refusals():

@@ -84,4 +84,4 @@ def roots_of(a: float, b: float, c: float, inside: float) -> tuple[float, ...]:
     if inside < 0:
         return ()
     far = b + math.copysign(math.sqrt(inside), b)  # without the difference that cancels
-    return tuple(sorted((far / a, c / far))) if far else (0.0,)
+    return tuple(sorted((far / a, c / far))) if far else (0.0, 0.0)

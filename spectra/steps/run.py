@@ -98,10 +98,10 @@ def step(session: Session[StepSettings]) -> Record:
         guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
-            for d, slope in zip(directions, along[0], strict=True):
+            for d, slope, error in zip(directions, *along, strict=True):
                 line.stage(d.name)
                 curvature = guesses[d.name].value if d.name in guesses else None
-                lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
+                lines[d.name] = loss_along(problem, d, slope, error, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
     record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
     if notes := [d.note for d in directions if d.note]:
@@ -109,10 +109,12 @@ def step(session: Session[StepSettings]) -> Record:
     return with_earlier(record, found)
 
 
-def loss_along(problem: Problem, d: Direction, slope: float, curvature: float | None, size: float) -> Line:
+def loss_along(
+    problem: Problem, d: Direction, slope: float, slope_error: float | None, curvature: float | None, size: float
+) -> Line:
     """The loss along a direction; `size` is |theta|."""
-    show = 0.0 if d.unit == RATE else 1.0
-    return search_line(problem, d.vector, slope, curvature, radius=NEARBY * (size or 1.0) / d.norm, show=show)
+    radius, show = NEARBY * (size or 1.0) / d.norm, 0.0 if d.unit == RATE else 1.0
+    return search_line(problem, d.vector, slope, curvature, radius=radius, slope_error=slope_error, show=show)
 
 
 def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
