@@ -449,7 +449,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
     "--precondition nets.py:P --wrt inputs": "--precondition: an optimizer moves parameters, not inputs",
     "--precondition nets.py:P --curvature ntk": "--curvature ntk: is a matrix over examples",
     "--precondition nets.py:P --curvature ggn --method gram": "--method gram: needs a factor of the matrix",
-    "--precondition last.pt --weight-decay 0.1": "--weight-decay 0.1: the optimizer of --precondition has a weight",
+    "--precondition last.pt --weight-decay 0.1": "--weight-decay 0.1: the optimizer of --precondition has weight",
     "--precondition last.pt --deflate plain": "--deflate plain: its matrices are not preconditioned",
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.operator import SymmetricOperator, find_on, placed
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
@@ -129,6 +129,28 @@ def entries_of(
             f"{foreign(missing[0])}{rest} not among its parameters; leave out by `params` what it does not move"
         )
     return held
+
+
+def refuse_second_decay(
+    decay: float, optimizer: Any, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
+) -> None:
+    """Raise SpectraError where a problem has this weight decay, and the optimizer or its saved state has its own.
+
+    Further arguments are those of `preconditioner`.
+    """
+    if not decay:
+        return
+    held = entries_of(optimizer, model, chosen, name)
+    if any(held.by_name[own].number("weight_decay") for own in chosen):
+        raise second_decay(decay)
+
+
+def second_decay(decay: float, optimizer: str = "the optimizer") -> SpectraError:
+    """The error for a problem that has a weight decay, beside that of the optimizer, which is called so."""
+    return SpectraError(
+        f"`weight_decay` {decay:g}: {optimizer} has weight decay of its own, so that it would count twice; leave "
+        "`weight_decay` out"
+    )
 
 
 def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:

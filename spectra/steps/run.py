@@ -90,7 +90,8 @@ def step(session: Session[StepSettings]) -> Record:
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
-        beside = Beside.of(session)
+        with session.listener.work("noise and worst case"):
+            beside = Beside.of(session)
         look = Look(session, together, blocks, directions, beside)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
@@ -254,7 +255,8 @@ class Look:
             curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
             pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
-        beside, apart = self.beside.matrix(counted, name, cost.left)
+        with self.session.listener.work(f"{name}, noise and worst case"):
+            beside, apart = self.beside.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
         met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
         return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)
