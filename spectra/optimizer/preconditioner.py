@@ -173,7 +173,7 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
-    """Whether weight decay is decoupled. Raises SpectraError where it matters and the state does not tell, or denies."""
+    """Whether weight decay is decoupled. Raises SpectraError where it matters and the state does not tell or denies."""
     if kind in ALWAYS_DECOUPLED:
         if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):
             raise refusal(
