@@ -37,6 +37,17 @@ def test_the_bound_of_a_share_is_met():
     assert np.abs(there.shares - here.shares).max() == pytest.approx(here.share_error[0])
 
 
+def test_the_bound_of_a_ratio_is_met_to_first_order():
+    """In the direction in which sum v_i^4 changes fastest."""
+    v = np.random.default_rng(0).normal(size=30)
+    v /= np.linalg.norm(v)
+    w = v**3 - v * (v**4).sum()
+    u = np.cos(1e-4) * v + np.sin(1e-4) * w / np.linalg.norm(w)
+    there, here = (of_vectors(x[None], {"": 30}, np.sin([1e-4])) for x in (u, v))
+    moved = there.inverse_participation[0] - here.inverse_participation[0]
+    assert 0.99 * here.inverse_participation_error[0] <= moved <= here.inverse_participation_error[0]
+
+
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
 def test_the_angle_to_the_true_eigenvector(which):
     spectrum = np.concatenate([[5, 4.9, 3, 3, -4.5, -4.2], uniform(54, -1, 1)])
@@ -69,7 +80,7 @@ def test_the_command_tells_where_eigenvectors_lie(tmp_path, capfd):
     assert run([*base.split(), str(tmp_path)]) == 0
     shown = capfd.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    assert "localisation: sum u_i^4" in shown
+    assert "localisation: sum of u_i^4" in shown
     tree = json.loads((tmp_path / "eig.json").read_text())["results"][0]["localisation"]
     record = spectra.load_result(tmp_path / "eig.json")
     (entry,) = record.results

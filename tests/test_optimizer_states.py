@@ -275,11 +275,15 @@ def number(value):
 
 
 REFUSED = {
-    "8 bits": (of_8_bits, {}, "bitsandbytes, whose state may be of 8 bits, which is not read; read are those of"),
+    "8 bits": (
+        of_8_bits,
+        {},
+        "bitsandbytes, whose state may be of 8 bits, which spectra does not read; read are those of",
+    ),
     "factored": (factored, {}, "Adafactor, whose state is factored"),
     "Muon": (label(ns_steps=5), {}, "Muon, whose preconditioner is not diagonal"),
     "Shampoo": (label(max_preconditioner_dim=8192), {}, "Shampoo, whose preconditioner is not diagonal"),
-    "Lion": (of_lion, {}, "Lion, whose step is a sign, which is not read; read are those of torch's Adam, "),
+    "Lion": (of_lion, {}, "Lion, whose step is a sign, which spectra does not read; read are those of torch's Adam, "),
     "an option that is not known": (label(caution=True), {}, "not those of an optimizer that is known"),
     "a state that is not known": (
         lambda s: s["state"][0].update(ema=torch.ones(5, 3)),
@@ -299,7 +303,7 @@ REFUSED = {
     "a rate that is no number": (number("x"), {}, "lr is saved as str"),
     "damaged": (lambda s: s.update(param_groups=[{}]), {}, "damaged"),
     "a key of no kind": (lambda s: s["param_groups"][0].update(params=[[0]]), {}, "damaged"),
-    "betas that are no pair": (label(betas=0.9), {}, "no pair of numbers"),
+    "betas that are no pair": (label(betas=0.9), {}, "not a pair of numbers"),
     "betas that do not fade": (label(betas=(0.9, 1.0)), {}, "0.9 and 1, not in"),
     "no optimizer": (lambda s: s.clear(), {}, "holds no 'state' and 'param_groups'|holds no `state`"),
     "in two groups": (lambda s: s["param_groups"].append(s["param_groups"][0]), {}, "in two of its groups"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +15,12 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
+from spectra.curvature.operator import Curvature
 from spectra.plots.noise import scales_of
 from spectra.plots.step import step_figures
 from spectra.records.record import Record
 from spectra.tables.step import step_text
+from spectra.wording import rounded
 
 NETS = """
 from torch import nn
@@ -108,6 +113,15 @@ def test_sections_that_are_left_out(record):
     assert "ball" not in step_text(found)
 
 
+def test_a_matrix_of_gradients_is_no_model_of_the_loss(record, points):
+    found = record(f"{LINE} --curvature fisher-empirical --ascent-steps 1")
+    hessian, of_gradients = found.results
+    assert [len(entry.balls) for entry in found.results] == [2, 0]
+    assert (hessian.full_noise is None, of_gradients.full_noise) == (False, None)
+    with pytest.raises(spectra.SpectraError, match="`name` fisher-empirical: is no second derivative of the loss"):
+        spectra.worst_case(problem(points), name="fisher-empirical")
+
+
 def test_a_loss_of_whole_batches_has_no_noise(record):
     found = record(f"{LINE} --loss nets.py:batch_mean --batch-size 90")
     assert found.point.noise is None
@@ -150,11 +164,38 @@ def test_what_is_not_resolved_is_null(record, points, tmp_path):
     assert (simple.lower > 100, simple.upper) == (True, None)
     assert simple.measured > 0 > simple.signal
     assert "simple: not resolved" in step_text(found)
-    assert f"at least {simple.lower:.3g}" in step_text(found)
+    assert f"at least {rounded(simple.lower)}" in step_text(found)
     everything = record(f"{LINE} --checkpoint last.pt --ascent-steps 0 --population").point.noise
     assert everything.population
     assert everything.simple.value > 1e4
     assert everything.simple.standard_error == 0
+
+
+def test_a_run_that_is_cut_off_goes_on(monkeypatch, capfd):
+    """With the products that were made, and with the same numbers."""
+    calls, last, multiply = 0, math.inf, Curvature.__matmul__
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > last:
+            raise KeyboardInterrupt
+        return multiply(*arguments)
+
+    monkeypatch.setattr(Curvature, "__matmul__", counted)
+    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
+    line = [*shlex.split(LINE), "--save-every", "1e-9", "--out"]
+    assert run([*line, "whole"]) == 0
+    whole, last, calls = calls, int(0.7 * calls), 0
+    assert run([*line, "cut"]) == 130
+    last, done, calls = math.inf, calls, 0
+    assert run([*line, "cut"]) == 0
+    assert calls <= whole - done + 5
+    capfd.readouterr()
+    first, again = (json.loads(Path(name, "step.json").read_text()) for name in ("whole", "cut"))
+    for part in ("full_noise", "balls", "products"):
+        assert again["results"][0][part] == first["results"][0][part]
+    assert again["point"] == first["point"]
 
 
 @pytest.mark.parametrize("options", ["--rho 0", "--adaptive-rho -1", "--ascent-steps -1"])

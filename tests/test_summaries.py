@@ -235,6 +235,7 @@ LAWS = {
     "pareto": lambda seed: pareto(55, 2.5, seed),
     "lognormal": lambda seed: np.random.default_rng(seed).lognormal(0, 0.7, 55),
     "exponential": lambda seed: np.random.default_rng(seed).exponential(size=55),
+    "a tail alone": lambda seed: np.concatenate([uniform(60, 0.1, 1, seed), pareto(60, 2.5, seed)]),
 }
 
 
@@ -437,7 +438,7 @@ def test_localisation_of_random_vectors(size):
 @pytest.mark.parametrize(
     ("vectors", "shapes", "reason"),
     [
-        (np.ones((2, 5)), {"w": [4]}, "4 parameters, for eigenvectors of 5"),
+        (np.ones((2, 5)), {"w": [4]}, "they have 4 entries, and eigenvectors have 5"),
         (np.zeros((1, 5)), None, "zero or not finite"),
         (np.full((1, 5), np.nan), None, "zero or not finite"),
     ],

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -95,8 +96,8 @@ def test_a_module_whose_log_comes_later():
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        (3, "`log`: int is no tracker; give an object with .log"),
-        ("runs/a", "`log`: str is no tracker"),
+        (3, "`log`: int is not a tracker; give an object with .log"),
+        ("runs/a", "`log`: str is not a tracker"),
         (Run, "`log`: Run is a class; call it first: Run"),
     ],
 )
@@ -130,6 +131,22 @@ def test_the_names_of_a_recording():
     assert "spectra/fisher-empirical_preconditioned/threshold" not in scalars(
         1, 1, 1, {"fisher-empirical": pairs}, {}, {}, by
     )
+
+
+def test_gradients_have_no_threshold(tmp_path):
+    """Of a matrix of their products the threshold of an optimizer says nothing."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1).double()
+    optimizer, log = torch.optim.SGD(model.parameters(), 0.1), Run()
+    names = ("hessian", "fisher-empirical")
+    options = {"curvature": names, "products": 30, "k": 1, "optimizer": optimizer, "log": log}
+    found = spectra.watch(model, nn.MSELoss(), (X, Y), tmp_path, every=1, **options)(0)
+    assert list(found.edge) == ["hessian"]
+    assert found.edge["hessian"].item() == found.eigenpairs["hessian"].values.item() / 20
+    ((values, _),) = log.told
+    assert values["spectra/hessian_preconditioned/threshold"] == pytest.approx(20)
+    assert values["spectra/hessian_preconditioned/over_threshold_1"] == found.edge["hessian"].item()
+    assert not [name for name in values if name.startswith("spectra/fisher") and "threshold" in name]
 
 
 def assert_named(found: dict[str, float], expected: dict[str, float]) -> None:
@@ -181,6 +198,22 @@ def test_a_tracker_that_fails_is_one_line_and_chance_stays(tmp_path, caplog):
     assert watch(2).directory == tmp_path / "step-000002"
     assert torch.equal(torch.get_rng_state(), state)
     assert caplog.messages == ["spectra.watch: step 2 is not logged: ConnectionError: no route to the server"]
+
+
+@pytest.mark.parametrize("package", ["lightning", "transformers"])
+def test_a_callback_whose_package_is_not_installed(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.pytorch", None)
+    monkeypatch.delitem(sys.modules, f"spectra.integrations.{package}", raising=False)
+    with pytest.raises(ImportError, match=f"spectra.integrations.{package}: .* pip install .*{package}]"):
+        import_module(f"spectra.integrations.{package}")
+
+
+def test_parameters_that_deepspeed_has_sharded(tmp_path):
+    model = nn.Linear(4, 1)
+    model.weight.ds_tensor = torch.zeros(2)
+    with pytest.raises(SpectraError, match="`model`: its parameters are sharded over processes"):
+        spectra.watch(model, nn.MSELoss(), (X, Y), tmp_path, every=1)
 
 
 def scalars_of_tensorboard(folder) -> dict[str, list[tuple[int, float]]]:
@@ -298,7 +331,7 @@ def test_collect_tells_a_tracker_of_a_package(kind, plan, drawn, monkeypatch):
         ("wandb:spectra", "the package wandb is not installed"),
         ("tensorboard:", "it names no place; write tensorboard:DIR"),
         ("trackio", "it names no place; write trackio:PROJECT"),
-        ("mine.py:nothing", "--log: int is no tracker"),
+        ("mine.py:nothing", "--log: int is not a tracker"),
         ("mine.py:other", "mine.py has no other"),
         ("mine.py:fails", "--log mine.py:fails: it failed with ConnectionError: no route"),
     ],

@@ -25,7 +25,7 @@ CASES = {
     "Adagrad": ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.2}),
     "RMSprop": ("RMSprop", {"momentum": 0.5, "centered": True}),
     "Adadelta": ("Adadelta", {"weight_decay": 0.1}),
-    "Adafactor": ("Adafactor", {"lr": 0.3, "weight_decay": 0.1}),
+    "Adafactor": ("Adafactor", {"lr": 0.3, "weight_decay": 0.1, "maximize": True}),
 }
 KEPT = {"SGD": "momentum_buffer", "RMSprop": "momentum_buffer"}
 
@@ -77,17 +77,50 @@ def test_the_update_is_the_step_that_training_takes(case, steps):
     torch.testing.assert_close(found.vector, step, rtol=1e-9, atol=1e-9 * step.abs().max().item())
 
 
-def test_an_eps_that_is_not_given_is_that_of_the_type_in_training():
-    """Adafactor's decides the step where gradients are small; a copy in float64 has another."""
-    model = network().float()
-    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.3)
-    for p in model.parameters():
-        p.grad = 1e-7 * torch.ones_like(p)
-    optimizer.step()
-    before, saved = theta(model), copy.deepcopy(optimizer.state_dict())
-    found = next_update(saved, model, dict(model.named_parameters()), torch.full_like(before, 1e-7))
-    optimizer.step()
-    torch.testing.assert_close(found.float(), theta(model) - before, rtol=1e-4, atol=1e-7)
+def test_adafactor_has_the_eps_of_the_type_it_trains_in():
+    """Its default; gradients are far below that of float32, and far above that of float64."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.1)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 1e-9)
+        found = next_update(
+            optimizer, model, dict(model.named_parameters()), torch.full((8,), 1e-9, dtype=torch.float64)
+        )
+        before = theta(model)
+        optimizer.step()
+        torch.testing.assert_close(found, (theta(model) - before).double(), rtol=1e-3, atol=1e-9)
+
+
+class WithUnused(nn.Module):
+    """A network with a layer that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.unused, self.used = nn.Linear(2, 2).double(), network()
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("case", ["SGD", "Nesterov", "AdamW", "Adagrad"])
+def test_parameters_without_a_gradient_stay(case):
+    """As torch's optimizers leave them, weight decay too."""
+    kind, options = CASES[case]
+    model = WithUnused()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), **options | {"weight_decay": 0.3})
+    train(model, optimizer, 2)
+    problem = problem_of(model)
+    gradient, before, saved = Point.of(problem).gradient, theta(model), copy.deepcopy(optimizer.state_dict())
+    found = update_direction(problem, gradient, saved).vector
+    if case in ("Nesterov", "AdamW"):
+        kept = torch.cat([optimizer.state[p][KEPT.get(kind, "exp_avg")].flatten() for p in model.used.parameters()])
+        (direction,) = directions(problem, ["momentum"], gradient, optimizer=saved)
+        assert torch.equal(direction.vector, torch.cat([torch.zeros(6).double(), -kept]))
+    train(model, optimizer)
+    torch.testing.assert_close(found, theta(model) - before, rtol=1e-9, atol=1e-14)
+    assert not found[:6].any()
 
 
 @pytest.mark.parametrize("case", ["heavy ball", "Nesterov", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"])
@@ -128,7 +161,10 @@ def test_weight_decay_stands_once():
     gradient, plain = Point.of(problem).gradient, torch.optim.SGD(model.parameters(), lr=0.5)
     torch.testing.assert_close(update_direction(problem, gradient, plain).vector, -0.5 * gradient)
     twice = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1)
-    for optimizer in (twice, twice.state_dict()):
+    (group,) = twice.state_dict()["param_groups"]
+    names = [name for name, _ in model.named_parameters()]
+    flat = {f"param_groups.{name}.{key}": group[key] for name in names for key in group.keys() - {"params"}}
+    for optimizer in (twice, twice.state_dict(), flat):  # flat as torch.distributed.checkpoint saves it
         with pytest.raises(SpectraError, match=r"`weight_decay` 0\.1: the optimizer has weight decay of its own"):
             update_direction(problem, gradient, optimizer)
 
@@ -169,3 +205,23 @@ def test_what_is_missing_is_named():
     del broken["state"][0]["exp_avg_sq"]
     with pytest.raises(SpectraError, match=r"takes no step from the state of 0\.weight.*exp_avg_sq"):
         directions(problem, ["update"], gradient, optimizer=broken)
+
+
+def test_what_stays_on_the_way_is_told(tmp_path):
+    def built(shift: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(shift)
+            model[1].running_mean.add_(shift)
+        return model
+
+    here, there = built(0.0), built(0.1)
+    torch.save(there.state_dict(), tmp_path / "later.pt")
+    chosen = {name: p for name, p in here.named_parameters() if name != "2.bias"}
+    found = checkpoint_direction(problem_of(here, parameters=chosen), tmp_path / "later.pt")
+    assert "2 tensors (2.bias, 1.running_mean) of" in found.note
+    assert found.norm == pytest.approx(0.1 * sum(p.numel() for p in chosen.values()) ** 0.5)
+    assert here[1].running_mean.eq(0).all()
+    assert not checkpoint_direction(problem_of(network()), {n: p + 1 for n, p in network().named_parameters()}).note

@@ -86,7 +86,7 @@ def page(rows: dict[str, Sequence[Row]], made: dict[str, Any]) -> str:
         for source in dict.fromkeys(row.source for row in some):
             same = [row for row in some if row.source == source]
             notes = "; ".join(dict.fromkeys(row.note for row in same))
-            parts.append(f"{source[:1].upper()}{source[1:]}. {notes[:1].upper()}{notes[1:]}.\n")
+            parts.append(f"{source[:1].upper()}{source[1:]}: {notes}.\n")
             parts.append(
                 "| number | published | theory at this size ± | found | agrees |\n| --- | --- | --- | --- | --- |"
             )

@@ -12,7 +12,7 @@ import spectra
 from scripts.validation.digits import digits
 from scripts.validation.row import Row
 
-SOURCE = "Noci et al. 2024, Super consistency of neural network landscapes"
+SOURCE = "Noci et al. 2024"
 STEPS, RATE = 150, 0.5
 
 

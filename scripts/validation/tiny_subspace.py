@@ -12,7 +12,7 @@ import spectra
 from scripts.validation.digits import digits
 from scripts.validation.row import Row
 
-SOURCE = "Song, Ahn, Yun 2024, Does SGD really happen in tiny subspaces?"
+SOURCE = "Song, Ahn, Yun 2024"
 CLASSES, BEFORE, STEPS, RATE = 10, 150, 30, 0.1
 
 

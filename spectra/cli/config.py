@@ -60,7 +60,7 @@ def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpectraError(f"--config {path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # of TOML, or of UTF-8
-        raise SpectraError(f"--config {path}: is no TOML ({error}); put it right there") from error
+        raise SpectraError(f"--config {path}: is not valid TOML ({error}); correct it there") from error
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     if unknown := tables.keys() - set(known_commands(context)):
         name = min(unknown)
@@ -109,6 +109,8 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
+        if isinstance(options.get("checkpoint"), list):  # of landscape: others take the first
+            options["checkpoint"] = problem.get("checkpoint")
     same = not problem.get("precondition") or "precondition" in options_of(context)  # matrix as that of the command
     if record.command == "eig" and options.get("wrt", "parameters") == "parameters" and same:
         options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them

@@ -65,7 +65,7 @@ def typed(option: click.Option, value: Any) -> list[str]:
     if value is None or value == plain(option.default):
         return []
     if option.multiple:
-        return [word for item in value for word in (name, str(item))]
+        return [word for item in as_list(value) for word in (name, str(item))]
     return [name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 

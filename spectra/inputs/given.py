@@ -89,7 +89,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, DataParallel | DistributedDataParallel):
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    if fully_sharded or any(hasattr(p, "full_tensor") for p in model.parameters()):
+    marks = ("full_tensor", "ds_tensor")  # of a DTensor, and of DeepSpeed's third stage
+    if fully_sharded or any(hasattr(p, mark) for p in model.parameters() for mark in marks):
         raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
     return model
 
@@ -109,7 +110,7 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     if isinstance(loss, type) or not may_be_loss(loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         way_out = f"call it first: {came}()" if isinstance(loss, type) else "give a loss or a function (output, target)"
-        raise SpectraError(f"`loss`: {came} is no loss; {way_out}")
+        raise SpectraError(f"`loss`: {came} is not a loss; {way_out}")
     if isinstance(loss, Loss):
         return loss
     bare = loss.func if isinstance(loss, partial) else loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from spectra.inputs.batches import UNCUT
 from spectra.inputs.chance import seeded
 
 MOST = 10_000  # objects in which generators are looked for
+LARGEST = 1000  # entries of a list or a dictionary: more are data
+GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which nothing is looked for
 GIVE = "give `data`, the examples to watch, as batches"
 
 
@@ -31,15 +35,15 @@ def some_batches(loader: Any, count: int, seed: int) -> list[Any]:
     """
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or not callable(collate):
-        raise SpectraError(f"`data`: the trainer's loader is a {type(loader).__name__}, no DataLoader; {GIVE}")
+        raise SpectraError(f"`data`: the trainer's loader is a {type(loader).__name__}, not a DataLoader; {GIVE}")
     name = type(dataset).__name__
     size = batch_size(loader)
     if size is None:
-        raise SpectraError(f"`data`: the trainer's loader makes no batches of {name}, which are its own; {GIVE}")
+        raise SpectraError(f"`data`: the trainer's loader has no batch size, as {name} makes its own batches; {GIVE}")
     try:
         length = len(dataset)
     except Exception as error:
-        raise SpectraError(f"`data`: {name} has no length, so that nothing can be chosen of it; {GIVE}") from error
+        raise SpectraError(f"`data`: {name} has no length, so no examples can be chosen from it; {GIVE}") from error
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
     with seeded(seed), as_they_were(dataset, collate):
         try:
@@ -58,9 +62,8 @@ def batch_size(loader: Any) -> int | None:
 
 def items_of(dataset: Any, indices: list[int]) -> list[Any]:
     """The items of a data set, fetched as PyTorch's loaders do."""
-    if callable(fetch := getattr(dataset, "__getitems__", None)):
-        return fetch(indices)
-    return [dataset[index] for index in indices]
+    fetch: Any = getattr(dataset, "__getitems__", None)
+    return fetch(indices) if fetch else [dataset[index] for index in indices]
 
 
 @contextmanager
@@ -96,24 +99,21 @@ def restorer(found: Any) -> Any:
     return restore
 
 
-GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
-LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which nothing is looked for
-
-
 def within(objects: Any) -> list[Any]:
-    """Generators, and objects with attributes, in these and in what they hold."""
-    found, seen, stack = [], set(), list(objects)
-    while stack and len(seen) < MOST:
-        one = stack.pop()
+    """Generators, and objects with attributes, in these and in what they hold, the nearest first."""
+    found, seen, waiting = [], set(), deque(objects)
+    while waiting and len(seen) < MOST:
+        one = waiting.popleft()
         if id(one) in seen or isinstance(one, LEAVES):
             continue
         seen.add(id(one))
         if isinstance(one, GENERATORS):
             found.append(one)
         elif isinstance(one, list | tuple | dict):
-            stack += list(one.values() if isinstance(one, dict) else one)[:MOST]
+            if len(one) <= LARGEST:
+                waiting += one.values() if isinstance(one, dict) else one
         elif isinstance(held := getattr(one, "__dict__", None), dict):
             found.append(one)
-            stack += held.values()
-            stack.append(getattr(one, "__self__", None))  # of a method
+            waiting += held.values()
+            waiting.append(getattr(one, "__self__", None))  # of a method
     return found

@@ -73,7 +73,9 @@ class SpectraCallback(Callback):
             self.recorder.begin(pl_module, "model", trainer.train_dataloader, log, trainer.optimizers)
             self.recorder.first(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         with aside(trainer, pl_module):
             self.recorder.at(trainer.global_step)
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectra.arguments import require_boolean, require_integer
 from spectra.errors import SpectraError
 from spectra.inputs.devices import cast_tensors
-from spectra.inputs.given import device_and_dtype
+from spectra.inputs.given import device_and_dtype, unwrapped
+from spectra.inputs.items import plain
 from spectra.integrations.examples import some_batches
 from spectra.problem.model_loss import returned_loss
 from spectra.problem.undisturbed import undisturbed
@@ -66,10 +67,11 @@ class Recorder:
         self.last = None
 
     def first(self, step: int) -> None:
-        """Record before the first step, unless the optimizer that is to precondition has no state yet."""
+        """Record before the first step; with no word leave it out where the optimizer of P has no state yet."""
         assert self.watch is not None
-        if not self.precondition or stepped(self.watch.optimizer):
-            self.at(step)
+        if self.precondition and not stepped(self.watch.optimizer):
+            self.last = step
+        self.at(step)
 
     def at(self, step: int) -> None:
         """Record, where this step is one of those asked for and has not been seen yet."""
@@ -94,7 +96,8 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "c10d" in func.namespace:
             raise SpectraError(
-                f"`loss`: it waits for the other processes ({func._opname.strip('_')}), while the first alone records; "
+                f"`loss`: it communicates with other processes ({func._opname.strip('_')}), but only the first "
+                "records; "
                 'give a `loss` that does not, or "model"'
             )
         return func(*args, **kwargs or {})
@@ -105,6 +108,10 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
-    batch = cast_tensors(batch, *device_and_dtype(model))
-    with undisturbed(model), torch.no_grad(), Collectives():
-        (returned_loss if loss == "model" else loss)(model, batch)
+    batch = cast_tensors(plain(batch), *device_and_dtype(unwrapped(model)))
+    try:
+        with undisturbed(model), Collectives():
+            (returned_loss if loss == "model" else loss)(model, batch)
+    except Exception as error:
+        if isinstance(error, SpectraError):
+            raise  # of anything else the watch will tell

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.integrations.recorder import Recorder
@@ -110,7 +110,7 @@ def loss_of(trainer: Trainer) -> Any:
     return "model"
 
 
-def computed_loss(model: nn.Module, batch: Any, trainer: Trainer) -> Tensor:
+def computed_loss(model: nn.Module, batch: Any, trainer: Trainer) -> Any:
     """The loss that a Trainer computes of a batch."""
     return trainer.compute_loss(model, dict(batch))
 

@@ -23,32 +23,32 @@ LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, 
 
 def torch_diagonal(entry: Entry) -> Tensor:
     """The diagonal of the preconditioner of torch's Adafactor."""
-    least, smallest = torch_eps(entry)
     if len(entry.shape) > 1:
-        row, column = (torch_average(entry, key) for key in ("row_var", "col_var"))
+        row, column = (entry.tensor(key, torch_shape(key, entry.shape)) for key in ("row_var", "col_var"))
+        least, smallest = torch_eps(entry)
         v = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=least)
     else:
-        v = torch_average(entry, "variance")
+        v = entry.tensor("variance")
+        least, smallest = torch_eps(entry)
     return v.sqrt().clamp(min=least) / max(smallest, entry.root_mean_square())
 
 
-def torch_average(entry: Entry, key: str) -> Tensor:
-    """An average of squared gradients of torch's Adafactor, in the shape in which it is kept: `row_var`, or another."""
-    *rest, last = entry.shape or (1,)
-    shapes = {"row_var": torch.Size([*rest, 1]), "col_var": torch.Size([*rest[:-1], 1, last])}
-    return entry.tensor(key, shapes.get(key))
+def torch_shape(key: str, shape: torch.Size) -> torch.Size:
+    """The shape in which torch's Adafactor keeps a tensor of its state, of a parameter of this shape."""
+    if key == "row_var":
+        return torch.Size([*shape[:-1], 1])
+    return torch.Size([*shape[:-2], 1, shape[-1]]) if key == "col_var" else shape
 
 
 def torch_eps(entry: Entry) -> tuple[float, float]:
-    """The two eps of torch's Adafactor.
+    """The two eps of torch's Adafactor. Where the first is None, it is that of the parameter's type, as of its state.
 
-    The first, where none is given, is that of the parameter's type, in which its state is kept too.
+    Raises SpectraError where there are not two.
     """
     least, smallest = _pair_of_eps(entry)
     if least is None:
-        kept = (value for key, value in entry.state.items() if key != "step" and isinstance(value, Tensor))
-        like = next(kept, entry.values)
-        least = torch.finfo(torch.float32 if like is None else like.dtype).eps
+        kept = next((entry.state[key] for key in ("row_var", "variance") if key in entry.state), entry.values)
+        least = torch.finfo(torch.float64 if kept is None else kept.dtype).eps
     return least, smallest
 
 
@@ -103,5 +103,5 @@ def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
     """The two eps; the first may be None in torch. Raises SpectraError where there are not two."""
     given = entry.options.get("eps")
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
-        raise refusal("its eps are no pair of numbers; save the whole of optimizer.state_dict()")
+        raise refusal("its eps is not a pair of numbers; save the whole of optimizer.state_dict()")
     return given[0], given[1]

@@ -61,7 +61,7 @@ def of_network(record: Record) -> dict[str, Any]:
 
 def checkpoint(problem: ProblemRecord) -> str:
     """The checkpoint in words."""
-    path, sha = problem.get("checkpoint"), problem.checkpoint_sha256
+    path, sha, several = problem.get("checkpoint"), problem.checkpoint_sha256, problem.option("checkpoint")
     if path is None:
         if problem.model_holds_weights:
             return "none: the model holds its weights"
@@ -72,6 +72,7 @@ def checkpoint(problem: ProblemRecord) -> str:
         f"with the model's prefix {problem.checkpoint_added}" if problem.checkpoint_added else "",
         f"{problem.checkpoint_ignored} other names ignored" if problem.checkpoint_ignored else "",
         f"SHA-256 {str(sha)[:DIGITS]}…" if sha else "",
+        f"and {counted(len(several) - 1, 'other')} (see below)" if isinstance(several, list) else "",
     ]
     return ", ".join([str(path), *filter(None, parts)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def is_plain(value: object) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a module's attribute is a tensor that can be copied and compared, and no parameter."""
-    small = type(value) is Tensor and value.numel() <= LARGEST
-    return small and value.layout is torch.strided and not value.is_meta
+    if type(value) is not Tensor:
+        return False
+    return value.numel() <= LARGEST and value.layout is torch.strided and not value.is_meta

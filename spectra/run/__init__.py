@@ -2,5 +2,6 @@
 
 `eig`, `trace`, `density` and `inspection` hold the settings of the command of that name and the function that carries
 it out. For `spectra compare`, `layers`, `landscape` and `step` both are in `run.py` of the rooms `comparison`,
-`layerwise`, `surfaces` and `steps`. All work in a `session.Session`, which loads the problem, calls the method and keeps what comes out.
+`layerwise`, `surfaces` and `steps`. All work in a `session.Session`, which loads the problem, calls the method and
+keeps what comes out.
 """

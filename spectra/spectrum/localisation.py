@@ -23,20 +23,23 @@ from spectra.records.record import Record
 def localisation(
     result: Record | EigResult | Eigenpairs | Any, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Localisation:
-    """Compute the inverse participation ratios of eigenvectors, by layer too, beside those of random vectors.
+    """Compute how localised eigenvectors are (inverse participation ratios), overall and by layer.
+
+    The inverse participation ratio sum_i u_i^4 of a unit vector u is 1 where u is a single parameter and 1/n where it
+    is spread evenly; random vectors have about 3/n. Ratios of random vectors stand beside those found.
 
     Args:
-        result: a record of `eig` for one matrix, as `spectra.load_result` returns it; an entry of one; `Eigenpairs`; or
-            eigenvectors (k, n).
-        shapes: of the parameters, by name, in the order in which they lie in the vectors. If None, those that a record
-            holds; without any there is one layer. Parameters of one module are one layer.
+        result: what `spectra.eig` returns; a saved record of it for one matrix, as `spectra.load_result` returns it;
+            `Eigenpairs`; or eigenvectors (k, n), one a row.
+        shapes: the shape of each parameter by name, in their order in the vectors. None: the shapes that a record
+            holds; without any, all parameters are one layer. Parameters of one module form one layer.
 
     Returns:
-        The ratios, with bounds on what the error of an eigenvector changes in them. Such a bound takes residuals, and
+        The ratios, with bounds on how far the error of an eigenvector may change them. The bounds need residuals and
         the order asked for (`which`), which a record holds.
 
     Raises:
-        SpectraError: no eigenvectors were saved, they are not finite, or shapes do not fit them.
+        SpectraError: no eigenvectors were saved, they are not finite, or the shapes do not fit them.
     """
     which = None
     if isinstance(result, Record):
@@ -113,7 +116,10 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
         return {"": size}
     total = sum(math.prod(shape) for shape in shapes.values())
     if total != size:
-        raise ArgumentError(f"`shapes`: {total:,} parameters, for eigenvectors of {size:,}; give those chosen alone")
+        raise ArgumentError(
+            f"`shapes`: they have {total:,} entries, and eigenvectors have {size:,}; give those of the chosen "
+            "parameters"
+        )
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         layer = name.rpartition(".")[0]
@@ -127,42 +133,49 @@ def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], turned: np.ndarray
     `turned` (k,) bounds the sine s of the angle to the true eigenvector u. With v of norm 1 it has
     |u'Pu - v'Pv| <= s for every projector P.
     """
-    size, ends = vectors.shape[1], np.cumsum([0, *sizes.values()])[:-1]
-    seconds, fourths, largest = [], [], []
-    for row in vectors:  # one at a time: in float64 all may be more than there is room for
-        squares = np.square(row, dtype=np.float64)
-        length = squares.sum()
-        if not (np.isfinite(length) and length):
-            raise ArgumentError("`result`: an eigenvector is zero or not finite")
-        squares /= length
-        seconds.append(np.add.reduceat(squares, ends))
-        largest.append(squares.max())
-        fourths.append(np.add.reduceat(np.square(squares, out=squares), ends))
-    shares, parts = np.array(seconds), np.array(fourths)
+    size, layers = vectors.shape[1], np.array(list(sizes.values()))
+    ends = np.cumsum(layers)[:-1]
+    powers = [powers_of(np.split(row, ends)) for row in vectors]
+    shares, fourths, sixths, largest = (np.array(some) for some in zip(*powers, strict=True))
+    ratios = fourths.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        by_layer = np.where(shares > 0, parts / shares**2, np.nan)
+        by_layer = np.where(shares > 0, fourths / shares**2, np.nan)
     return Localisation(
-        inverse_participation=parts.sum(axis=1),
+        inverse_participation=ratios,
         random=3 / (size + 2),
         random_deviation=deviation(size),
         layers=list(sizes),
         sizes=list(sizes.values()),
         shares=shares,
         inverse_participation_by_layer=by_layer,
-        random_by_layer=3 / (np.array(list(sizes.values())) + 2),
-        inverse_participation_error=fourths_error(parts.sum(axis=1), np.array(largest), turned),
+        random_by_layer=3 / (layers + 2),
+        inverse_participation_error=fourths_error(ratios, sixths, largest, turned),
         share_error=turned,
     )
 
 
-def fourths_error(ratios: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios and largest v_i^2; the better of two.
+def powers_of(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Of a vector in parts, at norm 1: the sums of v_i^2 and of v_i^4 by part, that of v_i^6, and the largest v_i^2."""
+    scale = max(float(np.abs(part).max(initial=0.0)) for part in parts)
+    if not (np.isfinite(scale) and scale):
+        raise ArgumentError("`result`: an eigenvector is zero or not finite")
+    sums = np.zeros((3, len(parts)))
+    for i, part in enumerate(parts):  # one at a time: in float64 all may be more than there is room for
+        squares = np.square(part.astype(np.float64) / scale)
+        sums[:, i] = squares.sum(), squares @ squares, (squares**2) @ squares
+    length = sums[0].sum()
+    return sums[0] / length, sums[1] / length**2, float(sums[2].sum() / length**3), 1 / float(length)
 
-    One takes sum |u_i^2 - v_i^2| <= 2 s, the other that |u|_4 is a norm, with |u - v|_4 <= |u - v|_2.
+
+def fourths_error(ratios: np.ndarray, sixths: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios, sum v_i^6 and largest v_i^2.
+
+    With u = c v + s w and w orthogonal to v, of norm 1, |sum v_i^3 w_i|^2 <= sum v_i^6 - (sum v_i^4)^2.
     """
-    by_squares = 4 * largest * turned + 2 * turned**2
-    by_norm = (ratios**0.25 + 2 * np.sin(np.arcsin(turned) / 2)) ** 4 - ratios
-    return np.minimum(by_squares, by_norm)
+    s, c = turned, np.sqrt(1 - turned**2)
+    slope = np.sqrt(np.maximum(sixths - ratios**2, 0))
+    mixed = 4 * c**3 * s * slope + 6 * (c * s) ** 2 * largest + 4 * c * s**3 * np.sqrt(largest)
+    return (1 - c**4) * ratios + mixed + s**4
 
 
 def deviation(size: int) -> float:

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint import read_parameters
+from spectra.optimizer.preconditioner import refuse_second_decay
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
+from spectra.surfaces.elsewhere import elsewhere
 from spectra.vectors import norm
-from spectra.wording import outline
+from spectra.wording import counted, outline
 
 GRADIENT, UPDATE, MOMENTUM, CHECKPOINT = "gradient", "update", "momentum", "checkpoint"
 RATE, STEP, WAY = "learning rate", "step of the optimizer", "way to the other checkpoint"  # units of t
@@ -41,6 +43,7 @@ class Direction:
     kind: str  # of UNITS
     vector: Tensor  # (n,), whole on every process, of the problem's dtype on the device of its vectors
     norm: float
+    note: str = ""  # what a reader has to know of it
 
     __repr__ = outline
 
@@ -65,14 +68,11 @@ def update_direction(
     The optimizer's `model` is that of the problem, or one of the same names, of which the problem's is a copy. Raises
     SpectraError as that does, where the step is zero, and where weight decay is both in the loss and the optimizer's.
     """
-    groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) and "param_groups" in optimizer else ()
-    groups = groups or getattr(optimizer, "param_groups", ())
-    if problem.weight_decay and any(group.get("weight_decay") for group in groups if isinstance(group, Mapping)):
-        raise SpectraError(
-            f"`weight_decay` {problem.weight_decay:g}: the optimizer has weight decay of its own, which its update "
-            "holds; leave `weight_decay` out"
-        )
-    made = next_update(optimizer, model or problem.model, problem.parameters, gradient, name=name)
+    model = model or problem.model
+    refuse_second_decay(problem.weight_decay, optimizer, model, problem.parameters, name)
+    zero = {own for own, part in zip(problem.parameters, problem.tensors(gradient), strict=True) if not part.any()}
+    unused = zero.intersection(unused_parameters(problem)) if zero else ()
+    made = next_update(optimizer, model, problem.parameters, gradient, name=name, unused=unused)
     return direction(
         UPDATE, like(problem, made), "update: the optimizer's next step is zero; look at its learning rate"
     )
@@ -85,7 +85,8 @@ def momentum_direction(
 
     Arguments are those of `update_direction`. Raises SpectraError as that does, and where it is zero.
     """
-    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name)
+    unused = unused_parameters(problem)
+    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name, unused=unused)
     return direction(MOMENTUM, like(problem, kept), "momentum: it is zero; leave it out")
 
 
@@ -94,33 +95,34 @@ def checkpoint_direction(
 ) -> Direction:
     """theta_other - theta over the chosen parameters, for a file, a module or a mapping of the same model's parameters.
 
-    Buffers, and parameters that are not chosen, are not part of it. Raises SpectraError where a parameter is missing or
-    of another shape, and where both are the same.
+    Buffers, and parameters that are not chosen, are not part of it; of a file a note tells where they differ. Raises
+    SpectraError where a parameter is missing or of another shape, and where both are the same.
     """
-    named = dict(problem.model.named_parameters())
     if isinstance(other, str | Path):
-        held, shown = _in_file(other, {own: p.shape for own, p in named.items()}, key), quoted(other)
+        shown, there = quoted(other), elsewhere(problem, str(other), key, "`to` ")
+        way, stays = there.step(problem), [*there.staying(problem), *there.buffers(problem)]
     else:
-        held = dict(other.named_parameters()) if isinstance(other, nn.Module) else dict(other)
-        shown = type(other).__name__
+        shown, stays = type(other).__name__, []
+        way = _way(problem, dict(other.named_parameters()) if isinstance(other, nn.Module) else dict(other), shown)
+    if not way.isfinite().all():
+        raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
+    same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
+    found = direction(CHECKPOINT, like(problem, way), same, name)
+    if not stays:
+        return found
+    some = f"{counted(len(stays), 'tensor')} ({', '.join(map(foreign, stays[:3]))}{', ...' if len(stays) > 3 else ''})"
+    note = f"{found.name}: {some} of {shown} differ and stay as they are here, so t = 1 is not that checkpoint itself"
+    return replace(found, note=note)
+
+
+def _way(problem: Problem, held: Mapping[str, Tensor], shown: str) -> Tensor:
+    """The way (n,) to these parameters, in float64 on the CPU. Raises SpectraError where one is missing."""
     parts = []
     for own, p in problem.parameters.items():
         if not isinstance(there := held.get(own), Tensor) or there.shape != p.shape:
             raise SpectraError(f"`to` {shown}: {foreign(own)} of shape {tuple(p.shape)} is missing; check the path")
         parts.append(there.detach().cpu().double().flatten() - in_float64(p.detach()).cpu().flatten())
-    way = torch.cat(parts)
-    if not way.isfinite().all():
-        raise SpectraError(f"`to` {shown}: it holds values that are not finite; take another checkpoint")
-    same = f"`to` {shown}: its parameters are those of this checkpoint; name another"
-    return direction(CHECKPOINT, like(problem, way), same, name)
-
-
-def _in_file(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> dict[str, Tensor]:
-    """The parameters in a file. Raises SpectraError, which names `to`."""
-    try:
-        return read_parameters(path, shapes, key)
-    except SpectraError as error:
-        raise SpectraError(str(error).replace("`checkpoint`", "`to`", 1)) from error
+    return torch.cat(parts)
 
 
 def directions(
@@ -151,7 +153,7 @@ def directions(
         if name in (UPDATE, MOMENTUM) and optimizer is None:
             raise SpectraError(f"`optimizer`: {name} needs its state; name a file that holds it")
         if name == CHECKPOINT and to is None:
-            raise SpectraError("`to`: the way to another checkpoint needs one; name its file")
+            raise SpectraError("`to`: is missing; name the file of another checkpoint")
     make = {
         GRADIENT: lambda: gradient_direction(gradient),
         UPDATE: lambda: update_direction(problem, gradient, optimizer, optimizer_name),

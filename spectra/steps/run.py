@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
-from spectra.inputs.spec import parse_spec
 from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting, Deflated, Shaped
-from spectra.optimizer.files import read_optimizer
+from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.records.record import Record
@@ -92,7 +90,8 @@ def step(session: Session[StepSettings]) -> Record:
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
-        beside = Beside.of(session)
+        with session.listener.work("noise and worst case"):
+            beside = Beside.of(session)
         look = Look(session, together, blocks, directions, beside)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
@@ -101,19 +100,23 @@ def step(session: Session[StepSettings]) -> Record:
         guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
-            for d, slope in zip(directions, along[0], strict=True):
+            for d, slope, error in zip(directions, *along, strict=True):
                 line.stage(d.name)
                 curvature = guesses[d.name].value if d.name in guesses else None
-                lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
+                lines[d.name] = loss_along(problem, d, slope, error, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
     record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    if notes := [d.note for d in directions if d.note]:
+        record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *notes]))
     return with_earlier(record, found)
 
 
-def loss_along(problem: Problem, d: Direction, slope: float, curvature: float | None, size: float) -> Line:
+def loss_along(
+    problem: Problem, d: Direction, slope: float, slope_error: float | None, curvature: float | None, size: float
+) -> Line:
     """The loss along a direction; `size` is |theta|."""
-    show = 0.0 if d.unit == RATE else 1.0
-    return search_line(problem, d.vector, slope, curvature, radius=NEARBY * (size or 1.0) / d.norm, show=show)
+    radius, show = NEARBY * (size or 1.0) / d.norm, 0.0 if d.unit == RATE else 1.0
+    return search_line(problem, d.vector, slope, curvature, radius=radius, slope_error=slope_error, show=show)
 
 
 def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
@@ -145,17 +148,19 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
-    own = own_model(session)
+    model, given = session.network.trained_model, asked.optimizer is not None
     try:
-        optimizer, name = optimizer_of(session)
+        held, without = optimizer_in(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
-        if asked.optimizer is not None:
+        if given:
             raise
-        missing[told(error)] = ["update", "momentum"]
+        held, without = None, told(error)
+    if held is None:
+        missing[without] = ["update", "momentum"]
     else:
-        given = asked.optimizer is not None
-        take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
-        take("momentum", lambda: momentum_direction(problem, optimizer, name, own), asked_for=False)
+        how = held.optimizer, held.name, model
+        take("update", lambda: update_direction(problem, point.gradient, *how), given)
+        take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
@@ -175,30 +180,6 @@ def about(error: SpectraError, optimizer: Any) -> SpectraError:
 def told(error: SpectraError) -> str:
     """The reason in an error, for a record: it names no argument, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
-
-
-def own_model(session: Session[Any]) -> nn.Module:
-    """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
-    given = session.request.problem
-    own = given.model if isinstance(given, Problem) else session.request.named.get("model")
-    return own if isinstance(own, nn.Module) else session.problem.model
-
-
-def optimizer_of(session: Session[StepSettings]) -> tuple[Any, str | None]:
-    """The optimizer that is given, or its saved state, and the name of torch's class where one is given.
-
-    Raises SpectraError where there is none, or a file holds none.
-    """
-    given, name = session.request.settings.optimizer, None
-    if given is None and (given := session.request.named.get("checkpoint")) is None:
-        raise SpectraError(NO_OPTIMIZER)
-    if isinstance(given, str):
-        given, options = parse_spec(given, "`optimizer`")
-        name, key = options.pop("name", None), options.pop("key", None)
-        if options:
-            raise SpectraError(f"`optimizer` {given}: takes ?name=AdamW and ?key=optimizer, not {', '.join(options)}")
-        return read_optimizer(given, key), name
-    return (read_optimizer(given), None) if isinstance(given, Path) else (given, None)
 
 
 def names_of(others: Sequence[Any]) -> list[str]:
@@ -227,6 +208,30 @@ class Met:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """The products of a matrix and of its diagonal blocks, of which one counts as many as there are blocks."""
+
+    matrix: Counting
+    own: Counting | None  # the diagonal blocks, where there are several
+    blocks: int
+    limit: int | None
+
+    @property
+    def spent(self) -> int:
+        """The products made."""
+        return self.matrix.products + (self.blocks * self.own.products if self.own else 0)
+
+    @property
+    def left(self) -> int | None:
+        """The products that may still be made; None: any number."""
+        return None if self.limit is None else max(0, self.limit - self.spent)
+
+    def allows(self, directions: int) -> bool:
+        """Whether there is room for a product of either kind along so many directions."""
+        return self.left is None or self.left >= directions * (1 + (self.blocks if self.own else 0))
+
+
+@dataclass(frozen=True)
 class Look:
     """A look along the same directions, beside one matrix after the other."""
 
@@ -238,28 +243,23 @@ class Look:
 
     def __call__(self, matrix: Prepared) -> Measurement:
         """What the directions meet of one matrix, with what that cost."""
-        session, name = self.session, matrix.curvature.name
-        limit, k = session.request.max_products, session.request.settings.k
-        generator = torch.Generator().manual_seed(session.request.seed)
-        with session.listener.work(name) as progress:
+        name, k, limit = matrix.curvature.name, self.session.request.settings.k, self.session.request.max_products
+        generator = torch.Generator().manual_seed(self.session.request.seed)
+        with self.session.listener.work(name) as progress:
             matrix.check(generator, limit)
             start, counted = time.perf_counter(), Counting(matrix.operator)
             own = Counting(self.blocks_of(matrix)) if len(self.blocks) > 1 else None
-            each, left = len(self.blocks) if own else 0, None if limit is None else limit - matrix.checks
-            some = self.directions if left is None else self.directions[: max(0, left)]
-            whole = left is None or left >= len(self.directions) * (1 + each)
+            cost = Cost(counted, own, len(self.blocks), None if limit is None else limit - matrix.checks)
+            some, whole = self.directions[: cost.left], cost.allows(len(self.directions))
             noise = max(matrix.noise or 0.0, torch.finfo(counted.dtype).eps)
             curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
-            spent = counted.products + each * (own.products if own else 0)
-            left = None if left is None else left - spent
-            pairs, source = self.leading(counted, name, generator, left, progress) if k else (None, None)
+            pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
-        left = None if limit is None else limit - matrix.checks - counted.products - each * (own.products if own else 0)
-        noise_found, apart = self.beside.matrix(counted, name, left)
+        with self.session.listener.work(f"{name}, noise and worst case"):
+            beside, apart = self.beside.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
-        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, noise_found)
-        spent = counted.products + each * (own.products if own else 0) + apart
-        return matrix.measured(met, spent, time.perf_counter() - start)
+        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
+        return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)
 
     def blocks_of(self, matrix: Prepared) -> Any:
         """The diagonal blocks of the layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +25,11 @@ def precondition_line(found: PreconditionRecord) -> str:
     whose = f"P of {found.optimizer} in {where}" if found.get("optimizer") else f"P from {where}"
     if found.spec in (found.get("optimizer"), f"{found.get('optimizer')} {GIVEN}"):
         whose = f"P of {where}"
-    told = [f"its parameters told by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
+    told = [f"parameters matched by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
     if found.get("rate") is not None:
         told.append(f"eta {found.rate:g}")
     elif found.get("optimizer"):
-        told.append("P/eta for P, as rates differ")
+        told.append("P/eta in place of P, as learning rates differ")
     behind = f" ({', '.join(told)})" if told else ""
     return f"preconditioned: {sign}P^-1/2 A P^-1/2{decay} for each matrix A, {whose}{behind}"
 
@@ -47,10 +48,9 @@ def threshold_lines(record: Record) -> Iterator[str]:
         limit = found.threshold_of(entry.curvature)
         if limit and (largest := largest_of(record, entry)):
             what, value, error = largest
-            share = brief(value / limit, error / limit)
-            yield f"{entry.curvature}: {what} is at {share} of it"
+            yield f"{entry.curvature}: {what} {brief(value / limit, error / limit)} times the threshold"
     if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
-        yield f"{', '.join(names)}: of products of gradients, to which weight decay is not added"
+        yield f"{', '.join(names)}: made of products of gradients, to which weight decay is not added"
 
 
 def threshold_text(found: PreconditionRecord) -> str:
@@ -63,15 +63,16 @@ def threshold_text(found: PreconditionRecord) -> str:
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
-    """What the largest eigenvalue known is called, itself, and its residual, nan where that is not known."""
+    """The words before the largest eigenvalue known, itself, and its residual; nan for a node, which is a bound."""
     values = getattr(entry, "values", None)
     if record.command == "density":
         held = entry.nodes[entry.weights != 0]
-        return ("the largest node", float(held.max()), float("nan")) if np.isfinite(held).all() and len(held) else None
+        finite = len(held) and np.isfinite(held).all()
+        return ("the largest eigenvalue is at least", float(held.max()), math.nan) if finite else None
     if values is None or not len(values) or not np.isfinite(values).all():
         return None
     first = int(np.argmax(values))
     if (record.command == "eig" and record.problem.option("which") not in FROM_THE_TOP) or values[first] <= 0:
         return None
     name = f"eigenvalue {first + 1}" if record.command == "eig" else "the largest eigenvalue"
-    return name, float(values[first]), float(entry.residuals[first])
+    return f"{name} is", float(values[first]), float(entry.residuals[first])
