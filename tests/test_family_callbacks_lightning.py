@@ -235,8 +235,8 @@ class Stream(torch.utils.data.IterableDataset):
     [
         (Manual, DataLoader(TensorDataset(X, Y), 10), "`loss`: training_step optimizes by itself"),
         (Net, DataLoader(Stream(), 10), "`data`: Stream has no length, .*; give `data`, the examples to watch"),
-        (Net, Batches(), "`data`: the trainer's loader is a Batches, no DataLoader; give `data`"),
-        (Net, DataLoader(TensorDataset(X[None], Y[None]), None), "`data`: the trainer's loader makes no batches"),
+        (Net, Batches(), "`data`: the trainer's loader is a Batches, not a DataLoader; give `data`"),
+        (Net, DataLoader(TensorDataset(X[None], Y[None]), None), "`data`: the trainer's loader has no batch size"),
     ],
     ids=["manual", "stream", "no loader", "own batches"],
 )

@@ -96,7 +96,8 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "c10d" in func.namespace:
             raise SpectraError(
-                f"`loss`: it waits for the other processes ({func._opname.strip('_')}), while the first alone records; "
+                f"`loss`: it communicates with other processes ({func._opname.strip('_')}), but only the first "
+                "records; "
                 'give a `loss` that does not, or "model"'
             )
         return func(*args, **kwargs or {})

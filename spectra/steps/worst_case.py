@@ -79,21 +79,23 @@ def worst_case(
     memory: int | None = None,
     check: bool = True,
 ) -> WorstCase:
-    """Search a ball around the parameters for the largest rise of the mean loss, by steps of gradient ascent.
+    """Search a ball around the parameters for the largest rise of the mean loss, by gradient ascent as in SAM.
 
-    What is found is a lower bound of the largest rise. All data are in each pass, where SAM itself takes a batch.
+    The rise that is found is a lower bound of the largest one. Each step uses all data, whereas sharpness-aware
+    minimization (SAM; Foret et al. 2021; adaptive: Kwon et al. 2021) uses a batch.
 
     Args:
         problem: the model, loss and data.
-        rho: the radius of the ball; None: 0.05, or 0.5 where it is adaptive.
-        adaptive: whether distances are relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
+        rho: the radius of the ball; None: 0.05, or 0.5 for an adaptive one.
+        adaptive: measure distances relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
         steps: the number of ascent steps, 1 or more; the first alone is SAM's.
-        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None leaves that out.
-        memory: bytes for products beyond model and data.
-        check: whether derivatives are first compared with finite differences.
+        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None: no quadratic model.
+        memory: bytes for products beyond model and data; None: a quarter of the device's.
+        check: compare derivatives with finite differences first.
 
     Returns:
-        The rises after each step, with their rounding, the direction, and the `model`'s own largest rise.
+        The rises after each step with their rounding error, the direction, and the largest rise of the quadratic
+        `model`.
 
     Raises:
         SpectraError: the model or the loss fails, or the matrix does not suit.
