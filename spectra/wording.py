@@ -35,11 +35,12 @@ def outline(self: Any) -> str:
 
     It is a `__repr__`.
     """
-    told = ", ".join(f"{field.name}={_outline(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    told = ", ".join(f"{field.name}={outlined(getattr(self, field.name))}" for field in fields(self) if field.repr)
     return f"{type(self).__name__}({told})"
 
 
-def _outline(value: Any) -> str:
+def outlined(value: Any) -> str:
+    """A value on one short line, as in `outline`."""
     if hasattr(value, "tolist") and (shape := value.shape):
         if len(shape) == 1:
             first = ", ".join(f"{number:.4g}" for number in value[:3].tolist())
@@ -106,6 +107,12 @@ def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> s
 def brief(value: float, error: float) -> str:
     """A value with its error in at most four digits, as `0.6488 ± 2e-4`; four such fit a line of 80."""
     return with_error(value, error, most=4, digits=1)
+
+
+def rounded(value: float) -> str:
+    """A value in three digits, as `0.162`, `2840` or `1.6e-5`; with no exponent from 1e-4 to 1e6."""
+    text = f"{value:.3g}"
+    return f"{float(text):.0f}" if 1e3 <= abs(float(text)) < 1e6 else short_exponent(text)
 
 
 def short_exponent(text: str) -> str:

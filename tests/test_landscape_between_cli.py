@@ -62,6 +62,12 @@ def record(call):
     return record
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures take most of the time of a command on a small network."""
+    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "drawn", lambda _, record, __: record.changed(figures=[]))
+
+
 def test_the_way_to_another_checkpoint(record, call):
     """Its losses at 0 and 1 are those of both checkpoints; figures and tables come from the file alone."""
     line = f"{LINE} --checkpoint a-2.pt --along checkpoint:a-10.pt"
@@ -96,6 +102,7 @@ def test_files_with_commas(record):
     assert [plane["orthogonal"] for plane in found["results"][0]["planes"]] == [True, True]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_checkpoints(record):
     """Each has the numbers that it has alone; one record, one figure, one table."""
     options = "--along 1 --along checkpoint:b,c.pt --along update"
@@ -107,20 +114,20 @@ def test_several_checkpoints(record):
         ("a-10.pt", "hessian"),
         ("a-10.pt", "ggn"),
     ]
-    for place, name in enumerate(("a-2.pt", "a-10.pt")):
-        alone = record(f"{LINE} --checkpoint {name} {options} --curvature hessian --curvature ggn")
-        for one, other in zip(found["results"][2 * place :], alone["results"], strict=False):
-            assert one["loss"] == pytest.approx(other["loss"], rel=1e-12)
-            for first, second in zip(one["lines"], other["lines"], strict=True):
-                assert first["t"] == pytest.approx(second["t"], rel=1e-5)
-                assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
-            assert "checkpoint" not in other
+    alone = record(f"{LINE} --checkpoint a-10.pt {options} --curvature hessian --curvature ggn")
+    for one, other in zip(found["results"][2:], alone["results"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-12)
+        for first, second in zip(one["lines"], other["lines"], strict=True):
+            assert first["t"] == pytest.approx(second["t"], rel=1e-5)
+            assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+        assert "checkpoint" not in other
     assert found["problem"]["options"]["checkpoint"] == ["a-2.pt", "a-10.pt"]
     assert found["problem"]["checkpoint"] == "a-2.pt"
     with np.load("both/landscape.npz") as arrays:
         assert arrays["loss_ggn_a-10.pt_1"].tolist() == found["results"][3]["lines"][0]["loss"]
     rows = list(load_result("both/landscape.json").rows())
     assert {row["checkpoint"] for row in rows} == {"a-2.pt", "a-10.pt"}
+    assert marks_told_apart(landscape_figures(Record.of(found))["landscape"])
     text = landscape_text(Record.of(found))
     assert max(map(len, text.splitlines())) <= 80
     assert "a-10: loss" in text
@@ -134,6 +141,7 @@ def test_several_checkpoints(record):
     assert other["problem"]["checkpoint"] == "a-2.pt"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_trajectory(record):
     """Names are in natural order, and each point's loss is that of its own checkpoint."""
     line = f"{LINE} --checkpoint 'b,c.pt' --along 'path:a-*.pt' --out here"
@@ -214,6 +222,7 @@ def test_an_update_needs_a_state(call):
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     """Cut off on the way to a checkpoint, in a trajectory, or at the second checkpoint: the same numbers."""
@@ -232,7 +241,6 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
         return counted
 
     monkeypatch.setattr(Curvature, "__matmul__", counting(Curvature.__matmul__))
-    monkeypatch.setattr(sys.modules["spectra.cli.landscape"], "drawn", lambda _, record, __: record.changed(figures=[]))
     monkeypatch.setattr(displacement, "total_loss", counting(displacement.total_loss))
     assert run([*line, "--out", "whole"]) == 0
     whole_calls, last = calls, int(part * calls)
@@ -279,13 +287,27 @@ def test_the_call_has_the_numbers_of_the_command(record):
     ("options", "told"),
     [
         ({"along": "x"}, "^`along` 'x' is no direction"),
-        ({"along": ["1", "1,1"]}, "^`along` '1,1' is one direction twice"),
+        ({"along": ["1", "1,1"]}, "^`along` '1,1' names one direction twice"),
         ({"points": 4}, "^`points` 4: is even"),
         ({"radius": 0}, "^`radius` 0"),
         ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
         ({"along": "update"}, "^`optimizer`: update needs the state"),
+        ({"along": "update", "model": nn.Sequential(nn.Linear(4, 3))}, "^`optimizer`: update needs the state"),
+        ({"along": 1}, "^`along` 1: give a name of a direction"),
+        ({"along": [1]}, r"^`along` \[1\]: give a name of a direction"),
     ],
 )
 def test_what_the_call_refuses(options, told):
     with pytest.raises(spectra.SpectraError, match=told):
-        spectra.landscape("nets.py:mlp", "cross_entropy", "points.npz", **{"points": 3, **options})
+        spectra.landscape(
+            **{"model": "nets.py:mlp", "loss": "cross_entropy", "data": "points.npz", "points": 3, **options}
+        )
+
+
+def marks_told_apart(figure) -> bool:
+    """Whether every panel marks the lines of each checkpoint by a shape of its own, the one in the legend."""
+    legend = figure.subfigs[0].legends[0]
+    shown = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
+    shapes = [shown[name].get_marker() for name in ("a-2", "a-10")]
+    panels = [{line.get_marker() for line in axes.lines} for axes in figure.subfigs[0].axes]
+    return len(set(shapes)) == 2 and all({*shapes} <= panel for panel in panels[::2])

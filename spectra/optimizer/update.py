@@ -89,7 +89,9 @@ def momentum(
     entries = [held.by_name[own] for own in parameters]
     keys = {key for entry in entries for key in MOMENTA if entry.state.get(key) is not None}
     if not keys:
-        raise refusal(f"{held.kind} keeps no momentum with these options, or has had no step yet; leave momentum out")
+        raise refusal(
+            f"{held.kind} keeps no momentum with these options, or has not taken a step yet; leave momentum out"
+        )
     (key,) = keys if len(keys) == 1 else (MOMENTA[0],)
     none = {entry.name for entry in entries if entry.name in unused and not entry.state}
     return -torch.cat([(torch.zeros(e.shape).double() if e.name in none else e.tensor(key)).flatten() for e in entries])

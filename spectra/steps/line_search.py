@@ -122,7 +122,7 @@ def search_line(
     end = high or (2 * guess if none else furthest)
     for t in np.linspace(0.0, end, POINTS + 1):
         loss(t)
-    for t in np.linspace(end, show, POINTS // 2 + 1) if show > end else (show,):
+    for t in np.linspace(end, show, POINTS + 1) if show > end else (show,):
         loss(t)
     best = critical = Step(reason=none)
     if not none:

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
-from spectra.inputs.spec import parse_spec
 from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting, Deflated, Shaped
-from spectra.optimizer.files import read_optimizer
+from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
+from spectra.quoting import quoted
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -91,7 +90,8 @@ def step(session: Session[StepSettings]) -> Record:
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
-        beside = Beside.of(session)
+        with session.listener.work("noise and worst case"):
+            beside = Beside.of(session)
         look = Look(session, together, blocks, directions, beside)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
@@ -137,63 +137,49 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     Raises SpectraError where there is none, and where one that was asked for cannot be told.
     """
     problem, asked = session.problem, session.request.settings
-    found, left_out = [], []
+    found, missing = [], {}  # of each reason, the directions that are left out for it
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
         try:
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise
-            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
+                raise about(error, asked.optimizer) from error
+            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
-    own = own_model(session)
+    model, given = session.network.trained_model, asked.optimizer is not None
     try:
-        optimizer, name = optimizer_of(session)
+        held, without = optimizer_in(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
-        if asked.optimizer is not None:
+        if given:
             raise
-        left_out.append(f"update and momentum: {told(error)}")
+        held, without = None, told(error)
+    if held is None:
+        missing[without] = ["update", "momentum"]
     else:
-        given = asked.optimizer is not None
-        take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
-        take("momentum", lambda: momentum_direction(problem, optimizer, name, own), asked_for=False)
+        how = held.optimizer, held.name, model
+        take("update", lambda: update_direction(problem, point.gradient, *how), given)
+        take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
+    left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
 
 
+def about(error: SpectraError, optimizer: Any) -> SpectraError:
+    """The error, with the file of the optimizer that it is about."""
+    if not isinstance(optimizer, str | Path):
+        return error
+    return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
+
+
 def told(error: SpectraError) -> str:
     """The reason in an error, for a record: it names no argument, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
-
-
-def own_model(session: Session[Any]) -> nn.Module:
-    """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
-    given = session.request.problem
-    own = given.model if isinstance(given, Problem) else session.request.named.get("model")
-    return own if isinstance(own, nn.Module) else session.problem.model
-
-
-def optimizer_of(session: Session[StepSettings]) -> tuple[Any, str | None]:
-    """The optimizer that is given, or its saved state, and the name of torch's class where one is given.
-
-    Raises SpectraError where there is none, or a file holds none.
-    """
-    given, name = session.request.settings.optimizer, None
-    if given is None and (given := session.request.named.get("checkpoint")) is None:
-        raise SpectraError(NO_OPTIMIZER)
-    if isinstance(given, str):
-        given, options = parse_spec(given, "`optimizer`")
-        name, key = options.pop("name", None), options.pop("key", None)
-        if options:
-            raise SpectraError(f"`optimizer` {given}: takes ?name=AdamW and ?key=optimizer, not {', '.join(options)}")
-        return read_optimizer(given, key), name
-    return (read_optimizer(given), None) if isinstance(given, Path) else (given, None)
 
 
 def names_of(others: Sequence[Any]) -> list[str]:
@@ -269,7 +255,8 @@ class Look:
             curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
             pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
-        beside, apart = self.beside.matrix(counted, name, cost.left)
+        with self.session.listener.work(f"{name}, noise and worst case"):
+            beside, apart = self.beside.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
         met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
         return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)

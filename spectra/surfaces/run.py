@@ -26,11 +26,11 @@ from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.steps.run import own_model
-from spectra.surfaces.directions import EIGENVECTOR, LOWEST, PATH, find_directions, numbered, refuse_ranks
+from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
 from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
 from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.names import PATH
 from spectra.surfaces.recording import landscape_results
 
 
@@ -103,7 +103,7 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
         for place, path in enumerate([first, *others]):
             there = elsewhere(problem, str(path), key, "`checkpoint` ") if place else None
             with standing(tensors_of(problem.model), there.values) if there else nullcontext():
-                source = path if place else session.about.checkpoint
+                source = path if place else session.request.named.get("checkpoint")
                 look = Look(session, source, earlier if not place else None, f" {place + 1}" if place else "")
                 measured, told = look()
             found += measured
@@ -171,8 +171,8 @@ class Look:
                 line.stage(f"checkpoint {read}")
 
             key = session.request.named.get("checkpoint_key")
-            own = own_model(session)
-            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, own)
+            model = session.network.trained_model
+            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
             return giver(asked.named)
 
     def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
