@@ -32,7 +32,7 @@ def comments(cls: type) -> dict[str, str]:
     """The comments behind or else above the fields of a dataclass, not those of the classes that it inherits from."""
     text = inspect.getsource(cls)
     lines, found = text.splitlines(), {}
-    for node in ast.parse(text).body[0].body:  # pyright: ignore[reportAttributeAccessIssue]
+    for node in ast.parse(text).body[0].body:
         if isinstance(node, ast.AnnAssign):
             first = node.lineno - 1
             behind = [line.partition("  # ")[2] for line in lines[first : node.end_lineno]]
