@@ -115,56 +115,65 @@ def eig(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> EigResult | list[EigResult]:
-    """Compute eigenvalues at the ends of the spectrum of a matrix of a network, with residuals.
+    """Compute eigenvalues and eigenvectors at the ends of the spectrum of a matrix, such as a network's Hessian.
 
     Args:
-        model: a module, a name as on the command line, or a Problem; then loss and data are left out. A module is
-            looked at in eval mode, and left as it was found. In place of a network also a matrix, in any form that
-            `spectra.as_operator` takes; then loss, data, curvature, check, precision and compile are left out.
-        loss: a loss of spectra or PyTorch, a function (output, target) or (model, batch) that returns values of the
-            examples, the batch's mean or a mapping of such, or a name.
+        model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem` (then leave out loss and data).
+            A module is evaluated in eval mode and left as it was found. Instead of a network it may be a matrix, in any
+            form that `spectra.as_operator` takes; then leave out loss, data, curvature, check, precision and compile.
+        loss: a loss of spectra or PyTorch; a function (output, target) or (model, batch), which returns values of the
+            examples, their mean over the batch, or a mapping of such; or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
-        curvature: the name of a matrix in spectra.MATRICES, or ntk, or a sequence of names.
-        k: the number of eigenvalues, 1 to n, where n is the number of parameters chosen.
-        which: LM, largest magnitudes; LA, largest; SA, smallest; BE, half from either end.
+        curvature: the name of a matrix in `spectra.MATRICES`, or ntk, or a sequence of names.
+        k: the number of eigenvalues, 1 to n, where n is the number of chosen parameters.
+        which: LM (largest magnitudes), LA (largest), SA (smallest) or BE (half from either end).
         method: lanczos, power, dense or gram.
         tolerance: the residual |A u - lambda u| over |lambda| at which an eigenpair has converged.
-        seed: seed of the starting vectors, of labels that are drawn, and of the choice of `samples`.
-        out: a directory for eig.json and eig.npz; a call that was interrupted resumes from what it left there. None:
-            nothing is written.
-        max_products: stop after so many matrix-vector products, all counted; None: no limit.
-        basis: the memory that holds a Lanczos basis: device, host (of a GPU), or auto, the host's where a quarter of
-            the device's is too little.
+        seed: random seed of starting vectors, drawn labels, and the choice of `samples`.
+        out: a directory for eig.json and eig.npz; an interrupted call resumes from what it left there. None: nothing is
+            written.
+        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host (for a model on a GPU), or auto, which takes the
+            host's where a quarter of the device's is too little.
         check: compare derivatives with finite differences first.
-        precision: ieee, tf32 (on GPUs that have it) or bf16: of the operands in products. Their noise is measured
-            first, and is the result's `noise`; eigenvalues of lanczos are polished by products in ieee, others have the
-            noise in their errors.
-        products: how those of the Hessian are made: exact, finite-difference (central differences of gradients) or
-            forward-difference. The error of one product is measured, and stands in the result's `finite_difference`.
-        precondition: P of P^-1/2 A P^-1/2, which an optimizer meets in place of A, plus its weight decay: an optimizer
-            of torch, or its state; a diagonal P as a mapping from names of parameters, or a vector (n,) in their order;
-            an operator (n, n) that multiplies by P^-1/2; what `spectra.preconditioner` returns; or a name as on the
-            command line, a file of such. None: A itself.
-        difference_step: how far differences displace the parameters, over their norm; None: the best for the dtype.
-        compile: compile products by torch.compile; None: on a GPU, where the products expected save more time than
-            that takes.
-        save_vectors: write eigenvectors, k n numbers, even where they take more than 1 GiB.
+        precision: the precision of products: ieee, tf32 (on GPUs that have it) or bf16. The noise of lower precision is
+            measured first, and is the result's `noise`. Eigenvalues of lanczos are refined by products in ieee; those
+            of other methods have the noise in their errors.
+        products: how products with the Hessian are computed: exact, finite-difference (central differences of
+            gradients) or forward-difference. The error of one product is measured, and is in the result's
+            `finite_difference`.
+        precondition: P, for the matrix P^-1/2 A P^-1/2 that an optimizer sees instead of A, plus its weight decay: an
+            optimizer of torch, or its state; a diagonal P as a mapping from parameter names, or a vector (n,) in their
+            order; an operator (n, n) that multiplies by P^-1/2; what `spectra.preconditioner` returns; or a name as on
+            the command line, such as a file of one of these. None: A itself.
+        difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
+            best for the dtype.
+        compile: compile products by torch.compile; None: on a GPU, where the expected products save more time than that
+            takes.
+        save_vectors: write the eigenvectors (k n numbers) even where they take more than 1 GiB.
         save_every: minutes between saves to `out`.
-        progress: True shows a line on standard error while the call is at work, in a notebook too; a function is
-            called as progress("hessian", products=12, ...).
-        problem: further arguments of `load_problem`: loss_part, params, wrt (inputs: the matrices of single examples by
-            their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes), recompute_activations,
-            device, dtype (a module is copied to it); where a name is given also checkpoint, checkpoint_key and
-            transform.
+        progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
+            ...).
+        **problem: further arguments of `spectra.load_problem`: loss_part, params, wrt (inputs: the matrices of single
+            examples by their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes),
+            recompute_activations, device, dtype (a module is copied to it); for a model by name also checkpoint,
+            checkpoint_key and transform.
 
     Returns:
-        The result with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`. Where
-        `curvature` is a sequence, a list of results in its order. By inputs, `values` are means over examples, with
-        their standard deviation `spread` (k,) and `values_by_example`, `residuals_by_example` (N, k).
+        An `EigResult` with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`.
+        Where `curvature` is a sequence, a list of results in its order. By inputs, `values` are means over examples,
+        with their standard deviation `spread` (k,), and `values_by_example` and `residuals_by_example` (N, k).
 
     Raises:
-        SpectraError: an argument has a value that cannot be used; the message says which one, and what would do.
-        TypeError: an argument is unknown, missing, or given beside a Problem that has its own.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
+        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+
+    Examples:
+        >>> import torch, spectra
+        >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
+        >>> result = spectra.eig(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss(), (x, y), k=2)
+        >>> result.values.shape, result.converged
+        ((2,), True)
     """
     given = Arguments.of(locals())
     settings = EigSettings(
@@ -200,22 +209,44 @@ def trace(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> TraceResult | list[TraceResult]:
-    """Estimate the trace of a matrix of a network, with its standard error.
+    """Estimate the trace of a matrix, such as a network's Hessian, with its standard error.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check: as `spectra.eig`'s.
-        precision, products, precondition, difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
+        model: a torch.nn.Module, a name as on the command line, a `spectra.Problem`, or a matrix; see `spectra.eig`.
+        loss: a loss of spectra or PyTorch, a function, or a name; see `spectra.eig`.
+        data: a DataLoader, other batches (x, y), tensors (x, y), or a name; see `spectra.eig`.
+        curvature: the name of a matrix in `spectra.MATRICES`, or ntk, or a sequence of names.
         rtol: the standard error over |trace| at which the estimate has converged.
-        method: xtrace, hutch++, hutchinson, dense or gram; None: gram where exact is cheaper, else xtrace.
+        method: xtrace, hutch++, hutchinson, dense or gram; None: gram where it is exact and cheaper, otherwise xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
-        deflate: the result of an earlier eig, whose eigenvectors are projected out; None: that in `out`, if any.
+        seed: random seed.
+        out: a directory for trace.json; an interrupted call resumes from what it left there. None: nothing is written.
+        deflate: the saved result of an earlier eig, whose eigenvectors are projected out; None: the one in `out`, if
+            any.
+        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
+        check: compare derivatives with finite differences first.
+        precision: the precision of products: ieee, tf32 or bf16; see `spectra.eig`.
+        products: how products with the Hessian are computed: exact, finite-difference or forward-difference; see
+            `spectra.eig`.
+        precondition: an optimizer, or another form of P: the matrix is P^-1/2 A P^-1/2; see `spectra.eig`. None: A
+            itself.
+        difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
+            best for the dtype.
+        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        save_every: minutes between saves to `out`.
+        progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
+            ...).
+        **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        The result with `trace`, `standard_error`, `converged` and `products`, or a list, as from `spectra.eig`. By
-        inputs, `trace` is the mean over examples, with `spread`, `traces_by_example` and their errors.
+        A `TraceResult` with `trace`, `standard_error`, `converged` and `products`. Where `curvature` is a sequence, a
+        list of results in its order. By inputs, `trace` is the mean over examples, with `spread` and
+        `traces_by_example`.
 
     Raises:
-        SpectraError, TypeError: as `spectra.eig`.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
+        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
     """
     given = Arguments.of(locals())
     settings = TraceSettings(
@@ -253,23 +284,44 @@ def density(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> DensityResult | list[DensityResult]:
-    """Compute the spectral density of a matrix of a network, as nodes and weights.
+    """Estimate the spectral density of a matrix, such as a network's Hessian, as nodes and weights of a quadrature.
 
     Args:
-        model, loss, data, curvature, seed, out, max_products, basis, check: as `spectra.eig`'s. With
-            `out` the figure density.png is written too; without, nothing is.
-        precision, products, precondition, difference_step, compile, save_every, progress, problem: as `spectra.eig`'s.
-        steps: the products that each probe takes, 2 or more.
+        model: a torch.nn.Module, a name as on the command line, a `spectra.Problem`, or a matrix; see `spectra.eig`.
+        loss: a loss of spectra or PyTorch, a function, or a name; see `spectra.eig`.
+        data: a DataLoader, other batches (x, y), tensors (x, y), or a name; see `spectra.eig`.
+        curvature: the name of a matrix in `spectra.MATRICES`, or ntk, or a sequence of names.
+        steps: the number of products that each probe takes, 2 or more.
         probes: the number of random vectors.
-        damping: X above 0; the result then has the effective dimension and the condition number of A + X I.
-        deflate: the result of an earlier eig, whose eigenvectors are projected out; None: that in `out`, if any.
+        damping: X above 0, for the effective dimension and the condition number of A + X I; None: neither.
+        seed: random seed.
+        out: a directory for density.json, density.npz and density.png; an interrupted call resumes from what it left
+            there. None: nothing is written.
+        deflate: the saved result of an earlier eig, whose eigenvectors are projected out; None: the one in `out`, if
+            any.
+        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
+        check: compare derivatives with finite differences first.
+        precision: the precision of products: ieee, tf32 or bf16; see `spectra.eig`.
+        products: how products with the Hessian are computed: exact, finite-difference or forward-difference; see
+            `spectra.eig`.
+        precondition: an optimizer, or another form of P: the matrix is P^-1/2 A P^-1/2; see `spectra.eig`. None: A
+            itself.
+        difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
+            best for the dtype.
+        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        save_every: minutes between saves to `out`.
+        progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
+            ...).
+        **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        The result with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`, or a list, as
-        from `spectra.eig`.
+        A `DensityResult` with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`. Where
+        `curvature` is a sequence, a list of results in its order.
 
     Raises:
-        SpectraError, TypeError: as `spectra.eig`.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
+        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
     """
     given = Arguments.of(locals())
     settings = DensitySettings(
@@ -309,33 +361,46 @@ def step(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> Record:
-    """Look at what the next step of an optimizer meets: slope, curvature and loss along it, and where it points.
+    """Compute what the next optimizer step meets: slope, curvature and loss along its direction.
 
-    The directions d are -g of the gradient g, the optimizer's own update, its momentum, and the ways to other
-    checkpoints, as far as they are there.
+    The directions d are the negative gradient, the optimizer's own update, its momentum, and the ways to other
+    checkpoints, as far as these are known.
 
     Args:
-        model, loss, data, seed, out, max_products, basis, check, compile, save_every, progress, problem: as
-            `spectra.eig`'s, of networks. With `out` the figure step.png is written too.
+        model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem`; see `spectra.eig`.
+        loss: a loss of spectra or PyTorch, a function, or a name; see `spectra.eig`.
+        data: a DataLoader, other batches (x, y), tensors (x, y), or a name; see `spectra.eig`.
         optimizer: a torch.optim optimizer of the model, what its `state_dict()` returned, or a file that holds that;
             None: the state in the checkpoint, if any.
         to: another checkpoint of the same model, as a file, a module or a mapping of its parameters; or several.
-        curvature: the matrices A in d'Ad, by name. Those that the loss does not have are left out by default.
-        k: the number of leading eigenvectors in which the share of d is given; 0 leaves them out.
+        curvature: the names of the matrices A in d'Ad. By default, those that the loss does not have are left out.
+        k: the number of leading eigenvectors for which the share of d is given; 0: none.
         tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
-        noise: whether the noise scales of the gradient are estimated, as by `spectra.noise_scale`.
-        population: whether the data are all there are for these, and no sample of more.
-        rho: the radius of the ball in which the loss is raised by gradient ascent, as by `spectra.worst_case`.
-        adaptive_rho: the radius of the ball whose distances are relative to each parameter's size.
-        ascent_steps: the number of steps of ascent in each ball; 0 leaves the balls out.
-        eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
+        noise: estimate the noise scales of the gradient, as `spectra.noise_scale` does.
+        population: whether the data are the whole population, rather than a sample from a larger one.
+        rho: the radius of the ball in which gradient ascent raises the loss, as in `spectra.worst_case`.
+        adaptive_rho: the radius of the ball in which distances are relative to each parameter's size.
+        ascent_steps: the number of ascent steps in each ball; 0: no balls.
+        seed: random seed.
+        out: a directory for step.json and step.png; an interrupted call resumes from what it left there. None: nothing
+            is written.
+        eigenvectors: the saved result of an earlier eig that holds eigenvectors; None: the one in `out`, if any.
+        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
+        check: compare derivatives with finite differences first.
+        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        save_every: minutes between saves to `out`.
+        progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
+            ...).
+        **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        The record: `point` has the loss along each direction, with the best and the critical step, and `results` an
-        entry for each matrix, with the curvature along each direction and its share in the leading eigenvectors.
+        A `Record`: `point` has the loss along each direction, with the best and the critical step, and `results` has
+        one entry for each matrix, with the curvature along each direction and its share in the leading eigenvectors.
 
     Raises:
-        SpectraError, TypeError: as `spectra.eig`.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
+        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
     """
     given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
     if stands_for_matrix(model):
@@ -362,7 +427,7 @@ def step(
     asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
-        raise SpectraError("`wrt` inputs: a step is one of the parameters; leave it out")
+        raise SpectraError("`wrt` inputs: a step moves parameters, not inputs; leave it out")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
@@ -395,31 +460,44 @@ def landscape(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> Record:
-    """Look at the loss on lines and in planes through a network's weights, beside what slope and curvature predict.
+    """Compute the loss on lines and planes through a network's weights, beside what slope and curvature predict.
 
     Args:
-        model, loss, data, seed, out, max_products, basis, check, compile, save_every, progress, problem: as
-            `spectra.eig`'s, of networks. With `out` the figures are written too.
-        along: names of directions, of each line one, of each plane two with a comma between them: 1, 2, ...
+        model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem`; see `spectra.eig`.
+        loss: a loss of spectra or PyTorch, a function, or a name; see `spectra.eig`.
+        data: a DataLoader, other batches (x, y), tensors (x, y), or a name; see `spectra.eig`.
+        along: the directions, one name for each line, and two with a comma between them for each plane: 1, 2, ...
             (eigenvectors by magnitude), lowest, random, gradient (its negative), update and momentum (of the
-            optimizer), checkpoint:PATH (the way to another checkpoint, with the barrier between the two); or
-            path:GLOB, the plane of two principal components of many.
-        radius: how far from the weights, in units of |d|; between checkpoints how far beyond either. None: by the
-            direction.
-        points: how many on a line or a side of a plane, odd; None: 41, of a plane 25.
+            optimizer), and checkpoint:PATH (the way to another checkpoint, with the barrier between the two); or
+            path:GLOB, the plane of the two principal components of many checkpoints.
+        radius: the distance from the weights, in units of |d|; for another checkpoint, the distance beyond either end.
+            None: by the direction.
+        points: the odd number of points on a line, or on a side of a plane; None: 41 on a line, 25 on a side.
         optimizer: a torch.optim optimizer of the model, what its `state_dict()` returned, or a file that holds that;
             None: the state in the checkpoint.
-        others: further checkpoints of the model, each of which is looked at in its turn.
-        curvature: the matrices A that predict, by name.
+        others: further checkpoints of the model, each of which gets the same lines and planes.
+        curvature: the names of the matrices A that predict the loss.
         tolerance: the residual over |eigenvalue| at which an eigenvector has converged.
-        eigenvectors: the result of an earlier eig that holds them; None: that in `out`, if any.
+        seed: random seed.
+        out: a directory for landscape.json, its arrays and the figures; an interrupted call resumes from what it left
+            there. None: nothing is written.
+        eigenvectors: the saved result of an earlier eig that holds eigenvectors; None: the one in `out`, if any.
+        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
+        check: compare derivatives with finite differences first.
+        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        save_every: minutes between saves to `out`.
+        progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
+            ...).
+        **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        The record: `results` has an entry for each matrix, and each checkpoint, with `directions`, `lines` and
+        A `Record`, whose `results` has one entry for each matrix and checkpoint, with `directions`, `lines` and
         `planes`; a line to another checkpoint has its `barrier`.
 
     Raises:
-        SpectraError, TypeError: as `spectra.eig`.
+        SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
+        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
     """
     given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
     if stands_for_matrix(model):
@@ -427,7 +505,9 @@ def landscape(
     for name in named_matrices(curvature):
         among("curvature", name, MATRICES)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
-    texts = [along] if isinstance(along, str) else list(along)
+    texts = [along] if isinstance(along, str) else along
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise wrong("along", along, "a name of a direction as text, or several")
     more = tuple(map(str, [others] if isinstance(others, str | Path) else others))
     grid = Grid(None if radius is None else positive("radius", radius), None if points is None else odd(points))
     settings = LandscapeSettings(tuple(map(named, texts)), grid, positive("tolerance", tolerance), more, optimizer)
@@ -611,7 +691,7 @@ def problem_of(
     if not isinstance(model, str | nn.Module):
         came = getattr(model, "__name__", type(model).__name__)
         way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
-        raise SpectraError(f"`model`: {came} is no model; {way_out}")
+        raise SpectraError(f"`model`: {came} is not a model; {way_out}")
     device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
@@ -667,7 +747,7 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
     for name in names:
         among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
-        raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
+        raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
     return names
 
 

@@ -30,7 +30,7 @@ def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
     found = sparse_extremes(matrix) if matrix.layout is torch.sparse_csr else dense_extremes(matrix)
     if found.bad:
         what = f"{counted(found.bad, 'entry', 'entries')} of the matrix {'is' if found.bad == 1 else 'are'} not finite"
-        raise ArgumentError(f"`{argument}`: {what}, the first at {place(found.first_bad)}; put numbers there")
+        raise ArgumentError(f"`{argument}`: {what}, the first at {place(found.first_bad)}; give finite numbers")
     if found.largest and not LEAST < found.largest < MOST:
         raise ArgumentError(f"`{argument}`: its largest entry {found.largest:.1e} is not {WITHIN}; scale the matrix")
     kinds = (matrix.dtype, torch.float32) if single else (matrix.dtype,)

@@ -6,11 +6,13 @@ from spectra.quoting import LINE, foreign, quoted
 
 
 class SpectraError(Exception):
-    """An error that the user can put right.
+    """An error that the user can correct: a wrong argument, unreadable data, or a model that cannot be differentiated.
 
-    Its message is one printable line: the argument, what came, and the way out. An argument is named as in Python, in
-    backticks. The command line prints the message with its own options' names and ends with status 2; library code may
-    catch it like any exception.
+    The message is one line. It names the argument in backticks, as in Python, then what came and what to do. The
+    command line prints the message with the names of its options instead, and exits with status 2.
+
+    Args:
+        message: the line.
     """
 
     def __init__(self, message: str = ""):

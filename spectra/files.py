@@ -98,4 +98,4 @@ def in_units(size: float) -> str:
 
 def _refuse(mode: int, path: Path | str) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, KINDS.get(stat.S_IFMT(mode), "it is no regular file"), str(path))
+        raise OSError(errno.EINVAL, KINDS.get(stat.S_IFMT(mode), "it is not a regular file"), str(path))

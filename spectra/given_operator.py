@@ -44,24 +44,24 @@ def as_operator(
     symmetric: bool = True,
     tell: Tell = unheard,
 ) -> Any:
-    """The symmetric operator that `value` is or stands for.
+    """Convert a matrix in any of the usual forms to the symmetric operator that all methods take.
 
     Args:
         value: a NumPy array, a torch tensor (dense or sparse), a SciPy sparse matrix or array, a SciPy
-            `LinearOperator`, anything else with a shape and @, a function with a size (see `size_of`), a pair
+            `LinearOperator`, anything else with a shape and @, a function with a `size` (or `shape`) attribute, a pair
             (n, function), or an operator already, which is returned as it is.
-        argument: the name of the argument in messages.
-        dtype: float32 or float64, to which entries are converted; None: they stay as they are, and integers, booleans
+        argument: the name of the argument in error messages.
+        dtype: float32 or float64, to which entries are converted. None: they stay as they are; integers, booleans
             and types that torch does not compute in become float64.
-        symmetric: entries are checked to be finite and symmetric.
-        tell: is told of conversions, in a sentence each.
+        symmetric: check that entries are finite and symmetric.
+        tell: a function that is called with a sentence about each conversion.
 
     Returns:
-        A dense tensor, a sparse tensor in CSR form, or an operator that multiplies by a function. Tensors share the
-        memory of what they are made of, where the dtype is kept.
+        A dense tensor, a sparse tensor in CSR form, or an operator that multiplies by a function. A tensor shares its
+        memory with what it is made of, where the dtype is kept.
 
     Raises:
-        ArgumentError: it is none of these, not square, empty, complex, not finite, or not symmetric.
+        ArgumentError: the value is none of these, or not square, empty, complex, not finite, or not symmetric.
     """
     if isinstance(value, Tensor):
         return of_tensor(value, argument, dtype, symmetric, tell)
@@ -260,7 +260,9 @@ def side(size: Any, argument: str) -> int:
     if isinstance(size, Integral) and not isinstance(size, bool):
         size = (int(size), int(size))
     if not isinstance(size, tuple | list | torch.Size) or not all(isinstance(part, Integral) for part in size):
-        raise ArgumentError(f"`{argument}`: its size {quoted(size, 40)} is no number; give n, or the shape (n, n)")
+        raise ArgumentError(
+            f"`{argument}`: its size {quoted(size, 40)} is not a valid size; give n, or the shape (n, n)"
+        )
     refuse_shape(size, argument)
     return int(size[0])
 

@@ -19,5 +19,5 @@ def lock(file: IO, shared: bool = False) -> None:
     Raises BlockingIOError where another process holds it, and OSError where the system or file system has no locks.
     """
     if fcntl is None:
-        raise OSError(errno.ENOTSUP, "this system has no locks of files")
+        raise OSError(errno.ENOTSUP, "this system does not support file locks")
     fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

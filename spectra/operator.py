@@ -50,13 +50,13 @@ class Shaped(Protocol):
 
 
 class SymmetricOperator(Shaped, Protocol):
-    """A real symmetric (n, n) matrix, known only by its products with vectors."""
+    """A protocol of real symmetric (n, n) matrices that are known only by their products with vectors.
+
+    A class satisfies it with `shape`, `dtype` and `device`, and with `operator @ vectors`; a torch.Tensor does too.
+    """
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        """Multiply a vector (n,) or the columns of (n, k).
-
-        Both in the operator's dtype, and the product has the same shape.
-        """
+        """Multiply a vector (n,), or each column of (n, k), in the operator's dtype; the product has the same shape."""
         ...
 
 
@@ -165,11 +165,16 @@ class Noise:
 
 @dataclass
 class Counting(Wrapper):
-    """The wrapped matrix, with `products` counting one for each vector multiplied.
+    """An operator around another one that counts its matrix-vector products.
 
-    Where the matrix is of a lower precision, `ieee_products` counts those of them that are made in ieee, and `noise` is
-    kept once it is measured. `unsteady` is what `check_operator` has found of noise in ieee, relative to a product.
-    Products are cut off from autograd's graph, in which a matrix made of parameters has them.
+    Products are detached from autograd's graph, in case the matrix is made of parameters.
+
+    Attributes:
+        operator: the wrapped matrix (n, n), in any form that `spectra.as_operator` takes.
+        products: the number of vectors multiplied so far.
+        ieee_products: of these, the products in full precision, where the matrix has a lower one.
+        noise: the noise of products of lower precision, once it has been measured; else None.
+        unsteady: the noise of products in full precision that `check_operator` has found, relative to a product.
     """
 
     products: int = 0
@@ -179,7 +184,7 @@ class Counting(Wrapper):
 
     @property
     def ieee(self) -> SymmetricOperator:
-        """The wrapped matrix in ieee, whose products this one counts; itself where that is in ieee already."""
+        """The matrix with products in full precision, which are counted here too."""
         inner = reference(self.operator)
         return self if inner is self.operator else CountingInIeee(inner, self)
 
@@ -188,7 +193,15 @@ class Counting(Wrapper):
         return (self.operator @ vectors).detach()
 
     def checkpointed(self, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        """Run `compute()` as a checkpointed step; products that an earlier run spent on it are counted too."""
+        """Run `compute()` as a checkpointable step: on resume its saved result is returned instead.
+
+        Args:
+            compute: a function without arguments that multiplies by this operator.
+            generator: the generator that `compute` draws from; its state is restored too.
+
+        Returns:
+            What `compute()` returned, now or in an earlier run, whose products are counted too.
+        """
         before, before_ieee = self.products, self.ieee_products
 
         def counted() -> tuple[Any, int, int]:
@@ -199,7 +212,11 @@ class Counting(Wrapper):
         return outcome
 
     def factor(self) -> SymmetricFactor:
-        """The wrapped operator's factor, which counts its own products. Raises AttributeError where there is none."""
+        """The factor F of the wrapped matrix A = F'F + shift I, which counts its own products.
+
+        Raises:
+            AttributeError: the wrapped operator has no method `factor`.
+        """
         return cast(Factored, self.operator).factor()
 
 
@@ -226,7 +243,12 @@ def width(vectors: Tensor) -> int:
 
 @dataclass
 class Shifted(Wrapper):
-    """The matrix A + shift I."""
+    """The matrix A + shift I, whose eigenvalues are those of A plus `shift`.
+
+    Attributes:
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        shift: the number added to each eigenvalue.
+    """
 
     shift: float
 
@@ -236,9 +258,13 @@ class Shifted(Wrapper):
 
 @dataclass
 class Deflated(Wrapper):
-    """The projected matrix P A P with P = I - U'U, for a `basis` U of shape (k, n) with orthonormal rows.
+    """The matrix P A P with P = I - U'U, in which the directions of a basis U are projected out.
 
-    The basis may lie in the memory of the host; then vectors go there to be projected.
+    The basis may be in the host's memory; vectors are then moved there to be projected.
+
+    Attributes:
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        basis: U (k, n), with orthonormal rows.
     """
 
     basis: Tensor
@@ -246,9 +272,9 @@ class Deflated(Wrapper):
     __repr__ = outline
 
     def project(self, vectors: Tensor) -> Tensor:
-        """P v for vectors (n,) or (n, k).
+        """Compute P v for vectors (n,) or (n, k).
 
-        P is applied twice: once leaves a rounding error as large as that of the part removed.
+        P is applied twice, because once leaves a rounding error as large as that of the part removed.
         """
         device, vectors = vectors.device, on_device(vectors, self.basis.device)
         for _ in range(2):
@@ -326,9 +352,16 @@ def mesh_of(operator: Shaped) -> DeviceMesh | None:
 
 
 def to_scipy(operator: Any) -> LinearOperator:
-    """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays, for `eigsh` and other SciPy functions.
+    """Convert a symmetric operator to a `scipy.sparse.linalg.LinearOperator`, for `eigsh` and other SciPy functions.
 
-    Raises ArgumentError where `operator` is not a matrix.
+    Args:
+        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
+
+    Returns:
+        The LinearOperator (n, n), which takes and returns NumPy arrays.
+
+    Raises:
+        ArgumentError: `operator` is not a matrix.
     """
     from scipy.sparse.linalg import LinearOperator
 

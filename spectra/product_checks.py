@@ -30,16 +30,16 @@ DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` 
 
 @without_autocast()
 def check_operator(operator: Any, generator: torch.Generator | None = None, *, seed: int = 0) -> float:
-    """Check by three products that the matrix is repeatable and symmetric, and return the relative noise of a product.
+    """Check by three products that a matrix is symmetric and repeatable, and return the relative noise of a product.
 
     The noise is max(|Av - Av again|, |u'Av - v'Au|) over |Av|, for random vectors u and v. For random u the second term
-    is as large as |(A - A')v|, whatever the dimension. The check is one checkpointed step of a run. A matrix of lower
-    precision is checked in ieee: its own products are asymmetric by their noise, which `measure_noise` tells.
+    is as large as |(A - A')v|, whatever the dimension. A matrix of lower precision is checked by products in full
+    precision, since its own are asymmetric by their noise.
 
     Args:
         operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
-        generator: a CPU generator, from which u and v are drawn.
-        seed: the seed of the generator, where none is given.
+        generator: a torch.Generator on the CPU, from which u and v are drawn.
+        seed: the seed, used where no `generator` is given.
 
     Returns:
         The noise, relative to |Av|; nan where a product is not finite.
@@ -135,10 +135,11 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
             "statistics, or other chance in the model's forward do this; make it deterministic, as model.eval() does"
         )
     if asymmetry > allowed:
-        raise SpectraError(
-            f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
-            "derivative is wrong, or a hook that changes gradients, does this; try `dtype` float64, or check that layer"
+        cause = find_on("asymmetry", operator) or (
+            "a custom autograd function whose derivative is wrong, or a hook that changes gradients, does this; try "
+            "`dtype` float64, or check that layer"
         )
+        raise SpectraError(f"the matrix is not symmetric (by {asymmetry:.1e} of its size): {cause}")
     return max(repeat, asymmetry)
 
 

@@ -40,7 +40,20 @@ class Entry:
 
 
 class Register(Mapping[str, Entry]):
-    """The names of one kind, spectra's `own` first, then those that packages add under the entry point `group`."""
+    """A read-only mapping from the names of one kind to what they stand for, such as `spectra.MATRICES`.
+
+    It lists spectra's own names first, then those that installed packages add by entry points. Each value has a
+    `sentence` that describes it, the `path` of the object, and the `package` that adds it.
+
+    Args:
+        group: the group of the entry points by which packages add names.
+        own: spectra's own names.
+
+    Examples:
+        >>> import spectra
+        >>> spectra.MATRICES["hessian"].sentence
+        'second derivative of the mean loss; indefinite'
+    """
 
     def __init__(self, group: str, own: Mapping[str, Entry]):
         self.group = group
@@ -96,7 +109,7 @@ def broken(group: str, entry: Entry, error: BaseException) -> str:
     """The reason why an entry point of a package cannot be used, and the way out."""
     return (
         f"the entry point of {entry.package} ({group}, {entry.path}) fails with {describe(error)}; "
-        f"mend or uninstall {entry.package}"
+        f"fix or uninstall {entry.package}"
     )
 
 

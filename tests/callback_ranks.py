@@ -99,7 +99,7 @@ def refused(train, *given, **more) -> bool:
     try:
         train(*given, **more)
     except SpectraError as error:
-        return "waits for the other processes" in str(error)
+        return "communicates with other processes" in str(error)
     return False
 
 

@@ -330,7 +330,7 @@ def test_a_run_settles_where_its_bases_lie(settings, asked, settled, place, monk
         kept, notes = run._settle_basis()
         assert kept == {"basis": place, "host_share": (settled or {}).get("host_share", 10**9)}
         assert basis_place() == place
-        on_host = [text for text in notes if "lies in host memory" in text]
+        on_host = [text for text in notes if "is in host memory" in text]
         assert len(on_host) == (place == "host")
         if on_host:
             why = "as asked" if asked == "host" else "as a quarter of the device's memory holds 20 vectors of 2.34 KiB"

@@ -418,7 +418,7 @@ def test_another_loss_that_a_model_returns_is_a_function_of_its_logits(form, own
     if own is twice:
         empirical = matrix(plain, "fisher-empirical")[0]
         torch.testing.assert_close(matrix(loaded.problem, "fisher-empirical")[0], 4 * empirical)
-    with pytest.raises(SpectraError, match="`curvature` fisher: a loss of your own has no distribution"):
+    with pytest.raises(SpectraError, match="`curvature` fisher: a custom loss has no known distribution"):
         matrix(loaded.problem, "fisher")
 
 

@@ -334,14 +334,14 @@ DISTRIBUTED = {
         raw(b"\x80\x04\x8c%torch.distributed.checkpoint.metadata\x8c\x11Metadata.__init__\x93)R."),
         ["could run code"],
     ),
-    "code in a shard": (shard_with_code, ["no tensor as torch.save writes it"]),
+    "code in a shard": (shard_with_code, ["not a tensor as torch.save writes it"]),
     "no metadata": (raw(b"\x80\x04K\x01."), ["holds a int"]),
     "nothing": (raw(b""), ["not as torch writes it"]),
     "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["tuple of tuples"]),
     "a number for memory": (raw(b"\x80\x02}r\xff\xff\xff\x7f."), ["numbers objects that it does not hold"]),
     "a shape without end": (
         spoiled(lambda m: resized(m, size=torch.Size([2**40, 4]))),
-        ["promises", "shards are smaller"],
+        ["declares", "shards are smaller"],
     ),
     "a missing piece": (spoiled(lambda m: resized(m, chunks=[])), ["has no pieces"]),
     "pieces that miss": (spoiled(lambda m: resized(m, size=torch.Size([9, 4]))), ["pieces of", "missing"]),
@@ -350,7 +350,7 @@ DISTRIBUTED = {
     "a file of the system": (spoiled(stored_elsewhere(relative_path="/etc/passwd")), ["no file beside it"]),
     "another kind of file": (spoiled(stored_elsewhere(relative_path="a.pt")), ["no file beside it"]),
     "no such shard": (spoiled(stored_elsewhere(relative_path="__9_0.distcp")), ["__9_0.distcp is missing"]),
-    "behind the end": (spoiled(stored_elsewhere(length=10**9)), ["behind the end"]),
+    "behind the end": (spoiled(stored_elsewhere(length=10**9)), ["beyond the end"]),
     "a negative place": (spoiled(stored_elsewhere(offset=-1)), ["a shape that is none"]),
     "compressed": (spoiled(stored_elsewhere(transform_descriptors=["zstd"])), ["compressed"]),
     "paths without end": (
@@ -557,5 +557,5 @@ def test_a_head_of_its_own_is_missing():
 def test_a_branch_of_two_is_never_chosen():
     model = nn.ModuleDict({"student": build(), "teacher": build()})
     torch.save(STATE, "a.pt")
-    with refused("`checkpoint`", "none of its names is the model's"):
+    with refused("`checkpoint`", "its names are not the model's"):
         load_checkpoint(model, "a.pt")

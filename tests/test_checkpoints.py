@@ -433,7 +433,7 @@ def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
     with refused("none like the model: a, b", "`checkpoint_key`"):
         load_checkpoint(network(), tmp_path / "a.pt")
-    with refused("it has x, the model fc.weight"):
+    with refused("it has x, and the model has fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
 
 
@@ -449,7 +449,7 @@ def test_a_foreign_checkpoint_is_not_paired(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     theirs = "lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, o.weight and 1 more"
     ours = "0.weight, 0.bias, 2.weight, 2.bias"
-    with refused(f"none of its names is the model's; it has {theirs}, the model {ours}; check `model`"):
+    with refused(f"its names are not the model's: it has {theirs}, and the model has {ours}; check `model`"):
         load_checkpoint(model, tmp_path / "a.pt")
 
 
@@ -760,9 +760,9 @@ SHARD = "model-00001-of-00002.safetensors"
         (lambda folder: (folder / SHARD).write_bytes(b""), [SHARD, "empty"]),
         (lambda folder: (folder / SHARD).write_bytes(bytes(range(200))), [SHARD, "damaged"]),
         (lambda folder: shards(folder, fc__weight=INDEX[".safetensors"]), ["text file"]),
-        (lambda folder: (folder / INDEX[".safetensors"]).write_text("{'a'"), ["no JSON", "copy it again"]),
-        (lambda folder: (folder / INDEX[".safetensors"]).write_bytes(b"\xff\xfe\xff"), ["no JSON"]),
-        (lambda folder: (folder / INDEX[".safetensors"]).write_text("[" * 100_000), ["no JSON"]),
+        (lambda folder: (folder / INDEX[".safetensors"]).write_text("{'a'"), ["not valid JSON", "copy it again"]),
+        (lambda folder: (folder / INDEX[".safetensors"]).write_bytes(b"\xff\xfe\xff"), ["not valid JSON"]),
+        (lambda folder: (folder / INDEX[".safetensors"]).write_text("[" * 100_000), ["not valid JSON"]),
         (lambda folder: (folder / INDEX[".safetensors"]).write_text("[1]"), ["no weight_map"]),
         (lambda folder: (folder / INDEX[".safetensors"]).write_text('{"weight_map": {}}'), ["no weight_map"]),
     ],

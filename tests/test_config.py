@@ -152,7 +152,7 @@ def test_a_toml_file_to_put_right(text, fragments, refused):
         ("gone.toml", ["cannot be read"]),
         ("gone.json", ["cannot be read"]),
         ("weights.pt", [".toml", ".json"]),
-        ("text.json", ["no JSON"]),
+        ("text.json", ["not valid JSON"]),
         ("other.json", ["no result"]),
         ("old.json", ["does not list its options"]),
         ("newer.json", ["newer"]),

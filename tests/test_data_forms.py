@@ -292,7 +292,7 @@ def test_a_text_that_is_not_there():
         load_data("text:absent.txt?length=3&tokenizer=bytes", None, 0)
     Path("latin.txt").write_bytes(b"caf\xe9")
     Path("folder").mkdir()
-    with pytest.raises(SpectraError, match="no text in UTF-8"):
+    with pytest.raises(SpectraError, match="not text in UTF-8"):
         load_data("text:latin.txt?length=3&tokenizer=folder", None, 0)
 
 
@@ -748,12 +748,12 @@ def test_a_collate_function_that_draws_is_refused():
 
 WRONG = {
     "object": ([object()], "batch 0 of list is a object"),
-    "object inside": ([(torch.ones(3), {"a": object()})], "holds a object, whose examples cannot be told"),
+    "object inside": ([(torch.ones(3), {"a": object()})], "holds a object, which cannot be split into examples"),
     "numbers": ([(1, 2)], "holds no tensor of examples; give batches of tensors, or a list of the examples"),
     "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\).* goes with a loss of \(model, batch\)"),
     "words": ([(torch.ones(3, 2), ["a", "b", "c"])], "y holds a str|y is a list"),
     "ragged": ([(torch.ones(3, 2), [[1, 2], [3]])], "x and y of batch 0 of list have shapes"),
-    "mapping": ({"x": 1}, "dict is no data"),
+    "mapping": ({"x": 1}, "dict cannot be read as data"),
 }
 
 

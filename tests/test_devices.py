@@ -84,7 +84,7 @@ def test_a_card_that_is_not_there(cards, capsys, count, there):
     cards(count)
     assert there in refused(capsys, f"eig {PROBLEM} --device cuda:{count}")
     cards(0)
-    assert "torch sees no CUDA device here" in refused(capsys, f"trace {PROBLEM} --device cuda:{count}")
+    assert "torch finds no CUDA device here" in refused(capsys, f"trace {PROBLEM} --device cuda:{count}")
 
 
 @pytest.mark.parametrize("name", ["cuda:", "cuda:-1", "cuda:01", "cuda:x", "cpu:0", "tpu", "mps:0", ""])
@@ -177,7 +177,7 @@ def test_a_basis_lies_where_the_vectors_are():
 
 
 def test_a_mac_that_is_none(capsys):
-    assert "--device mps: torch sees no GPU of Apple's here" in refused(capsys, f"eig {PROBLEM} --device mps")
+    assert "--device mps: torch finds no Apple GPU here" in refused(capsys, f"eig {PROBLEM} --device mps")
 
 
 def test_generators_come_back(mac, monkeypatch):

@@ -170,7 +170,7 @@ def test_compare_takes_the_matrices_that_there_are(call):
     assert [entry["curvature"] for entry in found["results"]] == ["hessian", "ggn", "fisher-empirical"]
     assert found["problem"]["options"]["curvature"] == ["hessian", "ggn", "fisher-empirical"]
     (note,) = found["problem"]["notes"]
-    assert note.startswith("fisher is left out: a loss of your own has no distribution")
+    assert note.startswith("fisher is left out: a custom loss has no known distribution")
     status, out, _ = call(f"compare {PROBLEM} {SMALL} --loss own.py:loss")
     assert status == 0
     assert "fisher is left out" in out

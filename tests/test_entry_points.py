@@ -176,7 +176,7 @@ def test_a_broken_entry_point_harms_no_other(call):
 
 @pytest.mark.parametrize("name", ["function", "without-middle"])
 def test_what_is_no_matrix_is_refused(name):
-    with pytest.raises(SpectraError, match=rf"curvature\W* {name}: \S+ is no matrix; .*Definition"):
+    with pytest.raises(SpectraError, match=rf"curvature\W* {name}: \S+ is not a matrix; .*Definition"):
         definition(name)
 
 

@@ -563,8 +563,8 @@ def test_preconditioned_eigenvalues_without_a_threshold(tmp_path, reason):
     assert not evolution.select("threshold")
     assert not evolution.select("over_threshold")
     assert evolution.precondition == (("AdamW" if reason else "p.npz"),)
-    told = [note for note in evolution.notes if note.startswith("threshold: none of stability")]
-    assert told == ([f"threshold: none of stability, as {reason}"] if reason else [])
+    told = [note for note in evolution.notes if note.startswith("threshold: no threshold of stability")]
+    assert told == ([f"threshold: no threshold of stability, because {reason}"] if reason else [])
     assert evolution_figure(evolution).axes[0].get_title("left").startswith("eigenvalues of")
     assert "threshold of stability: none" in evolution_text(evolution)
 
@@ -573,7 +573,7 @@ def test_the_rate_of_gradient_descent_is_no_limit_of_preconditioned_eigenvalues(
     preconditioned(tmp_path)
     evolution = evolution_of(tmp_path, learning_rate=0.1)
     assert evolution.learning_rate is None
-    assert any("2 / learning rate is no limit" in note for note in evolution.notes)
+    assert any("2 / learning rate is not a limit" in note for note in evolution.notes)
 
 
 @pytest.mark.parametrize(("name", "shares"), [("AdamW", 0), ("SGD", 3)])

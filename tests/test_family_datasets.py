@@ -158,7 +158,7 @@ def elsewhere(folder: Path) -> None:
 
 REFUSED = {
     "split": ("saved?split=train", lambda folder: None, "it holds one data set; leave split out"),
-    "option": ("saved?columns=3", lambda folder: None, "has no option columns; the one that it takes is split"),
+    "option": ("saved?columns=3", lambda folder: None, "has no option columns; its only option is split"),
     "damaged": ("saved", damaged, "it cannot be read (JSONDecodeError"),
     "files elsewhere": ("saved", elsewhere, "it names files of another folder"),
 }

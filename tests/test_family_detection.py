@@ -173,7 +173,7 @@ def test_gradients_of_batches(user, capfd):
         ),
         ("--model scenes.py:net --loss scenes.py:loss --loss-part boxes", "it has classification, bbox_regression"),
         ("--model scenes.py:net --loss scenes.py:loss --curvature ggn", "--curvature ggn: a loss of (model, batch)"),
-        ("--model scenes.py:net --loss model", "in which there is no loss"),
+        ("--model scenes.py:net --loss model", "without a loss"),
     ],
 )
 def test_a_line_for_what_cannot_be(line, message, capfd):

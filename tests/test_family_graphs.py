@@ -234,7 +234,7 @@ def test_gram_matrices_of_nodes(name, layout):
 
 
 def test_nodes_are_not_cut():
-    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of a graph, which is never cut; leave out"):
+    with pytest.raises(SpectraError, match=r"^`data`: examples are nodes of one graph, which cannot be cut; leave out"):
         load_problem(model=built(lambda: GCN(3, 4, 2, 2)), data=NODES, loss=CLASSES, samples=3)
 
 

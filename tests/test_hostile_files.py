@@ -120,7 +120,7 @@ TOML = {
 @pytest.mark.parametrize("name", ["config.toml", "plan.toml"])
 def test_toml_nested_without_end(kind, name, one_line):
     Path(name).write_text(TOML[kind])
-    one_line(SLOTS[name].format(name), name, "is no TOML")
+    one_line(SLOTS[name].format(name), name, "is not valid TOML")
 
 
 def test_toml_of_usual_depth():
@@ -214,12 +214,12 @@ HOSTILE = {
     "old tuples.pt": (NESTED, "tuple of tuples"),
     "old that promises.pt": (OLD.replace(b"K\x05", PROMISE, 1), "400,000,000,000 bytes"),
     "unpacks.pt": (bomb(), "would unpack to"),
-    "long header.safetensors": ((10**9).to_bytes(8, "little") + b"{}", "promises 1,000,000,000 bytes"),
+    "long header.safetensors": ((10**9).to_bytes(8, "little") + b"{}", "declares 1,000,000,000 bytes"),
     "promises.safetensors": (header(shape=[LYING], data_offsets=[0, 4 * LYING]) + bytes(12), "400,000,000,000 bytes"),
     "offsets.safetensors": (header(data_offsets=[0, 10**400]) + bytes(12), "header is wrong"),
     "shape.safetensors": (header(shape=[-3]) + bytes(12), "header is wrong"),
     "kind.safetensors": (header(dtype="F3") + bytes(12), "not known"),
-    "deep.safetensors": ((50_000).to_bytes(8, "little") + b"[" * 50_000, "no JSON"),
+    "deep.safetensors": ((50_000).to_bytes(8, "little") + b"[" * 50_000, "not valid JSON"),
 }
 
 

@@ -313,13 +313,13 @@ def test_malformed_options_are_refused(text):
     ("option", "came", "told"),
     [
         ("model", 3, "`model` int: names are text"),
-        ("data", 3, "`data`: int is no data"),
+        ("data", 3, "`data`: int cannot be read as data"),
         ("data", torch.ones(3), "`data`: batch 0 of Tensor is a Tensor"),
-        ("data", {"x": 1}, "`data`: dict is no data"),
-        ("loss", 3, "`loss`: int is no loss"),
-        ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is no loss; call it first"),
-        ("dtype", "float16", "`dtype` float16: is none of float32, float64"),
-        ("device", "nowhere", "`device` nowhere: is not there"),
+        ("data", {"x": 1}, "`data`: dict cannot be read as data"),
+        ("loss", 3, "`loss`: int is not a loss"),
+        ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is not a loss; call it first"),
+        ("dtype", "float16", "`dtype` float16: is not one of float32, float64"),
+        ("device", "nowhere", "`device` nowhere: is not available"),
     ],
 )
 def test_objects_that_are_neither_names_nor_what_they_stand_for(option, came, told):
@@ -646,7 +646,7 @@ def test_torchvision_images_become_tensors():
         ("sets.py:words", ["x holds a str", "numbers"]),
         ("sets.py:target_pair", ["y is a dict", "one tensor or number"]),
         ("sets.py:object_array", ["arrays of numbers"]),
-        ("sets.py:nan_x", ["x of example 4 is not finite", "mend"]),
+        ("sets.py:nan_x", ["x of example 4 is not finite", "correct it"]),
         ("sets.py:inf_y", ["y of example 3 is not finite"]),
         ("torchvision:FakData", ["FakData", "did you mean FakeData"]),
         ("torchvision:VisionDataset", ["no data set"]),

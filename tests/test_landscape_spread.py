@@ -110,7 +110,7 @@ def test_the_empirical_fisher_squares_slopes():
 
 
 def test_batches_have_no_examples():
-    with pytest.raises(ValueError, match="fisher-batch is no mean over examples"):
+    with pytest.raises(ValueError, match="fisher-batch is not a mean over examples"):
         per_example(BY_NAME["mlp"].problem(), "fisher-batch", [floats(31)])
 
 

@@ -284,8 +284,8 @@ def refusals(matrix):
         "damaged.mtx": "it is damaged, or no Matrix Market file of numbers",
         "beyond.npz": "it is damaged, or no npz file of numbers",
         "missing.npy": "there is no such file; check the path",
-        ".": "is no kind of matrix that is known",
-        "matrix": "is no kind of matrix that is known; name a file.npy, .npz or .mtx, or file.py:name",
+        ".": "is not a known kind of matrix",
+        "matrix": "is not a known kind of matrix; name a file.npy, .npz or .mtx, or file.py:name",
         "objects.py:nothing": "objects.py has no nothing",
         "objects.py": "what to take from it is missing",
         "objects.py:wants_size": "it takes a vector, and does not say of which size",
@@ -526,9 +526,9 @@ fails = Estimate(lambda vectors: 1 / 0)
         ("eig -k 1", "pair", "--operator odd.py:pair: the matrix is not symmetric"),
         ("eig -k 1", "ends", "--operator: code of yours ended the program"),
         ("eig -k 1", "infinite", "or look at what the operator returns"),
-        ("eig -k 2", "wide", "--operator: what its standard_errors returns is of shape (7,)"),
-        ("eig -k 1", "below", "--operator: what its standard_errors returns is an error below zero, -1"),
-        ("trace", "below", "--operator: what its trace_error returns is an error below zero, -1"),
+        ("eig -k 2", "wide", "--operator: its standard_errors returned of shape (7,)"),
+        ("eig -k 1", "below", "--operator: its standard_errors returned an error below zero, -1"),
+        ("trace", "below", "--operator: its trace_error returned an error below zero, -1"),
         ("eig -k 1", "fails", "--operator: its standard_errors failed with ZeroDivisionError"),
     ],
 )
@@ -547,7 +547,7 @@ def test_a_long_name_leaves_room_for_numbers(tmp_path, monkeypatch, capsys):
     np.save(name, np.diag([3.0, 2.0, 1.0]))
     assert run(["eig", "--operator", name, "-k", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "products     s  set-up s  converged  nothing missed" in shown
+    assert "products  time (s)  setup (s)  converged  complete" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert name in shown
 

@@ -275,11 +275,15 @@ def number(value):
 
 
 REFUSED = {
-    "8 bits": (of_8_bits, {}, "bitsandbytes, whose state may be of 8 bits, which is not read; read are those of"),
+    "8 bits": (
+        of_8_bits,
+        {},
+        "bitsandbytes, whose state may be of 8 bits, which spectra does not read; read are those of",
+    ),
     "factored": (factored, {}, "Adafactor, whose state is factored"),
     "Muon": (label(ns_steps=5), {}, "Muon, whose preconditioner is not diagonal"),
     "Shampoo": (label(max_preconditioner_dim=8192), {}, "Shampoo, whose preconditioner is not diagonal"),
-    "Lion": (of_lion, {}, "Lion, whose step is a sign, which is not read; read are those of torch's Adam, "),
+    "Lion": (of_lion, {}, "Lion, whose step is a sign, which spectra does not read; read are those of torch's Adam, "),
     "an option that is not known": (label(caution=True), {}, "not those of an optimizer that is known"),
     "a state that is not known": (
         lambda s: s["state"][0].update(ema=torch.ones(5, 3)),
@@ -299,7 +303,7 @@ REFUSED = {
     "a rate that is no number": (number("x"), {}, "lr is saved as str"),
     "damaged": (lambda s: s.update(param_groups=[{}]), {}, "damaged"),
     "a key of no kind": (lambda s: s["param_groups"][0].update(params=[[0]]), {}, "damaged"),
-    "betas that are no pair": (label(betas=0.9), {}, "no pair of numbers"),
+    "betas that are no pair": (label(betas=0.9), {}, "not a pair of numbers"),
     "betas that do not fade": (label(betas=(0.9, 1.0)), {}, "0.9 and 1, not in"),
     "no optimizer": (lambda s: s.clear(), {}, "holds no 'state' and 'param_groups'|holds no `state`"),
     "in two groups": (lambda s: s["param_groups"].append(s["param_groups"][0]), {}, "in two of its groups"),
@@ -447,5 +451,21 @@ def test_files(tmp_path):
             read_optimizer(tmp_path / name, key)
     with pytest.raises(SpectraError, match=r"holds no state of an optimizer, but 0\.weight"):
         read_optimizer(tmp_path / "weights.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "plain").mkdir()
+    torch.save(weights, tmp_path / "plain" / "pytorch_model.bin")
+    for folder in ("empty", "plain"):
+        with pytest.raises(SpectraError, match=rf"{folder} is a folder without optimizer\.pt or optimizer\.bin; name"):
+            read_optimizer(tmp_path / folder)
     with pytest.raises(SpectraError, match="no such file"):
         read_optimizer(tmp_path / "absent.pt")
+
+
+def test_a_name_that_the_state_denies():
+    """A decay that Adam's state says is coupled is not AdamW's; without a decay they are one optimizer."""
+    model = network()
+    state = trained(model, model.parameters(), torch.optim.Adam, weight_decay=0.1).state_dict()
+    with pytest.raises(SpectraError, match="weight decay is coupled, as Adam's is, and not as AdamW's"):
+        preconditioner(state, model, name="AdamW")
+    state["param_groups"][0]["weight_decay"] = 0
+    assert torch.equal(preconditioner(state, model, name="AdamW").root, preconditioner(state, model).root)

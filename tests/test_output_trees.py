@@ -237,7 +237,7 @@ def test_a_wrong_derivative_in_one_head_is_found():
         return Wrong.apply(output[0]).sum(dim=1) + ((output[1] - targets) ** 2).sum(dim=1)
 
     reference = Reference(Case(halves, loss, REAL))
-    with pytest.raises(SpectraError, match="`loss` loss: the derivative that autograd has is wrong"):
+    with pytest.raises(SpectraError, match="`loss` loss: autograd gives a wrong derivative"):
         matrix(reference.problem(), "hessian")
 
 
@@ -281,7 +281,7 @@ def test_ctc(reduction, named):
     for name in ("hessian", "ggn"):
         with pytest.raises(SpectraError, match=r"`loss` CTCLoss: has no second derivative .* fisher-empirical"):
             matrix(problem, name)
-    with pytest.raises(SpectraError, match=r"`curvature` fisher: a loss of your own has no distribution"):
+    with pytest.raises(SpectraError, match=r"`curvature` fisher: a custom loss has no known distribution"):
         Curvature(problem, "fisher")
 
 

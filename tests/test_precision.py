@@ -454,9 +454,9 @@ def test_products_that_have_no_lower_precision_say_so():
 @pytest.mark.parametrize(
     ("precision", "dtype", "told"),
     [
-        ("bf16", torch.float64, "`precision` bf16: shortens products in float32, not in float64; take ieee, or"),
-        ("tf32", torch.float64, "`precision` tf32: shortens products in float32, not in float64; take ieee, or"),
-        ("tf32", torch.float32, "`precision` tf32: the device cpu computes no TF32; take bf16, or ieee"),
+        ("bf16", torch.float64, "`precision` bf16: is for products in float32, not in float64; use ieee, or"),
+        ("tf32", torch.float64, "`precision` tf32: is for products in float32, not in float64; use ieee, or"),
+        ("tf32", torch.float32, "`precision` tf32: the device cpu does not support TF32; use bf16, or ieee"),
         ("fp8", torch.float32, "`precision`.*fp8"),
     ],
 )
@@ -537,7 +537,7 @@ def test_eig_tells_of_noise_and_of_products_in_ieee(folder, capfd):
     assert run(shlex.split(f"eig {PROBLEM} -k 4 --precision bf16")) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert f"{result['products']} ({result['ieee_products']} ieee)" in out
-    assert "products in bf16 are off by" in out
+    assert "products in bf16 have a relative error of" in out
 
 
 def test_methods_without_polishing_say_that_they_are_in_ieee(folder, capfd):
@@ -576,8 +576,8 @@ def test_in_python(folder):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--precision tf32", "--precision tf32: the device cpu computes no TF32; take bf16, or ieee"),
-        ("--precision bf16 --dtype float64", "--precision bf16: shortens products in float32, not in float64; take"),
+        ("--precision tf32", "--precision tf32: the device cpu does not support TF32; use bf16, or ieee"),
+        ("--precision bf16 --dtype float64", "--precision bf16: is for products in float32, not in float64; use"),
         ("--precision bf16 --max-products 10", "--max-products 10: products in --precision bf16 are measured"),
     ],
 )

@@ -176,7 +176,7 @@ def test_parameters_that_change_after_the_matrix_was_made_are_noticed(which, mem
     operator @ vector
     with torch.no_grad():
         problem.leaves[which].mul_(1.5)
-    with refused("`model`", "parameters have changed", "make it anew"):
+    with refused("`model`", "parameters have changed", "make the matrix again"):
         operator @ vector
 
 
@@ -382,7 +382,7 @@ def test_shapes_that_do_not_fit(loss, targets, argument):
         (CrossEntropy(ignore_index=0), SOFT, ("`loss` cross_entropy", "ignore_index is 0", "leave it out")),
         (CrossEntropy(), torch.full((7,), -100), ("`data`", "no target counts", "ignore_index")),
         (CrossEntropy(torch.tensor([0.0, 0.0, 1.0])), Y.clamp(max=1), ("`data`", "no target counts", "weight")),
-        (BinaryCrossEntropy(), floats(7, 3), ("`data`", "must lie in [0, 1]")),
+        (BinaryCrossEntropy(), floats(7, 3), ("`data`", "must be in [0, 1], and some are not")),
         (CustomLoss(lambda output, targets: 1.0), Y, ("`loss` custom", "returned a float")),
         (CustomLoss(lambda output, targets: output[:3]), Y, ("`loss` custom", "(3, 3) for 7 examples", "one value")),
     ],

@@ -83,13 +83,13 @@ def test_one_of_several_ranks_writes():
 
 
 FILES = {
-    "empty.json": ("", "is no JSON, or cut off"),
-    "cut.json": ('{"schema": 1, "command": "eig", "resu', "is no JSON, or cut off"),
-    "list.json": ("[1, 2]", "is JSON, but no result of spectra"),
+    "empty.json": ("", "is not valid JSON, or is cut off"),
+    "cut.json": ('{"schema": 1, "command": "eig", "resu', "is not valid JSON, or is cut off"),
+    "list.json": ("[1, 2]", "is JSON, but not a result of spectra"),
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
     "other.json": ('{"schema": 1, "command": "sweep", "problem": {}, "results": []}', "a result of sweep"),
     "bare.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "lacks 'model'"),
-    "three.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "is no result that spectra eig"),
+    "three.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "is not a result of spectra eig"),
 }
 
 
@@ -111,9 +111,9 @@ def test_a_file_that_is_no_result_gets_one_line(name, capsys, folder):
         ("eig.json --out a", "'--out': 'a' is no .html; write a.html"),
         ("eig.json --out a-directory.html", "'--out': File 'a-directory.html' is a directory"),
         ("eig.json --out eig.json/a.html", "--out eig.json: cannot be written"),
-        ("eig.json eig.json --out a.html", "RESULT eig.json: comes twice; name it once"),
-        ("run run/trace.json --out a.html", "RESULT run/trace.json: comes twice; name it once"),
-        ("run run/../run --out a.html", "comes twice; name it once"),
+        ("eig.json eig.json --out a.html", "RESULT eig.json: is named twice; name it once"),
+        ("run run/trace.json --out a.html", "RESULT run/trace.json: is named twice; name it once"),
+        ("run run/../run --out a.html", "is named twice; name it once"),
         ("empty --out a.html", "RESULT empty: the directory holds none of inspect.json, eig.json, trace.json"),
         ("nothing --out a.html", "RESULT nothing: cannot be read (No such file or directory)"),
     ],

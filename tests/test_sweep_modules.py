@@ -390,7 +390,7 @@ REFUSED = {
     "bessel_j0": "`params`: the model's output does not depend on any chosen parameter",
     "flex_attention": "`model`: fails on the data",
     # What goes on is not what is differentiated.
-    "heaviside ste": "`model`: the derivative that autograd has is wrong",
+    "heaviside ste": "`model`: autograd gives a wrong derivative",
     # These read other examples of their batch: the numbers in their order, and lengths by place in the batch.
     "masked_scatter": "`model`: its output for an example depends on the others",
     "packed LSTM": "`model`: its output for an example depends on the others",

@@ -96,8 +96,8 @@ def test_a_module_whose_log_comes_later():
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        (3, "`log`: int is no tracker; give an object with .log"),
-        ("runs/a", "`log`: str is no tracker"),
+        (3, "`log`: int is not a tracker; give an object with .log"),
+        ("runs/a", "`log`: str is not a tracker"),
         (Run, "`log`: Run is a class; call it first: Run"),
     ],
 )
@@ -331,7 +331,7 @@ def test_collect_tells_a_tracker_of_a_package(kind, plan, drawn, monkeypatch):
         ("wandb:spectra", "the package wandb is not installed"),
         ("tensorboard:", "it names no place; write tensorboard:DIR"),
         ("trackio", "it names no place; write trackio:PROJECT"),
-        ("mine.py:nothing", "--log: int is no tracker"),
+        ("mine.py:nothing", "--log: int is not a tracker"),
         ("mine.py:other", "mine.py has no other"),
         ("mine.py:fails", "--log mine.py:fails: it failed with ConnectionError: no route"),
     ],

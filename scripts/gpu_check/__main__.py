@@ -109,7 +109,7 @@ def main() -> int:
         print("\n".join(listed()))
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("gpu-check: torch sees no CUDA device here; --device cpu rehearses", file=sys.stderr)
+        print("gpu-check: torch finds no CUDA device here; --device cpu rehearses", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     page, log = Page(options.out / "check.txt"), options.out / "log.txt"

@@ -60,7 +60,7 @@ def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpectraError(f"--config {path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # of TOML, or of UTF-8
-        raise SpectraError(f"--config {path}: is no TOML ({error}); put it right there") from error
+        raise SpectraError(f"--config {path}: is not valid TOML ({error}); correct it there") from error
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     if unknown := tables.keys() - set(known_commands(context)):
         name = min(unknown)

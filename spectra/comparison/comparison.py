@@ -76,23 +76,30 @@ def compare(
     precondition: Preconditioner | None = None,
     watch: Watch = quiet,
 ) -> Comparison:
-    """Compare matrices of one shape, by name: some 5 k + (1 + probes) steps products of each, and those of pairs.
+    """Compare two or more symmetric matrices of one size: eigenvalues, leading eigenspaces, distances and spectra.
+
+    It takes some 5 k + (1 + probes) steps products of each matrix, and more for each pair.
 
     Args:
-        operators: the matrices (n, n) by name, two or more.
-        k: the number of leading eigenpairs by |value|; one more is found, for the gap.
-        probes: the number of random vectors, of the distances and of the spectra.
+        operators: the matrices (n, n) by name, two or more, in any form that `spectra.as_operator` takes.
+        k: the number of leading eigenpairs by |eigenvalue|; one more is found, for the gap after them.
+        probes: the number of random vectors, for distances and for spectra.
         steps: the products that each probe of a spectrum takes, and the most for the extreme eigenvalues of a
-            difference; 0: neither spectra nor extremes.
+            difference; 0: neither spectra nor extreme eigenvalues are computed.
         tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
-        seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
-        max_products: the most products with one matrix; what it leaves no room for is None or missing.
-        known: portraits that an earlier comparison, with the same settings and seed, made of some of the matrices.
+        seed: the seed of all random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+        max_products: the most products with one matrix; what no longer fits is None or missing in the result.
+        known: results of an earlier comparison for some of the matrices, made with the same settings and seed.
         precondition: P, as `spectra.preconditioner` returns it: each matrix A is compared as P^-1/2 A P^-1/2, plus the
             optimizer's weight decay.
-        watch: a function from the name of what is done next to a context in which methods report their progress.
+        watch: a function from the name of the next step to a context in which methods report their progress.
 
-    Raises SpectraError: k > n, matrices of different sizes, or fewer than two.
+    Returns:
+        A `Comparison`, which `spectra.comparison_figure` draws.
+
+    Raises:
+        SpectraError: k > n, the matrices differ in size, or there are fewer than two.
     """
     operators = of_one_size(operators)
     if precondition is not None:

@@ -119,18 +119,19 @@ class Definition(ABC):
         in_output_space = self.needs_distribution or "loss hessian" in self.derivatives
         if in_output_space and isinstance(loss, ModelLoss):
             return (
-                "the model's own loss is no function of single examples' logits alone, by which it could be "
-                "differentiated; use hessian, or give a loss of (output, target)"
+                "the model's own loss is not a function of each example's logits alone, so it has no second "
+                "derivative by them; use hessian, or give a loss of (output, target)"
             )
         if in_output_space and isinstance(loss, BatchLoss):
             return (
-                "a loss of (model, batch) shows no output of the model, in which it could be differentiated; use "
+                "a loss of (model, batch) does not show the model's output, by which it would be differentiated; use "
                 "hessian or fisher-empirical, or give a loss of (output, target)"
             )
         if self.needs_distribution and not has_distribution(loss):
             return (
-                "a loss of your own has no distribution p(y|f) to expect labels of; use ggn or fisher-empirical, or "
-                "name it: a function of the output that returns a torch.distributions.Distribution of the targets"
+                "a custom loss has no known distribution p(y|f) of labels; use ggn or fisher-empirical, or let the "
+                "loss "
+                "be a function of the output that returns a torch.distributions.Distribution of the targets"
             )
         if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
             return "a loss with a method draw has no expectation in closed form; use fisher-mc"

@@ -61,17 +61,55 @@ def evaluate(problem: Problem) -> Evaluation:
 
 
 def mean_loss(problem: Problem) -> float:
-    """The mean loss over all examples, without weight decay; one forward pass, and the errors of `evaluate`."""
+    """Compute the mean loss over all examples, without weight decay, by one forward pass over the data.
+
+    Args:
+        problem: the model, loss and data.
+
+    Returns:
+        The mean loss.
+
+    Raises:
+        SpectraError: the model fails on the data, or the loss is not finite.
+    """
     return evaluate(problem).loss
 
 
 def accuracy(problem: Problem) -> float | None:
-    """The share of targets that the output gets right, None for losses of real numbers; as `evaluate`."""
+    """Compute the share of targets that the model's output predicts correctly, by one forward pass over the data.
+
+    Args:
+        problem: the model, loss and data.
+
+    Returns:
+        The accuracy, from 0 to 1: of the largest output under cross entropy, of signs under binary cross entropy. None
+        for losses of real-valued targets.
+
+    Raises:
+        SpectraError: the model fails on the data, or the loss is not finite.
+    """
     return evaluate(problem).accuracy
 
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
-    """Cut examples (N, ...) into batches of `size`; the last one may be shorter. What cannot be cut is one batch."""
+    """Cut examples into batches of `size`, of which the last may be shorter.
+
+    Args:
+        inputs: what the model is called with: a tensor (N, ...), or tuples, lists and mappings of such. An input that
+            cannot be cut, such as a graph, is one batch.
+        targets: the targets (N, ...).
+        indices: the indices (N,) of the examples in the data set, int64.
+        size: the number of examples in a batch.
+
+    Returns:
+        The batches, in order.
+
+    Examples:
+        >>> import torch, spectra
+        >>> x, y = torch.randn(100, 8), torch.randint(10, (100,))
+        >>> [len(batch) for batch in spectra.cut_batches(x, y, torch.arange(100), 40)]
+        [40, 40, 20]
+    """
     require_integer("size", size)
     every = Batch(inputs, targets, indices)
     if isinstance(inputs, Structured) and not inputs.divisible:

@@ -57,7 +57,9 @@ def refuse_products(products: str, step: float | None, matrices: tuple[str, ...]
     require_choice("products", products, WAYS)
     if products == EXACT:
         if step is not None:
-            raise ArgumentError(f"`difference_step` {step:g}: exact products have none; give `products` {WAYS[1]} too")
+            raise ArgumentError(
+                f"`difference_step` {step:g}: exact products do not use it; give `products` {WAYS[1]} too"
+            )
         return
     if step is not None:
         require_step(step)

@@ -86,8 +86,8 @@ def defined(name: str, _entry: Entry) -> Definition:
     found = MATRICES.load(name, OPTION)
     if not (isinstance(found, type) and issubclass(found, Definition)) or isabstract(found):
         raise SpectraError(
-            f"{OPTION} {name}: {MATRICES[name].path} is no matrix; it has to be a class that inherits from "
-            "spectra.curvature.definition.Definition and has its method `middle`; mend the package that adds it"
+            f"{OPTION} {name}: {MATRICES[name].path} is not a matrix; expected a class that inherits from "
+            "spectra.curvature.definition.Definition and defines `middle`; fix the package that adds it"
         )
     return found(name)
 

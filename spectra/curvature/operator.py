@@ -40,30 +40,38 @@ PRODUCTS = 100  # that are expected, unless the caller knows better
 
 
 class Curvature(Space):
-    """A matrix of a problem, plus weight decay, as a symmetric operator; products are exact up to rounding.
+    """A curvature matrix of a problem, such as its Hessian, as a symmetric operator: `curvature @ vectors`.
 
-    Whatever does not depend on the vector is computed once a batch and kept between products, while that and one
-    product fit `memory`; batches beyond are differentiated anew in each product. Where the expected number of products
-    pays for it, the product is traced once and cut there (see `path`). The first product does all this; `setup_seconds`
-    is the time that took. Where batches are dealt among processes, it is this process's part of the matrix: the sum
-    over all is the matrix.
+    Products are exact up to rounding. Weight decay X adds X I. The first product takes longer than the others
+    (`setup_seconds`): whatever does not depend on the vector is computed once for each batch and kept, as far as
+    `memory` allows; other batches are differentiated anew in each product. Where many products are expected, the
+    product is traced once. Where batches are dealt among processes, this is the process's part of the matrix, and
+    the sum over all processes is the matrix.
 
     Args:
         problem: the model, loss and data.
-        name: the matrix, one of MATRICES.
+        name: the name of the matrix in `spectra.MATRICES`.
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
-        check: whether one product is first compared with finite differences on a few examples (`derivative_check`).
-        choices: decisions by a clock, taken over where they have been made before.
-        precision: ieee, tf32 or bf16: of the operands of multiplications in what of a product depends on the vector;
-            sums are taken in float32. Products are then noisy, and `ieee` is the same matrix without that noise.
-        compile: whether products are compiled; None: on a GPU, where the expected products save more time than that
-            takes.
-        tell: is told what takes long or goes wrong while products are made ready.
+        check: compare one product with finite differences on a few examples first (`derivative_check`).
+        choices: timed decisions of an earlier run, which are taken over so that two runs give the same numbers.
+        precision: ieee, tf32 or bf16: the precision of multiplications that depend on the vector; sums are taken in
+            float32. Products are then noisy, and the attribute `ieee` is the same matrix without that noise.
+        compile: compile products by torch.compile; None: on a GPU, where the expected products save more time than
+            that takes.
+        tell: a function that is called with a line on what takes long or goes wrong while products are prepared.
 
     Raises:
         SpectraError: the matrix is not defined for this loss, or not with weight decay; or the device or the dtype
-            lacks the precision.
+            does not support the precision.
+
+    Examples:
+        >>> import torch, spectra
+        >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
+        >>> batches = spectra.cut_batches(x, y, torch.arange(20), 10)
+        >>> problem = spectra.Problem(torch.nn.Linear(4, 3), spectra.CrossEntropy(), batches)
+        >>> (spectra.Curvature(problem, "hessian") @ torch.ones(problem.size)).shape
+        torch.Size([15])
     """
 
     def __init__(
@@ -82,7 +90,9 @@ class Curvature(Space):
         require_integer("products", products, least=0)
         require_boolean("compile", compile, optional=True)
         if name in KERNELS:
-            raise SpectraError(f"`curvature` {name}: is a matrix over examples; ask eig, trace or density for it")
+            raise SpectraError(
+                f"`curvature` {name}: is a matrix over examples, which only eig, trace and density compute"
+            )
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
         super().__init__(problem)
@@ -109,7 +119,7 @@ class Curvature(Space):
 
     @property
     def path(self) -> str:
-        """The way in which products are made, for the record."""
+        """How products are computed, in a few words, as results record it."""
         if self._products is None or self._economy is None:
             return "not yet made"
         precision = None if self._precision == IEEE else f"in {self.precision}"
@@ -119,12 +129,12 @@ class Curvature(Space):
 
     @property
     def precision(self) -> str:
-        """The precision of products: ieee, too, where a lower one was asked for that they cannot have."""
+        """The precision of products: ieee, too, where a lower one was asked for but is not possible."""
         return IEEE if self._not_lower else self._precision
 
     @property
     def ieee(self) -> Curvature | InIeee:
-        """The same matrix with products in ieee; itself where its products are such."""
+        """This matrix with products in full precision; the object itself where its products are such."""
         if self._precision == IEEE:
             return self
         self.prepare()
@@ -132,35 +142,34 @@ class Curvature(Space):
 
     @property
     def semidefinite(self) -> bool:
-        """Whether no eigenvalue is negative, by definition."""
+        """Whether the matrix has no negative eigenvalue, by its definition."""
         return self.definition.semidefinite(self.problem.loss)
 
     @property
     def kept_batches(self) -> int:
-        """The number of batches, as merged or cut to fit, of which something is kept between products."""
+        """The number of batches of which something is kept between products."""
         return self._products.kept_batches if self._products else 0
 
     @property
     def kept_bytes(self) -> int:
-        """The bytes that are kept between products besides model and data; 0 before the first product."""
+        """The bytes kept between products, besides model and data; 0 before the first product."""
         return self._products.kept_bytes if self._products else 0
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept between products and that one product takes beside them at most.
-
-        They are 0 before the first product.
-        """
+        """The most bytes in use during a product, besides model and data; 0 before the first product."""
         return self._products.peak_bytes if self._products else 0
 
     @cached_property
     def notes(self) -> list[str]:
-        """Notes on the model for the reader of a result, a line each: see `model_notes`."""
+        """Notes on the model that a reader of the result should know, one line each."""
         return model_notes(self.problem)
 
     def suspect(self) -> str | None:
-        """The cause of products that are unrepeatable or asymmetric, where the model shows it: autocast in its
-        forward.
+        """The likely cause of products that are not repeatable or not symmetric: autocast in the model's forward.
+
+        Returns:
+            The cause, or None where the model does not show it.
         """
         if types := autocast_inside(self.problem):
             return f"the model's forward runs under autocast to {types}; leave that out, or set enabled=False there"
@@ -175,7 +184,15 @@ class Curvature(Space):
         return self.multiply(vectors)
 
     def multiply(self, vectors: Tensor, exact: bool = False) -> Tensor:
-        """The product with (n,) or (n, k), as `matrix @ vectors`; with `exact`, in ieee whatever the precision is."""
+        """Multiply vectors by the matrix, as `curvature @ vectors` does.
+
+        Args:
+            vectors: a vector (n,), or vectors as columns (n, k).
+            exact: multiply in full precision, whatever the precision of the matrix is.
+
+        Returns:
+            The product, of the same shape.
+        """
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
             raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
         refuse_other_dtype(self, vectors)
@@ -196,10 +213,16 @@ class Curvature(Space):
         return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
-        """Products of diagonal blocks, each with a vector (n_l,) of the parameters in a slice.
+        """Multiply each diagonal block of the matrix by a vector of its own.
 
-        Whatever belongs to other parameters alone is left out, so that a block of a late layer costs little. The matrix
-        must not be hoisted.
+        What belongs only to other parameters is left out, so that a block of a late layer costs little. The matrix must
+        not have been traced.
+
+        Args:
+            vectors: pairs of a slice of the parameters and a vector (n_l,) over it.
+
+        Returns:
+            The products (n_l,), in order.
         """
         self._refuse_changed()
         parts = self._parts()
@@ -214,7 +237,11 @@ class Curvature(Space):
         return [product.to(self.device) for product in products]
 
     def factor(self) -> Factor:
-        """The factor F of A = F'F + shift I. Raises SpectraError where there is none."""
+        """The factor F of the matrix A = F'F + shift I, by which its Gram matrix F F' is computed.
+
+        Raises:
+            SpectraError: the matrix has no such factor, as the Hessian.
+        """
         factor = Factor(replace(self.problem, blocks=()), self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
             self._refuse_unfit_loss()
@@ -222,7 +249,7 @@ class Curvature(Space):
         return factor
 
     def prepare(self) -> None:
-        """Trace the product, and compute what is kept, as the first product would."""
+        """Trace the product and compute what is kept, which the first product would do otherwise."""
         if self._products is None:
             start = time.perf_counter()
             with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
@@ -305,7 +332,7 @@ class Curvature(Space):
 
     def _refuse_changed(self) -> None:
         if self._parameter_versions() != self._versions:
-            raise SpectraError("`model`: its parameters have changed since this matrix was made; make it anew")
+            raise SpectraError("`model`: its parameters have changed since this matrix was made; make the matrix again")
 
 
 class InIeee(Wrapper):

@@ -153,7 +153,7 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any], str]:
             OPTION, file, f"{error.strerror or describe(error)}; check the path and the rights"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise input_error(OPTION, file, f"it is no JSON ({describe(error)}); copy it again") from error
+        raise input_error(OPTION, file, f"it is not valid JSON ({describe(error)}); copy it again") from error
     kind = content.get("peft_type") if isinstance(content, dict) else None
     if kind not in KINDS:
         text = f"it is a PEFT adapter of kind {quoted(kind, SHORT)}, and only {', '.join(KINDS)} are read; {MERGE}"

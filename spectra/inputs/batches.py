@@ -150,7 +150,7 @@ def refuse_uncountable(trees: Any, what: str) -> None:
     """Raise SpectraError where a batch holds an object of which nobody knows what its examples are."""
     for _, leaf, place in leaves_of(trees, "x"):
         if not isinstance(leaf, (Tensor, *CONSTANTS)) and place is None:
-            text = f"holds a {type(leaf).__name__}, whose examples cannot be told"
+            text = f"holds a {type(leaf).__name__}, which cannot be split into examples"
             raise SpectraError(f"`data`: {what} {text}; give tensors, in tuples or mappings, or lists of examples")
 
 

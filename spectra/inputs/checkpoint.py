@@ -66,8 +66,8 @@ def load_checkpoint(
         raise input_error(OPTION, path, f"it is {ADAPTED if whole else ADAPTER}")
     state = OrderedDict((name, stored[written]) for written, name in match.names.items())
     if strange := quantised(name for name in state if name not in wanted.names):
-        text = f"its weights are quantised, as {some(strange[:1])} tells; take those that they were made from"
-        raise input_error(OPTION, path, f"{text}, or save them as floating numbers, dequantised")
+        text = f"its weights are quantised ({some(strange[:1])}); name the original weights"
+        raise input_error(OPTION, path, f"{text}, or save them dequantised, as floating-point numbers")
     if (known := versions(stored, match, wanted)) is not None:
         setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict leaves it there
     _load(model, state, path)

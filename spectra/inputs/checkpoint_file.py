@@ -303,14 +303,16 @@ def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
     try:
         content = json.loads(written, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise input_error(OPTION, index, f"it is no JSON ({describe(error)}); copy it again") from error
+        raise input_error(OPTION, index, f"it is not valid JSON ({describe(error)}); copy it again") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not (isinstance(places, dict) and places and all(isinstance(shard, str) for shard in places.values())):
-        raise input_error(OPTION, index, f"it is no index of shards, it has no weight_map; {_way_in(index.parent)}")
+        raise input_error(
+            OPTION, index, f"it is not an index of shards (it has no weight_map); {_way_in(index.parent)}"
+        )
     shards: dict[str, list[str]] = {}
     for name, shard in sorted(places.items(), key=lambda place: place[1]):
         if shard in ("", ".", "..") or set(shard) & set("/\\:") or not shard.isprintable():
-            text = f"its shard {shard!r} is no file beside it, so it was not read; name plain file names"
+            text = f"its shard {shard!r} is not a file in its folder, so it was not read; name plain file names"
             raise input_error(OPTION, index, text)
         shards.setdefault(shard, []).append(name)
     return shards
@@ -321,6 +323,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name} comes twice")
+            raise ValueError(f"{name} is listed twice")
         found[name] = value
     return found

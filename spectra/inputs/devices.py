@@ -27,26 +27,26 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+        raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
     if device.type == "cuda":
         return choose_card(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SpectraError(f"`device` {name}: torch sees no GPU of Apple's here; use `device` cpu, or auto")
+        raise SpectraError(f"`device` {name}: torch finds no Apple GPU here; use `device` cpu, or auto")
     try:
         return torch.empty(0, device=device).device
     except Exception as error:
-        raise ArgumentError(f"`device` {name}: is not there ({describe(error)}); use cpu, or auto") from error
+        raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
 
 
 def choose_card(device: torch.device) -> torch.device:
     """The CUDA device, with its number. Raises SpectraError where there is none, or none of that number."""
     if not torch.cuda.is_available():
-        raise SpectraError(f"`device` {device}: torch sees no CUDA device here; use `device` cpu, or auto")
+        raise SpectraError(f"`device` {device}: torch finds no CUDA device here; use `device` cpu, or auto")
     if device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     if device.index >= (count := torch.cuda.device_count()):
         there = "is cuda:0" if count == 1 else f"are cuda:0 to cuda:{count - 1}"
-        raise SpectraError(f"`device` {device}: torch sees no such device; there {there}, and `device` cpu")
+        raise SpectraError(f"`device` {device}: torch finds no such device; there {there}, and `device` cpu")
     return device
 
 
@@ -86,7 +86,7 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
         return own
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
+        raise ArgumentError(f"`dtype` {dtype}: is not one of {', '.join(DTYPES)}; choose one of them")
     return DTYPES[name]
 
 

@@ -108,7 +108,7 @@ def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
             before = os.fstat(opened.fileno())
             for piece in sorted(shards.get(name, ()), key=lambda piece: piece.start):
                 if piece.start + piece.length > before.st_size:
-                    raise Damaged(f"{quoted(piece.name, 60)} lies behind the end of its shard {quoted(name, 60)}")
+                    raise Damaged(f"{quoted(piece.name, 60)} is beyond the end of its shard {quoted(name, 60)}")
                 made.add(piece, _tensor(opened, piece))
             opened.seek(0)
             digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -165,7 +165,7 @@ def _pieces(name: str, told: StandIn, infos: dict) -> Iterator[tuple[Piece, str]
             raise Damaged("its shards are compressed; save it without extensions")
         file, (start, length) = info["relative_path"], _shape((info["offset"], info["length"]))
         if not isinstance(file, str) or not file.endswith(SHARD) or set(file) & set("/\\:") or not file.isprintable():
-            raise Damaged(f"its shard {quoted(file, 60)} is no file beside it, so it was not read")
+            raise Damaged(f"its shard {quoted(file, 60)} is not a file in its folder, so it was not read")
         inside = len(whole) == len(offsets) == len(sizes)
         if not (inside and all(o + s <= n for o, s, n in zip(offsets, sizes, whole, strict=True))):
             raise Damaged(f"{quoted(name, 60)} has a piece outside of its shape")
@@ -174,7 +174,7 @@ def _pieces(name: str, told: StandIn, infos: dict) -> Iterator[tuple[Piece, str]
 
 def _shape(numbers: Any) -> tuple[int, ...]:
     if not (isinstance(numbers, tuple | list) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)):
-        raise Damaged(f"its {METADATA} holds a shape that is none")
+        raise Damaged(f"its {METADATA} holds an invalid shape")
     return tuple(numbers)
 
 
@@ -193,7 +193,7 @@ def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
         with warnings.catch_warnings(action="ignore"):
             found = torch.load(held, map_location="cpu", weights_only=True)
     except Exception:  # from None: torch's own message advises to trust the file
-        raise Damaged(f"{shown} is no tensor as torch.save writes it") from None
+        raise Damaged(f"{shown} is not a tensor as torch.save writes it") from None
     if not isinstance(found, Tensor) or found.layout is not torch.strided or tuple(found.shape) != piece.sizes:
         raise Damaged(f"{shown} is not of shape {piece.sizes} in its shard")
     return found.detach()
@@ -214,7 +214,7 @@ class _Assembly:
             return
         if piece.name not in self.tensors:
             if math.prod(piece.whole) * values.itemsize > self.most:
-                raise Damaged(f"it promises {quoted(piece.name, 60)} of {piece.whole} and its shards are smaller")
+                raise Damaged(f"it declares {quoted(piece.name, 60)} of {piece.whole}, but its shards are smaller")
             self.tensors[piece.name] = torch.empty(piece.whole, dtype=values.dtype)
             self.covered[piece.name] = torch.zeros(piece.whole, dtype=torch.bool)
         place = tuple(slice(o, o + s) for o, s in zip(piece.offsets, piece.sizes, strict=True))
@@ -239,6 +239,6 @@ def _nested(tensors: dict[str, Tensor], places: dict[str, tuple[str, ...]]) -> d
         for part in place[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise Damaged(f"{quoted(name, 60)} lies in a tensor")
+                raise Damaged(f"{quoted(name, 60)} is inside of a tensor")
         inner[place[-1]] = tensors[name]
     return content

@@ -128,7 +128,7 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
         tensors = tree_map(_tensor, plain(source))  # of lists of numbers, too
     except TypeError as error:
         raise input_error(
-            OPTION, name, f"its arrays are no numbers ({describe(error)}); give x and y as arrays of numbers"
+            OPTION, name, f"its arrays do not hold numbers ({describe(error)}); give x and y as arrays of numbers"
         ) from error
     try:
         return Arrays(*divided(tensors, wanted))
@@ -187,9 +187,9 @@ def _size(source: Any, name: str) -> int:
     """The number of items of a data set with `__getitem__` and `__len__`."""
     came = type(source).__name__
     if isinstance(source, IterableDataset):
-        raise input_error(OPTION, name, f"it gave an IterableDataset ({came}); return a list of its items")
+        raise input_error(OPTION, name, f"it returned an IterableDataset ({came}); return a list of its items")
     if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
-        text = f"it gave an object of type {came}; return a data set of (x, y) items or two tensors x and y"
+        text = f"it returned an object of type {came}; return a data set of (x, y) items or two tensors x and y"
         raise input_error(OPTION, name, text)
     try:
         return len(source)

@@ -110,7 +110,7 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
     if isinstance(loss, type) or not may_be_loss(loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         way_out = f"call it first: {came}()" if isinstance(loss, type) else "give a loss or a function (output, target)"
-        raise SpectraError(f"`loss`: {came} is no loss; {way_out}")
+        raise SpectraError(f"`loss`: {came} is not a loss; {way_out}")
     if isinstance(loss, Loss):
         return loss
     bare = loss.func if isinstance(loss, partial) else loss

@@ -85,7 +85,8 @@ class Graphs(Structured):
         """Some of the graphs. Raises SpectraError where examples are nodes."""
         if self.examples == NODES:
             raise SpectraError(
-                "`data`: examples are nodes of a graph, which is never cut; leave out what asks for a part (`samples`)"
+                "`data`: examples are nodes of one graph, which cannot be cut; leave out options that take a part, "
+                "such as `samples`"
             )
         chosen = cut if isinstance(cut, slice) else cut.cpu()
         return collated(self.data.index_select(chosen), self.data)
@@ -236,7 +237,7 @@ def refuse_not_finite(data: Any, what: str) -> None:
     """Raise SpectraError where a tensor of a graph holds numbers that are not finite."""
     for _, name, x in tensors_of(data):
         if x.is_floating_point() and not (x if x.layout is torch.strided else x.values()).isfinite().all():
-            raise SpectraError(f"`data`: {name} of {what} is not finite; leave such graphs out, or mend them")
+            raise SpectraError(f"`data`: {name} of {what} is not finite; leave such graphs out, or correct them")
 
 
 def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:

@@ -60,7 +60,9 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
         SpectraError: they are no batches, have no end, or change when they are read again.
     """
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
-        raise SpectraError(f"`data`: {name} is no data; give a DataLoader, batches (x, y), tensors (x, y), or a name")
+        raise SpectraError(
+            f"`data`: {name} cannot be read as data; give a DataLoader, batches (x, y), tensors (x, y), or a name"
+        )
     if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
         text = f"{name} gives examples one by one; give a DataLoader of it"
         raise SpectraError(f"`data`: {text} ({FINITE})")

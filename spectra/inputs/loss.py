@@ -46,7 +46,7 @@ def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype
     if is_place(name):
         return _others(resolve(name, OPTION), name, options, device, dtype)
     if name not in LOSSES:
-        raise input_error(OPTION, name, f"is no loss; {suggest(name, LOSSES)}, or {OWN}")
+        raise input_error(OPTION, name, f"is not a loss; {suggest(name, LOSSES)}, or {OWN}")
     LOSSES.warn_of_clash(name, OPTION)
     found = LOSSES.load(name, OPTION)
     if LOSSES.is_added(name):

@@ -60,7 +60,7 @@ def build(spec: str, seed: int) -> Built:
     model, notes = (made.model, made.notes) if isinstance(made, Built) else (made, ())
     if not isinstance(model, nn.Module):
         came = type(model).__name__
-        raise input_error(OPTION, name, f"it gave an object of type {came}; it has to return a torch.nn.Module")
+        raise input_error(OPTION, name, f"it returned an object of type {came}; expected a torch.nn.Module")
     model = uncompiled(model)
     refuse_unmade(model, name)
     outside_inference_mode(model)

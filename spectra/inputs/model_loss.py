@@ -34,7 +34,7 @@ from spectra.problem.own_loss import OwnLoss, producer_of
 from spectra.problem.side_effects import without_side_effects
 
 EXAMPLES = 8  # of the first batch and of the last, on which losses are compared
-OF_LOGITS = "the model's own loss is none of ours, and is taken as a function of its logits"
+OF_LOGITS = "the model's own loss is not one that spectra knows, and is treated as a function of its logits"
 VALUE, SLOPE = 1e-5, 1e-4  # to which losses and their gradients agree in float32, relative; in float64 100 times finer
 
 

@@ -88,7 +88,7 @@ def chosen_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ArgumentError(f"`dtype` {dtype}: is none of {', '.join(DTYPES)}; give one of those")
+        raise ArgumentError(f"`dtype` {dtype}: is not one of {', '.join(DTYPES)}; choose one of them")
     return DTYPES[name]
 
 
@@ -161,7 +161,7 @@ def found_at(spec: str) -> tuple[Any, str, str | None]:
         return named_object(name, options)
     suffix = next((one for one in READERS if name.lower().endswith(one)), None)
     if suffix is None:
-        raise input_error(OPTION, spec, f"is no kind of matrix that is known; {ONE}")
+        raise input_error(OPTION, spec, f"is not a known kind of matrix; {ONE}")
     reader = READERS[suffix]
     if reader is not read_npz and options:
         raise input_error(OPTION, spec, f"it takes no options; write {name}")

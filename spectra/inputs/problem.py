@@ -85,40 +85,41 @@ def load_problem(
     begins: Callable[[str], None] = unheard,
     fits: Callable[[Loss, int], None] = anything,
 ) -> Loaded:
-    """Build the model, load its weights and data, and check that they fit each other.
+    """Build a model, load its weights and data, and check that they fit each other.
 
     Args:
-        model: a name as on the command line, or a module. A named model is in eval mode; a module is used as it is, or
-            copied where its dtype or device has to be another.
-        data: a name, or an object as `own_data` takes it.
-        loss: a name, or an object as `own_loss` takes it.
-        loss_part: the part to take alone of a user's loss that returns a mapping; None for the sum of all.
-        checkpoint: the file of the weights of a named model.
-        checkpoint_key: the place of the weights in that file.
-        transform: the name of the function applied to every x of named data.
-        output: the path of the output tensor, for a model that returns several.
-        samples: the number of examples to choose by the seed; None for all.
-        batch_size: the number of examples in a batch; by default what fits memory.
+        model: a torch.nn.Module, or a name as on the command line. A named model is in eval mode. A module is used as
+            it is, or copied where its dtype or device has to change.
+        data: a DataLoader, batches (x, y), tensors (x, y), or a name as on the command line.
+        loss: a loss of spectra or PyTorch, a function, or a name.
+        loss_part: the key of one part of a loss that returns a mapping; None: the sum of all parts.
+        checkpoint: the file with the weights of a named model.
+        checkpoint_key: the entry of that file that holds the weights.
+        transform: the name of a function that is applied to every x of named data.
+        output: which tensor is the output of a model that returns several, such as `logits` or `0.hidden`.
+        samples: the number of examples, which are chosen at random by the seed; None: all.
+        batch_size: the number of examples in a batch; None: as many as fit memory.
         memory: bytes for products beyond model and data.
-        params: glob patterns of parameter names; empty for all that require gradients.
+        params: glob patterns of parameter names; empty: all parameters that require gradients.
         wrt: parameters, or inputs: differentiate the loss of each example by its input; inputs:NAME where there are
             several. The problem is then an `InputProblem`.
         mc_samples: the number of labels that fisher-mc draws for each example.
-        recompute_activations: compute blocks of the model anew for derivatives, for less memory and more time; None:
-            where memory holds no product of one example.
-        weight_decay: the coefficient of |theta|^2 / 2, added to the loss.
-        device: auto, cpu, cuda, cuda:1 or another torch device; by default that of a module, else auto.
-        dtype: float32 or float64, of parameters, data and vectors; by default that of a module, else float32.
-        seed: the random seed.
-        processes: the processes among which batches are dealt; each loads everything.
-        begins: called with the name of each stage as it begins.
-        fits: called with the loss and the number of parameters before data are loaded; it may raise.
+        recompute_activations: compute blocks of the model anew for derivatives, which takes less memory and more time;
+            None: where memory does not hold a product of one example.
+        weight_decay: the coefficient of |theta|^2 / 2, which is added to the loss.
+        device: auto, cpu, cuda, cuda:1 or another torch device; None: that of a module, otherwise auto.
+        dtype: float32 or float64, the type of parameters, data and vectors; None: that of a module, otherwise float32.
+        seed: random seed.
+        processes: the processes among which batches are shared; each loads everything.
+        begins: a function that is called with the name of each stage as it begins.
+        fits: a function that is called with the loss and the number of parameters before data are loaded, and may
+            raise.
 
     Returns:
-        The problem, its record, and how the checkpoint matched.
+        An object with the `problem`, its record, and how the checkpoint matched the model.
 
     Raises:
-        SpectraError: a part cannot be made, or the parts do not fit each other.
+        SpectraError: something cannot be built or read, or the parts do not fit each other.
     """
     typed = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     del typed["processes"], typed["begins"], typed["fits"]

@@ -61,7 +61,7 @@ def read_safetensors(file: BufferedReader) -> tuple[dict[str, Tensor], str]:
     size = os.fstat(file.fileno()).st_size
     digest, length = hashlib.sha256(), int.from_bytes(start := file.read(8), "little")
     if len(start) < 8 or length > min(LONGEST_HEADER, size - 8):
-        raise Damaged(f"its header promises {length:,} bytes and the file holds {size:,}")
+        raise Damaged(f"its header declares {length:,} bytes, but the file holds {size:,}")
     digest.update(start)
     digest.update(header := file.read(length))
     places = _places(header, size - 8 - length)
@@ -80,13 +80,13 @@ def _places(header: bytes, size: int) -> dict[str, Place]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise Damaged("its header is no JSON") from error
+        raise Damaged("its header is not valid JSON") from error
     if not isinstance(content, dict):
         raise Damaged("its header names no tensors")
     content.pop("__metadata__", None)
     places = {name: _place(name, entry) for name, entry in content.items()}
     if (promised := max((place.end for place in places.values()), default=0)) != size:
-        raise Damaged(f"its header promises {promised:,} bytes of tensors and the file holds {size:,}")
+        raise Damaged(f"its header declares {promised:,} bytes of tensors, but the file holds {size:,}")
     return places
 
 

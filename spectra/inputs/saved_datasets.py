@@ -36,7 +36,7 @@ def saved(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
     Raises SpectraError where the package is missing, the folder damaged, or no such split there.
     """
     if unknown := [key for key in options if key != "split"]:
-        raise input_error(OPTION, name, f"has no option {unknown[0]}; the one that it takes is split")
+        raise input_error(OPTION, name, f"has no option {unknown[0]}; its only option is split")
     try:
         import datasets
     except ImportError as error:
@@ -54,7 +54,7 @@ def saved(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
                 if isinstance(feature, datasets.Image):  # a path in it may lead anywhere, and is not opened
                     table = table.cast_column(column, datasets.Image(decode=False))
     except Exception as error:
-        text = f"it cannot be read ({describe(error)}); save it anew with save_to_disk"
+        text = f"it cannot be read ({describe(error)}); save it again with save_to_disk"
         raise input_error(OPTION, name, text) from error
     columns = taken_columns(table, name, wanted)
     found = Columns(table, name, columns, wanted)
@@ -79,7 +79,7 @@ def chosen_split(name: str, split: Any) -> str:
     """The folder of a split. Raises SpectraError where there is none of that name."""
     there = sorted(entry for entry in os.listdir(name) if os.path.isfile(os.path.join(name, entry, ONE)))
     if split is None:
-        names = " or ".join(f"{name}?split={one}" for one in there[:3]) or "save it anew, with save_to_disk"
+        names = " or ".join(f"{name}?split={one}" for one in there[:3]) or "save it again, with save_to_disk"
         raise input_error(OPTION, name, f"it holds several data sets; write {names}")
     if split not in there:
         raise input_error(OPTION, f"{name}?split={split}", f"there is no such split; {suggest(str(split), there)}")
@@ -99,7 +99,7 @@ def taken_columns(table: Any, name: str, wanted: Wanted) -> list[str]:
         inputs = [column for column in numbers if column not in targets]
         if not takes.others and len(inputs) != 1:
             text = f"it has columns {', '.join(columns)}, and the model takes {', '.join(takes.names)}"
-            raise input_error(OPTION, name, f"{text}; rename them with rename_column, and save it anew")
+            raise input_error(OPTION, name, f"{text}; rename them with rename_column, and save it again")
         known = [*inputs, *targets]
     return [column for column in columns if column in known]
 
@@ -161,7 +161,7 @@ def padded_widths(table: Any, name: str) -> dict[str, int]:
             continue
         if column not in PADDING:
             text = f"its column {column} has rows of {least} to {most} values; give all one length"
-            raise input_error(OPTION, name, f"{text}: pad or cut them with map, and save it anew")
+            raise input_error(OPTION, name, f"{text}: pad or cut them with map, and save it again")
         found[column] = most
     return found
 

@@ -70,9 +70,9 @@ def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     for part in query.split("&") if mark else ():
         key, equals, value = part.partition("=")
         if not (equals and key.isidentifier()):
-            raise input_error(option, text, f"{part!r} is no option; write {name}?key=value&key=value")
+            raise input_error(option, text, f"{part!r} is not an option; write {name}?key=value&key=value")
         if key in options:
-            raise input_error(option, text, f"the option {key} comes twice; give it once")
+            raise input_error(option, text, f"the option {key} is given twice; give it once")
         options[key] = _literal(value)
     return name, options
 
@@ -238,7 +238,7 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
         hint = f"did you mean {near[0]}?" if near else "write path/to/file.py:name"
         raise input_error(option, name, f"{kind}; {hint}")
     if path.suffix != ".py":
-        raise input_error(option, name, f"{place} is no Python file; write path/to/file.py:name")
+        raise input_error(option, name, f"{place} is not a Python file; write path/to/file.py:name")
     unique = _unique(path)
     if unique in sys.modules:
         return sys.modules[unique]

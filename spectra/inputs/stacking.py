@@ -113,7 +113,7 @@ def checked(
                 raise input_error(OPTION, name, text)
             if isinstance(leaf, Tensor) and (row := first_not_finite(leaf, place)) is not None:
                 index = int(indices[row])
-                raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or mend it")
+                raise input_error(OPTION, name, f"{what} of example {index} is not finite; leave it out or correct it")
 
 
 def next_labels(targets: Any, ignored: int, name: str) -> Any:

@@ -231,7 +231,7 @@ def differences(
     """The keys and shapes that differ, nearest names first; for a checkpoint of another model, both lists of names."""
     pairs = _nearest(missing, unexpected)
     if missing and unexpected and wanted.keys().isdisjoint(state) and not _renamed(pairs, missing, unexpected):
-        return f"none of its names is the model's; it has {some(unexpected)}, the model {some(missing)}"
+        return f"its names are not the model's: it has {some(unexpected)}, and the model has {some(missing)}"
     lost = [f"{quoted(name, SHORT)} (the checkpoint has {quoted(pairs[name], SHORT)})" for name in pairs]
     lost += [quoted(name, SHORT) for name in missing if name not in pairs]
     extra = [name for name in unexpected if name not in pairs.values()]

@@ -99,7 +99,7 @@ def tokens_of(path: str, name: str, tokenizer: Any, wanted: Wanted) -> Tensor:
     try:
         characters = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise input_error(OPTION, name, f"it is no text in UTF-8 ({describe(error)}); convert it") from error
+        raise input_error(OPTION, name, f"it is not text in UTF-8 ({describe(error)}); convert it") from error
     found = encoded(characters, folder, name)
     return torch.tensor(found, dtype=torch.int64)
 

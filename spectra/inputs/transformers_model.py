@@ -55,7 +55,7 @@ def make(name: str, options: dict[str, Any]) -> Built:
     with quiet(name), weights_alone():  # an architecture of timm reads files that a configuration may name
         kind = _class(name)
         if "trust_remote_code" in options:
-            text = "code that lies in a folder of weights is not run; name its class as file.py:Class"
+            text = "code in a folder of weights is not run; name its class as file.py:Class"
             raise input_error(OPTION, f"{name}?trust_remote_code", text)
         path = options.pop("path", None)
         folder = None if path is None else _folder(name, str(path))
@@ -132,7 +132,7 @@ def _configuration(name: str, kind: Any, folder: Path | None, options: dict[str,
     content = _content(name, folder) if folder else {}
     attention = options.pop("attn_implementation", None)
     if attention not in (None, *ATTENTION):
-        text = f"is none of {' and '.join(ATTENTION)}, which can be differentiated twice"
+        text = f"cannot be differentiated twice; choose {' or '.join(ATTENTION)}"
         raise input_error(OPTION, f"{name}?attn_implementation={attention}", text)
     made_by = _config_class(name, kind, content or options)
     if folder:
@@ -164,9 +164,9 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or describe(error)
         raise input_error(OPTION, folder / CONFIG, f"{reason}; copy it again") from error
     if not isinstance(content, dict):
-        raise input_error(OPTION, folder / CONFIG, "it is no configuration; copy it again")
+        raise input_error(OPTION, folder / CONFIG, "it is not a configuration; copy it again")
     if "quantization_config" in content:
-        text = "its weights are quantised, and integers have no derivative; take the model as it was before"
+        text = "its weights are quantised, and integers have no derivative; name the model from before quantisation"
         raise input_error(OPTION, f"{name}?path={folder}", text)
     return content
 
@@ -199,7 +199,7 @@ def _config_class(name: str, kind: Any, content: Mapping[str, Any]) -> Any:
     if model_type not in CONFIG_MAPPING:
         way_out = suggest(str(model_type), CONFIG_MAPPING.keys())
         if "auto_map" in content:
-            way_out = "its code lies in the folder and is not run; name its class as file.py:Class"
+            way_out = "its code in the folder is not run; name its class as file.py:Class"
         raise input_error(OPTION, name, f"transformers has no model_type {foreign(model_type)}; {way_out}")
     return CONFIG_MAPPING[model_type]
 
@@ -242,7 +242,7 @@ def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
     state, digest = _state(file)
     stored = {value.dtype for value in state.values() if value.is_floating_point()}
     if any(dtype.itemsize < 2 for dtype in stored):
-        raise input_error(OPTION, file, "its weights are quantised; take the model as it was before")
+        raise input_error(OPTION, file, "its weights are quantised; name the model from before quantisation")
     if _is_auto(kind):
         with torch.device("meta"):
             kind = type(kind.from_config(config))
@@ -270,7 +270,7 @@ def _state(file: Path) -> tuple[dict[str, Tensor], str]:
     except SpectraError as error:
         raise SpectraError(str(error).replace("`checkpoint`", OPTION, 1)) from error
     if not (isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())):
-        raise input_error(OPTION, file, "it is no state dict; save the model with model.save_pretrained(folder)")
+        raise input_error(OPTION, file, "it is not a state dict; save the model with model.save_pretrained(folder)")
     return dict(content), digest
 
 

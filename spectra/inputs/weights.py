@@ -99,4 +99,6 @@ def refuse_of_names(given: dict[str, Any], way_out: str) -> None:
     """Raise SpectraError where there is an argument that goes with names alone."""
     for name, value in given.items():
         if value is not None:
-            raise SpectraError(f"`{name}` {value}: goes with names, as on the command line; of your own {way_out}")
+            raise SpectraError(
+                f"`{name}` {value}: is for what is given by name, as on the command line; of your own {way_out}"
+            )

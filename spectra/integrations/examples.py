@@ -35,15 +35,15 @@ def some_batches(loader: Any, count: int, seed: int) -> list[Any]:
     """
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or not callable(collate):
-        raise SpectraError(f"`data`: the trainer's loader is a {type(loader).__name__}, no DataLoader; {GIVE}")
+        raise SpectraError(f"`data`: the trainer's loader is a {type(loader).__name__}, not a DataLoader; {GIVE}")
     name = type(dataset).__name__
     size = batch_size(loader)
     if size is None:
-        raise SpectraError(f"`data`: the trainer's loader makes no batches of {name}, which are its own; {GIVE}")
+        raise SpectraError(f"`data`: the trainer's loader has no batch size, as {name} makes its own batches; {GIVE}")
     try:
         length = len(dataset)
     except Exception as error:
-        raise SpectraError(f"`data`: {name} has no length, so that nothing can be chosen of it; {GIVE}") from error
+        raise SpectraError(f"`data`: {name} has no length, so no examples can be chosen from it; {GIVE}") from error
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
     with seeded(seed), as_they_were(dataset, collate):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.integrations.recorder import Recorder

@@ -19,25 +19,33 @@ CONDITION = 1e4  # of A + damping I: CG then takes some hundreds of products at 
 
 @dataclass(frozen=True)
 class Damping:
-    """A damping that makes A + damping I positive definite, and what it rests on.
+    """A damping with which A + damping I is positive definite, and the eigenvalues that it was computed from.
 
-    `necessary` is what the lowest eigenvalue alone demands, with its error; `value` adds the margin that keeps the
-    condition number within bounds.
+    Attributes:
+        value: the damping; with it, the condition number of A + damping I is at most the one asked for.
+        necessary: max(0, error - lowest): any damping above it makes the matrix positive definite.
+        lowest: the lowest eigenvalue found.
+        error: its residual, and how far below it the search for missed eigenvalues cannot exclude another.
+        highest: the highest eigenvalue found, plus its residual.
+        condition: the condition number of A + value I.
+        products: the number of matrix-vector products.
+        converged: whether both eigenvalues have met the tolerance.
+        complete: whether the search excludes a lower eigenvalue, with probability 0.99; None where there was no search.
     """
 
-    value: float  # with it, the condition number of A + damping I is `condition` at most
-    necessary: float  # max(0, error - lowest): any damping above it makes the matrix positive definite
-    lowest: float  # the lowest eigenvalue found
-    error: float  # its residual, and what the search for missed eigenvalues leaves open below it
-    highest: float  # the highest eigenvalue found, and its residual
+    value: float
+    necessary: float
+    lowest: float
+    error: float
+    highest: float
     condition: float
     products: int
     converged: bool
-    complete: bool | None  # whether that search excludes a lower eigenvalue, with probability 0.99; None: no search
+    complete: bool | None
 
     @property
     def lower_bound(self) -> float:
-        """The lowest eigenvalue found less its error, as `solve` takes it for error bounds."""
+        """The lowest eigenvalue found less its error, which `solve` takes as `lowest` for its error bounds."""
         return self.lowest - self.error
 
 
@@ -51,26 +59,26 @@ def damping_for(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Damping:
-    """Find the least damping >= 0 with which A + damping I is positive definite, of a bounded condition number.
+    """Find the least damping >= 0 with which A + damping I is positive definite and has a bounded condition number.
 
-    With eigenvalues from a to c, that is max(0, (c - condition a) / (condition - 1)). For a stands the lowest
-    eigenvalue found less its error, so that an eigenvalue on the safe side is made positive.
+    For a matrix with eigenvalues from a to c, this is max(0, (c - condition a) / (condition - 1)). The value of a is
+    the lowest eigenvalue found less its error, so that the damping errs on the safe side.
 
     Args:
         operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
         condition: the largest condition number of A + damping I, above 1. CG takes about its square root times
             log(2 / tolerance) / 2 products.
-        tolerance: the relative residual of the two eigenvalues.
-        seed: the seed of the random starting vectors, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        tolerance: the relative residual of the lowest and the highest eigenvalue.
+        seed: the seed of the random starting vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
         max_products: the largest number of products, by default that of `eigenpairs`.
-        progress: called after each test of convergence.
+        progress: a function that is called after each test of convergence, with the products so far.
 
     Returns:
-        A Damping; its numbers are nan where products are not finite, or too few to find both ends of the spectrum.
+        A `Damping`; its numbers are nan where products are not finite, or too few to find both ends of the spectrum.
 
     Raises:
-        ArgumentError: an argument is wrong (a SpectraError and a ValueError).
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
     """
     require_number("condition", condition, finite=True, above=1.0)
     operator = as_operator(operator)

@@ -43,36 +43,45 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Compute `k` eigenpairs at the end or ends of the spectrum, by the thick-restart Lanczos method.
 
-    A pair has converged when its residual |Au - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|), or at
-    most 10 eps |A|, which is rounding. Residuals follow from the Lanczos relation; one more product measures how far
-    rounding has violated that relation, and this is added to them. Clustered eigenvalues may need more products than
-    the default; `converged` then says so.
+    A pair has converged when its residual |A u - lambda u| is at most tolerance * max(|lambda|, eps^(2/3) |A|), or at
+    most 10 eps |A|, which is rounding error. Residuals follow from the Lanczos relation. One more product measures how
+    far rounding has violated that relation, and this is added to them. Clustered eigenvalues may need more products
+    than the default; then `converged` is False.
 
-    Products of a lower precision (an operator that names itself in ieee, as `Curvature` does) find pairs to their
-    noise, which a few products in ieee then polish: residuals and errors are of ieee. `complete` widens what the search
-    for missed pairs has excluded by the noise, as that was measured. Where memory holds few vectors, all products are
-    in ieee.
+    Where the matrix has products of lower precision (a `Curvature` in tf32 or bf16), these find the pairs as far as
+    their noise allows, and a few products in full precision then refine them: residuals and errors are those of full
+    precision. The search for missed eigenpairs, which `complete` reports, allows for the measured noise. Where memory
+    holds few vectors, all products are in full precision.
+
+    The source of the thick restart is Wu and Simon (2000).
 
     Args:
         operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
-        k: the number of eigenpairs.
-        which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
-        tolerance: the relative residual of a converged pair.
-        seed: the seed of the random starting vectors, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        k: the number of eigenpairs, 1 to n.
+        which: LM (largest magnitudes), LA (largest), SA (smallest) or BE (half from either end).
+        tolerance: the relative residual at which a pair has converged.
+        seed: the seed of the random starting vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
         max_products: the largest number of products, by default 1000 + 20 k.
         largest_basis: the number of basis vectors at which the method restarts; a small number is raised to one with
             which restarts cost little. By default 300, or what memory holds, down to k + 3.
-        basis: the memory that holds the basis: device, host (of a GPU), or auto: the host's where a quarter of the
-            device's is too little and the host's holds more. Vectors of a basis on the host stay there.
-        progress: called after each test of convergence.
+        basis: the memory that holds the basis: device, host (for a matrix on a GPU), or auto, which takes the host's
+            where a quarter of the device's is too little and the host's holds more. Eigenvectors found with a basis on
+            the host stay there.
+        progress: a function that is called after each test of convergence, with the products so far.
 
     Returns:
-        Eigenpairs, in the order that `which` implies.
+        `Eigenpairs`, in the order that `which` implies.
 
     Raises:
-        ArgumentError: k > n, or another argument is wrong (a SpectraError and a ValueError).
+        ArgumentError: k > n, or another argument is wrong; it is a SpectraError and a ValueError.
         SpectraError: no memory holds the smallest basis.
+
+    Examples:
+        >>> import torch, spectra
+        >>> pairs = spectra.eigenpairs(torch.diag(torch.arange(1.0, 101.0)), k=2)
+        >>> [round(value, 1) for value in pairs.values.tolist()]
+        [100.0, 99.0]
     """
     operator = as_operator(operator)
     refuse_search(operator.shape[0], k, which, tolerance, max_products)

@@ -36,9 +36,26 @@ def hutch_plus_plus(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Estimate tr A + known by Hutch++ (Meyer, Musco, Musco, Woodruff 2021), with the arguments of `hutchinson`.
+    """Estimate the trace of A by Hutch++, with its standard error (Meyer, Musco, Musco, Woodruff 2021).
 
-    The trace is exact on a sketch of 16 vectors, or half of `probes`; the other samples estimate it on the complement.
+    The trace is exact on the range of a sketch of 16 vectors, or half of `probes`; the other random vectors estimate
+    it on the orthogonal complement.
+
+    Args:
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        rtol: the standard error over |trace| at which the estimate has converged.
+        probes: the exact number of random vectors, instead of as many as `rtol` needs.
+        known: a number that is added to the trace, such as the sum of deflated eigenvalues.
+        seed: the seed of the random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+        max_products: the largest number of products.
+        progress: a function that is called with products, trace and standard error.
+
+    Returns:
+        A `TraceEstimate` of tr A + known.
+
+    Raises:
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
     """
     operator = as_operator(operator)
     refuse_estimate(rtol, probes, known, max_products)

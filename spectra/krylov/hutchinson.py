@@ -39,19 +39,26 @@ def hutchinson(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Estimate tr A + known by the mean of w'Aw over random sign vectors w (Hutchinson 1990).
+    """Estimate the trace of A, with its standard error, by the mean of w'Aw over random sign vectors w (Hutchinson).
 
-    Samples are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead.
+    Vectors are drawn until the standard error is below rtol |trace|; `probes` fixes their number instead. The source is
+    Hutchinson (1990).
 
     Args:
-        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
-        rtol: the relative standard error asked for.
-        probes: the number of samples, in place of `rtol`.
-        known: a number added to the trace, to which `rtol` is relative too.
-        seed: the seed of the random vectors, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        rtol: the standard error over |trace| at which the estimate has converged.
+        probes: the exact number of random vectors, instead of as many as `rtol` needs.
+        known: a number that is added to the trace, such as the sum of deflated eigenvalues.
+        seed: the seed of the random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
         max_products: the largest number of products.
-        progress: called with products, trace and standard error.
+        progress: a function that is called with products, trace and standard error.
+
+    Returns:
+        A `TraceEstimate` of tr A + known.
+
+    Raises:
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
     """
     operator = as_operator(operator)
     refuse_estimate(rtol, probes, known, max_products)

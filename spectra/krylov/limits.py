@@ -57,4 +57,4 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
 def refuse_which(which: str) -> None:
     """Raise SpectraError where `which` names an end of the spectrum that power iteration cannot find."""
     if which != "LM":
-        raise SpectraError(f"`which` {which}: power iteration finds the largest magnitudes alone; use `method` lanczos")
+        raise SpectraError(f"`which` {which}: power iteration finds only the largest magnitudes; use `method` lanczos")

@@ -44,34 +44,35 @@ def spectral_measure(
     basis: str = "auto",
     progress: Progress | None = None,
 ) -> SpectralMeasure:
-    """Estimate the spectral distribution by stochastic Lanczos quadrature, `probes` quadratures of `steps` nodes each.
+    """Estimate the distribution of eigenvalues by stochastic Lanczos quadrature (Lin, Saad, Yang 2016).
 
-    A first run of `steps` products finds the eigenpairs that are then deflated. Probes advance together, one call for
-    all, as many as memory holds the bases of and as `max_products` lets finish.
+    Each of `probes` random vectors gives a quadrature of `steps` nodes. A first run of `steps` products finds
+    eigenpairs that are then deflated. Probes advance together, as many at a time as memory holds.
 
-    With products of lower precision, A v_j + e_j, each run is that of a matrix A + D: its law A V' = V'T + r e' - F,
-    with the e_j as the columns of F, holds exactly for the symmetric D = FV + V'F' - V'(VF)V, since VF is symmetric
-    with T and V A V'. So |D| is about the noise |e_j|, and eigenvalues are off by no more than |D| (Weyl). `noise` of
-    the result tells it.
+    With products of lower precision, A v_j + e_j, each run is an exact Lanczos run of a matrix A + D near A: with F the
+    matrix of columns e_j, A V' = V'T + r e' - F holds exactly for the symmetric D = FV + V'F' - V'(VF)V, since VF is
+    symmetric with T and V A V'. So |D| is about the noise |e_j|, and no eigenvalue is off by more than |D| (Weyl). The
+    field `noise` of the result holds it.
 
     Args:
         operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         probes: the number of random vectors.
-        steps: the number of Lanczos steps a vector.
-        known: eigenpairs that are deflated from the start; the first run looks for others beside them.
-        seed: the seed of the random vectors, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        steps: the number of Lanczos steps for each vector.
+        known: eigenpairs to deflate from the start; the first run then looks for others beside them.
+        seed: the seed of the random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
         max_products: the largest number of products, by default (1 + probes) steps. Where it ends the run early, the
             last probe is short or missing and `converged` is False.
         largest_basis: the number of vectors held at a time, by default what a quarter of the device's memory holds.
-        basis: the memory that holds the bases: device, host (of a GPU), or auto: the host's where a quarter of the
-            device's is too little for one.
-        progress: called as the runs advance.
+        basis: the memory that holds the Lanczos bases: device, host (for a matrix on a GPU), or auto, which takes the
+            host's where a quarter of the device's is too little for one.
+        progress: a function that is called as the runs advance.
 
     Returns:
-        A SpectralMeasure.
+        A `SpectralMeasure`.
 
     Raises:
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
         SpectraError: no memory holds the basis of one run.
     """
     operator = as_operator(operator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -23,28 +24,41 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues in the order asked for, with unit eigenvectors.
+    """Eigenvalues of a symmetric matrix with unit eigenvectors, their errors and what they cost.
 
-    Some eigenvalue lies within `residuals` of each value: that is rigorous. `error_estimates` are usually far smaller,
-    but rest on gaps between computed values.
+    Within `residuals` of each value there is an eigenvalue: this bound is rigorous. `error_estimates` are usually far
+    smaller, but they rest on the gaps between computed values.
+
+    Attributes:
+        values: the eigenvalues (k,), float64, in the order asked for.
+        vectors: the eigenvectors (k, n), one a row, of norm 1.
+        residuals: |A u - lambda u| of each pair (k,).
+        error_estimates: the Kato-Temple estimate of each value's error (k,).
+        products: the number of matrix-vector products.
+        converged: whether all pairs have met the tolerance.
+        complete: whether a search of the orthogonal complement excludes missed eigenvalues, with probability 0.99; None
+            where there was no search.
+        complement: bounds of the matrix on the orthogonal complement, with probability 0.99; None without a search.
+        beside: the least and the largest value that the search found beside the listed ones; None without a search.
+        sampling_errors: the standard errors of the values (k,), for a matrix that is itself an estimate; else None.
     """
 
-    values: Tensor  # (k,), float64
-    vectors: Tensor  # (k, n), rows of norm 1
-    residuals: Tensor  # (k,), |A u - lambda u|
-    error_estimates: Tensor  # (k,), Kato-Temple
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    error_estimates: Tensor
     products: int
     converged: bool
-    complete: bool | None = None  # whether a search of the complement excludes missed copies; None: no search
-    complement: tuple[float, float] | None = None  # bounds of the matrix on the complement, probability 0.99
-    beside: tuple[float, float] | None = None  # the least and the largest value that the search has found beside these
-    sampling_errors: Tensor | None = None  # (k,), standard errors of values, of a matrix that is itself an estimate
+    complete: bool | None = None
+    complement: tuple[float, float] | None = None
+    beside: tuple[float, float] | None = None
+    sampling_errors: Tensor | None = None
 
     __repr__ = outline
 
     @property
     def holds_vectors(self) -> bool:
-        """Whether the eigenvectors are there, and not what `without_vectors` puts in their place."""
+        """Whether the eigenvectors are there; False where they were dropped to save memory, and `vectors` is nan."""
         return self.vectors.numel() < 2 or any(self.vectors.stride())
 
 
@@ -82,13 +96,21 @@ def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eig
 
 @dataclass(frozen=True)
 class TraceEstimate:
-    """An estimate of tr A with its standard error, which is 0.0 where the trace is exact."""
+    """An estimate of a trace, its standard error and its cost.
+
+    Attributes:
+        value: the estimate.
+        standard_error: its standard error; 0.0 where the trace is exact.
+        products: the number of matrix-vector products.
+        converged: whether the standard error has met the tolerance.
+        sampling_error: the part of the standard error that comes from a matrix that is itself an estimate.
+    """
 
     value: float
     standard_error: float
     products: int
     converged: bool
-    sampling_error: float = 0.0  # the part in it of a matrix that is itself an estimate
+    sampling_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,20 +146,31 @@ def exact_trace(value: float, products: int) -> TraceEstimate:
 
 @dataclass(frozen=True)
 class Solution:
-    """x with (A + damping I) x = b, for one right-hand side or several columns, with the residual of each.
+    """The solution x of (A + damping I) x = b, for one or several right-hand sides, with the residual of each.
 
-    `residuals` are true ones, by a product of their own, up to its rounding. Where `cg` has met a direction d of
-    negative curvature, d'(A + damping I)d < 0, the matrix is not positive definite.
+    Attributes:
+        x: the solution, (n,) or (n, k) as b.
+        residuals: |b - (A + damping I) x| of each right-hand side (k,), float64, measured by a product of their own.
+        relative_residuals: the residuals over |b| (k,).
+        error_bounds: bounds of |x - x*|, with x* the exact solution (k,): the residual over a lower bound of the lowest
+            eigenvalue; nan where no such bound is known.
+        methods: the method of each right-hand side, cg or minres.
+        damping: the damping.
+        curvatures: the negative d'(A + damping I)d that cg met along a direction d of norm 1 (k,), which shows that the
+            matrix is not positive definite; nan where none was met.
+        directions: these d, (n,) or (n, k), zero where none was met; None where none was met at all.
+        products: the number of matrix-vector products.
+        converged: whether all right-hand sides have met the tolerance.
     """
 
-    x: Tensor  # (n,) or (n, k), as b
-    residuals: Tensor  # (k,), float64: |b - (A + damping I) x|
-    relative_residuals: Tensor  # (k,), over |b|
-    error_bounds: Tensor  # (k,), of |x - x*|: residuals over the lowest eigenvalue; nan where no bound on that is known
-    methods: list[str]  # (k,), cg or minres
+    x: Tensor
+    residuals: Tensor
+    relative_residuals: Tensor
+    error_bounds: Tensor
+    methods: list[str]
     damping: float
-    curvatures: Tensor  # (k,), d'(A + damping I)d for d of norm 1; nan where none was negative
-    directions: Tensor | None  # such d, (n,) or (n, k), zero where none was met; None where none was met at all
+    curvatures: Tensor
+    directions: Tensor | None
     products: int
     converged: bool
 
@@ -145,21 +178,21 @@ class Solution:
 
     @property
     def negative_curvature(self) -> bool:
-        """Whether a direction of negative curvature was met."""
+        """Whether cg met a direction of negative curvature."""
         return self.directions is not None
 
     @property
     def least_damping(self) -> float:
-        """The damping above which alone A + damping I can be positive definite, by the curvature met; nan without it.
+        """The damping below which A + damping I cannot be positive definite, by the curvature that cg met, or nan.
 
-        What is enough follows from the lowest eigenvalue (`spectra.damping_for`).
+        A damping that is large enough follows from the lowest eigenvalue (`spectra.damping_for`).
         """
         met = self.curvatures[~self.curvatures.isnan()]
         return self.damping - met.min().item() if len(met) else math.nan
 
     @property
     def note(self) -> str:
-        """What has kept columns from convergence, and the way out, on one line; empty where all have converged."""
+        """One line on why columns have not converged, and what to do; empty where all have converged."""
         if self.converged:
             return ""
         if not self.residuals.isfinite().all():
@@ -191,20 +224,28 @@ def select(values: Tensor, k: int, which: str) -> Tensor:
 
 @dataclass(frozen=True)
 class SpectralMeasure:
-    """Quadrature of the spectral distribution, one row a probe; every quantity of a density is computed from it.
+    """The distribution of a matrix's eigenvalues, as nodes and weights of a quadrature, one row for each random vector.
 
     Row l stands for the measure sum_i weights[l, i] delta(nodes[l, i]), whose mass is 1. Rows shorter than the longest
-    end in nodes of weight zero. The first `deflated` nodes of every row are eigenvalues found beforehand, each of
-    weight exactly 1/dimension.
+    end in nodes of weight zero. Densities, ranks and log-determinants are all computed from these numbers.
+
+    Attributes:
+        nodes: the nodes (probes, steps), float64, in units of the eigenvalues.
+        weights: their weights (probes, steps), float64.
+        dimension: the number of rows n of the matrix.
+        deflated: how many of the first nodes of every row are eigenvalues found beforehand, of weight 1/dimension each.
+        products: the number of matrix-vector products.
+        noise: for products of lower precision, by how much (in norm) the matrix that a row describes is off; else 0.
+        converged: whether every probe asked for took all its steps, or ended early because it was exact.
     """
 
-    nodes: Tensor  # (probes, steps), float64
-    weights: Tensor  # (probes, steps), float64
-    dimension: int  # n of the matrix
+    nodes: Tensor
+    weights: Tensor
+    dimension: int
     deflated: int = 0
     products: int = 0
-    noise: float = 0.0  # of products of lower precision: each row is the measure of a matrix that is off by so much
-    converged: bool = True  # every probe asked for took every step asked for, or ended exactly
+    noise: float = 0.0
+    converged: bool = True
 
     __repr__ = outline
 
@@ -213,8 +254,15 @@ class SpectralMeasure:
         """The number of probes."""
         return self.nodes.shape[0]
 
-    def mean(self, function=lambda x: x) -> tuple[float, float]:
-        """The estimate (1/n) tr f(A): its mean over probes, and its standard error (nan for one probe)."""
+    def mean(self, function: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[float, float]:
+        """Estimate (1/n) tr f(A), with its standard error.
+
+        Args:
+            function: f, which maps nodes to values of the same shape; by default the identity.
+
+        Returns:
+            The mean over probes, and its standard error (nan for one probe).
+        """
         values = (self.weights * function(self.nodes)).sum(dim=1)
         spread = values.std().item() if self.probes > 1 else float("nan")
         return values.mean().item(), spread / self.probes**0.5

@@ -41,7 +41,7 @@ def told(name: str, member: Callable[[], Any], shape: tuple[int, ...]) -> Tensor
         raise SpectraError(f"`operator`: {text}") from error
     if found.shape != shape or (found < 0).any():
         came = f"an error below zero, {found.min():.2g}" if found.shape == shape else f"of shape {tuple(found.shape)}"
-        raise SpectraError(f"`operator`: what its {name} returns is {came}; return standard errors of shape {shape}")
+        raise SpectraError(f"`operator`: its {name} returned {came}; return standard errors of shape {shape}")
     return found
 
 

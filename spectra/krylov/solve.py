@@ -49,32 +49,40 @@ def solve(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve (A + damping I) x = b, for one right-hand side (n,) or for each column of (n, k).
+    """Solve (A + damping I) x = b for a symmetric matrix A, by conjugate gradients (CG) or MINRES.
 
-    CG needs a positive definite matrix; MINRES holds three vectors more, and needs none. Where CG meets a direction d
-    of negative curvature, d'(A + damping I)d < 0, it stops: the result has d and its curvature, and x is the step that
-    truncated Newton methods take (Steihaug 1983). Residuals are measured by a product of their own; where rounding
-    has left one above the tolerance, the method goes on from there. Of a matrix of lower precision, products are taken
-    in ieee.
+    CG needs a positive definite matrix. MINRES takes any symmetric matrix, and holds three vectors more. Where CG meets
+    a direction d of negative curvature, d'(A + damping I)d < 0, it stops; the result holds d and its curvature, and x
+    is the step that truncated Newton methods take (Steihaug 1983). Residuals are measured by a product of their own;
+    where rounding has left one above the tolerance, the method goes on from there. All products are in full precision,
+    whatever the precision of the matrix.
+
+    The sources are Hestenes and Stiefel (1952) for CG, and Paige and Saunders (1975) for MINRES.
 
     Args:
         operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
-        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype; a tensor or NumPy's array.
+        b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype; a tensor or a NumPy array.
         damping: a number of either sign that is added to every eigenvalue.
-        method: cg, minres, or None: cg, and minres from the beginning for columns where cg meets negative curvature.
-        tolerance: the relative residual |b - (A + damping I) x| / |b| of a converged column.
-        known: eigenpairs of A, as `eigenpairs` finds them. The system is solved along them at once, and the method
-            meets the rest of the spectrum only. They take one product, and one more a column.
+        method: cg, minres, or None: cg first, and minres for the columns where cg meets negative curvature.
+        tolerance: the relative residual |b - (A + damping I) x| / |b| at which a column has converged.
+        known: eigenpairs of A, as `eigenpairs` finds them. The system is solved along them directly, and the method
+            sees only the rest of the spectrum. They take one product, and one more for each column.
         lowest: a lower bound on the eigenvalues of A, from which error bounds follow: 0.0 for a positive semi-definite
             matrix, or the `lower_bound` that `damping_for` finds.
-        max_products: the largest number of products, by default 10,000 a column.
-        progress: called after each joint product.
+        max_products: the largest number of products, by default 10,000 for each column.
+        progress: a function that is called after each product with all columns.
 
     Returns:
-        A Solution.
+        A `Solution`.
 
     Raises:
-        ArgumentError: an argument is wrong (a SpectraError and a ValueError).
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
+
+    Examples:
+        >>> import torch, spectra
+        >>> solution = spectra.solve(torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([2.0, 4.0]))
+        >>> solution.x.round(decimals=4)
+        tensor([2., 1.])
     """
     operator = as_operator(operator)
     b = torch.as_tensor(b) if isinstance(b, np.ndarray) else b

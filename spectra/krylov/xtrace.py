@@ -47,25 +47,29 @@ def xtrace(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> TraceEstimate:
-    """Estimate tr A + known by XTrace, until the standard error is below rtol |trace|.
+    """Estimate the trace of A by XTrace, with its standard error (Epperly, Tropp, Webber 2024).
 
-    The sketch has 16 vectors, of two products each, and grows by half until the error is met. Where all n products are
-    no more than what is foreseen, the trace is taken exactly. Where the arrays no longer fit memory, the basis found so
-    far serves deflated Hutchinson; where not even the first do, random signs alone estimate the trace. The arrays lie
-    in the memory of the host where the device's is too little.
+    The sketch begins with 16 vectors, of two products each, and grows by half until the standard error is below
+    rtol |trace|. The trace is computed exactly, from all n diagonal entries, where that takes no more products.
+    Where the sketch no longer fits memory (the host's, if the device's is too little), the basis found so far is
+    deflated and Hutchinson's estimator takes the rest; where not even the first sketch fits, Hutchinson's estimator
+    alone is used.
 
     Args:
-        operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
-        rtol: the relative standard error asked for.
-        probes: the number of vectors, in place of `rtol`.
-        known: a number added to the trace, to which `rtol` is relative too.
-        seed: the seed of the random vectors, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
+        rtol: the standard error over |trace| at which the estimate has converged.
+        probes: the exact number of random vectors, instead of as many as `rtol` needs.
+        known: a number that is added to the trace, such as the sum of deflated eigenvalues.
+        seed: the seed of the random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
         max_products: the largest number of products.
-        progress: called with products, trace and standard error.
+        progress: a function that is called with products, trace and standard error.
 
     Returns:
-        A TraceEstimate.
+        A `TraceEstimate` of tr A + known.
+
+    Raises:
+        ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.
     """
     operator = as_operator(operator)
     refuse_estimate(rtol, probes, known, max_products)

@@ -41,28 +41,35 @@ def layers(
     precondition: Any = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Compute traces, diagonal, eigenpairs and spectra of the diagonal blocks of a problem's matrix, one block a layer.
+    """Compute trace, diagonal, eigenpairs and spectrum of each layer's diagonal block of a curvature matrix.
 
     Args:
         problem: the model, loss and data.
         name: the name of the matrix in `spectra.MATRICES`.
         by: what a block is: layer, module or channel.
-        k: the number of leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
-        method: xdiag or hutchinson, by which the diagonal is estimated.
-        rtol: the standard error of every block's trace over |the whole trace| at which the diagonal has converged.
-        ranked: whether blocks are ranked by their saliencies; the norm of their errors then meets rtol too.
+        k: the number of leading eigenpairs of each block; 0: none, and none of the full matrix either.
+        method: the estimator of the diagonal, xdiag or hutchinson.
+        rtol: the standard error of every block's trace, over |trace of the full matrix|, at which the diagonal has
+            converged.
+        ranked: also rank the blocks by their saliencies, which have to meet `rtol` too.
         tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
-        steps: the products that each probe of a block's spectrum takes; 0 leaves spectra out.
+        steps: the products that each probe of a block's spectrum takes; 0: no spectra.
         probes: the number of random vectors of a spectrum.
-        known: leading eigenpairs of the whole matrix from an earlier run.
-        seed, generator: seed of all random vectors; a CPU `generator`, where one is given, takes its place.
-        max_products: the most products with the whole matrix; one with each block counts as many as there are blocks.
-        precision: ieee, tf32 or bf16: of products with the whole matrix; those with blocks are in ieee.
-        precondition: an optimizer of torch or its state, a `spectra.Preconditioner`, or a diagonal P as a mapping by
-            names or a vector (n,): the blocks are those of P^-1/2 A P^-1/2, plus the optimizer's weight decay.
-        watch: a function from the name of what is done next to a context in which methods report their progress.
+        known: leading eigenpairs of the full matrix from an earlier run.
+        seed: the seed of all random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+        max_products: the most products with the full matrix; one with each block counts as many as there are blocks.
+        precision: ieee, tf32 or bf16: the precision of products with the full matrix; those with blocks are in ieee.
+        precondition: an optimizer of torch or its state, a `spectra.Preconditioner`, or a diagonal P as a mapping from
+            parameter names or as a vector (n,): the blocks are those of P^-1/2 A P^-1/2, plus the optimizer's weight
+            decay.
+        watch: a function from the name of the next step to a context in which methods report their progress.
 
-    Raises SpectraError as Curvature does, and where an argument is not one of these.
+    Returns:
+        A `Layers`, with one entry for each block.
+
+    Raises:
+        SpectraError: the matrix is not defined for this loss, or an argument is wrong.
     """
     require_choice("by", by, BY)
     require_integer("k", k, least=0)

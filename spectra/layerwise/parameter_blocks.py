@@ -63,7 +63,11 @@ def tied(problem: Problem) -> list[str]:
     for name, p in problem.model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
     own = ((name, [other for other in names.get(id(p), []) if other != name]) for name, p in problem.parameters.items())
-    return [f"{name} is {' and '.join(others)} too, and counts as the first alone" for name, others in own if others]
+    return [
+        f"{name} is the same parameter as {' and '.join(others)}, and is counted under the first name"
+        for name, others in own
+        if others
+    ]
 
 
 def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:

@@ -103,5 +103,5 @@ def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
     """The two eps; the first may be None in torch. Raises SpectraError where there are not two."""
     given = entry.options.get("eps")
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
-        raise refusal("its eps are no pair of numbers; save the whole of optimizer.state_dict()")
+        raise refusal("its eps is not a pair of numbers; save the whole of optimizer.state_dict()")
     return given[0], given[1]

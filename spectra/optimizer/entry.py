@@ -55,7 +55,7 @@ class Entry:
         """The pair of decays of Adam and its kin. Raises SpectraError where they are no two numbers below 1."""
         given = self.options.get("betas")
         if not (isinstance(given, list | tuple) and len(given) == 2):
-            raise refusal("its betas are no pair of numbers; save the whole of optimizer.state_dict()")
+            raise refusal("its betas are not a pair of numbers; save the whole of optimizer.state_dict()")
         first, second = (as_number(beta, "betas") for beta in given)
         if not (0 <= first < 1 and 0 <= second < 1):
             raise refusal(f"its betas are {first:g} and {second:g}, not in [0, 1); save it again")
@@ -87,7 +87,7 @@ class Entry:
         """A tensor of the state, of the parameter's shape or another, in float64 on the CPU. Raises SpectraError."""
         value = self._held(key)
         if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
-            raise refusal(f"{key} of {foreign(self.name)} is no dense tensor that holds values; save it as one")
+            raise refusal(f"{key} of {foreign(self.name)} is not a dense tensor that holds values; save it as one")
         value = full_tensor(value.detach())
         if value.shape != (self.shape if shape is None else shape):
             shapes = f"{tuple(value.shape)}, the parameter {tuple(self.shape)}"

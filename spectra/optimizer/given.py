@@ -129,7 +129,7 @@ def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Paramete
     if isinstance(value, Mapping):
         return of_arrays(value, model, parameters)
     if isinstance(value, str) or not (hasattr(value, "shape") or callable(value) or isinstance(value, tuple)):
-        raise refusal(f"it is {type(value).__name__}, and no preconditioner; give {FORMS}")
+        raise refusal(f"it is {type(value).__name__}, not a preconditioner; give {FORMS}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:
         return of_vector(value, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.operator import SymmetricOperator, find_on, placed
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
@@ -24,19 +24,30 @@ from spectra.wording import outline
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """A P as P^-1/2, and what an optimizer adds to the curvature A of the loss.
+    """The preconditioner P of an optimizer, as P^-1/2, with its weight decay and its threshold of stability.
 
-    The optimizer meets P^-1/2 A P^-1/2 + diag(decay), or with -A where it maximizes. Where learning rates differ
-    between parameters, P / eta stands for P throughout, and `threshold` is without eta.
+    In place of the curvature A of the loss, the optimizer sees P^-1/2 A P^-1/2 + diag(decay), with -A where it
+    maximizes. Where learning rates eta differ between parameters, P stands for P / eta, and the threshold does not
+    contain eta.
+
+    Attributes:
+        optimizer: the name of torch's class; None where P was given directly.
+        root: P^-1/2: a float64 vector (n,) on the CPU for a diagonal P, otherwise a symmetric operator (n, n).
+        decay: the weight decay (n,), float64 on the CPU; None: zero.
+        rate: the learning rate eta; None where rates differ, or there is no optimizer.
+        threshold: the threshold of stability of the eigenvalues of the preconditioned matrix.
+        sign: 1.0, or -1.0 where the optimizer maximizes.
+        matched: how parameters of a saved state were matched with the model's: names, or order; None where they were
+            known.
     """
 
-    optimizer: str | None  # the name of torch's class; None: P was given itself
-    root: Any  # P^-1/2: (n,), float64 on the CPU, of a diagonal P; else a SymmetricOperator (n, n)
-    decay: Tensor | None  # (n,), float64 on the CPU; None: zero
-    rate: float | None  # eta; None where rates differ, or there is no optimizer
-    threshold: Threshold  # of the eigenvalues of the whole
+    optimizer: str | None
+    root: Any
+    decay: Tensor | None
+    rate: float | None
+    threshold: Threshold
     sign: float = 1.0
-    matched: str | None = None  # how a saved state's parameters were told: names, or order; None: they were known
+    matched: str | None = None
 
     __repr__ = outline
 
@@ -46,12 +57,18 @@ class Preconditioner:
         return isinstance(self.root, Tensor) and self.root.ndim == 1
 
     def around(self, operator: SymmetricOperator, of_loss: bool | None = None) -> Preconditioned:
-        """The preconditioned matrix of an operator (n, n) at the same parameters.
+        """Precondition a matrix (n, n) at the same parameters.
 
         Args:
             operator: the matrix A.
-            of_loss: whether A is made of second derivatives, to which weight decay and the sign of `maximize` belong.
-                Matrices of products of gradients, as their covariance, have neither. None: as a `Curvature` tells.
+            of_loss: whether A is a second derivative of the loss, which weight decay and the sign of `maximize` affect.
+                They do not affect products of gradients, such as their covariance. None: as a `Curvature` tells.
+
+        Returns:
+            P^-1/2 A P^-1/2 + diag(decay), as an operator.
+
+        Raises:
+            ArgumentError: the operator has another number of rows.
         """
         rows = len(self.root) if self.diagonal else self.root.shape[0]
         if operator.shape[0] != rows:
@@ -74,23 +91,23 @@ def preconditioner(
     *,
     name: str | None = None,
 ) -> Preconditioner:
-    """The preconditioner that an optimizer of torch has at a model's parameters, from its state.
+    """Compute the preconditioner P of a torch optimizer, such as Adam's diagonal, from its state.
 
     Args:
         optimizer: a torch.optim optimizer, or what its `state_dict()` returned.
         model: the model whose parameters were optimized.
-        parameters: those by which the loss is differentiated, by their names in the model; None: all that require
-            gradients. The rows of P are their entries in this order.
-        name: the name of torch's class, as `AdamW`, where a state dict does not tell: Adam's and AdamW's of torch
-            before 2.7 look alike.
+        parameters: the parameters by which the loss is differentiated, by their names in the model; None: all that
+            require gradients. The rows of P are their entries in this order.
+        name: the name of torch's class, such as `AdamW`, where a state dict does not tell; the states of Adam and AdamW
+            are alike before torch 2.7.
 
     Returns:
-        A Preconditioner. Coupled weight decay w adds w I to A (so that `weight_decay` of a problem is to be left out),
-        and decoupled weight decay adds w P.
+        A `Preconditioner`. Coupled weight decay w adds w I to A (so leave out the problem's `weight_decay`); decoupled
+        weight decay adds w P.
 
     Raises:
-        SpectraError: the optimizer is none of those in `spectra.optimizer.rules.RULES`, a parameter has no state yet or
-            none that is certainly its own, or P is not positive and finite.
+        SpectraError: the optimizer is none of those in `spectra.optimizer.rules.RULES`, the state of a parameter is
+            missing or cannot be matched with certainty, or P is not positive and finite.
     """
     chosen = choose_parameters(model) if parameters is None else parameters
     held = entries_of(optimizer, model, chosen, name)
@@ -114,12 +131,34 @@ def entries_of(
     return held
 
 
+def refuse_second_decay(
+    decay: float, optimizer: Any, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
+) -> None:
+    """Raise SpectraError where a problem has this weight decay, and the optimizer or its saved state has its own.
+
+    Further arguments are those of `preconditioner`.
+    """
+    if not decay:
+        return
+    held = entries_of(optimizer, model, chosen, name)
+    if any(held.by_name[own].number("weight_decay") for own in chosen):
+        raise second_decay(decay)
+
+
+def second_decay(decay: float, optimizer: str = "the optimizer") -> SpectraError:
+    """The error for a problem that has a weight decay, beside that of the optimizer, which is called so."""
+    return SpectraError(
+        f"`weight_decay` {decay:g}: {optimizer} has weight decay of its own, so that it would count twice; leave "
+        "`weight_decay` out"
+    )
+
+
 def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
     """What an optimizer in memory holds, which knows its parameters themselves."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
-        raise refusal(f"{type(optimizer).__name__} is no optimizer; give one of torch.optim, or its state_dict()")
+        raise refusal(f"{type(optimizer).__name__} is not an optimizer; give one of torch.optim, or its state_dict()")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     known = name or of_class(type(optimizer))
     if known is None:
@@ -173,8 +212,12 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
-    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
+    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, or denies, what matters."""
     if kind in ALWAYS_DECOUPLED:
+        if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):
+            raise refusal(
+                f"its state says that weight decay is coupled, as Adam's is, and not as {kind}'s; leave the name out"
+            )
         return True
     told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
     if not told and entry.number("weight_decay"):

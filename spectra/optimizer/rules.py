@@ -188,7 +188,7 @@ def refuse_others(options: set[str], kept: set[str]) -> None:
     """
     lion = "Lion, whose step is a sign" if "betas" in options and "eps" not in options and kept == {"exp_avg"} else None
     if other := lion or next((other for mark, other in OTHERS.items() if mark in options | kept), None):
-        raise refusal(f"its state is that of {other}, which is not read; {KNOWN}")
+        raise refusal(f"its state is that of {other}, which spectra does not read; {KNOWN}")
 
 
 def names_in(mappings: Iterable[Mapping[str, Any]]) -> set[str]:

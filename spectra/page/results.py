@@ -34,7 +34,7 @@ def read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
     for path in paths:
         for file in files(path):
             if os.path.realpath(file) in found:
-                raise input_error("RESULT", file, "comes twice; name it once")
+                raise input_error("RESULT", file, "is named twice; name it once")
             path, record = read_modest(file, list(KINDS))
             found[os.path.realpath(file)] = path, with_summaries(record) if record.command == "density" else record
     return list(found.values())

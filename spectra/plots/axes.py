@@ -63,7 +63,7 @@ def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray, labels: float 
     """
     magnitudes = magnitudes[magnitudes > 0]
     if not magnitudes.size:
-        raise SpectraError("`log`: every value is zero, which a logarithmic axis has no place for; leave `log` out")
+        raise SpectraError("`log`: every value is zero, which a logarithmic axis cannot show; leave `log` out")
     low, high = magnitudes.min(), magnitudes.max()
     room = max((high / low) ** 0.06, 1.2)
     axes.set(**{f"{name}scale": "log", f"{name}lim": (low / room, high * room)})

@@ -22,11 +22,18 @@ Looks = dict[str, dict[str, Any]]
 
 
 def comparison_figure(comparison: Any, title: str | None = None) -> Figure | None:
-    """The figure of a `comparison.comparison.Comparison`, with a title or none; None where its numbers are not finite.
+    """Draw a comparison of matrices: eigenvalues, distances, spectra, and overlaps of leading eigenspaces.
 
-    A colour, dash pattern and marker a matrix. Eigenvalues by rank with residuals; distances of pairs with standard
-    errors, as they are and at the best scale; distributions of eigenvalues with bands that hold the whole true curve;
-    overlaps of leading eigenspaces with the first matrix's, hollow where there is no gap.
+    Each matrix has its own colour, dash pattern and marker. Eigenvalues are drawn by rank with residuals, distances of
+    pairs with standard errors (as they are, and at the best scale), spectra with bands that hold the whole true curve,
+    and overlaps with the eigenspaces of the first matrix, hollow where there is no gap after the k-th eigenvalue.
+
+    Args:
+        comparison: what `spectra.compare` returns.
+        title: the title, or None.
+
+    Returns:
+        The figure, or None where its numbers are not finite.
     """
     portraits = {n: p for n, p in comparison.portraits.items() if p.eigenpairs.values.isfinite().all()}
     if len(portraits) < 2 or not comparison.pairs:

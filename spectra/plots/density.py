@@ -31,12 +31,21 @@ def density_figure(
     width: float = 6.5,
     thresholds: Iterable[float | None] = (),
 ) -> Figure:
-    """The figure of named spectral measures: density over cumulative distribution, 95 % bands; `width` in inches.
+    """Draw spectral densities above their cumulative distributions, with 95 % bands.
 
-    Between the panels stand the eigenvalues that are known one by one, as many with their value as there is
-    room for. `log` draws the eigenvalue axis in asinh, and the legend then states the mass near zero; without
-    it, a bulk that is a sliver of the axis is drawn a second time, enlarged. Of the `thresholds` of stability, those
-    that lie among the eigenvalues or not far above are dashed lines.
+    Between the two panels stand the eigenvalues that are known individually, with as many numbers as there is room for.
+
+    Args:
+        measures: the spectral measures by name.
+        log: draw the eigenvalue axis in asinh scale; the legend then states the mass near zero. Otherwise a bulk that
+            is a small part of the axis is drawn a second time, enlarged.
+        title: the title, or None.
+        width: the width in inches.
+        thresholds: thresholds of stability, drawn as dashed lines where they lie among the eigenvalues or not far
+            above; None stands for a matrix without one.
+
+    Returns:
+        The figure.
     """
     scale = asinh_scale(measures.values()) if log else None
     grid = asinh_grid(measures.values(), scale) if scale is not None else linear_grid(measures.values())

@@ -45,11 +45,19 @@ def eigenvalue_figure(
     rank: str = "rank",
     thresholds: Iterable[float | None] = (),
 ) -> Figure:
-    """The figure of named eigenvalues by rank, in the order given, with residuals as bars; `width` in inches.
+    """Draw eigenvalues by rank, in the order given, with their residuals as error bars.
 
-    Of the `thresholds` of stability, those that lie among the eigenvalues or not far above are dashed lines.
+    Args:
+        spectra: results by name, each with `values` (k,) and `residuals` (k,), such as `Eigenpairs` and `EigResult`.
+        log: draw magnitudes on a logarithmic axis; markers of negative values are hollow and the legend counts zeros.
+        title: the title, or None.
+        width: the width in inches.
+        rank: the label of the horizontal axis.
+        thresholds: thresholds of stability, drawn as dashed lines where they lie among the eigenvalues or not far
+            above; None stands for a matrix without one.
 
-    `log` draws magnitudes on a logarithmic axis, where negative values are hollow and the legend counts zeros.
+    Returns:
+        The figure.
     """
     values = [np.asarray(found.values) for found in spectra.values()]
     every, longest, count = np.concatenate(values), max(map(len, values)), len(values)

@@ -38,11 +38,19 @@ LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
 
 
 def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
-    """The figure of an evolution: a panel for each quantity in the table, over training steps; `width` in inches.
+    """Draw how spectra change over training: one panel for each quantity, over training steps.
 
-    A colour, dash pattern and marker a matrix, which its seeds share. Hollow marks: not converged, or eigenspaces
-    without a gap. 2 / learning rate is drawn among the eigenvalues, where it is known. Eigenvalues of preconditioned
-    matrices are drawn times the learning rate, with the threshold of stability at each checkpoint.
+    Each matrix has its own colour, dash pattern and marker, which its seeds share. Hollow markers are values that have
+    not converged, or eigenspaces without a gap. The line 2 / learning rate is drawn among the eigenvalues, where it is
+    known. Eigenvalues of preconditioned matrices are drawn times the learning rate, with the threshold of stability at
+    each checkpoint.
+
+    Args:
+        evolution: the table, as `spectra.evolution_of` returns it.
+        width: the width in inches.
+
+    Returns:
+        The figure.
     """
     evolution = times_rate(evolution)
     matrices = list(dict.fromkeys(name for name, _ in evolution.series()))

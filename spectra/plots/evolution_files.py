@@ -12,7 +12,20 @@ from spectra.records.sweep import Evolution
 
 
 def evolution_files(evolution: Evolution, directory: Path) -> list[Path]:
-    """Write table.csv, table.json, evolution.png and evolution.pdf, each replaced whole. Raises SpectraError."""
+    """Write the table and the figure of an evolution: table.csv, table.json, evolution.png and evolution.pdf.
+
+    Each file is replaced as a whole, so that an interrupted call leaves none half written.
+
+    Args:
+        evolution: the table, as `spectra.evolution_of` returns it.
+        directory: the directory, which is made where it does not exist.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        SpectraError: the directory cannot be written.
+    """
     prepare_directory(directory)
     figure = evolution_figure(evolution)
     writers = {

@@ -30,7 +30,14 @@ Looks = dict[str, dict[str, Any]]
 
 
 def layers_figures(record: Record) -> dict[str, Figure]:
-    """The figures by name: bars of all blocks, or curves of all channels; densities where there are any."""
+    """Draw the results of `spectra layers`: bars of all blocks or curves of all channels, and spectral densities.
+
+    Args:
+        record: the result, as `spectra.load_result` returns it.
+
+    Returns:
+        The figures by name: `layers`, and `layers-density` where every block has a spectrum.
+    """
     found = record.problem.get("precondition")
     results = {titled(entry.curvature, found): entry.blocks for entry in record.results}
     leading = {titled(entry.curvature, found): entry.leading for entry in record.results}

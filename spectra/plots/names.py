@@ -28,7 +28,7 @@ def names(labels: Sequence[str], defaults: Sequence[str], curvatures: Sequence[S
     for i, label in enumerate(labels):
         check_text(label, "`labels`")
         if not label.strip() or label in labels[:i]:
-            raise input_error("`labels`", repr(label), "comes twice, or is empty; give each RESULT a name of its own")
+            raise input_error("`labels`", repr(label), "is repeated or empty; give each RESULT a name of its own")
     several = len(defaults) > 1 or bool(labels)
     matrices = {name for some in curvatures for name in some}
     return [

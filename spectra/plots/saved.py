@@ -192,7 +192,7 @@ def whole_figure(files: Sequence[Path], record: Record, changed: Sequence[str]) 
     if len(files) > 1:
         raise input_error("RESULT", files[1], f"a result of {command} has a figure of its own; draw it alone")
     if changed:
-        raise SpectraError(f"{changed[0]}: the figure of {command} is drawn as it stands; leave {changed[0]} out")
+        raise SpectraError(f"{changed[0]}: it has no effect on the figure of {command}; leave it out")
     if not (figures := record_figures(files[0], record)):
         raise input_error("RESULT", files[0], f"holds no finite numbers to draw; run spectra {command} again")
     return next(iter(figures.values()))
@@ -238,7 +238,7 @@ def intact(path: Path, command: str) -> Iterator[None]:
         key = error.args[0]
         raise input_error("RESULT", path, f"lacks '{key}'; run spectra {command} again") from error
     except Exception as error:  # a record of a stranger may break anything; SPECTRA_TRACEBACK=1 shows where
-        text = f"is no result that spectra {command} writes ({describe(error)}); run it again"
+        text = f"is not a result of spectra {command} ({describe(error)}); run it again"
         raise input_error("RESULT", path, text) from error
 
 
@@ -295,8 +295,8 @@ def check_choice(
             text = f"a result of {record.command}, but {files[0]} one of {first}; draw each kind by itself"
             raise input_error("RESULT", file, text)
         if os.path.realpath(file) in [os.path.realpath(other) for other in files[:i]]:
-            raise input_error("RESULT", file, "comes twice; name it once")
+            raise input_error("RESULT", file, "is named twice; name it once")
         if len(set(held)) < len(held):
-            raise input_error("RESULT", file, "holds a curvature twice; run the command again")
+            raise input_error("RESULT", file, "holds a matrix twice; run the command again")
         if curvatures and not set(held) & set(curvatures):
-            raise input_error("RESULT", file, f"has {', '.join(held)} alone; leave it out, or name one of them")
+            raise input_error("RESULT", file, f"has only {', '.join(held)}; leave it out, or name one of them")

@@ -207,7 +207,13 @@ def png(figure: matplotlib.figure.Figure) -> bytes:
 
 
 def save_figure(figure: matplotlib.figure.Figure, target: Path | str | IO[bytes], format: str | None = None) -> None:
-    """Write a png (200 dpi), pdf or svg, the same bytes for the same figure; a buffer needs `format`."""
+    """Save a figure as png (200 dpi), pdf or svg; the same figure gives the same bytes.
+
+    Args:
+        figure: the figure.
+        target: the file, or a binary buffer.
+        format: png, pdf or svg; None: by the name of the file. A buffer needs it.
+    """
     if format is None and isinstance(target, Path | str):
         format = Path(target).suffix.lstrip(".").lower()
     with matplotlib.style.context(STYLE):

@@ -15,9 +15,16 @@ from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, Figure, shortened, w
 def trace_figure(
     traces: Mapping[str, TraceEstimate], log: bool = False, title: str | None = None, width: float = 6.5
 ) -> Figure:
-    """The figure of named traces, each a point with two standard errors to either side; `width` in inches.
+    """Draw traces as points, with error bars of two standard errors to either side.
 
-    `log` draws magnitudes on a logarithmic axis, where negative values are hollow and names tell of zeros.
+    Args:
+        traces: the estimates by name.
+        log: draw magnitudes on a logarithmic axis; markers of negative values are hollow, and zeros are named.
+        title: the title, or None.
+        width: the width in inches.
+
+    Returns:
+        The figure.
     """
     values = np.array([estimate.value for estimate in traces.values()])
     reach = 2 * np.array([estimate.standard_error for estimate in traces.values()])

@@ -17,15 +17,20 @@ from spectra.wording import counted
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples: inputs and targets, and the indices of the examples in the data set.
+    """Some examples of a data set: the model's inputs, the targets, and their indices.
 
-    Inputs and targets are trees: a tensor, or tuples, lists and mappings of tensors. The first dimension of a tensor
-    counts the examples, and so do the entries of a list; entries of a tuple and values of a mapping belong together.
+    Inputs and targets are a tensor, or tuples, lists and mappings of tensors. The first dimension of a tensor counts
+    the examples, and so do the entries of a list; entries of a tuple and values of a mapping belong together.
+
+    Attributes:
+        inputs: what the model is called with: a tuple gives positional arguments, a mapping gives keywords.
+        targets: what the loss is called with besides the output; None where there are no targets.
+        indices: the indices (b,) of the examples in the data set, int64.
     """
 
-    inputs: Any  # what the model is called with: a tuple gives positional arguments, a mapping keywords
-    targets: Any  # what the loss is called with beside the output; None where there are no targets
-    indices: Tensor  # (b,), int64
+    inputs: Any
+    targets: Any
+    indices: Tensor
 
     def __post_init__(self):
         if isinstance(self.inputs, Mapping):  # a BatchEncoding and the like
@@ -38,9 +43,16 @@ class Batch:
         return f"Batch({counted(len(self), 'example')})"
 
     def part(self, cut: slice | Tensor) -> Batch:
-        """The batch of some of these examples; those of a slice are views.
+        """Take some of the examples, as a batch of their own.
 
-        Raises SpectraError where a tensor has another first dimension than the number of examples.
+        Args:
+            cut: a slice, which gives views, or a tensor of indices or booleans.
+
+        Returns:
+            The batch of these examples.
+
+        Raises:
+            SpectraError: the first dimension of a tensor is not the number of examples.
         """
         count = len(self)
         return Batch(slice_tree(self.inputs, cut, count), slice_tree(self.targets, cut, count), self.indices[cut])
@@ -65,7 +77,8 @@ def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
         return tree
     if len(tree) != count:
         raise SpectraError(
-            f"`data`: a batch of {count} examples holds a tensor or list of {len(tree)}; it cannot be cut"
+            f"`data`: a batch of {count} examples holds a tensor or list of length {len(tree)}; give one entry for "
+            "each example"
         )
     if isinstance(tree, Tensor) or isinstance(cut, slice):
         return tree[cut]

@@ -36,7 +36,7 @@ class BinaryLoss(Elementwise):
     def check(self, rows: Tensor, targets: Tensor) -> None:
         """Raise SpectraError where a target is below 0 or above 1."""
         if ((targets < 0) | (targets > 1)).any():
-            raise SpectraError(f"`data`: targets of {self.name} must lie in [0, 1]")
+            raise SpectraError(f"`data`: targets of {self.name} must be in [0, 1], and some are not")
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The weights of the outputs, (E, K) or, without any, ones (E, 1)."""
@@ -64,9 +64,15 @@ class BinaryLoss(Elementwise):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(BinaryLoss):
-    """`torch.nn.BCEWithLogitsLoss`: -log p of independent Bernoulli outputs, over their number.
+    """Binary cross entropy of logits, as `torch.nn.BCEWithLogitsLoss` computes it.
 
-    `pos_weight` multiplies the loss of the label 1, and broadcasts as `element_weights`.
+    As a likelihood, it is -log p of independent Bernoulli outputs, divided by their number.
+
+    Attributes:
+        element_weights: a weight for each output, which broadcasts to the output's shape without the batch dimension;
+            `weight` in PyTorch.
+        reduction: mean or sum.
+        pos_weight: the factor of the loss of label 1, which broadcasts as `element_weights`.
     """
 
     pos_weight: Tensor | None = None
@@ -150,7 +156,7 @@ class ProbabilityCrossEntropy(BinaryLoss):
         super().check(rows, targets)
         if ((rows < 0) | (rows > 1)).any():
             raise SpectraError(
-                "`loss` bce: outputs of the model lie outside [0, 1]; for logits take bce_with_logits, or let the "
+                "`loss` bce: outputs of the model are outside [0, 1]; for logits take bce_with_logits, or let the "
                 "model end in a sigmoid"
             )
 

@@ -131,7 +131,10 @@ def inputs_apart(
         came = " and ".join(map(str, sorted(shapes)))
         raise SpectraError(f"`wrt` inputs: examples have the shapes {came}; give all of them one shape")
     if not all(len(part) == len(batch) for part, batch in zip(parts, batches, strict=True)):
-        raise SpectraError("`wrt` inputs: the first dimension of the input does not count the examples; make it do so")
+        raise SpectraError(
+            "`wrt` inputs: the first dimension of the input is not the number of examples; give inputs of shape "
+            "(examples, ...)"
+        )
     numbers = torch.arange(sum(map(len, batches)), device=parts[0].device).split([len(batch) for batch in batches])
     numbered = [
         Batch(with_entry(batch.inputs, place, some), batch.targets, batch.indices)

@@ -18,7 +18,9 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     Raises SpectraError where there are none, or where a pattern matches nothing.
     """
     if isinstance(patterns, str):
-        raise ArgumentError(f"`params` {quoted(patterns)}: is one text; give a list of patterns, as [{patterns!r}]")
+        raise ArgumentError(
+            f"`params` {quoted(patterns)}: is a single string; give a list of patterns, as [{patterns!r}]"
+        )
     named = dict(model.named_parameters())
     if not named:
         raise SpectraError("`model`: has no parameters to differentiate by; name a model that has")

@@ -16,11 +16,17 @@ from spectra.wording import outline
 
 @dataclass(frozen=True)
 class CrossEntropy(LabelLoss):
-    """The loss `torch.nn.CrossEntropyLoss`.
+    """Cross entropy of logits, as `torch.nn.CrossEntropyLoss` computes it.
 
-    Classes are along dimension 1, or along the last where the targets' shape says so. `class_dim` (1 or -1) decides;
-    without it, integer targets that both readings fit are refused. `shift` is for labels (b, T) that are the tokens of
-    the inputs: they become the next tokens when data are read; batches of a Problem are taken as they are.
+    Attributes:
+        class_weights: a weight for each class (C,); `weight` in PyTorch.
+        ignore_index: targets of this value are left out.
+        label_smoothing: the share of the uniform distribution in the labels, from 0 to 1.
+        class_dim: the dimension of the output that holds classes, 1 or -1 (the last). None: the one that fits the
+            shape of the targets; integer targets that both fit are refused.
+        reduction: mean or sum.
+        shift: labels (b, T) are the tokens of the inputs, and become the next tokens when data are read by
+            `load_problem` or a command; batches of a `Problem` are taken as they are.
     """
 
     shift: bool = False

@@ -105,7 +105,7 @@ class DrawnLoss(CustomLoss):
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise SpectraError(f"`loss` {self.name}: its draw fails ({describe(error)}); mend it there") from error
+            raise SpectraError(f"`loss` {self.name}: its draw fails ({describe(error)}); fix it there") from error
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from spectra.memory import out_of_memory
 from spectra.quoting import quoted
 from spectra.wording import counted
 
-MEND = "mend it there, or let it take (model, batch), its first parameter called model"
+MEND = "fix it there, or let it take (model, batch), its first parameter called model"
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
 
@@ -163,7 +163,13 @@ def normal_numbers(uniform: Callable[[int], Tensor], count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MeanSquaredError(Elementwise):
-    """`torch.nn.MSELoss`: -log p of a Gaussian of variance 1/2, over the number of outputs."""
+    """Mean squared error, as `torch.nn.MSELoss` computes it.
+
+    As a likelihood, it is -log p of a Gaussian of variance 1/2, divided by the number of outputs.
+
+    Attributes:
+        reduction: mean or sum.
+    """
 
     reduction: str = "mean"
 
@@ -186,11 +192,19 @@ class MeanSquaredError(Elementwise):
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """A user's loss of (output, targets).
+    """A loss given as a function of (output, targets).
 
-    Its function returns values of the examples (b, ...), or their mean over the batch (their sum, where `reduction` is
-    "sum"), or a mapping of such: the parts of a sum, of which `part` names one to take alone. The output and the
-    targets may be trees of tensors.
+    Attributes:
+        function: it returns values of the examples (b, ...), or their mean over the batch (their sum, where `reduction`
+            is sum), or a mapping of such, whose values are the parts of a sum. Output and targets may be tuples, lists
+            or mappings of tensors.
+        name: the name of the loss in results and error messages.
+        part: the key of one part of a mapping, which is then taken alone; None: the sum of all.
+        reduction: mean or sum, by which a single number stands for the batch.
+
+    Examples:
+        >>> import spectra, torch
+        >>> loss = spectra.CustomLoss(lambda output, target: (output - target).abs().pow(3).mean(dim=1))
     """
 
     function: Callable[[Any, Any], Any]
@@ -206,7 +220,11 @@ class CustomLoss:
             raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
 
     def rows(self, output: Tensor, targets: Any) -> Tensor:
-        """The output itself. Raises SpectraError where it has another length than the targets."""
+        """Return the output itself, which the function needs in its own shape.
+
+        Raises:
+            SpectraError: output and targets differ in length.
+        """
         if isinstance(targets, Tensor) and len(output) != len(targets):
             raise mismatch(self.name, output, targets)
         # Rows keep the output's own shape, which the function needs: (b, ...) in place of (E, K).
@@ -216,15 +234,18 @@ class CustomLoss:
         """Accept all targets."""
 
     def total(self, rows: Any, targets: Any, count: int | None = None) -> Tensor:
-        """The sum over the batch of the function's values.
+        """The sum over a batch of the function's values.
 
         Args:
             rows: the model's output, or a tensor in its place.
-            targets: the targets of the batch, None where there are none.
-            count: the number of examples; None where the output has one entry for each.
+            targets: the targets of the batch, or None.
+            count: the number of examples; None: as many as the output has entries.
+
+        Returns:
+            The sum, a tensor ().
 
         Raises:
-            SpectraError: the function fails, or returns no such values.
+            SpectraError: the function fails, or does not return such values.
         """
         count = len(rows) if count is None else count
         values = values_of(self.called(rows, targets), count, self)
@@ -236,11 +257,19 @@ class CustomLoss:
         return values.sum()
 
     def called(self, output: Any, targets: Any) -> Any:
-        """What the function returns for a batch. Raises SpectraError where it fails."""
+        """Call the function on a batch.
+
+        Raises:
+            SpectraError: the function fails.
+        """
         return self.result(output, targets)
 
     def result(self, *arguments: Any) -> Any:
-        """What the function returns. Raises SpectraError where it fails."""
+        """Call the function with these arguments.
+
+        Raises:
+            SpectraError: the function fails.
+        """
         try:
             return self.function(*arguments)
         except Exception as error:
@@ -268,16 +297,16 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return False
 
 
-def remedy(error: Exception, otherwise: str = "mend it there") -> str:
+def remedy(error: Exception, otherwise: str = "fix it there") -> str:
     """What to do about a user's loss that fails with this error."""
     text = str(error)
     if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
         return (
-            "mend it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
+            "fix it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
             "networks of a loss that is a torch.nn.Module are"
         )
     if "does not require grad" in text:
-        return "mend it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
+        return "fix it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
     return otherwise
 
 

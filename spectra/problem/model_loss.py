@@ -118,7 +118,7 @@ def loss_in(returned: Any) -> Any:
     if isinstance(returned, Tensor):
         came = f"tensor of shape {tuple(returned.shape)}"
     raise SpectraError(
-        f"`loss` model: the model returned a {came}, in which there is no loss; give it what it computes one from, as "
+        f"`loss` model: the model returned a {came} without a loss; give it the inputs that its loss needs, such as "
         "labels, or name a loss"
     )
 

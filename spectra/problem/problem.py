@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number, wrong
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -50,24 +50,47 @@ class Processes:
 
 @dataclass(frozen=True)
 class Problem:
-    """The mean loss over all batches as a function of the chosen parameters.
+    """A model, a loss and data: the mean loss over all batches as a function of the chosen parameters.
 
-    Matrices do not depend on how the examples are split into batches (fisher-batch excepted). The model is left as it
-    is found.
+    Matrices do not depend on how the examples are split into batches (except fisher-batch). The model is left as it was
+    found.
+
+    Attributes:
+        model: the network.
+        loss: a loss of spectra: `CrossEntropy`, `MeanSquaredError`, `BinaryCrossEntropy`, `CustomLoss` or another.
+        batches: the data, as a list of `Batch`.
+        parameters: the chosen parameters by name, whose entries in this order are the n rows of a matrix. If empty, all
+            parameters that require gradients.
+        weight_decay: the coefficient of |theta|^2 / 2, which is added to the loss.
+        seed: the seed of the labels that fisher-mc draws.
+        mc_samples: the number of labels that fisher-mc draws for each example.
+        output_key: which tensor is the output of a model that returns several, such as `logits` or `0.hidden`.
+        processes: the processes among which products are shared; each holds all batches.
+        recompute_activations: compute blocks of the model anew for derivatives, which takes less memory and more time;
+            None: where memory requires it.
+        blocks: the names of the modules that are computed anew.
+        head: the last layer, where its logits are computed in chunks of tokens; else None.
+
+    Examples:
+        >>> import torch, spectra
+        >>> x, y = torch.randn(20, 4), torch.randint(3, (20,))
+        >>> batches = spectra.cut_batches(x, y, torch.arange(20), 10)
+        >>> spectra.Problem(torch.nn.Linear(4, 3), spectra.CrossEntropy(), batches)
+        Problem(Linear, cross_entropy: 15 parameters, 20 examples in 2 batches, torch.float32 on cpu)
     """
 
     model: nn.Module
     loss: Loss
     batches: Sequence[Batch]
-    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)  # empty: all that require gradients
-    weight_decay: float = 0.0  # X stands for loss + X |theta|^2 / 2
-    seed: int = 0  # of the labels drawn by fisher-mc
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    seed: int = 0
     mc_samples: int = 1
-    output_key: str | None = None  # of a model that returns more than one tensor: which, as `logits` or `0.hidden`
-    processes: Processes = Processes()  # each holds all batches, and makes the products of its share (`batches.share`)
-    recompute_activations: bool | None = None  # compute blocks anew for derivatives; None: where memory asks for it
-    blocks: tuple[str, ...] = ()  # the modules that are computed anew
-    head: Head | None = None  # the layer whose logits are made by chunks of tokens
+    output_key: str | None = None
+    processes: Processes = Processes()
+    recompute_activations: bool | None = None
+    blocks: tuple[str, ...] = ()
+    head: Head | None = None
     found_fit: list = field(default_factory=list, init=False, repr=False, compare=False)  # for `checks.refuse_unfit`
     layouts: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # of outputs that are trees
     containers: list = field(default_factory=list, init=False, repr=False, compare=False)  # see `_takes_container`
@@ -91,12 +114,12 @@ class Problem:
 
     @property
     def leaves(self) -> tuple[nn.Parameter, ...]:
-        """The chosen parameters."""
+        """The chosen parameters, as a tuple."""
         return tuple(self.parameters.values())
 
     @property
     def size(self) -> int:
-        """The number n of chosen parameters, counted by their entries."""
+        """The number n of entries of the chosen parameters, which is the number of rows of a matrix."""
         return sum(p.numel() for p in self.leaves)
 
     @property
@@ -111,23 +134,27 @@ class Problem:
 
     @cached_property
     def weight(self) -> float:
-        """The weight W: the loss is the sum of the batches' losses over W, which is 1 for losses that are sums.
+        """The number W by which the sum of the batches' losses is divided; 1 for losses that are sums.
 
-        Raises SpectraError where no target counts.
+        Raises:
+            SpectraError: all targets are ignored or have weight 0.
         """
         return self.mean_weight
 
     @cached_property
     def mean_weight(self) -> float:
-        """The number by which the sum of the batches' losses is divided to be the mean loss, or 1 for the sum of all.
+        """The number by which the sum of the batches' losses is divided to give the mean loss.
 
-        Raises SpectraError as `weight` does.
+        It is 1 for a loss of which only the sum over all data is defined.
+
+        Raises:
+            SpectraError: all targets are ignored or have weight 0.
         """
         weight = sum(map(self.weight_of, self.batches))
         if not weight > 0:
             raise SpectraError(
                 "`data`: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
-                "loss; look at ignore_index and weight of `loss`"
+                "loss; check ignore_index and weight of `loss`"
             )
         return 1.0 if getattr(self.loss, "reduction", "mean") == "sum" else weight
 
@@ -154,7 +181,11 @@ class Problem:
         return int((weighable(self.loss).counted(labels) & (weights != 0).any(dim=1)).sum())
 
     def labels(self, batch: Batch) -> Any:
-        """The targets of a batch as the loss takes them, without weights. Raises SpectraError where it takes others."""
+        """The targets of a batch as the loss takes them, without their weights.
+
+        Raises:
+            SpectraError: the loss takes other targets.
+        """
         return labels_of(self.loss, batch.targets)
 
     def counted(self, rows: Tensor, batch: Batch) -> Tensor:
@@ -166,16 +197,22 @@ class Problem:
         return kept if weights is None else kept & (weights != 0).any(dim=1)
 
     def rows(self, batch: Batch) -> Tensor:
-        """The model's output on a batch as the loss views it, one row an example: (E, K).
+        """Compute the model's output on a batch as the loss views it, with one row for each example: (E, K).
 
-        For a user's loss rows are the output itself, (b, ...), or its tensors side by side where it has several,
-        (b, K); for a loss of (model, batch) they are its values, (b, 1) or (1, 1). Raises SpectraError as `output`
-        does, and where targets do not fit.
+        For a user's loss, rows are the output itself, (b, ...), or its tensors side by side where it has several, (b,
+        K). For a loss of (model, batch), they are its values, (b, 1) or (1, 1).
+
+        Raises:
+            SpectraError: the model fails, or the targets do not fit the output.
         """
         return self.rows_of(self.output(batch), batch)
 
     def rows_of(self, output: Any, batch: Batch) -> Tensor:
-        """An output as rows. Raises SpectraError where the targets do not fit."""
+        """Arrange an output of the model as rows.
+
+        Raises:
+            SpectraError: the targets do not fit.
+        """
         if isinstance(output, Tensor) or not isinstance(self.loss, CustomLoss):
             return self.loss.rows(output, self.labels(batch))
         rows, layout = flattened(output, len(batch))
@@ -183,7 +220,7 @@ class Problem:
         return rows
 
     def total(self, rows: Tensor, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch's rows, a tensor (). Rows of this batch have been made before."""
+        """The sum of the losses of a batch's rows, a tensor (). Call `rows` for this batch first."""
         if isinstance(self.loss, CustomLoss):
             return self.loss.total(self.restored(rows, batch), batch.targets, len(batch))
         labels, weights = self.labels(batch), weights_of(self.loss, batch.targets)
@@ -200,36 +237,44 @@ class Problem:
         return hits[(weights != 0)[weighable(loss).counted(self.labels(batch))].flatten()]
 
     def restored(self, rows: Tensor, batch: Batch) -> Any:
-        """The output of the model that lies in the rows of a user's loss; they have been made before."""
+        """The model's output that is contained in the rows of a user's loss. Call `rows` for this batch first."""
         layout = self.layout(batch)
         return layout.restored(rows) if layout else rows
 
     def layout(self, batch: Batch) -> Layout | None:
-        """How an output of several tensors lies in the rows of a batch, which have been made before; else None."""
+        """How an output of several tensors is laid out in the rows of a batch; None before `rows` was called for it."""
         if not self.layouts:
             return None
         return self.layouts.get(layout_key(batch, False)) or self.layouts.get(layout_key(batch, True))
 
     def check(self, rows: Tensor, batch: Batch) -> None:
-        """Raise SpectraError where values of a batch's targets do not fit its rows."""
+        """Check that the values of a batch's targets fit its rows.
+
+        Raises:
+            SpectraError: they do not fit, such as a label beyond the number of classes.
+        """
         self.loss.check(rows, self.labels(batch))
         weights = weights_of(self.loss, batch.targets)
         if weights is not None and not (weights >= 0).all():
             raise SpectraError("`data`: weights of targets have to be 0 or more; some are not")
 
     def output(self, batch: Batch) -> Any:
-        """The model's output on a batch, by a call that leaves no trace (see `without_side_effects`).
+        """Compute the model's output on a batch, without side effects on the model.
 
-        It is a tensor; for a user's loss it may be a tree of tensors. Raises SpectraError where the model fails, or
-        where a loss of ours needs one tensor and none is named.
+        Returns:
+            A tensor; for a user's loss it may be tuples, lists or mappings of tensors.
+
+        Raises:
+            SpectraError: the model fails, or the loss needs one tensor and `output_key` names none.
         """
         with without_side_effects(self.model):
             return self.call(batch)
 
     def call(self, batch: Batch) -> Any:
-        """The model's output on a batch, by a plain call, whose side effects stay.
+        """Call the model on a batch; side effects, as on BatchNorm's statistics, stay.
 
-        Raises SpectraError as `output` does.
+        Raises:
+            SpectraError: the model fails, or the loss needs one tensor and `output_key` names none.
         """
         grad = torch.is_grad_enabled()
         given = detached_inputs(batch.inputs, self.writes_inputs)
@@ -244,7 +289,7 @@ class Problem:
 
     @cached_property
     def writes_inputs(self) -> bool:
-        """Whether the model writes to its inputs in place, tried on copies of two examples or of a batch."""
+        """Whether the model writes to its inputs in place; it is tried on copies of a few examples."""
         batch = self.batches[0]
         for cut in (slice(2), slice(None)):
             with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
@@ -298,7 +343,7 @@ class Problem:
         return self.containers == [True]
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Concatenate tensors shaped as the parameters to one vector (n,)."""
+        """Concatenate tensors of the shapes of the parameters to one vector (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def parameter_vector(self) -> Tensor:
@@ -306,7 +351,15 @@ class Problem:
         return self.vector([p.detach() for p in self.leaves])
 
     def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Split a vector (n,), or one of these leaves alone, into views shaped as the parameters."""
+        """Split a vector (n,) into views of the shapes of the parameters.
+
+        Args:
+            vector: the vector, over all parameters or over those of `leaves` alone.
+            leaves: which parameters, as a slice of `problem.leaves`.
+
+        Returns:
+            The views, in order.
+        """
         shapes = self.leaves[leaves]
         parts = vector.split([p.numel() for p in shapes])
         return tuple(part.view(p.shape) for part, p in zip(parts, shapes, strict=True))
@@ -336,11 +389,11 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
     """Raise ArgumentError where an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
         came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
-        raise ArgumentError(f"`model`: {came} is no torch.nn.Module; give one")
+        raise ArgumentError(f"`model`: expected a torch.nn.Module, got {came}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
-            f"`loss`: {came} is not a loss that knows its matrices; use spectra.MeanSquaredError(), CrossEntropy(), "
+            f"`loss`: {came} is not a loss of spectra; use spectra.MeanSquaredError(), CrossEntropy(), "
             "BinaryCrossEntropy() or CustomLoss(function)"
         )
     if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
@@ -351,3 +404,9 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
         )
     if not batches:
         raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
+
+
+def require_problem(problem: object) -> None:
+    """Raise ArgumentError for what is no Problem, as a model alone."""
+    if not isinstance(problem, Problem):
+        raise wrong("problem", type(problem).__name__, "a Problem, as spectra.load_problem(...).problem is")

@@ -69,25 +69,42 @@ def undamped(entry: DensityResult) -> bool:
 
 @stored
 class DensityResult(Entry):
-    """The spectral measure of one matrix: nodes and weights of every probe, from which all else is read."""
+    """The spectral density of one matrix, as nodes and weights of each random vector (probe).
+
+    Attributes:
+        method: the method, stochastic Lanczos quadrature.
+        nodes: the nodes (probes, steps), in units of the eigenvalues.
+        weights: their weights (probes, steps); those of a probe sum to 1.
+        dimension: the number of rows n of the matrix.
+        deflated: how many of the first nodes of every probe are eigenvalues found beforehand.
+        negative: the share of eigenvalues below zero; None where a node is not finite.
+        figure: the path of the figure, where one was written.
+        outliers: eigenvalues that stand apart from the bulk; None where a node is not finite.
+        summaries: ranks, entropy, power law and Marchenko-Pastur edge, as `spectra.summarise` computes them; None where
+            a node is not finite, and for matrices of single examples.
+        damping: the damping X asked for; None: none.
+        effective_dimension: tr A (A + X I)^-1; None without damping.
+        condition: the condition number of A + X I; None without damping.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
+    """
 
     method: str
-    nodes: Matrix = field(metadata=written(array="nodes"))  # (probes, steps)
-    weights: Matrix = field(metadata=written(array="weights"))  # (probes, steps); those of a probe sum to 1
-    dimension: int  # n of the matrix
-    deflated: int  # the first nodes of every probe that are eigenvalues found beforehand
-    negative: Share | None  # of eigenvalues below zero; None where a node is not finite
+    nodes: Matrix = field(metadata=written(array="nodes"))
+    weights: Matrix = field(metadata=written(array="weights"))
+    dimension: int
+    deflated: int
+    negative: Share | None
     figure: str | None
-    outliers: Outliers | None = None  # None where a node is not finite
-    summaries: Summaries | None = field(  # None where a node is not finite, and for matrices of single examples
-        default=None, metadata=written(omitted=lambda entry: entry.summaries is None)
-    )
+    outliers: Outliers | None = None
+    summaries: Summaries | None = field(default=None, metadata=written(omitted=lambda entry: entry.summaries is None))
     damping: float | None = field(default=None, metadata=written(omitted=undamped))
     effective_dimension: EffectiveDimension | None = field(default=None, metadata=written(omitted=undamped))
-    condition: float | None = field(default=None, metadata=written(omitted=undamped))  # number, of A + damping I
+    condition: float | None = field(default=None, metadata=written(omitted=undamped))
 
     def measure(self) -> SpectralMeasure:
-        """The spectral measure, as the functions of `spectra.spectrum` take it."""
+        """Return these nodes and weights as a `SpectralMeasure`, as `spectra.summarise` takes it."""
         return measure_of(self)
 
     def summary(self) -> str:
@@ -114,7 +131,7 @@ class DensityResult(Entry):
         return self.png()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a node of the quadrature, with its weight; probes count from 1."""
+        """Iterate over the nodes of the quadrature with their weights, as dictionaries; probes count from 1."""
         for probe, pairs in enumerate(zip(self.nodes, self.weights, strict=True), start=1):
             for node, weight in zip(*(row.tolist() for row in pairs), strict=True):
                 yield {"probe": probe, "node": node, "weight": weight}

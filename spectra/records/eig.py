@@ -31,28 +31,47 @@ def of_many(entry: EigResult) -> bool:
 
 @stored
 class EigResult(Entry):
-    """Eigenvalues of one matrix in the order asked for, with how far they may be off."""
+    """Eigenvalues of one matrix in the order asked for, with their errors.
+
+    Attributes:
+        method: the method, such as lanczos.
+        values: the eigenvalues (k,). By inputs, these are means over examples.
+        residuals: |A u - lambda u| of each pair (k,): there is an eigenvalue within it. By inputs, the largest ones.
+        error_estimates: the Kato-Temple estimate of each value's error (k,): usually smaller, but not a bound.
+        sampling_errors: the standard errors of the values (k,), for a matrix that is itself an estimate; else None.
+        complete: whether a search excludes missed eigenvalues, with probability 0.99; None where there was no search.
+        last_search: in a training loop, the step at which missed eigenvalues were last searched for; else None.
+        vectors: the eigenvectors (k, n), one a row, of norm 1; None where they were not saved.
+        localisation: on how many parameters, and in which layers, each eigenvector is; None without eigenvectors.
+        spread: by inputs, the standard deviation of each value over examples (k,); else None.
+        values_by_example: by inputs, the eigenvalues of each example (N, k); else None.
+        residuals_by_example: by inputs, the residuals of each example (N, k); else None.
+        vectors_by_example: by inputs, the eigenvectors of each example (N, k, d), where they were saved; else None.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
+    """
 
     method: str
-    values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,)
-    residuals: Vector = field(metadata=written(array="residuals"))  # (k,) |A u - lambda u|: an eigenvalue lies within
-    error_estimates: Vector  # (k,) Kato-Temple: usually smaller, but no bound
-    sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))  # (k,)
-    complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
-    last_search: int | None = field(default=None, metadata=written(omitted=not_watched))  # step when last looked for
-    vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))  # (k, n), rows of norm 1
-    localisation: Localisation | None = field(  # of the eigenvectors; None where they were not in memory
+    values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))
+    residuals: Vector = field(metadata=written(array="residuals"))
+    error_estimates: Vector
+    sampling_errors: Vector | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))
+    complete: bool | None
+    last_search: int | None = field(default=None, metadata=written(omitted=not_watched))
+    vectors: Matrix | None = field(default=None, metadata=written(None, array="eigenvectors"))
+    localisation: Localisation | None = field(
         default=None, metadata=written(omitted=lambda entry: entry.localisation is None)
     )
     # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
-    spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))  # (k,) standard deviation
+    spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))
     values_by_example: Matrix | None = field(
         default=None, metadata=written("eigenvalues_by_example", array="eigenvalues_by_example", omitted=of_many)
-    )  # (N, k)
+    )
     residuals_by_example: Matrix | None = field(
         default=None, metadata=written(array="residuals_by_example", omitted=of_many)
-    )  # (N, k)
-    vectors_by_example: Any = field(default=None, metadata=written(None, array="eigenvectors_by_example"))  # (N, k, d)
+    )
+    vectors_by_example: Any = field(default=None, metadata=written(None, array="eigenvectors_by_example"))
 
     @classmethod
     def of(cls, measurement: Any, method: str, vectors: bool = True, last_search: int | None = None) -> EigResult:
@@ -92,7 +111,7 @@ class EigResult(Entry):
 
     @property
     def exact(self) -> bool:
-        """Whether the matrix is known, and no estimate whose `sampling_errors` stand beside the residuals."""
+        """Whether the matrix is known exactly; False for an estimate, with `sampling_errors`."""
         return self.sampling_errors is None
 
     def is_finite(self) -> bool:
@@ -111,7 +130,7 @@ class EigResult(Entry):
         return rows if len(rows) <= MOST_ROWS else [*rows[:MOST_ROWS], left_out]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row an eigenvalue; `index` is its place in the order asked for, from 1."""
+        """Iterate over eigenvalues, as dictionaries; `index` counts from 1, in the order asked for."""
         columns = (self.values.tolist(), self.residuals.tolist(), self.error_estimates.tolist())
         for i, (value, residual, error) in enumerate(zip(*columns, strict=True), start=1):
             yield {"index": i, "eigenvalue": value, "residual": residual, "error_estimate": error}

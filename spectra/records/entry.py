@@ -69,28 +69,44 @@ def without_noise(entry: Entry) -> bool:
 
 @stored
 class Entry(Stored):
-    """The common part of all results: what a command found for one matrix, and what that cost."""
+    """The common part of all results: what a command found for one matrix, and what that cost.
+
+    Attributes:
+        curvature: the name of the matrix.
+        converged: whether every tolerance was met.
+        products: the number of matrix-vector products, those of checks included.
+        seconds: the time of products and method.
+        setup_seconds: the time of what is done once for the matrix.
+        noise: the noise of one product, relative to the product; None: not measured.
+        precision: the precision of products, ieee, tf32 or bf16.
+        noise_norm: the largest |E v| / |v| that was measured, with E v the noise of a product; None without lower
+            precision.
+        ieee_products: of all products, those in full precision, or exact.
+        finite_difference: the error of finite-difference products; None where products are exact.
+        derivative_check: the comparison of derivatives with finite differences; None: it was left out.
+        path: how products were computed.
+        kept_bytes: the memory kept between products, besides model and data.
+        peak_bytes: the most memory in use during a product, besides model and data.
+        projected_out: the number of eigenvectors projected out.
+        projected_from: the result that these eigenvectors are from; None: none were projected out.
+    """
 
     curvature: str
-    converged: bool = field(metadata=LAST)  # every tolerance was met
-    products: int = field(metadata=LAST)  # matrix-vector products, those of checks too
-    seconds: float = field(metadata=LAST)  # of products and of the method
-    setup_seconds: float = field(metadata=LAST)  # done once for the matrix
-    noise: float | None = field(default=None, metadata=LAST)  # of one product, relative; None: not measured
-    precision: str = field(default=IEEE, metadata=written(last=True, omitted=in_ieee))  # of products: tf32 or bf16
-    noise_norm: float | None = field(  # largest |Ev| / |v|
-        default=None, metadata=written(last=True, omitted=without_noise)
-    )
-    ieee_products: int = field(  # of all, those in ieee, or exact
-        default=0, metadata=written(last=True, omitted=without_noise)
-    )
+    converged: bool = field(metadata=LAST)
+    products: int = field(metadata=LAST)
+    seconds: float = field(metadata=LAST)
+    setup_seconds: float = field(metadata=LAST)
+    noise: float | None = field(default=None, metadata=LAST)
+    precision: str = field(default=IEEE, metadata=written(last=True, omitted=in_ieee))
+    noise_norm: float | None = field(default=None, metadata=written(last=True, omitted=without_noise))
+    ieee_products: int = field(default=0, metadata=written(last=True, omitted=without_noise))
     finite_difference: FiniteDifference | None = field(
         default=None, metadata=written(last=True, omitted=lambda entry: entry.finite_difference is None)
     )
     derivative_check: DerivativeCheck | None = field(default=None, metadata=LAST)
-    path: str = field(default="", metadata=LAST)  # how products were made
-    kept_bytes: int = field(default=0, metadata=LAST)  # between products
-    peak_bytes: int = field(default=0, metadata=LAST)  # with one product
+    path: str = field(default="", metadata=LAST)
+    kept_bytes: int = field(default=0, metadata=LAST)
+    peak_bytes: int = field(default=0, metadata=LAST)
     projected_out: int = field(default=0, metadata=written(last=True, omitted=lambda entry: not entry.projected_from))
     projected_from: str | None = field(
         default=None, metadata=written(last=True, omitted=lambda entry: not entry.projected_from)

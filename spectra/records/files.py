@@ -89,10 +89,12 @@ def read(path: Path, commands: Sequence[str], argument: str = "RESULT") -> tuple
     except OSError as error:
         raise SpectraError(f"{argument} {path}: cannot be read ({error.strerror}); name a file or directory") from error
     except (ValueError, RecursionError) as error:
-        raise SpectraError(f"{argument} {path}: is no JSON, or cut off; name a result such as density.json") from error
+        raise SpectraError(
+            f"{argument} {path}: is not valid JSON, or is cut off; name a result such as density.json"
+        ) from error
     keys = {"schema": int, "command": str, "problem": dict, "results": list}
     if not (isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in keys.items())):
-        raise SpectraError(f"{argument} {path}: is JSON, but no result of spectra; name one such as density.json")
+        raise SpectraError(f"{argument} {path}: is JSON, but not a result of spectra; name one such as density.json")
     if record["schema"] > SCHEMA:
         text = f"schema {record['schema']} is newer than this spectra, which reads {SCHEMA}; upgrade spectra"
         raise SpectraError(f"{argument} {path}: {text}")

@@ -45,7 +45,21 @@ def given(name: str, *commands: str) -> dict[str, Any]:
 
 @stored
 class Record(Stored):
-    """A result as a command writes it: one JSON object, and arrays beside it."""
+    """The saved result of a command: one JSON file, and its arrays in an NPZ file beside it.
+
+    Attributes:
+        schema: the version of the file format.
+        command: the command, such as eig.
+        problem: what was analysed: model, loss, data and their settings.
+        results: one entry for each matrix, such as `EigResult`.
+        pairs: of compare, the numbers of each pair of matrices; else None.
+        causes: of compare, what makes matrices differ; else None.
+        held_out: of compare, the comparison with other data; else None.
+        subsample: of compare, the comparison with fewer examples; else None.
+        class_structure: of compare, what class means explain of the leading eigenvalues; else None.
+        point: of step, what does not depend on the matrix; else None.
+        figures: the paths of the figures, where the command lists them.
+    """
 
     schema: int = SCHEMA
     command: str
@@ -68,28 +82,33 @@ class Record(Stored):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as in the NPZ file: `eigenvalues_hessian`, ..."""
+        """The arrays by their names in the NPZ file, such as `eigenvalues_hessian`."""
         return {name: array for entry in self.results for name, array in entry.arrays().items()}
 
     def to_json(self) -> str:
-        """Strict JSON in one line; numbers that are not finite are null."""
+        """Return the record as strict JSON in one line; numbers that are not finite become null."""
         return to_json(self.to_dict())
 
     def save(self, directory: Path) -> None:
-        """Write `<command>.npz` where there are arrays, then `<command>.json`, each replaced whole."""
+        """Write `<command>.json`, and `<command>.npz` where there are arrays; each file is replaced as a whole.
+
+        Args:
+            directory: the directory.
+        """
         save(directory, self.command, self.to_json(), self.arrays)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A table of the numbers, for statistics and plots.
+        """Return the numbers as a pandas DataFrame, for statistics and plots.
 
-        One row an eigenvalue (eig), a trace (trace), a node of a probe (density), a pair of matrices (compare), a block
-        of parameters (layers), a point of a line or plane (landscape), a direction (step), or an estimate of cost
-        (inspect). The first columns say what it is of: command, checkpoint, step, seed, curvature. The last ones say
-        how good it is and what it cost: converged, products, seconds; products and seconds are those of all rows of a
-        matrix together. Rows of `compare` end with the numbers of the pair, `first` against `second`, each beside its
-        error.
+        There is one row for each eigenvalue (eig), trace (trace), node of a probe (density), pair of matrices
+        (compare), block of parameters (layers), point of a line or plane (landscape), direction (step), or estimate of
+        cost (inspect). The first columns tell what the row belongs to: command, checkpoint, step, seed, curvature. The
+        last ones tell how good it is and what it cost: converged, products, seconds; products and seconds are those of
+        all rows of a matrix together. Rows of compare end with the numbers of the pair, `first` against `second`, each
+        beside its error.
 
-        Raises SpectraError where pandas is not installed.
+        Raises:
+            SpectraError: pandas is not installed.
         """
         try:
             import pandas
@@ -99,7 +118,7 @@ class Record(Stored):
         return pandas.DataFrame(list(self.rows()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of `to_dataframe`."""
+        """Iterate over the rows of `to_dataframe`, as dictionaries."""
         problem = {name: getattr(self.problem, name, None) for name in ("checkpoint", "step", "seed")}
         if self.pairs is not None:
             for pair in self.pairs:
@@ -112,12 +131,21 @@ class Record(Stored):
 
     @classmethod
     def of(cls, tree: Mapping[str, Any], path: Path | str = "", argument: str = "RESULT") -> Record:
-        """Read what was JSON; it may lack keys, see `Stored`. Raises SpectraError, which names argument and path."""
+        """Make a record of the content of a JSON file; keys that an older version did not write may be missing.
+
+        Args:
+            tree: the content.
+            path: the path of the file, for error messages.
+            argument: the name of the argument, for error messages.
+
+        Raises:
+            SpectraError: it is not a result that this version can read.
+        """
         command, entries = tree["command"], []
         begin, again = f"{argument} {path}: ", f"run spectra {command} again"
         for entry in tree["results"]:
             if not (isinstance(entry, dict) and isinstance(entry.get("curvature"), str)):
-                text = f"is no result that spectra {command} writes: an entry names no curvature; {again}"
+                text = f"is not a result of spectra {command}: an entry names no curvature; {again}"
                 raise SpectraError(begin + text)
             try:
                 entries.append(decode(RESULTS[command], entry, "results"))
@@ -143,17 +171,18 @@ def load(path: Path, commands: Sequence[str] = tuple(RESULTS), argument: str = "
 
 
 def load_result(path: Path | str) -> Record:
-    """Read the result of a command.
+    """Read the result that a command or a call with `out` has saved.
 
     Args:
-        path: a file such as `run/eig.json`, or a directory, of which the first result there is is taken: eig.json,
-            trace.json, density.json, compare.json, layers.json, landscape.json, step.json, inspect.json.
+        path: a file such as `run/eig.json`, or a directory, of which the first of these is read: eig.json, trace.json,
+            density.json, compare.json, layers.json, landscape.json, step.json, inspect.json.
 
     Returns:
-        the record, with `command`, `problem`, `results` (an entry for each matrix: `EigResult`, `TraceResult`, ...) and
-        `arrays`. Eigenvectors are in the entries of `eig`, where they were saved.
+        The `Record`, with `command`, `problem`, `results` (one entry for each matrix: `EigResult`, `TraceResult`, ...)
+        and `arrays`. Entries of eig hold eigenvectors, where these were saved.
 
-    Raises SpectraError: nothing there, no result, of a newer version, or one that lacks something.
+    Raises:
+        SpectraError: there is no such file, or it is not a result, is from a newer version, or is incomplete.
     """
     path, record = load(Path(path), argument="result")
     for entry in record.results:

@@ -31,7 +31,7 @@ def schema(strict: bool = False) -> Tree:
     records = {command: of_record(command, types, strict) for command in RESULTS}
     for cls in (PlotRecord, ReportRecord, Evolution, SweepStatus):
         command = next(slot.default for slot in layout(cls) if slot.name == "command")
-        records[command] = of_class(cls, types, strict) | {"description": cls.__doc__}
+        records[command] = of_class(cls, types, strict) | {"description": description(cls)}
         fix(records[command], command)
     return {
         "$schema": DIALECT,
@@ -39,6 +39,11 @@ def schema(strict: bool = False) -> Tree:
         "anyOf": [{"$ref": f"#/$defs/{command}"} for command in records],
         "$defs": records | dict(sorted(types.items())),
     }
+
+
+def description(kind: type) -> str:
+    """A type's docstring without the list of its attributes in Python."""
+    return (kind.__doc__ or "").partition("\n\n    Attributes:")[0]
 
 
 def of_record(command: str, types: Tree, strict: bool) -> Tree:
@@ -96,7 +101,7 @@ def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
         raise TypeError(f"no JSON for {kind}")
     if kind.__name__ not in types:
         types[kind.__name__] = {}  # for a type that holds its own kind
-        types[kind.__name__] = {"description": kind.__doc__} | of_class(kind, types, strict)
+        types[kind.__name__] = {"description": description(kind)} | of_class(kind, types, strict)
     return {"$ref": f"#/$defs/{kind.__name__}"}
 
 

@@ -23,29 +23,39 @@ def of_many(entry: TraceResult) -> bool:
 
 @stored
 class TraceResult(Entry):
-    """The trace of one matrix, with its standard error."""
+    """The trace of one matrix, with its standard error.
+
+    Attributes:
+        method: the method, such as xtrace.
+        trace: the trace. By inputs, this is the mean over examples.
+        standard_error: its standard error; 0.0 where the trace is exact, infinite where the error is not known.
+        spread: by inputs, the standard deviation of the traces over examples; else None.
+        spread_error: the standard error of `spread`; else None.
+        traces_by_example: by inputs, the trace of each example (N,); else None.
+        standard_errors_by_example: by inputs, their standard errors (N,); else None.
+        sampling_error: the part of the standard error that comes from a matrix that is itself an estimate; else None.
+
+    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    `spectra.records.entry.Entry`.
+    """
 
     method: str
     trace: float
-    standard_error: float = field(metadata=written(null=math.inf))  # 0.0: exact; infinite: not known
+    standard_error: float = field(metadata=written(null=math.inf))
 
     # Of derivatives by inputs: `trace` is the mean over examples, and these are the examples' own.
-    spread: float | None = field(default=None, metadata=written(omitted=of_one_matrix))  # standard deviation
+    spread: float | None = field(default=None, metadata=written(omitted=of_one_matrix))
     spread_error: float | None = field(default=None, metadata=written(omitted=of_one_matrix, null=math.nan))
-    traces_by_example: Vector | None = field(
-        default=None, metadata=written(array="traces_by_example", omitted=of_many)
-    )  # (N,)
+    traces_by_example: Vector | None = field(default=None, metadata=written(array="traces_by_example", omitted=of_many))
     standard_errors_by_example: Vector | None = field(
         default=None, metadata=written(array="standard_errors_by_example", omitted=of_many)
-    )  # (N,)
+    )
 
-    sampling_error: float | None = field(
-        default=None, metadata=written(omitted=lambda entry: entry.exact)
-    )  # part of it
+    sampling_error: float | None = field(default=None, metadata=written(omitted=lambda entry: entry.exact))
 
     @property
     def exact(self) -> bool:
-        """Whether the matrix is known, and no estimate whose `sampling_error` the standard error holds."""
+        """Whether the matrix is known exactly; False for an estimate, with a `sampling_error`."""
         return self.sampling_error is None
 
     @classmethod
@@ -82,5 +92,5 @@ class TraceResult(Entry):
         return [{"trace": f"{self.trace:.8g}", "standard error": f"{self.standard_error:.2g}", "method": self.method}]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The single row of a trace."""
+        """Iterate over the single row of a trace, as a dictionary."""
         yield {"method": self.method, "trace": self.trace, "standard_error": self.standard_error}

@@ -37,7 +37,7 @@ class Decisions(MutableMapping[str, str]):
         except FileNotFoundError:
             pass
         except (OSError, ValueError, RecursionError):
-            note(f"{path} is damaged, so what it held is decided anew, and numbers may differ by rounding")
+            note(f"{path} is damaged, so its decisions are made again, and numbers may differ by rounding")
 
     def __getitem__(self, key: str) -> str:
         return self._held[key]

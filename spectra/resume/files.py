@@ -45,7 +45,7 @@ def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:
         return
     if found != wanted:
         what = KINDS.get(found, "no file that a run has made")
-        raise SpectraError(f"`out`: {path} is {what}, which no run has put there; move it away, or name another `out`")
+        raise SpectraError(f"`out`: {path} is {what}, which no run wrote; move it away, or name another `out`")
 
 
 def own_copy(path: Path) -> None:

@@ -211,7 +211,9 @@ class Journal:
             self._refuse_another(reference(operator) @ vector, then)
             return
 
-        self._settings.note(f"{self._sample.path} is missing or damaged, so what it vouches for is made anew")
+        self._settings.note(
+            f"{self._sample.path} is missing or damaged, so the results that depend on it are computed again"
+        )
         for log in self._logs:
             log.cut(0)
 
@@ -265,7 +267,7 @@ class Journal:
 
     def _tell_damage(self, log: Log) -> None:
         if log.damaged:
-            self._settings.note(f"{log.path} is damaged, so what it held from there on is made anew")
+            self._settings.note(f"{log.path} is damaged, so what it held after the damage is computed again")
             log.damaged = False
 
     def sync(self) -> None:

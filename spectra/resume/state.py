@@ -141,7 +141,7 @@ class State:
     def _clear(self) -> None:
         """Remove what is left of a state that has lost its manifest, or was about to be removed."""
         if any(path.lstat().st_size for path in self._contents(*KINDS)):
-            self._note(f"{self.directory}: its manifest.json is missing, so what else is there is made anew")
+            self._note(f"{self.directory}: its manifest.json is missing, so everything else there is computed again")
         for path in [*self._contents(*KINDS), *self.directory.glob("choices*.json")]:
             refuse_another_kind(path)
             path.unlink()
@@ -187,7 +187,7 @@ def locked(directory: Path) -> IO:
             if os.path.samestat(os.fstat(lock.fileno()), path.lstat()):
                 return lock
         lock.close()  # of a run that has just ended, and has removed it
-    raise SpectraError(f"`out` {home}: other runs come and go there; name another directory")
+    raise SpectraError(f"`out` {home}: other runs keep using it; name another directory")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

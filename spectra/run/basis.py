@@ -33,7 +33,7 @@ def told(place: Placement, space: Shaped, asked: str) -> Iterator[str]:
     if name_of(place, space) == "host":
         held = counted(fitting_vectors(space), "vector")
         why = "as asked" if asked == "host" else f"as a quarter of the device's memory holds {held} of {each}"
-        yield f"the Lanczos basis lies in host memory, {why}"
+        yield f"the Lanczos basis is in host memory, {why}"
     if place.vectors < place.usual:
         yield (
             f"memory holds {counted(place.vectors, 'basis vector')} of {each}, and restarts are frequent below "

@@ -79,7 +79,9 @@ class GivenMatrix(Wrapper):
 
     def factor(self) -> Any:
         """Raise SpectraError: it has none."""
-        raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
+        raise SpectraError(
+            "`method` gram: needs a factor of the matrix, which an operator does not have; choose another method"
+        )
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         try:
@@ -129,7 +131,7 @@ class GivenOperators:
         """The device of vectors: that asked for, where entries can be moved there; else that of the operator."""
         own = {one.operator.device for one in self.found if not isinstance(one.operator, Tensor)}
         if len({device.type for device in own}) > 1:
-            raise SpectraError("`operator`: they multiply vectors on several devices; give those of one")
+            raise SpectraError("`operator`: their vectors are on several devices; give operators of one device")
         if own:
             return own.pop()
         asked = self.operators.device
@@ -144,7 +146,7 @@ class GivenOperators:
     def refuse_early(self, device: torch.device) -> None:
         if self.request.precision != IEEE:
             came = self.request.precision
-            raise SpectraError(f"`precision` {came}: is of products with networks; leave it out beside an operator")
+            raise SpectraError(f"`precision` {came}: is for networks; leave it out for an operator")
 
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)

@@ -144,7 +144,9 @@ class Request(Generic[S]):
             for name in self.curvature:
                 refuse_weight_decay(name, self.weight_decay)
         elif getattr(self.settings, "method", None) == "gram":
-            raise SpectraError("`method` gram: needs a factor of the matrix, which an operator has not; take another")
+            raise SpectraError(
+                "`method` gram: needs a factor of the matrix, which an operator does not have; choose another method"
+            )
         self.settings.refuse(self.curvature)
         if self.by_inputs:
             self._refuse_by_inputs()
@@ -192,7 +194,7 @@ class Request(Generic[S]):
         method, known = getattr(self.settings, "method", None), BY_INPUTS.get(self.settings.command, {})
         if method is not None and method not in known:
             raise SpectraError(
-                f"`method` {method}: single examples have {' and '.join(known)} with `wrt` inputs; choose one of them"
+                f"`method` {method}: is not for single examples (`wrt` inputs); choose {' or '.join(known)}"
             )
         if self.products != EXACT:
             raise SpectraError(

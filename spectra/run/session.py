@@ -230,7 +230,7 @@ class Session(Generic[S]):
         request, now = self.request, self.about.get("precondition")
         earlier = request.arrays_of_earlier()
         if earlier and (how := of_another_matrix(earlier, now)):
-            text = f"its matrices are {quoted(how)}, and not as those asked for"
+            text = f"its matrices are {quoted(how)}, unlike those asked for"
             if request.earlier:
                 raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; name another result of eig")
             self.listener.note(f"{earlier}: {text}, so its eigenvectors are not used")

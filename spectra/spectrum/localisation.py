@@ -23,20 +23,23 @@ from spectra.records.record import Record
 def localisation(
     result: Record | EigResult | Eigenpairs | Any, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Localisation:
-    """Compute the inverse participation ratios of eigenvectors, by layer too, beside those of random vectors.
+    """Compute how localised eigenvectors are (inverse participation ratios), overall and by layer.
+
+    The inverse participation ratio sum_i u_i^4 of a unit vector u is 1 where u is a single parameter and 1/n where it
+    is spread evenly; random vectors have about 3/n. Ratios of random vectors stand beside those found.
 
     Args:
-        result: a record of `eig` for one matrix, as `spectra.load_result` returns it; an entry of one; `Eigenpairs`; or
-            eigenvectors (k, n).
-        shapes: of the parameters, by name, in the order in which they lie in the vectors. If None, those that a record
-            holds; without any there is one layer. Parameters of one module are one layer.
+        result: what `spectra.eig` returns; a saved record of it for one matrix, as `spectra.load_result` returns it;
+            `Eigenpairs`; or eigenvectors (k, n), one a row.
+        shapes: the shape of each parameter by name, in their order in the vectors. None: the shapes that a record
+            holds; without any, all parameters are one layer. Parameters of one module form one layer.
 
     Returns:
-        The ratios, with bounds on what the error of an eigenvector changes in them. Such a bound takes residuals, and
+        The ratios, with bounds on how far the error of an eigenvector may change them. The bounds need residuals and
         the order asked for (`which`), which a record holds.
 
     Raises:
-        SpectraError: no eigenvectors were saved, they are not finite, or shapes do not fit them.
+        SpectraError: no eigenvectors were saved, they are not finite, or the shapes do not fit them.
     """
     which = None
     if isinstance(result, Record):
@@ -113,7 +116,10 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
         return {"": size}
     total = sum(math.prod(shape) for shape in shapes.values())
     if total != size:
-        raise ArgumentError(f"`shapes`: {total:,} parameters, for eigenvectors of {size:,}; give those chosen alone")
+        raise ArgumentError(
+            f"`shapes`: they have {total:,} entries, and eigenvectors have {size:,}; give those of the chosen "
+            "parameters"
+        )
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         layer = name.rpartition(".")[0]

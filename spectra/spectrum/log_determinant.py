@@ -29,31 +29,30 @@ class LogDeterminant(NamedTuple):
 
 
 def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefinite: bool = False) -> LogDeterminant:
-    """The log-determinant of A + damping I, the sum of log(eigenvalue + damping), by stochastic Lanczos quadrature.
+    """Estimate log det(A + damping I), the sum of log(eigenvalue + damping), by stochastic Lanczos quadrature.
 
     One measure serves every damping (Ubaru, Chen, Saad 2017, *Fast estimation of tr(f(A)) via stochastic Lanczos
-    quadrature*). Deflated eigenvalues are summed as they are. The small eigenvalues of A weigh most here: those that
-    `spectral_measure` gets as `known` have no error.
+    quadrature*). Small eigenvalues of A matter most here: those that `spectral_measure` gets as `known` have no error.
 
-    Gauss quadrature of a logarithm is too large. In a `semidefinite` matrix with a damping above zero, Gauss-Radau
-    quadrature with a node at zero is too small (Golub, Meurant 1994); the value is the middle of the two and
-    `quadrature_error` half of what lies between them. For other matrices it is what Gauss quadrature differs by from
-    that of half the steps. `standard_error` is the larger of what the probes show, widened where they are few, and of
-    what the law of random vectors says (see `spectra.spectrum.curves`).
+    Gauss quadrature overestimates a logarithm. For a `semidefinite` matrix with a damping above zero, Gauss-Radau
+    quadrature with a node at zero underestimates it (Golub, Meurant 1994); the value is the middle of the two, and
+    `quadrature_error` is half their distance. For other matrices it is the difference between Gauss quadratures of all
+    and of half the steps. `standard_error` is the larger of the spread between probes, widened where they are few, and
+    the theoretical one for random vectors (see `spectra.spectrum.curves`).
 
     Args:
         measure: the spectral measure of A, from `spectra.spectral_measure` or from the result of `spectra.density`.
         damping: the number added to each eigenvalue.
-        semidefinite: A has no negative eigenvalue by definition, as a GGN or a covariance; nodes below zero are
-            rounding.
+        semidefinite: whether A has no negative eigenvalue by its definition, as a GGN or a covariance; then nodes below
+            zero are taken for rounding errors.
 
     Returns:
-        The value with its two errors, each as large as log-determinants are: natural logarithms, not shares of it.
+        The value with its two errors. These are absolute, in units of the natural logarithm.
 
     Raises:
-        SpectraError: nodes show that A + damping I is not positive definite, or a node is not finite, or the matrix is
-            called semidefinite and has a node far below zero. Nodes lie inside
-            the spectrum: a matrix is positive definite where all eigenvalues are, not where all nodes are.
+        SpectraError: nodes show that A + damping I is not positive definite, a node is not finite, or the matrix is
+            called semidefinite and has a node far below zero. Note that nodes lie inside the spectrum: positive nodes
+            do not prove that the matrix is positive definite.
     """
     require_number("damping", damping, least=-math.inf, finite=True)
     if not isinstance(measure, SpectralMeasure):
@@ -81,7 +80,9 @@ def refuse_negative(measure: SpectralMeasure) -> None:
     """Raise ArgumentError where a node is further below zero than rounding puts those of a semidefinite matrix."""
     lowest = lowest_node(measure, False)
     if lowest < -measure.noise - FAR_BELOW * measure.nodes.abs().max().item():
-        raise ArgumentError(f"`semidefinite` True: a node lies at {lowest:.2g}, by more than rounding; give False")
+        raise ArgumentError(
+            f"`semidefinite` True: a node is {lowest:.2g}, below zero by more than rounding; give False"
+        )
 
 
 def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, semidefinite: bool) -> None:

@@ -72,7 +72,7 @@ def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
     """The law with the mean and variance of a bulk, and the test of it."""
     refuse_zero(bulk)
     if single(bulk):
-        raise ArgumentError("`measure`: a probe has a single node, which tells the mean alone")
+        raise ArgumentError("`measure`: a probe has a single node, which gives only the mean")
     variance, ratio = (summary(some, bulk, semidefinite) for some in (mean, ratio_of))
     if not ratio.value > NOISE:
         raise ArgumentError("`measure`: all eigenvalues of the bulk are the same")

@@ -31,22 +31,23 @@ RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy", "ent
 def summarise(
     result: Record | DensityResult | SpectralMeasure, damping: float | None = None, *, semidefinite: bool | None = None
 ) -> Summaries:
-    """Read ranks, entropy, power law and Marchenko-Pastur edge from a spectral density; it makes no products.
+    """Compute ranks, entropy, power law and Marchenko-Pastur edge of a spectral density, without further products.
 
-    A number that the spectrum does not have, or that so few nodes do not tell, is None, and `left_out` has the reason.
+    A number that the spectrum does not have, or that its nodes are too few to tell, is None; `left_out` holds the
+    reason.
 
     Args:
         result: what `spectra.density` returns; a saved record of it for one matrix, as `spectra.load_result` returns
-            it, or an entry of one; or a spectral measure.
-        damping: the number added to each eigenvalue in the log-determinant; None leaves it out.
-        semidefinite: the matrix has no negative eigenvalue by definition. If None, what the result tells, and of a
-            measure False.
+            it; or a `SpectralMeasure`.
+        damping: the number added to each eigenvalue for the log-determinant; None: no log-determinant.
+        semidefinite: whether the matrix has no negative eigenvalue by its definition. None: as the result tells, and
+            False for a measure.
 
     Returns:
         The summaries, each with its standard error over probes and the error of the quadrature.
 
     Raises:
-        SpectraError: the result is of another kind, a node is not finite, or it lies far below zero though
+        SpectraError: the result is of another kind, a node is not finite, or it is far below zero although
             `semidefinite` is True.
     """
     if isinstance(result, Record):

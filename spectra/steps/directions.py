@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
+from spectra.optimizer.preconditioner import refuse_second_decay
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
@@ -66,14 +68,11 @@ def update_direction(
     The optimizer's `model` is that of the problem, or one of the same names, of which the problem's is a copy. Raises
     SpectraError as that does, where the step is zero, and where weight decay is both in the loss and the optimizer's.
     """
-    groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) and "param_groups" in optimizer else ()
-    groups = groups or getattr(optimizer, "param_groups", ())
-    if problem.weight_decay and any(group.get("weight_decay") for group in groups if isinstance(group, Mapping)):
-        raise SpectraError(
-            f"`weight_decay` {problem.weight_decay:g}: the optimizer has weight decay of its own, which its update "
-            "holds; leave `weight_decay` out"
-        )
-    made = next_update(optimizer, model or problem.model, problem.parameters, gradient, name=name)
+    model = model or problem.model
+    refuse_second_decay(problem.weight_decay, optimizer, model, problem.parameters, name)
+    zero = {own for own, part in zip(problem.parameters, problem.tensors(gradient), strict=True) if not part.any()}
+    unused = zero.intersection(unused_parameters(problem)) if zero else ()
+    made = next_update(optimizer, model, problem.parameters, gradient, name=name, unused=unused)
     return direction(
         UPDATE, like(problem, made), "update: the optimizer's next step is zero; look at its learning rate"
     )
@@ -86,7 +85,8 @@ def momentum_direction(
 
     Arguments are those of `update_direction`. Raises SpectraError as that does, and where it is zero.
     """
-    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name)
+    unused = unused_parameters(problem)
+    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name, unused=unused)
     return direction(MOMENTUM, like(problem, kept), "momentum: it is zero; leave it out")
 
 
@@ -153,7 +153,7 @@ def directions(
         if name in (UPDATE, MOMENTUM) and optimizer is None:
             raise SpectraError(f"`optimizer`: {name} needs its state; name a file that holds it")
         if name == CHECKPOINT and to is None:
-            raise SpectraError("`to`: the way to another checkpoint needs one; name its file")
+            raise SpectraError("`to`: is missing; name the file of another checkpoint")
     make = {
         GRADIENT: lambda: gradient_direction(gradient),
         UPDATE: lambda: update_direction(problem, gradient, optimizer, optimizer_name),

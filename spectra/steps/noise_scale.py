@@ -28,12 +28,12 @@ from spectra.errors import SpectraError
 from spectra.krylov.diagonal import DiagonalEstimate, xdiag
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator, random_signs
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Problem, require_problem
 from spectra.steps.deviations import BetweenExamples, Deviations, images
 from spectra.steps.ratio import Ratio
 from spectra.steps.sampled import Sampled
 from spectra.vectors import dot, without_autocast
-from spectra.wording import with_error
+from spectra.wording import counted, with_error
 
 RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
 MOST = 100  # products with a matrix over examples
@@ -105,7 +105,7 @@ class NoiseScale:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Noise:
     """The noise of the gradient at one point: its noise scales, and how they were found."""
 
@@ -116,6 +116,12 @@ class Noise:
     products: int  # a pass over the data counts as half of one
     unit: str  # what an example is
     note: str | None = None
+
+    def __repr__(self) -> str:
+        """Both noise scales, and what they were found of."""
+        full = "" if self.full is None else f", full ({self.full.curvature}) {self.full}"
+        of = counted(self.examples, self.unit)
+        return f"Noise(simple {self.simple}{full}; of {of} in {counted(self.products, 'product')})"
 
 
 @without_autocast()
@@ -132,32 +138,39 @@ def noise_scale(
     memory: int | None = None,
     check: bool = True,
 ) -> Noise:
-    """Estimate the noise scales of the gradient: the batch sizes for which its noise and its signal weigh alike.
+    """Estimate the gradient noise scales: the batch sizes at which the gradient's noise is as large as its signal.
 
-    An example is what the mean loss is a mean over: a target of cross entropy, each token of a sequence too, and a row
-    of other losses. Weight decay moves g and H, and leaves C. The trace of C is exact where squares of single gradients
-    come cheap, as for models of linear and convolutional layers; tr(HC) is estimated by XDiag over the examples.
+    With g the mean gradient and C the covariance of the gradients of single examples, the simple noise scale is
+    tr C / |g|^2, and the full one is tr(HC) / g'Hg (McCandlish et al. 2018). An example is a term of the mean loss: a
+    target of cross entropy (so each token of a sequence), or a row for other losses. Weight decay changes g and H, but
+    not C. tr C is exact where the squares of single gradients are cheap, as in linear and convolutional layers; tr(HC)
+    is estimated by XDiag over the examples.
 
     Args:
         problem: the model, loss and data.
-        name: the matrix H of the full noise scale, a second derivative in `spectra.MATRICES`; None leaves it out.
-        by: example, or item: what is drawn for a batch and counted, where an item of the data holds several examples,
-            as a sequence its tokens.
-        population: whether the data are all there are, and no sample of more: nothing is corrected then, and there is
-            no error over examples.
-        rtol: the standard error of an estimated trace, by random vectors, over the trace, at which it is taken.
-        max_products: the most products with X H X', for each trace; each takes one with H and two passes over the data.
-        seed, generator: seed of the random vectors; a CPU `generator`, where one is given, takes its place.
-        memory: bytes for products beyond model and data.
-        check: whether derivatives are first compared with finite differences.
+        name: the matrix H of the full noise scale, a second derivative in `spectra.MATRICES`; None: no full noise
+            scale.
+        by: what is counted and drawn for a batch: example, or item, where an item of the data holds several examples,
+            as a sequence holds tokens.
+        population: whether the data are the whole population, rather than a sample from a larger one. Then nothing is
+            corrected for sampling, and there is no error over examples.
+        rtol: the standard error over the trace at which an estimated trace has converged.
+        max_products: the most products with a matrix over examples, for each trace; each takes one product with H and
+            two passes over the data.
+        seed: the seed of the random vectors, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+        memory: bytes for products beyond model and data; None: a quarter of the device's.
+        check: compare derivatives with finite differences first.
 
     Returns:
         The noise scales `simple` and `full`, each with `value`, `standard_error`, `interval` and `reason`, and the cost
         in products.
 
     Raises:
-        SpectraError: single examples have no gradients of their own, there is only one, or the matrix does not suit.
+        SpectraError: examples have no gradients of their own, there is only one example, or the matrix is not a second
+            derivative.
     """
+    require_problem(problem)
     require_choice("by", by, UNITS)
     require_boolean("population", population)
     require_number("rtol", rtol)
@@ -177,9 +190,11 @@ def noise_scale(
 
 
 def refuse_matrix(name: str) -> None:
-    """Raise SpectraError for a matrix that is no second derivative of the loss."""
+    """Raise SpectraError for a matrix that is not a second derivative of the loss."""
     if definition(name).loss_power != 1:
-        raise SpectraError(f"`name` {name}: is no second derivative of the loss; name hessian, ggn or fisher, or None")
+        raise SpectraError(
+            f"`name` {name}: is not a second derivative of the loss; name hessian, ggn or fisher, or None"
+        )
 
 
 @dataclass

@@ -27,7 +27,7 @@ from spectra.devices import device_of_vectors
 from spectra.krylov.trust_region import BallMaximum, largest_in_ball
 from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.optimizer.preconditioned import Preconditioned
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Problem, require_problem
 from spectra.steps.line_search import Losses, rounding_of
 from spectra.steps.noise_scale import refuse_matrix
 from spectra.vectors import norm, without_autocast
@@ -79,25 +79,28 @@ def worst_case(
     memory: int | None = None,
     check: bool = True,
 ) -> WorstCase:
-    """Search a ball around the parameters for the largest rise of the mean loss, by steps of gradient ascent.
+    """Search a ball around the parameters for the largest rise of the mean loss, by gradient ascent as in SAM.
 
-    What is found is a lower bound of the largest rise. All data are in each pass, where SAM itself takes a batch.
+    The rise that is found is a lower bound of the largest one. Each step uses all data, whereas sharpness-aware
+    minimization (SAM; Foret et al. 2021; adaptive: Kwon et al. 2021) uses a batch.
 
     Args:
         problem: the model, loss and data.
-        rho: the radius of the ball; None: 0.05, or 0.5 where it is adaptive.
-        adaptive: whether distances are relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
+        rho: the radius of the ball; None: 0.05, or 0.5 for an adaptive one.
+        adaptive: measure distances relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
         steps: the number of ascent steps, 1 or more; the first alone is SAM's.
-        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None leaves that out.
-        memory: bytes for products beyond model and data.
-        check: whether derivatives are first compared with finite differences.
+        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None: no quadratic model.
+        memory: bytes for products beyond model and data; None: a quarter of the device's.
+        check: compare derivatives with finite differences first.
 
     Returns:
-        The rises after each step, with their rounding, the direction, and the `model`'s own largest rise.
+        The rises after each step with their rounding error, the direction, and the largest rise of the quadratic
+        `model`.
 
     Raises:
         SpectraError: the model or the loss fails, or the matrix does not suit.
     """
+    require_problem(problem)
     rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho
     require_number("rho", rho, above=0.0, finite=True)
     require_boolean("adaptive", adaptive)

@@ -23,9 +23,9 @@ def named(text: str) -> tuple[str, ...]:
     """The direction of a line, or the two of a plane. Raises ValueError, with what is wrong and the way out."""
     names = [str(int(name)) if name.isdigit() else name for name in parts(text)]
     if not (len(names) < 3 and all(map(known, names))):
-        raise ValueError(f"{text!r} is no direction and no two; {NAMES}")
+        raise ValueError(f"{text!r} is neither one direction nor two; {NAMES}")
     if len(set(names)) < len(names) and names[0] != "random":
-        raise ValueError(f"{text!r} is one direction twice, and no plane; name two")
+        raise ValueError(f"{text!r} names one direction twice, which is not a plane; name two")
     return tuple(names)
 
 

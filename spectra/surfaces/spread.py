@@ -62,7 +62,7 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
     """
     matrix = definition(name)
     if matrix.depends_on_batches:
-        raise ValueError(f"{name} is no mean over examples")
+        raise ValueError(f"{name} is not a mean over examples")
     parts = [torch.zeros(2, len(directions), 0, dtype=torch.float64)]
     with twice_differentiable(problem.model), explained():
         for batch in own_batches(problem):

@@ -56,9 +56,19 @@ def label_of(task: Any) -> str:
 
 
 def evolution_of(directory: Path | str, learning_rate: float | None = None) -> Evolution:
-    """The table of all results below a directory, each named by its folder, such as step-000100.
+    """Collect all results below a directory into one table over training steps, one number a row.
 
-    Raises SpectraError where there is none.
+    Each folder that holds results is a checkpoint, and its name tells the step, as `step-000100`.
+
+    Args:
+        directory: the directory, as `spectra.watch` leaves it.
+        learning_rate: the learning rate of gradient descent, with which 2 / learning rate is drawn; None: not drawn.
+
+    Returns:
+        The table, which `spectra.evolution_figure` draws and `spectra.evolution_files` writes.
+
+    Raises:
+        SpectraError: there are no results below the directory.
     """
     directory = Path(directory)
     files = [file for command in COMMANDS for file in directory.rglob(f"{command}.json")]
@@ -73,7 +83,7 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
 def with_rate(evolution: Evolution, rate: float | None) -> Evolution:
     """The evolution with the learning rate of gradient descent, unless eigenvalues are preconditioned."""
     if rate and evolution.precondition:
-        note = "learning_rate: 2 / learning rate is no limit of preconditioned eigenvalues, and is not drawn"
+        note = "learning_rate: 2 / learning rate is not a limit of preconditioned eigenvalues, and is not drawn"
         return replace(evolution, notes=(*evolution.notes, note))
     return replace(evolution, learning_rate=rate)
 
@@ -97,7 +107,7 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     rows += between_checkpoints(found, notes.setdefault)
     of = [p for f in found if f.command == "eig" and (p := f.problem.get("precondition"))]
     for reason in dict.fromkeys(p.get("threshold_reason") for p in of if p.get("threshold_reason")):
-        notes.setdefault(f"threshold: none of stability, as {reason}")
+        notes.setdefault(f"threshold: no threshold of stability, because {reason}")
     return Evolution(
         rows=tuple(in_order(rows)),
         axis=axis,

@@ -114,7 +114,7 @@ def directory(file: PlanFile) -> Path:
     """The plan's output directory: its key `out`, else named as the file. Raises SpectraError."""
     out = file.content.get("out", file.path.stem)
     if not (isinstance(out, str) and out.strip()):
-        raise file.error(f"{shown('out', out)} is no path; name a directory")
+        raise file.error(f"{shown('out', out)} is not a path; name a directory")
     path = Path(os.path.abspath(file.path.parent / out))
     if path == file.path:
         raise file.error(f"{shown('out', out)} is the plan itself; name a directory")
@@ -127,7 +127,7 @@ def learning_rate(file: PlanFile) -> float | None:
     rate = file.table("collect").get("learning_rate")
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
     if rate is not None and not (number and math.isfinite(rate) and rate > 0):
-        raise file.error(f"{shown('learning_rate', rate)} is no number above 0", "collect")
+        raise file.error(f"{shown('learning_rate', rate)} is not a number above 0", "collect")
     return None if rate is None else float(rate)
 
 

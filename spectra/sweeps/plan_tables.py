@@ -24,13 +24,13 @@ class PlanFile:
         except OSError as error:
             raise SpectraError(f"PLAN {path}: cannot be read ({error.strerror}); check the path") from error
         except ValueError as error:  # of TOML, or of UTF-8
-            raise SpectraError(f"PLAN {path}: is no TOML ({error}); put it right there") from error
+            raise SpectraError(f"PLAN {path}: is not valid TOML ({error}); correct it there") from error
 
     def table(self, name: str) -> dict[str, Any]:
         """The keys and values of a table; empty where the file has no such table. Raises SpectraError."""
         table = self.content.get(name, {})
         if not isinstance(table, dict):
-            raise self.error(f"{shown(name, table)} is no table; write [{name}] above its keys")
+            raise self.error(f"{shown(name, table)} is not a table; write [{name}] above its keys")
         return table
 
     def refuse_unknown(self, table: str, known: Iterable[str]) -> None:
@@ -40,7 +40,9 @@ class PlanFile:
             from spectra.inputs.spec import suggest  # which loads torch
 
             name = min(unknown)
-            what = f"[{name}] is no table of a plan" if isinstance(found[name], dict) else f"{name} is no key here"
+            what = (
+                f"[{name}] is not a table of a plan" if isinstance(found[name], dict) else f"{name} is not a key here"
+            )
             raise self.error(f"{what}; {suggest(name, known)}", table)
 
     def error(self, text: str, table: str = "") -> SpectraError:

@@ -74,7 +74,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
             submitted = [executor.submit(job) for job in jobs]
     except FailedJobError as error:
         reason = "; ".join(line.split("error: ")[-1] for line in str(error).splitlines() if line.strip())
-        raise SpectraError(f"PLAN {plan.path}: [run] Slurm refuses it ({reason}); put [run] right") from error
+        raise SpectraError(f"PLAN {plan.path}: [run] Slurm refuses it ({reason}); correct [run]") from error
     return {task.name: job.job_id for task, job in zip(tasks, submitted, strict=True)}
 
 

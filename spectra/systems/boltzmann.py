@@ -35,21 +35,21 @@ CLAMPED_CHAINS = 16
 
 @dataclass(frozen=True, eq=False)
 class BoltzmannMachine:
-    """A Boltzmann machine of m units, all connected, of which the last may be hidden.
+    """A Boltzmann machine of m fully connected units, of which the last may be hidden, with its exact Hessian.
 
-    Its parameters (n,) are the biases, where there are any, and then the weights w_ij for i < j, row by row. Exact
-    averages enumerate all states, of up to 22 units; `sampled_hessian` takes Gibbs samples instead.
+    The parameters (n,) are the biases, if any, and then the weights w_ij for i < j, row by row. Exact averages
+    enumerate all states, for up to 22 units; `sampled_hessian` uses Gibbs samples instead.
 
-    Args:
+    Attributes:
         weights: the weights (m, m), symmetric with a zero diagonal, in a floating-point type.
-        biases: the biases (m,), which add b_i s_i to the energy; None for a machine without.
-        hidden: the number of hidden units, which are the last.
-        temperature: T.
+        biases: the biases (m,), which add b_i s_i to the energy; None: a machine without biases.
+        hidden: the number of hidden units, which are the last ones.
+        temperature: the temperature T of p = exp(-E/T) / Z.
         energy_sign: plus for E = + sum of w_ij s_i s_j, as in Pearlmutter (1994), or the more usual minus.
         units: binary for states 0 and 1, or spin for -1 and 1.
 
     Raises:
-        ArgumentError: an argument is not of that form.
+        ArgumentError: an argument has another form.
     """
 
     weights: Tensor
@@ -82,7 +82,7 @@ class BoltzmannMachine:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """The pairs of units that each parameter connects; unit 0 is the one that is always on, where there is one."""
+        """The pair of units that each parameter connects; for a bias, one of them is unit 0, which is always on."""
         return all_pairs(len(self.weights) + self._always_on, self.weights.device)
 
     @cached_property
@@ -93,7 +93,7 @@ class BoltzmannMachine:
         return own if self.biases is None else torch.cat([self.biases, own])
 
     def at(self, parameters: Tensor) -> BoltzmannMachine:
-        """The machine with other parameters (n,)."""
+        """Make a machine with other parameters (n,), in the order of `parameters`."""
         require_like("parameters", parameters, self.parameters.shape, self.weights)
         m = len(self.weights)
         biases, own = parameters.clone().split([m * self._always_on, m * (m - 1) // 2])
@@ -101,30 +101,38 @@ class BoltzmannMachine:
         return replace(self, weights=upper + upper.T, biases=biases if self._always_on else None)
 
     def correlations(self) -> Tensor:
-        """The means <s_i s_j> (n,) over all states, in the order of the parameters; of a bias, <s_i>."""
+        """Compute the means <s_i s_j> (n,) over all states, in the order of the parameters; of a bias, <s_i>."""
         return self._free.means()
 
     def correlation_derivative(self, direction: Tensor) -> Tensor:
-        """R{p_ij} (n,): the derivative of `correlations` as the parameters move along a direction (n,)."""
+        """Compute the derivative (n,) of `correlations` as the parameters move along a direction (n,).
+
+        It is R{p_ij} in Pearlmutter (1994).
+        """
         require_like("direction", direction, self.parameters.shape, self.weights)
         return self._factor * self._free.times(direction[:, None])[:, 0]
 
     def negative_log_likelihood(self, data: Tensor) -> Tensor:
-        """The mean of -log p over visible states, data (N, visible)."""
+        """Compute the mean of -log p over visible states, data (N, visible)."""
         return self._free.log_sums.squeeze() - self._clamped(data).log_sums.mean()
 
     def gradient(self, data: Tensor) -> Tensor:
-        """The derivatives (n,) of the mean negative log likelihood: clamped minus free means of s_i s_j, over T.
+        """Compute the gradient (n,) of the mean negative log-likelihood of visible states, data (N, visible).
 
-        With energy_sign minus, they are free minus clamped means over T.
+        It is the clamped minus the free means of s_i s_j, over T; with energy_sign minus, the free minus the clamped
+        means.
         """
         return self._factor * (self._free.means() - self._clamped(data).means())
 
     def hessian(self, data: Tensor | None = None) -> BoltzmannHessian:
-        """The exact Hessian of the mean negative log likelihood, by enumeration.
+        """Compute the exact Hessian of the mean negative log-likelihood, by enumeration of all states.
 
         Args:
-            data: visible states (N, visible); not needed without hidden units, where the Hessian does not depend on it.
+            data: visible states (N, visible); not needed without hidden units, where the Hessian does not depend on
+                them.
+
+        Returns:
+            The Hessian (n, n), as an operator.
 
         Raises:
             SpectraError: there are too many states.
@@ -149,8 +157,11 @@ class BoltzmannMachine:
             count: the number of samples of each chain.
             burn_in: the sweeps over all units before the first sample.
             thin: the sweeps from one sample to the next.
-            seed: the seed of the random numbers, where no `generator` is given.
-            generator: a CPU generator in place of the seed.
+            seed: the seed of the random numbers, used where no `generator` is given.
+            generator: a torch.Generator on the CPU, used instead of the seed.
+
+        Returns:
+            The states.
         """
         schedule = Schedule(chains, count, burn_in, thin)
         return self._sample_free(schedule, chosen_generator(seed, generator))[..., self._always_on :]
@@ -168,7 +179,7 @@ class BoltzmannMachine:
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> SampledHessian:
-        """Estimate the Hessian of the mean negative log likelihood from Gibbs samples, with errors.
+        """Estimate the Hessian of the mean negative log-likelihood from Gibbs samples, with standard errors.
 
         Args:
             data: visible states (N, visible); not needed without hidden units.
@@ -177,10 +188,13 @@ class BoltzmannMachine:
             burn_in: the sweeps over all units before the first sample.
             thin: the sweeps from one sample to the next.
             clamped_chains: the number of chains of the hidden units for each example.
-            clamped_count: the number of samples of each of these; None for as many as make the clamped phase as large
-                as the free one.
-            seed: the seed of the random numbers, where no `generator` is given.
-            generator: a CPU generator in place of the seed.
+            clamped_count: the number of samples of each of these; None: as many as make the clamped phase as large as
+                the free one.
+            seed: the seed of the random numbers, used where no `generator` is given.
+            generator: a torch.Generator on the CPU, used instead of the seed.
+
+        Returns:
+            The estimate (n, n), as an operator.
         """
         schedule = Schedule(chains, count, burn_in, thin)
         require_integer("clamped_chains", clamped_chains, FEWEST_CHAINS)

@@ -48,23 +48,23 @@ class Relaxations:
 
 
 class Equilibrium(nn.Module):
-    """A network whose state is the fixed point z = f(z, x), found by relaxation, differentiable as often as f.
+    """A network whose state is the fixed point z = f(z, x), found by iteration, and differentiable as often as f is.
 
-    Derivatives are those of the fixed point itself: they are found by relaxing linear equations to the same tolerance,
-    and do not depend on the iterations that led there. Nothing of these is kept.
+    Derivatives are those of the fixed point itself: linear equations are solved by iteration to the same tolerance.
+    They do not depend on the iterations that led to the fixed point, and none of these is kept.
 
     Args:
-        map: f, a module that is called as map(z, *inputs) and returns a tensor of the shape of z. Whatever it learns
+        map: the module f, which is called as map(z, *inputs) and returns a tensor of the shape of z. Whatever it learns
             has to be a parameter of it, or come as an input.
-        state: the shape of one example's state, with which z starts at zero, or a function of the inputs that returns
-            the start (examples, ...). The first dimension counts examples, as that of the first input.
-        readout: a module that makes the output of z; None: z itself.
-        tolerance: the residual |f(z) - z| of an example, relative to |f(z)|, at which a relaxation ends.
-        iterations: the largest number of steps of a relaxation.
-        method: "relaxation", which repeats z <- f(z), or "anderson", which accelerates it.
+        state: the shape of one example's state, which then starts at zero, or a function of the inputs that returns the
+            start (examples, ...). The first dimension counts examples, as that of the first input.
+        readout: a module that computes the output from z; None: z itself.
+        tolerance: the residual |f(z) - z| of an example, relative to |f(z)|, at which the iteration ends.
+        iterations: the largest number of iterations.
+        method: relaxation, which repeats z <- f(z), or anderson, which accelerates it.
 
     Raises:
-        SpectraError: in a call or its derivatives, where a relaxation does not reach the tolerance.
+        SpectraError: a call, or its derivatives, do not reach the tolerance.
     """
 
     def __init__(
@@ -88,12 +88,16 @@ class Equilibrium(nn.Module):
         self.relaxations = Relaxations()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The output of the fixed point for these inputs."""
+        """Compute the output at the fixed point for these inputs."""
         z = self.solve(*inputs)
         return z if self.readout is None else self.readout(z)
 
     def solve(self, *inputs: Tensor) -> Tensor:
-        """The fixed point (examples, ...) for these inputs. Raises SpectraError where it is not found."""
+        """Compute the fixed point (examples, ...) for these inputs.
+
+        Raises:
+            SpectraError: the iteration does not reach the tolerance.
+        """
         named = dict(self.map.named_parameters())
         parametric = ModuleMap(self.map, list(named), len(inputs))
         given = [*inputs, *named.values()]
@@ -103,7 +107,7 @@ class Equilibrium(nn.Module):
         return fixed_point(parametric, given, start, self._relax)
 
     def start(self, *inputs: Tensor) -> Tensor:
-        """The state with which a relaxation begins."""
+        """Compute the state with which the iteration starts."""
         if callable(self.state):
             return self.state(*inputs).detach()
         like = next((t for t in (*self.map.parameters(), *inputs) if t.is_floating_point()), torch.zeros(()))
@@ -191,17 +195,17 @@ def outsiders(image: Tensor, own: Sequence[Tensor]) -> dict[tuple[int, torch.Siz
 
 
 class RecurrentNetwork(Equilibrium):
-    """The network y = sigma(W y) + I of recurrent backpropagation (Almeida 1987; Pineda 1987; Pearlmutter 1994, 4.1).
+    """The recurrent network y = sigma(W y) + I, whose state is a fixed point (Almeida 1987; Pineda 1987).
 
-    Inputs are added to the first units, and the last units are the output. There are no biases: a unit whose input is
-    always 1 gives one to every other.
+    This is the network of Pearlmutter (1994), section 4.1. Inputs are added to the first units, and the last units are
+    the output. There are no biases: a unit whose input is always 1 takes their place.
 
     Args:
-        inputs: the number of inputs, each of one unit.
+        inputs: the number of inputs, each to one unit.
         units: the number of units in all.
         outputs: the number of units whose state is the output.
-        activation: sigma, on elements.
-        relaxation: tolerance, iterations and method, as `Equilibrium` takes them.
+        activation: the function sigma, which acts on each element.
+        **relaxation: tolerance, iterations and method, as `Equilibrium` takes them.
     """
 
     def __init__(

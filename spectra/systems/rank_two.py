@@ -21,7 +21,18 @@ from spectra.wording import outline
 
 @dataclass(frozen=True)
 class RankTwo:
-    """The symmetric operator of rank two that maps `vector` v (n,) to `image` z (n,)."""
+    """The symmetric matrix of rank two that agrees with a Hessian H along one vector v, given v and z = H v.
+
+    It maps v to z, and equals H - P H P, with P the projection onto the orthogonal complement of v (Pearlmutter 1994,
+    on weight perturbation).
+
+    Attributes:
+        vector: v (n,), not zero.
+        image: z = H v (n,), of the same dtype and device.
+
+    Raises:
+        ArgumentError: these are not two such vectors.
+    """
 
     vector: Tensor
     image: Tensor

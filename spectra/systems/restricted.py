@@ -41,21 +41,22 @@ LARGEST = 2**24  # hidden states times visible units
 
 @dataclass(frozen=True, eq=False)
 class RestrictedBoltzmannMachine:
-    """A Boltzmann machine of states 0 and 1 with weights between visible and hidden units alone, and biases.
+    """A restricted Boltzmann machine of binary units (0 and 1) with biases, with its exact Hessian.
 
-    Its parameters (n,) are the hidden biases, and then for each visible unit its bias and its weights. Exact averages
-    enumerate the hidden states: 65,536 for 16 hidden units. `sampled_hessian` takes Gibbs samples instead.
+    Weights connect visible with hidden units only. The parameters (n,) are the hidden biases, and then for each visible
+    unit its bias and its weights. Exact averages enumerate the hidden states: 65,536 for 16 hidden units.
+    `sampled_hessian` uses Gibbs samples instead.
 
-    Args:
+    Attributes:
         weights: the weights (visible, hidden), in a floating-point type.
-        visible_biases: (visible,).
-        hidden_biases: (hidden,).
-        temperature: T.
+        visible_biases: the biases b (visible,).
+        hidden_biases: the biases c (hidden,).
+        temperature: the temperature T of p = exp(-E/T) / Z.
         energy_sign: plus for E = + sum of w_ij v_i h_j + b_i v_i + c_j h_j, as in Pearlmutter (1994), or the more usual
             minus.
 
     Raises:
-        ArgumentError: an argument is not of that form.
+        ArgumentError: an argument has another form.
     """
 
     weights: Tensor
@@ -81,36 +82,43 @@ class RestrictedBoltzmannMachine:
         return torch.cat([torch.cat(biases)[None], rows]).flatten()[1:]
 
     def at(self, parameters: Tensor) -> RestrictedBoltzmannMachine:
-        """The machine with other parameters (n,)."""
+        """Make a machine with other parameters (n,), in the order of `parameters`."""
         require_like("parameters", parameters, self.parameters.shape, self.weights)
         matrix = as_matrices(parameters[:, None], *self.weights.shape)[0]
         return replace(self, weights=matrix[1:, 1:], visible_biases=matrix[1:, 0], hidden_biases=matrix[0, 1:])
 
     def correlations(self) -> Tensor:
-        """The means (n,) of h_j, v_i and v_i h_j over all states, in the order of the parameters."""
+        """Compute the means (n,) of h_j, v_i and v_i h_j over all states, in the order of the parameters."""
         return self._free.means.flatten()[1:]
 
     def log_partition(self) -> Tensor:
-        """log Z."""
+        """Compute the logarithm of the partition function Z, by enumeration of the hidden states."""
         return self._free.log_sum
 
     def negative_log_likelihood(self, data: Tensor) -> Tensor:
-        """The mean of -log p over visible states, data (N, visible)."""
+        """Compute the mean of -log p over visible states, data (N, visible)."""
         states = with_always_on(self._visible(data))
         hidden = softplus(states @ self._couplings[:, 1:]).sum(1)
         return self.log_partition() - (hidden + states @ self._couplings[:, 0]).mean()
 
     def gradient(self, data: Tensor) -> Tensor:
-        """The derivatives (n,) of the mean negative log likelihood: clamped minus free means, over T.
+        """Compute the gradient (n,) of the mean negative log-likelihood of visible states, data (N, visible).
 
-        With energy_sign minus, they are free minus clamped means over T.
+        It is the clamped minus the free means, over T; with energy_sign minus, the free minus the clamped means.
         """
         return self._factor * (self._free.means - self._clamped(data).means()).flatten()[1:]
 
     def hessian(self, data: Tensor) -> BoltzmannHessian:
-        """The exact Hessian of the mean negative log likelihood of visible states, data (N, visible).
+        """Compute the exact Hessian of the mean negative log-likelihood, by enumeration of the hidden states.
 
-        Raises SpectraError where there are too many hidden states to enumerate.
+        Args:
+            data: visible states (N, visible).
+
+        Returns:
+            The Hessian (n, n), as an operator.
+
+        Raises:
+            SpectraError: there are too many hidden states to enumerate.
         """
         return BoltzmannHessian(self._free, self._clamped(data), self.temperature, self.parameters)
 
@@ -124,15 +132,20 @@ class RestrictedBoltzmannMachine:
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw states (chains, count, visible + hidden) by Gibbs sampling, as int8: all hidden, then all visible units.
+        """Draw states (chains, count, visible + hidden) by Gibbs sampling, as int8.
+
+        In each sweep all hidden units are drawn together, then all visible ones.
 
         Args:
             chains: the number of independent chains, which begin at random states.
             count: the number of samples of each chain.
             burn_in: the sweeps over all units before the first sample.
             thin: the sweeps from one sample to the next.
-            seed: the seed of the random numbers, where no `generator` is given.
-            generator: a CPU generator in place of the seed.
+            seed: the seed of the random numbers, used where no `generator` is given.
+            generator: a torch.Generator on the CPU, used instead of the seed.
+
+        Returns:
+            The states.
         """
         schedule = Schedule(chains, count, burn_in, thin)
         return self._sample_free(schedule, chosen_generator(seed, generator))[..., 1:]
@@ -148,10 +161,21 @@ class RestrictedBoltzmannMachine:
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> SampledHessian:
-        """Estimate the Hessian of the mean negative log likelihood from Gibbs samples, with errors.
+        """Estimate the Hessian of the mean negative log-likelihood from Gibbs samples, with standard errors.
 
-        Only the free phase is sampled; given the visible states of the data (N, visible), averages over hidden units
-        are exact. The other arguments are those of `sample`.
+        Only the free phase is sampled: given visible states, averages over hidden units are exact.
+
+        Args:
+            data: visible states (N, visible).
+            chains: the number of independent chains, which begin at random states.
+            count: the number of samples of each chain.
+            burn_in: the sweeps over all units before the first sample.
+            thin: the sweeps from one sample to the next.
+            seed: the seed of the random numbers, used where no `generator` is given.
+            generator: a torch.Generator on the CPU, used instead of the seed.
+
+        Returns:
+            The estimate (n, n), as an operator.
         """
         schedule = Schedule(chains, count, burn_in, thin)
         clamped = self._clamped(data)

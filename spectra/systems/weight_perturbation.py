@@ -60,23 +60,28 @@ SECOND_ORDER: dict[str, Stencil] = {
 
 @dataclass(frozen=True)
 class VectorEstimate:
-    """An estimate of a vector with its statistical error.
+    """An estimate of a vector with its standard errors.
 
-    The noise of the loss and its rounding, that of the dtype of the weights at least, are in the standard errors; the
-    bias that steps of finite size leave is not.
-    From fewer than some 16 perturbations they are rough themselves.
+    The standard errors include the noise of the loss and its rounding (at least that of the dtype of the weights). They
+    do not include the bias of steps of finite size, and are rough themselves with fewer than about 16 perturbations.
+
+    Attributes:
+        value: the estimate (n,).
+        standard_errors: the standard error of each entry (n,); infinite after a single perturbation.
+        perturbations: the number of random perturbations.
+        evaluations: the number of evaluations of the loss.
     """
 
-    value: Tensor  # (n,)
-    standard_errors: Tensor  # (n,), of each entry; infinite after one perturbation
+    value: Tensor
+    standard_errors: Tensor
     perturbations: int
-    evaluations: int  # of the loss
+    evaluations: int
 
     __repr__ = outline
 
     @property
     def standard_error(self) -> float:
-        """The root mean square of |value - true|, as the standard errors have it."""
+        """The expected size of the error |value - true value|, from the standard errors of the entries."""
         return norm(self.standard_errors)
 
 
@@ -92,25 +97,28 @@ def gradient_from_losses(
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> VectorEstimate:
-    """Estimate the gradient of a loss by the differences of its values under random perturbations of all weights.
+    """Estimate the gradient of a loss from differences of its values under random perturbations of all weights.
 
     The relative error after m perturbations is sqrt((n - 1) / m) or more: one perturbation for each of n weights leaves
-    an error as large as the gradient.
+    an error as large as the gradient. No derivative of the loss is needed.
 
     Args:
-        loss: a problem, or a function of the weights (n,) that returns the loss.
-        point: the weights (n,) at which a function is looked at; a problem has its own.
+        loss: a `Problem`, or a function of the weights (n,) that returns the loss.
+        point: the weights (n,) at which to differentiate a function; a problem has its own.
         evaluations: the largest number of evaluations of the loss.
         form: central, (E(w + u) - E(w - u)) / 2, or forward, E(w + u) - E(w), which takes half the evaluations.
-        perturbations: signs (each entry `size` or -`size`) or sphere (random directions of the same length).
-        size: the root mean square entry of a perturbation; by default that of w times the cube root of rounding.
-        second_order: a part A (n, n) of the Hessian, as a `RankTwo`; u'A u / 2 is taken off each forward difference,
-            which lowers its variance where A is closer to the Hessian than zero is, and biases nothing.
-        seed: the seed of the perturbations, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        perturbations: signs (each entry is `size` or -`size`) or sphere (random directions of the same length).
+        size: the root mean square entry of a perturbation; None: that of w times the cube root of rounding.
+        second_order: a part A (n, n) of the Hessian, such as a `RankTwo`; u'A u / 2 is subtracted from each forward
+            difference, which lowers its variance where A is closer to the Hessian than zero is, and adds no bias.
+        seed: the seed of the perturbations, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+
+    Returns:
+        The estimate of the gradient.
 
     Raises:
-        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+        SpectraError: an argument is wrong, or the loss is not finite at a perturbed point.
     """
     losses = Losses.of(loss, point)
     require_choice("form", form, GRADIENT)
@@ -142,24 +150,28 @@ def product_from_losses(
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> VectorEstimate:
-    """Estimate H v, the Hessian of a loss times a vector (n,), by the change along v of its differences.
+    """Estimate H v, the Hessian of a loss times a vector, from differences of loss values under random perturbations.
 
-    It is R{} of the estimate of the gradient, R{} being a difference of the same form whose step along v is as long as
-    a perturbation. The relative error after m perturbations is sqrt((n - 1) / m).
+    It is the change, along v, of the estimate that `gradient_from_losses` makes (Pearlmutter 1994), by a difference of
+    the same form whose step is as long as a perturbation. The relative error after m perturbations is
+    sqrt((n - 1) / m).
 
     Args:
-        loss: a problem, or a function of the weights (n,) that returns the loss.
+        loss: a `Problem`, or a function of the weights (n,) that returns the loss.
         vector: v (n,).
-        point: the weights (n,) at which a function is looked at; a problem has its own.
+        point: the weights (n,) at which to differentiate a function; a problem has its own.
         evaluations: the largest number of evaluations of the loss.
         form: central, with four evaluations for each perturbation, or forward, with two.
-        perturbations: signs (each entry `size` or -`size`) or sphere (random directions of the same length).
-        size: the root mean square entry of a perturbation; by default that of w times the fourth root of rounding.
-        seed: the seed of the perturbations, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        perturbations: signs (each entry is `size` or -`size`) or sphere (random directions of the same length).
+        size: the root mean square entry of a perturbation; None: that of w times the fourth root of rounding.
+        seed: the seed of the perturbations, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
+
+    Returns:
+        The estimate of H v.
 
     Raises:
-        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+        SpectraError: an argument is wrong, or the loss is not finite at a perturbed point.
     """
     losses = Losses.of(loss, point)
     require_choice("form", form, PRODUCT)
@@ -181,31 +193,32 @@ def gradient_and_product_from_losses(
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> tuple[VectorEstimate, VectorEstimate]:
-    """Estimate the gradient and H v from the same differences, H v from their second-order term (Pearlmutter 1994).
+    """Estimate the gradient and H v, the Hessian times a vector, from the same differences of loss values.
 
-    Each difference is g'u + u'H u / 2, whose product with (u'v) u holds H v beside tr H. For u on the sphere
+    H v comes from the second-order term of each difference, g'u + u'H u / 2, whose product with (u'v) u holds H v
+    beside tr H (Pearlmutter 1994). For perturbations u on the sphere
 
         Hv = <(E(w + u) - E(w)) ((1 + 2/n) (u'v / s^2) u - v)> / s^2
 
-    The step along v and its evaluations are saved, but v steers nothing: the noise is that of all of H, about
-    sqrt(n) tr H |v| / 2, and in the forward form that of g besides, which grows as 1 / s. Signs do not show the
-    diagonal of H, so perturbations are on the sphere.
+    This saves the evaluations of a step along v, but its noise is that of all of H, about sqrt(n) tr H |v| / 2; in the
+    forward form there is that of g too, which grows as 1 / s. Perturbations are on the sphere, because signs do not
+    show the diagonal of H.
 
     Args:
-        loss: a problem, or a function of the weights (n,) that returns the loss.
+        loss: a `Problem`, or a function of the weights (n,) that returns the loss.
         vector: v (n,).
-        point: the weights (n,) at which a function is looked at; a problem has its own.
+        point: the weights (n,) at which to differentiate a function; a problem has its own.
         evaluations: the largest number of evaluations of the loss.
         form: central, with two evaluations for each perturbation, or forward, with one.
-        size: s, the root mean square entry of a perturbation; by default that of w times the fourth root of rounding.
-        seed: the seed of the perturbations, where no `generator` is given.
-        generator: a CPU generator in place of the seed.
+        size: s, the root mean square entry of a perturbation; None: that of w times the fourth root of rounding.
+        seed: the seed of the perturbations, used where no `generator` is given.
+        generator: a torch.Generator on the CPU, used instead of the seed.
 
     Returns:
         The estimates of the gradient and of H v; `evaluations` of each counts those of both.
 
     Raises:
-        SpectraError: an argument is not allowed, or the loss is not finite at a perturbed point.
+        SpectraError: an argument is wrong, or the loss is not finite at a perturbed point.
     """
     losses = Losses.of(loss, point)
     require_choice("form", form, SECOND_ORDER)

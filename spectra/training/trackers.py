@@ -44,7 +44,7 @@ def tracker(log: Any) -> Tracker:
             return adapted(log)
     if callable(log):
         return log
-    raise SpectraError(f"`log`: {type(log).__name__} is no tracker; {GIVE}")
+    raise SpectraError(f"`log`: {type(log).__name__} is not a tracker; {GIVE}")
 
 
 def by_log_metrics(log: Any) -> Tracker:
@@ -146,7 +146,7 @@ def named_tracker(spec: str) -> Iterator[Tracker]:
     except SpectraError:
         raise
     except Exception as error:
-        raise input_error(OPTION, spec, f"it failed with {describe(error)}; put that right, and try again") from error
+        raise input_error(OPTION, spec, f"it failed with {describe(error)}; correct that, and try again") from error
 
 
 @contextmanager

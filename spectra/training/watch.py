@@ -26,7 +26,7 @@ from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.krylov.warm_start import WarmStart
 from spectra.optimizer.entry import NotStepped
-from spectra.optimizer.preconditioner import Preconditioner, preconditioner
+from spectra.optimizer.preconditioner import Preconditioner, preconditioner, refuse_second_decay
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
 from spectra.problem.undisturbed import undisturbed
@@ -81,7 +81,7 @@ class Recording:
 
 
 class Watch:
-    """Record top eigenvalues and the trace every so many steps of a training loop, in files as `spectra eig` writes.
+    """Record leading eigenvalues and the trace during training, every so many steps of a training loop.
 
         watch = spectra.watch(model, nn.CrossEntropyLoss(), (x, y), "runs/a", every=100)
         for step, batch in enumerate(loader):
@@ -89,53 +89,57 @@ class Watch:
             optimizer.step()
             watch(step)
 
-    A call at a step that `every` divides leaves OUT/step-000100/eig.json, eig.npz and trace.json and returns a
-    Recording, others return None. Training is unchanged, bit for bit (see `undisturbed`). Probes of traces are the same
-    at every step: a curve over training shows the matrix and not the draws. Forward hooks that only look on, as those
-    that log activations, are left out of recordings, but for one call each, which shows that they do.
+    A call at a step that `every` divides writes OUT/step-000100/eig.json, eig.npz and trace.json, in the format of
+    `spectra eig` and `spectra trace`, and returns a Recording; other calls return None. Training is unchanged, bit for
+    bit. Traces use the same random vectors at every step, so that a curve over training shows the matrix and not the
+    sampling. Forward hooks that only observe, such as those that log activations, are disabled during recordings,
+    except for one call each, which shows that they only observe.
 
-    A recording starts from the eigenvectors of the last one, and takes as many products as residuals ask for. Each
-    value is an eigenvalue within its residual. Whether others are larger is searched for at every fifth recording, and
-    at once where eigenvalues or eigenvectors have changed by much (`spectra.krylov.warm_start`): `complete` tells what
-    that search has excluded, and is None where there was none; `searched` is the step of the last one.
+    A recording starts from the eigenvectors of the last one, and takes as many products as the residuals require. There
+    is an eigenvalue within its residual of each value. A search for larger ones is made at every fifth recording, and
+    at once where eigenvalues or eigenvectors have changed much. `complete` tells what that search has excluded (None:
+    there was none), and `searched` the step of the last one.
 
-    A recording that fails (a loss that is not finite, memory or disk full) writes nothing and is reported in one line
-    by Python's logging, on standard error unless set otherwise; training goes on. Arguments that cannot work, a model
-    without second derivatives among them, raise SpectraError here, for some forward passes and a gradient a matrix.
+    A recording that fails (because a loss is not finite, or memory or the disk is full) writes nothing and is reported
+    in one line by Python's logging; training goes on.
 
-    torch.compile, DataParallel and DistributedDataParallel are looked through; of a job's processes the first alone
-    records. Models whose parameters are sharded (FSDP) are refused.
+    The model may be wrapped by torch.compile, DataParallel or DistributedDataParallel; of several processes only the
+    first records. Models with sharded parameters (FSDP) are refused.
 
     Args:
-        model: in any mode, its parameters in float32 or float64; recordings leave autocast out.
+        model: the model, in any mode, with parameters in float32 or float64; recordings do not use autocast.
         loss: a loss of PyTorch or spectra, a function of (output, target) or (model, batch), or a name, as
             `spectra.eig` takes it.
         batches: the examples, fixed for all of training: a pair (x, y), a DataLoader, which is read once, or other data
-            as `spectra.eig` takes them. They are moved to the model at each recording.
+            as `spectra.eig` takes them. They are moved to the model's device at each recording.
         out: the directory in which each recording makes its own.
         every: the number of steps from one recording to the next.
         products: the most matrix-vector products of a recording, all matrices and checks included, shared equally by
-            the matrices. Up to half of a matrix's share goes to eigenvalues, and what they leave to the trace; without
-            a trace, all of it.
+            the matrices. Up to half of a matrix's share goes to eigenvalues, and the rest to the trace; without a
+            trace, all goes to eigenvalues.
         k: the number of eigenvalues of largest magnitude.
-        curvature: the name of a matrix in spectra.MATRICES, or a sequence of names.
+        curvature: the name of a matrix in `spectra.MATRICES`, or a sequence of names.
         tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
-        rtol: the standard error over |trace| at which the trace has converged. Products are spared where tolerances
-            are met sooner; `converged` says whether they were.
-        trace: whether to record the trace too.
-        warm: start from the eigenvectors of the last recording, of which k n numbers are kept in the host's memory.
-            Without it every recording starts afresh, and the same point gives the same numbers, bit for bit.
-        optimizer: the optimizer of torch that trains the model. The matrix is then what that optimizer meets, its
-            preconditioner around the named one (`spectra.preconditioner`), as it is at each recording; its threshold of
-            stability is recorded too, and up to 4 k eigenvalues where some are near that. Before its first step nothing
-            can be recorded, unless it has no state, as plain SGD.
-        seed: seed of starting vectors, probes and drawn labels.
-        memory: bytes that products may take besides model and data, by default a quarter of the device's.
-        save_vectors: leave eigenvectors in eig.npz, k n numbers a recording: overlaps between steps need them.
-        log: where each recording's numbers go besides files: an object with .log(values, step), as wandb's run, a
-            SummaryWriter of TensorBoard, a logger of Lightning's, or a function (values, step). Where it fails, that is
-            one line too.
-        options: further fields of spectra.Problem, as weight_decay or output_key.
+        rtol: the standard error over |trace| at which the trace has converged. A recording stops early once its
+            tolerances are met; `converged` says whether they were.
+        trace: record the trace too.
+        warm: start from the eigenvectors of the last recording; k n numbers are kept in the host's memory. Otherwise
+            every recording starts afresh, and the same parameters give the same numbers, bit for bit.
+        optimizer: the torch optimizer that trains the model. The matrix is then the one that this optimizer sees, with
+            its preconditioner as it is at each recording (`spectra.preconditioner`). Its threshold of stability is
+            recorded too, and up to 4 k eigenvalues where some are near it. Unless the optimizer has no state, as plain
+            SGD, nothing can be recorded before its first step.
+        seed: the seed of starting vectors, probes and drawn labels.
+        memory: bytes for products beyond model and data; None: a quarter of the device's.
+        save_vectors: write eigenvectors to eig.npz, k n numbers for each recording; overlaps between steps need them.
+        log: where each recording's numbers go besides files: an object with .log(values, step), such as a wandb run; a
+            SummaryWriter of TensorBoard; a Lightning logger; or a function (values, step). If it fails, that is
+            reported in one line too.
+        **options: further fields of `spectra.Problem`, such as weight_decay or output_key.
+
+    Raises:
+        SpectraError: an argument cannot work, such as a model without second derivatives. Checking this takes a few
+            forward passes and one gradient for each matrix.
     """
 
     def __init__(
@@ -161,7 +165,7 @@ class Watch:
         **options: Any,
     ):
         if not isinstance(model, nn.Module):
-            raise SpectraError(f"`model`: {type(model).__name__} is no torch.nn.Module; give one")
+            raise SpectraError(f"`model`: expected a torch.nn.Module, got {type(model).__name__}")
         self.model = unwrapped(model)
         self.out, self.every, self.products, self.k = Path(out), every, products, k
         self.curvature = tuple(dict.fromkeys([curvature] if isinstance(curvature, str) else curvature))
@@ -180,7 +184,14 @@ class Watch:
             self._first_look()
 
     def __call__(self, step: int) -> Recording | None:
-        """Record, where `step` is one of those asked for."""
+        """Record, if `step` is one of those asked for.
+
+        Args:
+            step: the step of the training loop, after the optimizer's step.
+
+        Returns:
+            The recording, or None where nothing was recorded.
+        """
         if step % self.every or not first_process():
             return None
         try:
@@ -208,7 +219,7 @@ class Watch:
         for name, number in {"tolerance": self.tolerance, "rtol": self.rtol}.items():
             require_number(name, number)
         if not self.curvature:
-            raise SpectraError("`curvature`: names no matrix; name hessian or others of spectra.MATRICES")
+            raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
         count, fewest = len(self.curvature), len(self.curvature) * least(self.k, self.trace)
         if self.products < fewest:
             what = "a matrix" if count == 1 else f"{count} matrices"
@@ -258,11 +269,7 @@ class Watch:
         """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
         if isinstance(self.optimizer, Mapping):  # which would stay as it is, while training goes on
             raise SpectraError("`optimizer`: a state does not change with training; give the optimizer itself")
-        if decay := problem.weight_decay:
-            raise SpectraError(
-                f"`weight_decay` {decay:g}: `optimizer` has a weight decay of its own, which would count twice; leave "
-                "`weight_decay` out"
-            )
+        refuse_second_decay(problem.weight_decay, self.optimizer, problem.model, problem.parameters)
         try:
             preconditioner(self.optimizer, problem.model, problem.parameters)
         except NotStepped:
@@ -278,7 +285,7 @@ class Watch:
         except NotStepped as error:
             if stepped(self.optimizer):
                 raise
-            raise SpectraError("`optimizer`: it has had no step yet, so that it has no state") from error
+            raise SpectraError("`optimizer`: it has not taken a step yet, so it has no state") from error
 
     def _record(self, step: int) -> Recording:
         start, directory = time.perf_counter(), self.out / f"step-{step:06d}"

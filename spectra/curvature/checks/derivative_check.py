@@ -269,8 +269,8 @@ def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
     what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
     option, whose = locate_error(local)
     return (
-        f"{option}: the derivative that autograd has is wrong: along a random direction it gives "
-        f"{verdict.derivative:.4g}, differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
+        f"{option}: autograd gives a wrong derivative: along a random direction {verdict.derivative:.4g}, where "
+        f"finite differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
         f"apart on {counted(len(local.batch), 'example')}); {whose}. Values kept outside the graph, fused kernels, "
         "detach() and caches do this; write it in differentiable operations, or give `check=False`"
     )

@@ -205,7 +205,7 @@ def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
                     f"`loss` {name_of(problem.loss)}: its value for a batch ({whole / count:.6g}) is not the mean of "
                     f"its parts' ({sum(split) / count:.6g}), so it would depend on the batches (means over a mask or "
                     "with weights, ignored targets, sums, and comparisons between examples do this); return one value "
-                    "for each example, give a `batch_size` that takes all in one, and the `memory` for it, or write "
+                    "for each example, give a `batch_size` (and the `memory`) for all data in one batch, or write "
                     "the loss as a function of (model, batch), whose batches are taken as they come"
                 )
 

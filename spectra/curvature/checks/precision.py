@@ -19,10 +19,10 @@ def refuse_precision(precision: str, dtype: torch.dtype, device: torch.device) -
     if dtype != torch.float32:
         kind = str(dtype).removeprefix("torch.")
         raise SpectraError(
-            f"`precision` {precision}: shortens products in float32, not in {kind}; take ieee, or `dtype` float32"
+            f"`precision` {precision}: is for products in float32, not in {kind}; use ieee, or `dtype` float32"
         )
     if precision == "tf32" and not has_tf32(device):
-        raise SpectraError(f"`precision` tf32: the device {device} computes no TF32; take bf16, or ieee")
+        raise SpectraError(f"`precision` tf32: the device {device} does not support TF32; use bf16, or ieee")
 
 
 def has_tf32(device: torch.device) -> bool:

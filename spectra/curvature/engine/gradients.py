@@ -24,9 +24,18 @@ def batch_gradient(problem: Problem, batch: Batch) -> Tensor:
 
 
 def mean_gradient(problem: Problem) -> Tensor:
-    """The gradient (n,) of the mean loss at the parameters as they are now, without weight decay.
+    """Compute the gradient (n,) of the mean loss over all data, at the current parameters and without weight decay.
 
-    One backward pass over the data. Raises SpectraError where the model or the loss fails on them.
+    It takes one backward pass over the data.
+
+    Args:
+        problem: the model, loss and data.
+
+    Returns:
+        The gradient (n,), in the order of `problem.parameters`.
+
+    Raises:
+        SpectraError: the model or the loss fails on the data.
     """
     total = torch.zeros(problem.size, dtype=problem.dtype, device=problem.device)
     with twice_differentiable(problem.model), explained():

@@ -259,7 +259,7 @@ class Factor:
         if each * units > LARGEST:
             raise SpectraError(
                 f"`method` gram: the Gram matrix of {self.name} has {each * units:,} rows here ({units:,} {kind} x "
-                f"{each}), and {LARGEST:,} at most are held; choose another method, or fewer `samples`"
+                f"{each}), more than the limit of {LARGEST:,}; choose another method, or fewer `samples`"
             )
 
     def _centred(self, rows: Tensor) -> Tensor:
