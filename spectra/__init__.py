@@ -8,7 +8,7 @@ import re
 from importlib import import_module
 from pkgutil import get_data
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _IMPORTS = (get_data(__name__, "__init__.pyi") or b"").decode()
 _HOMES = {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as \2$", _IMPORTS, re.MULTILINE)}

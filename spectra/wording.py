@@ -108,6 +108,12 @@ def brief(value: float, error: float) -> str:
     return with_error(value, error, most=4, digits=1)
 
 
+def rounded(value: float) -> str:
+    """A value in three digits, as `0.162`, `2840` or `1.6e-5`; with no exponent from 1e-4 to 1e6."""
+    text = f"{value:.3g}"
+    return f"{float(text):.0f}" if 1e3 <= abs(float(text)) < 1e6 else short_exponent(text)
+
+
 def short_exponent(text: str) -> str:
     """A number with a short exponent, `8e-7` for `8e-07`."""
     return text.replace("e-0", "e-").replace("e+0", "e+")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo_run import make_demo_run
 from helpers import WHOLE
 from hypothesis import HealthCheck, settings
 from pages import LINES, make, make_files
@@ -38,6 +39,7 @@ gc.disable()  # while tests are collected, of which nothing is garbage: it would
 def pytest_addoption(parser):
     most = 1000 if WHOLE else 25
     parser.addoption("--networks", type=int, default=most, metavar="N", help="random networks (default: %(default)s)")
+    parser.addoption("--write-pages", action="store_true", help="put what commands print now into the pages of docs/")
     parser.addoption("--sample-seed", type=int, default=0, metavar="S", help="seed that chooses among sampled cases")
 
 
@@ -102,6 +104,14 @@ def results_of_commands(tmp_path_factory):
                 make(command, "all")
             Path(f"{command}.txt").write_text(printed.getvalue(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    """A directory after `scripts/demo`, which pages of documentation share; a page works on a copy."""
+    place = tmp_path_factory.mktemp("demo")
+    make_demo_run(place)
+    return place
 
 
 @pytest.fixture

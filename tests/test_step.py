@@ -107,6 +107,22 @@ def test_reasons_where_there_is_no_step():
     assert 0 < overflows.critical.t < math.inf
 
 
+@pytest.mark.parametrize("tilt", [0.0, 1e-15])
+def test_where_the_slope_is_zero_the_loss_may_fall(tilt):
+    """As it does at a maximum; at a minimum it rises, and a constant does neither."""
+    d = torch.tensor([1.0], dtype=torch.float64)
+    options = {"radius": 0.01, "slope_error": 1e-15}
+    top = search_line(scalar(lambda f: (f**2 - 1) ** 2, 0.0), d, tilt, -4.0, **options)
+    assert abs(top.best.t - 1) <= top.best.error < 1e-4
+    assert abs(top.critical.t - 2**0.5) <= top.critical.error < 1e-4
+    far = search_line(scalar(lambda f: f**4 - f**2, 0.0), d, tilt, -2.0, **options | {"radius": 8.0})
+    assert abs(far.best.t - 0.5**0.5) <= far.best.error < 1e-3  # though the loss is above l(0) where it is looked first
+    bottom = search_line(scalar(lambda f: f**2, 0.0), d, tilt, 2.0, **options)
+    assert bottom.best.reason == bottom.critical.reason == RISES
+    level = search_line(scalar(lambda f: 0 * f + 1, 0.0), d, 0.0, 0.0, **options)
+    assert level.best.reason == level.critical.reason == LOST
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_is_in_the_errors(dtype):
     """In float32 too the steps lie within their errors of those in float64."""

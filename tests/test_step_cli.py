@@ -18,7 +18,8 @@ from spectra.cli import run
 from spectra.curvature.operator import Curvature
 from spectra.plots.step import step_figures
 from spectra.records.record import Record
-from spectra.tables.step import step_text
+from spectra.tables.step import share_cell, step_text
+from spectra.wording import brief
 
 NETS = """
 from torch import nn
@@ -85,6 +86,12 @@ def record(call):
     return record
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures take most of the time of a command on a small network."""
+    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
+
+
 def test_all_directions_with_files(call, record, folder):
     status, out, _ = call(f"{LINE} --to later.pt --out run")
     assert status == 0
@@ -149,6 +156,7 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     assert [d.name for d in found.point.directions] == ["gradient", "update", "momentum"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_eigenvectors_of_an_earlier_run(record, call):
     assert (
         call(f"eig{LINE.removeprefix('step').partition(' --no-noise')[0]} --tol 1e-6 --out run")[0] == 0
@@ -203,6 +211,44 @@ def test_refusals(options, named, call):
     status, out, err = call(f"{LINE} {options} --out new")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"spectra: {named}")
+
+
+def test_no_number_is_broken(call, folder):
+    """Whatever long names and many matrices there are: tables that are too wide are divided, and no cell is."""
+    long = [f"the-network-that-was-trained-last-time-{i}.pt" for i in (1, 2)]
+    for name in long:
+        (folder / name).write_bytes((folder / "later.pt").read_bytes())
+    matrices = ("hessian", "fisher-empirical", "gradient-covariance")
+    line = LINE.replace("--ascent-steps 0", "--ascent-steps 2 --rho 1.23456e-5")
+    options = " ".join([*(f"--to {name}" for name in long), *(f"--curvature {name}" for name in matrices)])
+    status, out, _ = call(f"{line} {options} --out run")
+    assert status == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+    found, words = spectra.load_result("run"), " ".join(out.split())
+    for d in found.point.directions:
+        assert brief(d.slope, d.slope_error) in words
+    for entry in found.results:
+        for one in entry.along:
+            assert brief(one.sharpness, one.sharpness_error) in words
+            assert share_cell(one) in words
+            assert share_cell(one.changed(share_lower=np.zeros(2), share_upper=np.ones(2))) == "-"
+        for ball in entry.balls:
+            assert brief(ball.value, ball.error) in out
+    assert all(f" {name} " in f"{words} " for name in matrices)
+
+
+def test_legends_cover_no_panel(record):
+    """Not their own, whose curves may be anywhere, and no other one."""
+    found = record(f"{LINE} --noise --to later.pt --to later.pt")
+    figure = step_figures(found)["step"]
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.axison]
+    legends = [axes.get_legend().get_window_extent() for axes in panels if axes.get_legend()]
+    assert len(legends) == 2
+    for legend in legends:
+        assert not any(legend.overlaps(axes.get_window_extent()) for axes in panels)
+        assert not any(legend.overlaps(axes.xaxis.get_tightbbox()) for axes in panels)
+        assert all(figure.bbox.contains(*corner) for corner in ((legend.x0, legend.y0), (legend.x1, legend.y1)))
 
 
 def test_figures_of_what_was_found(record):
@@ -266,6 +312,7 @@ def test_a_matrix_that_is_no_curvature_of_the_loss_gives_no_step(record):
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
 def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
     calls, last, multiply = 0, math.inf, Curvature.__matmul__
@@ -278,7 +325,6 @@ def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
         return multiply(*arguments)
 
     monkeypatch.setattr(Curvature, "__matmul__", counted)
-    monkeypatch.setattr(sys.modules["spectra.cli.step"], "drawn", lambda _, record, __: record.changed(figures=[]))
     line = [*shlex.split(LINE), "--save-every", "1e-9", "--out"]
     assert run([*line, "whole"]) == 0
     whole, last, calls = calls, int(part * calls), 0

@@ -20,6 +20,7 @@ from spectra.plots.noise import scales_of
 from spectra.plots.step import step_figures
 from spectra.records.record import Record
 from spectra.tables.step import step_text
+from spectra.wording import rounded
 
 NETS = """
 from torch import nn
@@ -112,6 +113,15 @@ def test_sections_that_are_left_out(record):
     assert "ball" not in step_text(found)
 
 
+def test_a_matrix_of_gradients_is_no_model_of_the_loss(record, points):
+    found = record(f"{LINE} --curvature fisher-empirical --ascent-steps 1")
+    hessian, of_gradients = found.results
+    assert [len(entry.balls) for entry in found.results] == [2, 0]
+    assert (hessian.full_noise is None, of_gradients.full_noise) == (False, None)
+    with pytest.raises(spectra.SpectraError, match="`name` fisher-empirical: is not a second derivative of the loss"):
+        spectra.worst_case(problem(points), name="fisher-empirical")
+
+
 def test_a_loss_of_whole_batches_has_no_noise(record):
     found = record(f"{LINE} --loss nets.py:batch_mean --batch-size 90")
     assert found.point.noise is None
@@ -154,7 +164,7 @@ def test_what_is_not_resolved_is_null(record, points, tmp_path):
     assert (simple.lower > 100, simple.upper) == (True, None)
     assert simple.measured > 0 > simple.signal
     assert "simple: not resolved" in step_text(found)
-    assert f"at least {simple.lower:.3g}" in step_text(found)
+    assert f"at least {rounded(simple.lower)}" in step_text(found)
     everything = record(f"{LINE} --checkpoint last.pt --ascent-steps 0 --population").point.noise
     assert everything.population
     assert everything.simple.value > 1e4

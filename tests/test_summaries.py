@@ -235,6 +235,7 @@ LAWS = {
     "pareto": lambda seed: pareto(55, 2.5, seed),
     "lognormal": lambda seed: np.random.default_rng(seed).lognormal(0, 0.7, 55),
     "exponential": lambda seed: np.random.default_rng(seed).exponential(size=55),
+    "a tail alone": lambda seed: np.concatenate([uniform(60, 0.1, 1, seed), pareto(60, 2.5, seed)]),
 }
 
 

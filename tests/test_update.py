@@ -25,6 +25,7 @@ CASES = {
     "Adagrad": ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.2}),
     "RMSprop": ("RMSprop", {"momentum": 0.5, "centered": True}),
     "Adadelta": ("Adadelta", {"weight_decay": 0.1}),
+    "Adafactor": ("Adafactor", {"lr": 0.3, "weight_decay": 0.1, "maximize": True}),
 }
 KEPT = {"SGD": "momentum_buffer", "RMSprop": "momentum_buffer"}
 
@@ -74,6 +75,21 @@ def test_the_update_is_the_step_that_training_takes(case, steps):
     assert found.norm == pytest.approx(step.norm().item())
     # NAdam keeps a product in float32.
     torch.testing.assert_close(found.vector, step, rtol=1e-9, atol=1e-9 * step.abs().max().item())
+
+
+def test_adafactor_has_the_eps_of_the_type_it_trains_in():
+    """Its default; gradients are far below that of float32, and far above that of float64."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.1)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 1e-9)
+        found = next_update(
+            optimizer, model, dict(model.named_parameters()), torch.full((8,), 1e-9, dtype=torch.float64)
+        )
+        before = theta(model)
+        optimizer.step()
+        torch.testing.assert_close(found, (theta(model) - before).double(), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["heavy ball", "Nesterov", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"])

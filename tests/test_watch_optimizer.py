@@ -137,6 +137,20 @@ def test_what_adam_meets(tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_a_state_from_before_the_first_step(tmp_path, caplog):
+    """That of Adagrad: nothing is recorded at first, and later the spectrum that it meets."""
+    model = network()
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    watch = spectra.watch(*(model, LOSS, (X, Y), tmp_path), every=1, k=2, trace=False, optimizer=optimizer)
+    assert watch(0) is None
+    assert caplog.messages[0].endswith("`optimizer`: it has had no step yet, so that it has no state")
+    steps(model, optimizer)
+    found = watch(1)
+    diagonal = torch.cat([optimizer.state[p]["sum"].sqrt().flatten() + 1e-10 for p in model.parameters()]).cpu()
+    assert_within_residuals(found.eigenpairs["hessian"], diagonal.rsqrt()[:, None] * dense(model) * diagonal.rsqrt())
+    assert found.threshold == pytest.approx(20)
+
+
 def test_what_plain_gradient_descent_meets(tmp_path):
     """The Hessian itself, from before the first step on, beside 2 / eta; without an optimizer nothing of that."""
     model = network()

@@ -58,7 +58,7 @@ def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     """
     if not isinstance(text, str):
         way_out = "names are text, as on the command line; an object of your own goes into spectra.Problem"
-        raise input_error(option, type(text).__name__, f'{way_out} (README, "In Python")')
+        raise input_error(option, type(text).__name__, way_out)
     name, mark, query = text.partition("?")
     if not name:
         raise input_error(

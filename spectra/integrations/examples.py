@@ -18,6 +18,8 @@ from spectra.inputs.chance import seeded
 
 MOST = 10_000  # objects in which generators are looked for
 LARGEST = 1000  # entries of a list or a dictionary: more are data
+GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which nothing is looked for
 GIVE = "give `data`, the examples to watch, as batches"
 
 
@@ -95,10 +97,6 @@ def restorer(found: Any) -> Any:
             held.update(before)
 
     return restore
-
-
-GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
-LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which nothing is looked for
 
 
 def within(objects: Any) -> list[Any]:

@@ -73,11 +73,12 @@ def largest_in_ball(
 def in_ball(values: np.ndarray, b: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     """The maximum y (k,) for a diagonal A of these values, rising, and lambda.
 
-    Where b does not show the largest value (the hard case), y goes on along its eigenvector up to the sphere.
+    Where b does not show the largest value, but for rounding (the hard case), y goes on along its eigenvector up to the
+    sphere.
     """
 
     def at(multiplier: float) -> np.ndarray:
-        return np.divide(b, multiplier - values, out=np.zeros_like(b), where=b != 0)
+        return np.divide(b, multiplier - values, out=np.zeros_like(b), where=(b != 0) & (values != multiplier))
 
     def excess(multiplier: float) -> float:
         return float(1 / radius - 1 / np.linalg.norm(at(multiplier)))  # nearly linear, as |y| is not

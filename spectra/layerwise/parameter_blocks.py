@@ -146,7 +146,7 @@ def block_sums(
     for count, block in enumerate(blocks, start=1):
         ids[block.index] = count - 1
     ids = ids[part]
-    theta = problem.vector([p.detach() for p in problem.leaves])[part]
+    theta = problem.parameter_vector()[part]
     theta = theta.cpu().double()
     halves = (theta if root is None else theta / root[part]).square() / 2
 

@@ -23,16 +23,33 @@ LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, 
 
 def torch_diagonal(entry: Entry) -> Tensor:
     """The diagonal of the preconditioner of torch's Adafactor."""
-    least, smallest = _pair_of_eps(entry)
     if len(entry.shape) > 1:
-        row = entry.tensor("row_var", torch.Size([*entry.shape[:-1], 1]))
-        column = entry.tensor("col_var", torch.Size([*entry.shape[:-2], 1, entry.shape[-1]]))
-        least = _eps_of(entry.state["row_var"]) if least is None else least
+        row, column = (entry.tensor(key, torch_shape(key, entry.shape)) for key in ("row_var", "col_var"))
+        least, smallest = torch_eps(entry)
         v = row @ column / row.mean(dim=-2, keepdim=True).clamp(min=least)
     else:
         v = entry.tensor("variance")
-        least = _eps_of(entry.state["variance"]) if least is None else least
+        least, smallest = torch_eps(entry)
     return v.sqrt().clamp(min=least) / max(smallest, entry.root_mean_square())
+
+
+def torch_shape(key: str, shape: torch.Size) -> torch.Size:
+    """The shape in which torch's Adafactor keeps a tensor of its state, of a parameter of this shape."""
+    if key == "row_var":
+        return torch.Size([*shape[:-1], 1])
+    return torch.Size([*shape[:-2], 1, shape[-1]]) if key == "col_var" else shape
+
+
+def torch_eps(entry: Entry) -> tuple[float, float]:
+    """The two eps of torch's Adafactor. Where the first is None, it is that of the parameter's type, as of its state.
+
+    Raises SpectraError where there are not two.
+    """
+    least, smallest = _pair_of_eps(entry)
+    if least is None:
+        kept = next((entry.state[key] for key in ("row_var", "variance") if key in entry.state), entry.values)
+        least = torch.finfo(torch.float64 if kept is None else kept.dtype).eps
+    return least, smallest
 
 
 def torch_rate(entry: Entry) -> float:
@@ -88,8 +105,3 @@ def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
         raise refusal("its eps is not a pair of numbers; save the whole of optimizer.state_dict()")
     return given[0], given[1]
-
-
-def _eps_of(saved: Tensor) -> float:
-    """The eps that torch takes where none is given: that of the parameter's type, which the state was saved in."""
-    return torch.finfo(saved.dtype).eps

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import OPTION as CHECKPOINT
 from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.foreign import RESAVE
+from spectra.inputs.spec import parse_spec
 from spectra.inputs.state_dict import some
 from spectra.optimizer.entry import refusal
 from spectra.optimizer.saved import is_optimizer_state
@@ -17,6 +19,36 @@ from spectra.quoting import quoted
 
 SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'
 IN_A_FOLDER = ("optimizer.pt", "optimizer.bin")  # of Hugging Face's Trainer, and of Accelerate
+OPTIONS = ("name", "key")  # that a path may have behind it: torch's class, and the place of the state in the file
+
+
+class Held(NamedTuple):
+    """An optimizer or its state, the name of torch's class where that was told, and where it is from."""
+
+    optimizer: Any
+    name: str | None
+    source: str
+
+
+def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
+    """The optimizer that is given, or its saved state; None where there is neither.
+
+    Args:
+        given: an optimizer, its state, or the path of that, with `?name=AdamW` or `?key=optimizer` behind it; None: the
+            state in the checkpoint.
+        checkpoint: the file of the model's weights.
+
+    Raises:
+        SpectraError: a file holds no state, or cannot be read; the path has an option that there is not.
+    """
+    if given is None:
+        return None if checkpoint is None else Held(read_optimizer(checkpoint), None, str(checkpoint))
+    if not isinstance(given, str | os.PathLike):
+        return Held(given, None, type(given).__name__)
+    path, options = parse_spec(os.fspath(given), "`optimizer`")
+    if unknown := sorted(options.keys() - set(OPTIONS)):
+        raise SpectraError(f"`optimizer` {given}: it has no option {unknown[0]}; it takes {' and '.join(OPTIONS)}")
+    return Held(read_optimizer(path, options.get("key")), options.get("name"), os.fspath(given))
 
 
 def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:

@@ -29,7 +29,7 @@ from spectra.inputs.origin import is_code, is_path, place_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, told_missing
 from spectra.optimizer.diagonals import SUFFIXES, of_arrays, of_operator, of_vector, read_diagonal
 from spectra.optimizer.entry import refusal
-from spectra.optimizer.files import IN_A_FOLDER, read_state
+from spectra.optimizer.files import IN_A_FOLDER, OPTIONS, read_state
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
 from spectra.optimizer.saved import is_optimizer_state
 from spectra.quoting import quoted
@@ -37,7 +37,6 @@ from spectra.records.precondition import PreconditionRecord
 
 OPTION = "`precondition`"
 IN_THE_CHECKPOINT = "optimizer"  # the name that stands for the state there
-OF_STATES = ("name", "key")
 FORMS = (
     "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) "
     "that multiplies by P^-1/2"
@@ -76,7 +75,7 @@ class Given:
         name, options = parse_spec(self.spec, OPTION)
         if is_code(name):
             return
-        known = () if name.endswith(SUFFIXES) else OF_STATES
+        known = () if name.endswith(SUFFIXES) else OPTIONS
         if unknown := sorted(options.keys() - set(known)):
             more = f"it takes {' and '.join(known)}" if known else "it takes none"
             raise input_error(OPTION, self.spec, f"it has no option {unknown[0]}; {more}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectra.errors import describe
+from spectra.optimizer.adafactor import torch_eps, torch_shape
 from spectra.optimizer.entry import Entry, as_number, refusal
 from spectra.optimizer.preconditioner import entries_of, is_decoupled
 from spectra.optimizer.saved import SCALARS
@@ -106,6 +107,8 @@ def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> 
     options = dict(entry.options)
     if kind in ("Adam", "AdamW"):  # one class in all but this
         kind, options["decoupled_weight_decay"] = "Adam", is_decoupled(entry, kind, name)
+    if kind == "Adafactor":  # its eps may be that of the type in which it has trained
+        options["eps"] = torch_eps(entry)
     cls: Any = getattr(torch.optim, kind, None)
     if cls is None:
         raise refusal(f"{kind} is not one of torch's, so its next update is not known; leave update out")
@@ -128,4 +131,6 @@ def _plain(value: Any, key: str) -> Any:
 
 def _restored(entry: Entry, key: str) -> Tensor:
     """A copy of a value of the state, in float64."""
-    return torch.tensor(entry.scalar(key), dtype=torch.float64) if key in SCALARS else entry.tensor(key).clone()
+    if key in SCALARS:
+        return torch.tensor(entry.scalar(key), dtype=torch.float64)
+    return entry.tensor(key, torch_shape(key, entry.shape)).clone()

@@ -15,10 +15,11 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.names import settable
-from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, shortened
+from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
-from spectra.wording import short_paths, with_error
+from spectra.surfaces.names import ShortNames, is_way
+from spectra.wording import with_error
 
 PAGE = 6.5  # width in inches
 LOSS, PREDICTION, DEPARTURE = COLOURS[0], COLOURS[1], "0.15"
@@ -31,6 +32,7 @@ UNITS = {  # of t, by direction
     "update": "t (1: the next step)",
     "momentum": "t (learning rate)",
 }
+MARK = {"markerfacecolor": "black", "markeredgecolor": "black", "markersize": 4}
 END = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
 BEYOND = 0.8  # of the range of the loss, which an axis shows above and below it
 EXPLODES = 1e4  # times the lowest loss, beyond which heights are logarithmic
@@ -47,34 +49,12 @@ class Panel(NamedTuple):
     of: str | None  # the checkpoint, where there are several
 
 
-class Names:
-    """Names of files by what tells them apart."""
-
-    def __init__(self, record: Record):
-        ways = [d.name.partition(":")[2] for entry in record.results for d in entry.directions if is_way(d.name)]
-        here = [entry.checkpoint for entry in record.results if entry.checkpoint]
-        self.files = short_paths(ways) | short_paths(here)
-
-    def file(self, path: str) -> str:
-        """A checkpoint."""
-        return settable(self.files.get(path, path))
-
-    def __call__(self, name: str) -> str:
-        """A direction."""
-        return f"to {self.file(name.partition(':')[2])}" if is_way(name) else name
-
-
-def is_way(name: str) -> bool:
-    """Whether a direction leads to another checkpoint."""
-    return name.startswith("checkpoint:")
-
-
 def landscape_figures(record: Record) -> dict[str, Figure]:
     """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such.
 
     Lines of several checkpoints along one direction share a panel.
     """
-    lines, planes, called = panels(record, "lines"), panels(record, "planes"), Names(record)
+    lines, planes, called = panels(record, "lines"), panels(record, "planes"), ShortNames(record.results, settable)
     spread = [(entry, one) for entry in record.results for one in entry.spread or ()]
     rows = [(", ".join([*of(entry, called), entry.curvature, called(one.along)]), one) for entry, one in spread]
     figures = {}
@@ -87,7 +67,7 @@ def landscape_figures(record: Record) -> dict[str, Figure]:
     return figures
 
 
-def of(entry: Any, called: Names) -> list[str]:
+def of(entry: Any, called: ShortNames) -> list[str]:
     """The checkpoint of a result or a panel, where there are several."""
     path = entry.of if isinstance(entry, Panel) else entry.checkpoint
     return [called.file(path)] if path else []
@@ -111,7 +91,7 @@ def numbers(values: Any) -> np.ndarray:
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
-def title(direction: Direction, called: Names) -> str:
+def title(direction: Direction, called: ShortNames) -> str:
     """A direction, and how much the loss bends along it or how long it is."""
     name = called(direction.name)
     if direction.eigenvalue is None:
@@ -119,7 +99,7 @@ def title(direction: Direction, called: Names) -> str:
     return f"{f'eigenvector {name}' if name.isdigit() else name}, λ = {plain(direction.eigenvalue, 3)}"
 
 
-def short_title(direction: Direction, called: Names) -> str:
+def short_title(direction: Direction, called: ShortNames) -> str:
     """The title of a panel where there is less room."""
     name = direction.name
     if direction.eigenvalue is None:
@@ -127,7 +107,7 @@ def short_title(direction: Direction, called: Names) -> str:
     return f"{f'λ$_{{{name}}}$' if name.isdigit() else f'{name} λ'} = {plain(direction.eigenvalue, 4)}"
 
 
-def axis_title(panel: Panel, place: int, called: Names) -> str:
+def axis_title(panel: Panel, place: int, called: ShortNames) -> str:
     """The label of a side of a plane."""
     plane, direction = panel.found, panel.directions[place]
     if plane.trajectory:
@@ -144,7 +124,7 @@ def head(axes: Axes, text: str, width: float) -> None:
 # Lines
 
 
-def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: Names) -> Figure:
+def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: ShortNames) -> Figure:
     """Loss and prediction along every line, their difference below; at the foot the spread over the examples."""
     groups: dict[tuple[str, str], list[Panel]] = {}
     for panel in lines:
@@ -167,22 +147,21 @@ def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong
             told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_lines(above, below, group, PAGE / columns - 0.7, not column, told, checkpoints, called)
+            draw_lines(above, below, group, PAGE / columns - 0.5, not column, told, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
         draw_spread(parts[-1].add_subplot(), spread)
     return figure
 
 
-def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: Names) -> tuple[list[str], list[Any]]:
+def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames) -> tuple[list[str], list[Any]]:
     """Entries of the legend, and samples of what they name."""
     barrier = [panel for panel in lines if panel.found.barrier]
     departs = any(not panel.found.barrier for panel in lines)
     found: list[tuple[str, Any]] = []
     if checkpoints:
-        found += [
-            (called.file(path), Line2D([], [], color=colour(i), linewidth=1.8)) for i, path in enumerate(checkpoints)
-        ]
+        for i, path in enumerate(checkpoints):
+            found.append((called.file(path), Line2D([], [], color=colour(i), linewidth=1.8, marker=marker(i), **MARK)))
     else:
         found = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.8))]
     if predicted(lines):
@@ -214,6 +193,11 @@ def colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def marker(place: int) -> str:
+    """The marker of a checkpoint among several, by which its lines are told apart in grey print."""
+    return marker_style(place)["marker"]
+
+
 def draw_lines(
     above: Axes,
     below: Axes,
@@ -222,7 +206,7 @@ def draw_lines(
     first: bool,
     told: bool,
     checkpoints: Sequence[str],
-    called: Names,
+    called: ShortNames,
 ) -> None:
     """Draw loss and prediction along a line from each checkpoint, and below them what is left.
 
@@ -247,9 +231,9 @@ def draw_lines(
         dashed = {"color": PREDICTION, "linewidth": 1.4} if alone else {"color": colour(place), "linewidth": 1.0}
         above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
         above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
-        above.plot(0, loss[panel.found.origin], "o", color="black", markersize=4, zorder=5)
+        above.plot(0, loss[panel.found.origin], marker(place), **MARK, zorder=5)
         if (is_way(direction.name) or direction.name == "update") and t[-1] >= 1:
-            above.plot(1, np.interp(1.0, t, loss), "o", **END, zorder=6)
+            above.plot(1, np.interp(1.0, t, loss), marker(place), **END, zorder=6)
         if panel.found.barrier:
             draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))
             continue
@@ -257,6 +241,8 @@ def draw_lines(
             allowed = holds.share * abs(curvature or 0.0) * t**2 / 2
             below.fill_between(t, -allowed, allowed, color=BAND, linewidth=0, zorder=1)
         below.plot(t, departure, color=DEPARTURE if alone else colour(place), linewidth=1.2, zorder=3)
+        if not alone:
+            below.plot(t[[0, -1]], departure[[0, -1]], marker(place), **MARK, clip_on=False, zorder=4)
     around_loss(above, *map(np.concatenate, zip(*every, strict=True)))
     below.set_xlabel(unit(direction))
     if first:
@@ -347,7 +333,7 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
 # Planes
 
 
-def plane_figure(planes: Sequence[Panel], called: Names) -> Figure:
+def plane_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
     """Contours of the loss, those of the prediction at the same heights dashed over them; checkpoints as points."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
@@ -373,7 +359,7 @@ def predicted(panels: Sequence[Panel]) -> bool:
     return any(np.isfinite(numbers(panel.found.prediction)).any() for panel in panels)
 
 
-def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
+def draw_plane(axes: Axes, panel: Panel, width: float, called: ShortNames) -> None:
     """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
@@ -393,7 +379,7 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: Names) -> None:
     head(axes, ", ".join([*of(panel, called), panel.matrix]), width)
 
 
-def draw_marks(axes: Axes, panel: Panel, called: Names) -> None:
+def draw_marks(axes: Axes, panel: Panel, called: ShortNames) -> None:
     """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
     marks = panel.found.marks or []
     ends = [(mark, True) for mark in marks]
@@ -425,7 +411,7 @@ def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
     return low + (high - low) * (np.arange(1, count + 1) / count) ** 2
 
 
-def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
+def surface_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
     """The loss as a surface, with the prediction as a net."""
     columns = min(2, len(planes))
     rows = -(-len(planes) // columns)
@@ -439,7 +425,7 @@ def surface_figure(planes: Sequence[Panel], called: Names) -> Figure:
     return figure
 
 
-def draw_surface(axes: Any, panel: Panel, called: Names) -> None:
+def draw_surface(axes: Any, panel: Panel, called: ShortNames) -> None:
     """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)

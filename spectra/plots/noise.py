@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from spectra.plots.landscape import DASHED, head
+from spectra.plots.landscape import head
 from spectra.plots.names import settable
-from spectra.plots.style import COLOURS
+from spectra.plots.style import legend_below, line_style
 from spectra.records.noise import Noise, NoiseScale
 
 POINTS = 200
@@ -34,21 +34,19 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
     ends = [end for scale in scales.values() for end in (scale.lower, scale.value, scale.upper) if end]
     batch = np.geomspace(max(1.0, min(ends) / 10**LEFT), max(10.0, max(ends) * 10**RIGHT), POINTS)
     for i, (name, scale) in enumerate(scales.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        look = line_style(i, len(scales))
         high = batch / (batch + (scale.lower or 0.0))
         low = np.zeros_like(batch) if scale.upper is None else batch / (batch + scale.upper)
-        look = {"color": colour, "linewidth": 1.4, "zorder": 4 + i}
-        if scale.value is None:
-            axes.fill_between(batch, low, high, color=colour, alpha=0.08, linewidth=0)
-            axes.plot(batch, high, label=f"{settable(name)}, at most", linestyle=DASHED, **look)
-        else:
-            axes.fill_between(batch, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(batch, batch / (batch + scale.value), label=settable(name), **look)
-            axes.plot(scale.value, 0.5, "o", color=colour, markersize=5, markeredgecolor="white", zorder=8)
+        label = settable(name if name == "simple" else f"full, {name}")
+        told = "" if scale.value is not None else ", at most"
+        axes.fill_between(batch, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        line = high if scale.value is None else batch / (batch + scale.value)
+        axes.plot(batch, line, label=f"{label}{told}", **look)
+        if scale.value is not None:
+            axes.plot(scale.value, 0.5, "o", color=look["color"], markersize=5, markeredgecolor="white", zorder=8)
     axes.axhline(0.5, color="0.6", linewidth=0.7, zorder=1)
     axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, TOP), xlabel=f"batch ({unit}s)")
     axes.set_ylabel("progress of a step")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
-    axes.legend(fontsize=6.5, frameon=False, handlelength=1.6, ncols=2, columnspacing=0.8, loc="upper left")
-    head(axes, "noise\nmarked: noise scales", width)
+    legend_below(axes, width)
+    head(axes, "noise, shaded: 95 %\ndots: noise scales", width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.style
@@ -10,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spectra.plots.landscape import DASHED, LOSS, PAGE, PREDICTION, around_loss, head, numbers
+from spectra.plots.landscape import DASHED, LOSS, PAGE, PREDICTION, UNITS, around_loss, head, numbers
 from spectra.plots.names import settable
 from spectra.plots.noise import draw_noise, scales_of
-from spectra.plots.style import COLOURS, MARKERS, STYLE, Figure, lay_out_legend
+from spectra.plots.style import COLOURS, MARKERS, STYLE, Figure, height_below, lay_out_legend, legend_below
 from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepResult
 
-LOWEST, ROOM = 1e-9, 0.4  # of shares: the least that is shown, and the part of their axis that is left for the legend
+LOWEST = 1e-9  # of shares, the least that is shown
 BEYOND = 1.3  # critical steps that are shown
 LABELS = [
     "loss",
@@ -39,24 +40,32 @@ def step_figures(record: Record) -> dict[str, Figure]:
     entry: StepResult = record.results[0]
     model = next((one for one in record.results if one.of_the_loss), entry)
     known = {one.direction: one for one in model.along if model.of_the_loss}
+    called = record.point.called()
     panels, shares = record.point.directions, [one for one in entry.along if len(one.share)]
     scales = scales_of(record.point.noise, record.results)
     count = len(panels) + bool(shares) + bool(scales)
     columns = 2 if count == 4 else min(3, count)
     rows = -(-count // columns)
+    legends = [len(shares) + 1] * bool(shares) + [len(scales)] * bool(scales)  # entries below the last panels
+    longest: dict[int, int] = {}  # by row
+    for place, entries in enumerate(legends, start=len(panels)):
+        longest[place // columns] = max(entries, longest.get(place // columns, 0))
+    below = sum(map(height_below, longest.values()))
     with matplotlib.style.context(STYLE):
         legend = lay_out_legend(LABELS, None, PAGE)
-        figure = Figure(figsize=(PAGE, 2.4 * rows + 0.4 + legend.height()), layout="constrained")
+        height = 2.4 * rows + 0.4 + legend.height() + below
+        figure = Figure(figsize=(PAGE, height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, d in zip(grid.flat, panels, strict=False):
             axes.set_axis_on()
-            draw_line(axes, d, known.get(d.name), record.point.loss, model.curvature, PAGE / columns - 0.7)
+            along, name = known.get(d.name), called[d.name]
+            draw_line(axes, d, name, along, record.point.loss, model.curvature, PAGE / columns - 0.7)
         if shares:
             axes = grid.flat[len(panels)]
             axes.set_axis_on()
-            draw_shares(axes, shares, entry, PAGE / columns - 0.7)
+            draw_shares(axes, shares, called, entry, PAGE / columns - 0.7)
         if scales and record.point.noise:
             axes = grid.flat[len(panels) + bool(shares)]
             axes.set_axis_on()
@@ -66,8 +75,10 @@ def step_figures(record: Record) -> dict[str, Figure]:
     return {"step": figure}
 
 
-def draw_line(axes: Axes, d: StepDirection, along: StepAlong | None, start: float, matrix: str, width: float) -> None:
-    """Draw the loss along a direction, the quadratic model of one matrix, and the steps."""
+def draw_line(
+    axes: Axes, d: StepDirection, name: str, along: StepAlong | None, start: float, matrix: str, width: float
+) -> None:
+    """Draw the loss along a direction, here called `name`, the quadratic model of one matrix, and the steps."""
     end = shown_end(d)
     t, loss = numbers(d.t), numbers(d.loss)
     some = t <= end
@@ -88,8 +99,8 @@ def draw_line(axes: Axes, d: StepDirection, along: StepAlong | None, start: floa
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     if np.isfinite(loss).any():
         around_loss(axes, loss, prediction)
-    axes.set(xlabel=f"t ({d.unit})", ylabel="loss")
-    head(axes, f"{settable(d.name)}\nmodel by {settable(matrix)}" if along else settable(d.name), width)
+    axes.set(xlabel=UNITS.get(d.kind, "t (1: the other)"), ylabel="loss")
+    head(axes, f"{settable(name)}\nmodel by {settable(matrix)}" if along else settable(name), width)
 
 
 def shown_end(d: StepDirection) -> float:
@@ -99,19 +110,22 @@ def shown_end(d: StepDirection) -> float:
     return min(last, max(end, 1.0 if d.loss_at_one is not None else 0.0))
 
 
-def draw_shares(axes: Axes, shares: list[StepAlong], entry: StepResult, width: float) -> None:
+def draw_shares(
+    axes: Axes, shares: list[StepAlong], called: Mapping[str, str], entry: StepResult, width: float
+) -> None:
     """Draw the share of each direction in the first j eigenvectors against j, with its bounds, and that of chance."""
     ranks = np.arange(1, len(shares[0].share) + 1)
     for i, one in enumerate(shares):
         look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         share, lower, upper = (numbers(values) for values in (one.share, one.share_lower, one.share_upper))
         axes.fill_between(ranks, lower, upper, color=look["color"], alpha=0.15, linewidth=0)
-        axes.plot(ranks, share, label=settable(one.direction), linewidth=1.3, markersize=3.5, zorder=4 + i, **look)
+        look |= {"linewidth": 1.3, "markersize": 3.5, "zorder": 4 + i, "label": settable(called[one.direction])}
+        axes.plot(ranks, share, **look)
     axes.plot(ranks, ranks / entry.parameters, color="0.4", linestyle=DASHED, linewidth=1.0, label="chance, j/n")
     axes.set(yscale="log", xlabel="eigenvectors j", ylabel="share of d in the first j")
     low = min(1 / entry.parameters, *(float(one.share[0]) for one in shares))
     low = max(low, LOWEST)
-    axes.set_ylim(low ** (1 + ROOM), 1.5)
+    axes.set_ylim(low / 2, 1.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(fontsize=6.5, frameon=False, handlelength=1.6, ncols=2, columnspacing=0.8, loc="lower center")
+    legend_below(axes, width)
     head(axes, f"{settable(entry.curvature)}\nits eigenvectors", width)

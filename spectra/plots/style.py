@@ -17,6 +17,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.textpath import TextPath
+from matplotlib.transforms import ScaledTranslation
 
 STYLE = [
     "default",
@@ -51,7 +52,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STEP = 3
 MOST_CURVES = 2 * len(COLOURS)
 THICKEST, THINNEST = 2.4, 1.1  # points
-LEGEND_SIZE, TITLE_SIZE = 8.5, 10  # points
+LEGEND_SIZE, TITLE_SIZE, SMALL = 8.5, 10, 7  # points; small: of the legend of one panel
+BELOW = 0.44  # inches from an x-axis to the legend of its panel, with room for the ticks and the label
 NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the formats written
 
 
@@ -124,6 +126,30 @@ def lay_out_legend(labels: Sequence[str], title: str | None, width: float, handl
     longest = max(text_width(line, LEGEND_SIZE) for text in labels for line in text.split("\n"))
     columns = max(1, min(len(labels), int(page / (longest + space))))
     return Legend(labels, columns, wrapped(title, page - 20, TITLE_SIZE) if title else None, handle)
+
+
+def legend_below(axes: Axes, inches: float) -> None:
+    """Draw the legend of one panel, so many inches wide, below the label of its x-axis, where it covers no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    below = ScaledTranslation(0, -BELOW, figure_of(axes).dpi_scale_trans)
+    axes.legend(
+        handles,
+        shortened(labels, 72 * inches - 3 * SMALL, SMALL),
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1.8,
+        labelspacing=0.3,
+        borderpad=0,
+        borderaxespad=0,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + below,
+    )
+
+
+def height_below(entries: int) -> float:
+    """The inches that `legend_below` takes for a legend of so many entries."""
+    return 1.4 * SMALL * entries / 72
 
 
 def text_width(text: str, size: float) -> float:

@@ -346,6 +346,10 @@ class Problem:
         """Concatenate tensors of the shapes of the parameters to one vector (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
+    def parameter_vector(self) -> Tensor:
+        """The chosen parameters as they are now, in one vector (n,)."""
+        return self.vector([p.detach() for p in self.leaves])
+
     def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
         """Split a vector (n,) into views of the shapes of the parameters.
 

@@ -8,6 +8,9 @@ from typing import Any
 from spectra.records.entry import Entry
 from spectra.records.fields import Stored, Vector, stored
 from spectra.records.noise import BallMaximum, Noise, NoiseScale, WorstCase
+from spectra.wording import short_paths
+
+WAY = "checkpoint "  # what the names of ways to several checkpoints begin with
 
 
 @stored
@@ -54,6 +57,13 @@ class StepPoint(Stored):
     noise: Noise | None  # None: not asked for, or there is none
     without_noise: str | None  # the reason why there is none
     worst: list[WorstCase]  # in balls, one an entry
+
+    def called(self) -> dict[str, str]:
+        """Directions by name, as tables and figures call them: ways to several checkpoints by what tells them apart."""
+        names = [d.name for d in self.directions]
+        files = {name: name.removeprefix(WAY) for name in names if name.startswith(WAY)}
+        short = short_paths(list(files.values()))
+        return {name: f"to {short[files[name]]}" if name in files else name for name in names}
 
 
 @stored

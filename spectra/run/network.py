@@ -69,6 +69,12 @@ class Network:
         given = self.request.problem
         return given.model if isinstance(given, Problem) else self.request.named["model"]
 
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model that an optimizer of the caller's knows: the caller's own, of which the problem's may be a copy."""
+        own = self._own_model()
+        return own if isinstance(own, nn.Module) else self.problem.model
+
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
         self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.told

@@ -23,7 +23,7 @@ from spectra.errors import ArgumentError
 FEWEST = 20  # eigenvalues, with which exponents are off by a fifth of a - 1 at best
 TAIL = 10  # eigenvalues from x_min on
 MOST = 1000  # eigenvalues that are looked at, the leading ones
-CANDIDATES = 50  # for x_min
+CANDIDATES = 200  # for x_min: every eigenvalue, or as many evenly among more
 SAMPLES = 400  # of the law: p-values of 0.1 are off by 0.015
 REJECTED = 0.1  # p-value, as the authors choose it
 

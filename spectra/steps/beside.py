@@ -55,15 +55,16 @@ class Beside:
     def matrix(self, operator: Counting, name: str, left: int | None) -> tuple[dict[str, Any], int]:
         """What belongs to a matrix, as its record has it, and the products spent besides the operator's own.
 
+        Both parts take a curvature of the loss: of another matrix, as of gradients, nothing is found.
         `left` products may be spent in all; None: any number.
         """
-        before, balls = operator.products, []
-        for i, ball in enumerate(self.balls):
+        before, balls, of_the_loss = operator.products, [], definition(name).loss_power == 1
+        for i, ball in enumerate(self.balls if of_the_loss else ()):
             room = worst_case.MOST if left is None else (left - operator.products + before) // (len(self.balls) - i)
             if room > 0 and (found := ball.model(operator, min(room, worst_case.MOST))) is not None:
                 balls.append(ball_record(ball, found))
         full, without, apart = None, None, 0
-        if self.noise is not None and definition(name).loss_power == 1:
+        if self.noise is not None and of_the_loss:
             room = None if left is None else left - operator.products + before
             full, without, apart = self._full(self.noise, operator, name, room)
         return {"balls": balls, "full_noise": full, "without_full": without}, apart

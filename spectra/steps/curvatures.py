@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from spectra.layerwise.parameter_blocks import ParameterBlock
 from spectra.operator import SymmetricOperator, placed
 from spectra.steps.directions import Direction
-from spectra.vectors import full_tensor, norm
+from spectra.vectors import dot, full_tensor, norm
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def curvature_along(
     """
     d = direction.vector
     image = full_tensor(operator @ placed(d, operator))
-    value, error = in_all(d, image), noise * direction.norm * norm(image)
+    value, error = dot(d, image), noise * direction.norm * norm(image)
     own = None if diagonal_blocks is None else full_tensor(diagonal_blocks @ placed(d, diagonal_blocks))
     if len(blocks) == 1:
         own = image
@@ -75,10 +74,5 @@ def part_of(block: ParameterBlock, direction: Direction, image: Tensor, own: Ten
     """The part of one layer, from A d and diag(A_ll) d."""
     index = block.index.to(image.device)
     d, whole = direction.vector[index], image[index]
-    alone = None if own is None else in_all(d, own[index])
-    return LayerPart(block.name, in_all(d, d) / direction.norm**2, in_all(d, whole), alone)
-
-
-def in_all(u: Tensor, v: Tensor) -> float:
-    """The inner product of plain vectors, in float64."""
-    return torch.dot(u.double(), v.double()).item()
+    alone = None if own is None else dot(d, own[index])
+    return LayerPart(block.name, dot(d, d) / direction.norm**2, dot(d, whole), alone)

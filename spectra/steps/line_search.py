@@ -1,8 +1,8 @@
 """The loss along a direction by forward passes alone: where it is lowest, and where it is back where it was.
 
-With l(t) the loss at theta + t d and l'(0) < 0, the critical step is the first t > 0 found with l(t) = l(0): a longer
-one makes the loss larger. The best step is the t before it at which the loss is lowest. Of a quadratic loss they are
--2 g'd / d'Hd and half of that. Losses have rounding errors, which are measured and stand in the errors of both steps.
+With l(t) the loss at theta + t d, which falls at first, the critical step is the first t > 0 found with l(t) = l(0): a
+longer one makes the loss larger. The best step is the t before it at which the loss is lowest. Of a quadratic loss they
+are -2 g'd / d'Hd and half of that. Losses have rounding errors, which are measured and stand in the errors of both.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def search_line(
     curvature: float | None = None,
     *,
     radius: float,
+    slope_error: float | None = None,
     show: float = 0.0,
     watch: Callable[[], None] = lambda: None,
 ) -> Line:
@@ -99,6 +100,7 @@ def search_line(
         slope: g'd.
         curvature: d'Hd, for a first guess; None, or not positive, where there is none to be had.
         radius: the t that is gone first where there is no such guess; FAR times it is looked at.
+        slope_error: the rounding error of the slope; a slope that may be zero does not tell whether the loss falls.
         show: a t up to which losses are wanted in any case.
         watch: called before each pass over the data.
 
@@ -113,19 +115,19 @@ def search_line(
     guess = -slope / curvature if curvature and curvature > 0 > slope else radius
     furthest, start = max(FAR * radius, LONGER * guess), loss(0.0)
     rounding = rounding_of(loss, min(guess, NOT_FAR * radius), torch.finfo(problem.dtype).eps)
-    low, high, none = 0.0, None, RISES
-    if slope < 0:
-        low, high = bracket(loss, guess, furthest, SEEN * rounding, slope)
-        none = "" if low else LOST
+    low, high, none, seen = 0.0, None, RISES, SEEN * rounding
+    if slope <= (slope_error or 0.0):
+        low, high = bracket(loss, guess, furthest, seen, slope, min(0.0, curvature or 0.0))
+        none = "" if low else RISES if slope >= 0 and loss(guess) > start + seen else LOST
     end = high or (2 * guess if none else furthest)
     for t in np.linspace(0.0, end, POINTS + 1):
         loss(t)
-    for t in np.linspace(end, show, POINTS // 2 + 1) if show > end else (show,):
+    for t in np.linspace(end, show, POINTS + 1) if show > end else (show,):
         loss(t)
     best = critical = Step(reason=none)
     if not none:
         t, values = loss.up_to(end)
-        crossing = first_crossing(values, start, SEEN * rounding)
+        crossing = first_crossing(values, start, seen)
         critical = critical_step(loss, t, crossing, rounding)
         best = best_step(loss, t[: crossing and crossing + 1], rounding)
     t, values = loss.up_to(max(end, show))
@@ -143,14 +145,17 @@ def rounding_of(loss: Losses, step: float, eps: float) -> float:
     return max(eps * abs(loss(0.0)), float(measured))
 
 
-def bracket(loss: Losses, guess: float, furthest: float, seen: float, slope: float) -> tuple[float, float | None]:
+def bracket(
+    loss: Losses, guess: float, furthest: float, seen: float, slope: float, bend: float
+) -> tuple[float, float | None]:
     """A t at which the loss has fallen by `seen`, 0 where there is none, and a later one at which it is back, or None.
 
-    Steps are halved until the loss has fallen, then doubled until it is back.
+    Steps are halved until the loss has fallen, or until slope and `bend`, the curvature where it is below zero, make it
+    fall by less. Then they are doubled until it is back.
     """
     start, low = loss(0.0), guess
     while not loss(low) < start - seen:
-        if abs(slope) * low < seen:
+        if abs(slope) * low - bend * low**2 / 2 < seen:
             return 0.0, None
         low /= 2
     t = low

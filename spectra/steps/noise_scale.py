@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_boolean, require_choice, require_integer, require_number
 from spectra.cluster.distributed import distributed
+from spectra.curvature.engine.gradients import with_weight_decay
 from spectra.curvature.matrices import definition
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -90,6 +91,8 @@ class NoiseScale:
         noise, signal = ("tr C", "|g|^2") if self.kind == "simple" else ("tr(HC)", "g'Hg")
         if not (math.isfinite(self.ratio.numerator) and math.isfinite(self.ratio.denominator)):
             return f"{noise} or {signal} is not finite"
+        if abs(self.signal) < self.ratio.rounding:
+            return f"{signal} is lost in rounding: it is zero as far as the dtype tells"
         if self.ratio.resolved:
             return f"{noise} is below zero: noise lowers the loss to second order"
         if not math.isnan(self.interval[1]):
@@ -213,7 +216,7 @@ class NoiseAt:
     ) -> NoiseAt:
         """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
         deviations = Deviations.of(problem, memory, check, by_item)
-        return cls(deviations, mean_with_decay(problem, deviations.mean), generator, population, **settings)
+        return cls(deviations, with_weight_decay(problem, deviations.mean), generator, population, **settings)
 
     def simple(self) -> NoiseScale:
         """tr C / |g|^2, with the influence of each example."""
@@ -224,7 +227,7 @@ class NoiseAt:
         else:
             estimate = self._diagonal(BetweenExamples(deviations), self.max_products)
             squares, error = n * estimate.values.cpu().double(), estimate.sum_errors.item()
-        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error)
+        found = Sampled(n, squares.mean().item(), dot(self.gradient, self.gradient), error, self._eps)
         if not self.population:
             along = deviations.times([self.gradient, *self._random_sums()])
             found = replace(found, influences=squares[None].numpy(), about=2 * along[0].numpy())
@@ -241,7 +244,7 @@ class NoiseAt:
         estimate = self._diagonal(BetweenExamples(deviations, operator), max_products or self.max_products)
         sums = self.gradient.new_zeros(0, len(self.gradient)) if self.population else self._random_sums()
         image, *others = images(operator, torch.cat([self.gradient[None], sums]))
-        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item())
+        found = Sampled(n, estimate.sums.item(), dot(self.gradient, image), estimate.sum_errors.item(), self._eps)
         without = None
         if not self.population:
             along = deviations.times([image, *others])
@@ -259,6 +262,10 @@ class NoiseAt:
     def rest(self) -> int:
         """The products that `full` takes beside two for each product with the matrix over examples."""
         return 1 if self.population else 4 * VECTORS + 5
+
+    @property
+    def _eps(self) -> float:
+        return torch.finfo(self.deviations.problem.dtype).eps
 
     def _diagonal(self, matrix: BetweenExamples, max_products: int) -> DiagonalEstimate:
         def enough(sums: Tensor, errors: Tensor) -> bool:
@@ -279,14 +286,6 @@ class NoiseAt:
 def second_order(along: Tensor) -> float:
     """2 tr(HCHC) / N^2 from the x_i'H w (K, N), as E (Hw)'C(Hw) = tr(HCHC)."""
     return 2 * along.square().mean().item() / along.shape[1] ** 2
-
-
-def mean_with_decay(problem: Problem, mean: Tensor) -> Tensor:
-    """The gradient (n,) of the mean loss with weight decay, from that without."""
-    if not problem.weight_decay:
-        return mean
-    theta = problem.vector([p.detach() for p in problem.leaves]).to(mean.device)
-    return mean + problem.weight_decay * theta
 
 
 def unit_of(deviations: Deviations) -> tuple[str, str | None]:

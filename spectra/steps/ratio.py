@@ -21,6 +21,7 @@ class Ratio:
     denominator: float  # q
     probes: np.ndarray = field(repr=False)  # (2, 2), of (T, q)
     sampling: np.ndarray | None = field(repr=False)  # (2, 2)
+    rounding: float = 0.0  # of q, which tells nothing below
 
     @property
     def covariance(self) -> np.ndarray:
@@ -35,8 +36,8 @@ class Ratio:
 
     @property
     def resolved(self) -> bool:
-        """Whether q is above zero by more than its error allows for chance (95 %)."""
-        return self.denominator > NORMAL * self.errors[1]
+        """Whether q is above zero by more than chance (95 %) and rounding make it."""
+        return self.denominator > NORMAL * self.errors[1] + self.rounding
 
     @property
     def value(self) -> float | None:
@@ -83,4 +84,4 @@ def roots_of(a: float, b: float, c: float, inside: float) -> tuple[float, ...]:
     if inside < 0:
         return ()
     far = b + math.copysign(math.sqrt(inside), b)  # without the difference that cancels
-    return tuple(sorted((far / a, c / far))) if far else (0.0,)
+    return tuple(sorted((far / a, c / far))) if far else (0.0, 0.0)

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
 from spectra.errors import SpectraError
-from spectra.inputs.spec import parse_spec
 from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
 from spectra.krylov.limits import refuse_k
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting, Deflated, Shaped
-from spectra.optimizer.files import read_optimizer
+from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
@@ -100,10 +98,10 @@ def step(session: Session[StepSettings]) -> Record:
         guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
-            for d, slope in zip(directions, along[0], strict=True):
+            for d, slope, error in zip(directions, *along, strict=True):
                 line.stage(d.name)
                 curvature = guesses[d.name].value if d.name in guesses else None
-                lines[d.name] = loss_along(problem, d, slope, curvature, point.norm)
+                lines[d.name] = loss_along(problem, d, slope, error, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
     record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
     if notes := [d.note for d in directions if d.note]:
@@ -111,10 +109,12 @@ def step(session: Session[StepSettings]) -> Record:
     return with_earlier(record, found)
 
 
-def loss_along(problem: Problem, d: Direction, slope: float, curvature: float | None, size: float) -> Line:
+def loss_along(
+    problem: Problem, d: Direction, slope: float, slope_error: float | None, curvature: float | None, size: float
+) -> Line:
     """The loss along a direction; `size` is |theta|."""
-    show = 0.0 if d.unit == RATE else 1.0
-    return search_line(problem, d.vector, slope, curvature, radius=NEARBY * (size or 1.0) / d.norm, show=show)
+    radius, show = NEARBY * (size or 1.0) / d.norm, 0.0 if d.unit == RATE else 1.0
+    return search_line(problem, d.vector, slope, curvature, radius=radius, slope_error=slope_error, show=show)
 
 
 def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
@@ -146,17 +146,19 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
-    own = own_model(session)
+    model, given = session.network.trained_model, asked.optimizer is not None
     try:
-        optimizer, name = optimizer_of(session)
+        held, without = optimizer_in(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
-        if asked.optimizer is not None:
+        if given:
             raise
-        left_out.append(f"update and momentum: {told(error)}")
+        held, without = None, told(error)
+    if held is None:
+        left_out.append(f"update and momentum: {without}")
     else:
-        given = asked.optimizer is not None
-        take("update", lambda: update_direction(problem, point.gradient, optimizer, name, own), given)
-        take("momentum", lambda: momentum_direction(problem, optimizer, name, own), asked_for=False)
+        how = held.optimizer, held.name, model
+        take("update", lambda: update_direction(problem, point.gradient, *how), given)
+        take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
@@ -168,30 +170,6 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
 def told(error: SpectraError) -> str:
     """The reason in an error, for a record: it names no argument, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
-
-
-def own_model(session: Session[Any]) -> nn.Module:
-    """The model that the optimizer knows: the caller's own, of which the problem's may be a copy."""
-    given = session.request.problem
-    own = given.model if isinstance(given, Problem) else session.request.named.get("model")
-    return own if isinstance(own, nn.Module) else session.problem.model
-
-
-def optimizer_of(session: Session[StepSettings]) -> tuple[Any, str | None]:
-    """The optimizer that is given, or its saved state, and the name of torch's class where one is given.
-
-    Raises SpectraError where there is none, or a file holds none.
-    """
-    given, name = session.request.settings.optimizer, None
-    if given is None and (given := session.request.named.get("checkpoint")) is None:
-        raise SpectraError(NO_OPTIMIZER)
-    if isinstance(given, str):
-        given, options = parse_spec(given, "`optimizer`")
-        name, key = options.pop("name", None), options.pop("key", None)
-        if options:
-            raise SpectraError(f"`optimizer` {given}: takes ?name=AdamW and ?key=optimizer, not {', '.join(options)}")
-        return read_optimizer(given, key), name
-    return (read_optimizer(given), None) if isinstance(given, Path) else (given, None)
 
 
 def names_of(others: Sequence[Any]) -> list[str]:

@@ -8,6 +8,8 @@ import numpy as np
 
 from spectra.steps.ratio import Ratio
 
+ROUNDINGS = 10.0  # units in the last place of gradients of single examples, to which their mean may be zero
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -21,6 +23,7 @@ class Sampled:
     trace: float
     signal: float
     error: float  # the standard error of the trace, by random vectors; 0 where it is exact
+    eps: float = 0.0  # of the gradients of single examples, relative: what is left of their mean below it is rounding
     influences: np.ndarray | None = None  # (K, N), on t; (1, N) where they are exact
     about: np.ndarray | None = None  # (N,), on q
     second_order: float = 0.0  # 2 tr(HCHC) / N^2, the variance that q has at a gradient of zero
@@ -29,7 +32,8 @@ class Sampled:
         """t / q where the examples are the whole population, else t N / (N - 1) over q - t / (N - 1)."""
         probes = np.diag([self.error**2, 0.0])
         if population:
-            return Ratio(self.trace, self.signal, probes, np.zeros((2, 2)))
+            rounding = (ROUNDINGS * self.eps) ** 2 * abs(self.trace)
+            return Ratio(self.trace, self.signal, probes, np.zeros((2, 2)), rounding)
         n = self.examples
         corrected = np.array([[n / (n - 1), 0.0], [-1 / (n - 1), 1.0]])
         top, bottom = (corrected @ [self.trace, self.signal]).tolist()

@@ -51,6 +51,6 @@ def by_outputs(problem: Problem, vectors: Sequence[Tensor]) -> list[float]:
             for i, d in enumerate(vectors):
                 velocity = jacobian.times(d.to(problem.device))
                 totals[i] += (in_float64(residual) * in_float64(velocity)).sum().item()
-    theta = in_float64(problem.vector([p.detach() for p in problem.leaves]))
+    theta = in_float64(problem.parameter_vector())
     decay = [problem.weight_decay * (theta @ in_float64(d)).item() for d in vectors]
     return [total / problem.weight + more for total, more in zip(problem.processes.totals(*totals), decay, strict=True)]

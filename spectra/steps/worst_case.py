@@ -20,7 +20,7 @@ from torch import Tensor
 from spectra.arguments import require_boolean, require_integer, require_number
 from spectra.cluster.distributed import distributed
 from spectra.curvature.displacement import displaced, displaced_losses
-from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.operator import Curvature
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO
 from spectra.devices import device_of_vectors
@@ -29,6 +29,7 @@ from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.problem import Problem
 from spectra.steps.line_search import Losses, rounding_of
+from spectra.steps.noise_scale import refuse_matrix
 from spectra.vectors import norm, without_autocast
 from spectra.wording import outline
 
@@ -88,7 +89,7 @@ def worst_case(
         rho: the radius of the ball; None: 0.05, or 0.5 for an adaptive one.
         adaptive: measure distances relative to each parameter's size, |d / theta| <= rho; zeros stay zeros.
         steps: the number of ascent steps, 1 or more; the first alone is SAM's.
-        name: the matrix of the quadratic model, in `spectra.MATRICES`; None: no quadratic model.
+        name: the matrix of the quadratic model, a second derivative in `spectra.MATRICES`; None: no quadratic model.
         memory: bytes for products beyond model and data; None: a quarter of the device's.
         check: compare derivatives with finite differences first.
 
@@ -97,12 +98,14 @@ def worst_case(
         `model`.
 
     Raises:
-        SpectraError: the model or the loss fails, or there is no such matrix.
+        SpectraError: the model or the loss fails, or the matrix is not a second derivative.
     """
     rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho
     require_number("rho", rho, above=0.0, finite=True)
     require_boolean("adaptive", adaptive)
     require_integer("steps", steps)
+    if name is not None:
+        refuse_matrix(name)
     ball = Ball(problem, rho, adaptive)
     found = search_ball(ball, steps)
     if name is None:
@@ -151,9 +154,9 @@ class Ball:
     backward: int = 0
 
     def __post_init__(self) -> None:
-        theta = self.problem.vector([p.detach() for p in self.problem.leaves])
-        self.theta = theta.to(device_of_vectors(theta.device), copy=True)
-        self.scale = self.theta.abs() if self.adaptive else torch.ones_like(self.theta)
+        theta = self.problem.parameter_vector()
+        scale = theta.abs() if self.adaptive else torch.ones_like(theta)
+        self.scale = scale.to(device_of_vectors(theta.device))
 
     @cached_property
     def origin(self) -> Tensor:
@@ -174,11 +177,11 @@ class Ball:
     def slope(self, e: Tensor) -> Tensor:
         """The gradient (n,) by e, by a forward and a backward pass."""
         self.watch()
-        d, problem = self.displacement(e), self.problem
-        with displaced(problem.leaves, problem.tensors(d)):
-            gradient = mean_gradient(problem)
+        problem = self.problem
+        with displaced(problem.leaves, problem.tensors(self.displacement(e))):
+            gradient = with_weight_decay(problem, mean_gradient(problem))
         self.forward, self.backward = self.forward + 1, self.backward + 1
-        return self.scale * (gradient + problem.weight_decay * (self.theta + d))
+        return self.scale * gradient
 
     def rise(self, e: Tensor, start: float) -> float:
         """L(theta + d) - L(theta), by a forward pass; nan where it is not finite."""

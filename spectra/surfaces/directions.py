@@ -21,14 +21,13 @@ from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows
 from spectra.steps.directions import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
+from spectra.surfaces.names import PATH
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
 EIGENVECTOR, RANDOM, LOWEST, COMPONENT = "eigenvector", "random", "lowest", "component"
-TRAINED = (GRADIENT, UPDATE, MOMENTUM)  # names of directions of training
-OTHER, PATH = f"{CHECKPOINT}:", "path:"  # what names begin with that a file or a glob follows
+TRAINED = (GRADIENT, UPDATE, MOMENTUM)  # names, and kinds, of directions that are looked along rather forwards
 TO_A_POINT = (UPDATE, CHECKPOINT)  # kinds of directions whose t = 1 is a point of its own
-AHEAD = (GRADIENT, UPDATE, MOMENTUM)  # kinds that are looked along rather forwards than backwards
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectra.errors import SpectraError
-from spectra.inputs.spec import parse_spec
 from spectra.memory import memory_share
-from spectra.optimizer.files import read_optimizer
+from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.steps.directions import (
@@ -26,8 +25,9 @@ from spectra.steps.directions import (
     momentum_direction,
     update_direction,
 )
-from spectra.surfaces.directions import COMPONENT, OTHER, PATH, TRAINED, Direction, components
+from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
 from spectra.surfaces.elsewhere import Elsewhere, elsewhere
+from spectra.surfaces.names import OTHER, PATH
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
@@ -36,7 +36,6 @@ from spectra.vectors import norm
 from spectra.wording import counted, short_paths
 
 FEWEST = 2  # checkpoints of a trajectory
-OPTIMIZER = "`optimizer`"
 
 
 @dataclass(frozen=True)
@@ -92,29 +91,16 @@ class Giver:
         """The direction of the gradient, the optimizer's next step, or its momentum."""
         if name == GRADIENT:
             return Direction(name, name, "computed", gradient_direction(self.gradient).vector)
-        optimizer, kind, source = self.state(name)
-        if name == UPDATE:
-            found = update_direction(self.problem, self.gradient, optimizer, kind, self.model)
-        else:
-            found = momentum_direction(self.problem, optimizer, kind, self.model)
-        return Direction(name, name, source, found.vector)
-
-    def state(self, name: str) -> tuple[Any, str | None, str]:
-        """The optimizer or its state, the name of its class where that is told, and where it is from.
-
-        Raises SpectraError where there is none.
-        """
-        if self.optimizer is None and self.checkpoint is None:
+        held = optimizer_in(self.optimizer, self.checkpoint)
+        if held is None:
             text = f"{name} needs the state of an optimizer; name its file, or a `checkpoint` that holds it"
-            raise SpectraError(f"{OPTIMIZER}: {text}")
-        if self.optimizer is None:
-            return read_optimizer(str(self.checkpoint)), None, str(self.checkpoint)
-        if not isinstance(self.optimizer, str):
-            return self.optimizer, None, type(self.optimizer).__name__
-        path, options = parse_spec(self.optimizer, OPTIMIZER)
-        if unknown := sorted(options.keys() - {"name", "key"}):
-            raise SpectraError(f"{OPTIMIZER} {self.optimizer}: it has no option {unknown[0]}; it takes name and key")
-        return read_optimizer(path, options.get("key")), options.get("name"), self.optimizer
+            raise SpectraError(f"`optimizer`: {text}")
+        how = held.optimizer, held.name, self.model
+        if name == UPDATE:
+            found = update_direction(self.problem, self.gradient, *how)
+        else:
+            found = momentum_direction(self.problem, *how)
+        return Direction(name, name, held.source, found.vector)
 
     def read(self, path: str, option: str) -> Elsewhere:
         """Another checkpoint, of which `option` is the beginning in messages."""

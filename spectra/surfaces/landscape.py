@@ -20,22 +20,21 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.displacement import displaced, losses, square
-from spectra.curvature.engine.gradients import mean_gradient
+from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.matrices import definition
-from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT, UPDATE
 from spectra.surfaces.barrier import Barrier, barrier
-from spectra.surfaces.directions import AHEAD, COMPONENT, EIGENVECTOR, Direction
+from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, TRAINED, Direction
 from spectra.surfaces.elsewhere import Statistics, tensors_of
 from spectra.surfaces.example_losses import example_losses
 from spectra.surfaces.plane import Plane, Trajectory, frame, marked, side
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
 from spectra.surfaces.spread import Spread, per_example, spread
-from spectra.vectors import norm
+from spectra.vectors import dot, norm
 
 FLOOR = 1e-3  # nats: of a loss smaller than that, the default radius is that of this one
 ON_A_LINE, ON_A_SIDE = 41, 25  # points
@@ -60,10 +59,9 @@ class Point:
     @classmethod
     def of(cls, problem: Problem) -> Point:
         """The point where a problem's parameters are now."""
-        theta, shift = problem.vector([p.detach() for p in problem.leaves]), problem.weight_decay
-        theta = theta.to(device_of_vectors(theta.device))
-        loss, size = mean_loss(problem) + shift * square(problem) / 2, square(problem) ** 0.5
-        return cls(loss, mean_gradient(problem) + shift * theta, size)
+        loss, squared = mean_loss(problem), square(problem)
+        gradient = with_weight_decay(problem, mean_gradient(problem))
+        return cls(loss + problem.weight_decay * squared / 2, gradient, squared**0.5)
 
 
 @dataclass(frozen=True)
@@ -111,17 +109,17 @@ class Grid:
         points = self.points or ON_A_LINE
         if direction.kind == CHECKPOINT:
             return between(points, BEYOND if self.radius is None else self.radius)
-        behind = max(1, (points - 1) // (BEHIND + 1)) if direction.kind in AHEAD else points // 2
+        behind = max(1, (points - 1) // (BEHIND + 1)) if direction.kind in TRAINED else points // 2
         ahead = points - 1 - behind
         return self.reach(direction, model, point) * np.arange(-behind, ahead + 1) / ahead
 
     def side(self, direction: Direction, model: Quadratic, point: Point, marks: Sequence[float]) -> np.ndarray:
         """The coordinates (points,) of a side of a plane, which by default holds the marks in it."""
         points = self.points or ON_A_SIDE
-        if self.radius is not None or not (marks or direction.kind in AHEAD):
+        if self.radius is not None or not (marks or direction.kind in TRAINED):
             return self.reach(direction, model, point) * np.arange(-(points // 2), points // 2 + 1) / (points // 2)
         radius = 0.0 if direction.kind in (CHECKPOINT, COMPONENT) else self.reach(direction, model, point)
-        behind = radius / BEHIND if direction.kind in AHEAD else radius
+        behind = radius / BEHIND if direction.kind in TRAINED else radius
         return side(points, -behind, radius, marks)
 
     def reach(self, direction: Direction, model: Quadratic, point: Point) -> float:
@@ -280,12 +278,12 @@ def plane(
     Where a direction is one of training, the second coordinate is orthogonal to the first.
     """
     along = Losses(problem, directions, task)
-    d, e = along.vectors.double()
-    cosine = (d @ e / (d.norm() * e.norm())).item()
+    d, e = along.vectors
+    cosine = dot(d, e) / (norm(d) * norm(e))
     if not abs(cosine) < 1 - PARALLEL:
         names = ",".join(one.name for one in directions)
         raise SpectraError(f"`along` {names}: both lead along one line, so there is no plane; name one, or others")
-    place = frame(directions, (d @ e / (d @ d)).item())
+    place = frame(directions, dot(d, e) / dot(d, d))
     marks = marked(problem, directions, place, path, along, task.watch)
     own = [Quadratic(model.loss, place @ model.slopes, place @ model.curvatures @ place.T).along(i) for i in (0, 1)]
     grid, spots = task.grid, np.array([[mark.x, mark.y] for mark in marks]).reshape(-1, 2)
@@ -304,13 +302,13 @@ def default_radius(direction: Direction, curvature: float, point: Point, slope: 
     the same whatever the loss is scaled by and the parameters are called. Along directions of training somewhat beyond
     the step at which the quadratic model is back at the loss; where it never is, as along eigenvectors. Else 1.
     """
-    if direction.kind not in (EIGENVECTOR, *AHEAD):
+    if direction.kind not in (EIGENVECTOR, *TRAINED):
         return 1.0
     furthest = point.norm or 1.0
-    if direction.kind in AHEAD:
+    if direction.kind in TRAINED:
         furthest /= norm(direction.vector) or 1.0
     height = RISE * max(point.loss, FLOOR)
     radius = (2 * height / abs(curvature)) ** 0.5 if curvature else furthest
-    if direction.kind in AHEAD and slope * curvature < 0:
+    if direction.kind in TRAINED and slope * curvature < 0:
         radius, furthest = ROOM * 2 * abs(slope / curvature), FAR * furthest
     return max(min(radius, furthest), STEPS if direction.kind == UPDATE else 0.0)

@@ -14,6 +14,7 @@ from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, TO_A_POINT, Direction
 from spectra.surfaces.elsewhere import Elsewhere, standing, tensors_of
+from spectra.vectors import norm, sum_pieces
 
 MARGIN = 0.25  # of the extent of points of interest, which a side goes on beyond them
 OBLIQUE = (EIGENVECTOR, RANDOM)  # kinds of directions whose coordinates are as they are
@@ -69,9 +70,9 @@ def frame(directions: Sequence[Direction], share: float) -> np.ndarray:
     """
     if all(d.kind in OBLIQUE for d in directions) or all(d.kind == COMPONENT for d in directions):
         return np.eye(2)
-    d, e = (one.vector.double() for one in directions)
-    left = (e - share * d).norm().item()
-    scale = 1.0 if directions[1].kind in TO_A_POINT or not left else e.norm().item() / left
+    d, e = (one.vector for one in directions)
+    left = sum_pieces(lambda d, e: (e.double() - share * d.double()).square().sum(), d, e).sqrt().item()
+    scale = 1.0 if directions[1].kind in TO_A_POINT or not left else norm(e) / left
     return np.array([[1.0, 0.0], [-scale * share, scale]])
 
 
@@ -112,7 +113,7 @@ def loss_at(problem: Problem, there: Elsewhere, watch: Callable[[], None]) -> fl
     """The mean loss at another checkpoint, all of it its own, weight decay of the chosen parameters included."""
     own = tensors_of(problem.model)
     with standing(own, there.values) if there.values else nullcontext():
-        return displaced_losses(problem, [0 * problem.vector([p.data for p in problem.leaves])], watch)[0]
+        return displaced_losses(problem, [0 * problem.parameter_vector()], watch)[0]
 
 
 def side(points: int, start: float, stop: float, marks: Sequence[float]) -> np.ndarray:

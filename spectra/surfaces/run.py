@@ -26,11 +26,11 @@ from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
-from spectra.steps.run import own_model
-from spectra.surfaces.directions import EIGENVECTOR, LOWEST, PATH, find_directions, numbered, refuse_ranks
+from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
 from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
 from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.names import PATH
 from spectra.surfaces.recording import landscape_results
 
 
@@ -171,8 +171,8 @@ class Look:
                 line.stage(f"checkpoint {read}")
 
             key = session.request.named.get("checkpoint_key")
-            own = own_model(session)
-            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, own)
+            model = session.network.trained_model
+            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
             return giver(asked.named)
 
     def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:

@@ -70,7 +70,7 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
     curvatures, slopes = problem.examples * gathered(torch.cat(parts, dim=2), problem.processes).numpy()
     if matrix.subtracts_mean_gradient:
         curvatures = np.square(slopes - slopes.mean(axis=1, keepdims=True))
-    shift, theta = problem.weight_decay, in_float64(problem.vector([p.detach() for p in problem.leaves]))
+    shift, theta = problem.weight_decay, in_float64(problem.parameter_vector())
     for j, d in enumerate(directions):
         curvatures[j] += shift * d.double().square().sum().item()
         slopes[j] += shift * (theta @ d.double()).item()

@@ -251,7 +251,7 @@ class Losses:
         if isinstance(loss, Problem):
             if point is not None:
                 raise ArgumentError("`point`: a problem has its own parameters; leave `point` out")
-            here = loss.vector([p.detach() for p in loss.leaves])
+            here = loss.parameter_vector()
             return cls(lambda steps: displaced_losses(loss, steps), here.to(device_of_vectors(here.device)))
         if not callable(loss):
             raise ArgumentError(f"`loss` of type {type(loss).__name__}: give a Problem, or a function of the weights")

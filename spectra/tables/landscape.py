@@ -11,12 +11,12 @@ import numpy as np
 from spectra.quoting import readable
 from spectra.records.landscape import Barrier, LandscapeResult, Line, Plane
 from spectra.records.record import Record
+from spectra.surfaces.names import ShortNames
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
-from spectra.wording import brief, short_paths, with_error
+from spectra.wording import brief, rounded, with_error
 
 MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
 BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
-WAY = "checkpoint:"  # what the name of a direction to another checkpoint begins with
 MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
 SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
 
@@ -34,7 +34,7 @@ def landscape_parts(record: Record) -> list[Any]:
         parts.append(sizes(results[0]))
     held = [line.holds for entry in results for line in entry.lines if line.holds]
     parts += [MEANING.format(100 * one.share) for one in held[:1]]
-    shown, called = None, Names(results)
+    shown, called = None, ShortNames(results, tail)
     for entry in results:
         if entry.checkpoint and entry.checkpoint != shown:
             shown = entry.checkpoint
@@ -59,33 +59,12 @@ def tail(name: str, most: int = NAME) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-class Names:
-    """Names of checkpoints and directions as tables call them: files by what tells them apart."""
-
-    def __init__(self, results: Sequence[LandscapeResult]):
-        ways = [d.name.partition(":")[2] for entry in results for d in entry.directions if is_way(d.name)]
-        self.files = short_paths(ways) | short_paths([entry.checkpoint for entry in results if entry.checkpoint])
-
-    def file(self, path: str | None) -> str:
-        """A checkpoint."""
-        return tail(self.files.get(path or "", path or ""))
-
-    def __call__(self, direction: str) -> str:
-        """A direction."""
-        return f"to {self.file(direction.removeprefix(WAY))}" if is_way(direction) else direction
-
-
-def is_way(direction: str) -> bool:
-    """Whether a direction leads to another checkpoint."""
-    return direction.startswith(WAY)
-
-
 def first_of_each(results: Sequence[LandscapeResult]) -> list[LandscapeResult]:
     """The results of the first matrix at each checkpoint: what is no matter of matrices is in each of them."""
     return list({entry.checkpoint: entry for entry in reversed(results)}.values())[::-1]
 
 
-def direction_table(entry: LandscapeResult, called: Names) -> Any:
+def direction_table(entry: LandscapeResult, called: ShortNames) -> Any:
     """The table of directions: eigenvalue, norm, slope, curvature, and where the prediction holds."""
     reach = ["holds from", "to"] if any(line.holds for line in entry.lines) else []
     valued = ["λ ± residual"] if any(d.eigenvalue is not None for d in entry.directions) else []
@@ -114,7 +93,7 @@ def range_cells(line: Line | None) -> list[str]:
     return [start, stop]
 
 
-def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
+def barriers(results: Sequence[LandscapeResult], called: ShortNames) -> list[Any]:
     """The table of barriers on ways to other checkpoints, below what they are."""
     found = [(entry, line, line.barrier) for entry in first_of_each(results) for line in entry.lines if line.barrier]
     if not found:
@@ -125,7 +104,7 @@ def barriers(results: Sequence[LandscapeResult], called: Names) -> list[Any]:
     for entry, line, one in found:
         table.add_row(
             *[called.file(entry.checkpoint)] * several,
-            called.file(line.along.removeprefix(WAY)),
+            called.file(line.along),
             height(one),
             f"{one.grid_error:.0e}" if math.isfinite(one.grid_error) else "-",
             f"{one.t:.3f}",
@@ -176,7 +155,7 @@ def share(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
-def spread_table(entry: LandscapeResult, called: Names) -> Any:
+def spread_table(entry: LandscapeResult, called: ShortNames) -> Any:
     """The table of how curvature and slope spread over examples."""
     table = new_table("", "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
     for one in entry.spread or []:
@@ -193,7 +172,7 @@ def spread_table(entry: LandscapeResult, called: Names) -> Any:
     return table
 
 
-def plane_line(entry: LandscapeResult, plane: Plane, called: Names) -> str:
+def plane_line(entry: LandscapeResult, plane: Plane, called: ShortNames) -> str:
     """The line on a plane, with what its figure does not tell."""
     losses = plane.loss[np.isfinite(plane.loss)]
     lowest = f"{losses.min():.4g}" if losses.size else "none finite"
@@ -206,10 +185,10 @@ def plane_line(entry: LandscapeResult, plane: Plane, called: Names) -> str:
 
 def cell(value: float | None) -> str:
     """A number in three digits, or a dash."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else rounded(value)
 
 
-def cost_table(results: Sequence[LandscapeResult], called: Names) -> Any:
+def cost_table(results: Sequence[LandscapeResult], called: ShortNames) -> Any:
     """The table of costs."""
     several = any(entry.checkpoint for entry in results)
     table = new_table(*["of"] * several, "", "evaluations", "products", "s", "set-up s", "converged")

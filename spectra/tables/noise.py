@@ -11,10 +11,13 @@ from spectra.tables.landscape import cell
 from spectra.tables.results import new_table
 from spectra.wording import brief, counted
 
-NOISE = "simple: tr C / |g|²; full: tr(AC) / g'Ag"
+NOISE = (
+    "Simple is tr C / |g|², full is tr(AC) / g'Ag: noise over signal. C is the covariance of the gradients of single "
+    "examples."
+)
 WORST = (
-    "rise of the loss within rho: at least what SAM's first step and more find;\n"
-    "by quadratic models; adaptive: |d / theta| <= rho, entry by entry"
+    "The largest rise of the loss at a distance of rho or less. It is at least what SAM's first step and further ones "
+    "find; below a matrix is that of the quadratic model. Adaptive: the distance is the norm of the d_i / theta_i."
 )
 
 
@@ -22,12 +25,12 @@ def noise_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any
     """Text and table of noise scales; nothing where they were left out."""
     noise = point.noise
     if point.without_noise:
-        yield f"left out: noise: {point.without_noise}"
+        yield f"\nleft out: noise: {point.without_noise}"
     if noise is None:
         return
     data = "all there are" if noise.population else "a sample"
     examples = counted(noise.examples, noise.unit)
-    yield f"\nNoise scale, in {noise.unit}s, of {examples} taken for {data}\n{NOISE}"
+    yield f"\nNoise scale, in {noise.unit}s, of {examples} taken for {data}. {NOISE}"
     table = new_table("", "noise scale", "95 %", "noise", "signal")
     rows = [("simple", noise.simple)]
     rows += [(f"full, {entry.curvature}", entry.full_noise) for entry in results if entry.full_noise]
@@ -68,7 +71,7 @@ def worst_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any
     if not point.worst:
         return
     matrices = [entry for entry in results if entry.balls]
-    yield f"\nWorst case in a ball\n{WORST}"
+    yield f"\nWorst case in a ball. {WORST}"
     table = new_table("rho", "first step", counted(len(point.worst[0].rises), "step"), *(m.curvature for m in matrices))
     for worst in point.worst:
         rises = [cell(None)] * 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.style import StyleType
-from rich.table import Table
+from rich.table import Column, Table
 
 from spectra.quoting import NAME, escaped, quoted, readable
 from spectra.records.density import Share
@@ -280,6 +282,39 @@ def new_table(*columns: str) -> Table:
     return table
 
 
+def fitting(table: Table, console: Console) -> list[Table]:
+    """The table; where its lines are too long, tables of as many of its columns as fit, behind the first one each.
+
+    Where one column is too wide for that, as of prose, the table stays whole and its cells wrap.
+    """
+    if width_of(table, console) <= console.width:
+        return [table]
+    first, *others = table.columns
+    groups: list[list[Column]] = [[]]
+    for column in others:
+        if width_of(with_columns(table, [first, column]), console) > console.width:
+            return [table]
+        if width_of(with_columns(table, [first, *groups[-1], column]), console) > console.width:
+            groups.append([])
+        groups[-1].append(column)
+    return [with_columns(table, [first, *some]) for some in groups]
+
+
+def width_of(table: Table, console: Console) -> int:
+    """The width of a table whose cells do not wrap."""
+    return Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
+
+
+def with_columns(table: Table, columns: Sequence[Column]) -> Table:
+    """A table of some columns of another."""
+    part = Table(box=table.box, pad_edge=table.pad_edge, padding=table.padding)
+    for column in columns:
+        part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        part.add_row(*cells)
+    return part
+
+
 class Quoted(Table):
     """A table whose cells may hold what others call things."""
 
@@ -293,5 +328,8 @@ def rendered(*parts: str | Table) -> str:
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print("\n".join(map(escaped, part.split("\n"))) if isinstance(part, str) else part)
+        if isinstance(part, str):
+            console.print("\n".join(map(escaped, part.split("\n"))))
+        else:
+            console.print(*fitting(part, console))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spectra.quoting import readable
 from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepFound, StepPoint, StepResult
-from spectra.tables.landscape import cell
+from spectra.tables.landscape import cell, tail
 from spectra.tables.noise import noise_parts, worst_parts
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
-MOST_LAYERS = 12  # of which the table tells
-MEANING = "best t: lowest loss at theta + t d; critical t: loss as at 0; cos of d and -g"
-OF_MATRIX = "best t: -g'd / d'Ad; within %: the layers' own part of d'Ad"
-OF_LAYERS = "own: d_l'A_l d_l, whole: d_l'(A d)_l, of d'Ad"
+NOTHING_KNOWN = 99.0  # per cent between bounds, as where eigenvectors are not converged
+MOST_LAYERS, MOST_NAME = 12, 16  # layers of which the table tells; characters of the name of a direction
+ALONG = (
+    "cos is the cosine between d and -g. The loss is lowest at the best t, and back at its value at t = 0 at the "
+    "critical t."
+)
+UNITS = {
+    "gradient": "t is a learning rate",
+    "momentum": "t is a learning rate",
+    "update": "t = 1 is the optimizer's step",
+    "checkpoint": "t = 1 is the other checkpoint",
+}
+WITHIN = "Within layers is the part of d'Ad in per cent that the layers' own diagonal blocks make."
+OF_LOSS = "The best t is where the quadratic model of the loss is lowest, -g'd / d'Ad."
+SHARES = "Share of |d|² in the {} leading eigenvectors, in per cent, with bounds; by chance it is {:.2g} %."
+LAYERS = (
+    "Layers along {}, {}: per cent of |d|² and of d'Ad. Own is d_l'A_ll d_l, by the layer's own block; whole is "
+    "d_l'(A d)_l, which has the terms between layers too."
+)
 
 
 def step_text(record: Record) -> str:
@@ -28,41 +43,51 @@ def step_parts(record: Record) -> list[Any]:
     """Texts and tables: the loss along each direction, then for each matrix its curvature and shares; then the cost."""
     point, results = record.point, record.results
     assert point  # of every record of this command
-    parts = [heading(record.problem), sizes(point), f"{MEANING}\n{units(point.directions)}", line_table(point)]
-    parts += reasons(point)
+    called = {name: tail(short, MOST_NAME) for name, short in point.called().items()}
+    parts = [heading(record.problem), sizes(point, called)]
+    parts += [f"\nLoss at theta + t d along each direction d. {units(point.directions)}. {ALONG}"]
+    parts += [line_table(point, called), *at_one(point, called), *reasons(point, called)]
+    of_loss = f" {OF_LOSS}" if any(entry.of_the_loss for entry in results) else ""
+    parts.append(f"\nCurvature d'Ad along each direction d, for each matrix A. {WITHIN}{of_loss}")
     for entry in results:
-        parts += [f"\n{entry.curvature}: {OF_MATRIX}{shares_told(entry)}", matrix_table(entry)]
+        parts += [f"\n{entry.curvature}", matrix_table(entry, called)]
+    parts += share_parts(results, called)
     if (entry := next((one for one in results if has_layers(one)), None)) is not None:
         one = entry.along[min(1, len(entry.along) - 1)]
-        parts += [f"{entry.curvature} along {one.direction}, {OF_LAYERS}", layer_table(one)]
+        parts += [f"\n{LAYERS.format(called[one.direction], entry.curvature)}", layer_table(one)]
     parts += [*noise_parts(point, results), *worst_parts(point, results)]
     return [*parts, cost_table(results), *remarks(record)]
 
 
-def sizes(point: StepPoint) -> str:
+def sizes(point: StepPoint, called: Mapping[str, str]) -> str:
     """The line on |theta|, the norm of the gradient and those of directions."""
-    lengths = ", ".join(f"{d.name} {cell(d.norm)}" for d in point.directions)
+    lengths = ", ".join(f"{called[d.name]} {cell(d.norm)}" for d in point.directions)
     return f"|theta| {cell(point.parameter_norm)}, gradient norm {cell(point.gradient_norm)}; |d|: {lengths}"
 
 
 def units(directions: Sequence[StepDirection]) -> str:
     """What t is along each direction, in words."""
     by_unit: dict[str, list[str]] = {}
-    for d in directions:
-        by_unit.setdefault(d.unit, []).append(d.kind)
-    told = [f"{unit} ({', '.join(dict.fromkeys(kinds))})" for unit, kinds in by_unit.items()]
-    return f"t = 1 is a {', a '.join(told)}"
+    for kind in dict.fromkeys(d.kind for d in directions):
+        by_unit.setdefault(UNITS[kind], []).append(kind)
+    return "; ".join(f"{unit} ({', '.join(kinds)})" for unit, kinds in by_unit.items())
 
 
-def line_table(point: StepPoint) -> Any:
+def line_table(point: StepPoint, called: Mapping[str, str]) -> Any:
     """The table of the loss along each direction."""
-    table = new_table("", "cos", "slope g'd", "best t", "critical t", "at t = 1")
+    table = new_table("", "cos", "slope g'd", "best t", "critical t")
     for d in point.directions:
         slope = cell(d.slope) if d.slope_error is None else brief(d.slope, d.slope_error)
         found = (step_cell(one) for one in (d.best, d.critical))
-        at_one = "" if d.loss_at_one is None else f"{d.loss_at_one:.5g}"
-        table.add_row(d.name, cell(d.cosine), slope, *found, at_one)
+        table.add_row(called[d.name], cell(d.cosine), slope, *found)
     return table
+
+
+def at_one(point: StepPoint, called: Mapping[str, str]) -> Iterator[str]:
+    """The line on the losses at t = 1, of directions of which that is a point of its own."""
+    losses = [f"{called[d.name]} {d.loss_at_one:.5g}" for d in point.directions if d.loss_at_one is not None]
+    if losses:
+        yield f"loss at t = 1: {', '.join(losses)}"
 
 
 def step_cell(found: StepFound) -> str:
@@ -72,12 +97,12 @@ def step_cell(found: StepFound) -> str:
     return brief(found.step, found.error)
 
 
-def reasons(point: StepPoint) -> Iterator[str]:
+def reasons(point: StepPoint, called: Mapping[str, str]) -> Iterator[str]:
     """Lines on steps and directions that there are not."""
     for d in point.directions:
         for what, found in (("best", d.best), ("critical", d.critical)):
             if found.reason and not (what == "critical" and found.reason == d.best.reason):
-                yield f"{d.name}: no {what} step, {found.reason}{far(d, found)}"
+                yield f"{called[d.name]}: no {what} step, {found.reason}{far(d, found)}"
     yield from (f"left out: {text}" for text in point.left_out)
 
 
@@ -86,24 +111,29 @@ def far(d: StepDirection, found: StepFound) -> str:
     return f" (t up to {d.searched:.3g})" if "range" in (found.reason or "") else ""
 
 
-def shares_told(entry: StepResult) -> str:
-    """What the columns of shares are."""
-    if not entry.k:
-        return ""
-    chance = 100 * entry.k / entry.parameters
-    return f"\nshare: of d in {entry.k} leading eigenvectors, the rest in the bulk; by chance {chance:.2g} %"
-
-
-def matrix_table(entry: StepResult) -> Any:
-    """The table of curvatures along each direction, and of shares."""
-    table = new_table("", "d'Ad/|d|²", "best t", "within %", *(["share % (bounds)"] if entry.k else []))
+def matrix_table(entry: StepResult, called: Mapping[str, str]) -> Any:
+    """The table of curvatures along each direction."""
+    table = new_table("", "d'Ad / |d|²", *["best t"] * entry.of_the_loss, "within layers %")
     for one in entry.along:
         best = "-" if one.best_step is None else cell(one.best_step)
         if one.best_step is not None and one.best_step_error is not None:
             best = brief(one.best_step, one.best_step_error)
         sharpness = brief(one.sharpness, one.sharpness_error)
-        table.add_row(one.direction, sharpness, best, within_cell(one), *([share_cell(one)] if entry.k else []))
+        table.add_row(called[one.direction], sharpness, *[best] * entry.of_the_loss, within_cell(one))
     return table
+
+
+def share_parts(results: Sequence[StepResult], called: Mapping[str, str]) -> list[Any]:
+    """Text and table of the shares in leading eigenvectors of each matrix; nothing where there are none."""
+    held = [entry for entry in results if entry.k]
+    if not held:
+        return []
+    k, n = held[0].k, held[0].parameters
+    table = new_table("", *[entry.curvature for entry in held])
+    shares = [{one.direction: share_cell(one) for one in entry.along} for entry in held]
+    for name in dict.fromkeys(name for some in shares for name in some):
+        table.add_row(called[name], *[some.get(name, "-") for some in shares])
+    return [f"\n{SHARES.format(k, 100 * k / n)}", table]
 
 
 def within_cell(one: StepAlong) -> str:
@@ -116,11 +146,13 @@ def within_cell(one: StepAlong) -> str:
 
 
 def share_cell(one: StepAlong) -> str:
-    """`63.2 (62.9-63.5)`, the share in all the leading eigenvectors in per cent, with its bounds."""
+    """`63.2 (62.9 to 63.5)`, the share in all the leading eigenvectors in per cent, with its bounds; or a dash."""
     if not len(one.share):
         return "-"
     share, lower, upper = (100 * float(values[-1]) for values in (one.share, one.share_lower, one.share_upper))
-    return f"{share:.3g} ({lower:.3g}-{upper:.3g})"
+    if upper - lower > NOTHING_KNOWN:
+        return "-"
+    return f"{cell(share)} ({cell(lower)} to {cell(upper)})"
 
 
 def has_layers(entry: StepResult) -> bool:

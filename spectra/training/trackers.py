@@ -18,6 +18,8 @@ from spectra.sweeps.eigenspaces import ranks
 from spectra.sweeps.tracked import named, names_of
 
 Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
+OPTION, TENSORBOARD = "`log`", "tensorboard"
+PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # with their modules
 GIVE = (
     "give an object with .log(values, step), as wandb's run, a SummaryWriter of TensorBoard, a logger of Lightning's, "
     "or a function (values, step)"
@@ -62,9 +64,9 @@ def by_add_scalar(log: Any) -> Tracker:
 
 def by_log(log: Any) -> Tracker:
     """Hand over all values at once, the step by its name where `log` has an argument of that name."""
-    named = has_step(log.log)
+    by_name = has_step(log.log)
     # wandb.log is another function once wandb.init() has been called: it is looked up each time.
-    return lambda values, step: log.log(values, step=step) if named else log.log(values, step)
+    return lambda values, step: log.log(values, step=step) if by_name else log.log(values, step)
 
 
 ADAPTERS: dict[str, Callable[[Any], Tracker]] = {
@@ -166,7 +168,3 @@ def opened(kind: str, place: str, spec: str) -> Iterator[Any]:
         package.init(project=place)
         yield package
         package.finish()
-
-
-OPTION, TENSORBOARD = "`log`", "tensorboard"
-PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # with their modules

@@ -397,8 +397,9 @@ watch = Watch  # as a loop calls it
 
 
 def stepped(optimizer: Any) -> bool:
-    """Whether an optimizer, or what is given as one, has a state already."""
-    return bool(getattr(optimizer, "state", True))
+    """Whether an optimizer, or what is given as one, has had a step; Adagrad has a state before its first."""
+    state = getattr(optimizer, "state", None)
+    return not isinstance(state, Mapping) or any(held and held.get("step", 1) > 0 for held in state.values())
 
 
 def first_process() -> bool:

@@ -45,6 +45,13 @@ def mean_gradient(problem: Problem) -> Tensor:
     return problem.processes.total(total).to(device_of_vectors(problem.device)) / problem.weight
 
 
+def with_weight_decay(problem: Problem, gradient: Tensor) -> Tensor:
+    """The gradient (n,) of the mean loss with the problem's weight decay, from that without."""
+    if not problem.weight_decay:
+        return gradient
+    return gradient + problem.weight_decay * problem.parameter_vector().to(gradient.device)
+
+
 def outer_product(problem: Problem, g: Tensor, scale: float) -> Apply:
     """The product with scale g g', as a function of a vector (n,)."""
 

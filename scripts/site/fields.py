@@ -1,0 +1,124 @@
+"""A hook of the site: reference/results.md holds every key of every result, with its type and its meaning.
+
+Types and keys come from the dataclasses of `spectra.records`. The meaning of a key is the comment behind the field,
+where there is one that can be read alone; fields.toml, beside this file, holds those of the others.
+"""
+
+import ast
+import inspect
+import re
+import tomllib
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+from spectra.records.drawn import PlotRecord, ReportRecord
+from spectra.records.entry import Entry
+from spectra.records.fields import Slot, layout
+from spectra.records.record import RESULTS, Record
+from spectra.records.sweep import Evolution, SweepStatus
+
+PAGE, MARK = "reference/results.md", "<!-- results -->"
+MEANINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+SIMPLE = {str: "text", bool: "true or false", int: "integer", float: "number", Any: "any"}
+NUMBERS = {1: "list of numbers", 2: "rows of numbers", 3: "numbers, nested 3 deep"}
+OTHERS = {"plot": PlotRecord, "report": ReportRecord, "sweep collect": Evolution, "sweep status": SweepStatus}
+
+
+def comments(cls: type) -> dict[str, str]:
+    """The comments behind the fields of a dataclass, not those of the classes that it inherits from."""
+    text = inspect.getsource(cls)
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body[0].body:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(node, ast.AnnAssign):
+            said = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
+            found[node.target.id] = " ".join(filter(None, said))
+    return found
+
+
+def meaning(cls: type, name: str) -> str:
+    """What a field means, or an empty text where nobody says so."""
+    for base in cls.__mro__:
+        if is_dataclass(base) and name in comments(base):
+            return MEANINGS.get(f"{base.__name__}.{name}") or comments(base)[name] or MEANINGS.get(name, "")
+    return ""
+
+
+def type_of(kind: Any, wanted: list[type]) -> str:
+    """The type of a field in words; dataclasses in it are links, and go to `wanted`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind in SIMPLE:
+        return SIMPLE[kind]
+    if origin is Annotated:
+        return NUMBERS[inner[1]]
+    if origin in (list, tuple):
+        return f"list of {type_of(inner[0], wanted)}"
+    if origin is dict:
+        return f"object of {type_of(inner[1], wanted)}"
+    if inner:
+        parts = [type_of(one, wanted) for one in inner if one is not NoneType]
+        return " or ".join(dict.fromkeys(parts + ["null"] * (NoneType in inner)))
+    if kind not in wanted:
+        wanted.append(kind)
+    return f"[{kind.__name__}](#{kind.__name__.lower()})"
+
+
+def row(cls: type, slot: Slot, wanted: list[type]) -> str:
+    """The line of one field in a table."""
+    array = f"`{slot.array}_CURVATURE`"
+    told = in_json(meaning(cls, slot.name))
+    if not slot.key:
+        return f"| {array} | array, in the NPZ file alone | {told} |"
+    told += f"; in the NPZ file {array}" if slot.array else ""
+    return f"| `{slot.key}` | {type_of(slot.kind, wanted)} | {told} |"
+
+
+def in_json(text: str) -> str:
+    """A comment as a cell of a table, with the words of JSON for those of Python."""
+    for python, json in {"None": "null", "True": "true", "False": "false"}.items():
+        text = re.sub(rf"\b{python}\b", json, text)
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [re.sub(r"([*<\[\]_])", r"\\\1", part) for part in parts[::2]]  # code stays as it is
+    return "`".join(parts)
+
+
+def table(cls: type, slots: list[Slot], wanted: list[type]) -> str:
+    rows = [row(cls, slot, wanted) for slot in slots if not slot.rest]
+    return "\n".join(["| key | type | meaning |", "| --- | --- | --- |", *rows])
+
+
+def summary(cls: type) -> str:
+    """The first paragraph of what a dataclass says of itself."""
+    return in_json(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " "))
+
+
+def described() -> list[str]:
+    """The paragraphs of Markdown on all results."""
+    wanted: list[type] = []
+    common = {slot.name for slot in layout(Entry)}
+    found = [
+        "## Every result",
+        summary(Record),
+        table(Record, [slot for slot in layout(Record) if not slot.of], wanted),
+        "Every entry of `results` has the keys of its command, below, and those of all commands:",
+        table(Entry, list(layout(Entry)), wanted),
+    ]
+    for command, cls in RESULTS.items():
+        own = [slot for slot in layout(cls) if slot.name not in common]
+        beside = [slot for slot in layout(Record) if command in slot.of]
+        found += [f"## {command}", f"An entry of `results`. {summary(cls)}", table(cls, own, wanted)]
+        found += ["Beside `results`:", table(Record, beside, wanted)] * bool(beside)
+    for command, cls in OTHERS.items():
+        found += [f"## {command}", summary(cls), table(cls, list(layout(cls)), wanted)]
+    found.append("## Parts")
+    for cls in wanted:  # which grows on the way
+        found += [f"### {cls.__name__}", summary(cls), table(cls, list(layout(cls)), wanted)]
+    return found
+
+
+def on_page_markdown(markdown, page, config, files):
+    if page.file.src_uri != PAGE:
+        return markdown
+    assert MARK in markdown
+    return markdown.replace(MARK, "\n\n".join(described()))
