@@ -505,7 +505,9 @@ def landscape(
     for name in named_matrices(curvature):
         among("curvature", name, MATRICES)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
-    texts = [along] if isinstance(along, str) else list(along)
+    texts = [along] if isinstance(along, str) else along
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise wrong("along", along, "a name of a direction as text, or several")
     more = tuple(map(str, [others] if isinstance(others, str | Path) else others))
     grid = Grid(None if radius is None else positive("radius", radius), None if points is None else odd(points))
     settings = LandscapeSettings(tuple(map(named, texts)), grid, positive("tolerance", tolerance), more, optimizer)

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 MORE = "raise --max-products"
-CROWDED = "eigenvalues that crowd, as at 0, take the most"
+CROWDED = "clustered eigenvalues (e.g. near 0) converge slowly"
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Command:
     """The parts of one command and where they are. A command without a title writes no results."""
 
     cli: str  # of the click command
+    group: str = "Analyse"  # what help lists it under
     spends_products: bool = True  # else of several ranks the first does all
     title: str = ""  # of its results on a page
     tables: str = ""  # of a function that makes strings and tables of a record
@@ -47,7 +48,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         "spectra.cli.trace:trace",
         title="Trace",
         tables="spectra.tables.results:trace_parts",
-        captions={"trace": "Traces, with two standard errors to either side"},
+        captions={"trace": "Traces, with error bars of two standard errors"},
         way_out=f"{MORE}, or loosen --rtol",
         rows="spectra.sweeps.rows:trace_rows",
     ),
@@ -57,20 +58,21 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.outliers:density_parts",
         captions={
             "density": "Spectral density, and below it the cumulative distribution, with 95 % bands",
-            "density-log": "The same on an asinh axis: logarithmic, but linear around zero",
+            "density-log": "Spectral density on an asinh axis, which is logarithmic but linear around zero",
         },
         way_out=MORE,
         rows="spectra.sweeps.rows:density_rows",
     ),
     "compare": Command(
         "spectra.cli.compare:compare",
+        group="Compare",
         title="Comparison of matrices",
         tables="spectra.tables.comparison:compare_parts",
         figures="spectra.plots.compared:compare_figures",
         captions={
             "compare": "Eigenvalues, leading eigenspaces, distributions and distances of the matrices",
-            "compare-held-out": "Leading eigenvalues and eigenspaces here and on the held-out data",
-            "compare-subsample": "Largest eigenvalues by number of examples, and where they tend to",
+            "compare-held-out": "Leading eigenvalues and eigenspaces on the data and on the held-out data",
+            "compare-subsample": "Largest eigenvalues on N examples, extrapolated to infinitely many",
         },
         way_out=f"{MORE}, or ask for fewer -k",
     ),
@@ -80,7 +82,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.layers:layers_parts",
         figures="spectra.plots.layers:layers_figures",
         captions={
-            "layers": "What the diagonal blocks of the matrices hold, block by block",
+            "layers": "Trace, eigenvalues and leading eigenvector of each diagonal block",
             "layers-density": "Spectral density of each diagonal block",
         },
         way_out=f"{MORE}, try --dtype float64, or loosen --rtol or --tol",
@@ -91,9 +93,9 @@ COMMANDS = {  # those with results in the order in which a page shows them
         tables="spectra.tables.landscape:landscape_parts",
         figures="spectra.plots.landscape:landscape_figures",
         captions={
-            "landscape": "Loss along directions, its quadratic model, and the rise above the chord to a checkpoint",
+            "landscape": "Loss along directions, its quadratic model, and the barrier on the way to a checkpoint",
             "landscape-plane": "Loss in the planes of two directions, with other checkpoints as points",
-            "landscape-surface": "The same planes as surfaces",
+            "landscape-surface": "Loss in these planes, as surfaces",
         },
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
@@ -105,10 +107,10 @@ COMMANDS = {  # those with results in the order in which a page shows them
         captions={"step": "Loss along the next step, and its share in the leading eigenvectors"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
-    "plot": Command("spectra.cli.plot:plot", spends_products=False),
-    "report": Command("spectra.cli.report:report", spends_products=False),
-    "demo": Command("spectra.cli.demo:demo"),
-    "sweep": Command("spectra.cli.sweep:sweep", spends_products=False),
+    "demo": Command("spectra.cli.demo:demo", group="Run many"),
+    "sweep": Command("spectra.cli.sweep:sweep", group="Run many", spends_products=False),
+    "plot": Command("spectra.cli.plot:plot", group="Show", spends_products=False),
+    "report": Command("spectra.cli.report:report", group="Show", spends_products=False),
 }
 
 

@@ -135,10 +135,11 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
             "statistics, or other chance in the model's forward do this; make it deterministic, as model.eval() does"
         )
     if asymmetry > allowed:
-        raise SpectraError(
-            f"the matrix is not symmetric (by {asymmetry:.1e} of its size): a custom autograd function whose "
-            "derivative is wrong, or a hook that changes gradients, does this; try `dtype` float64, or check that layer"
+        cause = find_on("asymmetry", operator) or (
+            "a custom autograd function whose derivative is wrong, or a hook that changes gradients, does this; try "
+            "`dtype` float64, or check that layer"
         )
+        raise SpectraError(f"the matrix is not symmetric (by {asymmetry:.1e} of its size): {cause}")
     return max(repeat, asymmetry)
 
 

@@ -35,11 +35,12 @@ def outline(self: Any) -> str:
 
     It is a `__repr__`.
     """
-    told = ", ".join(f"{field.name}={_outline(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    told = ", ".join(f"{field.name}={outlined(getattr(self, field.name))}" for field in fields(self) if field.repr)
     return f"{type(self).__name__}({told})"
 
 
-def _outline(value: Any) -> str:
+def outlined(value: Any) -> str:
+    """A value on one short line, as in `outline`."""
     if hasattr(value, "tolist") and (shape := value.shape):
         if len(shape) == 1:
             first = ", ".join(f"{number:.4g}" for number in value[:3].tolist())

@@ -181,6 +181,14 @@ class ByAdam(Net):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
 
 
+def test_an_optimizer_that_waits_for_its_first_step(tmp_path, caplog):
+    """While gradients of the first step are accumulated there is no state either, and not a word of it."""
+    callback = SpectraCallback(tmp_path, every=4, examples=40, products=20, k=1, precondition=True)
+    fit(ByAdam(), callback, TensorDataset(X, Y), accumulate_grad_batches=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000004"]
+    assert "not recorded" not in caplog.text
+
+
 def test_what_the_optimizer_meets(tmp_path):
     """At the end of a training, beside its threshold; before the first step there is no state, and no recording."""
     torch.manual_seed(0)

@@ -127,6 +127,7 @@ def test_several_checkpoints(record):
         assert arrays["loss_ggn_a-10.pt_1"].tolist() == found["results"][3]["lines"][0]["loss"]
     rows = list(load_result("both/landscape.json").rows())
     assert {row["checkpoint"] for row in rows} == {"a-2.pt", "a-10.pt"}
+    assert marks_told_apart(landscape_figures(Record.of(found))["landscape"])
     text = landscape_text(Record.of(found))
     assert max(map(len, text.splitlines())) <= 80
     assert "a-10: loss" in text
@@ -291,8 +292,22 @@ def test_the_call_has_the_numbers_of_the_command(record):
         ({"radius": 0}, "^`radius` 0"),
         ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
         ({"along": "update"}, "^`optimizer`: update needs the state"),
+        ({"along": "update", "model": nn.Sequential(nn.Linear(4, 3))}, "^`optimizer`: update needs the state"),
+        ({"along": 1}, "^`along` 1: give a name of a direction"),
+        ({"along": [1]}, r"^`along` \[1\]: give a name of a direction"),
     ],
 )
 def test_what_the_call_refuses(options, told):
     with pytest.raises(spectra.SpectraError, match=told):
-        spectra.landscape("nets.py:mlp", "cross_entropy", "points.npz", **{"points": 3, **options})
+        spectra.landscape(
+            **{"model": "nets.py:mlp", "loss": "cross_entropy", "data": "points.npz", "points": 3, **options}
+        )
+
+
+def marks_told_apart(figure) -> bool:
+    """Whether every panel marks the lines of each checkpoint by a shape of its own, the one in the legend."""
+    legend = figure.subfigs[0].legends[0]
+    shown = {text.get_text(): handle for text, handle in zip(legend.texts, legend.legend_handles, strict=True)}
+    shapes = [shown[name].get_marker() for name in ("a-2", "a-10")]
+    panels = [{line.get_marker() for line in axes.lines} for axes in figure.subfigs[0].axes]
+    return len(set(shapes)) == 2 and all({*shapes} <= panel for panel in panels[::2])

@@ -117,7 +117,7 @@ def test_tables_fit_the_page(call):
     _, out, _ = call(f"{LINE} {EVERYTHING} --curvature gradient-covariance --curvature fisher-batch")
     assert max(map(len, out.splitlines())) <= 80
     assert "fisher-batch is made of batches" in out
-    assert "holds for t" in out
+    assert "holds: the range of t in theta + t d" in out
     assert list(Path().glob("*.png")) == list(Path().glob("*.json")) == []
 
 

@@ -213,7 +213,7 @@ def test_the_table_is_sorted(sort, record, call):
     expected = [block["name"] for i, block in sorted(enumerate(entry["blocks"]), key=lambda pair: key(*pair))]
     out = call(line)[1]
     assert rows(out, names) == expected
-    assert ("by falling" in " ".join(out.split())) == (sort != "order")
+    assert ("largest first" in " ".join(out.split())) == (sort != "order")
 
 
 def test_sorting_by_what_was_not_asked_for_keeps_the_order(record, call):
@@ -225,15 +225,15 @@ def test_sorting_by_what_was_not_asked_for_keeps_the_order(record, call):
 def test_a_table_ends_after_so_many_rows(record):
     found = many(record(f"{LINE} --by channel"), 100)
     text = layers_text(Record.of(found))
-    assert f"and {100 - MOST} more: all of them with --json or --out" in text
+    assert f"and {100 - MOST} more blocks, which --json and --out hold" in text
     assert len([line for line in text.splitlines() if line.strip().startswith("layer")]) == MOST
 
 
 def test_what_was_not_proven_is_named(record):
     found = record(LINE)
-    assert "unproven" not in layers_text(Record.of(found))
+    assert "not proven" not in layers_text(Record.of(found))
     found["results"][0]["blocks"][1]["complete"] = False
-    assert "unproven that no eigenvalue was missed: 2" in layers_text(Record.of(found))
+    assert "not proven with 99 % confidence that no eigenvalue was missed: 2" in layers_text(Record.of(found))
 
 
 # Files

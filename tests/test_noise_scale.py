@@ -362,6 +362,12 @@ def test_fieller():
     assert Ratio(0.0, 2.0, zero, zero).interval == (0.0, 0.0)  # no noise at all
 
 
+def test_a_noise_scale_is_short_when_it_is_printed():
+    found = spectra.noise_scale(classifier(), population=True)
+    parts = f"simple {found.simple}, full (hessian) {found.full}; of 12 examples in {found.products} products"
+    assert repr(found) == f"Noise({parts})"
+
+
 def test_refusals():
     with pytest.raises(SpectraError, match="one example has no covariance"):
         spectra.noise_scale(regression(1, 0))
@@ -369,6 +375,8 @@ def test_refusals():
         spectra.noise_scale(classifier(), "fisher-empirical")
     with pytest.raises(SpectraError, match="`by` token: give one of example, item"):
         spectra.noise_scale(classifier(), by="token")
+    with pytest.raises(SpectraError, match="`problem` Sequential: give a Problem"):
+        spectra.noise_scale(network())
     with pytest.raises(SpectraError, match="`max_products` 3: give"):
         spectra.noise_scale(classifier(), max_products=3)
     loss = CustomLoss(lambda output, target: (output - output.mean(0)).square().sum() / len(output))

@@ -547,7 +547,7 @@ def test_a_long_name_leaves_room_for_numbers(tmp_path, monkeypatch, capsys):
     np.save(name, np.diag([3.0, 2.0, 1.0]))
     assert run(["eig", "--operator", name, "-k", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "products     s  set-up s  converged  nothing missed" in shown
+    assert "products  time (s)  setup (s)  converged  complete" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert name in shown
 

@@ -451,5 +451,21 @@ def test_files(tmp_path):
             read_optimizer(tmp_path / name, key)
     with pytest.raises(SpectraError, match=r"holds no state of an optimizer, but 0\.weight"):
         read_optimizer(tmp_path / "weights.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "plain").mkdir()
+    torch.save(weights, tmp_path / "plain" / "pytorch_model.bin")
+    for folder in ("empty", "plain"):
+        with pytest.raises(SpectraError, match=rf"{folder} is a folder without optimizer\.pt or optimizer\.bin; name"):
+            read_optimizer(tmp_path / folder)
     with pytest.raises(SpectraError, match="no such file"):
         read_optimizer(tmp_path / "absent.pt")
+
+
+def test_a_name_that_the_state_denies():
+    """A decay that Adam's state says is coupled is not AdamW's; without a decay they are one optimizer."""
+    model = network()
+    state = trained(model, model.parameters(), torch.optim.Adam, weight_decay=0.1).state_dict()
+    with pytest.raises(SpectraError, match="weight decay is coupled, as Adam's is, and not as AdamW's"):
+        preconditioner(state, model, name="AdamW")
+    state["param_groups"][0]["weight_decay"] = 0
+    assert torch.equal(preconditioner(state, model, name="AdamW").root, preconditioner(state, model).root)

@@ -537,7 +537,7 @@ def test_eig_tells_of_noise_and_of_products_in_ieee(folder, capfd):
     assert run(shlex.split(f"eig {PROBLEM} -k 4 --precision bf16")) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert f"{result['products']} ({result['ieee_products']} ieee)" in out
-    assert "products in bf16 are off by" in out
+    assert "products in bf16 have a relative error of" in out
 
 
 def test_methods_without_polishing_say_that_they_are_in_ieee(folder, capfd):

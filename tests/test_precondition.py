@@ -345,7 +345,7 @@ def test_comparisons_have_one_preconditioner(found):
         assert abs(entry["norm"]["value"] - norm) < 5 * error + 1e-9 * norm
     assert record["causes"] == []
     text = " ".join(compare_text(Record.of(record)).split())
-    assert "gradient-covariance: of products of gradients, to which weight decay is not added" in text
+    assert "gradient-covariance: made of products of gradients, to which weight decay is not added" in text
     curvatures = {
         name: spectra.Curvature(
             spectra.Problem(model, spectra.MeanSquaredError(), spectra.cut_batches(x, y, torch.arange(20), 20)), name
@@ -449,7 +449,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
     "--precondition nets.py:P --wrt inputs": "--precondition: an optimizer moves parameters, not inputs",
     "--precondition nets.py:P --curvature ntk": "--curvature ntk: is a matrix over examples",
     "--precondition nets.py:P --curvature ggn --method gram": "--method gram: needs a factor of the matrix",
-    "--precondition last.pt --weight-decay 0.1": "--weight-decay 0.1: the optimizer of --precondition has a weight",
+    "--precondition last.pt --weight-decay 0.1": "--weight-decay 0.1: the optimizer of --precondition has weight",
     "--precondition last.pt --deflate plain": "--deflate plain: its matrices are not preconditioned",
 }
 
@@ -491,7 +491,7 @@ def test_the_threshold_stands_beside_eigenvalues(call):
     assert "hessian, preconditioned" in text
     assert "preconditioned: P^-1/2 A P^-1/2 for each matrix A, P of RMSprop in the checkpoint" in text
     assert "threshold of stability 300 (RMSprop, eta 0.01)" in text
-    assert f"hessian: eigenvalue 1 is at {by_falling(matrix)[0] / 300:.4f} ± " in text
+    assert f"hessian: eigenvalue 1 is {by_falling(matrix)[0] / 300:.4f} ± " in text
     assert "is at" not in call(f"eig {MEETS} -k 2 --which SA")[1]  # the largest eigenvalue is not known there
     lines = (f"layers {MEETS} --rtol 0.1", f"density {MEETS} --steps 5 --probes 2 --out d")
     for line in lines:

@@ -16,6 +16,7 @@ from spectra.optimizer.entry import Entry
 from spectra.optimizer.momentum import Recurrence, threshold
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.preconditioner import preconditioner
+from spectra.product_checks import check_operator
 
 RATE = 0.03
 STEPS = 7
@@ -389,6 +390,15 @@ def test_preconditioned_is_the_matrix_it_stands_for(dtype):
             torch.testing.assert_close(operator @ given, expected @ given)
     with pytest.raises(TypeError, match="dtype"):
         Preconditioned(matrix, root) @ torch.ones(n, dtype=torch.float16)
+
+
+def test_rounding_that_p_magnifies_is_told():
+    """In single precision products that are not symmetric are laid to P, in double to the model."""
+    skew = torch.eye(4, dtype=torch.float64) + torch.tensor([[0.0, 0.1, 0, 0]] + 3 * [[0.0] * 4])
+    for dtype, cause in ((torch.float32, r"P\^-1/2 magnifies the rounding"), (torch.float64, "a custom autograd")):
+        operator = Preconditioned(skew.to(dtype), torch.ones(4, dtype=dtype))
+        with pytest.raises(SpectraError, match=f"the matrix is not symmetric .*{cause}"):
+            check_operator(operator)
 
 
 def test_eigenvalues_are_those_of_the_preconditioned_matrix():

@@ -17,6 +17,7 @@ from spectra.records.eig import EigResult
 from spectra.records.fields import Lacks
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record, load
+from spectra.records.sweep import Evolution, Row
 
 COST = {"converged": True, "products": 25, "seconds": 0.4, "setup_seconds": 0.1}
 PROBLEM = ProblemRecord.known(
@@ -136,6 +137,10 @@ def test_a_field_that_there_is_not_cannot_be_made():
 def test_a_short_repr_shows_numbers_with_their_errors_and_cost():
     assert repr(eig()) == "EigResult(hessian: 4 ± 1e-05, -1.5 ± 0.2, lanczos; 25 products in 0.4 s)"
     assert "not converged" in repr(eig(converged=False))
+    loss = {"curvature": None, "seed": None, "quantity": "loss", "index": None, "value": 1 / 3}
+    rows = tuple(Row(checkpoint="a", step=step, **loss) for step in range(1000))
+    assert len(repr(Evolution(axis="epoch", rows=rows))) < 200
+    assert "value=0.333333" in repr(rows[0])
 
 
 def test_a_dataframe_has_a_row_for_each_eigenvalue(tmp_path):

@@ -1,6 +1,7 @@
 """The site: it builds without a warning, and its reference lists every command, public name and key of a result."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from documents import DOCS
+from helpers import WHOLE
 
 import spectra
 from spectra.commands import COMMANDS
@@ -123,7 +125,7 @@ def test_every_key_of_a_result_has_a_meaning():
 
 def test_a_pattern_of_the_navigation_is_the_pages_that_are_named_nowhere_else():
     filled = hook("navigation").filled
-    pages = {"index.md": "Home", "a/1.md": "Zebra", "a/2.md": "Ant", "b.md": "Bee", "c.md": "Cat", "e.md": "Emu"}
+    pages = ["index.md", "a/2.md", "a/1.md", "b.md", "e.md", "c.md"]
     nav = [{"Home": "index.md"}, {"A": ["a/*"]}, {"None": ["d/*"]}, "*", "c*"]
     assert filled(nav, pages, {"index.md", "b.md", "a/*", "d/*", "*", "c*"}) == [
         {"Home": "index.md"},
@@ -131,3 +133,29 @@ def test_a_pattern_of_the_navigation_is_the_pages_that_are_named_nowhere_else():
         "e.md",
         "c.md",
     ]
+
+
+EXECUTE = """
+import sys
+import nbclient, nbformat
+book = nbformat.read(sys.argv[1], as_version=4)
+client = nbclient.NotebookClient(book, timeout=300, kernel_name="python3")
+client.create_kernel_manager().transport = "ipc"  # no ports
+nbformat.write(client.execute(), "executed.ipynb")
+"""
+
+
+@pytest.mark.skipif(not WHOLE, reason="with the whole suite alone")
+def test_the_notebook_runs(tmp_path):
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    book = DOCS / "notebook.ipynb"
+    assert not any(cell.get("outputs") for cell in json.loads(book.read_text())["cells"])  # the file stays small
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", EXECUTE, str(book)], cwd=tmp_path, env=environment, check=True)
+    cells = json.loads((tmp_path / "executed.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    shown = [output["data"].keys() for output in outputs if "data" in output]
+    assert sum("text/html" in kinds for kinds in shown) == 3  # the tables and the density
+    assert sum("image/png" in kinds for kinds in shown) == 3  # the figures

@@ -151,9 +151,20 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     assert reason.startswith("update and momentum: weights.pt holds no state of an optimizer")
     status, _, err = call(LINE.replace("last.pt", "weights.pt") + " --optimizer weights.pt")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("spectra: --optimizer")
+    assert err.startswith("spectra: --optimizer: weights.pt holds no state")
     found = record(LINE.replace("last.pt", "weights.pt") + " --optimizer 'last.pt?name=AdamW'")
     assert [d.name for d in found.point.directions] == ["gradient", "update", "momentum"]
+
+
+def test_an_optimizer_that_is_not_read(record, call):
+    """One reason for all that it leaves out; an error where its file is named, which it begins with."""
+    model = network()
+    torch.save({"model": model.state_dict(), "optimizer": torch.optim.ASGD(model.parameters()).state_dict()}, "asgd.pt")
+    (reason,) = record(LINE.replace("last.pt", "asgd.pt") + " -k 0").point.left_out
+    assert reason.startswith("update and momentum: its state is that of ASGD, which is not read")
+    status, _, err = call(f"{LINE} --optimizer asgd.pt")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("spectra: --optimizer asgd.pt: its state is that of ASGD")
 
 
 @pytest.mark.usefixtures("undrawn")

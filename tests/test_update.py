@@ -130,7 +130,10 @@ def test_weight_decay_stands_once():
     gradient, plain = Point.of(problem).gradient, torch.optim.SGD(model.parameters(), lr=0.5)
     torch.testing.assert_close(update_direction(problem, gradient, plain).vector, -0.5 * gradient)
     twice = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1)
-    for optimizer in (twice, twice.state_dict()):
+    (group,) = twice.state_dict()["param_groups"]
+    names = [name for name, _ in model.named_parameters()]
+    flat = {f"param_groups.{name}.{key}": group[key] for name in names for key in group.keys() - {"params"}}
+    for optimizer in (twice, twice.state_dict(), flat):  # flat as torch.distributed.checkpoint saves it
         with pytest.raises(SpectraError, match=r"`weight_decay` 0\.1: the optimizer has weight decay of its own"):
             update_direction(problem, gradient, optimizer)
 

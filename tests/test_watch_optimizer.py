@@ -219,9 +219,22 @@ def test_optimizers_that_cannot_be_read_are_refused_before_training(tmp_path):
     part = torch.optim.Adam(model[0].parameters())
     with pytest.raises(SpectraError, match=r"`optimizer`: 2.weight and 1 more are not among its parameters"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=part, **call)
-    whole = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(SpectraError, match=r"`weight_decay` 0.5: `optimizer` has a weight decay of its own"):
-        spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=whole, weight_decay=0.5, **call)
+    for whole in (torch.optim.SGD(model.parameters(), weight_decay=0.1), torch.optim.AdamW(model.parameters())):
+        with pytest.raises(SpectraError, match=r"`weight_decay` 0.5: the optimizer has weight decay of its own"):
+            spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=whole, weight_decay=0.5, **call)
+
+
+def test_weight_decay_of_the_loss_is_in_the_matrix(tmp_path):
+    """Where the optimizer has none: then it is a term of the loss as any other."""
+    model = network()
+    call = {"every": 1, "k": 2, "tolerance": 1e-8, "products": 200, "trace": False}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    plain, shifted = (
+        spectra.watch(model, LOSS, (X, Y), tmp_path / name, optimizer=optimizer, weight_decay=decay, **call)(0)
+        for name, decay in (("plain", 0.0), ("shifted", 0.5))
+    )
+    largest, moved = (found.eigenpairs["hessian"].values.max() for found in (plain, shifted))
+    assert moved.item() == pytest.approx(largest.item() + 0.5, rel=1e-7)
 
 
 def test_training_is_unchanged_where_the_optimizer_is_watched(tmp_path):

@@ -214,3 +214,5 @@ def test_refusals():
     ):
         with pytest.raises(SpectraError, match=text):
             spectra.worst_case(classifier(), **settings)
+    with pytest.raises(SpectraError, match=r"`problem` .*: give a Problem"):
+        spectra.worst_case(classifier().model)

@@ -1,6 +1,7 @@
-"""A hook of the site: a pattern in `nav` stands for the pages that fit it and are named nowhere else, by title.
+"""A hook of the site: a pattern in `nav` stands for the pages that fit it and are named nowhere else.
 
-A page that fits several patterns goes to the longest.
+They come in the order in which the first page links to them, others behind by title. A page that fits several patterns
+goes to the longest.
 """
 
 import re
@@ -29,8 +30,8 @@ def fits(page: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatch, parts, wanted))
 
 
-def filled(entries: list, pages: dict[str, str], named: set[str]) -> list:
-    """The entries with the pages, given with their titles, in place of patterns."""
+def filled(entries: list, pages: list[str], named: set[str]) -> list:
+    """The entries with the pages, which keep their order, in place of patterns."""
     found = []
     for entry in entries:
         if isinstance(entry, dict):
@@ -41,14 +42,16 @@ def filled(entries: list, pages: dict[str, str], named: set[str]) -> list:
         elif "*" in entry:
             patterns = sorted((name for name in named if "*" in name), key=len, reverse=True)
             fit = [page for page in pages if page not in named and fits(page, entry)]
-            own = [page for page in fit if entry == next(name for name in patterns if fits(page, name))]
-            found += sorted(own, key=pages.__getitem__)
+            found += [page for page in fit if entry == next(name for name in patterns if fits(page, name))]
         else:
             found.append(entry)
     return found
 
 
 def on_files(files, config):
-    pages = {file.src_uri: title(file.abs_src_path) for file in files.documentation_pages()}
+    titles = {file.src_uri: title(file.abs_src_path) for file in files.documentation_pages()}
+    linked = re.findall(r"\]\(([^)#]+)", Path(config.docs_dir, "index.md").read_text("utf-8"))
+    places = {page: place for place, page in reversed(list(enumerate(linked)))}
+    pages = sorted(titles, key=lambda page: (places.get(page, len(linked)), titles[page]))
     config.nav = filled(config.nav, pages, set(names(config.nav)))
     return files

@@ -17,6 +17,7 @@ import click
 
 from spectra import __version__
 from spectra.cli.flags import with_flags
+from spectra.cli.layout import Group
 from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.terminal import note
@@ -33,8 +34,8 @@ class Interrupted(Exception):
     """Ctrl-C, out of reach of click, which would print an empty line first."""
 
 
-class Group(click.Group):
-    """The group of commands, which leaves Ctrl-C to `run`."""
+class Program(Group):
+    """The group of all commands, which leaves Ctrl-C to `run`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,14 +45,22 @@ class Group(click.Group):
 
 
 @click.group(
-    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}, no_args_is_help=False
+    cls=Program,
+    headings={name: command.group for name, command in COMMANDS.items()},
+    examples=(
+        "spectra demo",
+        "spectra eig --model spectra.demo:mlp --data digits",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    no_args_is_help=False,
 )
 @click.version_option(__version__, prog_name="spectra")
 def spectra() -> None:
     """Spectral analysis of loss landscapes.
 
-    Eigenvalues, trace and spectral density of the Hessian, the Gauss-Newton and
-    the Fisher matrices of a network, each with its error and its cost.
+    Spectra computes eigenvalues, trace and spectral density of the Hessian,
+    Gauss-Newton and Fisher matrices of a network. Every number comes with its
+    error and its cost. 'spectra COMMAND --help' explains a command.
     """
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spectra.cli.figures import drawn
-from spectra.cli.options import LARGEST, PRECONDITION, SAVE_EVERY, Count, with_data
+from spectra.cli.layout import Command
+from spectra.cli.options import LARGEST, PRECONDITION, SAVE_EVERY, SPEC, Count, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
-from spectra.cli.trust import vouched
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.quoting import quoted
 
@@ -37,25 +37,31 @@ class Sizes(click.ParamType):
         return sizes
 
 
-@click.command()
-@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="How many leading eigenvectors.")  # fmt: skip
-@click.option("--probes", metavar="P", type=Count(min=1), default=COMPARE_PROBES, show_default=True, help="Random vectors, the same for all matrices.")  # fmt: skip
-@click.option("--steps", metavar="M", type=Count(min=2), default=COMPARE_STEPS, show_default=True, help="Products a probe of a spectrum.")  # fmt: skip
-@click.option(
-    "--held-out", metavar="SPEC", callback=vouched, help="Other data, on which every matrix is compared with itself."
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra compare --model spectra.demo:mlp --data digits",
+        "spectra compare --model nets.py:build --checkpoint last.pt --data digits \\",
+        "    --curvature hessian --curvature fisher-mc --out run1",
+    ),
 )
-@click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Leading eigenvalues on so many examples, and where they tend to.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="Number of leading eigenvectors.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=COMPARE_PROBES, show_default=True, help="Number of random vectors, which all matrices share.")  # fmt: skip
+@click.option("--steps", metavar="M", type=Count(min=2), default=COMPARE_STEPS, show_default=True, help="Number of Lanczos steps for each random vector of a spectrum.")  # fmt: skip
+@click.option(
+    "--held-out",
+    **SPEC,
+    help="A second data set. Each matrix is also compared with the same matrix on these data.",
+)
+@click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Compute leading eigenvalues also on subsets of N examples, and extrapolate them to infinitely many.")  # fmt: skip
 @with_data(PRECONDITION, SAVE_EVERY, required=True, curvature=MATRICES, parts=True, operators=2)
 def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
-    """How far matrices are from each other, and why.
+    """Measure how far matrices are from each other, and why.
 
-    Distances, eigenspaces and spectra of every two of them, from products with
-    the same random vectors, each number with its error.
-
-    \b
-    spectra compare --model nets.py:build --checkpoint last.pt --data digits
-    spectra compare ... --curvature hessian --curvature fisher-mc --out run1
-    spectra compare ... --loss pinn.py:loss --loss-part residual --loss-part data
+    Distances, leading eigenspaces and spectra of every two matrices are computed
+    from products with the same random vectors, each number with its error. By
+    default these are the Hessian, Gauss-Newton, Fisher and empirical Fisher.
+    With --loss-part, parts of the loss are compared with their sum.
     """
     with prints_to_stderr():
         from spectra.comparison.run import CompareSettings, compare_matrices

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spectra.cli.layout import Command
 from spectra.cli.options import Named
 
 if TYPE_CHECKING:
@@ -19,14 +20,21 @@ MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 LOOKED_ALONG = ("--along", "1", "--along", "lowest", "--along", "random", "--along", "1,2")
 
 
-@click.command()
-@click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Write checkpoints, results and figures there.")  # fmt: skip
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra demo",
+        "spectra demo --out results/first",
+    ),
+)
+@click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Directory to write checkpoints, results and figures to.")  # fmt: skip
 def demo(out) -> int:
-    """Train a small net on real digits and do all of it.
+    """Train a small network on digits, and analyse it.
 
-    Keeps checkpoints of the start, the middle and the end, runs eig, trace and
-    density of four matrices on the last, layers of two and landscape of one, and
-    makes a page of all that, report.html. Takes about a minute.
+    The demo saves checkpoints of the start, the middle and the end of training.
+    It runs eig, trace and density of four matrices on the last, layers of two and
+    landscape of one, and writes all of it to one page, report.html. This takes
+    about a minute.
     """
     from spectra.cli.density import density
     from spectra.cli.eig import eig

@@ -7,32 +7,52 @@ from pathlib import Path
 
 import click
 
+from spectra.cli.layout import Command
 from spectra.cli.options import DEFLATE, Count, Positive, problem_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
 from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
 
 
-@click.command()
-@click.option(
-    "--steps", metavar="M", type=Count(min=2), default=DENSITY_STEPS, show_default=True, help="Products a probe."
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra density --model spectra.demo:mlp --data digits",
+        "spectra density --model nets.py:build --checkpoint last.pt --data digits \\",
+        "    --curvature hessian --curvature ggn --log --out run1",
+    ),
 )
 @click.option(
-    "--probes", metavar="P", type=Count(min=1), default=DENSITY_PROBES, show_default=True, help="Random vectors."
+    "--steps",
+    metavar="M",
+    type=Count(min=2),
+    default=DENSITY_STEPS,
+    show_default=True,
+    help="Number of Lanczos steps for each random vector. One step costs one product.",
 )
-@click.option("--log", is_flag=True, help="A logarithmic axis for the eigenvalues.")
-@click.option("--damping", metavar="X", type=Positive(), help="Tell of A + X I: effective dimension, condition number.")
+@click.option(
+    "--probes",
+    metavar="P",
+    type=Count(min=1),
+    default=DENSITY_PROBES,
+    show_default=True,
+    help="Number of random vectors.",
+)
+@click.option("--log", is_flag=True, help="Draw the eigenvalues on a logarithmic axis.")
+@click.option(
+    "--damping",
+    metavar="X",
+    type=Positive(),
+    help="Report effective dimension, condition number and log-determinant of A + X I too.",
+)
 @DEFLATE
 @problem_and_output
 def density(steps, probes, log, damping, **options) -> int:
-    """Spectral density, drawn in density.png here or in --out.
+    """Estimate the spectral density and draw it.
 
-    Without --out the figure is written to the current directory, and nothing else.
-    The tables also tell how many eigenvalues stand apart from the bulk.
-
-    \b
-    spectra density --model nets.py:build --checkpoint last.pt --data digits
-    spectra density ... --curvature hessian --curvature ggn --log --out run1
+    The figure is DIR/density.png of --out, or density.png in the current
+    directory. The tables also count the eigenvalues outside the bulk (outliers)
+    and summarise the spectrum by ranks and laws that fit it.
     """
     with prints_to_stderr():
         from spectra.plots.files import draw_density

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spectra.cli.layout import Command
 from spectra.cli.options import Count, Positive, model_and_output
 from spectra.cli.requests import request
 from spectra.cli.terminal import Terminal, finish, prints_to_stderr
@@ -15,20 +16,32 @@ if TYPE_CHECKING:
     from spectra.records.problem import ProblemRecord
 
 
-@click.command()
-@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="Eigenvalues that eig is to find.")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of eig.")
-@click.option("--rtol", metavar="X", type=Positive(), default=RTOL, show_default=True, help="Tolerance of trace.")
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra inspect --model spectra.demo:mlp --data digits",
+        "spectra inspect --model nets.py:build --checkpoint last.pt",
+    ),
+)
+@click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="Number of eigenvalues in the forecast for eig.")  # fmt: skip
+@click.option(
+    "--tol",
+    metavar="X",
+    type=Positive(),
+    default=TOLERANCE,
+    show_default=True,
+    help="Tolerance in the forecast for eig.",
+)
+@click.option(
+    "--rtol", metavar="X", type=Positive(), default=RTOL, show_default=True, help="Tolerance in the forecast for trace."
+)
 @model_and_output
 def inspect(k, tol, rtol, **options) -> int:
-    """What a checkpoint holds, and what a run will cost.
+    """Show what a checkpoint holds and what a run will cost.
 
-    Layers and keys of the checkpoint; with --data also loss, accuracy and
-    gradient, and products, time and memory of eig, trace and density.
-
-    \b
-    spectra inspect --model nets.py:build --checkpoint last.pt
-    spectra inspect --model nets.py:build --checkpoint last.pt --data digits
+    The tables list the layers of the model and the keys of the checkpoint. With
+    --data they also show loss, accuracy and gradient, and forecast products,
+    time and memory of eig, trace and density.
     """
     with prints_to_stderr():
         from spectra.run.inspection import InspectSettings, inspection

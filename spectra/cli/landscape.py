@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from spectra.cli.figures import drawn
+from spectra.cli.layout import Command
 from spectra.cli.options import EIGENVECTORS, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
@@ -60,26 +61,29 @@ def alone(context, parameter, value):
     return value if len(value) > 1 else next(iter(value), None)
 
 
-@click.command()
-@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="A line along one direction or a plane of two; repeatable. 1, 2, ...: eigenvectors by |eigenvalue|; lowest: that of the lowest one; random: filter-normalised; gradient: its negative; update, momentum: the optimizer's next step and its momentum; checkpoint:PATH: the way to another checkpoint; path:GLOB: the plane of two principal components of many.")  # fmt: skip
-@click.option("--radius", metavar="R", type=Radius(), help="How far from the checkpoint, in units of |d|; between two, how far beyond either.  [default: where the quadratic term is 4 times the loss; along the next step beyond where the loss is back; random: 1]")  # fmt: skip
-@click.option("--points", metavar="P", type=Odd(), help="How many on a line or a side of a plane, odd.  [default: 41; of a plane 25]")  # fmt: skip
-@click.option("--optimizer", metavar="PATH", help="The file of the optimizer's state, for update and momentum; ?name=AdamW behind it names torch's class where the state does not tell.  [default: the checkpoint]")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra landscape --model spectra.demo:mlp --data digits",
+        "spectra landscape --model nets.py:build --checkpoint last.pt --data digits \\",
+        "    --along 1 --along 1,2 --along checkpoint:other.pt --out run1",
+    ),
+)
+@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="The direction of a line, or two directions of a plane. Repeatable. 1, 2, ...: eigenvectors by |eigenvalue|. lowest: eigenvector of the lowest eigenvalue. random: a random direction, filter-normalised. gradient: the negative gradient. update, momentum: the optimizer's next step, and its momentum. checkpoint:PATH: the way to another checkpoint. path:GLOB: the plane of the two principal components of many checkpoints.")  # fmt: skip
+@click.option("--radius", metavar="R", type=Radius(), help="Largest distance from the checkpoint, in units of |d|. On the way to another checkpoint, the distance beyond both.  [default: where the quadratic term is 4 times the loss; along the next step, beyond where the loss is back at its value; random: 1]")  # fmt: skip
+@click.option("--points", metavar="P", type=Odd(), help="Number of points on a line, or on each side of a plane. It must be odd.  [default: 41; for planes 25]")  # fmt: skip
+@click.option("--optimizer", metavar="PATH", help="File with the optimizer's state, for update and momentum. Append ?name=AdamW to name its class, if the state does not.  [default: the state in the checkpoint]")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of an eigenpair: its residual relative to |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
 @with_data(SAVE_EVERY, required=True, checkpoints=alone)
 def landscape(along, radius, points, optimizer, tol, **options) -> int:
-    """The loss along eigenvectors, along the next step, and between checkpoints.
+    """Evaluate the loss along directions from the checkpoint.
 
-    The mean loss on lines and planes through the checkpoint, in eval mode (so
-    BatchNorm keeps its running statistics), with what slope and curvature
-    predict there, and how the curvature spreads over the examples. On the way
-    to another checkpoint also the barrier between the two.
-
-    \b
-    spectra landscape --model nets.py:build --checkpoint last.pt --data digits
-    spectra landscape ... --along 1 --along lowest --along 1,2 --out run1
-    spectra landscape ... --along checkpoint:other.pt --along 'path:run1/*.pt'
+    A direction is an eigenvector, the optimizer's next step, or the way to
+    another checkpoint. The mean loss on lines and planes stands beside the
+    prediction of slope and curvature. The tables also show how the curvature
+    spreads over examples, and the barrier between checkpoints. The model is in
+    eval mode, so BatchNorm uses its running statistics.
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from spectra.cli.figures import drawn
+from spectra.cli.layout import Command
 from spectra.cli.options import EIGENVECTORS, PRECISION, PRECONDITION, SAVE_EVERY, Count, Positive, with_data
 from spectra.cli.requests import request
 from spectra.cli.terminal import TERMINAL, finish, prints_to_stderr
@@ -13,27 +14,30 @@ from spectra.defaults import LAYERS_PROBES, LAYERS_STEPS, TOLERANCE
 SORTS = ("order", "trace", "mean", "eigenvalue", "mass", "sensitivity")
 
 
-@click.command()
-@click.option("--by", type=click.Choice(["layer", "module", "channel"]), default="layer", show_default=True, help="Blocks: modules that own parameters, the model's branches, or output channels.")  # fmt: skip
-@click.option("-k", metavar="K", type=Count(min=0), help="Leading eigenvalues of each block; 0: none.  [default: 1; of channels 0]")  # fmt: skip
-@click.option("--sort", type=click.Choice(SORTS), help="Order of the table, falling.  [default: order; of channels sensitivity]")  # fmt: skip
-@click.option("--method", type=click.Choice(["xdiag", "hutchinson"]), default="xdiag", show_default=True, help="How diagonal and traces are estimated.")  # fmt: skip
-@click.option("--rtol", metavar="X", type=Positive(), help="Standard error of each trace over that of all, and of channels' saliencies.  [default: 0.01; of channels 0.05]")  # fmt: skip
-@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Residual over |eigenvalue|.")  # fmt: skip
-@click.option("--density", is_flag=True, help="The spectral density of each block too.")
-@click.option("--steps", metavar="M", type=Count(min=2), default=LAYERS_STEPS, show_default=True, help="Products a probe of a density.")  # fmt: skip
-@click.option("--probes", metavar="P", type=Count(min=1), default=LAYERS_PROBES, show_default=True, help="Random vectors of a density.")  # fmt: skip
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra layers --model spectra.demo:mlp --data digits",
+        "spectra layers --model nets.py:build --checkpoint last.pt --data digits \\",
+        "    --by channel --sort sensitivity --out run1",
+    ),
+)
+@click.option("--by", type=click.Choice(["layer", "module", "channel"]), default="layer", show_default=True, help="The blocks: layers, the model's main branches (module), or the output channels of layers.")  # fmt: skip
+@click.option("-k", metavar="K", type=Count(min=0), help="Number of leading eigenvalues of each block.  [default: 1; by channel 0]")  # fmt: skip
+@click.option("--sort", type=click.Choice(SORTS), help="Sort the table by this column, largest first. order keeps the order of the model.  [default: order; by channel sensitivity]")  # fmt: skip
+@click.option("--method", type=click.Choice(["xdiag", "hutchinson"]), default="xdiag", show_default=True, help="Estimator of the diagonal and the traces.")  # fmt: skip
+@click.option("--rtol", metavar="X", type=Positive(), help="Tolerance: the standard error of each trace relative to the trace of all blocks, and likewise of the saliencies of channels.  [default: 0.01; by channel 0.05]")  # fmt: skip
+@click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of an eigenpair: its residual relative to |eigenvalue|.")  # fmt: skip
+@click.option("--density", is_flag=True, help="Estimate the spectral density of each block too.")
+@click.option("--steps", metavar="M", type=Count(min=2), default=LAYERS_STEPS, show_default=True, help="Number of Lanczos steps for each random vector of a density.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=LAYERS_PROBES, show_default=True, help="Number of random vectors of a density.")  # fmt: skip
 @EIGENVECTORS
 @with_data(PRECONDITION, PRECISION, SAVE_EVERY, required=True)
 def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) -> int:
-    """The same, layer by layer.
+    """Analyse each layer by itself: trace, eigenvalues and density.
 
-    Trace, diagonal, leading eigenvalues and density of each diagonal block, and
-    how much of the whole matrix's leading eigenvector lies in it.
-
-    \b
-    spectra layers --model nets.py:build --checkpoint last.pt --data digits
-    spectra layers ... --by channel --sort sensitivity --out run1
+    A layer stands for a diagonal block of the matrix. The tables also show how
+    much of the leading eigenvector of the whole matrix lies in each block.
     """
     with prints_to_stderr():
         from spectra.layerwise.run import LayersSettings, layerwise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from spectra import defaults
 from spectra.cli.config import read_config
@@ -114,15 +115,19 @@ class Named(click.Path):
         return super().convert(value, param, ctx)
 
 
+def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete a path: most names of models and data begin with one."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+SPEC = {"metavar": "SPEC", "callback": vouched, "shell_complete": files}
 DATA = {
-    "metavar": "SPEC",
-    "callback": vouched,
-    "help": "digits, file.npz or .safetensors, text:FILE?length=256, a folder of images or of datasets, file.py:name, package.module:name or torchvision:NAME.",
+    **SPEC,
+    "help": "The data set: digits (included), a file.npz or file.safetensors, text:FILE?length=256, a folder of images or of datasets, torchvision:NAME, or your own as file.py:name or package.module:name.",
 }
 OPERATOR = {
-    "metavar": "SPEC",
-    "callback": vouched,
-    "help": "A symmetric matrix in place of a network: file.npy, .npz, .mtx, file.py:name or package.module:name; options as ?key=value.",
+    **SPEC,
+    "help": "A symmetric matrix to analyse instead of a network: file.npy, file.npz, file.mtx, file.py:name or package.module:name. Arguments follow as ?key=value.",
 }
 
 
@@ -140,51 +145,54 @@ class OfNetwork(click.Option):
             raise
 
 
-WEIGHTS = "Weights: .pt .pth .ckpt .bin .safetensors, an .index.json, or a folder, also of a PEFT adapter; else the model as built."  # fmt: skip
+WEIGHTS = "The trained weights: a .pt, .pth, .ckpt, .bin or .safetensors file, an .index.json, or a folder (of a PEFT adapter, too)."
+AS_BUILT = "  [default: the weights with which the model is built]"
 CHECKPOINT = {"metavar": "PATH", "type": Named(path_type=Path)}
 BEFORE_DATA = [
-    click.option("--model", cls=OfNetwork, metavar="SPEC", required=True, callback=vouched, help="file.py:name, package.module:name, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2; options as ?key=value."),
-    click.option("--checkpoint", **CHECKPOINT, help=WEIGHTS),
-    click.option("--checkpoint-key", metavar="KEY", help="Which entry of the checkpoint, or prefix of its names, where several would do."),
+    click.option("--model", cls=OfNetwork, **SPEC, required=True, help="The network: file.py:name or package.module:name of a function that builds it, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2. Arguments follow as ?key=value."),
+    click.option("--checkpoint", **CHECKPOINT, help=f"{WEIGHTS}{AS_BUILT}"),
+    click.option("--checkpoint-key", metavar="KEY", help="The entry of the checkpoint that holds the weights, or the prefix of their names, if there are several."),
 ]  # fmt: skip
 
 AFTER_DATA = [
-    click.option("--transform", metavar="SPEC", callback=vouched, help="file.py:name, applied to x.  [default: for images the transforms of the model's weights, or to tensor]"),
-    click.option("--output", metavar="KEY", help="Which entry of the model's output, where it is a dict or tuple."),
-    click.option("--loss", metavar="SPEC", default="cross_entropy", show_default=True, callback=vouched, help="cross_entropy, mse, huber, ..., model (its own loss), or file.py:name; options as ?key=value."),
+    click.option("--transform", **SPEC, help="A transform of each input, as file.py:name.  [default: for images the transform that belongs to the model's pretrained weights, else conversion to a tensor]"),
+    click.option("--output", metavar="KEY", help="The entry of the model's output to use, if it is a dict or a tuple."),
+    click.option("--loss", **SPEC, default="cross_entropy", show_default=True, help="The loss: cross_entropy, mse, huber and others, model (the model's own loss), or file.py:name. Arguments follow as ?key=value."),
 ]  # fmt: skip
 AFTER_LOSS = [
-    click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, chosen by the seed.  [default: all]"),
-    click.option("--batch-size", metavar="B", type=Count(min=1), help="Examples at a time; changes no number but those of fisher-batch.  [default: as memory allows]"),
-    click.option("--memory", metavar="SIZE", type=Size(), help="What products may take besides model and data, as 2GiB.  [default: a quarter of the device's]"),
-    click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Which memory holds a Lanczos basis, the device's or its host's; auto: the host's where a quarter of the device's is too little."),
-    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Whether derivatives compute blocks of the model anew: less memory, more time.  [default: where one example does not fit else]"),
-    click.option("--params", metavar="GLOB", multiple=True, help="Only parameters whose names match; repeatable.  [default: all]"),
+    click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, drawn at random from the data.  [default: all]"),
+    click.option("--batch-size", metavar="B", type=Count(min=1), help="Number of examples processed at a time. It changes speed and memory, but no result except that of fisher-batch.  [default: as many as memory allows]"),
+    click.option("--memory", metavar="SIZE", type=Size(), help="Memory for matrix-vector products, beyond model and data (e.g. 2GiB).  [default: a quarter of the device's]"),
+    click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Memory in which Lanczos vectors are stored. auto takes the host's if a quarter of the device's is too little."),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute activations again in the backward pass, which takes less memory and more time.  [default: only if a single example does not fit otherwise]"),
+    click.option("--params", metavar="GLOB", multiple=True, help="Restrict the matrix to the parameters whose names match this pattern, as 'layer4.*'. Repeatable.  [default: all parameters]"),
 ]  # fmt: skip
 
 NUMBERS = [
-    click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Labels drawn for each example by fisher-mc."),
-    click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Adds X |theta|^2 / 2 to the loss."),
-    click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute; auto is CUDA where there is a card, else the CPU. mps is a Mac's GPU, for float32 alone."),
-    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Of parameters, data and vectors; an operator keeps its own."),
-    click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Of all that is drawn at random."),
+    click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Number of labels that fisher-mc draws for each example."),
+    click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Add X |theta|^2 / 2 to the loss."),
+    click.option("--device", type=Device(), default="auto", show_default=True, help="Device to compute on. auto is CUDA if there is a GPU, else the CPU. mps, the GPU of a Mac, has float32 only."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Floating-point type of parameters, data and vectors. A matrix given by --operator keeps its own unless this is given."),
+    click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Random seed."),
 ]  # fmt: skip
 
-DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: those in --out]")  # fmt: skip
-EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig.  [default: those in --out]")  # fmt: skip
-MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N products of a matrix with a vector.")  # fmt: skip
-NO_CHECK = click.option("--no-check", is_flag=True, help="Do not compare derivatives with finite differences first.")
-PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of products; tf32 needs a GPU. The noise of tf32 and bf16 is measured and stands beside the result.")  # fmt: skip
-PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are made: exactly, or as central or forward differences of gradients, whose error is measured and stands beside the result.")  # fmt: skip
-DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="How far differences displace the parameters, over their norm.  [default: the best for the dtype]")  # fmt: skip
-PRECONDITION = click.option("--precondition", metavar="SPEC", callback=vouched, help="Take P^-1/2 A P^-1/2, which an optimizer meets: optimizer (its state in --checkpoint), a file or folder of its state, a diagonal P as .npz or .safetensors, or file.py:name; options as ?key=value.")  # fmt: skip
-COMPILE = click.option("--compile/--no-compile", default=None, help="Compile products by torch.compile.  [default: on a GPU, where the products expected save more time than that takes]")  # fmt: skip
-OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Write results there.")  # fmt: skip
+DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: the result of eig in --out, if there is one]")  # fmt: skip
+EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig instead of computing them.  [default: the result of eig in --out, if there is one]")  # fmt: skip
+MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), help="Stop after N matrix-vector products.")  # fmt: skip
+NO_CHECK = click.option(
+    "--no-check", is_flag=True, help="Skip the check that compares derivatives with finite differences."
+)
+PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of matrix-vector products. tf32 needs a GPU. The noise of tf32 and bf16 is measured and reported with the result.")  # fmt: skip
+PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are computed: exactly, or as central (finite-difference) or forward differences of gradients. The error of differences is measured and reported with the result.")  # fmt: skip
+DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="Displacement of the parameters in finite differences, relative to their norm.  [default: the best for --dtype]")  # fmt: skip
+PRECONDITION = click.option("--precondition", **SPEC, help="Analyse P^-1/2 A P^-1/2, the matrix that an optimizer with preconditioner P works with. P comes from: optimizer (its state in --checkpoint), a file or folder of its state, a diagonal as .npz or .safetensors, or file.py:name. Arguments follow as ?key=value.")  # fmt: skip
+COMPILE = click.option("--compile/--no-compile", default=None, help="Compile matrix-vector products with torch.compile.  [default: on a GPU, if that is expected to save time]")  # fmt: skip
+OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Directory to write results to.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Options from a .toml file, or from the .json of a result.")  # fmt: skip
+CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Read options from a .toml file, or from the .json of an earlier result. The command line overrides them.")  # fmt: skip
 
 
-SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=defaults.SAVE_EVERY, show_default=True, help="How often what is done is made safe in --out; a run that was cut off goes on from there.")  # fmt: skip
+SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), default=defaults.SAVE_EVERY, show_default=True, help="Minutes between saves to --out. An interrupted run resumes from the last.")  # fmt: skip
 
 
 def stacked(*options: Callable) -> Callable:
@@ -212,21 +220,23 @@ class Matrix(click.Choice):
 class Curvature(click.Option):
     """--curvature, whose help lists the register as it is when the help is shown."""
 
-    help: Any = property(lambda self: f"{', '.join(MATRICES)}; {self.others}repeatable.", lambda self, _: None)
+    help: Any = property(
+        lambda self: f"Matrix to analyse: {', '.join(MATRICES)}{self.others} Repeatable.", lambda self, _: None
+    )
 
     @property
     def others(self) -> str:
         """The matrices that are not over parameters, in words."""
         kernels = ", ".join(self.type.more) if isinstance(self.type, Matrix) else ""
-        return f"{kernels}, which is over examples; " if kernels else ""
+        return f"; or {kernels}, which is over examples instead of parameters." if kernels else "."
 
 
 def loss_part(several: bool) -> Callable:
     """The option --loss-part: one part of a loss in place of the sum, or several beside the sum."""
     which = (
-        "Compare this part of the loss with the sum; repeatable."
+        "A part of the loss to compare with the sum of all parts, if the loss returns a mapping. Repeatable."
         if several
-        else "Take this part of a loss that returns a mapping.  [default: their sum]"
+        else "The part of the loss to analyse, if the loss returns a mapping.  [default: the sum of all parts]"
     )
     return click.option("--loss-part", metavar="NAME", multiple=several, help=which)
 
@@ -252,7 +262,7 @@ def with_data(
     operator = [click.option("--operator", **OPERATOR | repeatable)] if operators else []
     before = list(BEFORE_DATA)
     if checkpoints:
-        many = {"multiple": True, "callback": checkpoints, "help": f"{WEIGHTS} Repeatable."}
+        many = {"multiple": True, "callback": checkpoints, "help": f"{WEIGHTS} Repeatable.{AS_BUILT}"}
         before[1] = click.option("--checkpoint", **CHECKPOINT, **many)
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
@@ -275,7 +285,7 @@ def with_data(
     )
 
 
-WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="What is differentiated by: parameters, or inputs, for the matrices of single examples; inputs:NAME where the model takes several.")  # fmt: skip
+WRT = click.option("--wrt", metavar="WHAT", default="parameters", show_default=True, help="Differentiate with respect to parameters, or to inputs, which gives one matrix for each example. inputs:NAME chooses one of several inputs.")  # fmt: skip
 
 problem_and_output = with_data(
     PRECONDITION, PRECISION, PRODUCTS, DIFFERENCE_STEP, SAVE_EVERY, WRT, kernels=KERNELS, required=True, operators=1

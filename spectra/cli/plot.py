@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from spectra.cli.layout import Command
 from spectra.cli.options import Named, Positive
 from spectra.cli.terminal import answer
 from spectra.quoting import quoted
@@ -31,41 +32,46 @@ class FigurePath(Named):
         return path
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra plot run1 --out run1.pdf --width 3.25",
+        "spectra plot start/eig.json end/eig.json --label start --label end --out a.svg",
+    ),
+)
 @click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=Named(path_type=Path))
 @click.option(
     "--out",
     metavar="FILE",
     required=True,
     type=FigurePath(path_type=Path, dir_okay=False),
-    help="Write the figure there: .png, .pdf or .svg.",
+    help="File to write the figure to: .png, .pdf or .svg.",
 )
-@click.option("--curvature", metavar="NAME", multiple=True, help="Draw only this matrix; repeatable.  [default: all]")
+@click.option("--curvature", metavar="NAME", multiple=True, help="Draw only this matrix. Repeatable.  [default: all]")
 @click.option(
-    "--label", metavar="TEXT", multiple=True, help="The name of a RESULT, one for each.  [default: from its path]"
+    "--label",
+    metavar="TEXT",
+    multiple=True,
+    help="Name of a RESULT in the figure; give one for each, in their order.  [default: from the paths]",
 )
-@click.option("--title", metavar="TEXT", help="Above the figure.")
-@click.option("--log", is_flag=True, help="A logarithmic axis for eigenvalues and traces.")
+@click.option("--title", metavar="TEXT", help="Title above the figure.")
+@click.option("--log", is_flag=True, help="Draw eigenvalues and traces on a logarithmic axis.")
 @click.option(
     "--width",
     metavar="INCHES",
     type=Inches(),
     default=6.5,
     show_default=True,
-    help="3.25 fits a column, 6.5 a page.",
+    help="Width of the figure. 3.25 fits a column, 6.5 a page.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the figure.")
 def plot(results, out, curvature, label, title, log, width, as_json) -> int:
-    """A figure from saved results, no new products.
+    """Draw a figure from saved results, without new products.
 
     A RESULT is a file that eig, trace or density wrote, or a directory, of which
-    density.json, else eig.json, else trace.json is drawn. Several of a kind
-    share one figure. Those of compare, layers, landscape and step are drawn as
-    they stand, one at a time.
-
-    \b
-    spectra plot run1 --out run1.pdf --width 3.25
-    spectra plot start/eig.json end/eig.json --label start --label end --out a.svg
+    density.json, else eig.json, else trace.json is drawn. Several results of one
+    command share a figure. Results of compare, layers, landscape and step are
+    drawn as they were, one at a time.
     """
     from spectra.atomic import write_atomically
     from spectra.plots import save_figure

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from spectra.cli.layout import Command
 from spectra.cli.options import Named
 from spectra.cli.terminal import answer
 from spectra.quoting import quoted
@@ -22,27 +23,30 @@ class PagePath(Named):
         return path
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "spectra report run1 --out run1.html",
+        "spectra report start/eig.json end/eig.json --out training.html",
+    ),
+)
 @click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=Named(path_type=Path))
 @click.option(
     "--out",
     metavar="FILE",
     required=True,
     type=PagePath(path_type=Path, dir_okay=False),
-    help="Write the page there: .html.",
+    help="File to write the page to: .html.",
 )
-@click.option("--title", metavar="TEXT", help="Above the page.  [default: what it is of]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
+@click.option("--title", metavar="TEXT", help="Title of the page.  [default: model and data]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the page.")
 def report(results, out, title, as_json) -> int:
-    """One HTML file from results.
+    """Write one HTML page from saved results.
 
-    Tables, figures, the problem and how to repeat it, in one file that needs no
-    network. A RESULT is a file that eig, trace, density, inspect, compare, layers,
-    landscape or step wrote, or a directory, of which all are taken.
-
-    \b
-    spectra report run1 --out run1.html
-    spectra report start/eig.json end/eig.json --out training.html
+    The page holds tables, figures, the problem and how to repeat each result, and
+    needs no network. A RESULT is a file that eig, trace, density, inspect,
+    compare, layers, landscape or step wrote, or a directory, of which all are
+    taken.
     """
     from spectra.atomic import write_atomically
     from spectra.cli.repeat import ways

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from spectra.cli.inspect import inspect
+from spectra.cli.layout import Command, Group
 from spectra.cli.options import JSON, Named
 from spectra.cli.plan_options import understood
 from spectra.cli.terminal import answer, note
@@ -22,38 +23,53 @@ TO_RUN, TO_RETRY = ("waiting", "interrupted"), ("failed", "interrupted")
 PLAN = click.argument("path", metavar="PLAN", type=Named(path_type=Path))
 
 
-@click.group(no_args_is_help=False)
+@click.group(
+    cls=Group,
+    examples=(
+        "spectra sweep run plan.toml --dry-run",
+        "spectra sweep run plan.toml",
+    ),
+    no_args_is_help=False,
+)
 def sweep() -> None:
-    """Many checkpoints, here or on Slurm.
+    """Run commands on many checkpoints, here or on Slurm.
+
+    PLAN is a TOML file. Its paths are relative to the directory it is in.
 
     \b
-    PLAN is a TOML file, whose paths are relative to its own directory:
-    [problem]                           # options of the commands
+    [problem]                           # options of all commands
     model = "train.py:network"
     data = "train.py:data"
     checkpoint = "checkpoints/*.pt"     # lists of checkpoint, curvature and
     curvature = ["hessian", "ggn"]      # seed multiply: each makes a task
-    [eig]                               # commands, with options of their own
+    [eig]                               # commands, and their own options
     k = 5
     [trace]
     [run]
     on = "local"                        # or "slurm": partition, time, ...
     jobs = 2
     [collect]
-    learning_rate = 0.05                # draws 2/learning_rate
+    learning_rate = 0.05                # draws the line 2/learning_rate
     """
 
 
-@sweep.command()
+@sweep.command(
+    cls=Command,
+    examples=(
+        "spectra sweep run plan.toml",
+        "spectra sweep run plan.toml --retry",
+    ),
+)
 @PLAN
-@click.option("--retry", is_flag=True, help="Run just the tasks that failed or were interrupted.")
-@click.option("--dry-run", is_flag=True, help="Print the tasks and what they will cost.")
+@click.option("--retry", is_flag=True, help="Run only the tasks that failed or were interrupted.")
+@click.option("--dry-run", is_flag=True, help="Print the tasks and what they will cost, and run none.")
 @TRUST_PLAN
 def run(path, retry, dry_run, trust) -> int:
-    """Run what is not finished; on Slurm, submit it.
+    """Run the tasks that are not finished, or submit them to Slurm.
 
-    Finished tasks are not run again, failed ones only by --retry; what was
-    interrupted goes on where it was. Ctrl-C has all tasks save their state.
+    Finished tasks are not run again, and failed ones only with --retry.
+    Interrupted tasks resume where they were. On Ctrl-C, all tasks save their
+    state.
     """
     from spectra.records.files import prepare_directory
 
@@ -68,11 +84,17 @@ def run(path, retry, dry_run, trust) -> int:
     return (on_slurm if plan.run.on == "slurm" else here)(plan, wanted)
 
 
-@sweep.command()
+@sweep.command(
+    cls=Command,
+    examples=(
+        "spectra sweep status plan.toml",
+        "spectra sweep status plan.toml --json",
+    ),
+)
 @PLAN
 @JSON
 def status(path, as_json) -> int:
-    """Where the tasks stand; those that failed with their last lines."""
+    """Show the state of each task, and why tasks failed."""
     from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import status_text
 
@@ -82,19 +104,25 @@ def status(path, as_json) -> int:
     return 0
 
 
-@sweep.command()
+@sweep.command(
+    cls=Command,
+    examples=(
+        "spectra sweep collect plan.toml",
+        "spectra sweep collect plan.toml --log tensorboard:logs",
+    ),
+)
 @PLAN
 @click.option(
     "--log",
     metavar="SPEC",
-    help="Log the table to a tracker: tensorboard:DIR, wandb:PROJECT, trackio:PROJECT, or file.py:name of a function (values, step) or of an object with .log(values, step). Each checkpoint is a step.",
+    help="Log the table to a tracker, each checkpoint as a step: tensorboard:DIR, wandb:PROJECT, trackio:PROJECT, or file.py:name of a function (values, step) or of an object with .log(values, step).",
 )
 @JSON
 def collect(path, log, as_json) -> int:
-    """One table and figures of what is finished.
+    """Collect the finished tasks in one table and figures.
 
-    Writes table.csv, table.json, evolution.png and evolution.pdf beside the
-    results.
+    The files table.csv, table.json, evolution.png and evolution.pdf are written
+    beside the results.
     """
     from spectra.plots.evolution_files import evolution_files
     from spectra.sweeps.evolution import collect as collected

@@ -21,8 +21,8 @@ def remember(context: click.Context, _parameter: click.Parameter, value: bool) -
     context.meta[TRUSTED] = value
 
 
-TRUST = click.option("--trust", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Run the code that --config names, whatever and wherever it is.")  # fmt: skip
-TRUST_PLAN = click.option("--trust", is_flag=True, help="Run the code that the plan names, wherever it is.")
+TRUST = click.option("--trust", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Run any code that --config names, wherever it lies.")  # fmt: skip
+TRUST_PLAN = click.option("--trust", is_flag=True, help="Run any code that the plan names, wherever it lies.")
 
 
 def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> Any:

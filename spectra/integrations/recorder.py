@@ -67,10 +67,11 @@ class Recorder:
         self.last = None
 
     def first(self, step: int) -> None:
-        """Record before the first step, unless the optimizer that is to precondition has no state yet."""
+        """Record before the first step; with no word leave it out where the optimizer of P has no state yet."""
         assert self.watch is not None
-        if not self.precondition or stepped(self.watch.optimizer):
-            self.at(step)
+        if self.precondition and not stepped(self.watch.optimizer):
+            self.last = step
+        self.at(step)
 
     def at(self, step: int) -> None:
         """Record, where this step is one of those asked for and has not been seen yet."""

@@ -19,6 +19,7 @@ from spectra.quoting import quoted
 
 SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'
 IN_A_FOLDER = ("optimizer.pt", "optimizer.bin")  # of Hugging Face's Trainer, and of Accelerate
+WITHOUT = f"is a folder without {' or '.join(IN_A_FOLDER)}; name the file that holds the state of the optimizer"
 OPTIONS = ("name", "key")  # that a path may have behind it: torch's class, and the place of the state in the file
 
 
@@ -75,9 +76,12 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in IN_A_FOLDER if (file / name).is_file()), file)
+    shown = quoted(str(path))
     try:
         content, digest = read_checkpoint(file)
     except SpectraError as error:
+        if file.is_dir():
+            raise refusal(f"{shown} {WITHOUT}") from error
         text = str(error).replace(CHECKPOINT, "`optimizer`", 1).replace("re-save its weights", "save it again")
         raise SpectraError(text.replace(RESAVE, SAVE)) from error
     if key is None and is_optimizer_state(content):
@@ -86,7 +90,8 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
     found = every if key is None else {where: state for where, state in every.items() if where == key}
     if len(found) == 1:
         return next(iter(found.values())), digest
-    shown = quoted(str(path))
+    if not every and file.is_dir():
+        raise refusal(f"{shown} {WITHOUT}")
     if not every:
         holds = some([str(entry) for entry in content]) if isinstance(content, Mapping) else type(content).__name__
         text = f"holds no state of an optimizer, but {holds or 'nothing'}; name a file of {SAVE}"

@@ -49,6 +49,13 @@ class Preconditioned(Wrapper):
         return map_shards(lambda part: part.to(vectors.device, vectors.dtype), self.root @ given)
 
     @property
+    def asymmetry(self) -> str | None:
+        """The likely cause, and the way out, where products in single precision are not symmetric."""
+        if self.dtype == torch.float64:
+            return None
+        return "P is so small somewhere that P^-1/2 magnifies the rounding of products; take `dtype` float64"
+
+    @property
     def standard_errors(self) -> Callable[[Tensor], Tensor] | None:
         """The standard errors of quotients u'RARu, where the operator tells those of its own."""
         if (inner := find_on("standard_errors", self.operator)) is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.operator import SymmetricOperator, find_on, placed
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
@@ -131,6 +131,28 @@ def entries_of(
     return held
 
 
+def refuse_second_decay(
+    decay: float, optimizer: Any, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
+) -> None:
+    """Raise SpectraError where a problem has this weight decay, and the optimizer or its saved state has its own.
+
+    Further arguments are those of `preconditioner`.
+    """
+    if not decay:
+        return
+    held = entries_of(optimizer, model, chosen, name)
+    if any(held.by_name[own].number("weight_decay") for own in chosen):
+        raise second_decay(decay)
+
+
+def second_decay(decay: float, optimizer: str = "the optimizer") -> SpectraError:
+    """The error for a problem that has a weight decay, beside that of the optimizer, which is called so."""
+    return SpectraError(
+        f"`weight_decay` {decay:g}: {optimizer} has weight decay of its own, so that it would count twice; leave "
+        "`weight_decay` out"
+    )
+
+
 def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
     """What an optimizer in memory holds, which knows its parameters themselves."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
@@ -190,8 +212,12 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
 
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
-    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, and it matters."""
+    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, or denies, what matters."""
     if kind in ALWAYS_DECOUPLED:
+        if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):
+            raise refusal(
+                f"its state says that weight decay is coupled, as Adam's is, and not as {kind}'s; leave the name out"
+            )
         return True
     told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
     if not told and entry.number("weight_decay"):

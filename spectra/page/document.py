@@ -20,8 +20,8 @@ from spectra.records.record import Record
 Repeat = Callable[[Path, Record], Sequence[Sequence[str]]]
 NOTHING_ELSE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may load or run
 UNITS = (
-    "A product is one multiplication of a matrix with a vector: the unit of cost. Times are in seconds, those of "
-    "set-up apart. What stands behind ± is said above each table."
+    "A product is one multiplication of a matrix with a vector: the unit of cost. Times are in seconds, without "
+    "setup, which has its own column. The text above each table says what ± means."
 )
 
 

@@ -16,7 +16,6 @@ from spectra.records.noise import Noise, NoiseScale
 POINTS = 200
 LEFT = 3.0  # decades below the noise scales, as far as batches are drawn
 RIGHT = 2.0
-TOP = 1.35  # with room for the legend
 
 
 def scales_of(noise: Noise | None, entries: Any) -> dict[str, NoiseScale]:
@@ -39,14 +38,15 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
         low = np.zeros_like(batch) if scale.upper is None else batch / (batch + scale.upper)
         label = settable(name if name == "simple" else f"full, {name}")
         told = "" if scale.value is not None else ", at most"
-        axes.fill_between(batch, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(batch, low, high, color=look["color"], alpha=0.15 if scale.value else 0.08, linewidth=0)
         line = high if scale.value is None else batch / (batch + scale.value)
         axes.plot(batch, line, label=f"{label}{told}", **look)
         if scale.value is not None:
             axes.plot(scale.value, 0.5, "o", color=look["color"], markersize=5, markeredgecolor="white", zorder=8)
     axes.axhline(0.5, color="0.6", linewidth=0.7, zorder=1)
-    axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, TOP), xlabel=f"batch ({unit}s)")
+    axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, 1.02), xlabel=f"batch ({unit}s)")
     axes.set_ylabel("progress of a step")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
     legend_below(axes, width)
     head(axes, "noise, shaded: 95 %\ndots: noise scales", width)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number
+from spectra.arguments import LARGEST_SEED, require_boolean, require_integer, require_number, wrong
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
@@ -404,3 +404,9 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
         )
     if not batches:
         raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
+
+
+def require_problem(problem: object) -> None:
+    """Raise ArgumentError for what is no Problem, as a model alone."""
+    if not isinstance(problem, Problem):
+        raise wrong("problem", type(problem).__name__, "a Problem, as spectra.load_problem(...).problem is")

@@ -27,6 +27,8 @@ from typing import (
 
 import numpy as np
 
+from spectra.wording import outlined
+
 Vector = Annotated[np.ndarray, 1]  # float64 where it is written as JSON
 Matrix = Annotated[np.ndarray, 2]
 T = TypeVar("T")
@@ -69,7 +71,7 @@ class Stored:
             raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={outlined(value)}' for name, value in vars(self).items())})"
 
     @classmethod
     def known(cls, **values: Any) -> Self:

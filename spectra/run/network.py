@@ -17,11 +17,10 @@ from spectra.curvature.engine.footprint import tensors
 from spectra.curvature.factor.tangent_kernel import TangentKernelOperator
 from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
-from spectra.errors import SpectraError
 from spectra.inputs.problem import Loaded
 from spectra.operator import SymmetricOperator, mesh_of
 from spectra.optimizer.given import Given
-from spectra.optimizer.preconditioner import Preconditioner
+from spectra.optimizer.preconditioner import Preconditioner, second_decay
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.problem.undisturbed import undisturbed
@@ -85,11 +84,8 @@ class Network:
     def _load_preconditioner(self, given: Given) -> None:
         self.preconditioner, record = given.load(self.problem.model, self.problem.parameters)
         self.about = self.about.changed(precondition=record)
-        if self.preconditioner.decay is not None and (decay := self.problem.weight_decay):
-            raise SpectraError(
-                f"`weight_decay` {decay:g}: the optimizer of `precondition` has a weight decay of its own, which would "
-                "count twice; leave `weight_decay` out"
-            )
+        if self.problem.weight_decay and self.preconditioner.decay is not None:
+            raise second_decay(self.problem.weight_decay, "the optimizer of `precondition`")
 
     @property
     def space(self) -> ShardedSpace:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
+from spectra.optimizer.preconditioner import refuse_second_decay
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
@@ -66,14 +67,9 @@ def update_direction(
     The optimizer's `model` is that of the problem, or one of the same names, of which the problem's is a copy. Raises
     SpectraError as that does, where the step is zero, and where weight decay is both in the loss and the optimizer's.
     """
-    groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) and "param_groups" in optimizer else ()
-    groups = groups or getattr(optimizer, "param_groups", ())
-    if problem.weight_decay and any(group.get("weight_decay") for group in groups if isinstance(group, Mapping)):
-        raise SpectraError(
-            f"`weight_decay` {problem.weight_decay:g}: the optimizer has weight decay of its own, which its update "
-            "holds; leave `weight_decay` out"
-        )
-    made = next_update(optimizer, model or problem.model, problem.parameters, gradient, name=name)
+    model = model or problem.model
+    refuse_second_decay(problem.weight_decay, optimizer, model, problem.parameters, name)
+    made = next_update(optimizer, model, problem.parameters, gradient, name=name)
     return direction(
         UPDATE, like(problem, made), "update: the optimizer's next step is zero; look at its learning rate"
     )

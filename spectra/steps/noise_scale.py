@@ -28,12 +28,12 @@ from spectra.errors import SpectraError
 from spectra.krylov.diagonal import DiagonalEstimate, xdiag
 from spectra.krylov.results import Progress
 from spectra.operator import Counting, SymmetricOperator, random_signs
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Problem, require_problem
 from spectra.steps.deviations import BetweenExamples, Deviations, images
 from spectra.steps.ratio import Ratio
 from spectra.steps.sampled import Sampled
 from spectra.vectors import dot, without_autocast
-from spectra.wording import with_error
+from spectra.wording import counted, with_error
 
 RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
 MOST = 100  # products with a matrix over examples
@@ -105,7 +105,7 @@ class NoiseScale:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Noise:
     """The noise of the gradient at one point: its noise scales, and how they were found."""
 
@@ -116,6 +116,12 @@ class Noise:
     products: int  # a pass over the data counts as half of one
     unit: str  # what an example is
     note: str | None = None
+
+    def __repr__(self) -> str:
+        """Both noise scales, and what they were found of."""
+        full = "" if self.full is None else f", full ({self.full.curvature}) {self.full}"
+        of = counted(self.examples, self.unit)
+        return f"Noise(simple {self.simple}{full}; of {of} in {counted(self.products, 'product')})"
 
 
 @without_autocast()
@@ -164,6 +170,7 @@ def noise_scale(
         SpectraError: examples have no gradients of their own, there is only one example, or the matrix is not a second
             derivative.
     """
+    require_problem(problem)
     require_choice("by", by, UNITS)
     require_boolean("population", population)
     require_number("rtol", rtol)

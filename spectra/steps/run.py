@@ -22,6 +22,7 @@ from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, 
 from spectra.operator import Counting, Deflated, Shaped
 from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
+from spectra.quoting import quoted
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
 from spectra.run.measurement import Measurement
@@ -89,7 +90,8 @@ def step(session: Session[StepSettings]) -> Record:
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
-        beside = Beside.of(session)
+        with session.listener.work("noise and worst case"):
+            beside = Beside.of(session)
         look = Look(session, together, blocks, directions, beside)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
@@ -135,15 +137,15 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     Raises SpectraError where there is none, and where one that was asked for cannot be told.
     """
     problem, asked = session.problem, session.request.settings
-    found, left_out = [], []
+    found, missing = [], {}  # of each reason, the directions that are left out for it
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
         try:
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise
-            left_out.append(f"{what}: {told(error).removeprefix(f'{what}: ')}")
+                raise about(error, asked.optimizer) from error
+            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     model, given = session.network.trained_model, asked.optimizer is not None
@@ -154,7 +156,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             raise
         held, without = None, told(error)
     if held is None:
-        left_out.append(f"update and momentum: {without}")
+        missing[without] = ["update", "momentum"]
     else:
         how = held.optimizer, held.name, model
         take("update", lambda: update_direction(problem, point.gradient, *how), given)
@@ -162,9 +164,17 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     key = session.request.named.get("checkpoint_key")
     for other, name in zip(asked.to, names_of(asked.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
+    left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
         raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
     return found, left_out
+
+
+def about(error: SpectraError, optimizer: Any) -> SpectraError:
+    """The error, with the file of the optimizer that it is about."""
+    if not isinstance(optimizer, str | Path):
+        return error
+    return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
 
 
 def told(error: SpectraError) -> str:
@@ -245,7 +255,8 @@ class Look:
             curvatures = {d.name: curvature_along(counted, own if whole else None, self.blocks, d, noise) for d in some}
             pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
-        beside, apart = self.beside.matrix(counted, name, cost.left)
+        with self.session.listener.work(f"{name}, noise and worst case"):
+            beside, apart = self.beside.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
         met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
         return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)

@@ -27,7 +27,7 @@ from spectra.devices import device_of_vectors
 from spectra.krylov.trust_region import BallMaximum, largest_in_ball
 from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.optimizer.preconditioned import Preconditioned
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Problem, require_problem
 from spectra.steps.line_search import Losses, rounding_of
 from spectra.steps.noise_scale import refuse_matrix
 from spectra.vectors import norm, without_autocast
@@ -100,6 +100,7 @@ def worst_case(
     Raises:
         SpectraError: the model or the loss fails, or the matrix is not a second derivative.
     """
+    require_problem(problem)
     rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho
     require_number("rho", rho, above=0.0, finite=True)
     require_boolean("adaptive", adaptive)

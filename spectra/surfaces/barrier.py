@@ -58,35 +58,49 @@ def barrier(
         epsilon: the rounding of the losses, relative.
     """
     between = (t >= 0) & (t <= 1)
-    t, loss = t[between], loss[between]
+    t, loss = refined(t[between], loss[between], evaluate)
     start, end = float(loss[0]), float(loss[-1])
     rounding = ROUNDING * epsilon * float(np.nanmax(np.abs(loss)))
     if not np.isfinite(loss).all():
         place = float(t[~np.isfinite(loss)][0])
         return Barrier(place, np.nan, None, np.nan, rounding, start, end, NOT_FINITE)
+    above = rise(t, loss)
+    best = int(np.argmax(above))
+    place, height = float(t[best]), float(above[best])
+    error, without = sampling_error(place, by_example)
+    return Barrier(place, height, error, vertex(t, above, best), rounding, start, end, without)
+
+
+def refined(
+    t: np.ndarray, loss: np.ndarray, evaluate: Callable[[Sequence[float]], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points t (points,) and their losses, with more of them around the largest rise; as they are where a loss is
+    not finite.
+    """
     for _ in range(ROUNDS):
+        if not np.isfinite(loss).all():
+            break
         best = int(np.argmax(rise(t, loss)))
         sides = [(t[best], t[i]) for i in (best - 1, best + 1) if 0 <= i < len(t)]
         more = [a + (b - a) * j / PARTS for a, b in sides for j in range(1, PARTS)]
         found = np.array(evaluate(more))
         order = np.argsort([*t, *more])
         t, loss = np.array([*t, *more])[order], np.array([*loss, *found])[order]
-    if not np.isfinite(loss).all():
-        return Barrier(float(t[~np.isfinite(loss)][0]), np.nan, None, np.nan, rounding, start, end, NOT_FINITE)
-    above = rise(t, loss)
-    best = int(np.argmax(above))
-    place, height = float(t[best]), float(above[best])
-    ends = [by_example(0.0), by_example(place), by_example(1.0)] if 0 < place < 1 else []
-    error, without = None, None
-    if not ends:
-        error = 0.0  # there the difference is nothing by definition
-    elif any(one is None for one in ends):
-        without = NO_EXAMPLES
-    else:
-        here, there, other = map(np.array, ends)
-        error = standard_error(there - (1 - place) * here - place * other)
-        without = None if error is not None else "there is one example"
-    return Barrier(place, height, error, vertex(t, above, best), rounding, start, end, without)
+    return t, loss
+
+
+def sampling_error(
+    place: float, by_example: Callable[[float], Sequence[float] | None]
+) -> tuple[float | None, str | None]:
+    """The standard error of the height at a place, over the examples, paired; or None, and why there is none."""
+    if not 0 < place < 1:
+        return 0.0, None  # the height there is 0 by definition
+    losses = [by_example(t) for t in (0.0, place, 1.0)]
+    if any(one is None for one in losses):
+        return None, NO_EXAMPLES
+    here, there, other = map(np.array, losses)
+    error = standard_error(there - (1 - place) * here - place * other)
+    return error, None if error is not None else "there is one example"
 
 
 def rise(t: np.ndarray, loss: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
         for place, path in enumerate([first, *others]):
             there = elsewhere(problem, str(path), key, "`checkpoint` ") if place else None
             with standing(tensors_of(problem.model), there.values) if there else nullcontext():
-                source = path if place else session.about.checkpoint
+                source = path if place else session.request.named.get("checkpoint")
                 look = Look(session, source, earlier if not place else None, f" {place + 1}" if place else "")
                 measured, told = look()
             found += measured

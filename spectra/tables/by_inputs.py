@@ -10,8 +10,8 @@ from spectra.records.eig import EigResult
 from spectra.records.trace import TraceResult
 from spectra.wording import with_error
 
-EIGENVALUES = "mean over examples ± their standard deviation; largest residual |Au - λu|"
-TRACES = "trace: mean over examples; spread: their standard deviation; ± standard errors"
+EIGENVALUES = "mean ± standard deviation over examples; residual: the largest |Au - λu|"
+TRACES = "trace: mean over examples; spread: standard deviation over examples; ± standard errors"
 
 
 def mean_columns(results: Sequence[EigResult]) -> list[str]:

@@ -32,21 +32,28 @@ def compare_parts(record: Record) -> list[Any]:
     if pairs:
         parts += ["A against B: distance |A - B| / |A|, best scale c* = <A, B> / |B|²", distance_table(pairs)]
         parts += [
-            "A - B: trace, ends of its spectrum ± residual; W1 of the spectra of A and B",
+            "A - B: trace, extreme eigenvalues ± residual; W1: Wasserstein distance of spectra",
             difference_table(pairs),
         ]
     if any(pair.overlaps for pair in pairs):
-        parts += ["overlap of the leading j-spaces of A and B; (in brackets: no gap behind j)", overlap_table(pairs)]
-        parts += [f"u'Bu for the eigenvectors u of {results[0].curvature}", rayleigh_table(record)]
+        parts += [
+            "overlap of the leading j-dimensional eigenspaces of A and B; in brackets where no "
+            "gap separates the eigenvalues j and j + 1",
+            overlap_table(pairs),
+        ]
+        parts += [f"u'Bu of each matrix B, for the eigenvectors u of {results[0].curvature}", rayleigh_table(record)]
     parts += outlier_table(results) + (class_table(record.class_structure) if record.class_structure else [""])
     parts += [line for cause in record.causes or [] for line in (cause.sentence, "")]
     if other := record.held_out:
         accuracy = "" if other.accuracy is None else f", accuracy {100 * other.accuracy:.2f} %"
         told = f"{other.data}: {counted(other.examples, 'example')}, loss {other.loss_value:.4g}{accuracy}"
-        parts += [f"held out {told}; λ here, u'Au of the same eigenvectors there", held_out_table(record)]
+        parts += [
+            f"held out {told}; λ on the data themselves, and u'Au of the same eigenvectors on the held-out data",
+            held_out_table(record),
+        ]
     for entry in record.subsample or []:
         parts += [
-            f"{entry.curvature}: largest λ by number N of examples, and the line a + b / N",
+            f"{entry.curvature}: largest eigenvalues on N examples, and the line a + b / N fitted to them",
             subsample_table(entry),
         ]
     return [*parts, cost_table(results), *remarks(record)]
@@ -56,7 +63,7 @@ def held_out_table(record: Record):
     """Eigenvalues of every matrix beside what the other data make of its eigenvectors."""
     own = {entry.curvature: entry for entry in record.results}
     found = [pair for pair in record.pairs or [] if pair.held_out]
-    table = new_table("", *[name for pair in found for name in (pair.first, "there")])
+    table = new_table("", *[name for pair in found for name in (pair.first, "held out")])
     for i in range(max(len(pair.first_by_second) for pair in found)):
         cells = [(own[pair.first].values, pair.first_by_second) for pair in found]
         table.add_row(str(i + 1), *[f"{x[i]:.3g}" if i < len(x) else "" for two in cells for x in two])
@@ -87,7 +94,7 @@ def matrix_table(record: Record):
 
 def cost_table(results: Sequence[CompareResult]):
     """The table of costs."""
-    table = new_table("", "products", "s", "set-up s", "converged")
+    table = new_table("", "products", "time (s)", "setup (s)", "converged")
     for r in results:
         table.add_row(r.curvature, *cost_cells(r))
     return table

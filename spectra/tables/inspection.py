@@ -33,10 +33,10 @@ def inspect_parts(record: Record) -> list[str | Table]:
     if problem.data:
         parts += [*data_parts(problem), "", cost_table(results)]
         if any(e.method == "gram" for r in results for e in worth_telling(r.estimates)):
-            parts.append("exact: by --method gram, which trace takes by itself where it is the cheapest")
+            parts.append("exact: with --method gram, which trace chooses by itself if it is the cheapest")
         parts += [f"{r.curvature}: {r.path}" for r in results if any(word in r.path for word in SPARED)]
         if any(estimate.at_least for r in results for estimate in r.estimates):
-            parts.append("> at least: how much more, the pilot run cannot tell")
+            parts.append("> means at least; the short trial run cannot tell how much more")
         parts += limits(problem.parameters, results)
     return parts
 
@@ -124,7 +124,7 @@ def data_line(problem: ProblemRecord) -> str:
 
 def cost_table(results: Sequence[InspectResult]) -> Table:
     """The table of forecasts."""
-    table = new_table("", "s a product", "command", "products", "time", "memory")
+    table = new_table("", "s / product", "command", "products", "time", "memory")
     for r in results:
         first = [r.curvature, f"{r.seconds_per_product:.2g}"]
         for estimate in worth_telling(r.estimates):
@@ -145,7 +145,10 @@ def limits(parameters: int, results: Sequence[InspectResult]) -> list[str]:
         if largest := getattr(estimate, "largest_parameters", None):
             found[estimate.command] = min(largest, found.get(estimate.command, largest))
     near = {command: largest for command, largest in found.items() if largest < NEAR * parameters}
-    return [f"memory holds a basis of {command} up to {largest:.2g} parameters" for command, largest in near.items()]
+    return [
+        f"memory holds the Lanczos basis of {command} for up to {largest:.2g} parameters"
+        for command, largest in near.items()
+    ]
 
 
 def worth_telling(estimates: Sequence[CommandCost]) -> list[CommandCost]:

@@ -15,10 +15,15 @@ from spectra.surfaces.names import ShortNames
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, rounded, with_error
 
-MEANING = "holds for t in theta + t d: departure within {:.0f} % of the quadratic term"
-BARRIER = "barrier: largest rise of the loss above the chord between t = 0 and 1; s.e. over examples"
+MEANING = (
+    "holds: the range of t in theta + t d where the quadratic model is off by at most {:.0f} % of its second-order term"
+)
+BARRIER = (
+    "barrier: the largest height of the loss above the straight line between its values at t = 0 and t = 1, ± standard "
+    "error over examples"
+)
 MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
-SPREAD = "d'A_i d of single examples i; s/n: |mean| over standard deviation"
+SPREAD = "d'A_i d of each example i; s/n: |mean| / standard deviation over examples"
 
 
 def landscape_text(record: Record) -> str:
@@ -99,7 +104,7 @@ def barriers(results: Sequence[LandscapeResult], called: ShortNames) -> list[Any
     if not found:
         return []
     several = len({entry.checkpoint for entry, _, _ in found}) > 1
-    ends = ("to", "barrier ± s.e.", "grid", "at t", "loss at 0", "at 1", "found")
+    ends = ("to", "barrier ± s.e.", "grid error", "at t", "loss at 0", "at 1", "found")
     table = new_table(*["from"] * several, *ends)
     for entry, line, one in found:
         table.add_row(
@@ -134,10 +139,10 @@ def marks(results: Sequence[LandscapeResult]) -> list[Any]:
             path, steps = plane.trajectory, plane.trajectory.counts != "checkpoint"
             order = f"by {path.counts}" if steps else "by name"
             parts.append(
-                f"{path.glob}, {order}: the plane holds {share(sum(path.shares))} of the squared distances from the "
-                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])})"
+                f"{path.glob}, {order}: the plane captures {share(sum(path.shares))} of the squared distances from the "
+                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])}); distance: to the plane"
             )
-            table = new_table("", *[path.counts] * steps, "x", "y", "from the plane", "loss", "in the plane")
+            table = new_table("", *[path.counts] * steps, "x", "y", "distance", "loss", "loss in plane")
             shown = plane.marks if len(plane.marks) <= MOST else [*plane.marks[: MOST - 2], None, plane.marks[-1]]
             for one in shown:
                 if one is None:
@@ -191,7 +196,7 @@ def cell(value: float | None) -> str:
 def cost_table(results: Sequence[LandscapeResult], called: ShortNames) -> Any:
     """The table of costs."""
     several = any(entry.checkpoint for entry in results)
-    table = new_table(*["of"] * several, "", "evaluations", "products", "s", "set-up s", "converged")
+    table = new_table(*["checkpoint"] * several, "", "evaluations", "products", "time (s)", "setup (s)", "converged")
     for entry in results:
         table.add_row(
             *[called.file(entry.checkpoint)] * several, entry.curvature, str(entry.evaluations), *cost_cells(entry)

@@ -17,12 +17,12 @@ MOST = 40  # rows of a table
 LONGEST = 24  # characters of a name
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
 TRACES = (
-    "± of traces, shares and saliencies: standard error (mean λ has that of its trace, in proportion); of λ: residual "
-    "|Au - λu|"
+    "± is the standard error of traces, shares and saliencies, and the residual |Au - λu| of eigenvalues λ. "
+    "mean λ is the trace over the number of parameters."
 )
 MEANING = (
-    "u: leading eigenvector of all; |u|²: what of it lies in the block; cosine: of that with the block's own; stable "
-    "rank: of the block's own in the shape of its weight, and of u"
+    "u is the leading eigenvector of the full matrix. |u|²: its share in this block. cosine: between that share "
+    "and the block's own leading eigenvector. stable rank: of either, in the shape of the block's weight."
 )
 
 
@@ -40,10 +40,10 @@ def layers_parts(record: Record) -> list[str | Table]:
         if any(block.leading for block in blocks):
             parts += [MEANING, eigenvector_table(blocks)]
         if left_out:
-            parts.append(f"and {left_out:,} more: all of them with --json or --out")
+            parts.append(f"and {left_out:,} more blocks, which --json and --out hold")
         if unproven := [block.name for block in entry.blocks if block.complete is False]:
-            parts.append(f"unproven that no eigenvalue was missed: {', '.join(unproven)}")
-    notes = new_table("", "products", "s", "set-up s", "converged")
+            parts.append(f"not proven with 99 % confidence that no eigenvalue was missed: {', '.join(unproven)}")
+    notes = new_table("", "products", "time (s)", "setup (s)", "converged")
     for entry in record.results:
         notes.add_row(entry.curvature, *cost_cells(entry))
     return [*parts, notes, *remarks(record)]
@@ -59,7 +59,7 @@ def subject(record: Record, entry: LayersResult) -> str:
 
 def order(entry: LayersResult) -> str:
     """The order of a table's blocks, in words."""
-    return "" if entry.sort == "order" else f"; by falling {SORTED[entry.sort]}"
+    return "" if entry.sort == "order" else f"; sorted by {SORTED[entry.sort]}, largest first"
 
 
 def sorted_blocks(entry: LayersResult) -> tuple[list[Block], int]:
@@ -92,7 +92,7 @@ def trace_table(blocks: Sequence[Block], entry: LayersResult) -> Table:
 
 def eigenvector_table(blocks: Sequence[Block]) -> Table:
     """The blocks' leading eigenpairs beside the whole matrix's leading eigenvector u."""
-    table = new_table("", "leading λ", "|u|²", "cosine", "stable rank", "of u")
+    table = new_table("", "leading λ", "|u|²", "cosine", "stable rank", "stable rank of u")
     for block in blocks:
         if block.leading is None:
             continue

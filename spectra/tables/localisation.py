@@ -12,8 +12,8 @@ from spectra.tables.results import eig_parts as eigenvalue_parts
 from spectra.tables.results import new_table
 from spectra.wording import brief
 
-RULE = "localisation: sum u_i^4 over a random vector's; the layer with most of u"
-UNRESOLVED = "?: no gap beside the eigenvalue is resolved: its eigenvector may be turned"
+RULE = "localisation: sum of u_i^4, relative to that of a random vector; the layer with most of u"
+UNRESOLVED = "?: not known, as the eigenvalue is too close to its neighbours to tell their eigenvectors apart"
 
 
 def eig_parts(record: Record) -> list[Any]:

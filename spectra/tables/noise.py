@@ -55,9 +55,11 @@ def value_cell(scale: NoiseScale) -> str:
 
 
 def interval_cell(scale: NoiseScale) -> str:
-    """The interval, as `62 to 110` or `at least 62`; a dash where no ratio is in it."""
+    """The interval, as `62 to 110` or `at least 62`; a dash where no ratio is in it; empty where it is a point."""
     if scale.lower is None:
         return "-"
+    if cell(scale.lower) == cell(scale.upper):
+        return ""
     return f"at least {cell(scale.lower)}" if scale.upper is None else f"{cell(scale.lower)} to {cell(scale.upper)}"
 
 

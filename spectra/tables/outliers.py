@@ -13,7 +13,10 @@ from spectra.tables.results import density_parts as distribution_parts
 from spectra.tables.results import new_table
 from spectra.tables.summaries import damped_table, summary_table
 
-RULE = f"outliers, by the gap against the span of the next {DEPTH} eigenvalues inside"
+RULE = (
+    "outliers: eigenvalues outside the bulk; gap/span: the gap at their edge, over the span of the next "
+    f"{DEPTH} eigenvalues inside"
+)
 
 
 def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]:
@@ -24,7 +27,11 @@ def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]
         table.add_row(name, *end_cells(found.above), *end_cells(found.below))
     lines = [
         f"{name}: {count} above, {beside_classes(count, classes)} (C = {classes} classes)"
-        + ("" if found.above.ratio is None or found.above.ratio > CLEAR else f"; not clear: below {CLEAR:g} spans")
+        + (
+            ""
+            if found.above.ratio is None or found.above.ratio > CLEAR
+            else f"; not clear, as the gap is below {CLEAR:g} spans"
+        )
         for name, found in told
         if (classes := found.classes) and (count := found.above.count)
     ]
@@ -71,5 +78,8 @@ def class_table(found: ClassStructure) -> list[Any]:
         percent = ["" if math.isnan(part) else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
         inside = ["" if math.isnan(overlap) else f"{overlap:.2f}" for overlap in overlaps]
         table.add_row(str(i + 1), f"{value:.4g}", *percent, *inside)
-    note = "what class and cross-class means give; |Pu|² inside their spans (Papyan 2020)"
+    note = (
+        "shares that come from class means, cross-class means and within classes; inside: |Pu|² in the span of the "
+        "means (Papyan 2020)"
+    )
     return ["", note, table]

@@ -25,11 +25,11 @@ def precondition_line(found: PreconditionRecord) -> str:
     whose = f"P of {found.optimizer} in {where}" if found.get("optimizer") else f"P from {where}"
     if found.spec in (found.get("optimizer"), f"{found.get('optimizer')} {GIVEN}"):
         whose = f"P of {where}"
-    told = [f"its parameters told by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
+    told = [f"parameters matched by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
     if found.get("rate") is not None:
         told.append(f"eta {found.rate:g}")
     elif found.get("optimizer"):
-        told.append("P/eta for P, as rates differ")
+        told.append("P/eta in place of P, as learning rates differ")
     behind = f" ({', '.join(told)})" if told else ""
     return f"preconditioned: {sign}P^-1/2 A P^-1/2{decay} for each matrix A, {whose}{behind}"
 
@@ -48,9 +48,9 @@ def threshold_lines(record: Record) -> Iterator[str]:
         limit = found.threshold_of(entry.curvature)
         if limit and (largest := largest_of(record, entry)):
             what, value, error = largest
-            yield f"{entry.curvature}: {what} {brief(value / limit, error / limit)} of it"
+            yield f"{entry.curvature}: {what} {brief(value / limit, error / limit)} times the threshold"
     if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
-        yield f"{', '.join(names)}: of products of gradients, to which weight decay is not added"
+        yield f"{', '.join(names)}: made of products of gradients, to which weight decay is not added"
 
 
 def threshold_text(found: PreconditionRecord) -> str:
@@ -75,4 +75,4 @@ def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
     if (record.command == "eig" and record.problem.option("which") not in FROM_THE_TOP) or values[first] <= 0:
         return None
     name = f"eigenvalue {first + 1}" if record.command == "eig" else "the largest eigenvalue"
-    return f"{name} is at", float(values[first]), float(entry.residuals[first])
+    return f"{name} is", float(values[first]), float(entry.residuals[first])

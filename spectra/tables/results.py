@@ -28,21 +28,22 @@ from spectra.wording import counted, with_error
 WIDTH = 80
 FIRST = 60  # characters of a name that leave room for the numbers behind it
 NOISE_IN = {  # where the noise of products of lower precision is, by command
-    "eig": "eigenvalues and residuals are of products in ieee, and `nothing missed` allows for the noise",
-    "trace": "the trace is corrected by products in ieee, and its standard error holds what that leaves",
-    "density": "eigenvalues may be off by as much, and shares allow for it",
-    "layers": "traces are corrected by products in ieee; eigenvalues and spectra are of such",
+    "eig": "eigenvalues and residuals are computed with products in ieee, and `complete` allows for the noise",
+    "trace": "the trace is corrected with products in ieee, and its standard error includes what remains",
+    "density": "eigenvalues may have this error, and shares allow for it",
+    "layers": "traces are corrected with products in ieee; eigenvalues and spectra are computed with such products",
 }
 EXACT = ("gram", "dense")  # methods of densities that have every eigenvalue
 SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
 MEASURED_IN = {  # where the error of finite differences is, by command
-    "eig": "residuals are of {}",
-    "trace": "the standard error has that in it",
-    "density": "eigenvalues may be off by as much, and shares allow for it",
+    "eig": "residuals are computed with {}",
+    "trace": "the standard error includes it",
+    "density": "eigenvalues may have this error, and shares allow for it",
 }
+COMPLETE = "complete: no eigenvalue was missed, with 99 % confidence"
 UNPROVEN = (
-    "unproven: a short search of the rest of the space found no eigenvalue that was missed, as a second copy of one "
-    "would be, but cannot exclude it with 99 %"
+    "unproven: a short search of the remaining space found no missed eigenvalue (e.g. a second copy of one), but "
+    "cannot exclude one with 99 % confidence"
 )
 
 
@@ -66,12 +67,13 @@ def eig_parts(record: Record) -> list[str | Table]:
         tables.append(table)
     if not exact:
         tables += [SAMPLED, sampling_table([r for r in results if not r.exact])]
-    notes = new_table("", "products", "s", "set-up s", "converged", "nothing missed")
+    costs = new_table("", "products", "time (s)", "setup (s)", "converged", "complete")
     for r in results:
         not_now = "-" if r.last_search is None else f"searched at step {r.last_search}"
-        notes.add_row(r.curvature, *cost_cells(r), {True: "yes (99 %)", False: "unproven", None: not_now}[r.complete])
-    unproven = any(r.complete is False for r in results)
-    return [heading(record.problem), meaning, *tables, notes, *([UNPROVEN] if unproven else []), *remarks(record)]
+        costs.add_row(r.curvature, *cost_cells(r), {True: "yes", False: "unproven", None: not_now}[r.complete])
+    below = [COMPLETE] if any(r.complete is not None for r in results) else []
+    below += [UNPROVEN] if any(r.complete is False for r in results) else []
+    return [heading(record.problem), meaning, *tables, costs, *below, *remarks(record)]
 
 
 def sampling_table(results: list[EigResult]) -> Table:
@@ -115,12 +117,12 @@ def trace_text(record: Record) -> str:
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
     if any(r.spread is not None for r in record.results):  # of single examples
-        table, costs = new_table("", "trace", "spread"), new_table("", "products", "s", "set-up s", "converged")
+        table, costs = new_table("", "trace", "spread"), new_table("", "products", "time (s)", "setup (s)", "converged")
         for r in record.results:
             table.add_row(r.curvature, *trace_cells(r))
             costs.add_row(r.curvature, *cost_cells(r))
         return [heading(record.problem), TRACES, table, costs, *remarks(record)]
-    table = new_table(corner(record), "trace", "products", "s", "set-up s", "converged")
+    table = new_table(corner(record), "trace", "products", "time (s)", "setup (s)", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
     return [heading(record.problem), "trace ± standard error", table, *remarks(record)]
@@ -142,9 +144,9 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
         )
     probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
-    sampled = f"{counted(probes, 'probe')}; mean ± standard error; share below 0 (95 %)"
+    sampled = f"mean ± standard error over {counted(probes, 'probe')}; % < 0 with its 95 % interval"
     exact = all(r.method in EXACT for r in record.results)
-    note = f"{figure}: {'every eigenvalue; their mean, and share below 0' if exact else sampled}"
+    note = f"{figure}: {'mean, and % < 0, of all eigenvalues' if exact else sampled}"
     return [heading(record.problem), note, table, *more, *remarks(record)]
 
 
@@ -188,7 +190,7 @@ def remarks(record: Record) -> list[str]:
         if r.projected_from
     ]
     lines += [
-        f"{r.curvature}: is itself an estimate; the standard error holds {r.sampling_error:.2g} of its sample"
+        f"{r.curvature}: the matrix is itself an estimate; the standard error includes {r.sampling_error:.2g} for that"
         for r in record.results
         if getattr(r, "sampling_error", None) is not None
     ]
@@ -203,18 +205,18 @@ def remarks(record: Record) -> list[str]:
         if r.curvature == "ntk" and record.problem.get("operators") is None
     ]
     lines += [
-        f"{r.curvature}: a row holds eigenvalues of either sign, by magnitude; --which LA and SA keep the ends apart"
+        f"{r.curvature}: a row mixes positive and negative eigenvalues, by magnitude; --which LA or SA separates them"
         for r in record.results
         if record.command == "eig" and record.problem.option("which") == "LM" and of_either_sign(r)
     ]
     lines += [
-        f"{r.curvature}: products in {r.precision} are off by {r.noise:.0e} of their size, those of unit vectors by "
-        f"{r.noise_norm:.1g}; {NOISE_IN[record.command]}"
+        f"{r.curvature}: products in {r.precision} have a relative error of {r.noise:.0e}, those of unit vectors an "
+        f"absolute one of {r.noise_norm:.1g}; {NOISE_IN[record.command]}"
         for r in record.results
         if r.noise_norm is not None and not r.finite_difference
     ]
     lines += [
-        f"{r.curvature}: derivatives are not compared with differences: {r.derivative_check.not_checked}"
+        f"{r.curvature}: derivatives were not checked against finite differences: {r.derivative_check.not_checked}"
         for r in record.results
         if r.derivative_check and r.derivative_check.not_checked
     ]
@@ -234,12 +236,12 @@ def difference_line(command: str, result: Entry) -> str:
     """The line on how far off products by finite differences are, and where that is in the numbers."""
     how = result.finite_difference
     assert how
-    others = "differences of a longer step" if how.estimated else "exact products"
+    others = "differences with a longer step" if how.estimated else "exact products"
     reason = f" (there are no exact products: {quoted(how.not_exact, None)})" if how.estimated else ""
     return (
-        f"{result.curvature}: {how.form} differences of step {how.step:.2g}, a random product of which is off by "
-        f"{how.error:.1g} of its size, and those of unit vectors by up to {result.noise_norm:.1g}, as {others} show"
-        f"{reason}; {MEASURED_IN[command].format(others)}"
+        f"{result.curvature}: {how.form} differences with step {how.step:.2g} have a relative error of {how.error:.1g} "
+        f"for a random product, and an absolute one of up to {result.noise_norm:.1g} for unit vectors, measured with "
+        f"{others}{reason}; {MEASURED_IN[command].format(others)}"
     )
 
 

@@ -27,7 +27,10 @@ UNITS = {
 }
 WITHIN = "Within layers is the part of d'Ad in per cent that the layers' own diagonal blocks make."
 OF_LOSS = "The best t is where the quadratic model of the loss is lowest, -g'd / d'Ad."
-SHARES = "Share of |d|² in the {} leading eigenvectors, in per cent, with bounds; by chance it is {:.2g} %."
+SHARES = (
+    "Share of |d|² in the {} leading eigenvectors, in per cent, with bounds; the rest is in the bulk. By chance it is "
+    "{:.2g} %."
+)
 LAYERS = (
     "Layers along {}, {}: per cent of |d|² and of d'Ad. Own is d_l'A_ll d_l, by the layer's own block; whole is "
     "d_l'(A d)_l, which has the terms between layers too."

@@ -10,7 +10,7 @@ from spectra.records.summaries import MarchenkoPastur, PowerLaw, Summaries, Summ
 from spectra.tables.results import new_table
 from spectra.wording import brief, with_error
 
-RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp of the entropy; ± both errors"
+RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp(entropy); ± standard error plus quadrature error"
 RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank")
 NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "power_law")} | {
     "marchenko_pastur": "Marchenko-Pastur"
@@ -41,7 +41,7 @@ def cell(number: Summary | None, scale: float = 1) -> str:
 def shares(found: Summaries) -> list[str]:
     """The line on the trace that outliers hold, where there are any."""
     share = found.outlier_share
-    return [f"outliers above hold {cell(share, 100)} % of the trace"] if share and share.value else []
+    return [f"outliers above the bulk hold {cell(share, 100)} % of the trace"] if share and share.value else []
 
 
 def laws(found: Summaries) -> list[str]:
@@ -53,7 +53,9 @@ def laws(found: Summaries) -> list[str]:
 def power_law_line(law: PowerLaw) -> str:
     """What the fit of a power law has come to, and its tests."""
     others = [one.name for one in law.alternatives if one.p_value >= 0.1]
-    verdict = "rejected" if law.rejected else f"not told from {' or '.join(others)}" if others else "the likeliest"
+    verdict = (
+        "rejected" if law.rejected else f"not distinguishable from {' or '.join(others)}" if others else "fits best"
+    )
     fitted = f"exponent {brief(law.exponent, law.standard_error)} from {law.smallest:.2g} on"
     numbers = f"{law.count} of {law.of} leading eigenvalues, KS {law.distance:.2f}, p = {law.p_value:.2f}"
     return f"power law {verdict}: {fitted} ({numbers})"
@@ -61,7 +63,7 @@ def power_law_line(law: PowerLaw) -> str:
 
 def marchenko_pastur_line(law: MarchenkoPastur) -> str:
     """Whether the bulk follows the law of Marchenko and Pastur, and its edge if so."""
-    distance = f"distance {law.distance:.2f}, resolved {law.resolution:.2f}"
+    distance = f"distance {law.distance:.2f}, resolution {law.resolution:.2f}"
     if law.fits is None:
         return f"Marchenko-Pastur not tested: too few probes or steps ({distance})"
     if not law.fits:
@@ -84,8 +86,8 @@ def damped_table(results: Sequence[DensityResult]) -> list[Any]:
     told = [r for r in results if r.damping is not None]
     if not told:
         return []
-    table = new_table("", "effective dimension", "quadrature ±", "condition number")
-    determinants = new_table("", "log-determinant", "quadrature ±")
+    table = new_table("", "effective dimension", "quadrature error", "condition number")
+    determinants = new_table("", "log-determinant", "quadrature error")
     for r in told:
         table.add_row(r.curvature, *damped_cells(r))
         if r.summaries and (found := r.summaries.log_determinant):
@@ -102,7 +104,7 @@ def damped_table(results: Sequence[DensityResult]) -> list[Any]:
         if r.effective_dimension and r.summaries and (reason := r.summaries.left_out.get("log_determinant"))
     ]
     tables = [table, determinants] if determinants.rows else [table]
-    return ["", f"with damping {told[0].damping:g}; ± standard error", *tables, *lines]
+    return ["", f"of A + {told[0].damping:g} I; ± standard error", *tables, *lines]
 
 
 def damped_cells(r: DensityResult) -> list[str]:

@@ -26,7 +26,7 @@ from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.krylov.warm_start import WarmStart
 from spectra.optimizer.entry import NotStepped
-from spectra.optimizer.preconditioner import Preconditioner, preconditioner
+from spectra.optimizer.preconditioner import Preconditioner, preconditioner, refuse_second_decay
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
 from spectra.problem.undisturbed import undisturbed
@@ -269,11 +269,7 @@ class Watch:
         """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
         if isinstance(self.optimizer, Mapping):  # which would stay as it is, while training goes on
             raise SpectraError("`optimizer`: a state does not change with training; give the optimizer itself")
-        if decay := problem.weight_decay:
-            raise SpectraError(
-                f"`weight_decay` {decay:g}: `optimizer` has a weight decay of its own, which would count twice; leave "
-                "`weight_decay` out"
-            )
+        refuse_second_decay(problem.weight_decay, self.optimizer, problem.model, problem.parameters)
         try:
             preconditioner(self.optimizer, problem.model, problem.parameters)
         except NotStepped:

@@ -1,0 +1,89 @@
+"""The layout of help texts: options under headings, commands in groups, and examples at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+METHOD, GENERAL, OPTIONS = "Method", "General", "Options"
+HEADINGS = {  # of options by their names as parameters; an option that is not named here is of the method
+    "Problem": (
+        *("model", "checkpoint", "checkpoint_key", "optimizer", "to", "data", "held_out", "transform"),
+        *("output", "loss", "loss_part", "weight_decay", "samples", "operator"),
+    ),
+    "Matrix": ("curvature", "by", "params", "mc_samples", "wrt", "precondition", "damping"),
+    METHOD: (),
+    "Device and memory": ("batch_size", "memory", "basis", "recompute_activations", "device", "dtype", "compile"),
+    "Output": ("sort", "save_vectors", "log", "out", "save_every", "as_json"),
+    GENERAL: ("config", "trust"),  # and what click adds, --help
+}
+FEW = 10  # options that need no headings
+TERM = 22  # columns; longer ones stand on a line of their own
+
+
+def by_heading(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
+    """The options of a command under their headings, in the order of help; under one where they are few."""
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
+    if len(options) < FEW:
+        return {OPTIONS: options}
+    found = {
+        heading: [one for name in names for one in options if one.name == name] for heading, names in HEADINGS.items()
+    }
+    listed = [one for some in found.values() for one in some]
+    for one in options:
+        if one not in listed:
+            found[METHOD if one in command.params else GENERAL].append(one)
+    return {heading: some for heading, some in found.items() if some}
+
+
+class Command(click.Command):
+    """A command whose help has its options under headings, and ends with examples.
+
+    Args:
+        examples: command lines as they are typed, of which a long one goes on after a backslash.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any):
+        self.examples = tuple(examples)
+        if examples:
+            settings["epilog"] = "\n  ".join(("\b\nExamples:", *examples))
+        super().__init__(*arguments, **settings)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of each heading in a section."""
+        for heading, options in by_heading(self, ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))], col_max=TERM)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples as a section, which is not indented."""
+        formatter.dedent()
+        super().format_epilog(ctx, formatter)
+        formatter.indent()
+
+
+class Group(Command, click.Group):
+    """A group of commands with the layout of this program.
+
+    Args:
+        headings: what the commands are listed under, by name; all under one by default.
+    """
+
+    def __init__(self, *arguments: Any, headings: dict[str, str] | None = None, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.headings = headings or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands in their groups, and the options below them."""
+        self.format_commands(ctx, formatter)
+        Command.format_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command with the first sentence of its help, in the order of the commands."""
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for heading in dict.fromkeys(self.headings.get(name, "Commands") for name in self.commands):
+            named = [(n, c) for n, c in self.commands.items() if self.headings.get(n, "Commands") == heading]
+            with formatter.section(heading):
+                formatter.write_dl([(name, command.get_short_help_str(limit)) for name, command in named])
