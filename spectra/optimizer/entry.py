@@ -99,7 +99,8 @@ class Entry:
     def _held(self, key: str) -> Any:
         if self.state.get(key) is None:
             raise NotStepped(
-                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has not taken a step, or was added "
+                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has not taken a step, or was "
+                "added "
                 "later; take a later checkpoint, or leave it out by `params`"
             )
         return self.state[key]
