@@ -92,6 +92,37 @@ def test_adafactor_has_the_eps_of_the_type_it_trains_in():
         torch.testing.assert_close(found, (theta(model) - before).double(), rtol=1e-3, atol=1e-9)
 
 
+class WithUnused(nn.Module):
+    """A network with a layer that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.unused, self.used = nn.Linear(2, 2).double(), network()
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("case", ["SGD", "Nesterov", "AdamW", "Adagrad"])
+def test_parameters_without_a_gradient_stay(case):
+    """As torch's optimizers leave them, weight decay too."""
+    kind, options = CASES[case]
+    model = WithUnused()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), **options | {"weight_decay": 0.3})
+    train(model, optimizer, 2)
+    problem = problem_of(model)
+    gradient, before, saved = Point.of(problem).gradient, theta(model), copy.deepcopy(optimizer.state_dict())
+    found = update_direction(problem, gradient, saved).vector
+    if case in ("Nesterov", "AdamW"):
+        kept = torch.cat([optimizer.state[p][KEPT.get(kind, "exp_avg")].flatten() for p in model.used.parameters()])
+        (direction,) = directions(problem, ["momentum"], gradient, optimizer=saved)
+        assert torch.equal(direction.vector, torch.cat([torch.zeros(6).double(), -kept]))
+    train(model, optimizer)
+    torch.testing.assert_close(found, theta(model) - before, rtol=1e-9, atol=1e-14)
+    assert not found[:6].any()
+
+
 @pytest.mark.parametrize("case", ["heavy ball", "Nesterov", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"])
 def test_momentum_is_what_the_state_holds_against_its_sign(case):
     kind, options = CASES[case]

@@ -8,7 +8,7 @@ of averages for the number of steps; what a training loop does before, as the cl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def next_update(
     gradient: Tensor,
     *,
     name: str | None = None,
+    unused: Collection[str] = (),
 ) -> Tensor:
     """The change of the parameters that the optimizer's next step makes, given the gradient.
 
@@ -42,6 +43,7 @@ def next_update(
         parameters: those that are looked at, by their names in the model.
         gradient: (n,), of the loss by these parameters, one after the other.
         name: the name of torch's class, as `AdamW`, where a state dict does not tell.
+        unused: names of parameters that the loss does not depend on: they have no gradient, and stay as they are.
 
     Returns:
         The update (n,), after less before, in float64 on the CPU. A parameter that has had no step takes its first.
@@ -52,8 +54,12 @@ def next_update(
     """
     held = entries_of(optimizer, model, parameters, name)
     given = gradient.detach().cpu().double().split([p.numel() for p in parameters.values()])
-    parts = zip(parameters.items(), given, strict=True)
-    return torch.cat([_stepped(held.by_name[own], held.kind, name, p, g).flatten() for (own, p), g in parts])
+    return torch.cat(
+        [
+            torch.zeros_like(g) if own in unused else _stepped(held.by_name[own], held.kind, name, p, g).flatten()
+            for (own, p), g in zip(parameters.items(), given, strict=True)
+        ]
+    )
 
 
 def momentum(
@@ -62,6 +68,7 @@ def momentum(
     parameters: Mapping[str, nn.Parameter],
     *,
     name: str | None = None,
+    unused: Collection[str] = (),
 ) -> Tensor:
     """The direction into which the optimizer's momentum goes: -m, with its average or sum m of gradients.
 
@@ -70,6 +77,7 @@ def momentum(
 
     Args:
         optimizer, model, parameters, name: as `next_update` takes them.
+        unused: names of parameters that the loss does not depend on, and which may have no momentum.
 
     Returns:
         The direction (n,), in float64 on the CPU.
@@ -85,7 +93,8 @@ def momentum(
             f"{held.kind} keeps no momentum with these options, or has not taken a step yet; leave momentum out"
         )
     (key,) = keys if len(keys) == 1 else (MOMENTA[0],)
-    return -torch.cat([entry.tensor(key).flatten() for entry in entries])
+    none = {entry.name for entry in entries if entry.name in unused and not entry.state}
+    return -torch.cat([(torch.zeros(e.shape).double() if e.name in none else e.tensor(key)).flatten() for e in entries])
 
 
 def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.devices import device_of_vectors, in_float64
 from spectra.errors import SpectraError
 from spectra.optimizer.preconditioner import refuse_second_decay
@@ -69,7 +70,9 @@ def update_direction(
     """
     model = model or problem.model
     refuse_second_decay(problem.weight_decay, optimizer, model, problem.parameters, name)
-    made = next_update(optimizer, model, problem.parameters, gradient, name=name)
+    zero = {own for own, part in zip(problem.parameters, problem.tensors(gradient), strict=True) if not part.any()}
+    unused = zero.intersection(unused_parameters(problem)) if zero else ()
+    made = next_update(optimizer, model, problem.parameters, gradient, name=name, unused=unused)
     return direction(
         UPDATE, like(problem, made), "update: the optimizer's next step is zero; look at its learning rate"
     )
@@ -82,7 +85,8 @@ def momentum_direction(
 
     Arguments are those of `update_direction`. Raises SpectraError as that does, and where it is zero.
     """
-    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name)
+    unused = unused_parameters(problem)
+    kept = momentum(optimizer, model or problem.model, problem.parameters, name=name, unused=unused)
     return direction(MOMENTUM, like(problem, kept), "momentum: it is zero; leave it out")
 
 
