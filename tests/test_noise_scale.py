@@ -386,7 +386,7 @@ def test_a_noise_scale_is_short_when_it_is_printed():
 def test_refusals():
     with pytest.raises(SpectraError, match="one example has no covariance"):
         spectra.noise_scale(regression(1, 0))
-    with pytest.raises(SpectraError, match="`name` fisher-empirical: is no second derivative"):
+    with pytest.raises(SpectraError, match="`name` fisher-empirical: is not a second derivative"):
         spectra.noise_scale(classifier(), "fisher-empirical")
     with pytest.raises(SpectraError, match="`by` token: give one of example, item"):
         spectra.noise_scale(classifier(), by="token")
