@@ -10,6 +10,7 @@ import inspect
 import re
 import tomllib
 from dataclasses import is_dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType
@@ -28,6 +29,7 @@ NUMBERS = {1: "list of numbers", 2: "rows of numbers", 3: "numbers, nested 3 dee
 OTHERS = {"plot": PlotRecord, "report": ReportRecord, "sweep collect": Evolution, "sweep status": SweepStatus}
 
 
+@cache
 def comments(cls: type) -> dict[str, str]:
     """The comments behind or else above the fields of a dataclass, not those of the classes that it inherits from."""
     text = inspect.getsource(cls)
@@ -42,6 +44,7 @@ def comments(cls: type) -> dict[str, str]:
     return found
 
 
+@cache
 def attributes(cls: type) -> dict[str, str]:
     """What the docstring of a dataclass says of its fields."""
     section = re.search(r"^Attributes:\n((?:    .*\n|\n)*)", inspect.cleandoc(cls.__doc__ or "") + "\n", re.MULTILINE)
