@@ -627,3 +627,16 @@ def test_eigenpairs_of_a_matrix_in_place_of_results(tmp_path):
     (row,) = evolution.select("overlap_next")
     assert row.index == 2
     assert row.value == pytest.approx(np.square(one.T @ (turn @ one)).sum() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("losses", [(3.0, 2.9, 2.8, 2.7), (-1.0, -2.0, -3.0, 0.5), (0.0, 0.0, 0.0, 0.0)])
+def test_the_loss_is_drawn_whole(plan, losses):
+    """Losses that are negative, as those of densities are, and the marker of the largest, are on the axes."""
+    evolution = collect(read_plan(plan))
+    others = [row for row in evolution.rows if row.quantity != "loss"]
+    drawn = [replace(row, value=value) for row, value in zip(evolution.select("loss"), losses, strict=True)]
+    figure = evolution_figure(replace(evolution, rows=(*others, *drawn)))
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "loss")
+    (bottom, top), room = axes.get_ylim(), 0.03
+    assert top - max(losses) > room * (top - bottom)
+    assert min(losses) > bottom + room * (top - bottom) or min(losses) == 0
