@@ -566,7 +566,7 @@ def test_on_the_command_line(call):
     assert "by inputs of 6 numbers, 4 examples" in shown.replace("\n", " ")
     assert "1.55495813209" in shown
     status, told, _ = call(f"density {LINE} --steps 6 --out b")
-    assert (status, "density.png: every eigenvalue; their mean" in told) == (0, True)
+    assert (status, "density.png: mean, and % < 0, of all eigenvalues" in told) == (0, True)
     assert call("report a b --out page.html")[0] == 0
     assert call("plot a --out figure.png")[0] == 0
 
@@ -603,7 +603,7 @@ def test_the_command_names_the_example_that_is_not_finite(command, call):
 
 def test_a_mean_of_either_sign_is_told(call):
     line = f"eig --model file.py:saddles --data file.py:few {OF_OUTPUT} -k 2"
-    assert "hessian: a row holds eigenvalues of either sign" in call(line)[1]
+    assert "hessian: a row mixes positive and negative eigenvalues" in call(line)[1]
     assert "either sign" not in call(f"{line} --which LA")[1]
 
 

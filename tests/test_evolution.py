@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -553,6 +554,23 @@ def test_rates_that_differ_between_parameters_are_in_the_eigenvalues(tmp_path):
     figure = evolution_figure(preconditioned(tmp_path, lambda t: {"rate": None} if t == 1 else {}))
     drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata()) == 3]
     assert any(np.allclose(heights, [0.5, 10.0, 6.0]) for heights in drawn)
+
+
+@pytest.mark.parametrize("plain", ["trace", "eig"])
+def test_a_matrix_and_its_preconditioned_one_do_not_mix(plain, tmp_path):
+    """Where only one of two commands was given a preconditioner, one of them is left out with a note."""
+    preconditioned(tmp_path / "both")
+    for t in range(3):
+        write_results(tmp_path / f"plain/step-{t}", "hessian", t)
+        for file in (tmp_path / f"plain/step-{t}").glob(f"{plain}.*"):
+            shutil.copy(file, tmp_path / f"both/step-{t}/{file.name}")
+    evolution = evolution_of(tmp_path / "both")
+    assert evolution.precondition == (("AdamW",) if plain == "trace" else ())
+    assert len(evolution.select("eigenvalue", index=1)) == 3
+    assert evolution.select("trace") == []
+    assert len(evolution.select("negative_share")) == 3
+    (note,) = [text for text in evolution.notes if "preconditioner" in text]
+    assert note.startswith(f"hessian: trace {'without' if plain == 'trace' else 'with'} a preconditioner is left out")
 
 
 @pytest.mark.parametrize("reason", ["momentum differs between parameters", None])

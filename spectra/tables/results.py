@@ -144,7 +144,7 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
         )
     probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
-    sampled = f"mean ± standard error over {counted(probes, 'probe')}; % < 0 with its 95 % interval"
+    sampled = f"mean ± standard error over {counted(probes, 'probe')}; % < 0 (95 %)"
     exact = all(r.method in EXACT for r in record.results)
     note = f"{figure}: {'mean, and % < 0, of all eigenvalues' if exact else sampled}"
     return [heading(record.problem), note, table, *more, *remarks(record)]
