@@ -343,7 +343,7 @@ def test_optimizers_in_memory():
     with pytest.raises(SpectraError, match=r"Cautious' is not known|Cautious is not known"):
         preconditioner(optimizer, model)
     assert preconditioner(optimizer, model, name="Adam").optimizer == "Adam"
-    with pytest.raises(SpectraError, match="is no optimizer"):
+    with pytest.raises(SpectraError, match="is not an optimizer"):
         preconditioner(7, model)  # pyright: ignore[reportArgumentType]
 
     class Wrapped(torch.optim.Optimizer):

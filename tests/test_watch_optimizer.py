@@ -212,7 +212,7 @@ def test_optimizers_that_cannot_be_read_are_refused_before_training(tmp_path):
     call = {"every": 1, "k": 2}
     with pytest.raises(SpectraError, match=r"`optimizer`: .*Other is not known"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=Other(model.parameters(), lr=1.0), **call)
-    with pytest.raises(SpectraError, match="`optimizer`: int is no optimizer"):
+    with pytest.raises(SpectraError, match="`optimizer`: int is not an optimizer"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=3, **call)
     with pytest.raises(SpectraError, match="`optimizer`: a state does not change with training"):
         spectra.watch(model, LOSS, (X, Y), tmp_path, optimizer=torch.optim.SGD(model.parameters()).state_dict(), **call)
