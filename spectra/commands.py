@@ -104,7 +104,7 @@ COMMANDS = {  # those with results in the order in which a page shows them
         title="The next step",
         tables="spectra.tables.step:step_parts",
         figures="spectra.plots.step:step_figures",
-        captions={"step": "Loss along the next step, and its share in the leading eigenvectors"},
+        captions={"step": "Loss along the next step, its share in leading eigenvectors, and its noise"},
         way_out=f"{MORE}, try --dtype float64, or loosen --tol; {CROWDED}",
     ),
     "demo": Command("spectra.cli.demo:demo", group="Run many"),

@@ -160,7 +160,7 @@ def test_a_name_that_an_index_has_twice():
     folder = trainer("a", write=shards)
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace('"0.weight"', '"0.bias"'))
-    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias comes twice"):
+    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias is listed twice"):
         load_checkpoint(build(), folder)
 
 
@@ -346,12 +346,12 @@ DISTRIBUTED = {
     "a missing piece": (spoiled(lambda m: resized(m, chunks=[])), ["has no pieces"]),
     "pieces that miss": (spoiled(lambda m: resized(m, size=torch.Size([9, 4]))), ["pieces of", "missing"]),
     "pieces outside": (spoiled(lambda m: resized(m, size=torch.Size([2, 4]))), ["outside of its shape"]),
-    "another folder": (spoiled(stored_elsewhere(relative_path="../a.distcp")), ["no file beside it"]),
-    "a file of the system": (spoiled(stored_elsewhere(relative_path="/etc/passwd")), ["no file beside it"]),
-    "another kind of file": (spoiled(stored_elsewhere(relative_path="a.pt")), ["no file beside it"]),
+    "another folder": (spoiled(stored_elsewhere(relative_path="../a.distcp")), ["not a file in its folder"]),
+    "a file of the system": (spoiled(stored_elsewhere(relative_path="/etc/passwd")), ["not a file in its folder"]),
+    "another kind of file": (spoiled(stored_elsewhere(relative_path="a.pt")), ["not a file in its folder"]),
     "no such shard": (spoiled(stored_elsewhere(relative_path="__9_0.distcp")), ["__9_0.distcp is missing"]),
     "behind the end": (spoiled(stored_elsewhere(length=10**9)), ["beyond the end"]),
-    "a negative place": (spoiled(stored_elsewhere(offset=-1)), ["a shape that is none"]),
+    "a negative place": (spoiled(stored_elsewhere(offset=-1)), ["an invalid shape"]),
     "compressed": (spoiled(stored_elsewhere(transform_descriptors=["zstd"])), ["compressed"]),
     "paths without end": (
         spoiled(lambda m: setattr(m, "planner_data", dict.fromkeys(STATE, ("a",) * 1000))),

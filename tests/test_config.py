@@ -124,7 +124,7 @@ def test_one_name_stands_for_a_list_of_one(good):
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        ("k = ", ["run.toml", "no TOML"]),
+        ("k = ", ["run.toml", "not valid TOML"]),
         ("kk = 3", ["no option kk", "did you mean k"]),
         ("config = 'run.toml'", ["no option config"]),
         ("[foo]\na = 1", ["[foo]", "eig"]),
@@ -137,7 +137,7 @@ def test_one_name_stands_for_a_list_of_one(good):
         ("curvature = ['hess']", ["hess", "hessian"]),
         ("curvature = [['ggn']]", ["curvature"]),
         ("tol = nan", ["tol = NaN", "finite"]),
-        ("\udcff", ["no TOML"]),
+        ("\udcff", ["not valid TOML"]),
     ],
 )
 def test_a_toml_file_to_put_right(text, fragments, refused):
@@ -153,7 +153,7 @@ def test_a_toml_file_to_put_right(text, fragments, refused):
         ("gone.json", ["cannot be read"]),
         ("weights.pt", [".toml", ".json"]),
         ("text.json", ["not valid JSON"]),
-        ("other.json", ["no result"]),
+        ("other.json", ["not a result"]),
         ("old.json", ["does not list its options"]),
         ("newer.json", ["newer"]),
     ],

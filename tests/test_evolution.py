@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -555,6 +556,23 @@ def test_rates_that_differ_between_parameters_are_in_the_eigenvalues(tmp_path):
     assert any(np.allclose(heights, [0.5, 10.0, 6.0]) for heights in drawn)
 
 
+@pytest.mark.parametrize("plain", ["trace", "eig"])
+def test_a_matrix_and_its_preconditioned_one_do_not_mix(plain, tmp_path):
+    """Where only one of two commands was given a preconditioner, one of them is left out with a note."""
+    preconditioned(tmp_path / "both")
+    for t in range(3):
+        write_results(tmp_path / f"plain/step-{t}", "hessian", t)
+        for file in (tmp_path / f"plain/step-{t}").glob(f"{plain}.*"):
+            shutil.copy(file, tmp_path / f"both/step-{t}/{file.name}")
+    evolution = evolution_of(tmp_path / "both")
+    assert evolution.precondition == (("AdamW",) if plain == "trace" else ())
+    assert len(evolution.select("eigenvalue", index=1)) == 3
+    assert evolution.select("trace") == []
+    assert len(evolution.select("negative_share")) == 3
+    (note,) = [text for text in evolution.notes if "preconditioner" in text]
+    assert note.startswith(f"hessian: trace {'without' if plain == 'trace' else 'with'} a preconditioner is left out")
+
+
 @pytest.mark.parametrize("reason", ["momentum differs between parameters", None])
 def test_preconditioned_eigenvalues_without_a_threshold(tmp_path, reason):
     """There is none where momenta differ, which is told; nor for a diagonal that is given itself."""
@@ -609,3 +627,16 @@ def test_eigenpairs_of_a_matrix_in_place_of_results(tmp_path):
     (row,) = evolution.select("overlap_next")
     assert row.index == 2
     assert row.value == pytest.approx(np.square(one.T @ (turn @ one)).sum() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("losses", [(3.0, 2.9, 2.8, 2.7), (-1.0, -2.0, -3.0, 0.5), (0.0, 0.0, 0.0, 0.0)])
+def test_the_loss_is_drawn_whole(plan, losses):
+    """Losses that are negative, as those of densities are, and the marker of the largest, are on the axes."""
+    evolution = collect(read_plan(plan))
+    others = [row for row in evolution.rows if row.quantity != "loss"]
+    drawn = [replace(row, value=value) for row, value in zip(evolution.select("loss"), losses, strict=True)]
+    figure = evolution_figure(replace(evolution, rows=(*others, *drawn)))
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "loss")
+    (bottom, top), room = axes.get_ylim(), 0.03
+    assert top - max(losses) > room * (top - bottom)
+    assert min(losses) > bottom + room * (top - bottom) or min(losses) == 0

@@ -185,7 +185,7 @@ def test_in_python(user):
         ("Logger", "draw", "training_step is called with a batch alone, without a trainer"),
         ("Manual", "draw", "training_step is called with a batch alone, without a trainer"),
         ("Draws", "draw", "its value changes from call to call"),
-        ("Nothing", "draw", "in which there is no loss"),
+        ("Nothing", "draw", "without a loss"),
         ("Pair", "Broken", "its training data cannot be had (FileNotFoundError: points.bin)"),
     ],
 )

@@ -418,7 +418,9 @@ def test_weights_that_eval_merges_are_those_of_the_checkpoint(tmp_path):
 
 
 def test_parameters_that_are_detached_and_yet_change_the_output_are_named_by_the_refusal():
-    with pytest.raises(SpectraError, match=r"^`model`: the derivative .* wrong: .*unused or detached: scale\."):
+    with pytest.raises(
+        SpectraError, match=r"^`model`: autograd gives a wrong derivative: .*unused or detached: scale\."
+    ):
         spectra.Curvature(problem(Data()), "hessian").prepare()
     assert not dense(problem(Data()), check=False)[0].any()  # the row of `scale`
     assert dense(problem(Unused())).any()

@@ -267,6 +267,21 @@ def test_a_gradient_that_training_has_made_zero():
         assert math.isnan(one.interval[0])
 
 
+def test_the_noise_of_a_signal_that_is_zero(monkeypatch):
+    """At a gradient of zero |g|^2 varies from sample to sample by 2 tr(CC) / N^2, and g'Hg by 2 tr(HCHC) / N^2."""
+    monkeypatch.setattr(module, "VECTORS", 80)
+    x, y, model = floats(60, 3), floats(60, 1), nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    problem = Problem(model, MeanSquaredError(), cut_batches(x, y, torch.arange(60), 60))
+    gradients, hessian = dense(problem, nn.functional.mse_loss)
+    c = torch.cov(gradients.T, correction=0)
+    found, back = spectra.noise_scale(problem), np.linalg.inv([[60 / 59, 0], [-1 / 59, 1]])
+    for one, matrix in ((found.simple, torch.eye(3).double()), (found.full, hessian)):
+        variance = (back @ one.ratio.sampling @ back.T)[1, 1]
+        assert variance == pytest.approx(2 * (matrix @ c @ matrix @ c).trace().item() / 60**2, rel=0.35)
+
+
 def test_negative_curvature_is_no_batch_size():
     loss = CustomLoss(lambda output, target: -(output + 3 * target).square().sum(dim=1))
     model = nn.Linear(2, 1, bias=False).double()
@@ -371,7 +386,7 @@ def test_a_noise_scale_is_short_when_it_is_printed():
 def test_refusals():
     with pytest.raises(SpectraError, match="one example has no covariance"):
         spectra.noise_scale(regression(1, 0))
-    with pytest.raises(SpectraError, match="`name` fisher-empirical: is no second derivative"):
+    with pytest.raises(SpectraError, match="`name` fisher-empirical: is not a second derivative"):
         spectra.noise_scale(classifier(), "fisher-empirical")
     with pytest.raises(SpectraError, match="`by` token: give one of example, item"):
         spectra.noise_scale(classifier(), by="token")

@@ -291,7 +291,7 @@ REFUSED = {
         "an optimizer that is known",
     ),
     "no state": (lambda s: s["state"].pop(2), {}, r"1\.weight has no state \(exp_avg_sq is missing\)"),
-    "no step": (lambda s: s["state"][2].update(step=torch.tensor(0.0)), {}, r"1\.weight has had no step yet"),
+    "no step": (lambda s: s["state"][2].update(step=torch.tensor(0.0)), {}, r"1\.weight has not taken a step yet"),
     "another shape": (lambda s: s["state"].update({0: s["state"][1]}), {}, r"number 0 has shape \(5,\), 0\.weight"),
     "Adam or AdamW": (without_mark, {"weight_decay": 0.1}, "give `name`"),
     "nothing squared": (
@@ -343,7 +343,7 @@ def test_optimizers_in_memory():
     with pytest.raises(SpectraError, match=r"Cautious' is not known|Cautious is not known"):
         preconditioner(optimizer, model)
     assert preconditioner(optimizer, model, name="Adam").optimizer == "Adam"
-    with pytest.raises(SpectraError, match="is no optimizer"):
+    with pytest.raises(SpectraError, match="is not an optimizer"):
         preconditioner(7, model)  # pyright: ignore[reportArgumentType]
 
     class Wrapped(torch.optim.Optimizer):

@@ -430,6 +430,16 @@ def test_products_of_other_kinds(found, more):
         assert abs(value - expected) <= residual + 1e-4 * abs(expected)
 
 
+def test_a_page_begins_with_whose_preconditioner_it_is(call):
+    saved("AdamW")
+    assert call(f"eig {MEETS} -k 1 --out e")[0] == 0
+    assert call("report e --out page.html")[0] == 0
+    with open("page.html", encoding="utf-8") as file:
+        page = file.read()
+    assert "; preconditioned: P^-1/2 A P^-1/2" in page
+    assert r"\npreconditioned" not in page
+
+
 REFUSED = {  # what is typed, and how the line of the error goes on
     "--precondition optimizer": "--precondition optimizer: there is no --checkpoint that may hold it",
     "--precondition optimizer --checkpoint w.pt": "--precondition optimizer: w.pt holds no state of an optimizer",

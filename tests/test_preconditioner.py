@@ -352,6 +352,8 @@ def test_thresholds_that_there_are_none_of():
     assert threshold([Recurrence(0.9), Recurrence(0.8)], [0, 0], 0.1).value is None
     assert "differs" in threshold([Recurrence(0.9), Recurrence(0.8)], [0, 0], 0.1).reason
     assert "0" in threshold([Recurrence()], [0], 0.0).reason
+    for rate, decay in ((1e3, 0.01), (None, 2.5)):  # parameters leap over zero
+        assert "weight decay alone" in threshold([Recurrence(0.9, 0.1)] * 2, [0, decay], rate).reason
     for recurrence in (Recurrence(decay=1.0), Recurrence(decay=0.5, gain=0.0)):
         assert "no learning rate" in threshold([recurrence], [0], 0.1).reason
 

@@ -608,7 +608,7 @@ def test_no_such_matrix():
 
 @pytest.mark.parametrize("name", ["fisher", "fisher-mc"])
 def test_a_custom_loss_has_no_fisher(name):
-    with refused(f"`curvature` {name}", "no distribution", "ggn"):
+    with refused(f"`curvature` {name}", "no known distribution", "ggn"):
         Curvature(BY_NAME["custom, values"].problem(), name)
 
 

@@ -12,10 +12,12 @@ import spectra
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import diagonal_blocks, parameter_blocks
+from spectra.operator import Deflated
 from spectra.steps.alignment import alignment
 from spectra.steps.curvatures import curvature_along
 from spectra.steps.directions import Direction, gradient_direction
 from spectra.steps.line_search import FALLS, LOST, NEVER, RISES, search_line
+from spectra.steps.run import followed_by
 from spectra.steps.slopes import slopes
 from spectra.surfaces.landscape import Point
 
@@ -370,3 +372,15 @@ def test_no_direction_is_zero():
         gradient_direction(torch.zeros(3))
     with pytest.raises(SpectraError, match="not finite"):
         gradient_direction(torch.tensor([math.inf, 0.0]))
+
+
+def test_values_behind_taken_eigenvectors_are_within_their_residuals():
+    """Taken vectors are not exact, so that a value of their complement is off from the matrix's by as much as they."""
+    exact = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.5]).double()
+    matrix, own = torch.diag(exact), torch.eye(6).double()
+    vectors = torch.linalg.qr((own[:2] + 0.3 * own[2:4]).T).Q.T
+    values = (vectors @ matrix * vectors).sum(dim=1)
+    residuals = torch.linalg.vector_norm(vectors @ matrix - values[:, None] * vectors, dim=1)
+    taken = Eigenpairs(values, vectors, residuals, residuals, products=0, converged=True)
+    found = followed_by(taken, spectra.eigenpairs(Deflated(matrix, vectors), 1))
+    assert 1e-2 < (exact - found.values[2]).abs().min() <= found.residuals[2]

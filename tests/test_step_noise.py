@@ -118,7 +118,7 @@ def test_a_matrix_of_gradients_is_no_model_of_the_loss(record, points):
     hessian, of_gradients = found.results
     assert [len(entry.balls) for entry in found.results] == [2, 0]
     assert (hessian.full_noise is None, of_gradients.full_noise) == (False, None)
-    with pytest.raises(spectra.SpectraError, match="`name` fisher-empirical: is no second derivative of the loss"):
+    with pytest.raises(spectra.SpectraError, match="`name` fisher-empirical: is not a second derivative of the loss"):
         spectra.worst_case(problem(points), name="fisher-empirical")
 
 

@@ -104,7 +104,7 @@ def test_arguments_mean_what_the_file_says(home):
 
 
 BAD = [
-    ("k = 3", "k = ", ["no TOML"]),
+    ("k = 3", "k = ", ["not valid TOML"]),
     ("k = 3", "kk = 3", ["spectra eig has no option kk", "did you mean k"]),
     ("k = 3", "k = 0", ["k = 0", "x>=1"]),
     ("k = 3", "k = [3, 4]", ["k = [3, 4]"]),

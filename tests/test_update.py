@@ -128,7 +128,7 @@ def test_momentum_is_what_the_state_holds_against_its_sign(case):
     kind, options = CASES[case]
     model = network()
     optimizer = getattr(torch.optim, kind)(model.parameters(), **options)
-    with pytest.raises(SpectraError, match="has had no step yet"):
+    with pytest.raises(SpectraError, match="has not taken a step yet"):
         momentum(optimizer, model, dict(model.named_parameters()))
     train(model, optimizer, 3)
     kept = [optimizer.state[p][KEPT.get(kind, "exp_avg")].flatten() for p in model.parameters()]

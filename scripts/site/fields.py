@@ -1,7 +1,8 @@
 """A hook of the site: reference/results.md holds every key of every result, with its type and its meaning.
 
-Types and keys come from the dataclasses of `spectra.records`. The meaning of a key is the comment behind the field,
-where there is one that can be read alone; fields.toml, beside this file, holds those of the others.
+Types and keys come from the dataclasses of `spectra.records`. The meaning of a key is what the docstring
+says under `Attributes`, else the comment on the field, where it can be read alone; fields.toml, beside this file, holds
+those of the others.
 """
 
 import ast
@@ -9,6 +10,8 @@ import inspect
 import re
 import tomllib
 from dataclasses import is_dataclass
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -26,22 +29,35 @@ NUMBERS = {1: "list of numbers", 2: "rows of numbers", 3: "numbers, nested 3 dee
 OTHERS = {"plot": PlotRecord, "report": ReportRecord, "sweep collect": Evolution, "sweep status": SweepStatus}
 
 
+@cache
 def comments(cls: type) -> dict[str, str]:
-    """The comments behind the fields of a dataclass, not those of the classes that it inherits from."""
+    """The comments behind or else above the fields of a dataclass, not those of the classes that it inherits from."""
     text = inspect.getsource(cls)
     lines, found = text.splitlines(), {}
-    for node in ast.parse(text).body[0].body:  # pyright: ignore[reportAttributeAccessIssue]
+    for node in ast.parse(text).body[0].body:
         if isinstance(node, ast.AnnAssign):
-            said = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
-            found[node.target.id] = " ".join(filter(None, said))
+            first = node.lineno - 1
+            behind = [line.partition("  # ")[2] for line in lines[first : node.end_lineno]]
+            above = takewhile(lambda line: line.startswith("# "), map(str.strip, reversed(lines[:first])))
+            said = list(filter(None, behind)) or [line[2:] for line in above][::-1]
+            found[node.target.id] = " ".join(said)
     return found
+
+
+@cache
+def attributes(cls: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of its fields."""
+    section = re.search(r"^Attributes:\n((?:    .*\n|\n)*)", inspect.cleandoc(cls.__doc__ or "") + "\n", re.MULTILINE)
+    told = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in told}
 
 
 def meaning(cls: type, name: str) -> str:
     """What a field means, or an empty text where nobody says so."""
     for base in cls.__mro__:
         if is_dataclass(base) and name in comments(base):
-            return MEANINGS.get(f"{base.__name__}.{name}") or comments(base)[name] or MEANINGS.get(name, "")
+            own = MEANINGS.get(f"{base.__name__}.{name}")
+            return attributes(base).get(name) or own or comments(base)[name] or MEANINGS.get(name, "")
     return ""
 
 
@@ -78,6 +94,7 @@ def in_json(text: str) -> str:
     """A comment as a cell of a table, with the words of JSON for those of Python."""
     for python, json in {"None": "null", "True": "true", "False": "false"}.items():
         text = re.sub(rf"\b{python}\b", json, text)
+    text = re.sub(r"\b(nan|infinite) where", "null where", text)
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [re.sub(r"([*<\[\]_])", r"\\\1", part) for part in parts[::2]]  # code stays as it is
     return "`".join(parts)

@@ -73,7 +73,9 @@ class Entry:
     def step(self) -> float:
         """The number of steps that the parameter has had. Raises SpectraError where it has had none."""
         if (count := self.scalar("step")) < 1:
-            text = f"`optimizer`: {foreign(self.name)} has had no step yet; take a checkpoint from later in training"
+            text = (
+                f"`optimizer`: {foreign(self.name)} has not taken a step yet; take a checkpoint from later in training"
+            )
             raise NotStepped(text)
         return count
 
@@ -97,7 +99,8 @@ class Entry:
     def _held(self, key: str) -> Any:
         if self.state.get(key) is None:
             raise NotStepped(
-                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has had no step, or was added "
+                f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has not taken a step, or was "
+                "added "
                 "later; take a later checkpoint, or leave it out by `params`"
             )
         return self.state[key]

@@ -72,6 +72,8 @@ def threshold(recurrences: Sequence[Recurrence], decays: Sequence[float], rate: 
         return Threshold(reason="momentum differs between parameters, so there is no one threshold of stability")
     if (scale := recurrences[0].scale) is None:
         return Threshold(reason="with this momentum no learning rate is stable")
+    if max(decays) * (1.0 if rate is None else rate) >= 2:
+        return Threshold(reason="weight decay alone is unstable, as eta times it is 2 or more")
     shares = [(scale - 1) * decay for decay in decays]
     without_decay = 2 * scale / (1.0 if rate is None else rate)
     return Threshold(without_decay - max(shares), without_decay - min(shares))

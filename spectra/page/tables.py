@@ -21,7 +21,7 @@ def paragraphs_and_tables(parts: Sequence[Any]) -> tuple[str, list[str | Table]]
         parts: strings and rich tables, one below the other; a string right above a table is its caption.
     """
     first, *rest = parts
-    return str(first), list(blocks(rest))
+    return "; ".join(str(first).split("\n")), list(blocks(rest))
 
 
 def blocks(parts: Sequence[Any]) -> Iterator[str | Table]:

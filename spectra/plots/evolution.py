@@ -33,6 +33,7 @@ LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder":
 HEAD = {"loc": "left", "fontsize": 8, "pad": 4}  # of a title
 MARKS = 14  # on a curve
 FARTHEST = 3  # times the largest eigenvalue: beyond, the threshold of stability is told in the legend alone
+ROOM = 1.06  # of the largest number, so that its marker is whole
 MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
 LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
 
@@ -209,8 +210,8 @@ def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, di
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
     elif quantity.startswith(("overlap", "alignment", "update_share")):
         axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
-    elif quantity in ("loss", "negative_share"):
-        axes.set_ylim(bottom=0)
+    elif quantity in ("loss", "negative_share") and values.size and values.min() >= 0:
+        axes.set_ylim(0, max(axes.get_ylim()[1], ROOM * values.max()))
 
 
 def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool = False) -> None:

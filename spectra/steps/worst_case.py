@@ -98,7 +98,7 @@ def worst_case(
         `model`.
 
     Raises:
-        SpectraError: the model or the loss fails, or the matrix does not suit.
+        SpectraError: the model or the loss fails, or the matrix is not a second derivative.
     """
     require_problem(problem)
     rho = (ADAPTIVE_RHO if adaptive else RHO) if rho is None else rho

@@ -25,6 +25,7 @@ from spectra.sweeps.rows import QUANTITIES, Found, problem_rows
 from spectra.sweeps.tasks import result
 
 ROWS = {name: resolve_name(command.rows) for name, command in REGISTER.items() if command.rows}
+MEASURED = ("eig", "trace")  # commands whose numbers a preconditioner changes
 
 
 class Home(NamedTuple):
@@ -102,10 +103,11 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     done = [{f.command for f in found} for found in results]
     unfinished = [home.name for home, some in zip(homes, done, strict=True) if some != set(commands)]
     found = sorted((f for some in results for f in some), key=lambda f: f.step)
+    found = of_one_matrix(found, notes.setdefault)
     rows = [row for f in found for row in ROWS[f.command](f)]
     rows += [row for f in first_of_each(found, lambda f: (f.label, f.seed)) for row in problem_rows(f)]
     rows += between_checkpoints(found, notes.setdefault)
-    of = [p for f in found if f.command == "eig" and (p := f.problem.get("precondition"))]
+    of = [p for f in found if f.command in MEASURED and (p := f.problem.get("precondition"))]
     for reason in dict.fromkeys(p.get("threshold_reason") for p in of if p.get("threshold_reason")):
         notes.setdefault(f"threshold: no threshold of stability, because {reason}")
     return Evolution(
@@ -115,6 +117,28 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
         unfinished=tuple(unfinished),
         notes=tuple(notes),
     )
+
+
+def of_one_matrix(found: Sequence[Found], note: Callable[[str], Any]) -> list[Found]:
+    """The results without eigenvalues and traces of a matrix beside its preconditioned one, which has the same name.
+
+    Shares below zero stay: they are the same of both, by Sylvester's law of inertia.
+    """
+
+    def preconditioned(f: Found) -> bool:
+        return f.problem.get("precondition") is not None
+
+    wanted = {}
+    for name, same in grouped([f for f in found if f.command in MEASURED], lambda f: f.curvature).items():
+        wanted[name] = any(map(preconditioned, [f for f in same if f.command == "eig"] or same))
+    kept = []
+    for f in found:
+        if f.command in MEASURED and preconditioned(f) != wanted[f.curvature]:
+            plain, other = ("without", "with") if wanted[f.curvature] else ("with", "without")
+            note(f"{f.curvature}: {f.command} {plain} a preconditioner is left out, as eigenvalues are {other} it")
+        else:
+            kept.append(f)
+    return kept
 
 
 def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:
