@@ -174,7 +174,7 @@ def layer_table(one: StepAlong) -> Any:
 
 def cost_table(results: Sequence[StepResult]) -> Any:
     """The table of costs."""
-    table = new_table("", "products", "s", "set-up s", "converged")
+    table = new_table("", "products", "time (s)", "setup (s)", "converged")
     for entry in results:
         table.add_row(entry.curvature, *cost_cells(entry))
     return table
