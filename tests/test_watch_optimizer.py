@@ -143,7 +143,7 @@ def test_a_state_from_before_the_first_step(tmp_path, caplog):
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
     watch = spectra.watch(*(model, LOSS, (X, Y), tmp_path), every=1, k=2, trace=False, optimizer=optimizer)
     assert watch(0) is None
-    assert caplog.messages[0].endswith("`optimizer`: it has had no step yet, so that it has no state")
+    assert caplog.messages[0].endswith("`optimizer`: it has not taken a step yet, so it has no state")
     steps(model, optimizer)
     found = watch(1)
     diagonal = torch.cat([optimizer.state[p]["sum"].sqrt().flatten() + 1e-10 for p in model.parameters()]).cpu()
