@@ -410,7 +410,7 @@ def test_another_loss_that_a_model_returns_is_a_function_of_its_logits(form, own
     model = Returns(form, own).double()
     batches = [{"x": X[i : i + 4], "labels": LABELS[i : i + 4]} for i in range(0, 12, 4)]
     loaded = load_problem(model=model, loss="model", data=batches)
-    assert any("none of ours" in note for note in loaded.record.notes)
+    assert any("not one that spectra knows" in note for note in loaded.record.notes)
     expected = dense(model, lambda network: own(logits(network), LABELS))
     torch.testing.assert_close(matrix(loaded.problem)[0], expected, rtol=1e-9, atol=1e-10)
     plain = load_problem(model=model.body, loss="cross_entropy", data=(X, LABELS)).problem

@@ -286,7 +286,7 @@ def test_the_call_has_the_numbers_of_the_command(record):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"along": "x"}, "^`along` 'x' is no direction"),
+        ({"along": "x"}, "^`along` 'x' is neither one direction nor two"),
         ({"along": ["1", "1,1"]}, "^`along` '1,1' names one direction twice"),
         ({"points": 4}, "^`points` 4: is even"),
         ({"radius": 0}, "^`radius` 0"),
