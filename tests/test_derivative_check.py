@@ -266,6 +266,36 @@ def test_kinks_at_the_point_are_told_of():
     assert matrix.derivative_check.error < 1e-3
 
 
+class Kinks(nn.Module):
+    """Rectifiers at zero with one parameter in common, of which a half passes to either side of it."""
+
+    def __init__(self, wrong: bool = False):
+        super().__init__()
+        signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(2000)
+        self.register_buffer("signs", signs)
+        self.common, self.own = nn.Parameter(torch.zeros(1).double()), nn.Parameter(torch.zeros(4000).double())
+        self.last = nn.Linear(1, 1).double()
+        self.wrong = wrong
+
+    def forward(self, x):
+        inner = (self.own + self.signs * self.common).relu() @ self.signs / 40
+        out = self.last(x[:, :1])
+        return (KeepsNumbers.apply(out) if self.wrong else out) + inner
+
+
+def test_many_kinks_at_the_point_are_no_wrong_derivative():
+    """To either side of the point the derivatives are nearly the same, and neither is that at the point itself."""
+    torch.manual_seed(0)
+    model = Kinks()
+    x = torch.randn(12, 5).double()
+    matrix = Curvature(of(model, x, model(x).detach(), MeanSquaredError()), "hessian")
+    matrix.prepare()
+    assert "beside the point they agree" in matrix.derivative_check.not_checked
+    model = Kinks(wrong=True)
+    with refused("`model`", "wrong derivative"):
+        Curvature(of(model, x, x[:, :1] + 1, MeanSquaredError()), "hessian").prepare()
+
+
 @pytest.mark.parametrize("name", ["ggn", "fisher-empirical"])
 def test_outputs_with_a_kink_at_the_point_are_not_contradicted(name):
     """The central difference is the mean of two slopes, at every step; autograd has one of them, and is not wrong."""

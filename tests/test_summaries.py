@@ -136,6 +136,14 @@ def test_outliers_that_are_not_resolved_have_no_share():
     }
 
 
+def test_rounding_beside_one_eigenvalue_has_no_law():
+    """A matrix of rank one, computed: what lies at 1e-14 of its eigenvalue is no spectrum."""
+    found = summarise(exact(np.concatenate([1e-14 * 10 ** uniform(119, 0, 3), [1e-3]])))
+    assert found.power_law is found.marchenko_pastur is None
+    assert "1 leading eigenvalues" in found.left_out["power_law"]
+    assert "above zero" in found.left_out["marchenko_pastur"]
+
+
 def test_too_few_steps_tell_of_the_largest_eigenvalue():
     spectrum = np.concatenate([[1.5], np.linspace(0, 1, 199)])
     a = with_spectrum(spectrum)

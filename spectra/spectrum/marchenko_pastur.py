@@ -26,6 +26,7 @@ from spectra.spectrum.ranks import Summary, refuse_indefinite, refuse_zero, roun
 POINTS = 2001  # at which distributions are compared
 STRAY = 5.0  # eigenvalues by which the n of a random matrix stray from their law: in 760, 5.3 at most
 CHANCE = 3.0  # standard errors
+FEWEST = 5  # eigenvalues above zero, of which a law of many has n / q
 ALIKE = 0.02  # of the eigenvalues: a law so near fits, be it told apart or not, and
 CLOSE = 0.1  # of q^2, in the third moment: eigenvalues that all come K times stray K times as far
 POWER = 0.6  # of q^2, the most room for a test: 3 standard errors of 5 leave 97 % of wrong bulks to be found
@@ -52,8 +53,8 @@ def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoP
     parameters than outputs on all examples has more zeros than the law allows.
 
     Raises:
-        ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, or a probe has a
-            single node.
+        ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, hardly any is
+            above zero, or a probe has a single node.
     """
     refuse_indefinite(measure, semidefinite)
     above = without_zeros(measure)
@@ -76,6 +77,8 @@ def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
     variance, ratio = (summary(some, bulk, semidefinite) for some in (mean, ratio_of))
     if not ratio.value > NOISE:
         raise ArgumentError("`measure`: all eigenvalues of the bulk are the same")
+    if bulk.dimension < FEWEST * ratio.value:
+        raise ArgumentError(f"`measure`: fewer than {FEWEST} eigenvalues of the bulk are above zero")
     edge, third = (summary(some, bulk, semidefinite) for some in (edge_of, third_moment))
     inside, distance, resolution = compared(bulk, variance.value, ratio.value)
     chance = np.hypot(third.standard_error, of_one_matrix(ratio.value, bulk.dimension))

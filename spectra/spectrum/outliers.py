@@ -68,10 +68,10 @@ def outliers(measure: SpectralMeasure) -> Outliers:
 
 
 def leading_eigenvalues(measure: SpectralMeasure) -> np.ndarray:
-    """The converged eigenvalues above the outermost node that is not converged, falling; copies are repeated."""
+    """The converged eigenvalues above rounding and the outermost node that is not, falling; copies are repeated."""
     points = _points(measure, 1)
     edge = max((row[0] for row in points.rest if len(row)), default=-math.inf)
-    beyond = points.resolved > edge
+    beyond = points.resolved > max(edge, points.noise)
     return np.repeat(points.resolved[beyond], points.counts[beyond].astype(int))[::-1]
 
 

@@ -44,6 +44,7 @@ EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks 
 ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
 PRODUCT = 3  # gradients that take as long
 VECTORS = 8  # as long as the parameters that are held at once
+AT_KINKS = "differences at the point contradict it (many kinks at the point do this)"
 KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
     *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "Abs", "Max", "Amax", "Min", "Amin"),
     *("Clamp", "Sort", "Topk", "Kthvalue", "Median", "Huber", "SmoothL1", "L1", "AdaptiveMax", "Cummax", "Cummin"),
@@ -85,10 +86,13 @@ def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Deriva
             continue
         try:
             with way(problem, batch) as local:
-                found = compare(local, name)
+                verdicts = verdicts_of(local, name)
+                if (wrong := contradiction(verdicts)) and not (way is copied and has_kinks(local)):
+                    raise Contradicted(refusal(local, name, wrong))
+                found = agreement(local, verdicts)
                 rounding = rounding_error(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
-                if found.not_checked and way is copied:
-                    found = compare_beside(local, name, found)
+                if (wrong or found.not_checked) and way is copied:
+                    found = compare_beside(local, name, found, wrong)
                 return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
         except Contradicted:
             raise
@@ -103,22 +107,34 @@ class Contradicted(SpectraError):
     """Differences contradict the derivative."""
 
 
-def compare(local: LocalProblem, name: str) -> DerivativeCheckResult:
-    """Make every comparison for the matrix. Raises Contradicted where one fails."""
-    verdicts = [compare() for compare in comparisons(local, name)]
-    wrong = next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
-    if wrong:
-        raise Contradicted(refusal(local, name, wrong))
-    return agreement(local, verdicts)
+def verdicts_of(local: LocalProblem, name: str) -> list[Verdict]:
+    """The verdict of every comparison for the matrix."""
+    return [compare() for compare in comparisons(local, name)]
 
 
-def compare_beside(local: LocalProblem, name: str, found: DerivativeCheckResult) -> DerivativeCheckResult:
-    """Compare beside the point, where few functions have a kink, what the differences left open at the point itself."""
+def contradiction(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The first verdict by which a derivative is wrong; None where there is none."""
+    return next((verdict for verdict in verdicts if verdict.wrong and math.isfinite(verdict.derivative)), None)
+
+
+def compare_beside(
+    local: LocalProblem, name: str, found: DerivativeCheckResult, wrong: Verdict | None
+) -> DerivativeCheckResult:
+    """Compare beside the point, where few functions have a kink, what the differences left open at the point itself.
+
+    Where many rectifiers are at their kink, as behind channels that are zero, differences at several steps may even
+    agree with each other and not with the derivative, which is `wrong` by them. Raises Contradicted where it is wrong
+    beside the point too, or nothing can be said there.
+    """
     local.step_aside()
-    beside = compare(local, name)
+    verdicts = verdicts_of(local, name)
+    beside = agreement(local, verdicts)
+    if off := contradiction(verdicts) or (wrong if beside.not_checked else None):
+        raise Contradicted(refusal(local, name, off))
     if beside.not_checked:
         return found
-    return replace(found, error=beside.error, not_checked=f"{found.not_checked}; beside the point they agree")
+    why = found.not_checked or AT_KINKS
+    return replace(found, error=beside.error, not_checked=f"{why}; beside the point they agree")
 
 
 def comparisons(local: LocalProblem, name: str) -> list[Callable[[], Verdict]]:
