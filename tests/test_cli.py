@@ -486,7 +486,11 @@ FIELDS = {
     "trace": {"trace": float, "standard_error": float},
     "density": {"nodes": list, "weights": list, "dimension": int, "figure": str},
 }
-TEXTS = {"eig": "eigenvalue ± residual", "trace": "trace ± standard error", "density": "density.png: 10 probes"}
+TEXTS = {
+    "eig": "eigenvalue ± residual",
+    "trace": "trace ± standard error",
+    "density": "density.png: mean ± standard error over 10 probes",
+}
 COMMANDS = list(FIELDS)
 
 

@@ -219,5 +219,5 @@ def test_sums_of_single_precision_are_taken_in_double():
 
 def test_tied_parameters_are_told_of():
     (told,) = tied(BY_NAME["tied weights"].problem())
-    assert told == "embedding.weight is head.weight too, and is counted under the first name"
+    assert told == "embedding.weight is the same parameter as head.weight, and is counted under the first name"
     assert tied(BY_NAME["mlp"].problem()) == []

@@ -19,7 +19,7 @@ import spectra
 """
 IMPORT_ALL = """
 for found in pkgutil.walk_packages(spectra.__path__, "spectra."):
-    if not found.name.endswith("__main__"):
+    if not found.name.endswith("__main__") and "integrations." not in found.name:  # their packages, as rich above
         importlib.import_module(found.name)
 """
 COMMANDS = """

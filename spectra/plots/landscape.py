@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.names import settable
 from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
+from spectra.records.directions import ShortNames, is_way
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
-from spectra.surfaces.names import ShortNames, is_way
 from spectra.wording import with_error
 
 PAGE = 6.5  # width in inches

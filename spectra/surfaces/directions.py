@@ -20,8 +20,8 @@ from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows
+from spectra.records.directions import PATH
 from spectra.steps.directions import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
-from spectra.surfaces.names import PATH
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
@@ -118,7 +118,7 @@ def refuse_ranks(ranks: Sequence[int], n: int) -> None:
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str, device: torch.device) -> Direction:
     """The pair at this place, its vector on the device."""
-    vector = full_tensor(take_rows(pairs.vectors, [place]))[0].to(device)
+    vector = full_tensor(take_rows(pairs.vectors, [place]))[0].to(device_of_vectors(device))
     value, residual = pairs.values[place].item(), pairs.residuals[place].item()
     return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
 

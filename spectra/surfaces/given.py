@@ -17,6 +17,7 @@ from spectra.memory import memory_share
 from spectra.optimizer.files import optimizer_in
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
+from spectra.records.directions import OTHER, PATH
 from spectra.steps.directions import (
     CHECKPOINT,
     GRADIENT,
@@ -27,7 +28,6 @@ from spectra.steps.directions import (
 )
 from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
 from spectra.surfaces.elsewhere import Elsewhere, elsewhere
-from spectra.surfaces.names import OTHER, PATH
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps

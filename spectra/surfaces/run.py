@@ -20,6 +20,7 @@ from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed
 from spectra.problem.problem import Problem
+from spectra.records.directions import PATH
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
 from spectra.run.known import eigenpairs, end_of
@@ -30,7 +31,6 @@ from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, nu
 from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
 from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.names import PATH
 from spectra.surfaces.recording import landscape_results
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from spectra.quoting import readable
+from spectra.records.directions import ShortNames
 from spectra.records.landscape import Barrier, LandscapeResult, Line, Plane
 from spectra.records.record import Record
-from spectra.surfaces.names import ShortNames
 from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, rounded, with_error
 

@@ -299,7 +299,7 @@ def fitting(table: Table, console: Console) -> list[Table]:
         if width_of(with_columns(table, [first, *groups[-1], column]), console) > console.width:
             groups.append([])
         groups[-1].append(column)
-    return [with_columns(table, [first, *some]) for some in groups]
+    return [with_columns(table, [first, *some], empty=not place) for place, some in enumerate(groups)]
 
 
 def width_of(table: Table, console: Console) -> int:
@@ -307,13 +307,14 @@ def width_of(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
 
 
-def with_columns(table: Table, columns: Sequence[Column]) -> Table:
-    """A table of some columns of another."""
+def with_columns(table: Table, columns: Sequence[Column], empty: bool = True) -> Table:
+    """A table of some columns of another. Without `empty`, rows are left out that hold nothing but the first cell."""
     part = Table(box=table.box, pad_edge=table.pad_edge, padding=table.padding)
     for column in columns:
         part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
     for cells in zip(*(column.cells for column in columns), strict=True):
-        part.add_row(*cells)
+        if empty or any(cells[1:]):
+            part.add_row(*cells)
     return part
 
 
