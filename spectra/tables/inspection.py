@@ -83,6 +83,7 @@ def layer_table(layers: Sequence[LayerRecord]) -> Table:
     deepest = max(layer.name.count(".") + 1 for layer in layers)
     depth = next((d for d in range(deepest, 1, -1) if len(grouped(layers, d)) <= MOST_ROWS), 1)
     table = new_table("layer", "type", "parameters", "")
+    table.columns[-1].justify = "left"  # words
     for name, group in list(grouped(layers, depth).items())[:MOST_ROWS]:
         kind = group[0].type if [layer.name for layer in group] == [name] else f"{len(group)} layers"
         count = sum(layer.parameters for layer in group)

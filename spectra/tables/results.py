@@ -287,11 +287,11 @@ def new_table(*columns: str) -> Table:
 def fitting(table: Table, console: Console) -> list[Table]:
     """The table; where its lines are too long, tables of as many of its columns as fit, behind the first one each.
 
-    Where one column is too wide for that, as of prose, the table stays whole and its cells wrap.
+    Where one column is too wide for that, or has words, on the left, the table stays whole and its cells wrap.
     """
-    if width_of(table, console) <= console.width:
-        return [table]
     first, *others = table.columns
+    if width_of(table, console) <= console.width or any(column.justify == "left" for column in others):
+        return [table]
     groups: list[list[Column]] = [[]]
     for column in others:
         if width_of(with_columns(table, [first, column]), console) > console.width:
