@@ -56,11 +56,6 @@ class PowerLaw:
         others = any(one.ratio < 0 and one.p_value < REJECTED for one in self.alternatives)
         return self.p_value < REJECTED or others
 
-    @property
-    def as_likely(self) -> list[str]:
-        """The other laws from which the eigenvalues could have come as well, by name."""
-        return [one.name for one in self.alternatives if one.p_value >= REJECTED]
-
 
 def power_law(values: np.ndarray, smallest: float | None = None, generator: torch.Generator | None = None) -> PowerLaw:
     """Fit a power law to the tail of positive `values` (m,), and test it.

@@ -1,6 +1,6 @@
 """Names of directions: `1`, `lowest`, `random`, `gradient`, `checkpoint:late.pt`, `path:run/*.pt`.
 
-They are read as users type them, and shortened for tables and figures. No torch is loaded here.
+They are read as users type them. How tables call them is in `records.directions`. No torch is loaded here.
 """
 
 from __future__ import annotations
