@@ -95,7 +95,7 @@ class Definition(ABC):
             what = f"`loss` {getattr(problem.loss, 'name', type(problem.loss).__name__)}"
             refuse_tied_examples(middle, values, vectors, rows, what, self.name)
             refuse_indefinite(values, problem.dtype, what, self.name)
-        return by_example(root_of(values, vectors, problem.dtype), batch)
+        return by_example(root_of(values, vectors, rows), batch)
 
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
         """The largest number of rows that S may have for one row of the model.

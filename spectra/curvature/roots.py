@@ -32,11 +32,11 @@ def decomposed(middle: Apply, rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh((blocks + blocks.mT) / 2)
 
 
-def root_of(values: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """The root's rows sqrt(lambda) v', (D, E, D); those of an eigenvalue that is only rounding are zero."""
-    rounding = values.shape[1] * torch.finfo(dtype).eps * values.amax(dim=1, keepdim=True)
+def root_of(values: Tensor, vectors: Tensor, like: Tensor) -> Tensor:
+    """The root's rows sqrt(lambda) v' (D, E, D), with the dtype and device of `like`; zero where lambda is rounding."""
+    rounding = values.shape[1] * torch.finfo(like.dtype).eps * values.amax(dim=1, keepdim=True)
     kept = values.where(values > rounding, 0)
-    return (kept.sqrt()[:, None, :] * vectors).permute(2, 0, 1).to(dtype)
+    return (kept.sqrt()[:, None, :] * vectors).permute(2, 0, 1).to(like)
 
 
 def refuse_indefinite(values: Tensor, dtype: torch.dtype, loss: str, matrix: str) -> None:
