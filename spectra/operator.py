@@ -301,6 +301,11 @@ def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
         )
 
 
+def wrong_shape(n: int, vectors: Tensor) -> str:
+    """The message on vectors that a matrix (n, n) cannot multiply."""
+    return f"expected vectors of shape ({n},) or ({n}, k), got {tuple(vectors.shape)}"
+
+
 def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
     """Run `compute()` as a checkpointable step: on resume its saved result is returned instead.
 

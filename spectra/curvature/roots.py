@@ -19,7 +19,7 @@ def by_example(roots: Tensor, batch: Batch) -> Tensor:
     """
     positions = roots.shape[1] // len(batch)
     if not positions:
-        text = "the model's output has tensors whose first dimension does not count the examples"
+        text = "the first dimension of some tensors in the model's output is not the number of examples"
         raise SpectraError(f"`method` gram: {text}; choose another method, or leave such tensors out of the output")
     return roots.reshape(len(roots), len(batch), positions, -1).transpose(0, 1)
 
@@ -33,7 +33,7 @@ def decomposed(middle: Apply, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def root_of(values: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """The root's rows sqrt(lambda) v', (D, E, D); those of an eigenvalue that is only rounding are zero."""
+    """The root's rows sqrt(lambda) v', (D, E, D); rows of eigenvalues that are only rounding are zero."""
     rounding = values.shape[1] * torch.finfo(dtype).eps * values.amax(dim=1, keepdim=True)
     kept = values.where(values > rounding, 0)
     return (kept.sqrt()[:, None, :] * vectors).permute(2, 0, 1).to(dtype)
@@ -56,6 +56,6 @@ def refuse_tied_examples(middle: Apply, values: Tensor, vectors: Tensor, rows: T
     blocks = vectors @ (values[:, :, None] * (vectors.mT @ drawn.to(vectors).reshape(*values.shape, 1)))
     if (whole - blocks).norm() > torch.finfo(rows.dtype).eps ** 0.5 * whole.norm():
         raise SpectraError(
-            f"`method` gram: {loss} ties examples of a batch together, so its {matrix} has no Gram matrix; "
+            f"`method` gram: {loss} mixes the examples of a batch, so its {matrix} has no Gram matrix; "
             "return one value for each example, or choose another method"
         )
