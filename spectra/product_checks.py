@@ -78,7 +78,7 @@ def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> No
     noise = Noise(*checkpointed(operator, lambda: _differences(operator, exact, generator), generator))
     if noise.relative > LARGEST_NOISE:
         refusal = find_on("too_noisy", operator) or "`precision`: products are off by {}; use a higher one, or ieee"
-        raise SpectraError(refusal.format(f"{noise.relative:.0%} of their size"))
+        raise SpectraError(refusal.format(f"{100 * noise.relative:.0f} % of their size"))
     return noise
 
 

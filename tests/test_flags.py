@@ -25,7 +25,6 @@ ALLOWED = {  # whole strings: arguments of programs, command lines, and what sta
     "inputs/transformers_model.py": [
         "models are not downloaded: fetch it with `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
     ],
-    "curvature/checks/derivative_check.py": ["--memory holds no copy of the model and a product of a few examples"],
 }
 
 
