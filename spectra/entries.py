@@ -58,7 +58,7 @@ class Extremes:
         self.furthest: tuple[int, int] = (0, 0)
 
     def add_bad(self, count: int, first: tuple[int, int]) -> None:
-        """Add so many entries that are not finite."""
+        """Count entries that are not finite, the first of them at `first`."""
         if count:
             self.first_bad = min(self.first_bad, first) if self.bad else first
             self.bad += count

@@ -260,9 +260,7 @@ def side(size: Any, argument: str) -> int:
     if isinstance(size, Integral) and not isinstance(size, bool):
         size = (int(size), int(size))
     if not isinstance(size, tuple | list | torch.Size) or not all(isinstance(part, Integral) for part in size):
-        raise ArgumentError(
-            f"`{argument}`: its size {quoted(size, 40)} is not a valid size; give n, or the shape (n, n)"
-        )
+        raise ArgumentError(f"`{argument}`: {quoted(size, 40)} is not a valid size; give n, or the shape (n, n)")
     refuse_shape(size, argument)
     return int(size[0])
 

@@ -39,7 +39,7 @@ class Entry:
 
 
 class Register(Mapping[str, Entry]):
-    """A read-only mapping from the names of one kind to what they stand for, such as `spectra.MATRICES`.
+    """A read-only mapping from the names of one kind to their entries, such as `spectra.MATRICES`.
 
     It lists spectra's own names first, then those that installed packages add by entry points. Each value has a
     `sentence` that describes it, the `path` of the object, and the `package` that adds it.
@@ -72,10 +72,10 @@ class Register(Mapping[str, Entry]):
         return name not in self.own and name in self._added()
 
     def load(self, name: str, option: str) -> Any:
-        """Import what a name of the register stands for.
+        """Import the object of a name.
 
         Raises:
-            SpectraError: a package has added the name, and importing what it stands for fails.
+            SpectraError: a package has added the name, and importing its object fails.
         """
         entry = self[name]
         try:

@@ -211,7 +211,7 @@ REFUSED = {
     "asymmetric sparse": (sparse.csr_array(off(np.eye(4), 0, 2, 0.25)), "by 0.25 at row 1, column 3"),
     "list": ([[1.0]], "of type list: give a NumPy array, a torch.Tensor, a SciPy sparse matrix"),
     "nothing": (None, "of type NoneType"),
-    "size": ((2.5, sized), "its size 2.5 is not a valid size"),
+    "size": ((2.5, sized), "2.5 is not a valid size"),
     "shape of a pair": (((3, 4), sized), "of shape (3, 4)"),
 }
 

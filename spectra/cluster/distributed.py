@@ -136,7 +136,7 @@ class Distributed:
         return from_shard(product, self.mesh, self.shape[0], 0)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        """Gather the whole vectors, of which each rank has a shard."""
+        """Gather the whole vectors from the ranks' shards."""
         most, shape = max(self._sizes), part.shape[1:]
         padded = part.new_zeros(most, *shape)
         padded[: len(part)] = part

@@ -15,7 +15,7 @@ from typing import Any
 from spectra.cluster.siblings import Siblings
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = 6.0  # seconds that a rank waits for the others to fail alike, or to leave
+PATIENCE = 6.0  # seconds that a rank waits for the others to fail in the same way, or to leave
 DYING = 2.0  # seconds for which a killed process may still be seen
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
 SILENT = "a rank died without an error message, probably killed for lack of memory; request more memory"

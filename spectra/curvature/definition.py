@@ -31,7 +31,7 @@ from spectra.problem.problem import Problem
 from spectra.problem.weights import weights_of
 
 # Refuses a GGN of zeros, for which methods would return 0 +- 0.
-IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, {}fisher-empirical"
+IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian{} or fisher-empirical"
 
 # Derivatives that a product may use: H v, J v, M v with M the loss's second derivative by the outputs, the loss's first
 # derivative by the outputs, and its first derivative by the parameters.
@@ -136,7 +136,7 @@ class Definition(ABC):
         if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
             return "a loss with a method draw has no expectation in closed form; use fisher-mc"
         if "loss hessian" in self.derivatives and getattr(loss, "linear", False):
-            return IS_ZERO.format("", "fisher or ")
+            return IS_ZERO.format("", ", fisher")
         return None
 
 

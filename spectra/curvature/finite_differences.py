@@ -163,7 +163,7 @@ class FiniteDifferences(Curvature):
         self.linearise = found.linearise
         self.form, self.step, self.expected = form, found.step, products
         self.length = found.step * size_of(problem)  # of a displacement
-        self.not_exact: str | None = None  # why there are no exact products, once they are looked for
+        self.not_exact: str | None = None  # why exact products do not exist, once that is known
 
     @property
     def path(self) -> str:
@@ -208,7 +208,7 @@ class FiniteDifferences(Curvature):
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept between products and that one product takes beside them at most."""
+        """The bytes that are kept between products, plus the most that one product takes besides."""
         own, kept = super().peak_bytes, super().kept_bytes
         return max(own + self._exact("kept_bytes"), kept + self._exact("peak_bytes"))
 

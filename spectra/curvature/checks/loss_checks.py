@@ -55,7 +55,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
     """The reason why a matrix is zero on these data, with the way out; None where it is not zero.
 
     A loss that is linear in parts, such as Huber's, may be linear in the output at every target. Losses that curve
-    everywhere are not tested, and a loss whose gradient is zero too is accepted.
+    everywhere are not tested, and a loss with a gradient of zero is accepted.
     """
     if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
         return None
@@ -66,7 +66,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
         if all(is_flat(problem, batch) for batch in problem.batches) and any(
             loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
         ):
-            return IS_ZERO.format(" at every target of these data", "or ")
+            return IS_ZERO.format(" at every target of these data", "")
     return None
 
 

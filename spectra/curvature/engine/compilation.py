@@ -29,7 +29,7 @@ class Uncompilable(RuntimeError):
 
 
 def pays(graph: GraphModule, seconds: float, products: int) -> bool:
-    """Whether so many products, of so many seconds each, save more time than it takes to compile them."""
+    """Whether compilation saves more time than it takes, over this number of products of `seconds` each."""
     return products * seconds * SAVED > COMPILING * len(graph.graph.nodes)
 
 
@@ -95,7 +95,7 @@ def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence logging and warnings, of which PyTorch's compiler makes many, inside this context."""
+    """Silence logging and the many warnings of PyTorch's compiler inside this context."""
     before = logging.root.manager.disable
     logging.disable()
     try:

@@ -101,7 +101,7 @@ def uncompiled() -> AbstractContextManager:
 def start_autograd(device: torch.device) -> None:
     """Launch a first kernel in autograd's thread of a CUDA device.
 
-    That gives the thread a CUDA context; PyTorch warns that it has none if it begins with a matrix product.
+    It gives the thread a CUDA context. Without one, PyTorch warns where the thread begins with a matrix product.
     """
     one = torch.ones((), device=device, requires_grad=True)
     torch.autograd.grad(one * one, one)

@@ -89,7 +89,7 @@ def without_mutation(graph: Graph) -> None:
             raise Mutation(f"{node.target} changes several tensors")
         others = [other for other in sharing(storage(changed)) if other is not changed and place[other] < here]
         if any(place[user] > here for other in others for user in other.users):
-            raise Mutation(f"{node.target} changes a tensor of which another view is in use")
+            raise Mutation(f"{node.target} changes a tensor while another view of it is in use")
         node.target = out_of_place(node.target)
         changed.replace_all_uses_with(node, lambda user, here=here: place[user] > here)
 
