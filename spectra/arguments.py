@@ -21,7 +21,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def require_integer(name: str, value: object, least: int = 1, most: int | None = None, optional: bool = False) -> None:
-    """Raise ArgumentError where `value` is no integer from `least` to `most`; None passes where it is `optional`."""
+    """Raise ArgumentError unless `value` is an integer from `least` to `most`, or None where it is `optional`."""
     if optional and value is None:
         return
     allowed = f"an integer from {least:,} to {most:,}" if most is not None else f"an integer of {least:,} or more"
@@ -31,17 +31,17 @@ def require_integer(name: str, value: object, least: int = 1, most: int | None =
 
 
 def as_integer(value: object) -> int | None:
-    """The value as an int, where Python takes it for an index; None for anything else, bool included."""
+    """Convert a value that Python accepts as an index to an int; return None for any other, bool included."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     try:
         return operator.index(value)
-    except TypeError:  # as of a tensor that holds no integer
+    except TypeError:  # for instance a tensor of floats
         return None
 
 
 def require_boolean(name: str, value: object, optional: bool = False) -> None:
-    """Raise ArgumentError where `value` is neither True nor False; None passes where it is `optional`."""
+    """Raise ArgumentError unless `value` is True or False, or None where it is `optional`."""
     if not (isinstance(value, bool) or (optional and value is None)):
         raise wrong(name, value, "True, False or None" if optional else "True or False")
 
@@ -49,10 +49,10 @@ def require_boolean(name: str, value: object, optional: bool = False) -> None:
 def require_number(
     name: str, value: object, least: float = 0.0, finite: bool = False, above: float | None = None
 ) -> None:
-    """Raise ArgumentError where `value` is not a real number of `least` or more, or not `above` one; nan is none."""
+    """Raise ArgumentError unless `value` is a real number, not nan, of at least `least`, or greater than `above`."""
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # of an integer with hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         number = math.nan
     enough = number >= least if above is None else number > above
     if not enough or (finite and not math.isfinite(number)):
@@ -62,28 +62,28 @@ def require_number(
 
 
 def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise ArgumentError where `value` is none of the `choices`."""
+    """Raise ArgumentError unless `value` is one of the `choices`."""
     choices = list(choices)
     if value not in choices:
         raise wrong(name, value, f"one of {', '.join(choices)}")
 
 
 def chosen_generator(seed: int, generator: torch.Generator | None) -> torch.Generator:
-    """`generator` where one is given, else a new one that begins at `seed`. Raises ArgumentError."""
+    """Return `generator`, or a new CPU generator seeded with `seed` where it is None. Raises ArgumentError."""
     import torch
 
     if generator is None:
         require_integer("seed", seed, 0, LARGEST_SEED)
         return torch.Generator().manual_seed(seed)
     if not isinstance(generator, torch.Generator):
-        raise wrong("generator", type(generator).__name__, "a torch.Generator, or a `seed` in its place")
+        raise wrong("generator", type(generator).__name__, "a torch.Generator, or a `seed` instead")
     if generator.device.type != "cpu":
         raise wrong(
-            "generator", f"on {generator.device}", "one of the CPU: the same numbers are drawn for every device"
+            "generator", f"on {generator.device}", "a generator on the CPU: it draws the same numbers for every device"
         )
     return generator
 
 
 def wrong(name: str, came: object, allowed: str) -> ArgumentError:
-    """The error for an argument that is not what is `allowed`."""
+    """Return the error for a wrong argument: its name, what came, and what is allowed."""
     return ArgumentError(f"`{name}` {quoted(came, 60)}: give {allowed}")

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: beside the target, forced to disk, renamed."""
+"""Write files whole or not at all: to a temporary file in the same folder, which is then renamed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from typing import IO, Any
 from spectra.errors import SpectraError
 from spectra.locks import AVAILABLE, lock
 
-TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of files that are being written
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # names of temporary files
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`replace_file`, for a file that the user has named. Raises SpectraError."""
+    """Write a file that the user has named, by `replace_file`. Raises SpectraError where that fails."""
     try:
         replace_file(path, write)
     except OSError as error:
-        told = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
-        raise SpectraError(told) from error
+        way_out = "free some space, or give another path" if error.errno == errno.ENOSPC else "give another path"
+        raise SpectraError(f"`out` {path}: cannot be written ({reason(error)}); {way_out}") from error
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside the target, force it to disk, rename: readers see the old file or the new. Raises OSError.
+    """Replace a file atomically: readers see the old content or the new, never a part. Raises OSError.
 
-    What is written is locked; what a run that was killed has left there is not, and is removed.
+    The content goes to a locked temporary file in the same folder, which is flushed to disk and renamed. Temporary
+    files without a lock, which killed runs have left, are removed.
     """
     remove_abandoned(path.parent, path.name.__eq__)
     file = locked_temporary(path)
@@ -40,7 +41,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~current_umask())
             if not AVAILABLE:
-                file.close()  # Windows renames no file that is open, and there is no lock to keep
+                file.close()  # Windows cannot rename an open file, and has no lock to keep
             os.replace(file.name, path)
     finally:
         with suppress(FileNotFoundError):
@@ -48,18 +49,18 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def locked_temporary(path: Path) -> IO[bytes]:
-    """A new file beside `path`, locked. Raises OSError."""
+    """Create a locked temporary file in the folder of `path`. Raises OSError."""
     while True:
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
         with suppress(OSError):  # a file system without locks
             lock(file)
         if os.path.exists(file.name):
             return file
-        file.close()  # another run has taken it for abandoned before it was locked
+        file.close()  # another run has removed it as abandoned before it was locked
 
 
 def remove_abandoned(directory: Path, chosen: Callable[[str], bool]) -> None:
-    """Remove what `replace_file` has left, where it was killed, of the files whose names are chosen."""
+    """Remove the temporary files that killed runs of `replace_file` have left for targets of `chosen` names."""
     for name in os.listdir(directory):
         found = TEMPORARY.fullmatch(name)
         if found and chosen(found[1]):
@@ -69,18 +70,18 @@ def remove_abandoned(directory: Path, chosen: Callable[[str], bool]) -> None:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file as `open` does, but neither through a link nor waiting at a pipe."""
+    """Open a file for `open(..., opener=...)` without following a link or waiting for a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be written, in words."""
+    """Return in words why a file cannot be written."""
     number = getattr(error, "errno", None)
     return "the disk is full" if number == errno.ENOSPC else getattr(error, "strerror", None) or str(error)
 
 
 def current_umask() -> int:
-    """The permissions that this process takes off new files."""
+    """Return the umask: the permissions that this process removes from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

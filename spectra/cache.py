@@ -1,6 +1,6 @@
 """A cache on disk: bytes by kind and key, in a directory that only the user may write to.
 
-An entry may be missing at any time, and nothing here raises an error: what cannot be kept is computed anew.
+An entry may be missing at any time, and no function here raises an error: callers compute what is missing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from spectra.atomic import TEMPORARY, replace_file, without_waiting
 
 VARIABLE = "SPECTRA_CACHE"
 LIMIT = 2**28  # bytes of all entries
-LEAST = 2**16  # bytes that an entry counts for at least, so that their number is bounded too
+LEAST = 2**16  # bytes that an entry counts as at least, which bounds the number of entries too
 NAME = re.compile(r"[a-z]+-[0-9a-f]{64}")
 
 
 def directory() -> Path | None:
-    """The directory of the cache, made where it is missing.
+    """The directory of the cache, created if it is missing.
 
-    It is $SPECTRA_CACHE, else $XDG_CACHE_HOME/spectra, else ~/.cache/spectra. None where SPECTRA_CACHE is empty, where
-    it cannot be made, and where it belongs to others or they may write to it.
+    It is $SPECTRA_CACHE, else $XDG_CACHE_HOME/spectra, else ~/.cache/spectra. It is None if SPECTRA_CACHE is empty, if
+    it cannot be created, or if another user owns it or may write to it.
     """
     try:
         path = place()
@@ -38,7 +38,7 @@ def directory() -> Path | None:
 
 
 def read(kind: str, key: str) -> bytes | None:
-    """The bytes that were written for this kind (a word of lower-case letters) and key; None where there are none."""
+    """The bytes written under this kind (a word of lower-case letters) and key; None where there are none."""
     path = entry(kind, key)
     if path is None:
         return None
@@ -47,19 +47,19 @@ def read(kind: str, key: str) -> bytes | None:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or not is_own(found) or found.st_size > LIMIT:
                 return None
-            held = file.read()
+            content = file.read()
     except (OSError, MemoryError):
         return None
-    sum_, data = held[:32], held[32:]
-    if sum_ != checksum(path.name, data):
+    data = content[32:]
+    if content[:32] != checksum(path.name, data):
         return None
     with suppress(OSError):
-        os.utime(path)  # those not read for the longest go first
+        os.utime(path)  # the least recently used entries are removed first
     return data
 
 
 def write(kind: str, key: str, data: bytes) -> None:
-    """Keep bytes for a kind and key, in place of others; what was not used for the longest goes for it."""
+    """Write bytes under a kind and key; the least recently used entries are removed to make room."""
     path = entry(kind, key)
     if path is not None and len(data) < LIMIT / 2:
         with suppress(OSError):
@@ -74,12 +74,12 @@ def entry(kind: str, key: str) -> Path | None:
 
 
 def checksum(name: str, data: bytes) -> bytes:
-    """What an intact entry begins with."""
+    """The checksum with which an intact entry begins."""
     return hashlib.sha256(name.encode() + data).digest()
 
 
 def place() -> Path | None:
-    """Where the cache is by the environment; None where it is off."""
+    """The directory that the environment names for the cache; None where the cache is off."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named).expanduser() if named else None
@@ -88,19 +88,19 @@ def place() -> Path | None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a directory, and the link that leads to it, are the user's, and nobody else may write there."""
+    """Whether the user owns a directory, and the link that leads to it, and nobody else may write there."""
     found = os.stat(path)
     others = os.name == "posix" and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISDIR(found.st_mode) and not others and is_own(found) and is_own(os.lstat(path))
 
 
 def is_own(found: os.stat_result) -> bool:
-    """Whether a file is the user's. Windows keeps no such numbers, and a user's folders to the user."""
+    """Whether the user owns a file. True on Windows, which has no user ids and keeps a user's folders private."""
     return os.name != "posix" or found.st_uid == os.geteuid()
 
 
 def remove_oldest(folder: Path) -> None:
-    """Remove the entries that were not used for the longest, until the rest are within the limit. Raises OSError."""
+    """Remove the least recently used entries until the rest are within the limit. Raises OSError."""
     room = LIMIT
     for path, found in sorted(entries(folder), key=lambda pair: pair[1].st_mtime, reverse=True):
         room -= max(LEAST, found.st_size)
@@ -110,7 +110,7 @@ def remove_oldest(folder: Path) -> None:
 
 
 def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files of the cache, and those that are still being written or were left so; no others."""
+    """Yield the files of the cache and its temporary files, and no others."""
     with os.scandir(folder) as found:
         for item in found:
             written = TEMPORARY.fullmatch(item.name)

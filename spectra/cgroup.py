@@ -24,7 +24,7 @@ V2 = Version(("memory.max", "memory.high"), "memory.current", "inactive_file")  
 
 
 class GroupMemory(NamedTuple):
-    """The bytes that the groups of a process may hold, and those left of them now; infinite without a limit."""
+    """The memory limit of a process's control groups and what is left of it now, in bytes; infinite without a limit."""
 
     limit: float
     free: float
@@ -86,13 +86,13 @@ def reclaimable(group: Path, version: Version) -> int:
 
 
 def number(file: Path) -> int | None:
-    """The number in a file; None for `max`, and where there is none."""
+    """The number in a file; None for `max`, or where the file has no number."""
     text = "".join(lines(file)).strip()
     return int(text) if text.isdecimal() else None
 
 
 def lines(file: Path) -> list[str]:
-    """The lines of a file; none where it cannot be read."""
+    """The lines of a file; an empty list where it cannot be read."""
     try:
         return file.read_text().splitlines()
     except (OSError, ValueError):

@@ -1,7 +1,8 @@
-"""The register of commands: all that the rest of the program knows of a command by its name.
+"""The register of commands: the parts of each command, by its name.
 
-A new command is a file in `spectra/cli`, what it calls, and an entry here: the command line lists it, a sweep runs it
-where it may, its results are read, drawn, and shown on a page. Loads nothing; places are dotted names, module:name.
+A new command is a file in `spectra/cli`, the functions that it calls, and an entry here. The command line then lists
+it, a sweep may run it, and its results are read, drawn, and shown on a page. Parts are named as module:name, so that
+this module loads nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ CROWDED = "clustered eigenvalues (e.g. near 0) converge slowly"
 
 @dataclass(frozen=True)
 class Command:
-    """The parts of one command and where they are. A command without a title writes no results."""
+    """The parts of one command, functions as module:name. A command without a title writes no results."""
 
-    cli: str  # of the click command
-    group: str = "Analyse"  # what help lists it under
-    spends_products: bool = True  # else of several ranks the first does all
-    title: str = ""  # of its results on a page
-    tables: str = ""  # of a function that makes strings and tables of a record
-    figures: str = ""  # of a function that makes the figures, by name, of a record as it stands
+    cli: str  # the click command
+    group: str = "Analyse"  # the heading in help
+    spends_products: bool = True  # if not, the first of several ranks does all the work
+    title: str = ""  # the heading of its results on a page
+    tables: str = ""  # a function that makes strings and tables of a record
+    figures: str = ""  # a function that makes the figures of a record, by name
     captions: Mapping[str, str] = field(default_factory=dict)  # of figures, by name
-    way_out: str = ""  # what helps where a method has not converged
-    rows: str = ""  # of a function that makes rows of a sweep's table of a result; a sweep runs no command without
+    way_out: str = ""  # what to try where a method has not converged
+    rows: str = ""  # a function that makes a sweep's table rows of a result; sweeps run only commands that have it
 
 
-COMMANDS = {  # those with results in the order in which a page shows them
+COMMANDS = {  # in the order in which a page shows their results
     "inspect": Command(
         "spectra.cli.inspect:inspect",
         title="Checkpoint and cost",
@@ -120,7 +121,7 @@ def with_results() -> list[str]:
 
 
 def of_sweeps() -> tuple[str, ...]:
-    """The commands that a sweep runs."""
+    """The commands that a sweep can run."""
     return tuple(name for name, command in COMMANDS.items() if command.rows)
 
 

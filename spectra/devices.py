@@ -1,6 +1,6 @@
-"""Devices: what each of them lacks, its name, its random generators, and which card is the current one.
+"""Properties of devices: float64, the name, random generators, and the current CUDA device.
 
-On a device without float64, a Mac's mps, products alone are made: vectors are kept on the CPU, which shares its memory.
+A device without float64, a Mac's mps, only makes products: vectors stay on the CPU, which shares its memory.
 """
 
 from __future__ import annotations
@@ -16,31 +16,29 @@ WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def device_of_vectors(device: torch.device) -> torch.device:
-    """The device of the vectors that a matrix on `device` multiplies: `device` itself, or the CPU where that has no
-    float64.
-    """
+    """The device of the vectors that a matrix on `device` multiplies: `device`, or the CPU if it has no float64."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on its device where that has float64, else on the CPU."""
+    """Convert a tensor to float64, and move it to the CPU if its device has no float64."""
     return tensor.to(device_of_vectors(tensor.device)).double()
 
 
 def as_current(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which `device` is the CUDA device of streams, events, graphs and whatever else names none."""
+    """A context in which a CUDA `device` is the current one, for streams, events and graphs; no change for others."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def name_of_device(device: torch.device) -> str:
-    """The name of a card as its maker gives it; the architecture of a CPU."""
+    """The product name of a GPU, or the architecture of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, Metal" if device.type == "mps" else platform.machine()
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of torch's global random generators; CUDA is not started for that."""
+    """The states of torch's global random generators; CUDA is not initialised for this."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -50,7 +48,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set torch's global random generators to `states`, as `generator_states` gave them."""
+    """Set torch's global random generators to `states`, which `generator_states` returned."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])

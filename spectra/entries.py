@@ -1,4 +1,4 @@
-"""The entries of a matrix, dense or sparse: whether they are finite and symmetric, tile by tile; its diagonal."""
+"""Check that the entries of a dense or sparse matrix are finite and symmetric, and read its diagonal."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 BLOCK = 1024  # rows and columns of a tile
-NOT_SYMMETRIC = "give (A + A') / 2 if that is meant, or A'A, whose eigenvalues are the squared singular values of A"
+NOT_SYMMETRIC = "give its symmetric part (A + A') / 2, or A'A for the squared singular values of A"
 
 
 def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
-    """Raise ArgumentError where entries are not finite, or differ from their mirror images by more than rounding.
+    """Raise ArgumentError where an entry is not finite, or the matrix is not symmetric up to rounding.
 
-    Rounding is the square root of epsilon of the largest entry, as in the products of `spectra.check_operator`; with
-    `single`, of epsilon in float32 at least, since entries in float64 may have been computed in that.
+    Rounding is sqrt(eps) times the largest entry, as in `spectra.check_operator`; with `single`, eps is that of float32
+    at least, since entries in float64 may have been computed in float32.
     """
     found = sparse_extremes(matrix) if matrix.layout is torch.sparse_csr else dense_extremes(matrix)
     if found.bad:
         what = f"{counted(found.bad, 'entry', 'entries')} of the matrix {'is' if found.bad == 1 else 'are'} not finite"
         raise ArgumentError(f"`{argument}`: {what}, the first at {place(found.first_bad)}; give finite numbers")
     if found.largest and not LEAST < found.largest < MOST:
-        raise ArgumentError(f"`{argument}`: its largest entry {found.largest:.1e} is not {WITHIN}; scale the matrix")
+        raise ArgumentError(f"`{argument}`: the largest entry {found.largest:.1e} is not {WITHIN}; scale the matrix")
     kinds = (matrix.dtype, torch.float32) if single else (matrix.dtype,)
     allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5 * found.largest
     if found.apart > allowed:
@@ -44,12 +44,12 @@ def refuse_entries(matrix: Tensor, argument: str, single: bool = True) -> None:
 
 
 def place(index: tuple[int, int]) -> str:
-    """A row and a column, from 1."""
+    """A row and a column in words, counted from 1."""
     return f"row {index[0] + 1:,}, column {index[1] + 1:,}"
 
 
 class Extremes:
-    """The largest |entry|, the largest difference between mirror images, and entries that are not finite."""
+    """The largest |A_ij|, the largest |A_ij - A_ji|, and the entries that are not finite."""
 
     def __init__(self):
         self.largest = self.apart = 0.0
@@ -58,14 +58,14 @@ class Extremes:
         self.furthest: tuple[int, int] = (0, 0)
 
     def add_bad(self, count: int, first: tuple[int, int]) -> None:
-        """Add so many entries that are not finite."""
+        """Count entries that are not finite, the first of them at `first`."""
         if count:
             self.first_bad = min(self.first_bad, first) if self.bad else first
             self.bad += count
 
 
 def dense_extremes(matrix: Tensor) -> Extremes:
-    """What there is to know of a dense matrix, tile by tile: one in a file goes through memory once."""
+    """The extremes of a dense matrix, found tile by tile, so that a matrix in a file is read once."""
     found = Extremes()
     for rows, columns in tiles(len(matrix)):
         tile, mirror = matrix[rows, columns], matrix[columns, rows]
@@ -86,7 +86,7 @@ def dense_extremes(matrix: Tensor) -> Extremes:
 
 
 def tiles(n: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles of the upper triangle of an (n, n) matrix, diagonal ones among them."""
+    """Yield the tiles of the upper triangle of an (n, n) matrix, including those on the diagonal."""
     starts = range(0, n, BLOCK)
     for i in starts:
         for j in starts[i // BLOCK :]:
@@ -94,7 +94,7 @@ def tiles(n: int) -> Iterator[tuple[slice, slice]]:
 
 
 def sparse_extremes(matrix: Tensor) -> Extremes:
-    """What there is to know of a sparse matrix."""
+    """The extremes of a sparse matrix."""
     found, rows = Extremes(), as_scipy(matrix)
     if not rows.nnz:
         return found
@@ -117,7 +117,7 @@ def diagonal(matrix: Tensor) -> Tensor:
 
 
 def as_scipy(matrix: Tensor) -> csr_array:
-    """A sparse tensor in CSR form as SciPy has it, on the same memory where that is the host's."""
+    """Convert a sparse CSR tensor to SciPy's csr_array, which shares its memory if it is on the CPU."""
     from scipy.sparse import csr_array
 
     parts = (part.cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))

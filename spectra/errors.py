@@ -1,4 +1,4 @@
-"""The exceptions that a user is meant to read."""
+"""Exceptions with messages for the user."""
 
 from textwrap import shorten
 
@@ -12,7 +12,7 @@ class SpectraError(Exception):
     command line prints the message with the names of its options instead, and exits with status 2.
 
     Args:
-        message: the line.
+        message: the one-line message.
     """
 
     def __init__(self, message: str = ""):
@@ -28,7 +28,7 @@ class OutOfMemory(SpectraError):
 
 
 def describe(error: BaseException) -> str:
-    """The type and first line of an exception, cut where it is long: `ValueError: width must be positive`."""
+    """The type and first line of an exception, shortened to 200 characters: `ValueError: width must be positive`."""
     text = str(error) if isinstance(error, SpectraError) else foreign(error)
     lines = text.strip().splitlines()
     return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' ...')}" if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Open files of others so that none of them can hang or exhaust the process before it is refused.
+"""Open files from others without hanging or running out of memory.
 
-A name may be a pipe on which nobody writes, a device without end, a loop of links, or a file of 200 GB. Callers catch
-OSError, whose `strerror` says in words what is wrong.
+A path may be a pipe to which nobody writes, an endless device, a loop of links, or a file of 200 GB. The `strerror` of
+the OSError that is raised says in words what is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEBIBYTE = 2**20
 WRITTEN_BY_HAND = MEBIBYTE // 4  # bytes of a TOML file or a plan
 WRITTEN_BY_US = 64 * MEBIBYTE  # of a result's JSON, an index of shards
 DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
-# A pipe that has taken a file's place does not hang, and Windows changes no line ends; each system has one of the two.
+# O_NONBLOCK: a pipe in a file's place does not hang. O_BINARY, on Windows: line ends are not changed.
 READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 KINDS = {
     stat.S_IFIFO: "it is a named pipe",
@@ -32,7 +32,7 @@ KINDS = {
 
 def open_regular(path: Path | str) -> BufferedReader:
     """Open a file for reading. Raises OSError where it is a folder, pipe, socket or device, or cannot be opened."""
-    refuse_special(path)  # a socket cannot be opened, and says so in other words
+    refuse_special(path)  # opening a socket would fail with an unclear message
     file = os.fdopen(os.open(path, READING), "rb")
     try:
         _refuse(os.fstat(file.fileno()).st_mode, path)
@@ -48,7 +48,7 @@ def refuse_special(path: Path | str) -> None:
 
 
 def read_bounded(path: Path | str, most: int) -> bytes:
-    """Read a regular file of at most `most` bytes. Raises OSError as `open_regular`, and where the file is larger."""
+    """Read a regular file. Raises OSError as `open_regular` does, and where the file has more than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(most + 1) if size <= most else b""
@@ -59,10 +59,10 @@ def read_bounded(path: Path | str, most: int) -> bytes:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Read a TOML file that somebody has written. Raises OSError, and ValueError where it is no TOML."""
+    """Read a TOML file. Raises OSError where it cannot be read, and ValueError where it is not valid TOML."""
     text = read_bounded(path, WRITTEN_BY_HAND).decode("utf-8")
-    if DEEP_KEY.search(text):  # tomllib takes time as the square of their number
-        raise ValueError("a key of a hundred parts")
+    if DEEP_KEY.search(text):  # tomllib's time grows with the square of the number of parts
+        raise ValueError("a key has more than a hundred dotted parts")
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -70,15 +70,15 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("its arrays or tables are nested too deeply") from error
     except ValueError as error:  # Python makes no integer of more than 4,300 digits
-        raise ValueError("it holds an integer that 64 bits do not hold") from error
+        raise ValueError("an integer does not fit in 64 bits") from error
     refuse_long_integers(content)
     return content
 
 
 def refuse_long_integers(value: Any, key: str = "") -> None:
-    """Raise ValueError where a value of TOML holds an integer of more than 64 bits, as TOML demands."""
+    """Raise ValueError where a value of TOML contains an integer of more than 64 bits, which TOML does not allow."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{key} is an integer that 64 bits do not hold")
+        raise ValueError(f"{key} is an integer that does not fit in 64 bits")
     if isinstance(value, dict):
         for name, item in value.items():
             refuse_long_integers(item, name)

@@ -1,7 +1,7 @@
-"""Symmetric operators made of what users hand over: NumPy and torch arrays, SciPy matrices, functions with a size.
+"""Convert a user's matrix to a symmetric operator: NumPy arrays, torch tensors, SciPy matrices, functions with a size.
 
-Every public method converts its operator here, once, and refuses what is no symmetric matrix of real numbers. A matrix
-whose entries are known is checked entry by entry (`entries`); of others `spectra.check_operator` checks products.
+Every public method converts its operator here once, and refuses anything but a real symmetric matrix. A matrix with
+known entries is checked entry by entry (`entries`), any other by its products (`spectra.check_operator`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from spectra.quoting import quoted
 
 KNOWN = (
     "a NumPy array, a torch.Tensor, a SciPy sparse matrix or LinearOperator, a pair (n, function), or an operator with "
-    "shape, dtype, device and @, as spectra.SymmetricOperator"
+    "shape, dtype, device and @ (see spectra.SymmetricOperator)"
 )
 NOT_COMPLEX = (
-    "give the real part where the imaginary one is zero; else [[Re, -Im], [Im, Re]], which has each eigenvalue twice"
+    "give its real part if the imaginary part is zero, else [[Re, -Im], [Im, Re]], which has each eigenvalue twice"
 )
-WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # in which eigenvalues can be told apart
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # half precision is too coarse for eigenvalues
 PROTOCOL = ("shape", "dtype", "device", "__matmul__")
 Tell = Callable[[str], None]
 
 
 def unheard(_note: str) -> None:
-    """Ignore what is told of a conversion."""
+    """Ignore a note on a conversion."""
 
 
 def as_operator(
@@ -48,8 +48,8 @@ def as_operator(
 
     Args:
         value: a NumPy array, a torch tensor (dense or sparse), a SciPy sparse matrix or array, a SciPy
-            `LinearOperator`, anything else with a shape and @, a function with a `size` (or `shape`) attribute, a pair
-            (n, function), or an operator already, which is returned as it is.
+            `LinearOperator`, any other object with a shape and @, a function with a `size` (or `shape`) attribute, a
+            pair (n, function), or a symmetric operator, which is returned as it is.
         argument: the name of the argument in error messages.
         dtype: float32 or float64, to which entries are converted. None: they stay as they are; integers, booleans
             and types that torch does not compute in become float64.
@@ -57,8 +57,8 @@ def as_operator(
         tell: a function that is called with a sentence about each conversion.
 
     Returns:
-        A dense tensor, a sparse tensor in CSR form, or an operator that multiplies by a function. A tensor shares its
-        memory with what it is made of, where the dtype is kept.
+        A dense tensor, a sparse tensor in CSR form, or an operator that multiplies by a function. A tensor shares
+        memory with `value` where the dtype is kept.
 
     Raises:
         ArgumentError: the value is none of these, or not square, empty, complex, not finite, or not symmetric.
@@ -86,13 +86,13 @@ def is_operator(value: Any) -> bool:
 
 
 def is_sparse(value: Any) -> bool:
-    """Whether a value is a SciPy sparse matrix or array; SciPy is not loaded for that."""
+    """Whether a value is a SciPy sparse matrix or array, found out without loading SciPy."""
     sparse = sys.modules.get("scipy.sparse")
     return sparse is not None and sparse.issparse(value)
 
 
 def refuse_shape(shape: Any, argument: str) -> None:
-    """Raise ArgumentError where a shape is not (n, n) with n of 1 or more."""
+    """Raise ArgumentError unless a shape is (n, n) with n >= 1."""
     shape = tuple(shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         shown = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
@@ -100,18 +100,17 @@ def refuse_shape(shape: Any, argument: str) -> None:
 
 
 def refuse_kind(dtype: torch.dtype, argument: str) -> None:
-    """Raise ArgumentError where products are not of real floating-point numbers."""
+    """Raise ArgumentError unless products are in real floating-point numbers of 32 bits or more."""
     if dtype.is_complex:
-        raise ArgumentError(f"`{argument}` of {dtype}: is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}` of {dtype}: the matrix is complex; {NOT_COMPLEX}")
     if not dtype.is_floating_point:
         raise ArgumentError(f"`{argument}` of {dtype}: give a matrix of real floating-point numbers")
     if dtype in WIDER:
-        wider = WIDER[dtype]
-        raise ArgumentError(f"`{argument}` of {dtype}: eigenvalues are lost in its rounding; multiply in {wider}")
+        raise ArgumentError(f"`{argument}` of {dtype}: too coarse for eigenvalues; multiply in {WIDER[dtype]}")
 
 
 def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
-    """An operator that is known by its products alone. Raises ArgumentError where another dtype is asked for."""
+    """Return an operator that is known by its products. Raises ArgumentError where another dtype is asked for."""
     if dtype not in (None, operator.dtype):
         own, asked = (str(kind).removeprefix("torch.") for kind in (operator.dtype, dtype))
         raise ArgumentError(f"`dtype` {asked}: this operator multiplies vectors of {own}; leave `dtype` out")
@@ -119,21 +118,21 @@ def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
 
 
 def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
-    """A dense tensor, or a sparse one in CSR form."""
+    """Convert a torch tensor to a dense tensor, or to a sparse one in CSR form."""
     refuse_shape(tensor.shape, argument)
     if tensor.dtype.is_complex:
-        raise ArgumentError(f"`{argument}` of {tensor.dtype}: is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}` of {tensor.dtype}: the matrix is complex; {NOT_COMPLEX}")
     if tensor.is_meta or tensor.is_quantized:
         kind = "is on the meta device" if tensor.is_meta else "is quantized"
-        raise ArgumentError(f"`{argument}` {kind}: give a tensor that holds its numbers")
+        raise ArgumentError(f"`{argument}` {kind}: give an ordinary tensor with values")
     kind = dtype or WIDER.get(tensor.dtype, tensor.dtype if tensor.dtype.is_floating_point else torch.float64)
     if kind != tensor.dtype:
         tell(converted(tensor.dtype, kind))
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.layout not in (torch.strided, torch.sparse_csr):
-        with beta_kept_quiet():
-            if tensor.layout in (torch.sparse_bsr, torch.sparse_bsc):  # which torch turns into COO alone
+        with without_beta_warning():
+            if tensor.layout in (torch.sparse_bsr, torch.sparse_bsc):  # torch converts these to COO only
                 tensor = tensor.to_sparse_coo()
             tensor = (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).to_sparse_csr()
     if kind != tensor.dtype:
@@ -144,15 +143,15 @@ def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetri
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor's entries can be looked at: those of subclasses may lie in other processes."""
+    """Whether a tensor's entries can be read here: those of a subclass may be in other processes."""
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
-    """A dense tensor on the memory of a NumPy array, where torch knows its dtype."""
+    """Convert a NumPy array to a dense tensor, which shares its memory where torch has its dtype."""
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
-            raise ArgumentError(f"`{argument}`: has masked entries; fill them in, as by .filled(0)")
+            raise ArgumentError(f"`{argument}`: has masked entries; fill them, e.g. by .filled(0)")
         array = array.data
     array = np.asarray(array)
     refuse_shape(array.shape, argument)
@@ -160,9 +159,9 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
     if kind != array.dtype:
         tell(converted(array.dtype, kind))
     array = np.asarray(array, dtype=kind)
-    if any(stride < 0 or stride % array.itemsize for stride in array.strides):  # which torch does not know
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):  # torch does not support these
         array = array.copy()
-    with warnings.catch_warnings(action="ignore"):  # of an array that is not writable: nothing is written to it
+    with warnings.catch_warnings(action="ignore"):  # torch warns of arrays that are not writable: we do not write
         tensor = torch.from_numpy(array)
     if symmetric:
         refuse_entries(tensor, argument)
@@ -170,9 +169,9 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
 
 
 def of_numbers(array: Any, argument: str, dtype: torch.dtype | None) -> tuple[Any, np.dtype]:
-    """An array of real numbers, and the dtype in which it is multiplied. Raises ArgumentError."""
+    """Return an array of real numbers, and the dtype in which it is multiplied. Raises ArgumentError."""
     if array.dtype.kind == "c":
-        raise ArgumentError(f"`{argument}` of {array.dtype}: is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}` of {array.dtype}: the matrix is complex; {NOT_COMPLEX}")
     if array.dtype.kind not in "biuf":
         raise ArgumentError(f"`{argument}` of dtype {quoted(array.dtype, 40)}: give a matrix of real numbers")
     if dtype is not None:
@@ -185,18 +184,18 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def as_numpy(dtype: torch.dtype) -> np.dtype:
-    """NumPy's name of a floating dtype of torch."""
+    """The NumPy dtype of a floating-point dtype of torch."""
     return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def converted(before: Any, after: Any) -> str:
-    """The sentence on a conversion of entries."""
+    """The note on a conversion of entries from one dtype to another."""
     names = [str(kind).removeprefix("torch.") for kind in (before, after)]
     return f"its entries of {names[0]} were converted to {names[1]}"
 
 
 def of_sparse(matrix: Any, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
-    """A SciPy sparse matrix as a torch tensor in CSR form; entries that are stored twice are added."""
+    """Convert a SciPy sparse matrix to a torch tensor in CSR form; duplicate entries are summed."""
     refuse_shape(matrix.shape, argument)
     matrix, kind = of_numbers(matrix, argument, dtype)
     if kind != matrix.dtype:
@@ -206,7 +205,7 @@ def of_sparse(matrix: Any, argument: str, dtype: torch.dtype | None, symmetric: 
     if not rows.has_canonical_format:
         rows = rows.copy()
         rows.sum_duplicates()
-    with beta_kept_quiet():
+    with without_beta_warning():
         tensor = torch.sparse_csr_tensor(
             torch.from_numpy(rows.indptr.astype(np.int64, copy=False)),
             torch.from_numpy(rows.indices.astype(np.int64, copy=False)),
@@ -218,13 +217,13 @@ def of_sparse(matrix: Any, argument: str, dtype: torch.dtype | None, symmetric: 
     return tensor
 
 
-def beta_kept_quiet() -> Any:
-    """A context without the warning that torch's sparse matrices may still change."""
+def without_beta_warning() -> Any:
+    """A context without torch's warning that sparse CSR tensors are in beta."""
     return warnings.catch_warnings(action="ignore")
 
 
 def by_products(value: Any, argument: str) -> Products | None:
-    """An operator of something that is known by its products; None where it is not."""
+    """Convert a value that is known by its products to an operator; return None for any other value."""
     if isinstance(value, tuple):
         return of_function(value[1], value[0], argument) if len(value) == 2 and callable(value[1]) else None
     if hasattr(value, "shape") and (hasattr(value, "matmat") or hasattr(value, "matvec")):
@@ -241,34 +240,33 @@ def by_products(value: Any, argument: str) -> Products | None:
 
 
 def size_of(function: Any) -> Any:
-    """The size that a function states, its attribute `size` or `shape`; None where it states none."""
+    """A function's attribute `size`, or else `shape`; None where it has neither."""
     size = getattr(function, "size", None)
     return getattr(function, "shape", None) if size is None else size
 
 
 def of_function(function: Callable[..., Any], size: Any, argument: str) -> Products:
-    """An operator by a function of one vector (n,), which returns the product (n,).
+    """Make an operator of a function that maps a vector (n,) to its product (n,).
 
-    It is given float64 NumPy arrays; those of another dtype, or torch tensors, where its attribute `dtype` names one.
+    The function gets NumPy arrays in float64, or in the NumPy dtype that its attribute `dtype` names; if that is a
+    dtype of torch, it gets tensors.
     """
     name = getattr(function, "__name__", type(function).__name__)
     return Products(columnwise(function), side(size, argument), dtype_of(function, argument), what=f"function {name}")
 
 
 def side(size: Any, argument: str) -> int:
-    """The number of rows of a square matrix, given that or its shape."""
+    """The number of rows n of a square matrix, given n or the shape (n, n)."""
     if isinstance(size, Integral) and not isinstance(size, bool):
         size = (int(size), int(size))
     if not isinstance(size, tuple | list | torch.Size) or not all(isinstance(part, Integral) for part in size):
-        raise ArgumentError(
-            f"`{argument}`: its size {quoted(size, 40)} is not a valid size; give n, or the shape (n, n)"
-        )
+        raise ArgumentError(f"`{argument}`: {quoted(size, 40)} is not a valid size; give n, or the shape (n, n)")
     refuse_shape(size, argument)
     return int(size[0])
 
 
 def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
-    """The dtype of the vectors that a value multiplies, which it may name; float64 for integers and for none."""
+    """The dtype of the vectors that a value multiplies, its attribute `dtype`; float64 for integers or without one."""
     own = getattr(value, "dtype", None)
     if own is None:
         return np.dtype(np.float64)
@@ -277,24 +275,24 @@ def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
         return own
     own = np.dtype(own)
     if own.kind == "c":
-        raise ArgumentError(f"`{argument}` of {own}: is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}` of {own}: the matrix is complex; {NOT_COMPLEX}")
     return own if own in FLOATS else np.dtype(np.float64)
 
 
 def by_methods(value: Any) -> Callable[[Any], Any]:
-    """The product by the methods of a SciPy `LinearOperator`, of which each takes one kind of array."""
+    """The product by `matvec` or `matmat` of a SciPy `LinearOperator`, for vectors (n,) and columns (n, k)."""
     several = value.matmat if hasattr(value, "matmat") else columnwise(value.matvec)
     one = value.matvec if hasattr(value, "matvec") else lambda vector: several(vector[:, None])[:, 0]
     return lambda vectors: one(vectors) if vectors.ndim == 1 else several(vectors)
 
 
 def columnwise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function of columns (n, k) that applies another to each of them."""
+    """Extend a function of vectors (n,) to columns (n, k), to which it is applied one by one."""
 
     def multiply(columns: Any) -> Any:
         if columns.ndim == 1:
             return function(columns)
-        if isinstance(columns, Tensor):  # each is copied, since a function may give the same memory at every call
+        if isinstance(columns, Tensor):  # copies: a function may return the same memory at every call
             return torch.stack([function(column.clone()).clone() for column in columns.T], dim=1)
         return np.stack([np.array(function(column.copy())) for column in columns.T], axis=1)
 
@@ -305,11 +303,11 @@ class Products:
     """A symmetric operator that is known by a function from vectors (n,) or columns (n, k) to their products.
 
     Args:
-        multiply: is given NumPy arrays on the CPU, or torch tensors where `dtype` is torch's; they are its own, to
-            write in.
+        multiply: the function; it gets NumPy arrays on the CPU, or torch tensors if `dtype` is a dtype of torch, and
+            may write to them.
         n: the number of rows.
-        dtype: of the vectors.
-        what: multiplies, in words.
+        dtype: the dtype of the vectors.
+        what: the name of the function or object, for messages.
     """
 
     def __init__(self, multiply: Callable[[Any], Any], n: int, dtype: np.dtype | torch.dtype, what: str = "products"):
@@ -326,7 +324,7 @@ class Products:
 
     def suspect(self) -> str:
         """The likely cause of products that are unrepeatable or asymmetric, and the way out."""
-        return "make each product depend on the vector alone, and A equal A'"
+        return "each product has to depend on the vector alone, and A has to equal A'"
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         if vectors.dtype != self.dtype:
@@ -343,5 +341,5 @@ class Products:
                 "return real numbers of the vector's shape"
             )
         if isinstance(product, Tensor):
-            return product.to(self.dtype, copy=True)  # a function may give the same memory at every call
+            return product.to(self.dtype, copy=True)  # a function may return the same memory at every call
         return torch.from_numpy(product.astype(as_numpy(self.dtype)))

@@ -1,4 +1,4 @@
-"""Locks on open files (flock), which are released when the process ends. Windows has none of them."""
+"""Locks on open files (flock), which are released when the process ends. Windows has no flock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a device and its host, the shares of it that graphs and a basis may take, and the memory of tensors."""
+"""The memory of a device and its host, the shares that products and a basis may take, and the memory of tensors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from spectra.cgroup import group_memory
 from spectra.errors import OutOfMemory, describe
 
-SHARE = 0.25  # of all, and at most half of what is free; each, for products and for a basis
+SHARE = 0.25  # of all memory, and at most half of the free: once for products, and once for a basis
 HOST_SHARE, HOST_FREE = 0.75, 0.9  # of the host's memory, and of what is free there, for the basis of a device
-UNKNOWN = 8 * 2**30  # bytes, taken for the memory of a machine that does not tell
+UNKNOWN = 8 * 2**30  # bytes, assumed for a system that does not report its memory
 _SETTLED: ContextVar[int | None] = ContextVar("settled", default=None)
 _BASIS: ContextVar[tuple[str, int | None]] = ContextVar("basis", default=("auto", None))
 
 
 @contextmanager
 def settled_share(share: int) -> Iterator[None]:
-    """Set `memory_share` inside this context, and all that follows from it, for a run that repeats another."""
+    """Fix the value of `memory_share` inside this context, so that a repeated run decides alike."""
     token = _SETTLED.set(share)
     try:
         yield
@@ -40,11 +40,11 @@ def settled_share(share: int) -> Iterator[None]:
 
 @contextmanager
 def collecting_new_objects() -> Iterator[None]:
-    """Let Python's garbage collector pass over older objects inside this context.
+    """Make Python's garbage collector skip the objects that exist already, inside this context.
 
-    PyTorch brings a million, which take it half a second at a time, and a trace makes enough to set it off.
+    PyTorch alone has a million, which cost half a second per collection, and tracing sets off collections.
     """
-    if gc.get_freeze_count():  # somebody else has set some apart
+    if gc.get_freeze_count():  # other code has frozen objects, which unfreezing would release
         yield
         return
     gc.freeze()
@@ -57,7 +57,7 @@ def collecting_new_objects() -> Iterator[None]:
 def memory_share(device: torch.device) -> int:
     """The bytes that a computation may take: a quarter of the memory of the process, at most half of what is free.
 
-    The quarter of all memory, not of what is free, makes two runs alike.
+    It is a quarter of all memory, and not of what is free, so that two runs decide alike.
     """
     if (settled := _SETTLED.get()) is not None:
         return settled
@@ -66,7 +66,7 @@ def memory_share(device: torch.device) -> int:
 
 
 def memory_of(device: torch.device) -> tuple[float, float]:
-    """The bytes of a device's memory that this process may have, and those of them that are free."""
+    """The bytes of a device's memory that this process may use: in total, and free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -79,7 +79,7 @@ def memory_of(device: torch.device) -> tuple[float, float]:
 
 @contextmanager
 def settled_basis(place: str, share: int | None = None) -> Iterator[None]:
-    """Set where bases lie inside this context, `device`, `host` or `auto`, and what they may take on the host."""
+    """Fix inside this context where a basis is stored (`device`, `host` or `auto`), and its bytes on the host."""
     token = _BASIS.set((place, share))
     try:
         yield
@@ -88,14 +88,15 @@ def settled_basis(place: str, share: int | None = None) -> Iterator[None]:
 
 
 def basis_place() -> str:
-    """Where bases are settled to lie: `device`, `host`, or `auto` where nothing is settled."""
+    """Where a basis is stored: `device`, `host`, or by default `auto`."""
     return _BASIS.get()[0]
 
 
 def host_share() -> int:
-    """The bytes on the host that the basis of a device may take: next to nothing else of such a process lies there.
+    """The bytes of host memory that the basis of a device may take.
 
-    Processes that torchrun has started on one host share them.
+    They are most of the host's memory, since such a process keeps little else there. Processes that torchrun has
+    started on one host share them.
     """
     if (settled := _BASIS.get()[1]) is not None:
         return settled
@@ -104,13 +105,13 @@ def host_share() -> int:
 
 
 def products_share(device: torch.device) -> int:
-    """The bytes that products may take: the share of a basis too, where that is settled to lie on the host."""
-    aside = basis_place() == "host" and device.type != "cpu"
-    return memory_share(device) * (2 if aside else 1)
+    """The bytes that products may take, including the share of a basis where that is stored on the host."""
+    basis_on_host = basis_place() == "host" and device.type != "cpu"
+    return memory_share(device) * (2 if basis_on_host else 1)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out: of PyTorch on any device, NumPy, Python, or the system."""
+    """Whether an error of PyTorch, NumPy, Python or the system says that memory has run out."""
     signs = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
     says_so = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return says_so or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
@@ -118,7 +119,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def taking_memory(argument: str, way_out: str) -> Iterator[None]:
-    """Raise OutOfMemory in these words where memory runs out inside this context, however the error was wrapped."""
+    """Raise OutOfMemory with this argument and way out where memory runs out inside this context.
+
+    The error is recognised even where another one was raised from it.
+    """
     try:
         yield
     except OutOfMemory:
@@ -130,14 +134,14 @@ def taking_memory(argument: str, way_out: str) -> Iterator[None]:
 
 
 def shortage(error: BaseException | None) -> BaseException | None:
-    """The error behind this one, or itself, that says that memory has run out; None where there is none."""
+    """The out-of-memory error among an error and its causes; None where there is none."""
     while error is not None and not out_of_memory(error):
         error = error.__cause__ or error.__context__
     return error
 
 
 def machine_memory() -> tuple[int, int]:
-    """The bytes of the machine, and those that new work may take without swapping, where the system tells."""
+    """The bytes of the machine's memory: in total, and available without swapping where the system reports that."""
     table = Path("/proc/meminfo")
     lines = table.read_text().splitlines() if table.exists() else ()
     total = physical_memory()
@@ -145,7 +149,7 @@ def machine_memory() -> tuple[int, int]:
 
 
 def physical_memory() -> int:
-    """The bytes of the machine's memory; `UNKNOWN` where the system does not tell."""
+    """The bytes of the machine's memory; `UNKNOWN` where the system does not report them."""
     with suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if sys.platform == "win32":
@@ -157,9 +161,7 @@ def physical_memory() -> int:
 
 
 def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
-    """Yield the memory that holds a tensor's numbers: that of the parts of a sparse or nested one, none of a zero
-    tensor.
-    """
+    """Yield the storages of a tensor: those of its parts if it is sparse or nested, and none of a zero tensor."""
     if is_traceable_wrapper_subclass(tensor):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
     elif tensor.layout is torch.sparse_coo:
@@ -169,7 +171,7 @@ def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
     else:
-        with suppress(RuntimeError):  # zeros that PyTorch does not write down, and what is laid out in a library's way
+        with suppress(RuntimeError):  # zero tensors, and layouts of other libraries, have no storage
             if tensor.untyped_storage().data_ptr():
                 yield tensor.untyped_storage()
         return
@@ -178,9 +180,9 @@ def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
 
 
 class Ledger:
-    """The bytes of the tensors entered that are alive, now and at most.
+    """A count of the bytes of the entered tensors that are alive, and its peak.
 
-    Views of one storage count once, and those of the tensors `besides` never.
+    Views of one storage count once; tensors in `besides` and their views do not count.
     """
 
     def __init__(self, besides: Iterable[Tensor] = ()):

@@ -142,7 +142,7 @@ class Wrapper:
 
     @property
     def ieee(self) -> SymmetricOperator:
-        """The same wrapper around the wrapped matrix in ieee; itself where that is in ieee already."""
+        """This wrapper with products in ieee; itself where they already are."""
         inner = reference(self.operator)
         return self if inner is self.operator else replace(self, operator=inner)
 
@@ -156,10 +156,10 @@ class Wrapper:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise E of products of lower precision, as far as some vectors v have shown it; zero in ieee."""
+    """The noise E of products in lower precision, measured on a few vectors v; zero in ieee."""
 
     relative: float = 0.0  # the largest |Ev| / |Av|
-    norm: float = 0.0  # the largest |Ev| / |v|: what residuals, and nodes of a density, may be off by
+    norm: float = 0.0  # the largest |Ev| / |v|: the error of residuals, and of nodes of a density
     random: float = 0.0  # |Ev| / |Av| of the first v, which is random
 
 
@@ -174,7 +174,7 @@ class Counting(Wrapper):
         products: the number of vectors multiplied so far.
         ieee_products: of these, the products in full precision, where the matrix has a lower one.
         noise: the noise of products of lower precision, once it has been measured; else None.
-        unsteady: the noise of products in full precision that `check_operator` has found, relative to a product.
+        unsteady: the noise of products in full precision relative to a product, as `check_operator` has measured it.
     """
 
     products: int = 0
@@ -222,7 +222,7 @@ class Counting(Wrapper):
 
 @dataclass
 class CountingInIeee(Wrapper):
-    """A matrix in ieee whose products `counter` counts, among all and as those in ieee."""
+    """A matrix with products in ieee; `counter` counts them among all products and among those in ieee."""
 
     counter: Counting
 
@@ -301,6 +301,11 @@ def refuse_other_dtype(operator: SymmetricOperator, vectors: Tensor) -> None:
         )
 
 
+def wrong_shape(n: int, vectors: Tensor) -> str:
+    """The message on vectors that a matrix (n, n) cannot multiply."""
+    return f"expected vectors of shape ({n},) or ({n}, k), got {tuple(vectors.shape)}"
+
+
 def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
     """Run `compute()` as a checkpointable step: on resume its saved result is returned instead.
 
@@ -318,28 +323,29 @@ def checkpointed(operator: SymmetricOperator, compute: Callable[[], Any], genera
 
 
 def in_ieee(operator: Any) -> Any:
-    """The same matrix with products in ieee, for methods: what an operator of lower precision names as `ieee`.
+    """The matrix with products in ieee for a method: the attribute `ieee` of an operator of lower precision.
 
-    It is the operator itself where that is in ieee, or has no other products for methods (`only_measured`).
+    It is the operator itself where its products are in ieee, or where methods have to use them anyway
+    (`only_measured`).
     """
     return operator if only_measured(operator) else reference(operator)
 
 
 def reference(operator: Any) -> Any:
-    """The matrix without the noise of its products, by which that is measured; the operator itself without noise."""
+    """The matrix with products in ieee, against which noise is measured; the operator itself where it has no noise."""
     return getattr(operator, "ieee", operator)
 
 
 def only_measured(operator: Any) -> bool:
-    """Whether a method is to take the noisy products as they are, and those of the `reference` for their errors alone.
+    """Whether a method has to use the noisy products, and those of the `reference` only to measure their error.
 
-    Products by finite differences say so: who asks for them wants no others.
+    This holds for products by finite differences, which a user asks for explicitly.
     """
     return bool(find_on("only_measured", operator))
 
 
 def find_on(name: str, operator: Any) -> Any:
-    """What the operator, or the nearest of those that it wraps, has of this name; None where none has it."""
+    """The attribute `name` of the operator or of the nearest one that it wraps; None where all lack it."""
     inner: Any = operator
     while inner is not None and getattr(inner, name, None) is None:
         inner = getattr(inner, "operator", None)
@@ -379,8 +385,8 @@ def to_scipy(operator: Any) -> LinearOperator:
 def random_vectors(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` standard normal vectors as rows (count, n).
 
-    Each process makes its own shard, on its device, of the keys that a CPU generator yields. What is drawn depends
-    neither on the device, nor on the number of processes, nor on how many vectors are drawn at once.
+    Each process makes its own shard on its device, from keys that a CPU generator yields. The vectors depend neither on
+    the device, nor on the number of processes, nor on how many are drawn at once.
     """
     return _drawn(normal_rows, operator, count, generator)
 
@@ -390,7 +396,7 @@ def random_signs(
 ) -> Tensor:
     """Draw `count` vectors of independent signs as rows (count, n), as `random_vectors` does.
 
-    They are in the memory of the operator's device or of another, to which they go one by one.
+    They are on the operator's device, or on another `device`, to which they are moved one by one.
     """
     if device is None or device.type == operator.device.type:
         return _drawn(sign_rows, operator, count, generator)

@@ -1,4 +1,4 @@
-"""How far off products are: whether a matrix is repeatable and symmetric, and the noise of lower precision."""
+"""Check that products are repeatable and symmetric, and measure the noise of products in lower precision."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from spectra.operator import (
 )
 from spectra.vectors import WITHIN, all_finite, distance, dot, norm, out_of_scale, without_autocast
 
-CHECKS = 3  # products that `check_operator` takes, and one more where the first show less than their precision
-SINGLE = torch.finfo(torch.float32).eps ** 0.5  # of a product, that may be rounding in single precision
-ROUNDINGS = 100  # of a product: how far off symmetry, at most, for one that its linearity is off
-DIFFERENCES = 10  # the same of finite differences, whose noise `measure_noise` tells and refuses where it is large
+CHECKS = 3  # products that `check_operator` takes, and one more where they differ by more than their precision
+SINGLE = torch.finfo(torch.float32).eps ** 0.5  # the largest relative error that may be rounding in float32
+ROUNDINGS = 100  # the asymmetry allowed, in units of the deviation from linearity
+DIFFERENCES = 10  # likewise for finite differences; `measure_noise` refuses those with much noise
 
 
 @without_autocast()
@@ -52,22 +52,22 @@ def check_operator(operator: Any, generator: torch.Generator | None = None, *, s
     return checkpointed(operator, lambda: _noise(operator, generator), generator)
 
 
-NOISE_PRODUCTS = 6  # that `measure_noise` takes, half of them in ieee
-LARGEST_NOISE = 0.5  # relative, of products that still tell something
+NOISE_PRODUCTS = 6  # products that `measure_noise` takes, half of them in ieee
+LARGEST_NOISE = 0.5  # relative; products with more are refused
 
 
 def noise_of(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
-    """The noise of the products: as an operator on the way to the matrix keeps it, else measured here."""
+    """The noise of the products: as the operator or one that it wraps has it, else measured now."""
     noise = find_on("noise", operator)
     return measure_noise(operator, generator) if noise is None else noise
 
 
 @without_autocast()
 def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> Noise:
-    """Measure by three products, each made in ieee too, how far products of lower precision are off.
+    """Measure the error of products in lower precision, by three products that are made in ieee too.
 
-    The first vector is random, the others are its products: they lean towards the largest eigenvalues, so that the norm
-    of the noise is seen beside |A|. The measurement is one checkpointed step of a run.
+    The first vector is random, each other one is the product before: they lean towards the largest eigenvalues, so that
+    the norm of the noise can be compared with |A|. The measurement is one checkpointed step of a run.
 
     Raises:
         SpectraError: products are off by more than half of their size.
@@ -77,8 +77,8 @@ def measure_noise(operator: SymmetricOperator, generator: torch.Generator) -> No
         return Noise()
     noise = Noise(*checkpointed(operator, lambda: _differences(operator, exact, generator), generator))
     if noise.relative > LARGEST_NOISE:
-        refusal = find_on("too_noisy", operator) or "`precision`: products are off by {}; take a higher one, or ieee"
-        raise SpectraError(refusal.format(f"{noise.relative:.0%} of their size"))
+        refusal = find_on("too_noisy", operator) or "`precision`: products are off by {}; use a higher one, or ieee"
+        raise SpectraError(refusal.format(f"{100 * noise.relative:.0f} % of their size"))
     return noise
 
 
@@ -110,7 +110,7 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     size = max(norm(first), norm(other))
     if out_of_scale(first) or out_of_scale(other):
         subject = find_on("subject", operator) or "the matrix"
-        raise SpectraError(f"{subject} has products whose norm is not {WITHIN}; scale what it is made of")
+        raise SpectraError(f"{subject} has products with a norm that is not {WITHIN}; scale the loss or the matrix")
     if size == 0:
         return 0.0
     repeat = change / size
@@ -120,9 +120,8 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     allowed = torch.finfo(operator.dtype).eps ** 0.5
     most, times = (math.inf, DIFFERENCES) if only_measured(operator) else (SINGLE, ROUNDINGS)
     if allowed < max(repeat, asymmetry) < most:
-        # A model that computes in float32 inside, as norms of language models do, has products of that precision; so
-        # have finite differences. They are no linear functions of the vector, then, by about as much as they are not
-        # symmetric.
+        # A model that computes parts in float32, as norms of language models do, has products of that precision; so do
+        # finite differences. Such products deviate from linearity in the vector about as much as from symmetry.
         curved = norm(operator @ (u + v) - first - other) / size
         allowed = max(allowed, min(most, times * curved))
     if max(repeat, asymmetry) > allowed and (suspect := suspect_of(operator)):
@@ -131,22 +130,23 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
         raise SpectraError(f"{subject} {what} (by {max(repeat, asymmetry):.1e} of its size): {suspect}")
     if repeat > allowed:
         raise SpectraError(
-            f"the matrix changes from product to product (by {repeat:.1e} of its size): dropout, BatchNorm on batch "
-            "statistics, or other chance in the model's forward do this; make it deterministic, as model.eval() does"
+            f"the matrix changes from product to product (by {repeat:.1e} of its size): possible causes are dropout, "
+            "BatchNorm on batch statistics, or other randomness in the model's forward; make it deterministic, as "
+            "model.eval() does"
         )
     if asymmetry > allowed:
         cause = find_on("asymmetry", operator) or (
-            "a custom autograd function whose derivative is wrong, or a hook that changes gradients, does this; try "
-            "`dtype` float64, or check that layer"
+            "possible causes are a custom autograd function with a wrong derivative, or a hook that changes gradients; "
+            "check such layers, or try `dtype` float64"
         )
         raise SpectraError(f"the matrix is not symmetric (by {asymmetry:.1e} of its size): {cause}")
     return max(repeat, asymmetry)
 
 
 def suspect_of(operator: SymmetricOperator) -> str | None:
-    """The likely cause of bad products and the way out, as the operator or one that it wraps knows it (`suspect`).
+    """The likely cause of bad products and the way out, by the method `suspect` of the operator or one that it wraps.
 
-    Else None.
+    It is None where they have no such method, or it finds no cause.
     """
     suspect = find_on("suspect", operator)
     return suspect() if suspect else None

@@ -1,7 +1,7 @@
-"""Make names of others safe to show: names in files, in messages of other libraries, and on the command line.
+"""Make foreign text safe to print: names in files, messages of other libraries, and arguments of commands.
 
-A name may hold anything: escape sequences that clear a terminal, line breaks that fake a line of ours, characters that
-turn the direction of text, a million letters.
+It may contain anything: escape sequences that clear a terminal, line breaks that fake a message, characters that
+reverse the direction of text, a million letters.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ NAME, LINE = 160, 550  # characters: of one name, and of one line that may hold 
 
 
 def quoted(text: object, most: int | None = NAME) -> str:
-    r"""`text` on one line of printable characters: others as `\x1b` or `\n`, the middle of a long one left out.
+    r"""Return `text` on one line: unprintable characters are escaped (`\x1b`, `\n`), and a long text loses its middle.
 
     Args:
-        most: characters; None for all. What is shorter than a line is a name, and `foreign`.
+        text: the text, or any object, as `str` gives it.
+        most: the largest number of characters; None for no limit. Where it is less than a line, the text is taken for a
+            name from others, and passed through `foreign`.
     """
     text = _as_text(text) if most is None or most >= LINE else foreign(text)
     if most is None or len(text) <= most:
@@ -34,10 +36,7 @@ def quoted(text: object, most: int | None = NAME) -> str:
 
 
 def foreign(text: object) -> str:
-    """The text of others for a message of ours.
-
-    Words in backticks, which would read as arguments, are put in quotes.
-    """
+    """Replace backticks around words by quotes in foreign text, since in our messages backticks mark arguments."""
     return re.sub(r"`(\w+(=\w+)?)`", r"'\1'", _as_text(text))
 
 
@@ -49,12 +48,12 @@ def escaped(text: str) -> str:
 
 
 def readable(tree: T) -> T:
-    """A JSON value or a record with every string in it, keys too, `quoted`, each as long as a sentence may be."""
+    """Return a JSON value or a record with every string in it, keys included, `quoted` to the length of a line."""
     return with_texts(tree, lambda text: quoted(text, LINE))
 
 
 def with_texts(tree: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value or a record with every string in it changed, keys of objects too."""
+    """Return a JSON value or a record with `change` applied to every string in it, keys of objects included."""
     if isinstance(tree, str):
         return change(tree)
     if is_dataclass(tree):

@@ -29,7 +29,7 @@ CHUNKS = {"cpu": 1 << 15, "cuda": 1 << 22}  # entries at a time: intermediates f
 
 
 def draw_keys(generator: torch.Generator, count: int) -> list[int]:
-    """Draw the keys of `count` vectors by a CPU generator; two draws give the same keys as one of both."""
+    """Draw the keys of `count` vectors by a CPU generator; two draws give the same keys as one of both counts."""
     return torch.randint((1 << 63) - 1, (count,), generator=generator, device=CPU).tolist()
 
 
@@ -52,9 +52,7 @@ def normal_like(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype |
 def _by_chunks(
     draw: Draw, group: int, keys: Sequence[int], part: slice, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Rows of which `draw(keys, indices, device)` makes the entries of indices that begin and end at multiples of
-    `group`.
-    """
+    """Make rows in chunks by `draw(keys, indices, device)`, with indices that begin and end at multiples of `group`."""
     begin, end = part.start // group * group, -(-part.stop // group) * group
     entries = len(keys) * (end - begin)
     place = device if device.type in CHUNKS and entries > SMALL else CPU

@@ -1,14 +1,13 @@
-"""Registers of the names that a user may give, each with the place of the object that it names. Knows no torch.
+"""Registers of the names that a user may give, each with the import path of its object. Loads no torch.
 
 A register lists what comes with spectra, and what installed packages add to it by entry points of one group:
 
     [project.entry-points."spectra.matrices"]
     toy = "package.module:Toy"
 
-Nothing is imported before a name is used. A name of spectra's own wins over one of a package, and among packages the
-first by name. An entry point is installed code, as any module that Python finds: whoever can install one can run code
-anyway. So packages are looked for where Python finds modules, but for the current directory, in which a stranger's
-files may lie.
+Nothing is imported before a name is used. A name of spectra itself wins over one of a package, and among packages the
+first in alphabetical order wins. Packages are searched for where Python finds modules, since whoever can install an
+entry point there can run code anyway, but not in the current directory, which may hold a stranger's files.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from spectra.quoting import quoted
 
 
 class NameClash(UserWarning):
-    """A name is given by more than one package; the warning says which is used."""
+    """Warning that more than one package defines a name; it says which one is used."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One name of a register."""
 
-    path: str  # of what it names: package.module:name
+    path: str  # of the object, as package.module:name
     sentence: str = ""
-    package: str | None = None  # that has added it; None: it comes with spectra
+    package: str | None = None  # that adds it; None for spectra itself
 
 
 class Register(Mapping[str, Entry]):
-    """A read-only mapping from the names of one kind to what they stand for, such as `spectra.MATRICES`.
+    """A read-only mapping from the names of one kind to their entries, such as `spectra.MATRICES`.
 
     It lists spectra's own names first, then those that installed packages add by entry points. Each value has a
     `sentence` that describes it, the `path` of the object, and the `package` that adds it.
@@ -69,14 +68,14 @@ class Register(Mapping[str, Entry]):
         return len({**self.own, **self._added()})
 
     def is_added(self, name: str) -> bool:
-        """Whether an installed package adds the name, and spectra itself has none of it."""
+        """Whether an installed package adds the name, which spectra itself does not have."""
         return name not in self.own and name in self._added()
 
     def load(self, name: str, option: str) -> Any:
-        """Import what a name of the register stands for.
+        """Import the object of a name.
 
         Raises:
-            SpectraError: a package has added the name, and importing what it stands for fails.
+            SpectraError: a package has added the name, and importing its object fails.
         """
         entry = self[name]
         try:
@@ -87,12 +86,12 @@ class Register(Mapping[str, Entry]):
             raise SpectraError(f"{option} {quoted(name)}: {broken(self.group, entry, error)}") from error
 
     def warn_of_clash(self, name: str, option: str) -> None:
-        """Warn of a name that more than one package gives: which is used, and whose is not."""
+        """Warn of a name that more than one package defines: which is used, and which are not."""
         others = [entry for key, entry in self._installed() if key == name]
         used = f"the package {self[name].package}" if self.is_added(name) else "spectra itself"
         unused = [str(entry.package) for entry in others[0 if name in self.own else 1 :]]
         if unused:
-            text = f"{option} {name}: it is that of {used}; that of {', '.join(unused)} is not used"
+            text = f"{option} {name}: defined more than once; using {used}, not {', '.join(unused)}"
             warnings.warn(text, NameClash, stacklevel=2)
 
     def _added(self) -> dict[str, Entry]:
@@ -115,9 +114,9 @@ def broken(group: str, entry: Entry, error: BaseException) -> str:
 
 @cache
 def installed(group: str, path: tuple[str, ...], here: str) -> list[tuple[str, Entry]]:
-    """The entry points of a group that packages in the folders of `path` other than `here` have, by package.
+    """The entry points of a group in packages on `path`, except in the folder `here`, sorted by package.
 
-    Packages that cannot be read are passed over.
+    Packages that cannot be read are skipped.
     """
     from importlib.metadata import distributions
 
@@ -126,7 +125,7 @@ def installed(group: str, path: tuple[str, ...], here: str) -> list[tuple[str, E
         try:
             points = [point for point in distribution.entry_points if point.group == group]
             package = quoted(distribution.metadata["Name"]) if points else ""
-        except Exception:  # a broken package is no reason why others should not be used
+        except Exception:  # a broken package must not hide the others
             continue
         for point in points:
             place = point.value.partition("[")[0].strip()

@@ -1,8 +1,8 @@
-"""Copies of vectors between a CUDA device and the ordinary memory of its host, in both directions.
+"""Copy vectors between a CUDA device and the ordinary memory of its host, in both directions.
 
-Two pinned buffers take turns: while one crosses, all threads copy what is in the other. A plain copy of memory that is
-not pinned waits for one thread of the driver. Pinning a whole basis would be no faster than this; it takes seconds for
-each 10 GB, PyTorch rounds what it pins up to a power of two, and the system could not swap it.
+Two pinned buffers take turns: while one is transferred, all threads copy to or from the other. A plain copy of memory
+that is not pinned waits for one thread of the driver. Pinning a whole basis would be no faster: it takes seconds for
+each 10 GB, PyTorch rounds pinned memory up to a power of two, and the system cannot swap it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
 
 
 class Lane:
-    """Two buffers between a host and a device, and an event for each, which tells that its last crossing is over."""
+    """Two buffers between a host and a device, each with an event that marks the end of its last transfer."""
 
     def __init__(self, event: Callable[[], Any] = torch.cuda.Event, pinned: bool = True, size: int = BUFFER):
         how = {"dtype": torch.uint8, "device": "cpu", "pin_memory": pinned}  # whatever device is torch's default
@@ -63,7 +63,7 @@ class Lane:
         self._lock = Lock()
 
     def down(self, host: Tensor, device: Tensor) -> None:
-        """Copy a vector (n,) from the device to the host, which has it when this returns."""
+        """Copy a vector (n,) from the device to the host, and wait for it."""
         with self._lock:
             before = None
             for turn in self._turns(host, device):
@@ -76,7 +76,7 @@ class Lane:
                 before.arrive()
 
     def up(self, device: Tensor, host: Tensor) -> None:
-        """Copy a vector (n,) from the host to the device, for what follows on its current stream."""
+        """Copy a vector (n,) from the host to the device, on the device's current stream."""
         with self._lock:
             for turn in self._turns(host, device):
                 turn.event.synchronize()
@@ -93,5 +93,5 @@ class Lane:
 
 @cache
 def lane(device: torch.device) -> Lane:
-    """The lane between the host and this device, whose buffers stay."""
+    """The lane between the host and this device, made once."""
     return Lane()

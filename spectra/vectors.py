@@ -1,11 +1,11 @@
-"""Vectors (n,) and rows of vectors (k, n): plain tensors, or DTensors of which each process holds a shard of n.
+"""Vectors (n,) and rows of vectors (k, n): plain tensors, or DTensors sharded over processes along n.
 
 Arithmetic, slices of rows, stacking and transposing work on both kinds alike. Everything else goes through this module:
 `map_shards` applies a function to each shard, `sum_shards` adds up the results over all shards. A sum is a plain tensor
 with the same bits on every process, so that all processes decide alike.
 
-What would need memory for a copy of a vector is done piece by piece (`pieces`). Long sums in single precision also keep
-their precision so, since the sums of pieces are added up in double precision.
+Operations that would copy a vector work piece by piece (`pieces`). This also keeps long sums in single precision
+accurate, since the sums of pieces are added up in double precision.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Shard
 
 
-DEVICES = ("cpu", "cuda", "mps")  # whose autocast a program may have switched on
-PIECE = 2**20  # numbers of each vector that are worked on at a time on a CPU, whose caches then hold those of a basis
-LEAST, MOST = 1e-100, 1e100  # norms whose squares, and those of residuals, are within the range of float64
-WITHIN = f"between {LEAST:g} and {MOST:g}, where squares are numbers"
-PIECE_OF_A_DEVICE = 2**26  # elsewhere, of all vectors together: large against what it takes to start a kernel
+DEVICES = ("cpu", "cuda", "mps")  # where a program may have switched autocast on
+PIECE = 2**20  # numbers of each vector at a time on a CPU: those of all vectors of a basis fit its caches
+LEAST, MOST = 1e-100, 1e100  # norms for which squares, also of residuals, are within the range of float64
+WITHIN = f"between {LEAST:g} and {MOST:g}, where squares fit in float64"
+PIECE_OF_A_DEVICE = 2**26  # numbers of all vectors at a time elsewhere: starting a kernel costs little beside them
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def without_autocast() -> Iterator[None]:
 
 
 def sharded(vectors: Tensor) -> TypeGuard[DTensor]:
-    """Whether vectors are a DTensor, of which each process holds a shard."""
+    """Whether vectors are a DTensor, sharded over processes."""
     return hasattr(vectors, "device_mesh")
 
 
@@ -79,7 +79,7 @@ def sum_shards(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
 
 
 def from_shard(part: Tensor, mesh: DeviceMesh, n: int, dimension: int) -> Tensor:
-    """The DTensor of which `part` is this process's shard, with n entries along the sharded `dimension`."""
+    """Make a DTensor of this process's shard `part`, with n entries along the sharded `dimension`."""
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size((*part.shape[:dimension], n, *part.shape[dimension + 1 :]))
@@ -95,7 +95,7 @@ def pieces(part: Tensor) -> Iterator[slice]:
 
 
 def summed(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """The sum over all `pieces` of a function of those of plain tensors, in float64 where there are several."""
+    """Sum a function of plain tensors over all their `pieces`, in float64 where there are several."""
     first, *rest = pieces(parts[0])
     total = function(*(part[..., first] for part in parts))
     for piece in rest:
@@ -105,12 +105,12 @@ def summed(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
 
 def sum_pieces(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """Apply `function` to all pieces of all shards, and return the sum as a plain tensor."""
-    some = sharded(vectors[0])  # of other shards there may be more pieces
-    return sum_shards(lambda *parts: summed(function, *parts).to(torch.float64 if some else None), *vectors)
+    wide = torch.float64 if sharded(vectors[0]) else None  # other shards may have more pieces
+    return sum_shards(lambda *parts: summed(function, *parts).to(wide), *vectors)
 
 
 def change(rows: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-    """Replace rows (k, n) by `function` of them, in place: at most k rows, made of the same columns."""
+    """Replace rows (k, n) in place by `function` of them, which returns at most k rows and treats columns alike."""
     part = local(rows)
     for piece in pieces(part):
         made = function(part[..., piece])
@@ -120,8 +120,8 @@ def change(rows: Tensor, function: Callable[[Tensor], Tensor]) -> None:
 def shard_sizes(mesh: DeviceMesh | None, n: int) -> list[int]:
     """The number of entries out of n that each process holds, in the order of ranks.
 
-    All shards are of one size, as `torch.distributed.tensor.Shard` deals them, but the last ones, which may be shorter
-    or empty.
+    All shards have one size, as those of `torch.distributed.tensor.Shard`, except the last, which may be shorter or
+    empty.
     """
     if mesh is None:
         return [n]
@@ -137,12 +137,12 @@ def shard_of(mesh: DeviceMesh | None, n: int) -> slice:
 
 
 def full_tensor(vectors: Tensor) -> Tensor:
-    """The whole of the vectors, on every process."""
+    """Gather the whole vectors on every process."""
     return vectors.full_tensor() if sharded(vectors) else vectors
 
 
 def gather_on_first(rows: Tensor) -> Tensor:
-    """The whole of the rows (k, n) on the CPU of the first process; other processes get (0, n)."""
+    """Gather the whole rows (k, n) on the CPU of the first process; other processes get (0, n)."""
     if not sharded(rows):
         return rows
     first = rows.device_mesh.get_local_rank() == 0
@@ -152,7 +152,7 @@ def gather_on_first(rows: Tensor) -> Tensor:
 
 
 def take_rows(rows: Tensor, index: list[int] | Tensor) -> Tensor:
-    """The rows of the given index."""
+    """The rows at the given indices."""
     return map_shards(lambda part: part[torch.as_tensor(index)], rows)
 
 
@@ -162,12 +162,12 @@ def all_finite(vectors: Tensor) -> bool:
 
 
 def out_of_scale(vectors: Tensor) -> bool:
-    """Whether finite numbers that are not all zero are so small or large that sums of their squares are lost."""
+    """Whether vectors of finite numbers, not all zero, are so small or large that squares underflow or overflow."""
     return not LEAST < norm(vectors) < MOST and bool(sum_shards(_not_zero, vectors))
 
 
 def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
-    """Whether something holds on every process, so that all decide alike what only each can know."""
+    """Whether `holds` is true on every process, so that all processes decide alike."""
     if mesh is None:
         return holds
     held = torch.tensor(int(holds), device=mesh.device_type)
@@ -176,12 +176,12 @@ def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
 
 
 def put(place: Tensor, vectors: Tensor) -> None:
-    """Copy vectors into a place of the same shape, in the memory of any device."""
+    """Copy vectors into a tensor of the same shape, on any device."""
     copy(local(place), local(vectors))
 
 
 def on_device(vectors: Tensor, device: torch.device) -> Tensor:
-    """The vectors in the memory of another device, or themselves where they are there; sharded as they are."""
+    """Move vectors to another device, sharded as they are; vectors that are already there are returned as they are."""
     if vectors.device.type == device.type:
         return vectors
     part = copied(local(vectors), device)
@@ -201,20 +201,20 @@ _PARTNERS: list[tuple[DeviceMesh, DeviceMesh]] = []  # meshes of the same proces
 
 
 def _other_mesh(mesh: DeviceMesh, kind: str) -> DeviceMesh:
-    """The partner of a mesh, which is made once; all processes ask for it at the same place."""
+    """The mesh of the same processes for another kind of device, made once, by all processes together."""
     from torch.distributed.device_mesh import DeviceMesh
 
     for pair in _PARTNERS:
         for one, other in (pair, pair[::-1]):
             if one is mesh and other.device_type == kind:
                 return other
-    group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo"))  # whose sums are of a few numbers
+    group = cast("ProcessGroup", torch.distributed.new_group(backend="gloo"))  # its sums are of a few numbers
     _PARTNERS.append((mesh, DeviceMesh.from_group(group, kind)))
     return _PARTNERS[-1][1]
 
 
 def _not_finite(part: Tensor) -> Tensor:
-    """The number of entries that are not finite. Where all are, their sum shows it at once, unless it overflows."""
+    """The number of entries that are not finite; a finite sum shows at once that there are none."""
     if part.sum().isfinite():
         return torch.zeros((), dtype=torch.int64, device=part.device)
     return (~torch.isfinite(part)).sum()
@@ -255,7 +255,7 @@ def dot(u: Tensor, v: Tensor) -> float:
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     """The inner product of plain vectors in float64.
 
-    NumPy converts piece by piece, which is six times faster than torch, which converts all.
+    NumPy converts float32 piece by piece, six times faster than torch, which converts everything first.
     """
     if u.is_cpu and u.dtype == torch.float32:
         return torch.tensor(np.einsum("i,i->", u.detach().numpy(), v.detach().numpy(), dtype=np.float64))
@@ -270,8 +270,8 @@ def row_dots(these: Tensor, others: Tensor) -> Tensor:
 def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The QR decomposition of rows (k, n): Q (min(k, n), n) with orthonormal rows, and R with rows = R'Q.
 
-    Q is orthonormal whatever the rank. Of sharded rows, each process decomposes its own shard, and all decompose the
-    stacked triangles (TSQR: Demmel, Grigori, Hoemmen, Langou 2012).
+    Q is orthonormal whatever the rank. If rows are sharded, each process decomposes its own shard, and all decompose
+    the stacked triangles (TSQR: Demmel, Grigori, Hoemmen, Langou 2012).
     """
     if not sharded(rows):
         basis, triangle = torch.linalg.qr(rows.T)
@@ -283,7 +283,7 @@ def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
     padded[: len(triangle)] = triangle
     stack = torch.empty(mesh.size() * k, k, dtype=rows.dtype, device=triangle.device)
     torch.distributed.all_gather_into_tensor(stack, padded, group=mesh.get_group())
-    # Without the padding: where ranks are short, columns of Q would else reach into it.
+    # The padding is cut off, since columns of Q would reach into it where shards are short.
     pieces = [piece[:height] for piece, height in zip(stack.split(k), heights, strict=True)]
     together, triangle = torch.linalg.qr(torch.cat(pieces))
     mine = together.split(heights)[mesh.get_local_rank()]

@@ -20,7 +20,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def short_paths(paths: Sequence[str]) -> dict[str, str]:
-    """Each path without its suffix, below the folder that they share, where they stay different so; else the path."""
+    """Shorten paths: without the folders that all share, and without suffixes where names stay distinct."""
     every = list(dict.fromkeys(paths))
     parts = [path.split("/") for path in every]
     while every and all(len(part) > 1 for part in parts) and (len({part[0] for part in parts}) == 1):
@@ -31,12 +31,9 @@ def short_paths(paths: Sequence[str]) -> dict[str, str]:
 
 
 def outline(self: Any) -> str:
-    """A dataclass on one short line: its numbers, the first of its vectors, and the shapes of other arrays.
-
-    It is a `__repr__`.
-    """
-    told = ", ".join(f"{field.name}={outlined(getattr(self, field.name))}" for field in fields(self) if field.repr)
-    return f"{type(self).__name__}({told})"
+    """A `__repr__` of a dataclass on one short line: numbers, the first entries of vectors, shapes of other arrays."""
+    shown = ", ".join(f"{field.name}={outlined(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    return f"{type(self).__name__}({shown})"
 
 
 def outlined(value: Any) -> str:
@@ -56,7 +53,7 @@ def outlined(value: Any) -> str:
 
 
 def progress(numbers: Mapping[str, float]) -> str:
-    """The numbers of a piece of work in words: products, eigenpairs that are done, the residual or the trace so far."""
+    """The progress of a method in words: products, converged eigenpairs, and the residual or the trace so far."""
     if "gram_rows" in numbers:
         return f"eigenvalues of a Gram matrix of {counted(int(numbers['gram_rows']), 'row')}"
     parts = [counted(int(numbers["products"]), "product")]
@@ -70,7 +67,7 @@ def progress(numbers: Mapping[str, float]) -> str:
 
 
 def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> str:
-    """A value to the last digit of its error, as `17.40 ± 0.16` or `3.8731753 ± 8e-7`.
+    """A value rounded to the last digit of its error, as `17.40 ± 0.16` or `3.8731753 ± 8e-7`.
 
     Args:
         value: the number; written with an exponent below 1e-4 and from 1e6 on.
@@ -105,7 +102,7 @@ def with_error(value: float, error: float, most: int = 12, digits: int = 2) -> s
 
 
 def brief(value: float, error: float) -> str:
-    """A value with its error in at most four digits, as `0.6488 ± 2e-4`; four such fit a line of 80."""
+    """A value with its error in at most four digits, as `0.6488 ± 2e-4`; four of them fit a line of 80 characters."""
     return with_error(value, error, most=4, digits=1)
 
 

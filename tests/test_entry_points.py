@@ -181,9 +181,9 @@ def test_what_is_no_matrix_is_refused(name):
 
 
 def test_our_names_win_and_a_clash_is_told():
-    with pytest.warns(NameClash, match=r"mse: it is that of spectra itself; that of toy-package is not used"):
+    with pytest.warns(NameClash, match=r"mse: defined more than once; using spectra itself, not toy-package"):
         assert type(build_loss("mse")).__name__ == "MeanSquaredError"
-    with pytest.warns(NameClash, match=r"digits: it is that of spectra itself; that of toy-package is not used"):
+    with pytest.warns(NameClash, match=r"digits: defined more than once; using spectra itself, not toy-package"):
         assert len(load_data("digits", None, 0)) == 1797
     assert MATRICES["hessian"].package is None
 
@@ -195,14 +195,14 @@ def test_the_command_line_tells_of_a_clash_in_one_line():
     json.loads(done.stdout)
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("spectra: ")
-    assert "mse: it is that of spectra itself; that of toy-package is not used" in done.stderr
+    assert "mse: defined more than once; using spectra itself, not toy-package" in done.stderr
 
 
 def test_of_two_packages_the_first_by_name_wins(package):
     install(package, "another", "[spectra.models]\ntoy-net = another_package:net\n")
     (package / "another_package.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n")
     installed.cache_clear()
-    with pytest.warns(NameClash, match=r"toy-net: it is that of the package another; that of toy-package is not used"):
+    with pytest.warns(NameClash, match=r"toy-net: defined more than once; using the package another, not toy-package"):
         assert isinstance(build_model("toy-net", 0), nn.Linear)
     sys.modules.pop("another_package")
 

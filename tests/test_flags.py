@@ -20,12 +20,11 @@ ALLOWED = {  # whole strings: arguments of programs, command lines, and what sta
     "sweeps/cost.py": ["--json", "--curvature"],
     "sweeps/slurm.py": ["--noheader", "--array", "--format=%i %T", "--user="],
     "sweeps/eigenspaces.py": [": where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps"],
-    "cluster/distributed.py": ["torchrun --nproc-per-node: more ranks than the "],
+    "cluster/distributed.py": ["torchrun --nproc-per-node "],
     "run/loading.py": ["torchrun --nproc-per-node "],
     "inputs/transformers_model.py": [
         "models are not downloaded: fetch it with `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
     ],
-    "curvature/checks/derivative_check.py": ["--memory holds no copy of the model and a product of a few examples"],
 }
 
 

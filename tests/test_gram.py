@@ -375,7 +375,10 @@ def tied_examples(output: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("function", "words"),
-    [(INDEFINITE.function, ("not convex", "another method")), (tied_examples, ("ties examples", "another method"))],
+    [
+        (INDEFINITE.function, ("not convex", "another method")),
+        (tied_examples, ("mixes the examples", "another method")),
+    ],
     ids=["indefinite", "tied"],
 )
 def test_losses_without_a_root_are_refused(function, words):

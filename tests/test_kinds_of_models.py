@@ -586,7 +586,7 @@ def test_embeddings_that_would_be_renormalised_are_refused_and_left_alone():
     kind = Kind("max_norm", lambda: Embedded(max_norm=1.0), inputs=IDS)
     problem = kind.problem("cpu")
     before = problem.model.table.weight.detach().clone()
-    with pytest.raises(SpectraError, match=r"max_norm is 1; set its weights to torch\.renorm\(weight, 2, 0, 1\)"):
+    with pytest.raises(SpectraError, match=r"max_norm is 1; first set its weights to torch\.renorm\(weight, 2, 0, 1\)"):
         mean_loss(problem)
     assert torch.equal(problem.model.table.weight, before)
 

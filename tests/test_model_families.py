@@ -134,7 +134,7 @@ def spectrum(name: str, curvature: str = "hessian", size: int | None = None) -> 
 REFUSED = [
     ("distilled", "distilled.py:single", "", "has to be of the model's dtype and device"),
     ("diffusion", "diffusion.py:drawing", "", "its value changes from call to call"),
-    ("diffusion", "diffusion.py:loss", "--curvature fisher", "does not show the model's output"),
+    ("diffusion", "diffusion.py:loss", "--curvature fisher", "hides the model's output"),
     ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),
     ("supcon of outputs", "contrast.py:loss", "--batch-size 7", "write the loss as a function of (model, batch)"),
     ("supcon", "contrast.py:of_net", "", "call its first parameter model"),

@@ -121,7 +121,7 @@ def test_hooks_that_change_gradients_are_left_out_and_named(kind, way, device):
     before = gradients(given)
     assert_equal(dense(given, **WAYS[way]), reference(plain(), device))
     (note,) = model_notes(given)
-    assert note.startswith("hooks that change gradients are left out: ")
+    assert note.startswith("hooks that change gradients are ignored: ")
     assert owner in note
     for mine, theirs in zip(gradients(given), before, strict=True):  # they are back
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
@@ -149,7 +149,7 @@ def test_hooks_on_all_modules_are_left_out():
     finally:
         handle.remove()
     assert_equal(found, reference(plain()))
-    assert notes == ["hooks that change gradients are left out: all modules"]
+    assert notes == ["hooks that change gradients are ignored: all modules"]
 
 
 @pytest.mark.parametrize("name", ["ggn", "fisher-empirical", "fisher-batch"])
@@ -468,7 +468,7 @@ def test_autocast_of_the_caller_is_left_out_and_named(name, device):
         gradient = spectra.mean_gradient(given)
     assert_equal(found, expected, 1e-6)
     assert_equal(gradient, spectra.mean_gradient(given), 1e-6)
-    assert notes == ["autocast to bfloat16 around the call is left out: products are taken in float32"]
+    assert notes == ["autocast to bfloat16 around the call is ignored: products are in float32"]
 
 
 @pytest.mark.parametrize(
@@ -520,9 +520,7 @@ def test_autocast_that_a_users_file_switches_on(tmp_path, capfd):
             torch.set_autocast_enabled("cpu", False)
         found.append(json.loads(capfd.readouterr().out))
     assert found[0]["results"][0]["eigenvalues"] == found[1]["results"][0]["eigenvalues"]
-    assert found[0]["problem"]["notes"] == [
-        "autocast to bfloat16 around the call is left out: products are taken in float32"
-    ]
+    assert found[0]["problem"]["notes"] == ["autocast to bfloat16 around the call is ignored: products are in float32"]
 
 
 class Cast(nn.Sequential):

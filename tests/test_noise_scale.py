@@ -384,7 +384,7 @@ def test_a_noise_scale_is_short_when_it_is_printed():
 
 
 def test_refusals():
-    with pytest.raises(SpectraError, match="one example has no covariance"):
+    with pytest.raises(SpectraError, match="a covariance needs two examples or more, got 1"):
         spectra.noise_scale(regression(1, 0))
     with pytest.raises(SpectraError, match="`name` fisher-empirical: is not a second derivative"):
         spectra.noise_scale(classifier(), "fisher-empirical")

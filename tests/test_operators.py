@@ -270,7 +270,7 @@ def refusals(matrix):
         "objects.py:chance": "the matrix changes from product to product (by",
         "rect.npy": "of shape (4, 60): give a square matrix",
         "infinite.npy": "1 entry of the matrix is not finite, the first at row 1, column 1",
-        "complex.npy": "is complex; give the real part",
+        "complex.npy": "is complex; give its real part",
         "objects.npy": "it holds Python objects, which are never unpickled",
         "pickled.npy": "it holds Python objects, which are never unpickled",
         "empty.npy": "of shape (0, 0)",

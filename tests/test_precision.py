@@ -454,8 +454,8 @@ def test_products_that_have_no_lower_precision_say_so():
 @pytest.mark.parametrize(
     ("precision", "dtype", "told"),
     [
-        ("bf16", torch.float64, "`precision` bf16: is for products in float32, not in float64; use ieee, or"),
-        ("tf32", torch.float64, "`precision` tf32: is for products in float32, not in float64; use ieee, or"),
+        ("bf16", torch.float64, "`precision` bf16: applies to float32 only, not to float64; use ieee, or"),
+        ("tf32", torch.float64, "`precision` tf32: applies to float32 only, not to float64; use ieee, or"),
         ("tf32", torch.float32, "`precision` tf32: the device cpu does not support TF32; use bf16, or ieee"),
         ("fp8", torch.float32, "`precision`.*fp8"),
     ],
@@ -569,7 +569,7 @@ def test_in_python(folder):
     assert result.converged
     with pytest.raises(SpectraError, match="`precision` 'bf8'"):
         spectra.eig(network, "cross_entropy", data, precision="bf8")
-    with pytest.raises(SpectraError, match="in float32, not in float64"):
+    with pytest.raises(SpectraError, match="float32 only, not to float64"):
         spectra.trace(network.double(), "cross_entropy", data, precision="bf16", dtype=torch.float64)
 
 
@@ -577,7 +577,7 @@ def test_in_python(folder):
     ("options", "told"),
     [
         ("--precision tf32", "--precision tf32: the device cpu does not support TF32; use bf16, or ieee"),
-        ("--precision bf16 --dtype float64", "--precision bf16: is for products in float32, not in float64; use"),
+        ("--precision bf16 --dtype float64", "--precision bf16: applies to float32 only, not to float64; use"),
         ("--precision bf16 --max-products 10", "--max-products 10: products in --precision bf16 are measured"),
     ],
 )

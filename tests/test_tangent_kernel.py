@@ -178,11 +178,11 @@ def test_what_does_not_fit_is_refused():
     model = nn.Linear(5, 3).double()
     problem = spectra.Problem(model, spectra.CrossEntropy(), spectra.cut_batches(X, CLASSES, torch.arange(N), 4))
     with pytest.raises(
-        SpectraError, match="`curvature` ntk: is a matrix over examples, which only eig, trace and density"
+        SpectraError, match="`curvature` ntk: only eig, trace and density compute this matrix over examples"
     ):
         Curvature(problem, "ntk")
     own = BatchLoss(lambda model, batch: model(batch[0]).square().mean(dim=1))
-    with pytest.raises(SpectraError, match=r"`curvature` ntk: a loss of .model, batch. shows no output"):
+    with pytest.raises(SpectraError, match=r"`curvature` ntk: a loss of .model, batch. hides the model"):
         spectra.eig(model, own, (X, CLASSES), curvature="ntk", k=1)
     with pytest.raises(SpectraError, match=r"`weight_decay` 0.1: ntk is made of products of gradients"):
         spectra.eig(model, "cross_entropy", (X, CLASSES), curvature="ntk", k=1, weight_decay=0.1)

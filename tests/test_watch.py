@@ -490,7 +490,7 @@ WRONG = {
     "frozen": ({"model": frozen}, "`model`: all its parameters are frozen"),
     "once": ({"model": Once}, "`model`: a layer has no second derivative"),
     "sharded": ({"model": Sharded}, "`model`: its parameters are sharded"),
-    "memory": ({"memory": 10}, "`memory`: 10 bytes hold no product"),
+    "memory": ({"memory": 10}, r"`memory`: a product of one .* takes .* bytes, more than 10;"),
 }
 
 

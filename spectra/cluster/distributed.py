@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor  # noqa: F401  (seconds, which else the first product would take)
+from torch.distributed.tensor import DTensor  # noqa: F401  (takes seconds, at the first product otherwise)
 
 from spectra.cluster import ranks
 from spectra.curvature.factor.gram import Factor
@@ -29,13 +29,14 @@ from spectra.krylov.blocks import WIDEST
 from spectra.operator import SymmetricOperator, placed, refuse_other_dtype
 from spectra.problem.problem import Processes
 from spectra.vectors import from_shard, full_tensor, local, shard_sizes
+from spectra.wording import counted
 
-TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that ends is missed at once
-# Torch 2.14 has new names for these two, and warns of the old ones.
+TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that exits is noticed at once
+# Torch 2.14 has new names for these two, and deprecates the old ones.
 ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-_joined = None  # the Ranks, once there
+_joined = None  # the Ranks, once `join` has made them
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Ranks(Processes):
 
 
 def join(device: torch.device) -> Ranks:
-    """Join the other ranks that torchrun has started, by NCCL between GPUs, else gloo. Raises SpectraError."""
+    """Join the other ranks that torchrun has started: by NCCL between GPUs, else by gloo. Raises SpectraError."""
     global _joined
     if _joined is not None:
         return _joined
@@ -68,8 +69,8 @@ def join(device: torch.device) -> Ranks:
         place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place >= count:
             raise SpectraError(
-                f"torchrun --nproc-per-node: more ranks than the {count} CUDA devices here; start {count} on each "
-                "node, or give `device` cpu"
+                f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', place + 1)}: this node has "
+                f"{counted(count, 'CUDA device')}; start as many ranks on each node, or give `device` cpu"
             )
         torch.cuda.set_device(place)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -79,15 +80,12 @@ def join(device: torch.device) -> Ranks:
 
 
 def distributed(matrix: Curvature) -> SymmetricOperator:
-    """The matrix on vectors sharded over the ranks that its batches are dealt to.
-
-    A single rank keeps the matrix itself.
-    """
+    """Return the matrix for vectors sharded over the ranks; for a single rank, the matrix itself."""
     return Distributed(matrix) if matrix.problem.processes.count > 1 else matrix
 
 
 class Distributed:
-    """A matrix of which each rank makes a part, on sharded vectors (n,) or (n, k)."""
+    """A matrix for sharded vectors (n,) or (n, k): the sum of one part on each rank."""
 
     def __init__(self, part: Curvature):
         self.part = part
@@ -116,12 +114,12 @@ class Distributed:
 
     @property
     def operator(self) -> Curvature:
-        """This rank's part, which knows what holds of the whole."""
+        """This rank's part, which has the properties of the whole matrix (`spectra.operator.find_on`)."""
         return self.part
 
     @property
     def ieee(self) -> Distributed:
-        """The same matrix with products in ieee; itself where those of every rank are such."""
+        """This matrix with products in ieee; itself where those of every rank already are."""
         part = self.part.ieee
         if self.part.problem.processes.least(int(part is self.part)):
             return self
@@ -130,7 +128,7 @@ class Distributed:
         return found
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        refuse_other_dtype(self, vectors)  # on every rank, before any waits for the others
+        refuse_other_dtype(self, vectors)  # on every rank, before any rank waits for the others
         held = local(vectors)
         parts = held.split(WIDEST, dim=1) if held.ndim == 2 else [held]  # each rank takes whole vectors of a part
         products = [self._scattered(self.part @ self._gathered(part)) for part in parts]
@@ -138,7 +136,7 @@ class Distributed:
         return from_shard(product, self.mesh, self.shape[0], 0)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        """The whole of the vectors of which this is the rank's shard."""
+        """Gather the whole vectors from the ranks' shards."""
         most, shape = max(self._sizes), part.shape[1:]
         padded = part.new_zeros(most, *shape)
         padded[: len(part)] = part
@@ -147,7 +145,7 @@ class Distributed:
         return gathered[: self.shape[0]]
 
     def _scattered(self, products: Tensor) -> Tensor:
-        """The rank's shard of the sum over ranks."""
+        """Sum the products over ranks, and return this rank's shard of the sum."""
         most, shape, count = max(self._sizes), products.shape[1:], self.mesh.size()
         padded = products.new_zeros(most * count, *shape)
         padded[: len(products)] = products
@@ -161,12 +159,12 @@ class Distributed:
         return mine[: self._sizes[self.mesh.get_local_rank()]]
 
     def factor(self) -> Factor:
-        """The factor of the matrix, made whole by each rank. Raises SpectraError where there is none."""
+        """The factor of the matrix, which each rank makes as a whole. Raises SpectraError where there is none."""
         return ShardedFactor(self)
 
 
 class ShardedFactor(Factor):
-    """The factor F for sharded vectors. Each rank makes all of it, but for the trace; all use rank 0's F F'."""
+    """The factor F for sharded vectors. Each rank makes all of it, except for the trace; all use the F F' of rank 0."""
 
     def __init__(self, operator: Distributed):
         part = operator.part
@@ -175,7 +173,7 @@ class ShardedFactor(Factor):
 
     def gram(self) -> Tensor:
         gram = super().gram().contiguous()
-        dist.broadcast(gram, 0)  # equal eigenvalues have other eigenvectors for every rounding
+        dist.broadcast(gram, 0)  # eigenvectors of equal eigenvalues depend on the rounding
         return gram
 
     def times(self, vectors: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The ranks of one job, as torchrun starts them: the number of this one, and which of them reports a failure.
+"""The ranks of one torchrun job: the number of this rank, and which rank reports a failure.
 
-A rank that fails ends at once, and what started the ranks ends the others. Messages go through the store that the ranks
-share, so that one clear message comes out: that of the rank that failed first, or of rank 0 where all fail alike. Where
-the store is gone with rank 0, the first rank that is left reports. No torch is loaded here.
+A rank that fails exits at once, and torchrun ends the others. The ranks exchange messages through a shared store, so
+that one message is printed: that of the rank that failed first, or of rank 0 where all fail alike. Where the store is
+gone with rank 0, the lowest rank that is left reports. No torch is loaded here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from spectra.cluster.siblings import Siblings
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = 6.0  # seconds that a rank waits for the others to fail alike, or to leave
-DYING = 2.0  # seconds in which a process that has been killed is still seen
+PATIENCE = 6.0  # seconds that a rank waits for the others to fail in the same way, or to leave
+DYING = 2.0  # seconds for which a killed process may still be seen
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
 SILENT = "a rank died without an error message, probably killed for lack of memory; request more memory"
 
 siblings = Siblings()
-_store: Any = None  # torch.distributed.Store, once joined; a connection of its own, which no other wait holds up
-_leaving = False  # nothing more that others do concerns this rank
+_store: Any = None  # torch.distributed.Store, once joined; a separate connection, which no other wait blocks
+_leaving = False  # whether this rank is done, and ignores the others
 
 
 def world() -> int:
@@ -36,7 +36,7 @@ def rank() -> int:
 
 
 def meet(store: Any) -> None:
-    """Share a store with the other ranks from now on."""
+    """Set the store that this rank shares with the others."""
     global _store
     _store = store
 
@@ -47,12 +47,12 @@ def met() -> bool:
 
 
 def leaving() -> bool:
-    """Whether this rank is leaving, so that nothing that others do concerns it."""
+    """Whether this rank is done, and ignores the others."""
     return _leaving
 
 
 def finish() -> None:
-    """Wait until rank 0 is done, since a rank that ends with a status of 1 has the others ended; rank 0 leaves last."""
+    """Wait until rank 0 is done, then leave: torchrun would end the others after an exit with status 1."""
     if _store is None:
         return
     while rank() and not _store.check([DONE]):
@@ -63,17 +63,17 @@ def finish() -> None:
 def leave(lost: bool = False) -> None:
     """Leave without another message.
 
-    Rank 0, with which the store goes, waits for the others, and so does a rank that reported a loss.
+    Rank 0 waits for the others, since the store ends with it; so does a rank that has reported a lost one (`lost`).
     """
     global _leaving
     _leaving = True
     end = time.monotonic() + PATIENCE
     if _store is None or lost:
-        # Where ranks have not met, rank 0 has yet to speak, and torchrun ends it where another has ended.
+        # Before the ranks share a store, rank 0 has yet to report, and torchrun ends it once another exits.
         while siblings.living() & (set(range(world())) if lost else {0}) and time.monotonic() < end:
             time.sleep(0.05)
         return
-    with suppress(Exception):  # the store has gone already
+    with suppress(Exception):  # the store is gone already
         if rank():
             _store.add(LEFT, 1)
             return
@@ -83,7 +83,7 @@ def leave(lost: bool = False) -> None:
 
 
 def first_to_fail() -> int | None:
-    """The rank that has failed first, where one has said so."""
+    """The rank that failed first; None where none has reported a failure."""
     with suppress(Exception):
         if _store is not None and _store.check([FIRST]):
             return int(_store.get(FIRST).decode().partition(" ")[0])
@@ -98,7 +98,7 @@ def done() -> bool:
 
 
 def first_alive() -> bool:
-    """Whether this is the first rank that is left, as far as this machine tells."""
+    """Whether this is the lowest rank that is alive on this machine."""
     end = time.monotonic() + DYING
     while rank() > min(siblings.living(), default=rank()):
         if time.monotonic() > end:
@@ -112,15 +112,15 @@ def wording(message: str, lost: bool) -> str | None:
 
     Args:
         message: the error message.
-        lost: whether the rank only misses another one.
+        lost: whether the failure is only that another rank does not answer.
     """
     if world() == 1:
         return message
-    if _store is None:  # nobody has loaded anything: it is the command line, and the same for all
+    if _store is None:  # nothing is loaded yet: an error in the command line, alike on all ranks
         return message if (first_alive() if lost else rank() == 0) else None
     try:
         return _wording(message, lost)
-    except Exception:  # the store has gone, and who kept it with it
+    except Exception:  # the store is gone, and rank 0 with it
         return message if not lost or first_alive() else None
 
 
@@ -130,14 +130,14 @@ def _wording(message: str, lost: bool) -> str | None:
     _store.set(f"failed {rank()}", message)
     if winner.partition(" ")[2] != message or (rank() and winner != own):
         return None
-    if rank() and told_by_first() == message:
+    if rank() and message_of_first() == message:
         return None
     if _store.compare_set(SPEAKER, "", str(rank())).decode() != str(rank()):
         return None
     return f"rank {rank()}: {message}" if rank() and not lost else message
 
 
-def told_by_first() -> str | None:
+def message_of_first() -> str | None:
     """The message of rank 0, once it has failed too."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and 0 not in siblings.gone():
@@ -148,19 +148,21 @@ def told_by_first() -> str | None:
 
 
 def missing_another(error: BaseException) -> bool:
-    """Whether an error says no more than that another rank does not answer."""
+    """Whether an error only says that another rank does not answer."""
     signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "Connection refused")
     no_answer = type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in signs)
     return isinstance(error, RuntimeError) and no_answer
 
 
 def lost_one() -> bool:
-    """Whether a rank has ended without a message; a rank that is ended for that then reports it."""
+    """Whether a rank has died without a message; a rank that is ended because of it then reports that."""
     return world() > 1 and first_to_fail() is None and not done() and bool(siblings.gone())
 
 
 def not_started() -> str:
     """The message for ranks that belong on this machine and have never started."""
     missing = ", ".join(map(str, sorted(siblings.never_seen())))
-    what = "it was killed at once, or never started; start all ranks together"
-    return f"torchrun: rank {missing} of {world()} has no process on this machine; {what}"
+    return (
+        f"torchrun: no process on this machine for rank {missing} of {world()}, which never started or was killed at "
+        "once; start all ranks together"
+    )

@@ -1,9 +1,9 @@
-"""A matrix that every rank holds, on vectors sharded over the ranks: each makes its own rows of a product.
+"""A matrix that every rank holds, for vectors sharded over the ranks: each rank computes its rows of a product.
 
     (A v)_r = A_r v:   all-gather v,  multiply by the rows A_r
 
-Of a matrix of entries each rank keeps its rows alone. What is known by its products alone is multiplied whole by every
-rank, and each takes its rows of the product.
+If the entries are known, each rank keeps only its rows. Any other operator is multiplied as a whole on every rank,
+which then takes its rows of the product.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from spectra.given_operator import beta_kept_quiet
+from spectra.given_operator import without_beta_warning
 from spectra.operator import SymmetricOperator, refuse_other_dtype
 from spectra.vectors import from_shard, full_tensor, shard_of
 
 
 class Replicated:
-    """A matrix on sharded vectors (n,) or (n, k), of which each rank makes its rows.
+    """A matrix for sharded vectors (n,) or (n, k); each rank computes its rows of a product.
 
     Args:
-        operator: the whole matrix; entries go to `device`.
+        operator: the whole matrix; entries are moved to `device`.
         mesh: the ranks.
-        device: of vectors.
+        device: the device of the vectors.
     """
 
     def __init__(self, operator: SymmetricOperator, mesh: DeviceMesh, device: torch.device):
@@ -50,5 +50,5 @@ def rows_of(matrix: Tensor, rows: slice) -> Tensor:
     starts = matrix.crow_indices()[rows.start : rows.stop + 1]
     held = slice(int(starts[0]), int(starts[-1]))
     size = (rows.stop - rows.start, matrix.shape[1])
-    with beta_kept_quiet():
+    with without_beta_warning():
         return torch.sparse_csr_tensor(starts - starts[0], matrix.col_indices()[held], matrix.values()[held], size=size)

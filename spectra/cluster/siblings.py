@@ -1,7 +1,7 @@
 """The other ranks of this job on this machine, and whether each of them is still alive.
 
-A rank that is killed sends no message, and is not missed before the ranks have met. Linux shows with which environment
-each process of a user was started, and torchrun names the rank there. On other systems nothing is known. No torch is
+A killed rank sends no message, and nobody notices before the ranks share a store. Linux shows the environment with
+which each process of a user was started, where torchrun sets the rank. On other systems nothing is known. No torch is
 loaded here.
 """
 
@@ -17,14 +17,14 @@ JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCH
 
 
 class Process(NamedTuple):
-    """A process, which stays distinct when its number is given to another one later."""
+    """A process, identified by its start time too, since its number may be reused."""
 
     pid: int
     started: int  # in clock ticks since the machine started
 
 
 class Siblings:
-    """The processes of other ranks that `look` has found so far, by rank."""
+    """The processes of other ranks on this machine, by rank, that `look` has found so far."""
 
     def __init__(self):
         self.found: dict[int, set[Process]] = {}
@@ -45,15 +45,15 @@ class Siblings:
                         self.found.setdefault(number, set()).add(Process(pid, started))
 
     def living(self) -> set[int]:
-        """The ranks found of which a process still runs."""
+        """The ranks found that have a running process."""
         return {number for number, processes in self.found.items() if any(map(lives, processes))}
 
     def gone(self) -> set[int]:
-        """The ranks found of which no process runs any more."""
+        """The ranks found that have no running process any more."""
         return self.found.keys() - self.living()
 
     def never_seen(self) -> set[int]:
-        """The ranks that belong on this machine, where the launcher tells that, and have not been found."""
+        """The ranks that torchrun has placed on this machine, and that have not been found."""
         own, count = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE") or 0)
         first = own - int(os.environ["LOCAL_RANK"])
         return set(range(first, first + count)) - {own} - self.found.keys() if PROCESSES.exists() else set()

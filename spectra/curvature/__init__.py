@@ -1,1 +1,1 @@
-"""The matrices of a problem, one file each, and the engine that makes their products. It knows no method."""
+"""The matrices of a problem, one file each, and the engine that makes their products. No method is known here."""

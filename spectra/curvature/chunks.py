@@ -1,4 +1,4 @@
-"""Products J'M J of a model whose logits are made by chunks of tokens: no more than a chunk of them is ever held.
+"""Products J'M J with logits made in chunks of tokens, so that memory never holds more than one chunk of them.
 
 Logits are z = h W' + b, with h the hidden state of each token. So J = (dz/dh) J_h + (dz/dW) J_W + (dz/db) J_b, and the
 large factors dz/d. are applied chunk by chunk; their transposes too.
@@ -24,7 +24,7 @@ from spectra.problem.tokens import Head
 class HeadJacobian:
     """The Jacobians of a head's input, weight and bias by the parameters on one batch, linearised once.
 
-    Those that no chosen parameter enters have none: their derivatives are None.
+    The derivative of one that depends on no chosen parameter is None.
     """
 
     def __init__(self, problem: Problem, batch: Batch, head: Head):
@@ -45,7 +45,7 @@ class HeadJacobian:
         )
 
     def times(self, vector: Tensor, leaves: slice | None = None) -> list[Tensor | None]:
-        """The derivatives of input, weight and bias in the direction of a vector (n,), or (n_l,) of some leaves."""
+        """The derivatives of input, weight and bias in the direction of a vector (n,), or (n_l,) for some leaves."""
         parts = self.parts[leaves or slice(None)]
         found = iter(combined_gradient(parts, self.dummies, self.problem.tensors(vector, leaves or slice(None))))
         return [next(found) if used else None for used in self.used]
@@ -60,7 +60,7 @@ class HeadJacobian:
 
 
 def depends(tensor: Tensor, chosen: set[int]) -> bool:
-    """Whether a tensor is one of the leaves of these identities, or computed from one."""
+    """Whether a tensor is a leaf with one of these ids, or computed from one."""
     return id(tensor) in chosen or any(id(leaf_of(node)) in chosen for node in nodes_behind([tensor]))
 
 

@@ -1,13 +1,14 @@
-"""Definition: the type of a matrix. Each matrix is one subclass in a file of its own.
+"""The base class of matrices, `Definition`. Each matrix is a subclass in a file of its own.
 
 Every matrix is a sum over batches, and for all but the Hessian a term is of the form
 
     A_b = J'M J,     M = S'S,
 
-J the derivative of the model's rows f by the parameters, M a matrix in output space that is block-diagonal over rows
-(for fisher-batch, over batches). The Hessian is the GGN, plus the model's own curvature. Nothing is stored for single
-examples. With losses l_i of the examples, scaled so that their mean is the loss, M of a batch carries 1/W for second
-derivatives of the summed loss, and N/W^2 for products of its gradients (W: `Problem.weight`, N: `Problem.examples`).
+with J the derivative of the model's rows f by the parameters, and M a matrix in output space that is block-diagonal
+over rows (for fisher-batch, over batches). The Hessian is the GGN plus the model's own curvature. Nothing is stored for
+single examples. The losses l_i of the examples are scaled so that their mean is the loss. M of a batch has the factor
+1/W for second derivatives of the summed loss, and N/W^2 for products of its gradients (W: `Problem.weight`, N:
+`Problem.examples`).
 """
 
 from __future__ import annotations
@@ -29,36 +30,36 @@ from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Problem
 from spectra.problem.weights import weights_of
 
-# Of a GGN that methods would return as 0 +- 0.
-IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian, {}fisher-empirical"
+# Refuses a GGN of zeros, for which methods would return 0 +- 0.
+IS_ZERO = "is zero: the loss is linear in the model's output{}; ask for hessian{} or fisher-empirical"
 
-# Derivatives that a product is made of: H v, J v, M v with M the loss's second derivative by the outputs, its first
+# Derivatives that a product may use: H v, J v, M v with M the loss's second derivative by the outputs, the loss's first
 # derivative by the outputs, and its first derivative by the parameters.
 Derivative = Literal["hessian", "jacobian", "loss hessian", "loss gradient", "gradient"]
 
 
 @dataclass(frozen=True)
 class Definition(ABC):
-    """One matrix. A subclass gives `middle`, and states in class attributes what differs from the defaults.
+    """The definition of a matrix. A subclass defines `middle`, and sets the class attributes that differ from here.
 
     Rows are the model's output as the loss views it: (E, K), or of any shape (b, ...) for a user's own loss.
     """
 
     name: str  # in the register
 
-    # What a product is made of; each is compared with differences before the first product.
+    # The derivatives that a product uses; each is compared with finite differences before the first product.
     derivatives: ClassVar[tuple[Derivative, ...]] = ("jacobian",)
     # The power of the loss's scale with which the matrix grows. Weight decay shifts those of power 1 alone.
     loss_power: ClassVar[int] = 1
-    # Whether it takes a loss that is -log p(y|f) of some distribution p: one with `scales`, `expected` and `draw`.
+    # Whether it needs a loss that is -log p(y|f) of some distribution p: one with `scales`, `expected` and `draw`.
     needs_distribution: ClassVar[bool] = False
     # Whether its numbers depend on labels drawn at random, keyed on the problem's seed.
     draws_labels: ClassVar[bool] = False
     # Whether g g' is subtracted, g the gradient of the mean loss.
     subtracts_mean_gradient: ClassVar[bool] = False
-    # Whether it depends on how the data are split into batches: M then ties the rows of a batch together.
+    # Whether it depends on how the data are split into batches: M then couples the rows of a batch.
     depends_on_batches: ClassVar[bool] = False
-    # Whether it is more than J'M J, by the model's own curvature: it has no factor F with F'F = A then.
+    # Whether the model's own curvature is added to J'M J: the matrix then has no factor F with F'F = A.
     has_model_curvature: ClassVar[bool] = False
     # Whether S has a row for each direction in which the loss curves, so that their number is known before S is made.
     root_is_of_full_rank: ClassVar[bool] = False
@@ -83,7 +84,7 @@ class Definition(ABC):
         return lambda vector, leaves=None: jacobian.transposed_times(middle(jacobian.times(vector, leaves)), leaves)
 
     def root(self, problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
-        """All rows of S on a batch: (units, s, positions, D), each of which concerns D outputs of one unit.
+        """The rows of S on a batch as (units, s, positions, D): each row has D entries, for outputs of one unit.
 
         Units are the examples of the batch, or the batch itself; positions are those of a sequence whose targets are
         examples. By default M's blocks are decomposed, which takes the cube of D. Raises SpectraError where M has no
@@ -100,7 +101,7 @@ class Definition(ABC):
     def most_root_rows(self, problem: Problem, rows: Tensor) -> int:
         """The largest number of rows that S may have for one row of the model.
 
-        Where M ties a batch together, it is the number for the batch.
+        Where M couples the rows of a batch, it is the number for the batch.
         """
         return rows[0].numel()
 
@@ -124,19 +125,18 @@ class Definition(ABC):
             )
         if in_output_space and isinstance(loss, BatchLoss):
             return (
-                "a loss of (model, batch) does not show the model's output, by which it would be differentiated; use "
-                "hessian or fisher-empirical, or give a loss of (output, target)"
+                "a loss of (model, batch) hides the model's output, so it has no second derivative by it; use hessian "
+                "or fisher-empirical, or give a loss of (output, target)"
             )
         if self.needs_distribution and not has_distribution(loss):
             return (
-                "a custom loss has no known distribution p(y|f) of labels; use ggn or fisher-empirical, or let the "
-                "loss "
-                "be a function of the output that returns a torch.distributions.Distribution of the targets"
+                "a custom loss has no known distribution p(y|f) of labels; use ggn or fisher-empirical, or give as "
+                "loss a function of the output that returns a torch.distributions.Distribution of the targets"
             )
         if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
             return "a loss with a method draw has no expectation in closed form; use fisher-mc"
         if "loss hessian" in self.derivatives and getattr(loss, "linear", False):
-            return IS_ZERO.format("", "fisher or ")
+            return IS_ZERO.format("", ", fisher")
         return None
 
 
@@ -146,7 +146,7 @@ def has_distribution(loss: Loss) -> bool:
 
 
 def distribution_of(problem: Problem, batch: Batch) -> Distribution:
-    """The distribution of a batch's labels; only for matrices that need one."""
+    """The distribution of a batch's labels, for a loss that has one."""
     loss = problem.loss
     if isinstance(loss, DensityLoss | DrawnLoss):
         loss = loss.distribution(lambda rows: problem.restored(rows, batch))
@@ -159,18 +159,18 @@ def label_scales(problem: Problem, batch: Batch, rows: Tensor) -> Tensor:
     weights = weights_of(problem.loss, batch.targets)
     if weights is None:
         return scales
-    if weights.shape[1] > 1:  # of a target that has several outputs
+    if weights.shape[1] > 1:  # a target has several outputs
         weights = weights.repeat(1, rows.shape[1] // weights.shape[1])
     return scales * weights.to(rows)
 
 
 def scaled(scales: Tensor, rows: Tensor) -> Tensor:
-    """Rows (E, K) times scales (E, 1) or (E, K); those of a user's loss are (b, ...), and of any shape."""
+    """Rows (E, K) times scales (E, 1) or (E, K); rows of a user's loss have any shape (b, ...)."""
     return (scales * rows.flatten(1)).view_as(rows)
 
 
 def loss_gradient(problem: Problem, batch: Batch, rows: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """The rows as a new leaf, cut off from the parameters, and the derivative of the batch's summed loss by it."""
+    """The rows as a new leaf, detached from the parameters, and the derivative of the batch's summed loss by it."""
     leaf = rows.detach().requires_grad_()
     return leaf, gradient(problem.total(leaf, batch), (leaf,), create_graph=create_graph)[0]
 

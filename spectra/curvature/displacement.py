@@ -1,4 +1,4 @@
-"""The mean loss at other parameters: those of the model are put aside meanwhile, and come back as they were."""
+"""Evaluate the mean loss at displaced parameters; the model's own are restored afterwards."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from spectra.problem.problem import Problem
 
 @contextmanager
 def displaced(parameters: Sequence[Tensor], steps: Sequence[Tensor], times: float = 1.0) -> Iterator[None]:
-    """The parameters stand at theta + times steps inside this context; each step has its parameter's shape.
+    """Move the parameters to theta + times * steps inside this context; each step has the shape of its parameter.
 
-    Nothing is written into them: each holds another tensor for a while, and then its own again.
+    Their memory is not written to: inside, each parameter holds another tensor.
     """
     own = [p.data for p in parameters]
     try:
@@ -47,8 +47,8 @@ def displaced_losses(
 ) -> list[float]:
     """The mean loss, weight decay included, at theta + s for each step s (n,).
 
-    A forward pass over the data each, after a call of `watch`. What is not finite is nan: far away a loss may well
-    overflow. Raises SpectraError where the model fails.
+    Each step takes one forward pass over the data, after a call of `watch`. A loss that is not finite, as may happen
+    far away, is nan. Raises SpectraError where the model fails.
     """
     totals, shrinkage = [], []
     with twice_differentiable(problem.model), explained(), torch.no_grad():

@@ -29,16 +29,17 @@ from spectra.problem.problem import Problem
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss and the accuracy, by one forward pass over the data."""
+    """The mean loss and the accuracy of a model on the data."""
 
     loss: float  # the mean over all examples, without weight decay
-    accuracy: float | None  # share of the counted targets that the output gets right; None for losses of real numbers
+    accuracy: float | None  # share of the counted targets predicted correctly; None for losses of real-valued targets
 
 
 def evaluate(problem: Problem) -> Evaluation:
-    """The mean loss and the accuracy: of the largest output under cross entropy, of signs under binary cross entropy.
+    """Compute the mean loss and the accuracy by one forward pass over the data.
 
-    Raises SpectraError where the model fails on the data, and where the loss is not finite.
+    The prediction is the largest output for cross entropy, the sign of each output for binary cross entropy. Raises
+    SpectraError where the model fails on the data, and where the loss is not finite.
     """
     total, right, counted = 0.0, 0, 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
@@ -82,8 +83,8 @@ def accuracy(problem: Problem) -> float | None:
         problem: the model, loss and data.
 
     Returns:
-        The accuracy, from 0 to 1: of the largest output under cross entropy, of signs under binary cross entropy. None
-        for losses of real-valued targets.
+        The accuracy, from 0 to 1. The prediction is the largest output for cross entropy, the sign of each output for
+        binary cross entropy. None for losses of real-valued targets.
 
     Raises:
         SpectraError: the model fails on the data, or the loss is not finite.
@@ -92,11 +93,11 @@ def accuracy(problem: Problem) -> float | None:
 
 
 def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> list[Batch]:
-    """Cut examples into batches of `size`, of which the last may be shorter.
+    """Cut examples into batches of `size`; the last may be shorter.
 
     Args:
-        inputs: what the model is called with: a tensor (N, ...), or tuples, lists and mappings of such. An input that
-            cannot be cut, such as a graph, is one batch.
+        inputs: the model's inputs: a tensor (N, ...), or tuples, lists and mappings of such tensors. Inputs that cannot
+            be cut, such as a graph, are one batch.
         targets: the targets (N, ...).
         indices: the indices (N,) of the examples in the data set, int64.
         size: the number of examples in a batch.
@@ -118,8 +119,10 @@ def cut_batches(inputs: Any, targets: Tensor, indices: Tensor, size: int) -> lis
 
 
 def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
-    """The memory of a product with the Hessian; with fisher-empirical where a user's loss has no Hessian, and of a
-    difference of gradients where a layer has none.
+    """The memory of a product with the Hessian, or with what takes its place where it does not exist.
+
+    That is fisher-empirical where a user's loss has no second derivative, and a difference of gradients where a layer
+    has none.
     """
     with twice_differentiable(problem.model):
         first = problem.batches[0]
@@ -141,7 +144,7 @@ def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:
     """The number of examples in a batch, so that the Hessian's products fit `memory`: all, or a quarter of what fits.
 
-    Where the loss has no second derivative, the products of fisher-empirical count.
+    Where the loss has no second derivative, the products of fisher-empirical have to fit.
     """
     memory = memory_share(problem.device) if memory is None else memory
     costs = product_footprint(problem, memory)

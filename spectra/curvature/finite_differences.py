@@ -1,4 +1,4 @@
-"""The Hessian whose products are differences of gradients: what exact products (Pearlmutter 1994) took the place of.
+"""The Hessian by finite differences of gradients, for comparison with exact products (Pearlmutter 1994).
 
     forward    H v ~ (g(w + r v) - g(w)) / r
     central    H v ~ (g(w + r v) - g(w - r v)) / 2r        g the gradient of the mean loss, r = R |w| / |v|
@@ -12,8 +12,8 @@ are rounded by eps of their size, which makes eps / R of the product: the roundi
 
 which is proportional to eps^(1/2) for the forward and to eps^(1/3) for the central form, and leaves errors of about
 eps^(1/2) and eps^(2/3). On a trained network s is 2 for random vectors and 25 to 60 for the leading eigenvector
-(measured in `results/finite-differences`); the larger counts, since eigenvalues and residuals hang on it. A network
-with kinks, as of ReLU, has other errors: each kink that is crossed adds a jump of the gradient, over r.
+(measured in `results/finite-differences`); the larger one is used, since eigenvalues and residuals depend on it. In a
+network with kinks, such as ReLU, each kink that is crossed adds another error: the jump of the gradient over r.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from spectra.vectors import norm
 ORDERS = {"forward": 1, "central": 2}  # p: the power of the step with which the truncation falls
 FORMS = {"finite-difference": "central", "forward-difference": "forward"}  # of `products`
 SHARPNESS = 50  # s = |w| / L, with L the length over which the curvature of a loss changes
-LONGER = {"forward": 3, "central": 2}  # the step of products that others are compared with, where none are exact
+LONGER = {"forward": 3, "central": 2}  # the step of reference products, where there are no exact ones
 
 
 def best_step(form: str, dtype: torch.dtype) -> float:
@@ -53,7 +53,7 @@ def best_step(form: str, dtype: torch.dtype) -> float:
 
 
 def refuse_products(products: str, step: float | None, matrices: tuple[str, ...]) -> None:
-    """Raise SpectraError where products of these matrices are not made in this way, or not with such a step."""
+    """Raise SpectraError where these matrices have no such products, or the products do not use such a step."""
     require_choice("products", products, WAYS)
     if products == EXACT:
         if step is not None:
@@ -89,7 +89,7 @@ class DifferencedHessian(Hessian):
 
     @classmethod
     def of(cls, form: str, problem: Problem, step: float | None = None) -> DifferencedHessian:
-        """The one of a form for a problem, with the best step unless one is given."""
+        """Make the matrix for a form and a problem, with the best step unless one is given."""
         return cls("hessian", form, best_step(form, problem.dtype) if step is None else step)
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:
@@ -118,17 +118,17 @@ class DifferencedHessian(Hessian):
 
 
 def size_of(problem: Problem) -> float:
-    """|w| of the chosen parameters; where all are zero, that of entries of 1."""
+    """The norm |w| of the chosen parameters; where all are zero, the norm of a vector of ones."""
     return norm(problem.vector([leaf.detach() for leaf in problem.leaves])) or problem.size**0.5
 
 
 class FiniteDifferences(Curvature):
     """The Hessian of a problem, plus weight decay, whose products are differences of gradients.
 
-    Such products are off by truncation and rounding, are not exactly symmetric, and are no exactly linear function of
-    the vector. `ieee` is the exact matrix, from which methods take products to measure that error alone. Where that
-    does not exist, differences of a longer step take its place, and `not_exact` says why. Parameters are not written
-    to: while a gradient is computed they hold other tensors.
+    Such products have truncation and rounding errors, and are neither exactly symmetric nor exactly linear in the
+    vector. `ieee` is the exact matrix, which methods use only to measure these errors. Where exact products do not
+    exist, differences with a longer step take their place, and `not_exact` says why. Parameters are not written to:
+    while a gradient is computed they hold other tensors.
 
     Args:
         problem: the model, loss and data.
@@ -136,8 +136,8 @@ class FiniteDifferences(Curvature):
         step: the length of a displacement over |w|; None: the `best_step` of the form and the dtype.
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
-        check: whether an exact product is first compared with finite differences on a few examples.
-        tell: is told what takes long or goes wrong while products are made ready.
+        check: compare an exact product with finite differences on a few examples first.
+        tell: a function that is called with a line on what takes long or goes wrong while products are prepared.
 
     Raises:
         ArgumentError: there is no such form, or the step is not above 0.
@@ -163,7 +163,7 @@ class FiniteDifferences(Curvature):
         self.linearise = found.linearise
         self.form, self.step, self.expected = form, found.step, products
         self.length = found.step * size_of(problem)  # of a displacement
-        self.not_exact: str | None = None  # why there are no exact products, once they are looked for
+        self.not_exact: str | None = None  # why exact products do not exist, once that is known
 
     @property
     def path(self) -> str:
@@ -172,20 +172,20 @@ class FiniteDifferences(Curvature):
 
     @property
     def too_noisy(self) -> str:
-        """The refusal of products that are off by more than half, with a place for how far they are off."""
+        """The message on products that are off by more than half of their size, with a place for that share."""
         return (
-            f"`difference_step` {self.step:.2g}: products by {self.form} differences are off by {{}}; take a smaller "
-            "one where the model has kinks, as of ReLU, a larger one where rounding is the cause, `dtype` float64, or "
+            f"`difference_step` {self.step:.2g}: products by {self.form} differences are off by {{}}; use a smaller "
+            "step if the model has kinks (e.g. ReLU), a larger step or `dtype` float64 if rounding is the cause, or "
             f"`products` {EXACT}"
         )
 
     @cached_property
     def ieee(self) -> Curvature | Longer:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What products are compared with: the exact matrix; where that has no products, differences of a longer step.
+        """The reference for products: the exact matrix, or differences with a longer step where that does not exist.
 
         Twice the step has four times the truncation of the central form, and three times the step has three times that
-        of the forward form. So what lies between the two is two or three times the truncation of the shorter step, and
-        no less than its rounding, as long as the truncation follows its power.
+        of the forward form. So the two differ by two or three times the truncation of the shorter step, and by no less
+        than its rounding, as long as the truncation follows its power.
         """
         self.prepare()
         memory = self.memory and max(1, self.memory - super().kept_bytes)
@@ -208,7 +208,7 @@ class FiniteDifferences(Curvature):
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept between products and that one product takes beside them at most."""
+        """The bytes that are kept between products, plus the most that one product takes besides."""
         own, kept = super().peak_bytes, super().kept_bytes
         return max(own + self._exact("kept_bytes"), kept + self._exact("peak_bytes"))
 
@@ -216,13 +216,13 @@ class FiniteDifferences(Curvature):
         return getattr(self.__dict__.get("ieee"), what, 0)
 
     def _compare(self, costs: Footprint | None = None) -> None:
-        """Nothing: it is exact products that are compared with differences, once they are made."""
+        """Do nothing: exact products are compared with differences instead, once they are made."""
 
 
 class Longer(Wrapper):
-    """Differences of a longer step, in place of exact products that there are not."""
+    """Differences with a longer step, in place of exact products that do not exist."""
 
     @property
     def ieee(self) -> Longer:
-        """Itself: there is nothing better."""
+        """Return itself, since there is no better reference."""
         return self

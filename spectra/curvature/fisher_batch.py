@@ -1,6 +1,6 @@
 """Outer products of the gradients of whole batches: the sum over batches of (|b| / N) G G', G a batch's mean gradient.
 
-It is often taken for the empirical Fisher matrix, and depends on the split: about g g' + covariance / |b|.
+It is often mistaken for the empirical Fisher matrix. It depends on the split: about g g' + covariance / |b|.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BatchFisher(Definition):
     depends_on_batches = True
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
-        """M = s s', s the derivative of the scaled loss by all rows of the batch: it ties them together."""
+        """M = s s', with s the derivative of the scaled loss by all rows of the batch, which M couples."""
         slope = scale(problem, batch) * loss_gradient(problem, batch, rows)[1]
         return lambda vectors: slope * (slope * vectors).sum()
 
@@ -44,8 +44,6 @@ class BatchFisher(Definition):
 
 
 def scale(problem: Problem, batch: Batch) -> float:
-    """The factor of the derivative of the batch's summed loss, so that the square of the scaled derivative is the
-    batch's term.
-    """
+    """The factor of the derivative of the batch's summed loss with which its square is the batch's term."""
     count = problem.examples_of(batch)
     return (problem.examples / count) ** 0.5 / problem.weight if count else 0.0

@@ -1,6 +1,7 @@
 """The empirical Fisher matrix: J'M J with M = g g', g = dl / df for the data's labels.
 
-It is the mean outer product of the gradients of single examples, and no Fisher matrix unless the model fits the data.
+It is the mean outer product of the gradients of single examples, and not the Fisher matrix unless the model fits the
+data.
 """
 
 from __future__ import annotations

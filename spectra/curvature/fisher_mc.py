@@ -55,7 +55,7 @@ def sampled(problem: Problem, batch: Batch, rows: Tensor) -> list[Tensor]:
 
 
 def drawn(seed: int, batch: Batch, rows: int, sample: int) -> Callable[[int], Tensor]:
-    """The uniform numbers of a batch's rows; those of some tokens are what they are in the whole batch."""
+    """The uniform random numbers of a batch's rows; a chunk of tokens gets the same ones as in the whole batch."""
     if not isinstance(batch, Tokens):
         return uniforms(seed, batch.indices, rows, sample)
     every, shared = uniforms(seed, batch.whole.indices, batch.count, sample), batch.shared

@@ -1,4 +1,4 @@
-"""The covariance of the gradients of single examples: the empirical Fisher less g g', g the mean gradient."""
+"""The covariance of the gradients of single examples: the empirical Fisher minus g g', g the mean gradient."""
 
 from __future__ import annotations
 

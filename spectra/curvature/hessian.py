@@ -1,6 +1,7 @@
 """The Hessian of the mean loss: the derivative of its gradient, reverse over reverse (Pearlmutter 1994).
 
-It is the GGN plus the model's own curvature, the sum over rows of (dl / df) d2f / dtheta2: so it is no J'M J.
+It is the GGN plus the model's own curvature, the sum over rows of (dl / df) d2f / dtheta2, so it is not of the form
+J'M J.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Hessian(Definition):
     has_model_curvature = True
 
     def middle(self, problem: Problem, batch: Batch, rows: Tensor) -> Apply:
-        """M of the GGN, the part of the Hessian that has one."""
+        """M u of the GGN, the part of the Hessian that is of the form J'M J."""
         return loss_hessian(problem, batch, rows)
 
     def linearise(self, problem: Problem, batch: Batch) -> Apply:

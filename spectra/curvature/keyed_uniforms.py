@@ -15,7 +15,10 @@ from spectra.random_numbers import in_unit_interval, mix
 
 
 def uniforms(seed: int, indices: Tensor, rows: int, sample: int) -> Callable[[int], Tensor]:
-    """`uniform(j)`: float64 (rows,) in (0, 1); rows are the examples `indices`, each with rows / len positions."""
+    """Return the function `uniform(j)`, which gives draw j: float64 numbers (rows,) in (0, 1).
+
+    Rows are the positions of the examples with these indices, rows / len(indices) for each.
+    """
     indices = indices.to(device_of_vectors(indices.device))
     positions = torch.arange(rows // len(indices), device=indices.device)
     key = mix(mix(torch.full_like(indices, seed)) ^ indices)

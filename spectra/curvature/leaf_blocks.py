@@ -14,13 +14,11 @@ from spectra.problem.problem import Problem
 
 
 class LeafBlocks(Wrapper):
-    """The block-diagonal matrix diag(A_11, ..., A_LL) of a matrix A, each block of the parameters in a slice.
+    """The block-diagonal matrix diag(A_11, ..., A_LL) of a matrix A, with a block for each slice of the parameters.
 
-    Other rows are zero.
-
-    Products are made by double backward, which goes through those layers alone that lie between a block and the loss:
-    on ResNet-20 and a ViT by layers a third of what a product of the whole Hessian takes (`results/benchmarks`).
-    Vectors are whole on every process.
+    Rows of parameters outside the slices are zero. Products are made by double backward, only through the layers
+    between a block and the loss: with a block for each layer of ResNet-20 or a ViT, they take a third of the time of a
+    product with the whole Hessian (`results/benchmarks`). Vectors are whole on every process.
     """
 
     def __init__(self, problem: Problem, name: str, leaves: Sequence[slice], memory: int | None = None):
@@ -44,9 +42,9 @@ class LeafBlocks(Wrapper):
 
 
 def leaf_slices(problem: Problem, blocks: Sequence[Tensor]) -> list[slice] | None:
-    """The slice of parameters that each block (n_l,) of indices consists of.
+    """The slice of parameters that makes up each block (n_l,) of indices.
 
-    The result is None where a block is not made of whole neighbours.
+    The result is None where a block does not consist of whole neighbouring parameters.
     """
     starts, first = {}, 0
     for i, p in enumerate(problem.leaves):

@@ -1,7 +1,7 @@
 """The register of matrices: the name of each, a description, and the place of its definition. It loads no torch.
 
-A new matrix is a file with a subclass of `spectra.curvature.definition.Definition`, and a line here; or, in a package
-of somebody else's, an entry point of the group `spectra.matrices` that names such a subclass.
+A new matrix is a file with a subclass of `spectra.curvature.definition.Definition`, and a line here. Another package
+adds one by an entry point of the group `spectra.matrices` that names such a subclass.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MATRICES = Register(
         ),
         "ggn": Entry(
             "spectra.curvature.ggn:GaussNewton",
-            "generalised Gauss-Newton: the Hessian less the model's own curvature",
+            "generalised Gauss-Newton: the Hessian without the model's own curvature",
         ),
         "fisher": Entry(
             "spectra.curvature.fisher:Fisher",
-            "exact Fisher, over the labels that the model itself expects",
+            "exact Fisher, the expectation over labels from the model's own distribution",
         ),
         "fisher-mc": Entry(
             "spectra.curvature.fisher_mc:SampledFisher",
@@ -43,19 +43,19 @@ MATRICES = Register(
         ),
         "gradient-covariance": Entry(
             "spectra.curvature.gradient_covariance:GradientCovariance",
-            "fisher-empirical less g g', g the mean gradient: the noise of stochastic gradients",
+            "fisher-empirical minus g g', g the mean gradient: the noise of stochastic gradients",
         ),
         "fisher-batch": Entry(
             "spectra.curvature.fisher_batch:BatchFisher",
-            "outer products of the gradients of whole batches, often taken for fisher-empirical; depends on "
+            "outer products of the gradients of whole batches, often mistaken for fisher-empirical; depends on "
             "`batch_size`",
         ),
     },
 )
 
 NTK = "ntk"
-# Matrices over examples, (N, N): eig, trace and density have them beside those over parameters.
-KERNELS = {NTK: "neural tangent kernel: inner products of the outputs' gradients, mean over outputs, of all examples"}
+# Matrices over examples, (N, N), which eig, trace and density compute besides those over parameters.
+KERNELS = {NTK: "neural tangent kernel: inner products of all examples' output gradients, averaged over outputs"}
 
 
 def definition(name: str) -> Definition:
@@ -93,8 +93,8 @@ def defined(name: str, _entry: Entry) -> Definition:
 
 
 def refuse_unsuited(name: str, loss: Loss, weight_decay: float) -> None:
-    """Raise SpectraError where there is no such matrix, or none for this loss or with weight decay."""
-    if reason := why_unsuited(name, loss):  # which also refuses a name that there is not
+    """Raise SpectraError where the matrix does not exist, or is not defined for this loss or with weight decay."""
+    if reason := why_unsuited(name, loss):  # which also refuses unknown names
         raise SpectraError(f"`curvature` {name}: {reason}")
     refuse_weight_decay(name, weight_decay)
     if name in MATRICES:
@@ -107,9 +107,7 @@ def why_unsuited(name: str, loss: Loss) -> str | None:
 
 
 def refuse_weight_decay(name: str, weight_decay: float) -> None:
-    """Raise SpectraError where a matrix other than a second derivative is asked for with weight decay, which does
-    not shift it.
-    """
+    """Raise SpectraError where there is weight decay, and the matrix is made of gradients, which it does not shift."""
     if weight_decay and definition(name).loss_power != 1:
         raise SpectraError(
             f"`weight_decay` {weight_decay:g}: {name} is made of products of gradients, which weight "
@@ -118,7 +116,7 @@ def refuse_weight_decay(name: str, weight_decay: float) -> None:
 
 
 def refuse_gram(name: str) -> None:
-    """Raise SpectraError where the matrix has no factor F of which F'F is the matrix."""
+    """Raise SpectraError where the matrix has no factor F with A = F'F."""
     if definition(name).has_model_curvature:
         raise SpectraError(
             f"`method` gram: {name} is not of the form J'M J, so it has no Gram matrix; choose another method, or "

@@ -30,13 +30,13 @@ from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError, describe
 from spectra.memory import collecting_new_objects, out_of_memory, products_share
-from spectra.operator import Wrapper, refuse_other_dtype
+from spectra.operator import Wrapper, refuse_other_dtype, wrong_shape
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.problem.space import Space
 
-PRODUCTS = 100  # that are expected, unless the caller knows better
+PRODUCTS = 100  # the number of products that are expected by default
 
 
 class Curvature(Space):
@@ -44,9 +44,9 @@ class Curvature(Space):
 
     Products are exact up to rounding. Weight decay X adds X I. The first product takes longer than the others
     (`setup_seconds`): whatever does not depend on the vector is computed once for each batch and kept, as far as
-    `memory` allows; other batches are differentiated anew in each product. Where many products are expected, the
-    product is traced once. Where batches are dealt among processes, this is the process's part of the matrix, and
-    the sum over all processes is the matrix.
+    `memory` allows; other batches are differentiated again in each product. Where many products are expected, the
+    product is traced once. Where batches are dealt among processes, this is the process's part of the matrix, which
+    is the sum over all processes.
 
     Args:
         problem: the model, loss and data.
@@ -54,7 +54,7 @@ class Curvature(Space):
         memory: bytes for products beyond model and data; by default a quarter of the device's.
         products: the number of products that are expected.
         check: compare one product with finite differences on a few examples first (`derivative_check`).
-        choices: timed decisions of an earlier run, which are taken over so that two runs give the same numbers.
+        choices: timed decisions of an earlier run, which are used again so that two runs give the same numbers.
         precision: ieee, tf32 or bf16: the precision of multiplications that depend on the vector; sums are taken in
             float32. Products are then noisy, and the attribute `ieee` is the same matrix without that noise.
         compile: compile products by torch.compile; None: on a GPU, where the expected products save more time than
@@ -91,7 +91,7 @@ class Curvature(Space):
         require_boolean("compile", compile, optional=True)
         if name in KERNELS:
             raise SpectraError(
-                f"`curvature` {name}: is a matrix over examples, which only eig, trace and density compute"
+                f"`curvature` {name}: only eig, trace and density compute this matrix over examples; choose another"
             )
         refuse_unsuited(name, problem.loss, problem.weight_decay)
         refuse_precision(precision, problem.dtype, problem.device)
@@ -103,15 +103,15 @@ class Curvature(Space):
         self.choices = choices or Choices()
         self.compile, self.tell = compile, tell
         self.setup_seconds = 0.0
-        self.derivative_check: DerivativeCheckResult | None = None  # where one was asked for, once it is made
+        self.derivative_check: DerivativeCheckResult | None = None  # the result, once the check is done
         self._expected = products
         self._check = check
-        self._precision = precision  # that was asked for
-        self._not_lower: str | None = None  # why products are in ieee all the same
-        self._loss_fits = False  # whether that has been looked at
-        self._economy: Economy | None = None  # the problem as its products fit memory
+        self._precision = precision  # the one asked for
+        self._not_lower: str | None = None  # why products are in ieee nevertheless
+        self._loss_fits = False  # whether the loss has been checked
+        self._economy: Economy | None = None  # the problem in a form whose products fit memory
         self._products: Products | None = None
-        self._terms: list[Apply] = []  # what belongs to no batch
+        self._terms: list[Apply] = []  # terms that belong to no batch
         self._versions = self._parameter_versions()
 
     def __repr__(self) -> str:
@@ -134,7 +134,7 @@ class Curvature(Space):
 
     @property
     def ieee(self) -> Curvature | InIeee:
-        """This matrix with products in full precision; the object itself where its products are such."""
+        """This matrix with products in full precision; the object itself where they already are."""
         if self._precision == IEEE:
             return self
         self.prepare()
@@ -172,7 +172,7 @@ class Curvature(Space):
             The cause, or None where the model does not show it.
         """
         if types := autocast_inside(self.problem):
-            return f"the model's forward runs under autocast to {types}; leave that out, or set enabled=False there"
+            return f"the model's forward runs under autocast to {types}; remove autocast, or set enabled=False there"
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Curvature(Space):
             The product, of the same shape.
         """
         if vectors.ndim not in (1, 2) or len(vectors) != self.problem.size:
-            raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
+            raise ValueError(wrong_shape(self.problem.size, vectors))
         refuse_other_dtype(self, vectors)
         columns = (vectors[:, None] if vectors.ndim == 1 else vectors).to(self.problem.device)
         self._refuse_changed()
@@ -204,18 +204,18 @@ class Curvature(Space):
         with self._settings(columns.shape[1], lower), explained():
             for apply in parts:
                 add_products(apply, columns, products, lower)
-                del apply  # what it holds goes before the next batch's is made
+                del apply  # frees its memory before the next one is made
         return products.view_as(vectors).to(vectors.device)
 
     def _settings(self, columns: int, lower: bool) -> AbstractContextManager:
-        """The settings of PyTorch for a product, which take longer than a small one, and which CUDA graphs hold."""
+        """The settings of PyTorch for a product; none for CUDA graphs, which were captured under them."""
         graphs = self._products is not None and self._products.runs_as_graphs(columns, lower) and not self._terms
         return nullcontext() if graphs else twice_differentiable(self.problem.model)
 
     def times_blocks(self, vectors: Sequence[tuple[slice, Tensor]]) -> list[Tensor]:
         """Multiply each diagonal block of the matrix by a vector of its own.
 
-        What belongs only to other parameters is left out, so that a block of a late layer costs little. The matrix must
+        Work that only other parameters need is left out, so that a block of a late layer costs little. The matrix must
         not have been traced.
 
         Args:
@@ -240,7 +240,7 @@ class Curvature(Space):
         """The factor F of the matrix A = F'F + shift I, by which its Gram matrix F F' is computed.
 
         Raises:
-            SpectraError: the matrix has no such factor, as the Hessian.
+            SpectraError: the matrix has no such factor; the Hessian has none.
         """
         factor = Factor(replace(self.problem, blocks=()), self.name, self.memory)
         with twice_differentiable(self.problem.model), explained():
@@ -294,7 +294,7 @@ class Curvature(Space):
             self._loss_fits = True
 
     def _compare(self, costs: Footprint | None = None) -> None:
-        """Compare one product with differences, once. Raises SpectraError where they contradict it."""
+        """Compare one product with finite differences, once. Raises SpectraError where they contradict it."""
         if self._check and self.derivative_check is None:
             costs = costs or footprint(self.linearise, self.problem)
             memory = self.memory or products_share(self.device)
@@ -308,18 +308,18 @@ class Curvature(Space):
             economy.problem,
             economy.costs,
             self.memory,
-            expected=0 if split else self._expected,  # of gradients that are there nothing is left to hoist
+            expected=0 if split else self._expected,  # its gradients are computed once: nothing is left to hoist
             resizable=self._resizable,
             choices=self.choices,
             precision=self._precision,
             compile=False if split else self.compile,
-            tell=lambda text: tell(f"{name}: {text}"),  # with `self` it would be a cycle, which keeps all in memory
+            tell=lambda text: tell(f"{name}: {text}"),  # `self` in it would make a reference cycle
         )
 
     @property
     def _resizable(self) -> bool:
         """Whether batches may be cut and joined."""
-        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may know its batches only
+        own = isinstance(self.problem.loss, CustomLoss | BatchLoss)  # a loss that may need its batches as they are
         return not self.definition.depends_on_batches and not own
 
     def _parameter_versions(self) -> list[int]:
@@ -327,7 +327,7 @@ class Curvature(Space):
 
     @property
     def _first(self) -> bool:
-        """Whether what belongs to no batch is this process's."""
+        """Whether this process adds the terms that belong to no batch."""
         return self.problem.processes.rank == 0
 
     def _refuse_changed(self) -> None:
@@ -347,9 +347,9 @@ class InIeee(Wrapper):
 
     @property
     def ieee(self) -> InIeee:
-        """Itself."""
+        """Return itself."""
         return self
 
     def factor(self) -> Factor:
-        """The matrix's factor. Raises SpectraError where there is none."""
+        """The factor of the matrix. Raises SpectraError where there is none."""
         return self.matrix.factor()

@@ -19,7 +19,7 @@ def by_example(roots: Tensor, batch: Batch) -> Tensor:
     """
     positions = roots.shape[1] // len(batch)
     if not positions:
-        text = "the model's output has tensors whose first dimension does not count the examples"
+        text = "the first dimension of some tensors in the model's output is not the number of examples"
         raise SpectraError(f"`method` gram: {text}; choose another method, or leave such tensors out of the output")
     return roots.reshape(len(roots), len(batch), positions, -1).transpose(0, 1)
 
@@ -56,6 +56,6 @@ def refuse_tied_examples(middle: Apply, values: Tensor, vectors: Tensor, rows: T
     blocks = vectors @ (values[:, :, None] * (vectors.mT @ drawn.to(vectors).reshape(*values.shape, 1)))
     if (whole - blocks).norm() > torch.finfo(rows.dtype).eps ** 0.5 * whole.norm():
         raise SpectraError(
-            f"`method` gram: {loss} ties examples of a batch together, so its {matrix} has no Gram matrix; "
+            f"`method` gram: {loss} mixes the examples of a batch, so its {matrix} has no Gram matrix; "
             "return one value for each example, or choose another method"
         )

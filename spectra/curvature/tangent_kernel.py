@@ -1,7 +1,7 @@
 """The neural tangent kernel: Theta_ij = (1/C) sum over outputs c of <df_c(x_i), df_c(x_j)> (Jacot et al. 2018).
 
-It is a matrix over examples, (N, N), and not over parameters. Its factor for each output is J_c (N, n), and with
-parameters in the place of examples (1/C) sum of J_c'J_c is J'M J with M = I / C, which the definition here states.
+It is a matrix over examples, (N, N), and not over parameters. Its factor for each output is J_c (N, n). The matrix over
+parameters from the same factors, (1/C) sum of J_c'J_c, is J'M J with M = I / C, which is what is defined here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spectra.problem.problem import Problem
 
 @dataclass(frozen=True)
 class TangentKernel(Definition):
-    """The Jacobian of the outputs without the loss; of one output of each example, where that is named."""
+    """The matrix J'J / C of all outputs, without the loss; its root is for the one output that `output` names."""
 
     output: int | None = None
 
@@ -45,15 +45,14 @@ class TangentKernel(Definition):
         return 1
 
     def semidefinite(self, loss: Loss) -> bool:
-        """It is made of squares."""
+        """True: the matrix is a sum of squares."""
         return True
 
     def unsuited(self, loss: Loss) -> str | None:
-        """The reason why a loss shows no outputs, with the way out; None where it does."""
+        """The reason why the kernel is not defined for a loss, with the way out; None where it is."""
         if isinstance(loss, BatchLoss):
             return (
-                "a loss of (model, batch) shows no output of the model to differentiate; give a loss of (output, "
-                "target), as output"
+                "a loss of (model, batch) hides the model's output; give a loss of (output, target), or `loss` output"
             )
         return None
 

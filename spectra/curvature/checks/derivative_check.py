@@ -1,14 +1,14 @@
 """Compare one product of a matrix with finite differences, before any method starts.
 
-A wrong second derivative is symmetric and repeatable all the same: of a function whose backward uses values outside the
-graph, of a fused kernel that keeps its gradient, of parameters that a cache or a checkpoint has detached. So products
-are compared on a few examples and along one random direction v, by central differences (`differences`):
+A wrong second derivative may still be symmetric and repeatable. It comes from a backward that uses values outside the
+graph, a fused kernel that keeps its gradient, or parameters that a cache or a checkpoint has detached. So products are
+compared on a few examples and along one random direction v, by central differences (`differences`):
 
     hessian            H v  against  gradients at theta + h v and theta - h v
     J'M J              J v  against  outputs there, and M u against slopes of the loss at outputs f + h u and f - h u
-    outer products     J v, and the slope of the loss along u against its values; of whole batches, the slope along v
+    outer products     J v, and the slope of the loss along u against its values; for whole batches, the slope along v
 
-The comparison is in float64 on a copy of the model, where model and memory allow that, and else on the model itself.
+The comparison is in float64 on a copy of the model if model and memory allow that, else on the model itself.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from spectra.problem.head import head_inputs, loss_of, rows_by_parts
 from spectra.problem.problem import Problem
 from spectra.wording import counted
 
-EXAMPLES = 16  # eight gradients' worth where all is smooth, sixteen with kinks at the point: four of 64 examples
-ROUNDED = 0.05  # how far products may be off in the problem's own dtype, relative
-PRODUCT = 3  # gradients that take as long
-VECTORS = 8  # as long as the parameters that are held at once
-AT_KINKS = "differences at the point contradict it (many kinks at the point do this)"
-KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
+EXAMPLES = 16  # the check costs 8 gradients of them, 16 with kinks at the point: as much as 4 of 64 examples
+ROUNDED = 0.05  # the largest relative error of products in the problem's own dtype
+PRODUCT = 3  # the time of a product, in gradients
+VECTORS = 8  # vectors of all parameters in memory at once
+AT_KINKS = "differences at the point contradict the derivative (due to many kinks at the point)"
+KINKED = (  # beginnings of the names of autograd's nodes for functions with kinks
     *("Relu", "LeakyRelu", "Prelu", "Rrelu", "Threshold", "Hard", "Softshrink", "Abs", "Max", "Amax", "Min", "Amin"),
     *("Clamp", "Sort", "Topk", "Kthvalue", "Median", "Huber", "SmoothL1", "L1", "AdaptiveMax", "Cummax", "Cummin"),
 )
@@ -53,14 +53,14 @@ KINKED = (  # how the names of autograd's nodes begin whose functions have kinks
 
 @dataclass(frozen=True)
 class DerivativeCheckResult:
-    """The comparison with differences: what was compared, and how well it agreed."""
+    """The result of a comparison with finite differences: what was compared, and how well it agreed."""
 
     examples: int = 0
     dtype: str | None = None
     error: float | None = None  # of a product, relative to the larger of the two; None where nothing could be compared
-    rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
-    gradients: int = 0  # its cost, as if it were gradients of these examples: a product counts for three
-    not_checked: str | None = None  # why, of all or of some parameters
+    rounding: float | None = None  # relative difference between products in the problem's own dtype and in float64
+    gradients: int = 0  # the cost, in gradients of these examples: a product counts for three
+    not_checked: str | None = None  # why all or some parameters were not checked
 
 
 def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint) -> DerivativeCheckResult:
@@ -69,7 +69,7 @@ def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint
     Args:
         problem: the model, loss and data.
         name: the matrix.
-        memory: the bytes for copies and products; where it holds too little, `not_checked` of the result says so.
+        memory: the bytes for copies and products; where they are too few, `not_checked` of the result says so.
         costs: the memory of the matrix's products.
 
     Returns:
@@ -80,7 +80,7 @@ def check_derivatives(problem: Problem, name: str, memory: int, costs: Footprint
 
 
 def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> DerivativeCheckResult:
-    found = DerivativeCheckResult(not_checked="--memory holds no copy of the model and a product of a few examples")
+    found = DerivativeCheckResult(not_checked="too little memory for a copy of the model and a product of an example")
     for way, dtype in ((copied, torch.float64), (in_place, problem.dtype)):
         if dtype not in STEPS or (batch := some_examples(problem, memory, costs, way is copied)) is None:
             continue
@@ -96,19 +96,19 @@ def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Deriva
                 return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
         except Contradicted:
             raise
-        except Exception as error:  # the model's own products will tell of what is its own
+        except Exception as error:  # an error of the model itself will show in its products
             found = DerivativeCheckResult(
-                len(batch), not_checked=f"the model can't be evaluated beside itself ({describe(error)})"
+                len(batch), not_checked=f"the model can't be evaluated at other parameters ({describe(error)})"
             )
     return found
 
 
 class Contradicted(SpectraError):
-    """Differences contradict the derivative."""
+    """Finite differences contradict a derivative."""
 
 
 def verdicts_of(local: LocalProblem, name: str) -> list[Verdict]:
-    """The verdict of every comparison for the matrix."""
+    """The verdicts of all comparisons for the matrix."""
     return [compare() for compare in comparisons(local, name)]
 
 
@@ -120,11 +120,11 @@ def contradiction(verdicts: Sequence[Verdict]) -> Verdict | None:
 def compare_beside(
     local: LocalProblem, name: str, found: DerivativeCheckResult, wrong: Verdict | None
 ) -> DerivativeCheckResult:
-    """Compare beside the point, where few functions have a kink, what the differences left open at the point itself.
+    """Repeat the comparison beside the point, where few functions have a kink, if it was inconclusive at the point.
 
     Where many rectifiers are at their kink, as behind channels that are zero, differences at several steps may even
-    agree with each other and not with the derivative, which is `wrong` by them. Raises Contradicted where it is wrong
-    beside the point too, or nothing can be said there.
+    agree with each other but not with the derivative (`wrong`). Raises Contradicted where the derivative is wrong
+    beside the point too, or the comparison there is inconclusive.
     """
     local.step_aside()
     verdicts = verdicts_of(local, name)
@@ -138,12 +138,12 @@ def compare_beside(
 
 
 def comparisons(local: LocalProblem, name: str) -> list[Callable[[], Verdict]]:
-    """The comparisons, each of a part of the matrix's product with its difference."""
+    """The comparisons for a matrix, one for each derivative that its product uses."""
     return [partial(COMPARISONS[derivative], local) for derivative in definition(name).derivatives]
 
 
 def second_derivative(local: LocalProblem) -> Verdict:
-    """Compare H v, one part for each parameter tensor."""
+    """Compare H v with differences of gradients, one part for each parameter tensor."""
     problem, batch = local.problem, local.batch
     local.gradients += PRODUCT
     local.product = product = definition("hessian").linearise(problem, batch)(problem.vector(local.direction))
@@ -156,7 +156,7 @@ def second_derivative(local: LocalProblem) -> Verdict:
 
 
 def jacobian(local: LocalProblem) -> Verdict:
-    """Compare J v; where logits are made by chunks, of what they are made of."""
+    """Compare J v with differences of outputs; where logits are made in chunks, of the inputs of their layer."""
     problem, batch, head = local.problem, local.batch, local.problem.head
     local.gradients += PRODUCT
     direction = problem.vector(local.direction)
@@ -174,7 +174,7 @@ def jacobian(local: LocalProblem) -> Verdict:
 
 
 def slope(local: LocalProblem) -> Verdict:
-    """Compare g'v, with g the gradient of the summed loss."""
+    """Compare g'v with differences of the summed loss, g its gradient."""
     problem, batch = local.problem, local.batch
     local.gradients += 1
     along = batch_gradient(problem, batch) @ problem.vector(local.direction)
@@ -187,7 +187,7 @@ def slope(local: LocalProblem) -> Verdict:
 
 
 def loss_curvature(local: LocalProblem) -> Verdict:
-    """Compare M u, with M the second derivative of the loss by the outputs."""
+    """Compare M u with differences of slopes, M the second derivative of the loss by the outputs."""
     problem, (rows, batch) = local.problem, rows_of(local)
     leaf, first = loss_gradient(problem, batch, rows, create_graph=True)
     u = output_direction(leaf, local)
@@ -196,7 +196,7 @@ def loss_curvature(local: LocalProblem) -> Verdict:
 
 
 def loss_slope(local: LocalProblem) -> Verdict:
-    """Compare the slope of the summed loss along u in output space."""
+    """Compare the slope of the summed loss along u in output space with differences of its values."""
     problem, (rows, batch) = local.problem, rows_of(local)
     leaf, first = loss_gradient(problem, batch, rows)
     u = output_direction(leaf, local)
@@ -219,7 +219,7 @@ def output_direction(rows: Tensor, local: LocalProblem) -> Tensor:
 
 
 def rows_of(local: LocalProblem) -> tuple[Tensor, Batch]:
-    """The model's rows, detached, and the batch of their targets; of some tokens where they are made by chunks."""
+    """The model's rows, detached, and the batch of their targets; of one chunk of tokens where logits are in chunks."""
     rows, batch = next(rows_by_parts(local.problem, local.batch))
     return rows.detach(), batch
 
@@ -227,7 +227,7 @@ def rows_of(local: LocalProblem) -> tuple[Tensor, Batch]:
 def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Tensor]], local: LocalProblem) -> Verdict:
     """Judge a derivative by differences.
 
-    In single precision, where steps are long, a model with kinks is not judged wrong, since many kinks are in reach.
+    In single precision a model with kinks is never judged wrong, since the long steps cross many kinks.
     """
     verdict = judge(derivative, function)
     if verdict.wrong and local.problem.dtype != torch.float64 and has_kinks(local):
@@ -236,17 +236,17 @@ def judged(derivative: Sequence[Tensor], function: Callable[[float], Sequence[Te
 
 
 def has_kinks(local: LocalProblem) -> bool:
-    """Whether the graph of the loss has functions with kinks."""
+    """Whether autograd's graph of the loss has functions with kinks."""
     problem, batch = local.problem, local.batch
     return any(name.startswith(KINKED) for name in names_behind([loss_of(problem, batch)]))
 
 
 def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeCheckResult:
-    """The result where nothing contradicts the derivatives."""
+    """The result of comparisons that do not contradict the derivatives."""
     unclear, clear = sum(verdict.unclear for verdict in verdicts), [v for v in verdicts if not v.unclear]
     parts = f"{unclear} of {len(local.direction)} parameters" if len(verdicts) == 1 else "a part of the product"
     finite = all(math.isfinite(verdict.derivative) for verdict in verdicts)
-    why = "differences at several steps disagree (kinks at the point do this)" if finite else "a product is not finite"
+    why = "differences at several steps disagree (due to kinks at the point)" if finite else "a product is not finite"
     return DerivativeCheckResult(
         examples=len(local.batch),
         dtype=str(local.problem.dtype).removeprefix("torch."),
@@ -271,31 +271,31 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     size, off = exact.norm().item(), (found - exact).norm().item()
     dtype = str(problem.dtype).removeprefix("torch.")
     chance = off > ROUNDED * size and (in_float64(matrix(own, batch)(direction)) - found).norm() > 0.1 * off
-    if off > ROUNDED * size and not chance and math.isfinite(off):  # which `check_operator` tells of
+    if off > ROUNDED * size and not chance and math.isfinite(off):  # `check_operator` reports chance
         raise Contradicted(
             f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
-            f"float64 ({found.norm():.4g} and {size:.4g} on {counted(len(batch), 'example')}), as it does where "
-            "outputs saturate; use `dtype` float64"
+            f"float64 (norms {found.norm():.4g} and {size:.4g} on {counted(len(batch), 'example')}), for instance "
+            "because outputs saturate; use `dtype` float64"
         )
     return off / size if size else 0.0
 
 
 def refusal(local: LocalProblem, name: str, verdict: Verdict) -> str:
-    """The error message: by how much the derivative is off, and where the fault may lie."""
+    """The error message: how large the error of the derivative is, and where it may come from."""
     what = {"hessian": "gradients", "gradient": "the loss"}.get(definition(name).derivatives[0], "outputs and slopes")
-    option, whose = locate_error(local)
+    option, place = locate_error(local)
     return (
-        f"{option}: autograd gives a wrong derivative: along a random direction {verdict.derivative:.4g}, where "
-        f"finite differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % "
-        f"apart on {counted(len(local.batch), 'example')}); {whose}. Values kept outside the graph, fused kernels, "
-        "detach() and caches do this; write it in differentiable operations, or give `check=False`"
+        f"{option}: autograd gives a wrong derivative: its norm along a random direction is {verdict.derivative:.4g}, "
+        f"but finite differences of {what} give {verdict.difference:.4g} ({100 * verdict.error:.2g} % apart on "
+        f"{counted(len(local.batch), 'example')}); {place}. Possible causes are values kept outside the graph, fused "
+        "kernels, detach() and caches; use differentiable operations, or give `check=False`"
     )
 
 
 def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -> Batch | None:
-    """A batch of examples from all over the data, as many as are needed and as memory allows; None where it holds none.
+    """A batch of at most EXAMPLES examples from all over the data, as memory allows; None where it allows no example.
 
-    Where the model takes no other batches than its own, the largest is returned.
+    Where the model takes only its own batches, the largest is returned.
     """
     scale, held = (torch.float64.itemsize / problem.dtype.itemsize, 8) if copy else (1, problem.dtype.itemsize)
     model = sum(t.numel() for t in (*problem.model.parameters(), *problem.model.buffers())) if copy else 0
@@ -313,7 +313,7 @@ def some_examples(problem: Problem, memory: int, costs: Footprint, copy: bool) -
 
 
 def spread(batches: Sequence[Batch], count: int) -> Batch:
-    """The batch of `count` examples at equal distances, or of those among them that have the shape of the first."""
+    """The batch of `count` evenly spaced examples, without those of another shape than the first."""
     places = torch.linspace(0, sum(map(len, batches)) - 1, count).round().long().tolist()
     singles, start = [], 0
     for batch in batches:

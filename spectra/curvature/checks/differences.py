@@ -1,10 +1,11 @@
-"""Judge a derivative by central differences: they agree, they differ, or they cannot tell.
+"""Judge a derivative by central differences: it is right, it is wrong, or they are inconclusive.
 
     (f(x + h v) - f(x - h v)) / 2h  ->  f'(x) v        as h -> 0, where f is smooth
 
-At a step that is too long the difference is off by curvature and by the kinks that it crosses, at one too short by
-rounding. So several steps are tried. A derivative that agrees with any of them is right, since vectors do not agree by
-chance. It is wrong only where two neighbouring steps agree with each other and not with it. Else nothing can be said.
+The error of a difference is due to curvature and kinks where the step is too long, and to rounding where it is too
+short. So several steps are tried. A derivative that agrees with any of them is right, since vectors do not agree by
+chance. It is wrong only where two neighbouring steps agree with each other and not with it. Otherwise the differences
+are inconclusive.
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ from torch import Tensor
 
 from spectra.devices import in_float64
 
-# Relative to the size of what is moved. The first is right for smooth functions; the next two cross fewer kinks: a
-# rectifier is passed once in about 1 / step of them; the last are for functions that round to single precision inside.
+# Relative to the size of what is moved. The first is right for smooth functions. The next two cross fewer kinks: a step
+# crosses about a fraction `step` of all rectifiers. The last are for functions that compute in single precision inside.
 STEPS = {
     torch.float64: (1e-6, 1e-8, 1e-10, 1e-4, 1e-3),
     torch.float32: (3e-3, 3e-4, 3e-2),
 }
-FINE = 1e-8  # and below: a smooth function is all but the same there
+FINE = 1e-8  # a step up to which a smooth function hardly changes
 TOLERANCE = {torch.float64: 1e-2, torch.float32: 5e-2}  # of a part; wrong derivatives are off by much more
 NEGLIGIBLE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of the whole: a smaller part is not looked at
-ROUNDING = 100  # units of rounding by which f may be off
-JUMP = 1e-5  # of f, between the point and a fine step beside it: a jump at the point, and no step will do
+ROUNDING = 100  # the error of f, in units of rounding
+JUMP = 1e-5  # relative change of f over a fine step from which it is a jump, for which no step is right
 
 Parts = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of finite differences on a derivative, given in parts of which each is judged."""
+    """The verdict of finite differences on a derivative; each of its parts is judged."""
 
     wrong: bool
-    unclear: int  # parts of which nothing can be said
-    error: float  # of the derivative, relative to the larger of the two, all parts together
-    derivative: float  # its norm
-    difference: float  # that of the difference nearest to it
+    unclear: int  # the number of parts for which differences are inconclusive
+    error: float  # of all parts together, relative to the larger of derivative and difference
+    derivative: float  # norm of the derivative
+    difference: float  # norm of the difference nearest to it
 
     @property
     def agrees(self) -> bool:
@@ -56,9 +57,9 @@ class Difference:
     step: float
     parts: Parts
     sizes: Tensor  # norms of its parts
-    off: Tensor  # norms of what lies between it and the derivative
-    bend: Tensor  # norms of what lies between the differences to either side
-    floor: float  # norm of what rounding makes of it
+    off: Tensor  # norms of its deviation from the derivative
+    bend: Tensor  # norms of forward minus backward difference
+    floor: float  # norm of its rounding error
 
 
 def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
@@ -94,7 +95,7 @@ def judge(derivative: Parts, function: Callable[[float], Parts]) -> Verdict:
 
 
 def jumps(ahead: Parts, here: Parts, among: Tensor) -> bool:
-    """Whether each of these parts changes at once between the point and a fine step beside it."""
+    """Whether each of these parts jumps between the point and a fine step beside it."""
     change = norms([a - c for a, c in zip(ahead, here, strict=True)])
     return bool((change > JUMP * norms(here))[among].all())
 
@@ -102,8 +103,8 @@ def jumps(ahead: Parts, here: Parts, among: Tensor) -> bool:
 def contradicted(found: Sequence[Difference], tolerance: float) -> Tensor:
     """The parts for which two neighbouring steps agree with each other ten times better than with the derivative.
 
-    The differences to either side have to agree too. At a kink in the point itself, these are two derivatives, and the
-    central one is their mean.
+    The forward and backward differences have to agree too: at a kink in the point itself they are two derivatives, and
+    the central difference is their mean.
     """
     result = torch.zeros(len(found[0].parts), dtype=torch.bool)
     for one, other in pairwise(sorted(found, key=lambda difference: difference.step)):

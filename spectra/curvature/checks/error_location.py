@@ -1,4 +1,4 @@
-"""Locate a wrong derivative: in the loss, or in the first module that fails by itself."""
+"""Locate a wrong derivative: in the loss, or in the first module that is wrong on its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spectra.random_numbers import normal_like
 
 @dataclass
 class Call:
-    """A module and what it was first called with."""
+    """A module and the arguments of its first call."""
 
     name: str
     module: nn.Module
@@ -31,26 +31,26 @@ class Call:
 
 
 def locate_error(local: LocalProblem) -> tuple[str, str]:
-    """The option that names the faulty part, and in words where the fault lies."""
+    """The argument that names the faulty part, and in words where the fault is."""
     problem, batch = local.problem, local.batch
     calls: list[Call] = []
     with recorded(problem.model, calls):
         rows = problem.rows(batch).detach()
     leaf = rows.requires_grad_()
     if wrong([leaf], lambda: [problem.total(leaf, batch)], local.generator):
-        return f"`loss` {getattr(problem.loss, 'name', 'cross_entropy')}", "it is wrong in the loss alone"
+        return f"`loss` {getattr(problem.loss, 'name', 'cross_entropy')}", "the fault is in the loss itself"
     for call in calls:
         if call.name and fails(call, local.generator):
             return "`model`", f"the first module where it is wrong is {type(call.module).__name__} '{call.name}'"
     missing = f"; unused or detached: {listed(names)}" if (names := unused_parameters(problem)) else ""
     return (
         "`model`",
-        f"it is right in each module alone, so look at forward() of {type(problem.model).__name__}{missing}",
+        f"each module is right on its own, so look at forward() of {type(problem.model).__name__}{missing}",
     )
 
 
 def recorded(model: nn.Module, calls: list[Call]) -> ExitStack:
-    """A context in which each module's first call is added to `calls` as it ends: parts before the whole."""
+    """A context in which each module's first call is added to `calls` when it returns, so submodules come first."""
     stack, seen = ExitStack(), set()
     for name, module in model.named_modules():
 
@@ -69,7 +69,7 @@ def cut_off(value: Any) -> Any:
 
 
 def fails(call: Call, generator: torch.Generator) -> bool:
-    """Whether the module's own derivatives by its inputs and parameters are contradicted."""
+    """Whether finite differences contradict a module's derivatives by its inputs and parameters."""
     inputs = [x.requires_grad_() for x in reals((call.arguments, call.keywords))]
     leaves = [*inputs, *(p for p in call.module.parameters() if p.requires_grad)]
 
@@ -78,7 +78,7 @@ def fails(call: Call, generator: torch.Generator) -> bool:
 
     try:
         return wrong(leaves, outputs, generator)
-    except Exception:  # it can't be called by itself
+    except Exception:  # it can't be called on its own
         return False
 
 

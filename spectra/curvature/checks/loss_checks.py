@@ -1,6 +1,6 @@
-"""Refuse a user's loss that is random, ties examples together, or has no second derivative.
+"""Refuse a user's loss that is random, mixes examples, or has no second derivative.
 
-All checks are made in output space, on rows that the model has made once.
+All checks are made in output space, on rows that the model computes once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from spectra.problem.problem import Problem
 from spectra.problem.side_effects import draws, generators_restored, reseed
 from spectra.random_numbers import normal_like
 
-DRAWS = 16  # of a loss that draws: a rare chance may leave two values alike
+DRAWS = 16  # values of a loss that draws random numbers: a few may be equal by chance
 SPREAD = 64  # examples, from all over the data, that are split in two ways
 FEW = 8  # examples on which a second derivative is tried
 
 
 def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
-    """Raise SpectraError where the loss is a user's and changes from call to call, depends on batches, or lacks L_i."""
+    """Raise SpectraError where a user's loss is random, depends on the batches, or lacks derivatives of the matrix."""
     if not problem.batches:
         return
     if why := why_no_gradients(problem, matrix):
@@ -46,16 +46,16 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
             refuse_tied_examples(problem, *spread_examples(problem))
     if matrix.takes_loss_hessian and (why := no_second_derivative(problem, rows, batch)):
         raise SpectraError(
-            f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); ask for `curvature` fisher-empirical, "
-            "which needs none, or write the loss with operations that can be differentiated twice"
+            f"`loss` {name_of(problem.loss)}: has no second derivative ({why}); write the loss with operations that "
+            "can be differentiated twice, or ask for `curvature` fisher-empirical, which needs only a first derivative"
         )
 
 
 def why_zero(problem: Problem, matrix: Definition) -> str | None:
-    """The reason why a matrix is zero on these data, with the way out: that a loss which need not be linear in the
-    output is so at every target. None where the matrix is not zero.
+    """The reason why a matrix is zero on these data, with the way out; None where it is not zero.
 
-    Losses that curve everywhere are not looked at, and one that has no slope either, as of nothing, is let pass.
+    A loss that is linear in parts, such as Huber's, may be linear in the output at every target. Losses that curve
+    everywhere are not tested, and a loss with a gradient of zero is accepted.
     """
     if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
         return None
@@ -66,7 +66,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
         if all(is_flat(problem, batch) for batch in problem.batches) and any(
             loss_gradient(problem, batch, rows_of(problem, batch))[1].any() for batch in problem.batches
         ):
-            return IS_ZERO.format(" at every target of these data", "or ")
+            return IS_ZERO.format(" at every target of these data", "")
     return None
 
 
@@ -78,9 +78,10 @@ def is_flat(problem: Problem, batch: Batch) -> bool:
 
 
 def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
-    """The reason why a matrix of single examples' gradients does not exist, with the way out: a loss of (model, batch)
-    that gives one number for a batch, or an output with tensors that are not of single examples. None where the
-    gradients exist, or the matrix needs none.
+    """The reason why single examples have no gradients, with the way out; None where they have, or none are needed.
+
+    It is a loss of (model, batch) that returns one number for a batch, or an output with tensors that do not belong to
+    single examples.
     """
     own = isinstance(problem.loss, CustomLoss | BatchLoss)
     if not own or "loss gradient" not in matrix.derivatives or not problem.batches:
@@ -95,8 +96,8 @@ def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
     layout = problem.layout(batch)
     if layout and not layout.by_example:
         return (
-            "the model's output has tensors whose first dimension does not count the examples, so these have no "
-            "gradients of their own; leave such tensors out of the output, or ask for hessian or ggn"
+            "the first dimension of some tensors in the model's output is not the number of examples, so examples have "
+            "no gradients of their own; leave such tensors out of the output, or ask for hessian or ggn"
         )
     return None
 
@@ -121,16 +122,16 @@ def compares_examples(problem: Problem, rows: Tensor, batch: Batch) -> bool:
             leaf = rows.detach().requires_grad_()
             slope = gradient(problem.total(leaf, batch), (leaf,), create_graph=True)[0]
             return bool(gradient(slope, (leaf,), some)[0][half:].any())
-    except RuntimeError as error:  # there is no second derivative that would show it
+    except RuntimeError as error:  # without a second derivative it does not show
         unless_out_of_memory(error)
         return False
 
 
 def takes_whole_batches(problem: Problem) -> bool:
-    """Whether the loss is a user's that belongs to its batches.
+    """Whether a user's loss depends on whole batches, as the first batch shows.
 
-    A loss of (output, target) compares examples. One of (model, batch) gives one number for a batch, or values that
-    change where the batch is another. Examples of the first batch show it.
+    A loss of (output, target) does so if it compares examples; one of (model, batch) if it returns one number for a
+    batch, or if an example's value depends on the rest of the batch.
     """
     if not isinstance(problem.loss, BatchLoss | CustomLoss) or not problem.batches:
         return False
@@ -139,7 +140,7 @@ def takes_whole_batches(problem: Problem) -> bool:
 
 
 def ties_examples(problem: Problem, batch: Batch) -> bool:
-    """Whether a user's loss of a batch is more than one of its examples each."""
+    """Whether a user's loss of a batch is not a sum over its examples."""
     whole, count = rows_of(problem, batch), len(batch)
     if isinstance(problem.loss, CustomLoss):
         return compares_examples(problem, whole, batch)
@@ -180,13 +181,13 @@ def refuse_chance(problem: Problem, rows: Tensor, batch: Batch) -> None:
         if abs(again - first) > rounding:
             raise SpectraError(
                 f"`loss` {name_of(problem.loss)}: its value changes from call to call ({first / len(rows):.6g}, then "
-                f"{again / len(rows):.6g}): dropout, random pairs or other chance in it do this; take that out, or "
-                "draw it once, beside the data"
+                f"{again / len(rows):.6g}), as with dropout, random pairs or other random numbers; remove them, or "
+                "draw them once, with the data"
             )
 
 
 def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
-    """Raise SpectraError where the loss of some examples is not the sum of that of their parts, split in two ways."""
+    """Raise SpectraError where the loss of some examples is not the sum over their halves, split in two ways."""
     count = len(batch)
     order = torch.arange(count, device=rows.device)
     ways = [(order[: count // 2], order[count // 2 :]), (order[::2], order[1::2])] if count > 1 else []
@@ -195,29 +196,29 @@ def refuse_tied_examples(problem: Problem, rows: Tensor, batch: Batch) -> None:
             whole = problem.total(rows, batch).item()
             try:
                 split = [total_of(problem, rows, batch, part) for part in parts]
-            except (SpectraError, TypeError, IndexError, RuntimeError) as error:  # it fails on so few
+            except (SpectraError, TypeError, IndexError, RuntimeError) as error:  # it fails on so few examples
                 if out_of_memory(error):
                     raise
                 continue
             allowed = torch.finfo(torch.float32).eps ** 0.5 * sum(map(abs, split))
             if not abs(whole - sum(split)) <= allowed:
                 raise SpectraError(
-                    f"`loss` {name_of(problem.loss)}: its value for a batch ({whole / count:.6g}) is not the mean of "
-                    f"its parts' ({sum(split) / count:.6g}), so it would depend on the batches (means over a mask or "
-                    "with weights, ignored targets, sums, and comparisons between examples do this); return one value "
-                    "for each example, give a `batch_size` (and the `memory`) for all data in one batch, or write "
-                    "the loss as a function of (model, batch), whose batches are taken as they come"
+                    f"`loss` {name_of(problem.loss)}: its value for a batch ({whole / count:.6g}) is not the mean over "
+                    f"its parts ({sum(split) / count:.6g}), so it depends on the batches (causes: means over a mask or "
+                    "with weights, ignored targets, sums, comparisons between examples); return one value for each "
+                    "example, set `batch_size` (and `memory`) so that all data are one batch, or write the loss as a "
+                    "function of (model, batch), which gets the batches unchanged"
                 )
 
 
 def total_of(problem: Problem, rows: Tensor, batch: Batch, part: Tensor) -> float:
-    """The summed loss of some examples; their rows are made anew where those of the batch are not one an example."""
+    """The summed loss of some examples; rows are recomputed where the batch does not have one row per example."""
     chosen = batch.part(part)
     return problem.total(rows[part] if len(rows) == len(batch) else rows_of(problem, chosen), chosen).item()
 
 
 def spread_examples(problem: Problem) -> tuple[Tensor, Batch]:
-    """Rows and the batch of some examples from all over the data, of those whose shapes agree with the first's."""
+    """Rows and the batch of some examples from all over the data, without those of another shape than the first."""
     total = sum(map(len, problem.batches))
     wanted = set(torch.linspace(0, total - 1, min(SPREAD, total)).long().tolist())
     found, first = [], 0
@@ -232,7 +233,7 @@ def spread_examples(problem: Problem) -> tuple[Tensor, Batch]:
 
 
 def some_rows(problem: Problem, batch: Batch, inside: list[int]) -> tuple[Tensor, Batch]:
-    """Rows and the batch of these examples of a batch; of all where the model takes whole batches alone."""
+    """Rows and the batch of these examples of a batch, computed from the whole batch if the model takes no part."""
     if len(inside) == len(batch):
         return rows_of(problem, batch), batch
     part = batch.part(torch.tensor(inside, device=batch.indices.device))
@@ -247,7 +248,7 @@ def no_second_derivative(problem: Problem, rows: Tensor, batch: Batch) -> str | 
     few = slice(FEW) if len(rows) == len(batch) else slice(None)
     try:
         twice(problem, rows[few], batch.part(few))
-    except SpectraError:  # it may take whole batches alone
+    except SpectraError:  # it may take whole batches only
         try:
             twice(problem, rows, batch)
         except RuntimeError as error:
@@ -258,7 +259,7 @@ def no_second_derivative(problem: Problem, rows: Tensor, batch: Batch) -> str | 
 
 
 def unless_out_of_memory(error: RuntimeError) -> str:
-    """The description of an error; one that tells of memory is raised again."""
+    """Describe an error; an out-of-memory error is raised again."""
     if out_of_memory(error):
         raise error
     return describe(error)

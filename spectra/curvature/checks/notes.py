@@ -1,4 +1,4 @@
-"""Collect notes on the model: hooks and autocast that are left out, and parameters that no output depends on."""
+"""Collect notes on the model: hooks and autocast that are ignored, and parameters that no output depends on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ SHOWN = 5  # names in a line
 
 
 def model_notes(problem: Problem) -> list[str]:
-    """One line for each kind: hooks that change gradients, unused or detached parameters, autocast; and what modules
-    with a method `spectra_notes(problem)` tell of themselves.
+    """Notes on hooks that change gradients, unused or detached parameters, and autocast, one line for each kind.
 
-    Takes one gradient of two examples where there are hooks, and forward passes of up to a thousand where a parameter
-    is not reached by the first.
+    Lines from modules with a method `spectra_notes(problem)` follow. Hooks cost one gradient of two examples;
+    parameters that the first examples do not reach cost forward passes of up to a thousand.
     """
     if not problem.batches:
         return []
@@ -34,7 +33,7 @@ def model_notes(problem: Problem) -> list[str]:
         hooks, inside = observed(problem, places)
         missing = unused_parameters(problem)
         whole = takes_whole_batches(problem)
-        own = [line for module in modules(problem.model) for line in told_by(module, problem)]
+        own = [line for module in modules(problem.model) for line in notes_of(module, problem)]
     notes = []
     if whole:
         notes.append(
@@ -42,25 +41,23 @@ def model_notes(problem: Problem) -> list[str]:
             f"{counted(len(problem.batches), 'batch', 'batches')} of {max(map(len, problem.batches)):,} examples"
         )
     if hooks:
-        notes.append(f"hooks that change gradients are left out: {listed(hooks)}")
+        notes.append(f"hooks that change gradients are ignored: {listed(hooks)}")
     if missing:
         size = sum(problem.parameters[name].numel() for name in missing)
         notes.append(
             f"unused or detached: {listed(missing)} ({counted(size, 'parameter')}; their rows of the matrix are zero)"
         )
     if around:
-        notes.append(
-            f"autocast to {around} around the call is left out: products are taken in {name_of(problem.dtype)}"
-        )
+        notes.append(f"autocast to {around} around the call is ignored: products are in {name_of(problem.dtype)}")
     if inside:
         notes.append(f"the model's forward runs under autocast to {listed(inside)}: products are as exact as that type")
     return notes + own
 
 
-def told_by(module: nn.Module, problem: Problem) -> Sequence[str]:
-    """The lines that a module has for the reader of a result; most have none."""
-    tell: Callable[[Problem], Sequence[str]] | None = getattr(module, "spectra_notes", None)
-    return tell(problem) if tell else ()
+def notes_of(module: nn.Module, problem: Problem) -> Sequence[str]:
+    """The notes of a module with a method `spectra_notes`; none for other modules."""
+    notes: Callable[[Problem], Sequence[str]] | None = getattr(module, "spectra_notes", None)
+    return notes(problem) if notes else ()
 
 
 def listed(names: Sequence[str]) -> str:
@@ -83,7 +80,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def observed(problem: Problem, places: Sequence[HookTable]) -> tuple[list[str], list[str]]:
-    """The owners of hooks that change gradients, and the types of autocast inside the model, as two examples show."""
+    """The owners of hooks that change gradients, and the dtypes of autocast inside the model, found on two examples."""
     hooks: dict[str, None] = {}
     types: dict[str, None] = {}
     batch = fewest(problem)
@@ -99,7 +96,7 @@ def observed(problem: Problem, places: Sequence[HookTable]) -> tuple[list[str], 
 
 
 def autocast_inside(problem: Problem) -> str | None:
-    """The types to which the model's forward casts by itself, if any."""
+    """The dtypes to which autocast inside the model's forward casts, if any."""
     with twice_differentiable(problem.model), explained():
         _, types = observed(problem, ())
     return listed(types) if types else None
@@ -107,7 +104,7 @@ def autocast_inside(problem: Problem) -> str | None:
 
 @contextmanager
 def autocasts(report: Callable[[str], object]) -> Iterator[None]:
-    """Call `report(type)` for each autocast that is entered inside this context."""
+    """Call `report` with the dtype of each autocast that is entered inside this context."""
     entering = torch.autocast.__enter__
 
     def enter(context):

@@ -1,7 +1,7 @@
-"""A problem on a few of its examples, evaluated beside its point: on a copy in float64, or on the model itself.
+"""A problem on a few of its examples with parameters that can be moved: on a copy in float64, or on the model itself.
 
 with copied(problem, batch) as local, local.moved(1e-6):
-    ...  # local.problem stands at theta + 1e-6 v
+    ...  # the parameters of local.problem are theta + 1e-6 v
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class LocalProblem:
         self.generator = torch.Generator().manual_seed(problem.seed)
         self.direction = random_direction(problem.leaves, self.generator)
         hold_padding(problem, self.direction)
-        self.product: Tensor | None = None  # of the Hessian with v, once it is made
-        self.gradients = 0  # that have been made, or as many as would have taken as long
+        self.product: Tensor | None = None  # H v, once it is made
+        self.gradients = 0  # the cost so far, in gradients
 
     def step_aside(self) -> None:
-        """Move a copy's parameters a thousandth beside the point, and leave them there."""
+        """Move the parameters of a copy by a thousandth of their size, and leave them there."""
         for leaf, along in zip(self.problem.leaves, random_direction(self.problem.leaves, self.generator), strict=True):
             leaf.data = leaf.data.add(along, alpha=ASIDE)
 
@@ -49,7 +49,7 @@ class LocalProblem:
     def moved(self, step: float) -> Iterator[None]:
         """Move the parameters to theta + step v inside this context.
 
-        They keep their identity, and get their own memory back.
+        The parameters stay the same objects, and get their own memory back.
         """
         self.gradients += 1
         with displaced(self.problem.leaves, self.direction, step):
@@ -66,7 +66,7 @@ def random_direction(tensors: Sequence[Tensor], generator: torch.Generator) -> l
 
 
 def hold_padding(problem: Problem, direction: Sequence[Tensor]) -> None:
-    """Set a direction to zero in the rows of embeddings that are padding: PyTorch holds them fixed in derivatives."""
+    """Set a direction to zero in the padding rows of embeddings, which PyTorch keeps fixed in derivatives."""
     places = {id(leaf): along for leaf, along in zip(problem.leaves, direction, strict=True)}
     for module in problem.model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
@@ -77,19 +77,19 @@ def hold_padding(problem: Problem, direction: Sequence[Tensor]) -> None:
 
 @contextmanager
 def in_place(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
-    """The problem on one batch, with the user's own model and loss, in their own precision."""
+    """A context with the problem on one batch, with the user's own model and loss in their own precision."""
     yield LocalProblem(replace(problem, batches=[batch]))
 
 
 @contextmanager
 def copied(problem: Problem, batch: Batch) -> Iterator[LocalProblem]:
-    """Copies in float64 of the model, the loss and a batch; whatever happens to them, the originals stay as they are.
+    """A context with the problem on one batch, with copies in float64 of the model and the loss.
 
-    Raises whatever a model raises that can't be copied.
+    Raises any error of a model that can't be copied.
     """
     memo = {id(tensor): doubled(tensor) for tensor in held_tensors(problem.model)}
     model = deepcopy(problem.model, memo)
-    model._apply(doubled)  # of a ScriptModule, which keeps its own counsel
+    model._apply(doubled)  # a ScriptModule is not reached by deepcopy's memo
     named = dict(model.named_parameters(remove_duplicate=False))
     yield LocalProblem(
         replace(

@@ -1,4 +1,4 @@
-"""Which devices and dtypes have products in lower precision."""
+"""Check that a device and a dtype support products in lower precision."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ FIRST_WITH_TF32 = (8, 0)  # compute capability of CUDA's devices
 
 
 def refuse_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise SpectraError where products of such vectors on such a device are not made in this precision."""
+    """Raise SpectraError where vectors of this dtype on this device have no products in this precision."""
     require_choice("precision", precision, PRECISIONS)
     if precision == IEEE:
         return
     if dtype != torch.float32:
         kind = str(dtype).removeprefix("torch.")
         raise SpectraError(
-            f"`precision` {precision}: is for products in float32, not in {kind}; use ieee, or `dtype` float32"
+            f"`precision` {precision}: applies to float32 only, not to {kind}; use ieee, or `dtype` float32"
         )
     if precision == "tf32" and not has_tf32(device):
         raise SpectraError(f"`precision` tf32: the device {device} does not support TF32; use bf16, or ieee")
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether a device multiplies in TF32: NVIDIA's from Ampere on."""
+    """Whether a device multiplies in TF32, as NVIDIA's do since Ampere."""
     if device.type != "cuda" or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32

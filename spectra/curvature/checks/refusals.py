@@ -1,4 +1,4 @@
-"""Refuse, before the first product, a model whose outputs do not fit, and say how to put it right."""
+"""Refuse a model with unsuitable outputs before the first product, and say how to correct it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spectra.quoting import foreign
 
 
 def refuse_unfit(problem: Problem) -> None:
-    """Raise SpectraError where the output is random, a constant, of other examples too, or does not fit the targets.
+    """Raise SpectraError where the output is random or constant, mixes examples, or does not fit the targets.
 
-    A graph that is kept holds one draw of whatever is random, so its products agree with each other. Matrices of one
-    problem share the outcome, while parameters, modes and hooks stay as they are.
+    Products do not show a random output, since a kept graph holds one draw. Matrices of one problem share the outcome
+    as long as parameters, modes and hooks do not change.
     """
     state = state_of(problem)
     if problem.found_fit == state:
@@ -24,7 +24,7 @@ def refuse_unfit(problem: Problem) -> None:
     if problem.batches:
         refuse_misfit(problem)
         refuse_chance(problem)
-        if not isinstance(problem.loss, BatchLoss):  # whose values may tie examples together
+        if not isinstance(problem.loss, BatchLoss):  # its values may mix examples
             refuse_shared_outputs(problem)
     if problem.weight and not output_depends_on_parameters(problem):
         some = foreign(", ".join(list(problem.parameters)[:4])) + (", ..." if len(problem.parameters) > 4 else "")
@@ -36,7 +36,7 @@ def refuse_unfit(problem: Problem) -> None:
 
 
 def state_of(problem: Problem) -> list:
-    """Equal as long as the model is the one that was looked at, as far as that shows."""
+    """A list that stays equal as long as the model's parameters, modes and hooks do not change."""
     modules = problem.model.modules()
     return [*(p._version for p in problem.leaves), *((m.training, len(m._forward_hooks)) for m in modules)]
 
@@ -52,4 +52,4 @@ def refuse_misfit(problem: Problem) -> None:
 def refuse_one_example(problem: Problem, name: str) -> None:
     """Raise SpectraError where a covariance would be zero by definition, and rounding is all that is left."""
     if problem.examples < 2:
-        raise SpectraError(f"`curvature` {name}: one example has no covariance; take more `samples`")
+        raise SpectraError(f"`curvature` {name}: a covariance needs two examples or more, got 1; raise `samples`")

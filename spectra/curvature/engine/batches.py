@@ -16,13 +16,13 @@ from spectra.problem.batch import Batch, join_trees
 from spectra.problem.model_inputs import Structured, divisible
 from spectra.problem.problem import Problem
 
-QUARTER = 4  # of memory for one batch, where all do not fit: the rest keeps others
-SMALL = 2**26  # bytes that a batch's product takes, from which on a larger batch is no quicker an example
-LARGE = 2**29  # the same on a CPU, where larger tensors are slower: a ViT's Hessian by a half, for page faults
+QUARTER = 4  # a quarter of memory for one batch, where not all fit: the rest keeps others
+SMALL = 2**26  # bytes of a batch's product beyond which a larger batch is no faster per example
+LARGE = 2**29  # bytes of a product beyond which a CPU is slower: a ViT's Hessian by a half, because of page faults
 
 
 def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
-    """The batches of this process: those of number rank, rank + P, ..., for P processes.
+    """The batches of this process: those with numbers rank, rank + P, ..., for P processes.
 
     Where there are fewer batches than processes and they need not stay `whole`, each process takes a part of every
     batch.
@@ -36,7 +36,7 @@ def own_batches(problem: Problem, whole: bool = True) -> Sequence[Batch]:
 
 
 def resized(batches: Sequence[Batch], costs: Footprint, memory: int) -> list[Batch]:
-    """The examples in their order, in batches whose products fit `memory` bytes and are worth a call each."""
+    """Cut or merge batches, in order, so that their products fit `memory` bytes and are each worth a call."""
     largest, fitting = max(map(elements, batches)), costs.peak.within(memory)
     room = fitting if largest <= fitting else fitting / QUARTER
     if batches[0].indices.device.type == "cpu":
@@ -71,7 +71,7 @@ def merged(batches: Sequence[Batch], room: float) -> list[Batch]:
 
 
 def kind(batch: Batch) -> Any:
-    """A key that is equal for batches that can be joined: shapes but for the first dimension, and dtypes."""
+    """A key that is equal for batches that can be joined: dtypes, and shapes without the first dimension."""
     values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices), is_leaf=is_joined_whole)
     return structure, [kind_of_part(x) for x in values]
 
@@ -81,12 +81,12 @@ def kind_of_part(x: Any) -> Any:
     if isinstance(x, Structured):
         return x.kind()
     if isinstance(x, Tensor) and not divisible(x):
-        return object()  # which equals no other
+        return object()  # unequal to any other
     return list if isinstance(x, list) else (x.shape[1:], x.dtype) if isinstance(x, Tensor) else x
 
 
 def is_joined_whole(x: Any) -> bool:
-    """Whether a part of a batch is no tree of tensors by examples: a list of examples, or graphs."""
+    """Whether a part of a batch is joined as one object, not as a tree of tensors: a list of examples, or graphs."""
     return isinstance(x, list | Structured)
 
 

@@ -1,9 +1,9 @@
-"""Decide by a clock which of several ways to compute something is the fastest, and decide alike ever after.
+"""Time several ways to compute something, choose the fastest, and remember the choice.
 
     choices.choose("layout", {"plain": plain, "channels last": other}, device, of=fingerprint) -> "plain"
 
-Ways may round differently, so what was decided once is taken again wherever numbers must come out the same: later in
-the process, in another run of the same command (from the cache on disk), and when a run is resumed (from its state).
+Ways may round differently, so a choice is used again wherever numbers have to come out the same: later in the process,
+in another run of the same command (from the cache on disk), and when a run is resumed (from its state).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import torch
 from spectra import __version__
 from spectra import cache as disk
 
-REPEATS = 5  # calls of each way, after one that warms up; fewer where they take long
+REPEATS = 5  # timed calls of each way, after one that warms up; fewer where they take long
 ENOUGH = 0.1  # seconds, after which a way is not called again
-MARGIN = 0.9  # of the first way's time: what takes more is not worth another way
-KIND = "choices"  # in the cache on disk
+MARGIN = 0.9  # of the first way's time, which another way has to fall below to be chosen
+KIND = "choices"  # the kind of entries in the cache on disk
 
 _decided: dict[str, str] = {}  # by this process
 
 
 class Choices:
-    """The decisions of one matrix, by name in `made`. What stands there beforehand is taken without measuring.
+    """The timed decisions of one matrix, by name in `made`. A decision that is there already is not measured again.
 
     Args:
         kept: decisions of an unfinished run of the same command, by key; new ones are written to it.
@@ -50,7 +50,7 @@ class Choices:
         """The name of the fastest way. The first one is kept unless another takes less than 0.9 of its time.
 
         Args:
-            name: what is decided, as `made` and records have it.
+            name: the name of the decision in `made` and in records.
             ways: functions that compute the same, by name.
             device: where they run.
             of: the `fingerprint` of what they compute; without one, only `made` remembers the decision.
@@ -66,7 +66,7 @@ class Choices:
     def decide(
         self, name: str, measure: Callable[[], str], ways: Sequence[str], device: torch.device, of: str | None = None
     ) -> str:
-        """The one of some ways that `measure` names; measured once, as `choose` decides once."""
+        """Return the way that `measure()` names, and remember it as `choose` does."""
         if (made := self.made.get(name, "")) in ways:
             return made
         return self._decide(name, measure, lambda way: way in ways, ways, device, of)
@@ -79,7 +79,7 @@ class Choices:
         device: torch.device,
         of: str,
     ) -> float:
-        """The time of one call in units of another, to two digits; for each `of` measured once, as `choose` decides.
+        """The time of one call in units of another, to two digits, measured once for each `of`, as in `choose`.
 
         Both must have been called before, so that they are warm.
         """
@@ -91,13 +91,13 @@ class Choices:
         return float(self._decide(name, measured, is_positive, ["cost"], device, of))
 
     def note(self, name: str, of: str, text: str) -> None:
-        """Write down for a run that is resumed what this one tells of itself."""
+        """Save a text under a name and fingerprint, for the run that resumes this one."""
         key = fingerprint(name, of)
         if self._kept.get(key) != text:
             self._kept[key] = text
 
     def noted(self, name: str, of: str) -> str:
-        """What the run that is resumed has written down; empty where it has nothing."""
+        """The text that `note` has saved in the run that is resumed; empty where there is none."""
         return self._kept.get(fingerprint(name, of), "")
 
     def seconds(self, call: Callable[[], Any], device: torch.device, warm: bool = False) -> float:
@@ -131,7 +131,7 @@ class Choices:
         decided = next(filter(is_valid, earlier), None)
         if decided is None:
             decided = measure()
-            others = of_others(key)  # who has measured meanwhile has used it, and will look for it again
+            others = of_others(key)  # another process may have measured meanwhile, and uses its decision
             decided = others if is_valid(others) else decided
         self._remember(key, decided)
         self.made[name] = decided
@@ -147,7 +147,7 @@ class Choices:
 
 
 def of_others(key: str) -> str:
-    """What any process has decided; empty where nothing is found."""
+    """The decision in the cache on disk, of any process; empty where there is none."""
     return (disk.read(KIND, key) or b"").decode(errors="replace")
 
 
@@ -160,19 +160,19 @@ def is_positive(text: str) -> bool:
 
 
 def fingerprint(*parts: object) -> str:
-    """A digest of what a decision depends on; parts are told apart by their text."""
+    """A digest of all that a decision depends on; parts are compared by their text."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
 
 
 def machine(device: torch.device) -> tuple[str, ...]:
-    """The hardware and software by which times differ."""
+    """The hardware and software on which times depend."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return device.type, name, str(torch.get_num_threads()), torch.__version__, __version__
 
 
 @cache
 def processor() -> str:
-    """The name of this machine's processor, where the system tells it."""
+    """The name of this machine's processor, or of its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -181,7 +181,7 @@ def processor() -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

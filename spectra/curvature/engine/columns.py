@@ -2,8 +2,8 @@
 
     together(second, k)(*residuals, V)[i] = second(*residuals, V[i]),   V of shape (k, n)
 
-The k values of a node lie in a first dimension. Products with a matrix that all share are one product of k times as
-many rows; what has no rule here is written by torch.func.vmap.
+The k values of a node are stacked along a new first dimension. k products with one shared matrix become one product
+with k times as many rows; operations without a rule here are vectorised by torch.func.vmap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 
 def together(module: GraphModule, width: int) -> GraphModule:
-    """The graph of `width` vectors, the rows of its last argument. Raises RuntimeError where it cannot be written."""
+    """The graph for `width` vectors, the rows of its last argument. Raises RuntimeError where it cannot be written."""
     found = Rewriting(module, width).graph()
     merged_reshapes(found)
     merged_sums(found)
@@ -48,9 +48,10 @@ def together(module: GraphModule, width: int) -> GraphModule:
 
 
 class Rewriting:
-    """The graph of k vectors as it is written, node by node.
+    """The graph for k vectors, written node by node.
 
-    `rows` are the nodes, by that of one vector, that hold k values; `shared` those that hold one for all.
+    `rows` maps each node of the graph for one vector to the new node of its k values, and `shared` to the new node of
+    its one value for all vectors.
     """
 
     def __init__(self, module: GraphModule, width: int):
@@ -77,7 +78,7 @@ class Rewriting:
         return self.new
 
     def copied(self, node: Any) -> Node:
-        """A node on which the vectors have no influence."""
+        """Copy a node that does not depend on the vectors."""
         copy = self.new.node_copy(node, self.shared.__getitem__)
         if node.op == "get_attr":
             copy.meta = {"val": constant(self.module, node.target)}
@@ -86,7 +87,7 @@ class Rewriting:
         return copy
 
     def write(self, node: Any) -> None:
-        """The node of k values, by its rule."""
+        """Write the node of k values, by the rule for its operation."""
         if node.target is operator.getitem:
             self.rows[node] = self.rows[node.args[0]][node.args[1]]
             return
@@ -102,7 +103,7 @@ class Rewriting:
             self.rows[node] = made
 
     def by_vmap(self, node: Any) -> Any:
-        """What torch.func.vmap makes of a call, node by node."""
+        """Write a call as torch.func.vmap does it, node by node."""
         leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Node)]
         inputs = [self.of(leaves[i]) for i in places]
@@ -129,7 +130,7 @@ class Rewriting:
         return tuple(next(rest) if is_tensor else None for is_tensor in made)
 
     def inlined(self, graph: Graph, inputs: Sequence[Any]) -> Any:
-        """A graph's results, after its nodes are written here."""
+        """Copy a graph's nodes into the new graph, and return its results."""
         copies = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
         for node in graph.nodes:
             if node.op == "output":
@@ -143,10 +144,10 @@ class Rewriting:
                 raise RuntimeError(f"vmap reads a constant ({node.target})")
         raise AssertionError("a graph without an output")
 
-    # What rules are made of.
+    # The building blocks of rules.
 
     def call(self, target, *args, **kwargs) -> Node:
-        """A new node that calls a function, with the value that it would have."""
+        """A new node that calls a function, with a tensor of its result's shape and type."""
         node = self.new.call_function(target, args, kwargs)
         fakes = pytree.tree_map_only(Node, lambda x: x.meta["val"], (args, kwargs))
         fakes[1].pop("device", None)
@@ -170,7 +171,7 @@ class Rewriting:
         return isinstance(argument, Node) and argument in self.rows
 
     def one(self, argument: Any) -> Any:
-        """The node of one value for all, or an argument that is no node."""
+        """The node of one value for all vectors; an argument that is not a node is returned as it is."""
         return self.shared[argument] if isinstance(argument, Node) else argument
 
     def of(self, argument: Any) -> Any:
@@ -178,7 +179,7 @@ class Rewriting:
         return self.rows[argument] if self.is_batched(argument) else self.one(argument)
 
     def batched(self, argument: Any) -> Node:
-        """The node of k values; of what all share, k times the same, without memory."""
+        """The node of k values; a shared value is repeated k times, without memory."""
         if argument in self.rows:
             return self.rows[argument]
         node = self.shared[argument]
@@ -186,7 +187,7 @@ class Rewriting:
         return self.call(aten.expand.default, node, [self.width, *shape])
 
     def aligned(self, argument: Node, rank: int) -> Node:
-        """The k values with ones in front, so that they meet others of that rank from behind."""
+        """The k values with dimensions of size 1 inserted, so that they broadcast with values of this rank."""
         node = self.rows[argument]
         width, *shape = node.meta["val"].shape
         if len(shape) == rank:
@@ -196,14 +197,14 @@ class Rewriting:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a rule gives that is one value for all vectors."""
+    """The result of a rule that is one value for all vectors."""
 
     node: Node
 
 
 @contextmanager
 def silent_fallback() -> Iterator[None]:
-    """Inside, vmap does not warn of operations that it can only take k times."""
+    """A context in which vmap does not warn of operations that it runs k times, one by one."""
     switch = getattr(getattr(torch._C, "_functorch", None), "_set_vmap_fallback_warning_enabled", None)
     if switch:
         switch(False)
@@ -225,7 +226,7 @@ def shape_of(node: Any) -> list[int]:
 
 
 def shifted(dim: int, rank: int) -> int:
-    """The place of a dimension behind that of the k values."""
+    """The index of a dimension once the dimension of the k values is in front."""
     return dim % max(rank, 1) + 1
 
 
@@ -240,7 +241,7 @@ def is_transposed(node: Node) -> bool:
 
 
 def pointwise(to: Rewriting, node: Any) -> Node | None:
-    """An operation on elements, which expands by itself."""
+    """An elementwise operation, which broadcasts by itself."""
     rank = rank_of(node)
 
     def argument(x):
@@ -253,7 +254,7 @@ def pointwise(to: Rewriting, node: Any) -> Node | None:
 
 
 def same(to: Rewriting, node: Any) -> Node:
-    """What only lays its argument out anew."""
+    """An operation that only changes the memory layout."""
     return to.rows[node.args[0]]
 
 
@@ -314,7 +315,7 @@ def joined(to: Rewriting, node: Any) -> Node | None:
 
 
 def zeros(to: Rewriting, node: Any) -> Shared:
-    """A new tensor that reads of its argument the type alone."""
+    """A new tensor that takes only the type of its argument."""
     kwargs = {key: x for key, x in node.kwargs.items() if key != "memory_format"}
     return Shared(to.call(NEW[node.target], to.of(node.args[0]), shape_of(node), **kwargs))
 
@@ -355,10 +356,10 @@ def bmm(to: Rewriting, node: Any) -> Node:
 
 
 def many_products(to: Rewriting, a: Any, b: Any) -> Node:
-    """k times many products of matrices.
+    """k batches of products of matrices.
 
-    They are one batch of them, for which what all share is copied k times. Where that is more than all the rest, as
-    with the weights of attention, the k values lie side by side instead, as more rows or columns of one matrix.
+    They become one batch, for which a shared operand is copied k times. Where that copy is larger than everything else,
+    as with the weights of attention, the k values become more rows or columns of one matrix instead.
     """
     (many, rows, inner), numbers = shape_of(a), shape_of(b)[2]
     if not to.is_batched(b) and inner * numbers > rows * (inner + numbers):
@@ -409,7 +410,7 @@ def scatter(to: Rewriting, node: Any) -> Node | None:
 
 
 def embedded(to: Rewriting, node: Any) -> Node | None:
-    """The derivative of an embedding by its weight: k of them are one of k times as many numbers a row."""
+    """The derivative of an embedding by its weight: k of them are one with rows k times as long."""
     slope, indices, *rest = node.args
     if to.is_batched(indices) or rest[2:] != [False] or len(rest) != 3:
         return None
@@ -428,7 +429,7 @@ def placed_back(to: Rewriting, node: Any) -> Node:
 
 
 def softmax_slope(to: Rewriting, node: Any) -> Node | None:
-    """y g - y sum(y g), in which y is not copied k times, as PyTorch's kernel would have it."""
+    """y g - y sum(y g), where y need not be copied k times as for PyTorch's kernel."""
     slope, y, dim, dtype = node.args
     if to.is_batched(y) or dtype != slope.meta["val"].dtype or node.kwargs or not rank_of(y):
         return None
@@ -492,7 +493,7 @@ def padded(to: Rewriting, node: Any) -> Node:
 
 
 def merged_reshapes(graph: Graph) -> None:
-    """Remove reshapes that another follows, and those to the shape that is there."""
+    """Remove reshapes that another reshape follows, and reshapes that keep the shape."""
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
         x = first_input(node)
         while is_call(x, aten.reshape.default):

@@ -1,6 +1,6 @@
 """Compile the second half of a product by Inductor, the compiler behind `torch.compile`.
 
-Parameters are inputs of what is compiled, so that all points of one network share the code that Inductor keeps on disk.
+Parameters are inputs of the compiled code, so that all points of one network share what Inductor caches on disk.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Uncompilable(RuntimeError):
 
 
 def pays(graph: GraphModule, seconds: float, products: int) -> bool:
-    """Whether so many products, of so many seconds each, save more time than it takes to compile them."""
+    """Whether compilation saves more time than it takes, over this number of products of `seconds` each."""
     return products * seconds * SAVED > COMPILING * len(graph.graph.nodes)
 
 
 def compiled(module: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """A plain graph of one result, compiled for arguments of the shapes and strides of these, and compared on them.
+    """Compile a plain graph of one result for arguments with these shapes and strides, and check it on them.
 
-    Strides may differ in a call, which costs a copy. Raises Uncompilable.
+    A call with other strides costs a copy. Raises Uncompilable.
     """
     layouts = [x.stride() for x in arguments]
 
@@ -54,20 +54,20 @@ def compiled(module: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., 
             raise
         raise Uncompilable(describe(error)) from error
     if not (found - wanted).norm() <= torch.finfo(found.dtype).eps ** 0.5 * wanted.norm():
-        raise Uncompilable("what is compiled gives another product")
+        raise Uncompilable("the compiled product differs from the plain one")
     return call
 
 
 def compiled_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """A graph, compiled for arguments like these."""
+    """Compile a graph for arguments like these."""
     from torch._inductor import compile, config  # which takes seconds
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Without an environment of shapes nothing is kept on disk.
+    # Without a ShapeEnv nothing is cached on disk.
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes: list[Any] = [mode.from_tensor(x.detach(), static_shapes=True) for x in arguments]
-    # Kernels that a clock chooses would round differently from run to run.
+    # Kernels chosen by timing would round differently from run to run.
     options = {"deterministic": True} if hasattr(config, "deterministic") else {}
     return cast(Callable[..., Tensor], compile(graph, fakes, options=options))
 
@@ -95,7 +95,7 @@ def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let nothing be logged, as PyTorch's compiler does, nor warned of, inside this context."""
+    """Silence logging and the many warnings of PyTorch's compiler inside this context."""
     before = logging.root.manager.disable
     logging.disable()
     try:

@@ -1,8 +1,8 @@
-"""Convolutions whose second derivatives are convolutions and their derivatives too, with all groups in one call.
+"""Convolutions with fast second derivatives, made of convolutions and their derivatives with all groups in one call.
 
-PyTorch's own write the second derivative by the weight as a convolution across the batch, whose kernels are as large
-as images, and as one for each group where there are several: on a GPU that takes twenty times as long as a derivative
-by the weight, and for depthwise layers it is thousands of calls.
+PyTorch computes the second derivative by the weight as a convolution across the batch with kernels as large as images,
+one for each group: on a GPU that takes twenty times as long as a derivative by the weight, and for depthwise layers it
+is thousands of calls.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ PLAIN = (Tensor, nn.Parameter)
 
 
 class Geometry(NamedTuple):
-    """The settings of a convolution, one number a dimension of the images; as the last arguments of
-    `torch.convolution`.
-    """
+    """The settings of a convolution, in the order of the last arguments of `torch.convolution`."""
 
     stride: list[int]
     padding: list[int]
@@ -56,7 +54,7 @@ class Convolution(torch.autograd.Function):
 
 
 class Derivatives(torch.autograd.Function):
-    """The derivatives of a convolution by x and by w, given the slope by its output; those wanted, None for others.
+    """The derivatives of a convolution by x and by w, given the slope by its output; None for one not wanted.
 
     The first is linear in the slope and w, the second in the slope and x.
     """
@@ -71,7 +69,7 @@ class Derivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *directions: Tensor | None):
-        """The derivatives by slope, x and w, along directions in which the outputs are weighed."""
+        """The derivatives by slope, x and w, given those by the outputs."""
         slope, x, w = ctx.saved_tensors
         geometry, (by_slope, by_x, by_w) = ctx.geometry, asked_for(ctx)
         dx, dw = directions
@@ -90,7 +88,7 @@ class Derivatives(torch.autograd.Function):
 def asked_for(ctx) -> list[bool]:
     """Whether the backward pass that is running asks for the derivative by each tensor that a function was given.
 
-    PyTorch's own functions know; `ctx.needs_input_grad` says whether any pass might.
+    `ctx.needs_input_grad` only says whether some backward pass may ask for it.
     """
     return [node is not None and is_run(node) for node, _ in ctx.next_functions]
 
@@ -132,7 +130,7 @@ SETTINGS = {
 
 
 def serves(x: Any, w: Any, bias: Any, dims: int) -> bool:
-    """Whether the arguments are plain batches of images and weights, of which autograd alone wants a derivative."""
+    """Whether the arguments are plain batches of images and weights that only autograd differentiates."""
     tensors = [x, w] if bias is None else [x, w, bias]
     return (
         all(type(tensor) in PLAIN for tensor in tensors)
@@ -150,7 +148,7 @@ def serves(x: Any, w: Any, bias: Any, dims: int) -> bool:
 def geometry_of(
     w: Tensor, dims: int, transposed: bool, stride=1, padding=0, dilation=1, output_padding=0, groups=1
 ) -> Geometry | None:
-    """The settings as `torch.convolution` takes them; None for a padding that is not alike on both sides."""
+    """The settings as `torch.convolution` takes them; None for a padding that differs between the two sides."""
     dilation = each(dilation, dims)
     if padding == "valid":
         padding = 0

@@ -1,6 +1,7 @@
-"""Convolutions of k vectors at once: those that share a weight are one of k times as many images.
+"""Rules of `columns` for convolutions of k vectors at once.
 
-rules for `columns`: k images a weight go into the batch, k weights an image into the channels
+Convolutions of k images with one weight are one convolution with a batch k times as large; those of one image with k
+weights are one with k times as many channels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ aten = torch.ops.aten
 
 
 def convolution(to: Any, node: Any) -> Node | None:
-    """A convolution, of k images or of k weights."""
+    """A convolution with k images or k weights."""
     x, weight, bias, stride, padding, dilation, turned, output_padding, groups = node.args
     settings = (stride, padding, dilation, turned, output_padding, groups)
     if to.is_batched(x) and to.is_batched(weight):
@@ -39,7 +40,7 @@ def convolution(to: Any, node: Any) -> Node | None:
 
 
 def convolution_backward(to: Any, node: Any) -> tuple | None:
-    """The derivatives of a convolution, of which one argument differs among the k."""
+    """The derivatives of a convolution where one argument has k values."""
     slope, x, weight, _, *settings, mask = node.args
     turned, groups = settings[3], settings[5]
     batched = [argument for argument in (slope, x, weight) if to.is_batched(argument)]
@@ -57,7 +58,7 @@ def convolution_backward(to: Any, node: Any) -> tuple | None:
             found = backward(to, to.one(slope), images, with_dimension(to, weight, place), settings, 0)
             by_image = out_of_dimension(to, found, 1)
         else:
-            return None  # none of the k differs in it
+            return None  # it is the same for all k
     if mask[1]:
         if batched == [slope]:
             place = 1 if turned else 0
@@ -86,7 +87,7 @@ def backward(to: Any, slope: Node, x: Node, weight: Node, settings: list, wanted
 
 
 def empty(to: Any, like: Node, shape: list[int]) -> Node:
-    """An argument of which only the shape is read."""
+    """An argument from which only the shape is read."""
     return to.call(aten.new_empty.default, to.of(like), shape)
 
 
@@ -102,7 +103,7 @@ def with_batch(to: Any, x: Node) -> Node:
 
 
 def with_dimension(to: Any, x: Node, place: int) -> Node:
-    """The k values with k times as long a dimension."""
+    """The k values merged into one dimension, which becomes k times as long."""
     shape = x.meta["val"].shape
     moved = to.rows[x]
     if place:
@@ -112,7 +113,7 @@ def with_dimension(to: Any, x: Node, place: int) -> Node:
 
 
 def out_of_dimension(to: Any, x: Node, place: int) -> Node:
-    """The k values of which one dimension holds all."""
+    """The k values, split out of the dimension into which they were merged."""
     shape = [*x.meta["val"].shape]
     found = to.call(aten.reshape.default, x, [*shape[:place], to.width, shape[place] // to.width, *shape[place + 1 :]])
     order = [place, *(i for i in range(len(shape) + 1) if i != place)]

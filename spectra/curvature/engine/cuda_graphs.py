@@ -1,4 +1,4 @@
-"""Products as CUDA graphs: a fixed sequence of kernels that is launched at once, where launching takes the time.
+"""Products as CUDA graphs: a fixed sequence of kernels, launched at once, since launching takes most of the time.
 
 Captured(apply, example, graphs)(v) = apply(v), bit for bit
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from spectra.errors import describe
 
 WORTH_A_GRAPH = 10  # products: a capture takes five
-VECTORS = 2  # that a graph holds a column: what it multiplies, and the product
-WARM_UP = 3  # calls before the capture, in which libraries choose their algorithms and take their workspaces
+VECTORS = 2  # vectors that a graph holds for a column: the argument and the product
+WARM_UP = 3  # calls before the capture, in which libraries choose algorithms and allocate workspaces
 
 Run = Callable[[Tensor], Tensor]
 
 
 def graphs_for(device: torch.device, products: int) -> Graphs | None:
-    """The graphs of a matrix for so many products; None where they do not pay, or the device has none."""
+    """The graphs of a matrix for this number of products; None where they do not pay, or the device has none."""
     return Graphs(device) if device.type == "cuda" and products >= WORTH_A_GRAPH else None
 
 
@@ -31,22 +31,22 @@ class Graphs:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.why: str | None = None  # one could not be captured, after which none is
+        self.why: str | None = None  # why a capture failed; no other is tried after that
         self._stream: Any = None
         self._pool: Any = None
 
     def captured(self, apply: Run, example: Tensor) -> Run:
-        """The function as a graph for arguments like the example; itself where it cannot be captured, see `why`."""
+        """Capture the function for arguments like the example; return the function itself where that fails (`why`)."""
         if self.why is None:
             try:
                 return Captured(apply, example, self)
-            except Exception as error:  # of any kind: what cannot be captured runs as it is
+            except Exception as error:  # of any kind: the function then runs as it is
                 self.why = describe(error)
         return apply
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Work on the stream of the captures inside this context, in order with what is around it.
+        """Work on the stream of the captures inside this context, in order with the work around it.
 
         A backward pass runs on the stream of its forward pass, so that one to be captured must be built here.
         """
@@ -61,9 +61,9 @@ class Graphs:
             main.wait_stream(self._stream)
 
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record what a function computes: returns what computes it anew, and the tensor that then holds the result.
+        """Record a function: return a function that replays it, and the tensor that then holds the result.
 
-        Raises RuntimeError where the function does what no graph can, as waiting for the device.
+        Raises RuntimeError where the function does something that a graph cannot do, such as waiting for the device.
         """
         with self.beside():
             for _ in range(WARM_UP):
@@ -71,7 +71,7 @@ class Graphs:
         main = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may go on as they do: those that load data pin memory, which else would end the capture.
+            # Other threads may go on: those that load data pin memory, which would end a capture in another mode.
             mode = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
             with torch.cuda.graph(graph, **mode):
                 result = compute()
@@ -82,10 +82,10 @@ class Graphs:
         return graph.replay, result
 
     def _clear_away(self) -> None:
-        """Undo what PyTorch leaves of a capture whose end has failed.
+        """Undo what PyTorch leaves behind when the end of a capture fails.
 
-        What the stream allocates would go to the graphs' memory ever after, and that would never be given back. And
-        the device's random generator would refuse to run, and other graphs to be replayed, until another capture ends.
+        All that the stream allocates would go to the memory of graphs from then on, which is never freed. The device's
+        random generator would refuse to run, and other graphs to be replayed, until another capture ends.
         """
         main, device = torch.cuda.current_stream(self.device), torch.cuda.current_device()
         with suppress(Exception):  # the first raises where the end has not failed
@@ -105,7 +105,7 @@ class Retained:
     """The product of a batch whose autograd graph is kept: its backward pass as a CUDA graph.
 
     Args:
-        make: makes the product.
+        make: a function that makes the product.
         graphs: the graphs of the matrix.
     """
 
@@ -117,15 +117,15 @@ class Retained:
 
     @property
     def captured(self) -> bool:
-        """Whether it runs as a CUDA graph."""
+        """Whether the product runs as a CUDA graph."""
         return isinstance(self.run, Captured)
 
     def is_captured(self, columns: int) -> bool:
-        """Whether a product with so many columns runs as CUDA graphs alone."""
+        """Whether a product with this number of columns runs entirely as CUDA graphs."""
         return self.captured
 
     def __call__(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
-        """The product with a vector (n,); of the diagonal block of some parameters, with one of these."""
+        """The product with a vector (n,), or of the diagonal block of some leaves with a vector (n_l,)."""
         if leaves is not None:
             return self.apply(vector, leaves)
         if self.run is None:
@@ -134,10 +134,10 @@ class Retained:
 
 
 class Captured:
-    """A function of a vector (n,) or of rows (k, n) that reads nothing else that changes, as one graph.
+    """One graph of a function of a vector (n,) or of rows (k, n), which may read nothing else that changes.
 
-    Raises RuntimeError where the function cannot be captured, or where its graph gives other bits: another number, for
-    a function whose own bits differ from call to call, as sums by atomic operations do.
+    Raises RuntimeError where the function cannot be captured, or its graph gives other bits. If the function's own bits
+    differ from call to call, as with sums by atomic operations, results are compared up to rounding instead.
     """
 
     def __init__(self, apply: Run, example: Tensor, graphs: Graphs):
@@ -146,9 +146,9 @@ class Captured:
         wanted, again = (apply(self.argument).clone() for _ in range(2))
         agree = same_bits if same_bits(wanted, again) else same_numbers
         self.replay, self.result = graphs.record(lambda: apply(self.argument))
-        for _ in range(2):  # the second time it reads what the first has left
+        for _ in range(2):  # the second call must not see what the first has left
             if not agree(self(example), wanted):
-                raise RuntimeError("a CUDA graph of the product gives other bits")
+                raise RuntimeError("a CUDA graph of the product gives another result")
 
     def __call__(self, argument: Tensor) -> Tensor:
         self.argument.copy_(argument)
@@ -157,7 +157,7 @@ class Captured:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, where they are numbers, and not numbers in the same places."""
+    """Whether two tensors are equal, with nan in the same places."""
     return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
 
 

@@ -1,4 +1,4 @@
-"""Derivatives of derivatives by autograd, and the PyTorch settings under which every model has them."""
+"""Second derivatives by autograd, and the PyTorch settings under which every model has them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from spectra.problem.problem import Problem
 from spectra.problem.side_effects import modules
 from spectra.vectors import without_autocast
 
-# v (n,) -> A v, or of the diagonal block of some leaves (n_l,) -> A_ll v, without what belongs to others alone.
+# A function of v (n,) that returns A v. With a slice of leaves as second argument, it maps v (n_l,) to A_ll v, without
+# the work for other leaves.
 Apply = Callable[..., Tensor]
 LOSS = re.compile(r"\baten::\w*loss")  # an operation that is a loss
 NESTED = re.compile(r"nested|aten::(matmul|linear)_backward|\bj\d+\b", re.IGNORECASE)  # j5: a ragged size
@@ -32,19 +33,19 @@ NESTED = re.compile(r"nested|aten::(matmul|linear)_backward|\bj\d+\b", re.IGNORE
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Set PyTorch so that every model has second derivatives, with one answer, and restore its settings on leaving.
+    """Set PyTorch so that kernels are deterministic and have second derivatives, inside this context.
 
-    Inside, kernels have a second derivative and are deterministic, no hook on a gradient runs, and autocast of the
-    caller's is off. Fused attention and cuDNN's recurrent layers (oneDNN's have) have no second derivative, nor have
-    the functions of `replacements` and what torch.compile makes. TF32, which keeps 10 bits, is off.
+    Hooks on gradients do not run, and the caller's autocast and TF32 (10 bits) are off. Fused attention, cuDNN's
+    recurrent layers (oneDNN's have one), the functions of `replacements` and code compiled by torch.compile have no
+    second derivative, and are switched off or replaced. Settings are restored on leaving.
     """
     backends = torch.backends
     settings = [
         (backends.cudnn, "benchmark", False),
         (backends.cudnn, "deterministic", True),
         *older_switch(),
-        # TF32 and bfloat16 by operation: PyTorch's older switches (allow_tf32, and the `flags` that set them) raise
-        # or warn where a program has used the newer ones. Torch's stubs lack these: its modules are replaced at import.
+        # TF32 and bfloat16 for each operation: PyTorch's older switches (allow_tf32, and the `flags` that set them)
+        # raise or warn where a program has used these newer ones. Torch's stubs lack them.
         (backends.cudnn.conv, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.cudnn.rnn, "fp32_precision", "ieee"),  # pyright: ignore[reportAttributeAccessIssue]
         (backends.cuda.matmul, "fp32_precision", "ieee"),
@@ -74,8 +75,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def older_switch() -> list[tuple[object, str, object]]:
-    """The setting of cuDNN's older switch of TF32, which models read that call `torch.backends.cudnn.flags`, as with
-    CTC: it raises unless it agrees with those by operation. A program in which it raises already keeps it.
+    """The setting for cuDNN's older switch of TF32; empty where reading it already raises.
+
+    Models that call `torch.backends.cudnn.flags`, as with CTC, read it, and it raises unless it agrees with the
+    switches for each operation.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -90,7 +93,7 @@ def uncompiled() -> AbstractContextManager:
 
     The code that torch.compile makes has no second derivative.
     """
-    compiles = "torch._dynamo" in sys.modules  # whoever compiles has it; for others its import takes seconds
+    compiles = "torch._dynamo" in sys.modules  # loaded if anything was compiled; importing it takes seconds
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
@@ -98,8 +101,7 @@ def uncompiled() -> AbstractContextManager:
 def start_autograd(device: torch.device) -> None:
     """Launch a first kernel in autograd's thread of a CUDA device.
 
-    That gives the thread its CUDA context: where a thread begins with a matrix product, PyTorch warns that there is
-    none.
+    It gives the thread a CUDA context. Without one, PyTorch warns where the thread begins with a matrix product.
     """
     one = torch.ones((), device=device, requires_grad=True)
     torch.autograd.grad(one * one, one)
@@ -117,10 +119,10 @@ def explained() -> Iterator[None]:
         if NESTED.search(what):
             raise SpectraError(
                 f"`model`: PyTorch lacks a derivative of a layer for nested tensors ({what}); pad the "
-                "sequences to one length before that layer, and mask what is padded"
+                "sequences to one length before that layer, and mask the padding"
             ) from error
         if any(phrase in what for phrase in ("not implemented", "not support", "differentiated twice")):
-            if LOSS.search(what):  # called by a loss of (model, batch), or by the model itself
+            if LOSS.search(what):  # in a loss of (model, batch), or in the model itself
                 text = f"has no second derivative ({what}); write it with operations that can be differentiated twice"
                 way_out = "or as a function of (output, target), and ask for `curvature` fisher-empirical"
                 raise SpectraError(f"`loss`: {text}, {way_out}") from error
@@ -142,11 +144,13 @@ def switched(settings: Sequence[tuple[object, str, object]]) -> Iterator[None]:
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = None, create_graph: bool = False):
-    """The derivative of weights'output by each input, zeros where it does not depend on one; the graph is kept."""
+    """The derivative of weights'output by each input, zero where it does not depend on one; keeps the graph."""
     if not output.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
     if create_graph and weights is None:
-        weights = torch.ones_like(output, requires_grad=True)  # else once_differentiable functions may go unnoticed
+        weights = torch.ones_like(
+            output, requires_grad=True
+        )  # otherwise once_differentiable functions may go unnoticed
     gradients = torch.autograd.grad(
         output,
         inputs,
@@ -162,7 +166,7 @@ def gradient(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None = 
 
 
 def combined_gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]):
-    """The derivative of the sum of all weights'output by each input; the graph is kept."""
+    """The derivative of the sum of all weights'output by each input; keeps the graph."""
     held = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     if not held:
         return tuple(torch.zeros_like(x) for x in inputs)
@@ -172,10 +176,10 @@ def combined_gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weigh
 
 
 def refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
-    """Raise RuntimeError where a layer's derivative is cut off from its graph.
+    """Raise RuntimeError where a layer's derivative is detached from its graph.
 
-    Its node would raise if it ran, but leads to none of our inputs, so that autograd passes it by and takes the
-    derivative beyond for zero (pytorch, `once_differentiable` in torch/autograd/function.py).
+    Its node would raise if it ran, but does not lead to any of our inputs, so autograd skips it and takes the
+    derivative for zero (pytorch, `once_differentiable` in torch/autograd/function.py).
     """
     if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradients)):
         raise RuntimeError("a function marked with @once_differentiable cannot be differentiated twice")
@@ -195,12 +199,12 @@ class Jacobian:
         self.transposed = problem.vector(self.parts)
 
     def times(self, vector: Tensor, leaves: slice | None = None) -> Tensor:
-        """J v, of the shape of the rows; for a slice of parameters, v is (n_l,) of these alone."""
+        """J v, of the shape of the rows, for v (n,); or for v (n_l,) with a slice of the parameters."""
         if leaves is None:
             return gradient(self.transposed, (self.dummy,), vector)[0]
         return combined_gradient(self.parts[leaves], (self.dummy,), self.problem.tensors(vector, leaves))[0]
 
     def transposed_times(self, rows: Tensor, leaves: slice | None = None) -> Tensor:
-        """J'u (n,), for u of the shape of the rows; for a slice of parameters, (n_l,)."""
+        """J'u (n,), for u of the shape of the rows; (n_l,) with a slice of the parameters."""
         inputs = self.problem.leaves[leaves or slice(None)]
         return self.problem.vector(gradient(self.rows, inputs, rows))

@@ -1,6 +1,6 @@
-"""Spare memory where products would not fit it: logits by chunks of tokens, and blocks computed anew for derivatives.
+"""Save memory where products do not fit it: logits in chunks of tokens, and recomputed activations of blocks.
 
-Either costs time, so neither is done where what can be kept fits without.
+Both cost time, so they are used only where memory is too small otherwise.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from spectra.problem.side_effects import modules
 from spectra.problem.tokens import Head
 from spectra.wording import counted
 
-COPIES = 10  # of the logits that a product takes at most, from scratch
-FEWER = 16  # tokens of the smallest chunk, in sizes of a hidden state
-PART = 8  # of memory for the copies of a chunk
-LARGE = 2**28  # bytes of a chunk's copies on a CPU, where larger tensors are slower
+COPIES = 10  # the largest number of copies of the logits that a product from scratch takes
+FEWER = 16  # the smallest chunk has (hidden size) / 16 tokens
+PART = 8  # an eighth of memory for the copies of a chunk
+LARGE = 2**28  # the largest bytes of a chunk's copies on a CPU, where larger tensors are slower
 
 
 @dataclass(frozen=True)
 class Economy:
-    """A problem whose products take less memory, where that is short, and the memory that they take."""
+    """A problem in a form whose products fit memory, and the memory that they take."""
 
     problem: Problem
     costs: Footprint
 
     @property
     def path(self) -> str:
-        """What is done to spare memory, for the record; empty where nothing is."""
+        """How memory is saved, for the record; empty where it is not."""
         head, blocks = self.problem.head, len(self.problem.blocks)
         found = [f"logits in chunks of {counted(head.chunk, 'token')}"] if head else []
         if blocks:
@@ -51,12 +51,12 @@ class Economy:
 
 
 def economical(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> Economy:
-    """The problem as its products fit memory.
+    """Choose a form of the problem whose products fit memory.
 
     Args:
         linearise: the function that makes the product of a batch.
         problem: the model, loss and data.
-        memory: bytes for products; None: a share of the device's; 0: nothing is spared.
+        memory: bytes for products; None: a share of the device's; 0: no limit, and no memory is saved.
         whole: whether batches stay as they are.
     """
     limit = products_share(problem.device) if memory is None else memory
@@ -81,7 +81,7 @@ def economical(linearise: Linearise, problem: Problem, memory: int | None, whole
 
 
 def attempt(linearise: Linearise, problem: Problem) -> Economy | None:
-    """The memory of a problem's products; None where memory runs out already when that is measured."""
+    """Measure the memory of a problem's products; None where memory runs out in doing so."""
     try:
         return Economy(problem, footprint(linearise, problem))
     except RuntimeError as error:
@@ -91,7 +91,7 @@ def attempt(linearise: Linearise, problem: Problem) -> Economy | None:
 
 
 def forms(problem: Problem, limit: int) -> list[Problem]:
-    """The problem as it is, unless the logits of a few examples clearly do not fit, and with logits by chunks."""
+    """The problem as it is, unless the logits of a few examples clearly do not fit, and with logits in chunks."""
     layer = find_head(problem) if problem.head is None else None
     if layer is None:
         return [problem]
@@ -100,35 +100,37 @@ def forms(problem: Problem, limit: int) -> list[Problem]:
 
 
 def all_fit(found: Economy, limit: int, whole: bool) -> bool:
-    """Whether what is kept of all batches of this process, and a product of the smallest besides, fit the limit."""
+    """Whether all that this process's batches keep, plus a product of the smallest batch, fits the limit."""
     sizes = [elements(batch) for batch in own_batches(found.problem)]
     kept = sum(found.costs.kept(size) for size in sizes)
     return kept + found.costs.peak(smallest(found, whole)) <= limit
 
 
 def one_fits(found: Economy, limit: int, whole: bool) -> bool:
-    """Whether a product of the smallest batch that can be fits the limit."""
+    """Whether a product of the smallest possible batch fits the limit."""
     return found.costs.peak(smallest(found, whole)) <= limit
 
 
 def smallest(found: Economy, whole: bool) -> float:
-    """The elements of a batch to which others can be cut at least: an example, or the largest as it is."""
+    """The elements of the smallest possible batch: of one example, or of the largest batch if batches stay whole."""
     whole = whole or not found.costs.scales
     return max(elements(batch) / (1 if whole else len(batch)) for batch in found.problem.batches)
 
 
 def with_head(problem: Problem, found: tuple[str, int, int], limit: int) -> Problem:
-    """The problem with logits by chunks, of as many tokens as a part of memory holds."""
+    """The problem with logits in chunks, each of as many tokens as a part of memory holds."""
     name, classes, _ = found
     room = limit // PART if problem.device.type != "cpu" else min(limit // PART, LARGE)
     layer = problem.model.get_submodule(name)
-    least = getattr(layer, "in_features", 0) // FEWER  # fewer would spare nothing beside the layer's own gradient
+    least = (
+        getattr(layer, "in_features", 0) // FEWER
+    )  # a smaller chunk would save little beside the layer's own gradient
     chunk = max(1, least, room // (COPIES * classes * problem.dtype.itemsize))
     return replace(problem, head=Head(name, chunk))
 
 
 def with_small_logits(problem: Problem) -> Problem:
-    """The problem with logits by chunks where those of a batch are large, for the loss and for a gradient of it."""
+    """The problem with logits in chunks if those of a batch are large, to evaluate the loss and its gradient."""
     if problem.head is not None or largest_logits(problem) <= LARGE:
         return problem
     layer = find_head(problem)
@@ -136,7 +138,7 @@ def with_small_logits(problem: Problem) -> Problem:
 
 
 def largest_logits(problem: Problem) -> int:
-    """The bytes of the logits of the largest batch at most, as labels and linear layers show; 0 for other losses."""
+    """An upper bound of the bytes of a batch's logits, from labels and linear layers; 0 without cross entropy."""
     if not isinstance(problem.loss, CrossEntropy):
         return 0
     widths = (layer.out_features for layer in modules(problem.model) if isinstance(layer, nn.Linear))
@@ -145,7 +147,7 @@ def largest_logits(problem: Problem) -> int:
 
 
 def with_blocks(problem: Problem) -> Problem:
-    """The problem with those blocks computed anew that can be: it is as it was where there are none."""
+    """The problem with recomputed activations in all blocks that allow it; the problem itself where none does."""
     names = blocks_of(problem.model)
     if not names:
         return problem
@@ -164,7 +166,7 @@ def with_blocks(problem: Problem) -> Problem:
 
 
 def same_derivative(problem: Problem, other: Problem, batch: Batch) -> bool:
-    """Whether two forms of a problem have the same gradient by the rows of a batch in a direction."""
+    """Whether two forms of a problem have the same J'u on a batch, for one u in output space."""
     slopes = []
     try:
         for each in (problem, other):
@@ -172,5 +174,5 @@ def same_derivative(problem: Problem, other: Problem, batch: Batch) -> bool:
             weights = torch.linspace(1, 2, rows.numel(), dtype=rows.dtype, device=rows.device).view_as(rows)
             slopes.append(problem.vector(combined_gradient([rows], problem.leaves, [weights])))
     except RuntimeError as error:
-        return out_of_memory(error)  # then it is needed, and the check of derivatives sees the rest
+        return out_of_memory(error)  # then recomputation is needed, and the check of derivatives finds any error
     return bool((slopes[0] - slopes[1]).norm() <= torch.finfo(problem.dtype).eps ** 0.5 * slopes[0].norm())

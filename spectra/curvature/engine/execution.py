@@ -1,6 +1,6 @@
 """Run the second half of a trace: for one vector, or for the rows of (k, n) at once.
 
-Execution(second).graph(1)(*residuals, v)    second itself, with results written over what nobody reads again
+Execution(second).graph(1)(*residuals, v)    second itself, with results written over values no longer needed
 Execution(second).graph(k)(*residuals, V)    its products with the k rows of V, written by `columns`
 """
 
@@ -24,7 +24,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Execution:
-    """What is executed of a plain second half, for all batches of its shape."""
+    """The executable graphs of a plain second half, for all batches of its shape."""
 
     def __init__(self, second: GraphModule):
         self.second = second
@@ -32,7 +32,7 @@ class Execution:
         self._compiled: Callable[..., Tensor] | None = None  # for one vector
 
     def graph(self, width: int) -> Any:
-        """The product of so many vectors at once. Raises an error of PyTorch's where it cannot be written."""
+        """The product with this number of vectors at once. Raises an error of PyTorch where it cannot be written."""
         from spectra.curvature.engine.columns import together
 
         if width not in self._graphs:
@@ -40,20 +40,20 @@ class Execution:
         return self._graphs[width]
 
     def function(self, width: int) -> Callable[..., Tensor]:
-        """The product of so many vectors at once: its graph, or what is compiled of it."""
+        """The product with this number of vectors at once: its graph, or its compiled form."""
         return self._compiled if width == 1 and self._compiled else self.graph(width)
 
     def compile(self, arguments: Sequence[Tensor]) -> None:
-        """Compile the product of one vector, for residuals and a vector like these. Raises Uncompilable."""
+        """Compile the product with one vector, for residuals and a vector like these. Raises Uncompilable."""
         self._compiled = compiled(self.second, arguments)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the product of one vector is compiled."""
+        """Whether the product with one vector is compiled."""
         return self._compiled is not None
 
     def transient_bytes(self, width: int) -> int:
-        """The bytes that a product of so many vectors holds at most, besides its arguments."""
+        """The largest number of bytes that a product with `width` vectors takes besides its arguments."""
         from spectra.curvature.engine.graphs import transient_bytes
 
         return transient_bytes(self.graph(width).graph)
@@ -65,7 +65,7 @@ class Execution:
 
 
 def overwriting(module: GraphModule) -> GraphModule:
-    """A copy of a plain graph whose results are written over what nobody reads again."""
+    """A copy of a plain graph in which results are written over values no longer needed."""
     from spectra.curvature.engine.graphs import duplicate
     from spectra.curvature.engine.rewrites import in_place
 
@@ -75,7 +75,7 @@ def overwriting(module: GraphModule) -> GraphModule:
 
 
 def described(node: Node) -> tuple[object, ...]:
-    """What tells a node from others: its call, and the shape, layout and type of its result."""
+    """All that identifies a node: its call, and the shape, layout and type of its result."""
     found = node.meta.get("val")
     about = (found.shape, found.stride(), found.dtype) if isinstance(found, Tensor) else None
     return node.op, node.target, node.args, node.kwargs, about
@@ -85,11 +85,11 @@ class BatchProduct:
     """The product of one batch with a vector (n,), and with the columns of (n, k).
 
     Args:
-        execution: what is executed.
-        residuals: the tensors that it needs of the batch.
-        widths: says how many columns go together.
-        graphs: makes CUDA graphs of it, where it is kept and they pay.
-        lower: the same product in lower precision, where that was asked for.
+        execution: the graphs that are executed.
+        residuals: the tensors of the batch that they need.
+        widths: chooses how many columns are multiplied together.
+        graphs: makes CUDA graphs of the product, if it is kept and they pay.
+        lower: the product in lower precision, if that was asked for.
     """
 
     def __init__(
@@ -106,18 +106,18 @@ class BatchProduct:
 
     @property
     def captured(self) -> bool:
-        """Whether any of it runs as a CUDA graph."""
+        """Whether any part of the product runs as a CUDA graph."""
         own = any(isinstance(run, Captured) for run in self._runs.values())
         return own or bool(self.lower and self.lower.captured)
 
     def is_captured(self, columns: int) -> bool:
-        """Whether a product with so many columns runs as CUDA graphs alone."""
+        """Whether a product with this number of columns runs entirely as CUDA graphs."""
         plan = [1] if columns == 1 else self.widths.planned(columns)
         return bool(plan) and all(isinstance(self._runs.get(width), Captured) for width in plan)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product with a vector."""
-        vector = vector.contiguous()  # with a column of a matrix, products are slow
+        vector = vector.contiguous()  # products with a strided column of a matrix are slow
         return self.run(1, vector)(vector)
 
     def add(self, columns: Tensor, products: Tensor) -> None:
@@ -137,7 +137,7 @@ class BatchProduct:
         return self.run(width, rows[0])(given)[:count]
 
     def run(self, width: int, example: Tensor) -> Run:
-        """The product with so many rows, or for one with a vector, on the device and of the type of an example (n,)."""
+        """The product with `width` rows, or with a vector for width 1, of the device and type of an example (n,)."""
         if width not in self._runs:
             run = partial(without_gradient, self.execution.function(width), self.residuals)
             if self.graphs:
@@ -148,24 +148,21 @@ class BatchProduct:
 
 
 def without_gradient(function: Callable[..., Tensor], residuals: Sequence[Tensor], argument: Tensor) -> Tensor:
-    """Run a graph or what is compiled of it outside of autograd."""
+    """Run a graph or its compiled form without autograd."""
     with torch.no_grad():
         return function(*residuals, argument)
 
 
 def in_use(apply: Apply, lower: bool) -> Apply:
-    """The product of a batch, or with `lower` that of lower precision, where there is one."""
+    """The product of a batch; with `lower`, the one in lower precision if there is one."""
     return apply.lower if lower and isinstance(apply, BatchProduct) and apply.lower else apply
 
 
 def add_products(apply: Apply, columns: Tensor, products: Tensor, lower: bool = False) -> None:
-    """Add the products of a batch, however they are made, with the columns of (n, k) to `products` (n, k).
-
-    With `lower`, they are those of lower precision where there are such.
-    """
+    """Add the products of a batch with the columns of (n, k) to `products` (n, k), in lower precision if `lower`."""
     apply = in_use(apply, lower)
     if isinstance(apply, BatchProduct):
         apply.add(columns, products)
         return
     for j, column in enumerate(columns.unbind(1)):
-        products[:, j] += apply(column.contiguous())  # which rounds as a vector alone does
+        products[:, j] += apply(column.contiguous())  # rounds as a single vector does

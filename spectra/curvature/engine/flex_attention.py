@@ -1,6 +1,6 @@
 """Attention as `torch.nn.attention.flex_attention` defines it, by plain operations that can be differentiated twice.
 
-PyTorch's kernels have no second derivative, and on a CPU none at all.
+PyTorch's kernels have no second derivative, and on a CPU no derivative at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def at_each_place(function: Callable[..., Tensor], scores: int = 0) -> Callable[
 
 
 class IndexByTensors(TorchFunctionMode):
-    """Inside, x[i, j] reads an entry where i and j are tensors that vmap stands behind, whose values Python lacks."""
+    """A context in which x[i, j] works for tensors i and j under vmap, which have no values in Python."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Replace `Tensor.__getitem__`."""

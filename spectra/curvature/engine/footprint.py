@@ -1,4 +1,4 @@
-"""Predict the memory that a product of one batch takes from the size of the batch."""
+"""Predict the memory of a product of one batch from the size of the batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = (2, 4)  # examples that are measured
 
 @dataclass(frozen=True)
 class Line:
-    """The line fixed + each * elements: what belongs to the parameters, and what grows with the data."""
+    """The line fixed + each * elements: bytes for the parameters, and bytes that grow with the data."""
 
     fixed: float
     each: float
@@ -38,10 +38,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Highest:
-    """The highest of some lines, plus the memory that the loss takes beyond a line.
+    """The maximum of some lines, plus the memory that the loss takes beyond a line.
 
-    For few data the highest is where vectors of parameters are held, for many it is elsewhere. The loss's memory goes
-    by examples, of `each` elements.
+    A product has one line for the memory after each of its operations. The loss's memory is a function of the number of
+    examples, which have `each` elements.
     """
 
     lines: tuple[Line, ...]
@@ -65,20 +65,20 @@ class Highest:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes of a batch's product by double backward, besides model and data.
+    """The bytes of a batch's product by double backward, as functions of the elements of the batch's inputs.
 
-    They are functions of the elements of the batch's inputs.
+    Model and data are not counted.
     """
 
-    kept: Highest  # what does not depend on the vector
+    kept: Highest  # of tensors that do not depend on the vector
     peak: Highest
-    operations: int  # that one product calls, from scratch
+    operations: int  # called by one product from scratch
     scales: bool  # whether the model takes batches of any size
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The bytes alive in a product from scratch, after each operation, and those that can be kept for others."""
+    """The bytes alive after each operation of a product from scratch, and those that can be kept for other products."""
 
     elements: int
     kept: int
@@ -88,10 +88,10 @@ class Measured:
 def footprint(linearise: Linearise, problem: Problem) -> Footprint:
     """Measure the memory of a product on a few examples and on a few more, and predict it for other sizes.
 
-    Where the model takes no other batches than its own, the whole first batch is measured.
+    Where the model takes only its own batches, the whole first batch is measured.
     """
     batch = problem.batches[0]
-    _ = problem.weight, problem.examples, problem.writes_inputs  # found now, and not while the first is measured
+    _ = problem.weight, problem.examples, problem.writes_inputs  # computed now, so that they are not measured
     if len(batch) > 1:
         counts = FEW if len(batch) > FEW[-1] else (1, len(batch))
         try:
@@ -117,7 +117,7 @@ def through(few: Measured, more: Measured, growth: Growth, each: float, scales: 
         return Line(max(0.0, less - each * few.elements), each)
 
     histories = (few.history, more.history)
-    if len(few.history) != len(more.history):  # the model calls other operations for another size
+    if len(few.history) != len(more.history):  # the model's operations depend on the size
         histories = ([max(history)] for history in histories)
     lines = {line(*pair) for pair in zip(*histories, strict=True)}
     kept, peak = (line(few.kept, more.kept),), tuple(outermost(lines))
@@ -134,7 +134,7 @@ def outermost(lines: Iterable[Line]) -> Iterator[Line]:
 
 
 def measured(linearise: Linearise, problem: Problem, batch: Batch) -> Measured:
-    """Measure the memory of one product of a batch from scratch."""
+    """Measure the memory of one product with a batch's matrix from scratch."""
     model = problem.model
     vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
     with Meter([*model.parameters(), *model.buffers(), *tensors(batch), vector]) as meter:
@@ -150,8 +150,8 @@ def tensors(batch: Batch) -> list[Tensor]:
 
 
 def elements(batch: Batch) -> int:
-    """The size of a batch: the numbers in its inputs, at least one an example.
+    """The size of a batch: the count of numbers in its inputs, at least one for each example.
 
-    It is meaningful whatever the lengths of the batch's sequences.
+    Unlike the number of examples, it shows the lengths of sequences.
     """
     return max(len(batch), sum(x.numel() for x in pytree.tree_leaves(batch.inputs) if isinstance(x, Tensor)))

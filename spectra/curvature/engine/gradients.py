@@ -1,4 +1,4 @@
-"""The gradient of the loss by the parameters, of one batch and of all the data, and outer products of a gradient."""
+"""Gradients of the loss by the parameters, for one batch and for all the data, and outer products of a gradient."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mean_gradient(problem: Problem) -> Tensor:
 
 
 def with_weight_decay(problem: Problem, gradient: Tensor) -> Tensor:
-    """The gradient (n,) of the mean loss with the problem's weight decay, from that without."""
+    """Add the gradient of the problem's weight decay to the gradient (n,) of the mean loss."""
     if not problem.weight_decay:
         return gradient
     return gradient + problem.weight_decay * problem.parameter_vector().to(gradient.device)

@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
-# What costs little more than reading its inputs, and is computed anew in each product where that saves memory.
+# Operations that cost little more than reading their inputs: recomputed in each product where that saves memory.
 CHEAP = {
     *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.neg, aten.abs, aten.sign, aten.relu, aten.clone),
     *(aten.threshold_backward, aten.where, aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten._to_copy),
@@ -33,7 +33,7 @@ class Mutation(RuntimeError):
 
 
 def simplify(graph: Graph) -> None:
-    """Remove mutation, aliases, repetition and dead code. Raises Mutation."""
+    """Remove mutation, aliases, repetition and dead code. Raises Mutation where mutation cannot be removed."""
     for node in graph.nodes:
         if node.target in (aten.alias.default, aten.detach.default):
             substitute(node, first_input(node))
@@ -59,9 +59,7 @@ def keeps_order(node: Node) -> bool:
 
 
 def sizes_depend_on_values(graph: Graph) -> bool:
-    """Whether the size of some tensor depends on values of another, as what a mask selects; such sizes are constants
-    of the graph.
-    """
+    """Whether the size of some tensor depends on values, as in a selection by a mask; the graph fixes such sizes."""
     return any(
         torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
         and (node.target is not aten.index.Tensor or any(value(i).dtype == torch.bool for i in node.args[1] if i))
@@ -91,7 +89,7 @@ def without_mutation(graph: Graph) -> None:
             raise Mutation(f"{node.target} changes several tensors")
         others = [other for other in sharing(storage(changed)) if other is not changed and place[other] < here]
         if any(place[user] > here for other in others for user in other.users):
-            raise Mutation(f"{node.target} changes a tensor of which another view is in use")
+            raise Mutation(f"{node.target} changes a tensor while another view of it is in use")
         node.target = out_of_place(node.target)
         changed.replace_all_uses_with(node, lambda user, here=here: place[user] > here)
 
@@ -123,7 +121,7 @@ def without_repetition(graph: Graph) -> None:
 
 
 def narrow_outputs(graph: Graph) -> None:
-    """Let backward operations make only those outputs that are read."""
+    """Make backward operations compute only those outputs that are read."""
     for node in graph.nodes:
         found = schema(node)
         names = [argument.name for argument in found.arguments] if found else []
@@ -174,36 +172,36 @@ def sharing(owner: Node) -> Iterator[Node]:
 
 
 def constant(module: nn.Module, name: str) -> Tensor:
-    """The tensor that a node of a module's graph names."""
+    """The constant of a module that a node of its graph names."""
     *path, last = name.split(".")
     return getattr(module.get_submodule(".".join(path)), last)
 
 
 def find_value(argument: object) -> Tensor | None:
-    """A fake tensor of the shape and type that a node had when it was traced.
+    """A tensor without memory, of the shape and type that a node's result had when it was traced.
 
-    None for what is no node, and for a node that made several tensors or none.
+    None where the argument is not a node, or the node did not make a single tensor.
     """
     found = argument.meta.get("val") if isinstance(argument, Node) else None
     return found if isinstance(found, Tensor) else None
 
 
 def value(node: object) -> Tensor:
-    """The fake tensor of a node that made one. Raises ValueError for others."""
+    """A node's tensor without memory, as `find_value` returns it. Raises ValueError where there is none."""
     found = find_value(node)
     if found is None:
-        raise ValueError(f"{node} is no single tensor")
+        raise ValueError(f"expected a node that makes one tensor, got {node}")
     return found
 
 
 def nbytes(node: Node) -> float:
-    """The bytes of the tensor that a node makes; infinite where it makes several."""
+    """The bytes of the tensor that a node makes; infinite where it does not make a single tensor."""
     found = find_value(node)
     return math.inf if found is None else found.numel() * found.element_size()
 
 
 def transient_bytes(graph: Graph) -> int:
-    """The bytes that a graph's calls hold at most besides its inputs, if each frees what nobody reads further on."""
+    """The largest number of bytes besides inputs that a graph holds, if it frees each value after its last use."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     freed: dict[int, float] = {}
     held = most = 0.0
@@ -251,9 +249,9 @@ def split(constants: nn.Module, graph: Graph) -> tuple[GraphModule, GraphModule,
 
 
 def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
-    """The values of the fewest bytes from which the late nodes follow by views and cheap operations.
+    """The values with the fewest bytes from which the late nodes follow by views and cheap operations.
 
-    A minimal cut, as torch's min_cut_rematerialization_partition draws it between forward and backward.
+    They are a minimum cut, as in torch's min_cut_rematerialization_partition between forward and backward.
     """
     flow = networkx.DiGraph()
     flow.add_nodes_from(("source", "sink"))
@@ -261,7 +259,7 @@ def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
     for node in candidates:
         flow.add_edge((node, "made"), (node, "read"), capacity=nbytes(node))
         if not is_cheap(node):
-            flow.add_edge("source", (node, "made"))  # no capacity: without bound
+            flow.add_edge("source", (node, "made"))  # no capacity means infinite capacity
         for user in node.users:
             if user in late or user.op == "output":
                 flow.add_edge((node, "read"), "sink")
@@ -273,7 +271,7 @@ def cheapest_cut(graph: Graph, late: set[Node]) -> list[Node]:
 
 
 def worth_keeping(graph: Graph, late: set[Node]) -> dict[Node, None]:
-    """The early nodes that late ones follow from by cheap operations, in their order: no others can be in the cut."""
+    """The early nodes from which late ones follow by cheap operations, in order: only these can be in the cut."""
     wanted: set[Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node not in late:
@@ -284,14 +282,14 @@ def worth_keeping(graph: Graph, late: set[Node]) -> dict[Node, None]:
 
 
 def is_cheap(node: Node) -> bool:
-    """Whether a call costs little more than reading its inputs; a copy to another device waits for it, too."""
+    """Whether a call costs little more than reading its inputs, and does not copy to another device."""
     if node.meta.get("moves"):
         return False
     return is_view(node) or node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in CHEAP
 
 
 def extract(constants: nn.Module, whole: Graph, inputs: Sequence[Node], results: Node | Sequence[Node]) -> GraphModule:
-    """The function from the values of some nodes to those of others, whose code is written when it is first called."""
+    """The function from the values of some nodes to those of others; its code is generated at the first call."""
     graph, copies = Graph(), {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
@@ -320,7 +318,7 @@ def duplicate(graph: Graph) -> Graph:
 
 
 def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
-    """A copy of a node in another graph, as `graph.node_copy` makes it, in a fraction of the time."""
+    """Copy a node to another graph, like `graph.node_copy` but in a fraction of the time."""
     copy = graph.create_node(node.op, node.target)
     copy.args = map_arg(node.args, copies.__getitem__)
     if node.kwargs:
@@ -330,9 +328,9 @@ def copied(node: Node, graph: Graph, copies: dict[Node, Node]) -> Node:
 
 
 def add_call(graph: Graph, target: Callable, arguments: tuple, keywords: dict | None = None) -> Node:
-    """A new node that calls a function, as `graph.call_function` makes it.
+    """Add a node that calls a function, like `graph.call_function` but faster.
 
-    PyTorch looks through arguments that are given to that, for symbols of which there are none here.
+    PyTorch's own searches the arguments for symbols, which do not occur here.
     """
     node = graph.create_node("call_function", target)
     node.args = arguments

@@ -23,15 +23,15 @@ from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Problem
 
 SIZES = (2, 4, 8, 16, 32)  # examples
-ROUNDING = 0.05  # of what is measured: less may be the rounding of sizes to whole numbers
+ROUNDING = 0.05  # of the measured bytes: less may be the rounding of sizes to whole numbers
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes beyond a line, for any number of examples: Newton's polynomial through what was measured."""
+    """Bytes beyond a line, for any number of examples: Newton's polynomial through the measurements."""
 
     sizes: tuple[int, ...] = ()
-    differences: tuple[float, ...] = ()  # divided: of order 0, 1, ...
+    differences: tuple[float, ...] = ()  # divided differences of order 0, 1, ...
 
     def __call__(self, examples: float) -> float:
         total, factor = 0.0, 1.0
@@ -43,7 +43,7 @@ class Growth:
 def loss_growth(problem: Problem, batch: Batch) -> Growth:
     """The bytes that the second derivative of the loss takes beyond a line, as a function of the number of examples.
 
-    Losses of ours take none; a user's loss that accepts whole batches only is not measured.
+    It is zero for built-in losses, and for a user's loss that accepts whole batches only, which is not measured.
     """
     sizes = [size for size in SIZES if size <= len(batch)]
     if not isinstance(problem.loss, CustomLoss) or len(sizes) < 3:

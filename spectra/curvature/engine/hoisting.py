@@ -39,9 +39,8 @@ class Hoisted:
 
     It is traced on the first of a problem's batches of that shape, and checked on the last against `linearise` itself,
     so that nothing of one batch or one vector is taken for a constant. Where something in the graph may depend on
-    values of the data, as the number of tokens that an expert gets, it is checked on every batch: the last may agree
-    with the first where another does not. Parameters are constants of
-    the graph: it serves the point at which it was made. Raises Untraceable.
+    values of the data, such as the number of tokens that an expert gets, it is checked on every batch. Parameters are
+    constants of the graph, so it is valid at this point only. Raises Untraceable.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Hoisted:
         choices: Choices | None = None,
         precision: str = IEEE,
     ):
-        # networkx comes with these: a tenth of a second that only those pay who trace.
+        # These import networkx, which takes a tenth of a second.
         from spectra.curvature.engine.execution import Execution
         from spectra.curvature.engine.graphs import nbytes, sizes_depend_on_values, split
         from spectra.curvature.engine.precision import LowerPrecision, multiplies
@@ -79,21 +78,21 @@ class Hoisted:
             for batch in checked:
                 self._check(linearise, problem, batch)
                 if any(((now != then) & (then == then)).any() for now, then in before):
-                    raise Untraceable("a tensor that its model keeps between calls follows the data")
+                    raise Untraceable("a tensor that the model keeps between calls depends on the data")
         except Exception as error:
             if out_of_memory(error) or isinstance(error, Untraceable):
                 raise
             raise Untraceable(describe(error)) from error
 
     def residuals(self, batch: Batch) -> list[Tensor]:
-        """The tensors that products need of a batch, its own among them."""
+        """The tensors of a batch that products need, including its own."""
         with torch.no_grad():
             return self.first(*leaves(self._laid_out(batch)))
 
     def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
         """The batch's part of the product with a vector (n,)."""
         with torch.no_grad():
-            return self.execution.graph(1)(*residuals, vector.contiguous())  # a column of a matrix would be slow
+            return self.execution.graph(1)(*residuals, vector.contiguous())  # a strided column is slow
 
     def _laid_out(self, batch: Batch) -> Batch:
         return replace(batch, inputs=pytree.tree_map(channels_last, batch.inputs)) if self.channels_last else batch
@@ -101,21 +100,21 @@ class Hoisted:
     def _check(self, linearise: Linearise, problem: Problem, batch: Batch) -> None:
         keys = draw_keys(torch.Generator().manual_seed(problem.seed), 1)
         (vector,) = normal_rows(keys, slice(0, problem.size), problem.dtype, problem.device)
-        batch = self._laid_out(batch)  # for a rounding apart, a rectifier may take another side
+        batch = self._laid_out(batch)  # another layout rounds differently, and a ReLU may switch
         wanted, residuals = linearise(problem, batch)(vector), self.residuals(batch)
         for _ in range(2):  # the first product must leave the residuals as they are
             found = self.apply(residuals, vector)
             if not (found - wanted).norm() <= torch.finfo(problem.dtype).eps ** 0.5 * wanted.norm():
-                raise Untraceable("its traced product differs from autograd's")
+                raise Untraceable("the traced product differs from autograd's")
 
 
 def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Module, Graph]:
-    """The batch's product as a plain graph of its tensors and a vector, with a module that holds its constants."""
+    """Trace the batch's product as a plain graph of its tensors and a vector; also return a module of its constants."""
     from spectra.curvature.engine.graphs import Mutation, simplify
     from spectra.curvature.engine.recorder import ValuesRead, record
     from spectra.curvature.engine.rewrites import improve
 
-    _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of the whole data, found before the trace
+    _ = problem.weight, problem.examples, problem.writes_inputs  # numbers of all data, computed before the trace
 
     def product(inputs, targets, indices, vector):
         return linearise(problem, Batch(inputs, targets, indices))(vector)
@@ -129,7 +128,7 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Modu
         raise Untraceable(str(error)) from error
     try:
         simplify(graph)
-    except Mutation:  # seldom: PyTorch's own way knows every view, and takes as long as the trace
+    except Mutation:  # rare: PyTorch's functionalize handles every view, but takes as long as the trace
         module = GraphModule(constants, graph)
         with torch.no_grad():
             constants, graph = record(torch.func.functionalize(module), pytree.tree_leaves(arguments))
@@ -140,7 +139,7 @@ def trace(linearise: Linearise, problem: Problem, batch: Batch) -> tuple[nn.Modu
 
 @contextmanager
 def noticing_values() -> Iterator[list[str]]:
-    """List the calls inside this context by which a tensor's values are read unseen by our recorder."""
+    """A list of the calls inside this context that read values of tensors, and that the recorder does not see."""
     read: list[str] = []
 
     def noticed(function):
@@ -154,7 +153,7 @@ def noticing_values() -> Iterator[list[str]]:
         yield read
 
 
-# To Python, or as sizes of what follows.
+# Functions that pass values to Python, or use them as sizes.
 READING = (
     *((Tensor, name) for name in ("tolist", "numpy", "storage", "tensor_split", "__repr__", "__format__")),
     *((torch, name) for name in ("tensor_split", "ctc_loss")),
@@ -162,9 +161,9 @@ READING = (
 
 
 def memory_of(module: nn.Module) -> dict[int, torch.UntypedStorage]:
-    """The memory of a module's parameters and buffers, by its identity.
+    """The storages of a module's parameters and buffers, by their identity.
 
-    A constant of a trace that lies elsewhere may have been made of the data, unseen: by torch.tensor([x[0], x[1]]), in
+    A constant of a trace in another storage may have been made from the data unseen: by torch.tensor([x[0], x[1]]), in
     another thread or library, or by assignment to a buffer's `data`.
     """
     tensors = chain(module.parameters(), module.buffers())
@@ -178,12 +177,12 @@ def convolves(module: GraphModule) -> bool:
 
 
 def channels_last(x):
-    """Images laid out channels last; anything else as it is."""
+    """Convert images to channels last; return any other value as it is."""
     return x.contiguous(memory_format=torch.channels_last) if is_images(x) else x
 
 
 def is_images(x) -> bool:
-    """Whether this is a batch of images, in numbers."""
+    """Whether a value is a batch of images in floating-point numbers."""
     return isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
 
 
@@ -209,6 +208,6 @@ def leaves(batch: Batch) -> list:
 
 
 def shape_of(batch: Batch) -> tuple:
-    """A key that is equal for batches that one trace serves."""
+    """A key that is equal for batches that can use one trace."""
     values, structure = pytree.tree_flatten((batch.inputs, batch.targets, batch.indices))
     return structure, tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)

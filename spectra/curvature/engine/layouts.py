@@ -1,4 +1,4 @@
-"""How images lie in memory: as they are given, or channels last, whichever a clock finds faster for a product.
+"""Choose the memory layout of images, as given or channels last, by the time of a product.
 
 On a CPU, oneDNN's convolutions are faster with channels last: products of ResNet-20 take 0.87 to 0.95 of the time. With
 cuDNN it depends on the channels and on the precision.
@@ -20,12 +20,12 @@ LAYOUTS = {"as given": False, "channels last": True}
 
 
 class Product(Protocol):
-    """A product of batches whose images lie channels last or as they are given."""
+    """A product of batches with images channels last, or laid out as given."""
 
     channels_last: bool
 
     def residuals(self, batch: Batch) -> list[Tensor]:
-        """The tensors that products need of a batch."""
+        """The tensors of a batch that products need."""
         ...
 
     def apply(self, residuals: Sequence[Tensor], vector: Tensor) -> Tensor:
@@ -37,9 +37,13 @@ def choose_layout(product: Product, batch: Batch, vector: Tensor, choices: Choic
     """Set the layout in which the product of a batch with a vector takes the least time.
 
     Args:
-        of: what tells this product from others, as `Choices.choose` has it.
+        product: the product, which is set to the layout.
+        batch: a batch of its shape.
+        vector: a vector (n,).
+        choices: where the decision is kept.
+        of: the fingerprint of the product, as in `Choices.choose`.
     """
-    held: dict[str, list[Tensor]] = {}  # of one layout at a time
+    held: dict[str, list[Tensor]] = {}  # for one layout at a time
 
     def run(layout: str) -> None:
         if layout not in held:

@@ -1,4 +1,4 @@
-"""Measure the memory that a computation takes, by watching every operation of PyTorch in it."""
+"""Measure the memory of a computation by watching each of its PyTorch operations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from spectra.memory import Ledger
 class Meter(TorchDispatchMode):
     """A context that measures the bytes of tensors made inside it.
 
-    `bytes` are alive now, `peak` is the largest number so far, and `history` the number after each operation. Tensors
-    `besides` are not counted.
+    `bytes` is the number alive now, `peak` the largest number so far, and `history` the number after each operation.
+    Tensors in `besides` are not counted.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first use imports torch.compile, for a second and more
+        return False  # True would make the first use import torch.compile, which takes a second
 
     def __init__(self, besides: Iterable[Tensor] = ()):
         super().__init__()
@@ -30,7 +30,7 @@ class Meter(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """The bytes that are alive."""
+        """The number of bytes alive now."""
         return self._ledger.bytes
 
     @property

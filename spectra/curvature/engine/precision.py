@@ -1,8 +1,8 @@
-"""Products in lower precision: what of a trace depends on the vector, with short operands in its multiplications.
+"""Products in lower precision: the second half of a trace, with short operands in its multiplications.
 
-The operands of matrix products and convolutions have 10 bits (tf32) or 7 (bf16), sums are taken in float32, of which
-bf16 keeps 7 bits, and all else stays as it is. What does not depend on the vector is computed in ieee, so that the
-matrix is the same and only its products are noisy.
+The operands of matrix products and convolutions have 10 bits (tf32) or 7 (bf16). Sums are taken in float32, of which
+bf16 keeps 7 bits, and everything else is unchanged. The first half, which does not depend on the vector, is in ieee, so
+that the matrix is the same and only its products are noisy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRODUCTS = (*SUMS.values(), aten.convolution.default, aten.convolution_backward.
 
 
 class LowerPrecision(Execution):
-    """The execution of a plain second half with products in tf32 or bf16."""
+    """The execution of a plain second half with multiplications in tf32 or bf16."""
 
     def __init__(self, second: GraphModule, precision: str):
         self.precision, cuda = precision, torch.backends.cuda.matmul
@@ -54,7 +54,7 @@ class LowerPrecision(Execution):
 
 
 class Setting:
-    """A graph, or what is compiled of it, under settings of PyTorch, each (owner, name, value), which it restores."""
+    """A graph or its compiled form, which runs under settings of PyTorch, each (owner, name, value)."""
 
     def __init__(self, function: Any, settings: list[tuple[object, str, object]]):
         self.function, self.settings = function, settings
@@ -70,7 +70,7 @@ class Setting:
 
 
 def multiplies(module: GraphModule) -> bool:
-    """Whether a graph has any operation that a lower precision shortens."""
+    """Whether a graph has an operation to which lower precision applies."""
     return any(node.target in (*PRODUCTS, *SUMS) for node in module.graph.nodes)
 
 
@@ -123,7 +123,7 @@ def shorten(node: Node) -> None:
 
 
 def short(node: Node) -> Node:
-    """A tensor in bfloat16; one of which only the shape counts is made so."""
+    """Cast a tensor to bfloat16; an empty one, which only gives a shape, is made in bfloat16."""
     if node.target is aten.new_empty.default:
         like = short(first_input(node))
         return call(node.graph, node.target, (like, node.args[1]), value(node).to(torch.bfloat16))

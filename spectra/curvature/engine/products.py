@@ -1,6 +1,7 @@
 """Make the products of batches: by a traced and hoisted graph where that pays, else by double backward.
 
-Either way, what does not depend on the vector is kept between products while memory lasts, and made anew beyond.
+Either way, what does not depend on the vector is kept between products for as many batches as memory allows, and
+computed again in each product for the others.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from spectra.problem.batch import Batch
 from spectra.problem.model_checks import refuse_other_size
 from spectra.problem.problem import Problem
 
-# Measured on a CPU core, over networks from an MLP to a ViT: what hoisting spares in a product goes with the bytes
-# that a graph keeps, what tracing costs with the operations.
-SPARED = 0.25e-9  # seconds a byte
-TRACING = 0.18e-3  # seconds an operation
-LOADING = 0.1  # seconds, of modules
-MOST = 16  # chunks of a trace, in which each is written out
-LAUNCHING = 1e-5  # seconds an operation, which a CUDA graph spares; on an H200
+# Measured on a CPU core, for networks from an MLP to a ViT: hoisting saves time in proportion to the bytes that a graph
+# keeps, and tracing costs time in proportion to the operations.
+SPARED = 0.25e-9  # seconds saved per byte
+TRACING = 0.18e-3  # seconds per operation
+LOADING = 0.1  # seconds to load modules
+MOST = 16  # the largest number of chunks in a trace, where each is written out
+LAUNCHING = 1e-5  # seconds per operation that a CUDA graph saves, on an H200
 AS_IT_IS, COMPILED = "as it is", "compiled"
 
 
@@ -45,8 +46,8 @@ class Route:
     """One way to make the product of a batch, and the bytes that it takes."""
 
     ready: Callable[[], Apply]
-    kept: int  # if it is kept
-    peak: int  # in a product, if it is made anew
+    kept: int  # bytes if it is kept
+    peak: int  # bytes in a product if it is not kept
     hoisted: bool = False
 
 
@@ -57,17 +58,17 @@ class Products:
         linearise: the function that makes the product of a batch.
         problem: the model, loss and data.
         costs: the memory of a product.
-        memory: the bytes that are kept and that the product of one batch takes besides; 0 keeps nothing and leaves
-            batches as they are; by default a share of the device's, or what is needed.
-        expected: the number of products that are to pay for a trace.
+        memory: the bytes for all that is kept and one product of a batch; 0 keeps nothing and leaves batches as they
+            are; by default a share of the device's, or as much as is needed.
+        expected: the number of products that are expected, by which it is decided whether a trace pays.
         resizable: whether batches may be merged and cut.
-        choices: decisions by a clock.
-        precision: one in which products are made beside ieee, where they can be traced, which is then always done.
-        compile: whether products are hoisted and compiled; None: on a GPU, where the products expected pay for it.
-        tell: is told what takes long or goes wrong.
+        choices: timed decisions.
+        precision: a lower precision in which products are made too; they are then traced whenever that is possible.
+        compile: whether products are hoisted and compiled; None: on a GPU, if that saves time over the expected number.
+        tell: a function that is called with a line on what takes long or goes wrong.
 
     Raises:
-        SpectraError: memory holds no product.
+        SpectraError: memory is too small for one product.
     """
 
     def __init__(
@@ -92,18 +93,18 @@ class Products:
             memory = max(products_share(problem.device), least)
         elif 0 < memory < least:
             raise SpectraError(
-                f"`memory`: {memory:,} bytes hold no product of one {'example' if resizable else 'batch'}, which takes "
-                f"{least:,}; give more, or choose fewer `params`"
+                f"`memory`: a product of one {'example' if resizable else 'batch'} takes {least:,} bytes, more than "
+                f"{memory:,}; give more, or choose fewer `params`"
             )
         if batches and resizable and memory:
             given, batches = batches, resized(batches, costs, memory)
             refuse_other_size(problem, given, batches)
-        self.untraceable: str | None = None  # why, where it was tried
+        self.untraceable: str | None = None  # why tracing failed
         self.graphs = graphs_for(problem.device, expected)
         self.choices = choices
         self.compile, self.expected, self.tell = compile, expected, tell
-        self.executions: list[Execution] = []  # of each group of batches that is hoisted
-        self.uncompilable: str | None = None  # why, where it was tried
+        self.executions: list[Execution] = []  # one for each group of batches that is hoisted
+        self.uncompilable: str | None = None  # why compilation failed
         self.widths: list[Widths] = []  # of each group of batches that is hoisted
         self.lower = False  # whether any product has a lower precision
         graph = self._graph_bytes(problem)
@@ -130,7 +131,7 @@ class Products:
 
     @property
     def kept_batches(self) -> int:
-        """Batches that are kept between products."""
+        """The number of batches that are kept between products."""
         return len(self._kept)
 
     @property
@@ -140,13 +141,13 @@ class Products:
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept, and that a product takes besides at most."""
+        """The bytes that are kept between products, plus the most that a product takes besides."""
         wide = max((widths.transient_bytes for widths in self.widths), default=0)
         return self.kept_bytes + max(wide, transient_bytes(self.routes, len(self._kept)))
 
     @property
     def path(self) -> str:
-        """The way in which products are made, for the record."""
+        """How products are made, in words, for the record."""
         count, hoisted = len(self.routes), sum(route.hoisted for route in self.routes)
         how = {0: "double backward", count: "hoisted"}.get(hoisted, f"hoisted ({hoisted} batches) and double backward")
         how += ", channels last" if self.choices.made.get("layout") == "channels last" else ""
@@ -157,14 +158,14 @@ class Products:
 
     @property
     def _in_graphs(self) -> str:
-        """What of it runs as CUDA graphs."""
+        """The number of batches that run as CUDA graphs, in words."""
         captured = sum(isinstance(apply, BatchProduct | Retained) and apply.captured for apply in self._kept)
         why = f"; no CUDA graph: {self.graphs.why}" if self.graphs and self.graphs.why else ""
         return (f", {captured} as CUDA graphs" if captured else "") + why
 
     @property
     def _together(self) -> str:
-        """The numbers of columns that go together."""
+        """The numbers of columns that are multiplied together, in words."""
         used = sorted({width for widths in self.widths for width in widths.used})
         why = next((widths.why for widths in self.widths if widths.why), None)
         if used:
@@ -187,13 +188,13 @@ class Products:
         return apply
 
     def _capture(self, problem: Problem) -> None:
-        """Capture the products of one vector now: they belong to the set-up."""
+        """Capture the products with one vector now, as a part of the set-up."""
         vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
         for apply in self._kept:
             apply(vector)
 
     def runs_as_graphs(self, columns: int, lower: bool = False) -> bool:
-        """Whether a product with so many columns is CUDA graphs alone, which PyTorch's settings no longer change."""
+        """Whether a product with `columns` columns runs entirely as CUDA graphs, which ignore PyTorch's settings."""
         graphs = len(self._kept) == len(self.routes) and self.graphs is not None
         used = (in_use(apply, lower) for apply in self._kept)
         return graphs and all(isinstance(a, BatchProduct | Retained) and a.is_captured(columns) for a in used)
@@ -208,7 +209,7 @@ class Products:
         self.lower |= hoisted.lower is not None
         executions = [hoisted.execution, hoisted.lower] if hoisted.lower else [hoisted.execution]
         vector = torch.ones(problem.size, dtype=problem.dtype, device=problem.device)
-        # Ranks that measure at once may differ.
+        # The rank belongs to the key, since ranks that measure at the same time may decide differently.
         keys = [
             fingerprint(each.fingerprint, how, hoisted.channels_last, problem.processes.rank) for each in executions
         ]
@@ -227,7 +228,7 @@ class Products:
         self.executions.append(product.execution)
         if self._is_worth_compiling(product, vector, len(batches), keys[-1]):
             self._compile(product, vector)
-        widths = own_widths()  # by the times of what is compiled
+        widths = own_widths()  # measured again if the product was compiled
         self.widths += widths
         graph = len(widths) * self._graph_bytes(problem)
         for i, batch in zip(group, batches, strict=True):
@@ -235,7 +236,7 @@ class Products:
             self.routes[i] = Route(make, found.kept + graph, max(found.history) + graph, hoisted=True)
 
     def _is_worth_compiling(self, product: BatchProduct, vector: Tensor, batches: int, of: str) -> bool:
-        """Whether the product of so many batches like this is to be compiled: as the user says, else by a clock."""
+        """Whether the product of this number of batches is to be compiled: by the user's choice, else by timing."""
         if self.compile is not None or not self.graphs:
             return bool(self.compile)
 
@@ -244,7 +245,7 @@ class Products:
             seconds = batches * self.choices.seconds(partial(timed, vector), vector.device)
             return COMPILED if pays(product.execution.second, seconds, self.expected) else AS_IT_IS
 
-        name = f"compilation {len(self.executions)}"  # of this group of batches
+        name = f"compilation {len(self.executions)}"  # for this group of batches
         of = fingerprint(of, batches, self.expected)
         return self.choices.decide(name, measure, (AS_IT_IS, COMPILED), vector.device, of) == COMPILED
 
@@ -259,18 +260,18 @@ class Products:
 
 
 def chunks(problem: Problem, batch: Batch) -> float:
-    """The number of chunks in which a batch's logits are made."""
+    """The number of chunks of a batch's logits."""
     return problem.labels(batch).numel() / problem.head.chunk if problem.head else 1
 
 
 def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, costs: Footprint, graph: int) -> Route:
-    """The route by double backward, with so many bytes for a CUDA graph."""
+    """The route by double backward, with `graph` more bytes for a CUDA graph."""
     size = elements(batch)
     return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
 def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
-    """The product of a batch by its traced graph; `widths` are of its execution in ieee, and then of the lower one."""
+    """The product of a batch by its traced graph; `widths` are for products in ieee, then in lower precision."""
     residuals, lower = hoisted.residuals(batch), None
     if hoisted.lower:
         lower = BatchProduct(hoisted.lower, residuals, widths[-1])
@@ -278,7 +279,7 @@ def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProd
 
 
 def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
-    """The places of batches that one trace serves, group by group."""
+    """The indices of batches in groups, each of which can use one trace."""
     groups: dict[tuple, list[int]] = {}
     for i, batch in enumerate(batches):
         groups.setdefault(shape_of(batch), []).append(i)
@@ -286,13 +287,13 @@ def groups_of_a_shape(batches: Sequence[Batch]) -> list[list[int]]:
 
 
 def affordable(routes: Sequence[Route], memory: int) -> int:
-    """The number of first batches that may be kept, so that what they keep and a product fit in memory."""
+    """The number of batches, from the first on, that can be kept so that they and a product fit memory."""
     sums = accumulate((route.kept for route in routes), initial=0)
     fitting = [i for i, kept in enumerate(sums) if kept + transient_bytes(routes, i) <= memory]
     return fitting[-1] if memory and fitting else 0
 
 
 def transient_bytes(routes: Sequence[Route], kept: int) -> int:
-    """The bytes that a product takes besides what the first `kept` batches keep."""
+    """The bytes that a product takes besides those kept by the first `kept` batches."""
     transients = [route.peak - route.kept for route in routes[:kept]] + [route.peak for route in routes[kept:]]
     return max(transients, default=0)

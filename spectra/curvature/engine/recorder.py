@@ -1,7 +1,7 @@
 """Record the operations of PyTorch that a function calls, as a graph of ATen calls.
 
-It does what `torch.fx.experimental.proxy_tensor.make_fx` does with real tensors, in a twentieth of the time: nothing
-but the calls and the shapes of their results is kept.
+It works like `torch.fx.experimental.proxy_tensor.make_fx` with real tensors, but in a twentieth of the time, since it
+keeps only the calls and the shapes of their results.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ DISPATCH = "__torch_dispatch__"
 
 
 class ValuesRead(RuntimeError):
-    """Python reads the values of a tensor that others may have another time."""
+    """Python code reads values of a tensor, which may differ at another call."""
 
 
 def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.Module, Graph]:
     """Call a function, and return the graph of its operations, with a module that holds the graph's constants.
 
     The graph has a placeholder for each leaf of the arguments, in their order. Tensors that the function takes from
-    elsewhere, as parameters, are constants. Raises ValuesRead where the function reads values that follow from the
-    arguments, and whatever the function raises.
+    elsewhere, such as parameters, are constants. Raises ValuesRead where Python code in the function reads values that
+    depend on the arguments, and any error of the function.
     """
     values, structure = pytree.tree_flatten(tuple(arguments))
     values = distinct(values)
@@ -44,10 +44,10 @@ def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.M
         with without_cached_casts(), recorder:
             result = function(*pytree.tree_unflatten(values, structure))
     except Exception as error:
-        if recorder.values_read:  # the model may have turned it into another
+        if recorder.values_read:  # the model may have raised another error from it
             raise ValuesRead(recorder.values_read) from error
         raise
-    if recorder.values_read:  # or caught it, and done something else
+    if recorder.values_read:  # or the model caught it, and did something else
         raise ValuesRead(recorder.values_read)
     recorder.graph.output(recorder.recorded(result))
     return recorder.constants, recorder.graph
@@ -56,23 +56,23 @@ def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[nn.M
 class Recorder(TorchDispatchMode):
     """A context in which operations run and are recorded.
 
-    Each node of the graph has a tensor of its result's shape and type, without memory, as `val` in its `meta`, and an
-    input its device. PyTorch's fake tensors know theirs, but take twenty times as long.
+    The `meta` of each node has a tensor of its result's shape and type, without memory, as `val`; that of an input has
+    its device too. PyTorch's fake tensors have a device, but take twenty times as long.
     """
 
-    records = True  # for `spectra.problem.recomputation`, which must not know this room
+    records = True  # for `spectra.problem.recomputation`, which may not import this module
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first use imports torch.compile, for a second and more
+        return False  # True would make the first use import torch.compile, which takes a second
 
     def __init__(self, inputs: Sequence[Any]):
         super().__init__()
         self.graph, self.constants = Graph(), nn.Module()
-        self.values_read: str | None = None  # by which call
+        self.values_read: str | None = None  # the message, once a call has read values
         self._nodes: dict[int, tuple[Node, weakref.ref]] = {}  # of the tensors that are alive, by their identity
-        self._varying: set[Node] = set()  # whose values follow from the inputs, or from chance
-        self._written: dict[int, torch.UntypedStorage] = {}  # which others' varying values were written to
+        self._varying: set[Node] = set()  # nodes with values that depend on the inputs, or are random
+        self._written: dict[int, torch.UntypedStorage] = {}  # storages to which varying values were written
         for i, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{i}")
             self._varying.add(node)
@@ -84,7 +84,7 @@ class Recorder(TorchDispatchMode):
         keywords = keywords or {}
         given = [*tensors_in(arguments), *tensors_in(keywords.values())]
         if not all(is_plain(type(tensor)) for tensor in given):
-            return NotImplemented  # tensors that are made of others, whose operations follow
+            return NotImplemented  # a wrapper: the operations on its parts follow
         if any(map(is_zero_tensor, given)):
             with self:
                 arguments, keywords = with_memory(arguments, keywords)
@@ -96,7 +96,7 @@ class Recorder(TorchDispatchMode):
         if varies and torch.Tag.data_dependent_output in function.tags:
             self.values_read = f"its code reads values of a tensor that depends on the data, by {function}"
             raise ValuesRead(self.values_read)
-        if function is aten.lift_fresh.default:  # of torch.tensor(...), which may be written to later
+        if function is aten.lift_fresh.default:  # a new torch.tensor(...), which may be written to later
             function = aten.lift_fresh_copy.default
 
         arguments_of_node = tuple(map(self.recorded, arguments))
@@ -113,7 +113,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def node(self, tensor: Tensor) -> Node:
-        """The node whose value a tensor has; a constant where no recorded operation has made it."""
+        """The node that has made a tensor; a node for a constant where no recorded operation has."""
         found, _ = self._nodes.get(id(tensor), (None, None))
         if found is None:
             name = f"constant_{len(self.constants._parameters) + len(self.constants._buffers)}"
@@ -134,7 +134,7 @@ class Recorder(TorchDispatchMode):
         return value
 
     def _track(self, result: Any, node: Node) -> None:
-        """Let a node stand for a result, and a node for each part of it."""
+        """Assign a node to a result, and to each part of it."""
         if isinstance(result, Tensor):
             key, nodes = id(result), self._nodes
             nodes[key] = node, weakref.ref(result, lambda _: nodes.pop(key))
@@ -153,7 +153,7 @@ class Recorder(TorchDispatchMode):
         return bool(written) or self.node(tensor) in self._varying
 
     def _note_written(self, given: Sequence[Tensor]) -> None:
-        """Remember memory that is written to: other views of it may be known as constant."""
+        """Remember the storages that are written to, since other views of them may be taken for constants."""
         for tensor in given:
             if not self._varies(tensor) and tensor.layout is torch.strided:
                 self._written[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
@@ -161,13 +161,13 @@ class Recorder(TorchDispatchMode):
 
 @cache
 def is_plain(kind: type) -> bool:
-    """Whether a type of tensors has PyTorch's operations, and none of its own."""
+    """Whether a type of tensors has PyTorch's own operations."""
     return getattr(kind, DISPATCH) is getattr(Tensor, DISPATCH)
 
 
 @cache
 def is_composite(function: torch._ops.OpOverload) -> bool:
-    """Whether an operation is made of others, which autograd calls in its place; under inference_mode nobody has."""
+    """Whether an operation is made of others, which autograd calls in its place, but inference_mode does not."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
 
 
@@ -188,7 +188,7 @@ def shape_of(tensor: Tensor) -> Tensor | None:
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:
-    """The values, with a view in place of a tensor that has come before."""
+    """Replace repeated tensors among the values by views, so that all tensors are distinct objects."""
     seen: set[int] = set()
     found = []
     for value in values:
@@ -199,7 +199,7 @@ def distinct(values: Sequence[Any]) -> list[Any]:
 
 @contextmanager
 def without_cached_casts() -> Iterator[None]:
-    """Let autocast cast anew each time inside this context: a cast from before would be taken for a constant."""
+    """Switch off autocast's cache inside this context: a cast from before would be taken for a constant."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Replace functions of PyTorch that have no second derivative, or a wrong or slow one, by forms that have a good one.
+"""Replace functions of PyTorch that lack a second derivative, or have a wrong or slow one, by forms with a good one.
 
 `replacements()` names each as (owner, name, form); `differentiation.twice_differentiable` puts the forms in their
 places.
@@ -71,25 +71,25 @@ def embedding_bag(
 
 
 def embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float = 2.0) -> Tensor:
-    """A check in place of `torch.embedding_renorm_`, which writes to the weights, that there is nothing to write.
+    """Check that `torch.embedding_renorm_`, which this replaces, would not change the weights.
 
-    Raises SpectraError where a row is longer than `max_norm`.
+    Raises SpectraError where the norm of a row is larger than `max_norm`.
     """
     lengths = weight.detach().norm(norm_type, dim=1)
     if (longest := lengths.max().item()) > max_norm * (1 + 10 * torch.finfo(weight.dtype).eps):
         raise SpectraError(
-            f"`model`: an embedding writes to its weights in every forward pass: rows of {tuple(weight.shape)} are up "
-            f"to {longest:.4g} long, max_norm is {max_norm:g}; set its weights to torch.renorm(weight, {norm_type:g}, "
-            f"0, {max_norm:g}) before"
+            f"`model`: an embedding of shape {tuple(weight.shape)} changes its weights in every forward pass, since "
+            f"rows have norms up to {longest:.4g} and max_norm is {max_norm:g}; first set its weights to "
+            f"torch.renorm(weight, {norm_type:g}, 0, {max_norm:g})"
         )
     return weight
 
 
 def view_as_complex(x: Tensor) -> Tensor:
-    """A form of `torch.view_as_complex` whose second derivative is given a tensor that begins at an even place."""
+    """A form of `torch.view_as_complex` whose second derivative gets a tensor with an even storage offset."""
     if not x.requires_grad:
         return VIEW_AS_COMPLEX(x)
-    x = x.view_as(x)  # a hook on it is gone with it
+    x = x.view_as(x)  # so that the hook ends with this view
     REGISTER(x, lambda slope: slope * 1)
     return VIEW_AS_COMPLEX(x)
 
@@ -97,7 +97,7 @@ def view_as_complex(x: Tensor) -> Tensor:
 class SparseTensor(torch.autograd.Function):
     """The sparse tensor `make(values)` of `values` at `indices`.
 
-    PyTorch's own derivative by the values has no graph behind it.
+    PyTorch's own derivative by the values has no graph, so it cannot be differentiated again.
     """
 
     @staticmethod
@@ -123,14 +123,14 @@ def sparse_coo_tensor(indices: Any, values: Any = None, *arguments, requires_gra
 
 
 class Checkpoint:
-    """The checkpoint that is not reentrant, in place of `torch.utils.checkpoint.CheckpointFunction`.
+    """Non-reentrant checkpointing, in place of `torch.utils.checkpoint.CheckpointFunction`.
 
-    A reentrant one takes no part in autograd.grad, nor in any graph where its inputs are the model's own.
+    Reentrant checkpointing does not support autograd.grad, and has no graph where its inputs are those of the model.
     """
 
     @staticmethod
     def apply(function: Callable, preserve: bool, *arguments):
-        """Run a function, and run it again in the backward pass."""
+        """Run a function now, and again in the backward pass."""
         return checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
 
@@ -166,11 +166,11 @@ def grouped_mm(
 def replacements() -> list[tuple[object, str, Any]]:
     """The functions to replace, each as (owner, name, form)."""
     found = list(REPLACED)
-    if flex := sys.modules.get("torch.nn.attention.flex_attention"):  # whoever uses it has it
+    if flex := sys.modules.get("torch.nn.attention.flex_attention"):  # loaded if the model uses it
         found += [
             (flex, "flex_attention_hop", attention),
             (flex, "_validate_device", lambda *_: None),  # on a CPU the kernels have no derivative at all
-            (flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True),  # else it is compiled
+            (flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True),  # otherwise it is compiled
         ]
     return [each for each in found if hasattr(each[0], each[1])]  # some are not in every version of PyTorch
 

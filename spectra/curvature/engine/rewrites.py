@@ -39,7 +39,7 @@ def improve(graph: Graph) -> None:
     sums_of_products(graph)
     weight_gradients(graph)
     eliminate(graph)
-    narrow_outputs(graph)  # of which fewer are read now
+    narrow_outputs(graph)  # fewer of them are read now
     without_repetition(graph)
 
 
@@ -53,7 +53,7 @@ def zero_summands(graph: Graph) -> None:
 
 
 def late_expansions(graph: Graph) -> None:
-    """Delay expansions until a large tensor is met, since elementwise operations expand by themselves."""
+    """Delay expansions until an operation has a large operand, since elementwise operations broadcast by themselves."""
     for node in graph.nodes:
         args = tuple(unexpanded(x) for x in node.args)
         tensors = [x for x in args if isinstance(x, Node)]
@@ -75,9 +75,7 @@ def unexpanded(x):
 
 
 def small_factors(graph: Graph) -> None:
-    """Rewrite (X a) b as X (a b), where X is large, a has a number for each channel or row, and b is such or one
-    number.
-    """
+    """Rewrite (X a) b as X (a b) for a large X, a small tensor a (one number per channel or row), and a small b."""
     for node in graph.nodes:
         for large, a, b in islice(twice_scaled(node), 1):
             shape = torch.broadcast_shapes(*(value(x).shape for x in (a, b) if isinstance(x, Node)))
@@ -87,7 +85,7 @@ def small_factors(graph: Graph) -> None:
 
 
 def twice_scaled(node: Node) -> Iterator[tuple]:
-    """Yield the triples X, a, b for which the node is the product (X a) b and nobody else needs X a."""
+    """Yield the triples X, a, b for which the node is the product (X a) b and X a has no other use."""
     for x, b in scaled(node):
         if is_call(x, aten.mul.Tensor) and all(map(scaled, x.users)):
             yield from ((large, a, b) for large, a in scaled(x))
@@ -117,9 +115,7 @@ def merged_sums(graph: Graph) -> None:
 
 
 def gathered_slices(graph: Graph) -> None:
-    """Rewrite a sum of slices, each among zeros of its own, as one stack: the derivative of a tensor read slice
-    by slice.
-    """
+    """Rewrite a sum of slices, each padded with zeros, as one stack; it is the derivative of reading slice by slice."""
     absorbed = set()
     for node in reversed(graph.find_nodes(op="call_function", target=aten.add.Tensor)):
         terms, inner = summands(node)
@@ -159,9 +155,7 @@ def summands(node: Node) -> tuple[list[Any], set[Node]]:
 
 
 def known_slopes(graph: Graph) -> None:
-    """Rewrite f'(x) g as a product with f'(x), which is then computed once: an exponential costs more than
-    reading it.
-    """
+    """Rewrite f'(x) g as a product with f'(x), computed once, since an exponential costs more than reading it."""
     for node in graph.nodes:
         if node.target in SLOPES:
             slope, x, *rest = node.args
@@ -181,7 +175,7 @@ def known_slopes(graph: Graph) -> None:
 
 
 def transposed_products(graph: Graph) -> None:
-    """Rewrite (A B)' as B'A', which has the layout of its users: adding matrices of two layouts is slow."""
+    """Rewrite (A B)' as B'A', which has the layout of its users; adding matrices of two layouts is slow."""
     for node in graph.find_nodes(op="call_function", target=aten.t.default):
         product = node.args[0]
         if product.target is aten.mm.default and len(product.users) == 1:
@@ -198,7 +192,7 @@ def transposed(graph: Graph, node: Node) -> Node:
 
 
 def sums_of_products(graph: Graph) -> None:
-    """Compute X + A B, of matrices or of elements, in one operation."""
+    """Compute X + A B in one operation, for products of matrices or of elements."""
     for target, fused in FUSED.items():
         for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
             for rest, product in (node.args, node.args[::-1]) if not node.kwargs else ():
@@ -209,11 +203,10 @@ def sums_of_products(graph: Graph) -> None:
 
 
 def weight_gradients(graph: Graph) -> None:
-    """Rewrite a convolution across the batch, whose kernels are images, as the derivative of a convolution by its
-    weight.
+    """Rewrite a convolution across the batch with images as kernels as the derivative of a convolution by its weight.
 
-    Autograd writes the first in second derivatives, where a model calls convolutions past `convolutions.Convolution`
-    as an exported one does; the second is what libraries are tuned for.
+    Autograd writes the former in second derivatives of a model that does not use `convolutions.Convolution`, such as an
+    exported one; libraries are tuned for the latter.
     """
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         images, kernels, bias, stride, padding, dilation, turned, _, groups = node.args
@@ -261,7 +254,7 @@ IN_PLACE = {
 
 
 def in_place(graph: Graph) -> None:
-    """Write results over arguments that nobody reads again: fresh memory costs as much as the arithmetic."""
+    """Write results over arguments that are no longer needed, since fresh memory costs as much as the arithmetic."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.target not in IN_PLACE:
@@ -276,7 +269,7 @@ def in_place(graph: Graph) -> None:
 
 
 def is_spare(x: Node, node: Node, place: dict[Node, int]) -> bool:
-    """Whether the memory of x was made here, is all in x, and is read last by this node, and only as x."""
+    """Whether the memory of x was allocated in the graph, is all in x, and is last read by this node, and only as x."""
     owner = storage(x)
     others = [user for view in sharing(owner) for user in view.users if user is not node]
     made_here = owner.op == "call_function" and find_value(owner) is not None
@@ -307,7 +300,7 @@ def alike(one, other) -> bool:
 
 
 def call(graph: Graph, target, args: tuple, val: Tensor | None = None) -> Node:
-    """A new node that calls a function, with the fake tensor of its result."""
+    """Add a node that calls a function, with a tensor of its result's shape and type."""
     node = add_call(graph, target, args)
     node.meta = {"val": val}
     return node

@@ -1,4 +1,4 @@
-"""Find the parameters that an output is computed from, by autograd's graph."""
+"""Find the parameters on which an output depends, by autograd's graph."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of
 from spectra.problem.problem import Problem
 
-ENOUGH = 1024  # examples, after which a parameter that none of them has reached counts as unused
-TOGETHER = 64  # examples of one pass
+ENOUGH = 1024  # examples after which a parameter that none of them depends on counts as unused
+TOGETHER = 64  # examples in one forward pass
 
 
 def output_depends_on_parameters(problem: Problem) -> bool:
-    """Whether any output is computed from the chosen parameters.
+    """Whether any output depends on the chosen parameters.
 
-    Two examples of each batch show it, but for models that branch.
+    Two examples of each batch are tried first, then whole batches, for models that branch.
     """
     wanted = {id(p) for p in problem.leaves}
     outputs = chain(outputs_of_two(problem), map(problem.output, problem.batches))
@@ -28,7 +28,7 @@ def output_depends_on_parameters(problem: Problem) -> bool:
 
 
 def unused_parameters(problem: Problem) -> list[str]:
-    """The chosen parameters that no output is computed from, by name, as the first thousand examples show."""
+    """The names of the chosen parameters on which no output of the first thousand examples depends."""
     missing = {id(p): name for name, p in problem.parameters.items()}
     for output in chain(outputs_of_two(problem), outputs_of_many(problem)):
         for found in leaves_behind(output):
@@ -39,19 +39,19 @@ def unused_parameters(problem: Problem) -> list[str]:
 
 
 def leaves_behind(output: Any) -> set[int]:
-    """The identities of the leaves that the tensors of an output are computed from."""
+    """The ids of the leaves on which the tensors of an output depend."""
     return {id(leaf) for node in nodes_behind(tensors_of(output)) if (leaf := leaf_of(node)) is not None}
 
 
 def outputs_of_two(problem: Problem) -> Iterator[Any]:
-    """Outputs for the first examples of each batch, where they can be had alone."""
+    """Yield the outputs for the first two examples of each batch, where the model takes them alone."""
     for batch in problem.batches:
         with suppress(SpectraError, TypeError):
             yield problem.output(batch.part(slice(2)))
 
 
 def outputs_of_many(problem: Problem) -> Iterator[Any]:
-    """Outputs for the first examples, few at a time where that can be."""
+    """Yield the outputs for the first thousand examples, few at a time where that is possible."""
     seen = 0
     for batch in problem.batches:
         if seen >= ENOUGH:

@@ -1,7 +1,7 @@
-"""Choose how many columns go together in a product: by their cost, as a clock has measured it once.
+"""Choose how many columns are multiplied together in a product, by timing each number of columns once.
 
-A number of columns that costs no less together than one after the other, that memory does not hold, or whose product
-differs from single ones is never used.
+A number is not used if it is no faster than single columns, does not fit memory, or gives another product than single
+columns.
 """
 
 from __future__ import annotations
@@ -17,52 +17,54 @@ from spectra.curvature.engine.choices import MARGIN, Choices
 from spectra.errors import describe
 from spectra.random_numbers import draw_keys, normal_rows
 
-NOTE = "columns together"  # under which a run writes down which they are, and why no more
-WIDTHS = (16, 8, 4)  # columns that go together
-FEWEST = 3  # columns for which that is tried
-PADDED = 0.65  # of a width: where as many columns are there, narrower widths are not looked at
-WORTH_MEASURING = 32  # products
-ON_THEIR_WAY = 2  # vectors a column: as a row, and padded
-SMALL = 2**21  # bytes of intermediate values: with more of them, columns together are no faster on a CPU
+NOTE = "columns together"  # the name under which a run saves the widths in use, and why there are no more
+WIDTHS = (16, 8, 4)  # numbers of columns that may be multiplied together
+FEWEST = 3  # columns from which that is tried
+PADDED = 0.65  # share of a width that, if filled with columns, makes it pay to pad the rest
+WORTH_MEASURING = 32  # products from which timing pays
+ON_THEIR_WAY = 2  # copies of each column: as a row, and padded
+SMALL = 2**21  # bytes of intermediate values beyond which columns together are no faster on a CPU
 
 Run = Callable[[Tensor], Tensor]
 
 
 class Widths:
-    """The numbers of columns that go together in the products of batches of one shape: `used` are those so far, also by
-    the run that is resumed.
+    """The choice of how many columns are multiplied together in products of batches of one shape.
+
+    `used` are the numbers used so far, also by the run that is resumed.
 
     Args:
-        bytes_of: the bytes that a product of so many columns takes for intermediate values; raises where there is none.
+        bytes_of: a function that maps a number of columns to the bytes of intermediate values in their product; it
+            raises an error where there is no such product.
         vector_bytes: the bytes of a vector.
-        fingerprint: tells what is executed from all else that takes another time.
+        fingerprint: a digest of the graphs that are executed, equal for those that take the same time.
         choices: where costs are kept.
-        seed: of the vectors by which columns together are compared with single ones.
+        seed: the seed of the vectors on which columns together are compared with single ones.
     """
 
     def __init__(
         self, bytes_of: Callable[[int], int], vector_bytes: int, fingerprint: str, choices: Choices, seed: int = 0
     ):
-        self.room = 0  # bytes that products may take besides what is kept; 0: columns go one by one
-        self.held = 0  # vectors a column that CUDA graphs hold between products
+        self.room = 0  # bytes that products may take besides what is kept; 0: columns are multiplied one by one
+        self.held = 0  # vectors that CUDA graphs hold between products for each column
         self._bytes_of, self._vector_bytes, self._fingerprint = bytes_of, vector_bytes, fingerprint
         self._choices, self._seed = choices, seed
         self._costs: dict[int, float] = {}
         self._plans: dict[int, list[int]] = {}
         noted = choices.noted(NOTE, fingerprint)
         self.used: list[int] = [int(width) for width in re.findall(r"\d+", noted.partition(";")[0])]
-        self.why = noted.partition(";")[2] or None  # a width is not used, but for its cost
+        self.why = noted.partition(";")[2] or None  # why a width is not used, other than its cost
 
     @property
     def transient_bytes(self) -> int:
-        """The bytes that the widest product in use takes for intermediate values, and for its vectors on their way."""
+        """The bytes that the widest product in use takes for intermediate values and copies of its vectors."""
         return max(map(self._needed, self.used), default=0)
 
     def _needed(self, width: int) -> int:
         return self._bytes_of(width) + (ON_THEIR_WAY + self.held) * width * self._vector_bytes
 
     def planned(self, count: int) -> list[int]:
-        """The plan for so many columns; empty where none has been made yet."""
+        """The plan for `count` columns; empty where none has been made yet."""
         return self._plans.get(count, [])
 
     def plan(self, count: int, run: Callable[[int, Tensor], Run], example: Tensor) -> list[int]:
@@ -70,9 +72,9 @@ class Widths:
 
         Args:
             count: the number of columns.
-            run: returns the product of so many columns as a function of rows (k, n), for one of a vector (n,), given
-                a vector of the same type.
-            example: such a vector.
+            run: a function of a width and an example vector that returns the product as a function of rows (k, n), or
+                of a vector (n,) for width 1.
+            example: a vector (n,) of the type and device of the columns.
         """
         if count not in self._plans:
             self._plans[count] = self._make_plan(count, run, example)
@@ -93,7 +95,7 @@ class Widths:
         return planned(count, cost)
 
     def _cost(self, width: int, run: Callable[[int, Tensor], Run], example: Tensor) -> float:
-        """The time of a product of so many columns, in products of one; infinite where it is not to be used."""
+        """The time of a product of `width` columns, in products of one; infinite where it must not be used."""
         try:
             if (needed := self._needed(width)) > self.room:
                 self.why = f"{width} columns take {needed:,} bytes"
@@ -104,7 +106,7 @@ class Widths:
             found = several(rows)
             for i in (0, width - 1):
                 refuse_other(found[i], one(rows[i]), width)
-        except Exception as error:  # of any kind: columns then go one by one
+        except Exception as error:  # of any kind: columns are then multiplied one by one
             self.why = describe(error)
             return math.inf
         name, calls = f"{width} columns", (lambda: several(rows), lambda: one(rows[0]))
@@ -112,15 +114,15 @@ class Widths:
 
 
 def refuse_other(found: Tensor, wanted: Tensor, width: int) -> None:
-    """Raise RuntimeError where a product is not that of a single column to half its digits."""
+    """Raise RuntimeError where a product differs from that of a single column in the first half of its digits."""
     if not (found - wanted).norm() <= torch.finfo(found.dtype).eps ** 0.5 * wanted.norm():
         raise RuntimeError(f"{width} columns together differ from single ones")
 
 
 def planned(count: int, cost: Callable[[int], float]) -> list[int]:
-    """The widths whose products take the least time in all for so many columns, the widest first.
+    """The widths with the least total time for `count` columns, the widest first.
 
-    A cost is in products of one column. Those of narrow widths are asked for where wider ones leave columns over.
+    A cost is in products of one column. Costs of narrow widths are asked for only where wider ones leave columns over.
     """
     costs = {1: 1.0}
     for width in WIDTHS:

@@ -1,7 +1,7 @@
-"""Tensors that autograd in forward mode makes for zeros and keeps without memory, in the code that watches operations.
+"""Replace zero tensors of forward-mode autograd, which have no memory, by ordinary ones, for our TorchDispatchModes.
 
-A model or loss that uses torch.func.jvp, jacfwd or hessian inside has them. PyTorch 2.14 ends the process where a
-TorchDispatchMode passes one on; without a mode they are as good as others.
+A model or loss that uses torch.func.jvp, jacfwd or hessian makes them. PyTorch 2.14 crashes where a TorchDispatchMode
+passes one on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predict the time that a factor will take, from a few of its rows."""
+"""Predict the time and memory of a factor's Gram matrix and trace, from a few of its rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from spectra.curvature.factor.inner_products import COLUMNS, TILE, add_gram
 from spectra.curvature.factor.part import first_of
 from spectra.devices import device_of_vectors
 
-EXAMPLES = 256  # of a sample; of fewer, what a batch saves would not show
-FEW = 8  # where rows are taken one by one, and show it at once
+EXAMPLES = 256  # in a sample; fewer would not show what a batch saves
+FEW = 8  # in a sample where rows are computed one by one
 
 
 def gram_seconds(factor: Factor) -> float:
@@ -41,7 +41,7 @@ def inner_product_seconds(factor: Factor) -> float:
 
 
 def gram_bytes(factor: Factor) -> int:
-    """Predict the bytes that `gram` takes at its peak, beside S: F F', a copy for LAPACK, and what F is made by."""
+    """Predict the peak bytes of `gram` besides S: those of F F', of a copy for LAPACK, and of making F."""
     making = min(factor.memory, factor.rows * factor.columns * factor.problem.dtype.itemsize)
     return 2 * torch.float64.itemsize * factor.rows**2 + making
 
@@ -55,7 +55,7 @@ def trace_seconds(factor: Factor) -> float:
 
 
 def sample(factor: Factor) -> tuple[Factor, float]:
-    """A factor of a few examples, or of one batch where that is the unit, and their share of all the data."""
+    """A factor of a few examples, or of one batch if rows belong to batches, and their share of all the data."""
     problem, batch = factor.problem, factor.problem.batches[0]
     few = batch
     if not factor.definition.depends_on_batches:

@@ -1,8 +1,8 @@
 """The Gram matrix F F' of A = F'F + shift I: its non-zero eigenvalues are those of A less the shift.
 
-F = S J, S the root of M that the matrix defines, has one row for an output of an example (ggn, fisher), a drawn label
-(fisher-mc), an example (fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters p, so
-that F is made block by block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
+F = S J, with S the root of M that the matrix defines, has one row for an output of an example (ggn, fisher), a drawn
+label (fisher-mc), an example (fisher-empirical) or a batch (fisher-batch). F F' is the sum of F_p F_p' over parameters
+p, so that F is made block by block, and for linear layers not at all (Dangel, Tatzel, Hennig 2022).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 
-LARGEST = 10_000  # rows; their Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
-SINGLE = 16  # examples in a batch cost what one by itself does: 2 to 9 were measured on CPUs, a GPU takes more
-LARGEST_ROOTS = 2**27  # bytes, of S on one batch, which is decomposed in float64
+LARGEST = 10_000  # rows; the Gram matrix takes 0.8 GB, its eigenvectors as much again, and minutes
+SINGLE = 16  # examples of a batch in the time of one alone: 2 to 9 were measured on CPUs, more on a GPU
+LARGEST_ROOTS = 2**27  # bytes of S on one batch, which is decomposed in float64
 
 
 class Factor:
@@ -48,8 +48,8 @@ class Factor:
     Args:
         problem: the model, loss and data.
         name: the matrix.
-        memory: the bytes within which blocks of F, and inputs and slopes of linear layers (of one at least), are made;
-            by default a quarter of the device's. F F', S and the graph of one batch come on top.
+        memory: the bytes for blocks of F, and for inputs and slopes of linear layers (of at least one layer); by
+            default a quarter of the device's. F F', S and the graph of one batch are not included.
 
     Raises:
         SpectraError: the matrix has no such factor.
@@ -67,7 +67,7 @@ class Factor:
     @property
     def products(self) -> int:
         """The products spent so far; a pass J v or J'u over all the data counts as half a product."""
-        return math.ceil(round(self._passes / 2, 6))  # of shares that need not add up to the last digit
+        return math.ceil(round(self._passes / 2, 6))  # shares may not add up to the last digit
 
     @property
     def rows(self) -> int:
@@ -76,7 +76,7 @@ class Factor:
 
     @cached_property
     def parts(self) -> list[BatchRoot]:
-        """The rows of S, batch by batch. Raises SpectraError where there are too many for their Gram matrix."""
+        """The rows of S for each batch. Raises SpectraError where there are too many for a Gram matrix."""
         self._refuse_wide()
         with self._settings():
             parts = list(self._parts(self.problem.batches))
@@ -98,7 +98,7 @@ class Factor:
         """The work of `trace` in products, estimated from shapes alone.
 
         A pass over examples one by one counts SINGLE times. The work is no less than `trace_cost`, and infinite where S
-        may not exist, or where that of a batch is large.
+        may not exist, or is large for a batch.
         """
         matrix, batch = self.definition, self.problem.batches[0]
         units = 1 if matrix.depends_on_batches else len(batch)
@@ -121,9 +121,9 @@ class Factor:
 
     @property
     def columns(self) -> int:
-        """The numbers that an inner product of two rows of F reads of each row.
+        """The count of numbers that an inner product of two rows of F reads from each row.
 
-        An outer product's come from its two factors.
+        For an outer product they are the numbers of its two factors.
         """
         return self.one_by_one + sum(self._layers.values())
 
@@ -135,7 +135,7 @@ class Factor:
             for keys in self._groups():
                 features = self._features(keys)
                 known |= {i for key in features for i in key}
-                while features:  # one pair the less in memory as soon as it has been added
+                while features:  # each pair is freed as soon as it has been added
                     inputs, slopes = features.popitem()[1]
                     add_gram(total, slopes, inputs)
             for first, last in self._spans(known):
@@ -145,7 +145,7 @@ class Factor:
         return self._centred(self._centred(total).T)
 
     def trace(self) -> float:
-        """The trace of F'F, the sum of all squares in F: for any number of rows, as none is stored."""
+        """The trace of F'F, the sum of all squares in F; rows are not stored, so there may be any number."""
         with self._settings():
             total, passes = self._totals([(squares.sum().item(), passes) for _, squares, passes in self._squares()])
         self._passes += passes
@@ -157,7 +157,7 @@ class Factor:
     def squares(self) -> Tensor:
         """The sum of |row|^2 over the rows of F of each of this process's examples (N,), in float64.
 
-        Nothing is subtracted for a mean gradient. It is not there for a matrix that is made of batches.
+        The mean gradient is not subtracted. A matrix made of whole batches does not have it.
         """
         found, spent = [torch.zeros(0, dtype=torch.float64)], []
         with self._settings():
@@ -171,7 +171,7 @@ class Factor:
         return torch.cat(found)
 
     def _squares(self) -> Iterator[tuple[BatchRoot, Tensor, float]]:
-        """Yield this process's parts, with |row|^2 (size,) of their rows of F and the passes that these took."""
+        """Yield this process's parts, each with |row|^2 (size,) of its rows of F and the passes that they took."""
         for part in self._parts(own_batches(self.problem)):
             found = linear_squares(self.problem, part)
             known = {i for key in found for i in key}
@@ -244,7 +244,7 @@ class Factor:
     def _refuse_wide(self) -> None:
         """Refuse too many rows before S is made, which takes the cube of the outputs.
 
-        Losses of ours curve in every direction but one, so that the number of rows is known.
+        The number of rows is known for built-in losses, which curve in every direction but one.
         """
         loss = self.problem.loss
         if self.definition.root_is_of_full_rank and not isinstance(loss, CustomLoss):
@@ -263,7 +263,7 @@ class Factor:
             )
 
     def _centred(self, rows: Tensor) -> Tensor:
-        """Rows times the symmetric root of I - 11'/N. Examples that have no row are those whose gradient is zero."""
+        """Rows times the symmetric root of I - 11'/N. Examples without a row have a gradient of zero."""
         count = rows.shape[-1]
         if not self.definition.subtracts_mean_gradient or not count:
             return rows
@@ -277,9 +277,9 @@ class Factor:
         return sum(self._share(part) * self._passes_of(part, groups, blocks) for part in self.parts)
 
     def _passes_of(self, part: BatchRoot, groups: int, blocks: int) -> float:
-        """The passes over the part's own batch.
+        """The number of passes over the part's own batch.
 
-        A group of layers takes one for each kind of row and one as a test; a block of columns takes one for each row.
+        A group of layers takes one pass for each kind of row and one for a test; a block of columns one for each row.
         """
         return groups * (len(part.kinds) + 1) + blocks * part.size / len(part.roots)
 
@@ -290,7 +290,7 @@ class Factor:
 
     @cached_property
     def _layers(self) -> dict[tuple[int, ...], int]:
-        """The width of each linear layer by its key, judged by the first batch that has rows."""
+        """The width of each linear layer by its key, from the first batch that has rows."""
         with self._settings():
             part = self._first_parts[-1]
             return {call.key: call.width for call in linear_calls(self.problem, part.batch, len(part.roots))[1]}
@@ -312,7 +312,7 @@ class Factor:
         return groups
 
     def _features(self, keys: set[tuple[int, ...]]) -> Features:
-        """The inputs and slopes of all rows, for those of these layers that are used in every batch."""
+        """The inputs and slopes of all rows, for the layers among `keys` that are used in every batch."""
         parts = [part for part in self.parts if part.size]
         found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for part in parts:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from spectra.devices import in_float64
 
-TILE = 256  # rows of either side at a time, and what lies below the diagonal is mirrored: of 128 to 1024 the fastest
-COLUMNS = 2048  # that are converted to float64 at a time
+TILE = 256  # rows of either side at a time, the fastest of 128 to 1024; tiles below the diagonal are mirrored
+COLUMNS = 2048  # columns that are converted to float64 at a time
 
 
 def add_gram(total: Tensor, slopes: Tensor, inputs: Tensor | None = None) -> None:
-    """Add to `total` the inner products of rows: of `slopes`, times those of `inputs` if there are any; in place."""
+    """Add to `total`, in place, the inner products of rows of `slopes`, times those of `inputs` if they are given."""
     tiles = [slice(first, first + TILE) for first in range(0, len(total), TILE)]
     for i, j in combinations_with_replacement(tiles, 2):
         products = inner(slopes[i], slopes[j])

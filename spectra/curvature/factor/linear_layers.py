@@ -2,7 +2,7 @@
 
 A call y = x W' + c on a batch, row u of x belonging to unit u, has the derivative s_u (z_u, 1)' by (W, c), where z_u is
 the row of x and s_u the derivative by the row of y: inner products of such gradients are (z'z + 1)(s's) (Goodfellow
-2015). That rows belong to units is not taken on trust, but tested.
+2015). Whether rows belong to units is tested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spectra.problem.autograd_graph import leaf_of, nodes_behind
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
 
-Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by the ids of the parameters that a pair stands for
+Features = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # inputs and slopes, by the ids of a layer's parameters
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LinearCall:
 
     input: Tensor
     parameters: tuple[Tensor | None, Tensor | None]  # weight and bias
-    added: Tensor  # zeros added to its result, by which to differentiate: the result may be changed in place
+    added: Tensor  # zeros added to the result, by which we differentiate: the result may be changed in place
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ class LinearCall:
 
     @property
     def width(self) -> int:
-        """The numbers that features and slopes take for one row of F."""
+        """The count of numbers in features and slopes for one row of F."""
         return self.input.shape[1] + 1 + self.added.shape[1]
 
     @property
@@ -53,7 +53,7 @@ class LinearCall:
 
 
 class LinearCalls(TorchFunctionMode):
-    """A context that records, as `calls`, the arguments of linear layers called inside it."""
+    """A context that records the linear layers called inside it, in `calls`."""
 
     def __init__(self):
         super().__init__()
@@ -70,9 +70,9 @@ class LinearCalls(TorchFunctionMode):
 
 
 def alone(calls: Iterable[LinearCall], rows: Tensor, units: int, leaves: Iterable[Tensor]) -> list[LinearCall]:
-    """The calls on rows (units, d) whose parameters the model uses there and nowhere else.
+    """The calls on rows (units, d) with parameters that the model uses nowhere else.
 
-    Parameters used elsewhere are None in the result.
+    Parameters that are used elsewhere too are None in the result.
     """
     wanted, uses = {id(p) for p in leaves}, uses_behind(rows)
     calls = [call for call in calls if call.input.ndim == 2 and len(call.input) == units]
@@ -92,9 +92,9 @@ def uses_behind(tensor: Tensor) -> Counter[int]:
 
 
 def linear_features(problem: Problem, part: BatchRoot, keys: Container[tuple[int, ...]]) -> Features:
-    """Inputs (rows, d) and slopes (rows, width) of linear layers, whose outer products are the part's rows of F.
+    """Inputs (rows, d) and slopes (rows, width) of linear layers; their outer products are the part's rows of F.
 
-    Layers whose rows turn out not to belong to units are left out, as are those not among `keys`.
+    Layers not among `keys` are left out, and those whose rows turn out not to belong to units.
     """
     rows, calls = linear_calls(problem, part.batch, len(part.roots))
     calls = [call for call in calls if call.key in keys]
@@ -130,7 +130,7 @@ def linear_squares(problem: Problem, part: BatchRoot) -> dict[tuple[int, ...], T
 
 
 def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
-    """Yield each kind of the part's rows, with their derivatives (units, width) by the results of the calls."""
+    """Yield each kind of the part's rows, with its derivatives (units, width) by the results of the calls."""
     for kind in part.kinds if calls else ():
         yield kind, gradient(rows, [call.added for call in calls], part.of_kind(*kind).view_as(rows))
 
@@ -138,7 +138,7 @@ def by_kind(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot) -> Itera
 def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot, sums: Sequence[Tensor]) -> list[bool]:
     """Whether the rows of each call belong to units, given the sum (units, width) of their slopes over all kinds.
 
-    The slope of a unit has to grow with the weight that the unit is given, at random, and with no other's.
+    Units get random weights; the slope of each unit has to be multiplied by its own weight.
     """
     if not calls:
         return []
@@ -149,7 +149,7 @@ def by_unit(rows: Tensor, calls: Sequence[LinearCall], part: BatchRoot, sums: Se
 
 
 def linear_calls(problem: Problem, batch: Batch, units: int) -> tuple[Tensor, list[LinearCall]]:
-    """The model's rows, and the calls of linear layers on the way whose parameters serve nowhere else."""
+    """The model's rows, and the calls of linear layers in the model with parameters that are used nowhere else."""
     with LinearCalls() as record:
         rows = problem.rows(batch)
     return rows, alone(record.calls, rows, units, problem.leaves)

@@ -1,4 +1,4 @@
-"""The rows of the root S that one batch has. F = S J is then a factor of J'M J."""
+"""The rows of the root S for one batch. F = S J is then a factor of J'M J."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from spectra.problem.batch import Batch
 
 @dataclass(frozen=True)
 class BatchRoot:
-    """The rows of S that one batch has; those that are zero are left out."""
+    """The rows of S for one batch; rows of zeros are left out."""
 
     batch: Batch
     roots: Tensor  # (units, s, positions, D)
 
     @cached_property
     def kept(self) -> Tensor:
-        """Whether a row is not zero: (units, s, positions), in the order that rows have in F."""
+        """Which rows are not zero: (units, s, positions), in the order of rows in F."""
         return (self.roots != 0).any(dim=3)
 
     @cached_property
@@ -32,11 +32,11 @@ class BatchRoot:
 
     @cached_property
     def kinds(self) -> list[list[int]]:
-        """The (i, position) for which some unit has a row: one pass J'u over the batch gives the rows of one kind."""
+        """The pairs (i, position) for which some unit has a row; one pass J'u over the batch gives a pair's rows."""
         return self.kept.any(dim=0).nonzero().tolist()
 
     def of_kind(self, i: int, position: int) -> Tensor:
-        """The sum of the rows of S of one kind, with as many numbers as the model's rows."""
+        """The sum of the rows of S of one kind, in the shape (units, positions, D) of the model's rows."""
         rows = torch.zeros_like(self.roots[:, i])
         rows[:, position] = self.roots[:, i, position]
         return rows
@@ -46,13 +46,13 @@ class BatchRoot:
         return (self.roots * rows.reshape(len(self.roots), 1, self.roots.shape[2], -1)).sum(dim=3)[self.kept]
 
     def transposed_times(self, weights: Tensor) -> Tensor:
-        """S'w for weights (size,), with as many numbers as the model's rows."""
+        """S'w for weights (size,), in the shape (units, positions, D) of the model's rows."""
         full = self.roots.new_zeros(self.kept.shape)
         full[self.kept] = weights.to(full)
         return (full[..., None] * self.roots).sum(dim=1)
 
     def units(self) -> Iterator[BatchRoot]:
-        """Yield each unit that has rows by itself, in order; on the whole batch, where that cannot be cut."""
+        """Yield each unit that has rows separately, in order; each with the whole batch where that cannot be cut."""
         whole, count = self.batch, len(self.roots)
         try:
             singles = [whole] if count == 1 else [whole.part(slice(unit, unit + 1)) for unit in range(count)]
@@ -63,7 +63,7 @@ class BatchRoot:
         return (unit for unit in units if unit.size)
 
     def only(self, unit: int) -> Tensor:
-        """The rows of S of one unit among zeros, of the shape of all."""
+        """The rows of S with those of all other units set to zero."""
         alone = torch.zeros_like(self.roots)
         alone[unit] = self.roots[unit]
         return alone

@@ -24,7 +24,7 @@ from spectra.defaults import IEEE
 from spectra.devices import device_of_vectors
 from spectra.errors import SpectraError
 from spectra.memory import products_share
-from spectra.operator import refuse_other_dtype
+from spectra.operator import refuse_other_dtype, wrong_shape
 from spectra.problem.problem import Problem
 
 
@@ -35,12 +35,12 @@ class TangentKernelOperator:
     takes, for each output, one pass with J_c' and one with J_c over all the data. Nothing is divided by N.
 
     Args:
-        problem: the model, the data, and a loss that says which the outputs are.
+        problem: the model, the data, and a loss, which defines the outputs.
         memory: bytes within which blocks of the Jacobian are made; by default a quarter of the device's.
-        check: whether a product with the Jacobian is first compared with finite differences on a few examples.
+        check: compare a product with the Jacobian with finite differences on a few examples first.
 
     Raises:
-        SpectraError: the loss shows no outputs of the model.
+        SpectraError: the loss hides the model's outputs.
     """
 
     name = NTK
@@ -53,7 +53,7 @@ class TangentKernelOperator:
         self.problem = problem
         self.memory = memory
         self.setup_seconds = 0.0
-        self.derivative_check: DerivativeCheckResult | None = None  # once it is made
+        self.derivative_check: DerivativeCheckResult | None = None  # the result, once the check is done
         self._check = check
         self._prepared = False
 
@@ -67,7 +67,7 @@ class TangentKernelOperator:
 
     @property
     def semidefinite(self) -> bool:
-        """It is made of squares."""
+        """True: the matrix is J J' / C."""
         return True
 
     @cached_property
@@ -119,7 +119,7 @@ class TangentKernelOperator:
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with a vector (N,), or with the columns of (N, k)."""
         if vectors.ndim not in (1, 2) or len(vectors) != self.count:
-            raise ValueError(f"a matrix of shape {tuple(self.shape)} has no product with {tuple(vectors.shape)}")
+            raise ValueError(wrong_shape(self.count, vectors))
         refuse_other_dtype(self, vectors)
         self.prepare()
         rows = vectors[None] if vectors.ndim == 1 else vectors.T
@@ -136,13 +136,13 @@ class TangentKernelOperator:
 
 
 class KernelFactor:
-    """The dense kernel and its trace, from the Jacobians of one output at a time, with what they cost."""
+    """The dense kernel and its trace, from the Jacobians of one output at a time, and their cost."""
 
     shift = 0.0
 
     def __init__(self, kernel: TangentKernelOperator):
         self.kernel = kernel
-        self.products = 0  # that have been spent: a pass over all the data for each output counts as half
+        self.products = 0  # spent so far: a pass over all the data for each output counts as half a product
 
     @property
     def rows(self) -> int:
@@ -168,8 +168,8 @@ class KernelFactor:
         """Theta (N, N), in float64. Raises SpectraError where there are too many examples."""
         if self.rows > LARGEST:
             raise SpectraError(
-                f"`method` gram: the kernel of {self.rows:,} examples is larger than the {LARGEST:,} rows that are "
-                "held; choose another method, or fewer `samples`"
+                f"`method` gram: the kernel has {self.rows:,} rows, one for each example, more than the limit of "
+                f"{LARGEST:,}; choose another method, or fewer `samples`"
             )
         total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.kernel.device)
         for output in range(self.kernel.outputs):
