@@ -355,7 +355,10 @@ def test_dense(name, dtype):
 
 
 def test_dense_refuses_what_it_cannot_hold():
-    with pytest.raises(SpectraError, match="`max_products`: `method` dense needs 30 products, one per row, and 29 are left; raise `max_products`"):
+    with pytest.raises(
+        SpectraError,
+        match="`max_products`: `method` dense needs 30 products, one per row, and 29 are left; raise `max_products`",
+    ):
         dense_eigenpairs(matrix("identity").matrix, 3, max_products=29)
     with pytest.raises(SpectraError, match="20,001 rows"):
         dense_eigenpairs(Products(torch.clone, 20_001), 3)

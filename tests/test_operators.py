@@ -323,7 +323,10 @@ def test_what_is_no_symmetric_matrix_is_refused(folder, capfd):
         ("eig -k 61", "-k 61: the matrix has only 60 rows; ask for at most 60"),
         ("compare", "--operator dense.npy: there is nothing to compare it with; give --operator again"),
         ("compare --operator other.npy", "--operator: of different sizes (dense 60, other 61 rows)"),
-        ("eig --method dense --max-products 9", "--max-products: --method dense needs 60 products, one per row, and 6 are left; raise --max-products"),
+        (
+            "eig --method dense --max-products 9",
+            "--max-products: --method dense needs 60 products, one per row, and 6 are left; raise --max-products",
+        ),
     ],
 )
 def test_what_does_not_go_with_an_operator_is_refused(line, text, folder, capfd):

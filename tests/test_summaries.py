@@ -446,7 +446,7 @@ def test_localisation_of_random_vectors(size):
 @pytest.mark.parametrize(
     ("vectors", "shapes", "reason"),
     [
-        (np.ones((2, 5)), {"w": [4]}, "they have 4 entries, and eigenvectors have 5"),
+        (np.ones((2, 5)), {"w": [4]}, "they have 4 entries in total, but eigenvectors have 5"),
         (np.zeros((1, 5)), None, "zero or not finite"),
         (np.full((1, 5), np.nan), None, "zero or not finite"),
     ],
