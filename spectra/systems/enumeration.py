@@ -61,7 +61,7 @@ def enumerate_states(pairs: Pairs, weights: Tensor, fixed: Tensor, moving: int, 
     if len(fixed) * 2**moving > LARGEST:
         which = f"{moving} hidden units for {len(fixed):,} examples" if len(fixed) > 1 else f"{moving} units"
         raise SpectraError(
-            f"{which}: {len(fixed) * 2**moving:,} states are too many to enumerate (at most {LARGEST:,}); take "
+            f"{which}: {len(fixed) * 2**moving:,} states are too many to enumerate (at most {LARGEST:,}); use "
             "`sampled_hessian`, which estimates the Hessian from Gibbs samples"
         )
     states = all_states(moving, low, fixed.device)
