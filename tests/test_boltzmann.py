@@ -284,7 +284,10 @@ W = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         (lambda: BoltzmannMachine(W, temperature=0.0), "`temperature` 0"),
         (lambda: BoltzmannMachine(W, energy_sign="down"), "`energy_sign` down: give one of plus, minus"),
         (lambda: BoltzmannMachine(W, units="real"), "`units` real: give one of binary, spin"),
-        (lambda: BoltzmannMachine(W, hidden=1).hessian(), "`data` None: a machine with hidden units needs visible states"),
+        (
+            lambda: BoltzmannMachine(W, hidden=1).hessian(),
+            "`data` None: a machine with hidden units needs visible states",
+        ),
         (lambda: BoltzmannMachine(W).gradient(torch.zeros(3, 1)), r"`data` \(3, 1\): give a tensor \(N, 2\)"),
         (lambda: BoltzmannMachine(W).gradient(torch.full((3, 2), 0.5)), "`data`: it has values other than 0 and 1"),
         (
