@@ -444,7 +444,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
     "--precondition optimizer": "--precondition optimizer: there is no --checkpoint to read it from",
     "--precondition optimizer --checkpoint w.pt": "--precondition optimizer: w.pt holds no optimizer state",
     "--precondition w.pt": "--precondition w.pt: holds no optimizer state, only 0.weight",
-    "--precondition none.pt": "--precondition none.pt: there is no such file",
+    "--precondition none.pt": "--precondition none.pt: no such file",
     "--precondition last.pt?nam=Adam": "--precondition last.pt?nam=Adam: it has no option nam",
     "--precondition last.pt?name=SGD": "--precondition last.pt?name=SGD: its groups have",
     "--precondition text.npz": "--precondition text.npz: it is damaged, or not a .npz file of numeric arrays",

@@ -84,7 +84,7 @@ class Given:
                 text = "there is no `checkpoint` to read it from; give one, or name the file that holds the state"
                 raise input_error(OPTION, self.spec, text)
         elif not Path(name).exists():
-            absent = f"there is no such file; give {IN_THE_CHECKPOINT}, a file or folder, or file.py:name"
+            absent = f"no such file; give {IN_THE_CHECKPOINT} (in the checkpoint), a file or folder, or file.py:name"
             raise input_error(OPTION, self.spec, told_missing(name, absent))
 
     def load(
@@ -128,7 +128,9 @@ def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Paramete
         return preconditioner(value, model, parameters)
     if isinstance(value, Mapping):
         return of_arrays(value, model, parameters)
-    if isinstance(value, str) or not (hasattr(value, "shape") or callable(value) or isinstance(value, tuple)):
+    if isinstance(value, str | nn.Module) or not (
+        hasattr(value, "shape") or callable(value) or isinstance(value, tuple)
+    ):
         raise refusal(f"expected {FORMS}, got {type(value).__name__}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:

@@ -223,10 +223,10 @@ def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
                 f"its state says that weight decay is coupled, as in Adam, and not as in {kind}; leave the name out"
             )
         return True
-    told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
-    if not told and entry.number("weight_decay"):
+    known = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
+    if not known and entry.number("weight_decay"):
         raise refusal(
             "it may be of Adam or AdamW, which differ in weight decay, and a state of torch before 2.7 does not say "
-            "which; give `name`, or append ?name=AdamW to the path"
+            "which; append ?name=AdamW to the path, or give `name` in Python"
         )
     return entry.on("decoupled_weight_decay")

@@ -19,7 +19,6 @@ from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
 from spectra.errors import ArgumentError
-from spectra.wording import counted
 
 FEWEST = 20  # eigenvalues; the standard error of the exponent is then at best a fifth of a - 1
 TAIL = 10  # eigenvalues from x_min on, at least
@@ -74,8 +73,7 @@ def power_law(values: np.ndarray, smallest: float | None = None, generator: torc
     values = np.sort(values[values >= (smallest or 0)])
     values = values[values > 0][-MOST:]
     if len(values) < FEWEST:
-        known = f"only {counted(len(values), 'leading eigenvalue')} known"
-        raise ArgumentError(f"`values`: {known}; a power-law fit needs {FEWEST}")
+        raise ArgumentError(f"`values`: a power law needs {FEWEST} known leading eigenvalues, got {len(values)}")
     if values[0] == values[-1]:
         raise ArgumentError("`values`: all leading eigenvalues are the same")
     candidates = np.unique(np.linspace(0, len(values) - TAIL, CANDIDATES).round().astype(int))

@@ -268,7 +268,9 @@ class Losses:
         found = self.values(iter(steps))
         self.evaluations += len(found)
         if not all(map(math.isfinite, found)):
-            raise SpectraError("`size`: the loss is not finite at a perturbed point; choose a smaller one")
+            raise SpectraError(
+                "`size`: the loss is not finite at a perturbed point; check the loss, or give a smaller size"
+            )
         return found
 
     def chosen_size(self, size: float | None, power: float) -> float:
