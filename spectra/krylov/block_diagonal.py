@@ -68,7 +68,7 @@ class BlockDiagonal(Wrapper):
 
 @dataclass
 class Block(Wrapper):
-    """The shape, dtype and device of one diagonal block, for a method whose products come from elsewhere."""
+    """The shape, dtype and device of one diagonal block, for a method that gets its products from elsewhere."""
 
     size: int
 
@@ -212,6 +212,6 @@ def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
 
 
 def converged(pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
-    """Values (k,) and vectors (k, n) of the pairs whose residuals are small relative to their values."""
+    """Values (k,) and vectors (k, n) of the pairs with small residuals relative to their values."""
     good = pairs.residuals <= CONVERGED * pairs.values.abs()
     return pairs.values[good], pairs.vectors[good]

@@ -188,7 +188,7 @@ def exact_trace_pays(operator: Factored, max_products: int | None = None) -> boo
 
 
 def refuse_budget(products: int, max_products: int | None) -> None:
-    """Raise SpectraError where `products` are more than `max_products`."""
+    """Raise SpectraError if `products` are more than `max_products`."""
     if max_products is not None and products > max_products:
         raise SpectraError(
             f"`max_products`: `method` gram needs {products:,} products here, and {max_products:,} are left; raise "

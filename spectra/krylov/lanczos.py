@@ -287,7 +287,7 @@ def begin(
         known: eigenvalues (k,) and orthonormal eigenvectors (k, n); the run stays in their complement.
         rows: the number of vectors that storage has room for at first; it doubles when it is full.
         capacity: the number of basis vectors up to which storage doubles.
-        place: the device whose memory holds the basis, by default the operator's.
+        place: the device that holds the basis, by default the operator's.
     """
     place = place or operator.device
     values, vectors = known or no_pairs(operator, place)

@@ -23,7 +23,7 @@ def refuse_k(k: int, n: int) -> None:
 
 
 def refuse_search(n: int, k: int, which: str, tolerance: float, max_products: int | None) -> None:
-    """Raise ArgumentError where an argument of an eigenvalue method is wrong, for a matrix of n rows."""
+    """Raise ArgumentError if an argument of an eigenvalue method is wrong, for a matrix of n rows."""
     refuse_k(k, n)
     require_choice("which", which, ENDS)
     require_number("tolerance", tolerance)
@@ -31,7 +31,7 @@ def refuse_search(n: int, k: int, which: str, tolerance: float, max_products: in
 
 
 def refuse_estimate(rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
-    """Raise ArgumentError where an argument of a trace estimator is wrong."""
+    """Raise ArgumentError if an argument of a trace estimator is wrong."""
     require_number("rtol", rtol)
     require_integer("probes", probes, optional=True)
     require_number("known", known, least=-math.inf)
@@ -53,6 +53,6 @@ def refuse_dense(n: int, max_products: int | None = None) -> None:
 
 
 def refuse_which(which: str) -> None:
-    """Raise SpectraError where `which` names an end of the spectrum that power iteration cannot find."""
+    """Raise SpectraError if `which` names an end of the spectrum that power iteration cannot find."""
     if which != "LM":
         raise SpectraError(f"`which` {which}: power iteration finds only the largest magnitudes; use `method` lanczos")

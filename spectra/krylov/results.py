@@ -88,7 +88,7 @@ def without_vectors(pairs: Pairs) -> Pairs:
 
 
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
-    """The result for a matrix whose products are not finite: `count` pairs of nan."""
+    """The result if products are not finite: `count` pairs of nan."""
     missing = torch.full((count,), float("nan"), dtype=torch.float64)
     vectors = empty_rows(operator, count)
     return Eigenpairs(missing, vectors.fill_(math.nan), missing, missing, products, converged=False)

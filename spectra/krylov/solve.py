@@ -253,7 +253,7 @@ def refuse_system(
     lowest: float | None,
     max_products: int | None,
 ) -> None:
-    """Raise ArgumentError where an argument of `solve` is wrong."""
+    """Raise ArgumentError if an argument of `solve` is wrong."""
     n = operator.shape[0]
     if not isinstance(b, Tensor):
         raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with one right-hand side per column")

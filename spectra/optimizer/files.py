@@ -72,7 +72,7 @@ def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
 
 
 def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
-    """What `read_optimizer` returns, and the SHA-256 of the file. Raises SpectraError as it does."""
+    """Read a state dict as `read_optimizer` does, and return it with the SHA-256 of the file."""
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in IN_A_FOLDER if (file / name).is_file()), file)

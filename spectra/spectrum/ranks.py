@@ -185,14 +185,14 @@ def rounding(measure: SpectralMeasure) -> float:
 
 
 def refuse_indefinite(measure: SpectralMeasure, semidefinite: bool) -> None:
-    """Raise ArgumentError where a node is below zero by more than rounding."""
+    """Raise ArgumentError if a node is below zero by more than rounding."""
     lowest = lowest_node(measure, semidefinite)
     if lowest < -rounding(measure):
         raise ArgumentError(f"`measure`: the matrix is indefinite, with nodes down to {lowest:.2g}")
 
 
 def refuse_zero(measure: SpectralMeasure) -> None:
-    """Raise ArgumentError where no node is above the noise."""
+    """Raise ArgumentError if no node is above the noise."""
     if measure.nodes[measure.weights > 0].abs().max().item() <= measure.noise:
         raise ArgumentError("`measure`: the matrix is zero, within the noise of its products")
 

@@ -20,7 +20,7 @@ from spectra.spectrum.summarise import summaries_of
 def density_result(
     measurement: Any, figure: Path | None, classes: int | None, damping: float | None, of_one: bool = True
 ) -> DensityResult:
-    """Make the record of one measurement whose answer is a spectral measure.
+    """Make the record of a measurement that gave a spectral measure.
 
     Args:
         measurement: the measurement of one matrix.

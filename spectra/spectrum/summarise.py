@@ -68,7 +68,7 @@ def summarise(
 
 
 def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> Summaries:
-    """The summaries of a measure whose nodes are finite."""
+    """Compute the summaries of a measure with finite nodes."""
     left_out: dict[str, str] = {}
 
     def found(name: str, function: Callable[[], Any]) -> Any:

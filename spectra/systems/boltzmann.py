@@ -279,7 +279,7 @@ def visible_states(data: Tensor, visible: int, low: int, device: torch.device) -
 
 
 def require_weights(weights: Tensor) -> None:
-    """Raise ArgumentError where weights are not a matrix of finite floating-point numbers."""
+    """Raise ArgumentError if weights are not a matrix of finite floating-point numbers."""
     if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.numel() or not weights.is_floating_point():
         given = isinstance(weights, Tensor)
         came = f"of shape {tuple(weights.shape)} and {weights.dtype}" if given else f"of type {type(weights).__name__}"
@@ -289,7 +289,7 @@ def require_weights(weights: Tensor) -> None:
 
 
 def require_like(name: str, given: Tensor, shape: tuple[int, ...], weights: Tensor) -> None:
-    """Raise ArgumentError where a tensor is not of this shape, finite, and of the weights' dtype and device."""
+    """Raise ArgumentError if a tensor is not of this shape, finite, and of the weights' dtype and device."""
     if not isinstance(given, Tensor) or given.shape != shape:
         came = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
         raise ArgumentError(f"`{name}` {came}: give a tensor of shape {tuple(shape)}")
@@ -303,7 +303,7 @@ def require_like(name: str, given: Tensor, shape: tuple[int, ...], weights: Tens
 
 
 def require_temperature(temperature: float) -> None:
-    """Raise ArgumentError where the temperature is not a positive number."""
+    """Raise ArgumentError if the temperature is not a positive number."""
     require_number("temperature", temperature, finite=True, above=0.0)
     if not math.isfinite(1 / temperature**2):
         raise ArgumentError(f"`temperature` {temperature}: 1 / temperature^2 overflows; give a larger one")

@@ -198,12 +198,12 @@ class RecurrentNetwork(Equilibrium):
     """The recurrent network y = sigma(W y) + I, whose state is a fixed point (Almeida 1987; Pineda 1987).
 
     This is the network of Pearlmutter (1994), section 4.1. Inputs are added to the first units, and the last units are
-    the output. There are no biases: a unit whose input is always 1 takes their place.
+    the output. There are no biases; a unit with input 1 can replace them.
 
     Args:
         inputs: the number of inputs, each to one unit.
         units: the number of units in all.
-        outputs: the number of units whose state is the output.
+        outputs: the number of units that form the output.
         activation: the function sigma, which acts on each element.
         **relaxation: tolerance, iterations and method, as `Equilibrium` takes them.
     """
@@ -230,7 +230,7 @@ class RecurrentMap(nn.Module):
         self.activation = activation
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """One step."""
+        """Compute one step of the map."""
         return self.activation(y @ self.weight.T) + nn.functional.pad(x, (0, y.shape[1] - x.shape[1]))
 
 

@@ -60,7 +60,7 @@ class Relaxed:
     iterations: int  # largest number of steps of an example
     residual: float  # the largest |f(z) - z| of an example, relative to |f(z)| as above; nan where it overflowed
     contraction: float  # the largest |f(z) - f(z')| / |z - z'| of an example over its last steps; 0 without steps
-    unsolved: int  # examples whose residual is above the tolerance
+    unsolved: int  # number of examples with a residual above the tolerance
 
     @property
     def distance(self) -> float:

@@ -285,7 +285,7 @@ class ClampedPhase:
 
 
 def free_phase(couplings: Tensor) -> FreePhase:
-    """Enumerate the hidden states under J (1 + visible, 1 + hidden). Raises SpectraError where there are too many."""
+    """Enumerate the hidden states under J (1 + visible, 1 + hidden). Raises SpectraError if there are too many."""
     visible, hidden = couplings.shape[0] - 1, couplings.shape[1] - 1
     if visible * 2**hidden > LARGEST:
         raise SpectraError(

@@ -18,7 +18,7 @@ OUTWARDS = (
     "eigenvalues of an estimate are biased outwards, most where they lie close together, because their eigenvectors "
     "adapt to its noise; standard errors of u'Au are for a given u"
 )
-VARYING = 16  # chains from whose spread an error is known to a fifth
+VARYING = 16  # chains; the error from their spread is known to a fifth
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 

@@ -153,7 +153,7 @@ def product_from_losses(
     """Estimate H v, the Hessian of a loss times a vector, from differences of loss values under random perturbations.
 
     It is the change, along v, of the estimate that `gradient_from_losses` makes (Pearlmutter 1994), by a difference of
-    the same form whose step is as long as a perturbation. The relative error after m perturbations is
+    the same form with a step as long as a perturbation. The relative error after m perturbations is
     sqrt((n - 1) / m).
 
     Args:
@@ -233,7 +233,7 @@ def gradient_and_product_from_losses(
 
 
 def along_second_order(u: Tensor, vector: Tensor, size: float) -> Tensor:
-    """The vector (n,) whose mean with u'H u / 2 is H v, for u on the sphere."""
+    """The vector (n,) that averages to H v when multiplied by u'H u / 2, for u on the sphere."""
     n = len(u)
     return ((1 + 2 / n) * (dot(u, vector) / size**2) * u.double() - vector.double()) / size**2
 
@@ -259,7 +259,7 @@ class Losses:
             came = f"{point.dtype} of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
             raise ArgumentError(f"`point`: expected the weights as a floating-point vector (n,), got {came}")
         if not all_finite(point) or out_of_scale(point):
-            raise ArgumentError(f"`point`: give finite weights, whose norm is {WITHIN}")
+            raise ArgumentError(f"`point`: give finite weights with a norm {WITHIN}")
         here = point.detach()
         return cls(lambda steps: [number(loss(here + step)) for step in steps], here)
 
@@ -298,7 +298,7 @@ class Losses:
         if not vector.any():
             raise ArgumentError("`vector` is zero: give a non-zero vector")
         if not all_finite(vector) or out_of_scale(vector):
-            raise ArgumentError(f"`vector`: give finite numbers, whose norm is {WITHIN}")
+            raise ArgumentError(f"`vector`: give finite numbers with a norm {WITHIN}")
         return vector.detach().to(self.point)
 
 
@@ -355,7 +355,7 @@ def perturbation_rows(
 
 
 def signs(keys: Sequence[int], like: Tensor, size: float) -> Tensor:
-    """Rows whose entries are `size` or -`size`."""
+    """Rows of entries `size` or -`size` at random."""
     return size * sign_rows(keys, slice(0, len(like)), like.dtype, like.device)
 
 
